@@ -1,0 +1,38 @@
+# Two commands need nothing but Python and a C compiler: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help setup demo test lint type bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(READY) ## create .venv and install, once
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(READY)
+
+demo: setup ## train a small RAD adapter, inpaint with it, write runs/demo/panel.png
+	rm -rf runs/demo
+	$(BIN)/python train.py --config rad_demo.yaml --name demo
+	$(BIN)/python -m rad.demo --adapter runs/demo/checkpoints/step=240-ema --output runs/demo/panel.png
+
+test: setup ## run the tests
+	$(BIN)/python -m pytest
+
+lint: setup ## check style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: setup ## check types
+	$(BIN)/pyright
+
+bench: setup ## measure what benchmarks/results.md reports
+	for script in embedding memory perlin loop import_time; do $(BIN)/python benchmarks/$$script.py || exit 1; done
+
+clean: ## remove what the other targets made
+	rm -rf $(VENV) runs build *.egg-info .pytest_cache .ruff_cache

@@ -1,0 +1,260 @@
+"""Lightning callbacks: averaged weights (EMA), checkpoints with adapters beside them, panels of inpaintings."""
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from peft import PeftModel
+from torch import Tensor
+
+from rad.lora import save_adapter, swapped, trainable
+from rad.masks.shapes import make
+from rad.module import Diffusion
+from rad.tape import NoiseTape, generator
+
+
+class EMA(Callback):
+    """Exponential moving average of what is trained, with warm-up: decay = min(decay, 1 - (1 + step/inv_gamma)^-power).
+
+    Validation and panels use the average; raw weights and average are both kept.
+
+    Args:
+        decay: the largest decay a step.
+        inv_gamma, power: of the warm-up (Karras et al.'s defaults for long runs are 1 and 2/3; RAD's code has 1 and 3/4).
+    """
+
+    def __init__(self, decay: float = 0.9999, inv_gamma: float = 1.0, power: float = 0.75) -> None:
+        if not 0 <= decay < 1 or inv_gamma <= 0 or power <= 0:
+            raise ValueError(
+                f"EMA has decay {decay}, inv_gamma {inv_gamma}, power {power}; allowed are [0,1), > 0, > 0"
+            )
+        self.decay, self.inv_gamma, self.power = decay, inv_gamma, power
+        self.step = 0
+        self.weights: dict[str, Tensor] = {}
+        self._swap: Any = None
+
+    def decay_at(self, step: int) -> float:
+        """The decay of update number `step` = 1, 2, ..."""
+        return min(self.decay, 1 - (1 + step / self.inv_gamma) ** -self.power)
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        parameters = trainable(pl_module)
+        if not self.weights:
+            self.weights = {name: p.detach().clone() for name, p in parameters.items()}
+        self.weights = {name: w.to(parameters[name].device) for name, w in self.weights.items()}
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step > self.step:
+            self.update(pl_module, trainer.global_step)
+
+    @torch.no_grad()
+    def update(self, pl_module: L.LightningModule, step: int) -> None:
+        self.step = step
+        parameters = trainable(pl_module)
+        averages = [self.weights[name] for name in parameters]
+        torch._foreach_lerp_(averages, [p.detach() for p in parameters.values()], 1 - self.decay_at(step))
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.weights:
+            self._swap = swapped(pl_module, self.weights)
+            self._swap.__enter__()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._swap is not None:
+            self._swap.__exit__(None, None, None)
+            self._swap = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.step, "weights": self.weights}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.step, self.weights = state_dict["step"], state_dict["weights"]
+
+
+@contextmanager
+def averaged(trainer: L.Trainer, module: Diffusion) -> Iterator[bool]:
+    """Within the context `module` holds the averaged weights, if an EMA callback runs; yields whether it does."""
+    ema = next((callback for callback in _callbacks(trainer) if isinstance(callback, EMA) and callback.weights), None)
+    if ema is None:
+        yield False
+        return
+    with swapped(module, ema.weights):
+        yield True
+
+
+def _callbacks(trainer: L.Trainer) -> list[Callback]:
+    found: Any = trainer
+    return found.callbacks
+
+
+class Checkpoint(ModelCheckpoint):
+    """ModelCheckpoint in optimiser steps that writes models ready for use beside each `.ckpt`.
+
+    `step=N.ckpt` resumes the run. `step=N/` and `step=N-ema/` hold the adapter (or, of a base model, the diffusers folder)
+    with the raw and the averaged weights.
+
+    Args:
+        every_n_train_steps: distance of checkpoints in optimiser steps.
+        save_top_k: how many are kept: -1 all; otherwise the newest.
+    """
+
+    def __init__(self, every_n_train_steps: int = 10_000, save_top_k: int = -1, dirpath: str | None = None) -> None:
+        newest = {} if save_top_k in (-1, 0) else {"monitor": "step", "mode": "max"}
+        super().__init__(
+            dirpath=dirpath,
+            filename="{step}",
+            save_last="link",
+            every_n_train_steps=every_n_train_steps,
+            save_top_k=save_top_k,
+            save_on_train_epoch_end=True,
+            **newest,  # pyright: ignore[reportArgumentType]
+        )
+
+    def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
+        super()._save_checkpoint(trainer, filepath)
+        module = trainer.lightning_module
+        if isinstance(module, Diffusion) and trainer.is_global_zero and Path(filepath).stem != "last":
+            folder = Path(filepath).with_suffix("")
+            export(module, trainer, folder, ema=False)
+            with averaged(trainer, module) as available:
+                if available:
+                    export(module, trainer, folder.with_name(f"{folder.name}-ema"), ema=True)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The last step is kept, whether or not it is a multiple of the distance."""
+        if trainer.global_step > self._last_global_step_saved and not self._should_skip_saving_checkpoint(trainer):
+            candidates = self._monitor_candidates(trainer)
+            self._save_topk_checkpoint(trainer, candidates)
+            self._save_last_checkpoint(trainer, candidates)
+
+    def _remove_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
+        super()._remove_checkpoint(trainer, filepath)
+        if trainer.is_global_zero:
+            folder = Path(filepath).with_suffix("")
+            for path in (folder, folder.with_name(f"{folder.name}-ema")):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def export(module: Diffusion, trainer: L.Trainer, folder: Path, *, ema: bool) -> None:
+    """Write the model as it is now: an adapter folder, or a diffusers folder when all weights are trained."""
+    size = (module.image_size, module.image_size)
+    if isinstance(module.network, PeftModel):
+        info = module.adapter_info(size=size, ema=ema)
+        save_adapter(module.network, folder, info, card=card(module, trainer, ema=ema))
+    else:
+        from rad.load import save_base
+
+        save_base(folder, module.unet, betas=module.base_info.betas, half=False)
+        (folder / "README.md").write_text(card(module, trainer, ema=ema))
+
+
+def card(module: Diffusion, trainer: L.Trainer, *, ema: bool) -> str:
+    """A model card in Markdown: what this is, what it was trained on and how far."""
+    source: Any = trainer
+    data = source.datamodule.paths
+    batch = getattr(source.datamodule, "batch_size", None)
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+    kind = "RAD adapter" if isinstance(module.network, PeftModel) else f"diffusion model ({module.process_kind})"
+    lines = [
+        f"# {kind} on {module.base_info.source}",
+        "",
+        f"- Base: `{module.base_info.source}`, revision {module.base_info.revision}, hash `{module.base_info.hash}`.",
+        f"- Data: {', '.join(f'`{Path(path).name}`' for path in data)}, {module.image_size}x{module.image_size} pixels.",
+        f"- Training: {module.global_step} steps of batch {batch} on {trainer.world_size} device(s), AdamW "
+        f"{module.learning_rate:g}, seed {module.seed}{', averaged weights (EMA)' if ema else ''}.",
+        f"- Trained parameters: {sum(p.numel() for p in trainable(module).values()):,}.",
+        *(f"- {name}: {value:.5f}" for name, value in sorted(metrics.items())),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+class Throughput(Callback):
+    """Logs `train/images_per_second`: all devices, from the last logging step to this one."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+        self._images = 0
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._images += len(batch["image"]) * trainer.world_size
+        interval: Any = trainer
+        if trainer.global_step % interval.log_every_n_steps:
+            return
+        now = time.perf_counter()
+        if self._since is not None:
+            pl_module.log("train/images_per_second", self._images / (now - self._since))
+        self._since, self._images = now, 0
+
+
+class Panel(Callback):
+    """Every N steps, inpaints the first held-out pictures at a fixed seed and logs hole | result | truth to TensorBoard.
+
+    Args:
+        every_n_steps: in optimiser steps; 0: never.
+        pictures: how many.
+        steps: of the sampler.
+        masks: names from `rad.masks.shapes.MASKS`, taken in turn.
+    """
+
+    def __init__(
+        self,
+        every_n_steps: int = 5000,
+        pictures: int = 4,
+        steps: int = 50,
+        masks: tuple[str, ...] = ("center", "half", "thick", "perlin"),
+    ) -> None:
+        self.every_n_steps, self.pictures, self.steps, self.masks = every_n_steps, pictures, steps, masks
+        self._done = 0
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        due = self.every_n_steps > 0 and trainer.global_step % self.every_n_steps == 0
+        if due and trainer.global_step != self._done and isinstance(pl_module, Diffusion) and trainer.is_global_zero:
+            self._done = trainer.global_step
+            writer = getattr(trainer.logger, "experiment", None)
+            if hasattr(writer, "add_image"):
+                picture = self.picture(trainer, pl_module)
+                writer.add_image("panel", picture, trainer.global_step)  # pyright: ignore[reportOptionalMemberAccess]
+
+    @torch.no_grad()
+    def picture(self, trainer: L.Trainer, module: Diffusion) -> Tensor:
+        """(3, rows, columns) in [0,1]: for each picture its hole in grey, the result and the truth, side by side."""
+        from torchvision.utils import make_grid
+
+        from rad.methods.replacement import Replacement
+        from rad.sampler import Sampler, Task
+
+        source: Any = trainer
+        held_out = source.datamodule.val_dataloader().dataset
+        chosen = [held_out[i]["image"] for i in range(min(self.pictures, len(held_out)))]
+        data = torch.stack(chosen).to(module.device)
+        height, width = data.shape[2:]
+        holes = [
+            make(self.masks[i % len(self.masks)])([generator(module.seed, "panel", i)], height, width)
+            for i in range(len(data))
+        ]
+        hole = torch.cat(holes).to(module.device)
+        with (
+            averaged(trainer, module),
+            NoiseTape(module.seed, range(len(data)), device=module.device) as tape,
+        ):
+            training = module.training
+            module.eval()
+            # A base model is shown through the simplest method that fills holes with it.
+            method = () if module.process_kind == "region_aware" else (Replacement(),)
+            sample = Sampler(module.process, method, steps=self.steps)(module.prior(), Task.of(data, hole), noise=tape)
+            module.train(training)
+        rows = [data * (1 - hole), sample.image, data]
+        return make_grid(torch.stack(rows, 1).flatten(0, 1).cpu() / 2 + 0.5, nrow=3, padding=2).clamp(0, 1)

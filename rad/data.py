@@ -1,0 +1,378 @@
+"""Training pictures as a stream indexed by position: a run resumes exactly and does not depend on its split.
+
+Position p = 0, 1, 2, ... is the number of a sample in the whole run. With n pictures, epoch e = p // n goes
+through permutation(seed, e), and crop, flip and hole of the sample come from generators keyed by (seed, p):
+batch size, devices, workers and interruptions change nothing. Step k of W processes with batches of B takes
+positions k*B*W to (k+1)*B*W - 1.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from rad.masks import MaskGenerator
+from rad.pictures import Decoded, Picture, find_readable, list_pictures, open_readable, to_tensor
+from rad.tape import generator, key
+
+Source = Picture | Decoded
+Resize = Literal["short_side", "none"]
+Crop = Literal["center", "random", "random_scale"]
+
+# Colour photographs inside the scikit-image wheel; the motorcycles are two views of one scene.
+SKIMAGE_TRAIN = (
+    "astronaut.png",
+    "chelsea.png",
+    "hubble_deep_field.jpg",
+    "motorcycle_left.png",
+    "motorcycle_right.png",
+)
+SKIMAGE_HELD_OUT = ("coffee.png", "rocket.jpg")
+
+_FRESH = {"position": 0, "batches": 0}  # of a run that was not resumed
+
+
+@dataclass(frozen=True)
+class Framing:
+    """How a picture becomes a square of `size` pixels in [-1, 1]; see `PictureData` for the fields."""
+
+    size: int
+    resize: Resize = "short_side"
+    crop: Crop = "center"
+    scale_range: tuple[float, float] = (0.25, 1.0)
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        if self.resize not in get_args(Resize):
+            raise ValueError(f"resize={self.resize!r}: choose one of {', '.join(get_args(Resize))}")
+        if self.crop not in get_args(Crop):
+            raise ValueError(f"crop={self.crop!r}: choose one of {', '.join(get_args(Crop))}")
+        if not 0 < self.scale_range[0] <= self.scale_range[1] <= 1:
+            raise ValueError(f"scale_range={self.scale_range}: give 0 < low <= high <= 1, parts of the short side")
+        if self.crop == "random_scale" and self.resize == "none":
+            raise ValueError("resize='none' contradicts crop='random_scale', which scales: leave one of them out")
+
+    def box(self, width: int, height: int, draws: Sequence[float]) -> tuple[int, int, int]:
+        """Left, top and side of the square cut from a picture, in its pixels; draws: four in [0, 1)."""
+        side = short = min(width, height)
+        if self.crop == "random_scale":
+            low, high = self.scale_range
+            side = max(1, round((low + (high - low) * draws[0]) * short))
+        elif self.resize == "none":
+            side = min(self.size, short)
+        if self.crop == "center":
+            return (width - side) // 2, (height - side) // 2, side
+        return int(draws[1] * (width - side + 1)), int(draws[2] * (height - side + 1)), side
+
+    def __call__(self, image: Image.Image, random: torch.Generator) -> Tensor:
+        """(3,size,size) float32 in [-1, 1]; always four draws, so that no setting shifts those of another."""
+        draws = torch.rand(4, generator=random, dtype=torch.float64).tolist()
+        left, top, side = self.box(*image.size, draws)
+        image = image.crop((left, top, left + side, top + side))
+        if side != self.size:
+            image = image.resize((self.size, self.size), Image.Resampling.LANCZOS)
+        if self.flip and draws[3] < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return to_tensor(image) * 2 - 1
+
+
+@dataclass(frozen=True)
+class Stream(Dataset[dict[str, Any]]):
+    """The endless training stream: `stream[p]` is the sample at position p."""
+
+    pictures: Sequence[Source]
+    framing: Framing
+    seed: int = 0
+    masks: MaskGenerator | None = None
+    strict: bool = False
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        epoch, place = divmod(index, len(self.pictures))
+        picture = int(_order(self.seed, epoch, len(self.pictures))[place])
+        name, image = open_readable(self.pictures, picture, strict=self.strict)
+        square = self.framing(image, generator(self.seed, "augment", index))
+        hole = draw_hole(self.masks, self.framing.size, generator(self.seed, "hole", index))
+        return {"image": square, "position": index, "name": name, **hole}
+
+
+@dataclass(frozen=True)
+class HeldOut(Dataset[dict[str, Any]]):
+    """The fixed validation list, `length` long, in rounds over the pictures; keyed by name, not by a seed."""
+
+    pictures: Sequence[Source]
+    framing: Framing
+    length: int
+    masks: MaskGenerator | None = None
+    strict: bool = False
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        number, picture = divmod(index, len(self.pictures))
+        name, image = open_readable(self.pictures, picture, strict=self.strict)
+        square = self.framing(image, generator("validation", "augment", name, number))
+        hole = draw_hole(self.masks, self.framing.size, generator("validation", "hole", name, number))
+        return {"image": square, "position": index, "name": name, **hole}
+
+
+@lru_cache(maxsize=2)  # a batch may span two epochs
+def _order(seed: int, epoch: int, count: int) -> Tensor:
+    return torch.randperm(count, generator=generator(seed, "order", epoch))
+
+
+def draw_hole(masks: MaskGenerator | None, size: int, random: torch.Generator) -> dict[str, Tensor]:
+    """The field "hole" (1,size,size), 1 = fill, or no field without `masks`."""
+    return {} if masks is None else {"hole": masks([random], size, size)[0]}
+
+
+def list_source(source: str, *, held_out: bool = False) -> list[Picture]:
+    """Pictures of a folder, zip or file, or one part of the photographs inside scikit-image ("skimage")."""
+    if source != "skimage":
+        return list_pictures(source)
+    folder = Path(str(files("skimage"))) / "data"
+    return [Picture(name, folder / name) for name in (SKIMAGE_HELD_OUT if held_out else SKIMAGE_TRAIN)]
+
+
+def hold_out(pictures: Sequence[Source], count: int) -> tuple[list[Source], list[Source]]:
+    """(the rest, the `count` with the smallest hash of their name): a new picture moves at most one other."""
+    if count >= len(pictures):
+        raise ValueError(
+            f"val_count={count} leaves none of {len(pictures)} pictures to train on: lower it or set val_path"
+        )
+    ranked = sorted(range(len(pictures)), key=lambda index: key("held out", pictures[index].name))
+    rest, chosen = sorted(ranked[count:]), sorted(ranked[:count])
+    return [pictures[index] for index in rest], [pictures[index] for index in chosen]
+
+
+class PositionSampler(Sampler[list[int]]):
+    """Batches of positions for one rank: step k takes B positions from start + (k*W + rank)*B on.
+
+    Args:
+        start: gives the position training has reached, asked when a pass begins.
+        length: batches in the whole run, which is what Lightning counts by.
+        done: how many of these were trained on before this loader was made.
+        batch_size: B, the batch of one rank.
+        rank: of this process.
+        world_size: W, the number of ranks.
+    """
+
+    def __init__(
+        self,
+        start: Callable[[], int],
+        *,
+        length: int,
+        batch_size: int,
+        done: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.start, self.length, self.done = start, length, done
+        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[list[int]]:
+        first = self.start() + self.rank * self.batch_size
+        for step in range(self.length - self.done):
+            position = first + step * self.world_size * self.batch_size
+            yield list(range(position, position + self.batch_size))
+
+
+class StreamLoader(DataLoader):
+    """A loader that Lightning knows to be resumable; its state is the position, which `PictureData` saves."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        assert not state_dict
+
+
+class PictureData(LightningDataModule):
+    """Square pictures for training and validation, in steps instead of epochs.
+
+    Batches are dicts: "image" (B,3,size,size) float32 in [-1, 1], "position" (B) int64, "name" list of B, and
+    with `masks` "hole" (B,1,size,size), 1 = fill. The whole run is one pass of Lightning, `trainer.max_steps`
+    long (or `trainer.max_epochs` times the pictures, counted in steps). The trainer needs
+    `use_distributed_sampler=False`.
+
+    Unreadable pictures are skipped with one warning that counts and names them; one whose damage shows only
+    when it is decoded is replaced by the next of the list. Pictures smaller than `size` are enlarged. Scaling
+    is Lanczos.
+
+    Args:
+        path: folder of any depth, zip, or "skimage" for photographs inside scikit-image; or a list of these.
+        val_path: one such source for validation. None: hold out `val_count` pictures of `path`, chosen by a
+            hash of their names, or with "skimage" the photographs kept for this.
+        val_count: pictures to hold out when there is no `val_path`; 0: no validation. With "skimage" and
+            crops at random scales, the number of crops.
+        size: side of the squares, in pixels.
+        resize: "short_side" scales the short side to `size` before the crop, "none" crops unscaled pixels.
+        crop: "center"; "random": at a random place; "random_scale": a square at a random place, its side
+            `scale_range` times the short side, scaled to `size`. For validation the first two take the
+            center, the last a place and scale fixed by the name.
+        scale_range: smallest and largest side for "random_scale", as parts of the short side.
+        flip: mirror half of the training pictures.
+        batch_size: pictures per step and device.
+        num_workers: processes that read pictures; 0: the main process does.
+        seed: of order, crops, flips and holes.
+        strict: make unreadable pictures an error.
+        masks: draws a hole for every picture. None: no holes.
+        in_memory: decode all pictures once, at the start, and keep them, at 4 bytes a pixel.
+
+    Raises:
+        ValueError: a setting is out of range; at setup, a path is missing or holds no readable picture.
+    """
+
+    allow_zero_length_dataloader_with_multiple_devices = True  # there may be more devices than validation pictures
+
+    def __init__(
+        self,
+        path: str | list[str],
+        *,
+        val_path: str | None = None,
+        val_count: int = 64,
+        size: int = 256,
+        resize: Resize = "short_side",
+        crop: Crop = "center",
+        scale_range: tuple[float, float] = (0.25, 1.0),
+        flip: bool = False,
+        batch_size: int = 8,
+        num_workers: int = 0,
+        seed: int = 0,
+        strict: bool = False,
+        masks: MaskGenerator | None = None,
+        in_memory: bool = False,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("size", size, 1),
+            ("batch_size", batch_size, 1),
+            ("val_count", val_count, 0),
+        ):
+            if value < least:
+                raise ValueError(f"{name}={value}: it must be at least {least}")
+        self.paths = [path] if isinstance(path, str) else list(path)
+        self.val_path = "skimage" if val_path is None and self.paths == ["skimage"] else val_path
+        self.val_count = val_count
+        self.framing = Framing(size, resize, crop, scale_range, flip)
+        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+        self.strict, self.masks, self.in_memory = strict, masks, in_memory
+        self.train_pictures: list[Source] = []
+        self.val_pictures: list[Source] = []
+        self._resumed = _FRESH
+
+    def setup(self, stage: str) -> None:
+        if not self.train_pictures:
+            pictures = self._readable([picture for path in self.paths for picture in list_source(path)])
+            if self.val_path is None:
+                self.train_pictures, self.val_pictures = hold_out(pictures, self.val_count)
+            else:
+                self.val_pictures = self._readable(list_source(self.val_path, held_out=True))
+                self.train_pictures = pictures
+        if stage == "fit" and self.trainer is not None:
+            self._resumed = _FRESH  # Lightning calls `load_state_dict` after `setup`
+            self._count_in_steps(self.trainer)
+
+    def _readable(self, pictures: list[Picture]) -> list[Source]:
+        good, bad = find_readable(pictures, decode=self.in_memory)
+        if bad:
+            names = ", ".join(bad[:5]) + (", ..." if len(bad) > 5 else "")
+            message = f"{len(bad)} of {len(pictures)} pictures cannot be read: {names}"
+            if self.strict or not good:
+                raise ValueError(f"{message}; repair or remove them")
+            rank_zero_warn(f"{message}; they are skipped")
+        return good
+
+    def _count_in_steps(self, trainer: Trainer) -> None:
+        """Make Lightning stop by steps alone: an epoch of its own would end and begin the loader."""
+        if trainer.overfit_batches:  # pyright: ignore[reportAttributeAccessIssue]
+            raise ValueError("overfit_batches repeats an epoch, which this data has not: give a path with few pictures")
+        limits = [trainer.max_steps] if trainer.max_steps >= 0 else []
+        if trainer.max_epochs is not None and trainer.max_epochs >= 0:
+            epoch = math.ceil(len(self.train_pictures) / (self.batch_size * trainer.world_size))
+            limits.append(math.ceil(trainer.max_epochs * epoch / trainer.accumulate_grad_batches))
+        if not limits:
+            raise ValueError("the training has no end: set trainer.max_steps")
+        trainer.fit_loop.epoch_loop.max_steps = min(limits)
+        trainer.fit_loop.max_epochs = -1
+
+    def _rank_and_world(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _batches_done(self) -> int:
+        if self.trainer is None:
+            return 0
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress
+        return progress.total.processed
+
+    def position(self) -> int:
+        """How many samples of the stream the run has used, over all devices and all resumes."""
+        batches = max(0, self._batches_done() - self._resumed["batches"])
+        return self._resumed["position"] + batches * self.batch_size * self._rank_and_world()[1]
+
+    def _fingerprint(self) -> int:
+        return key(self.seed, *(picture.name for picture in self.train_pictures))
+
+    def state_dict(self) -> dict[str, int]:
+        """The position, so that a run may resume with another batch size, and what its meaning depends on."""
+        return {"position": self.position(), "batches": self._batches_done(), "pictures": self._fingerprint()}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self._resumed = state_dict
+
+    def train_dataloader(self) -> StreamLoader:
+        """The rest of the run, from `position()`; without a trainer, one pass over the pictures."""
+        if self._resumed is not _FRESH and self._resumed["pictures"] != self._fingerprint():
+            rank_zero_warn(
+                "the training pictures or the seed are not those of the checkpoint: "
+                f"the stream goes on at position {self.position()} in its new order"
+            )
+        left = math.ceil(len(self.train_pictures) / self.batch_size)
+        if self.trainer is not None:
+            steps = max(0, self.trainer.max_steps - self.trainer.global_step)
+            left = steps * self.trainer.accumulate_grad_batches
+        done, (rank, world_size) = self._batches_done(), self._rank_and_world()
+        sampler = PositionSampler(
+            self.position,
+            length=done + left,
+            batch_size=self.batch_size,
+            done=done,
+            rank=rank,
+            world_size=world_size,
+        )
+        stream = Stream(self.train_pictures, self.framing, self.seed, self.masks, self.strict)
+        return StreamLoader(stream, batch_sampler=sampler, **self._reading())
+
+    def val_dataloader(self) -> DataLoader | list[DataLoader]:
+        """Every validation picture once over all ranks, in a fixed order; [] when there are none."""
+        crop: Crop = "random_scale" if self.framing.crop == "random_scale" else "center"
+        few = self.val_path == "skimage" and crop == "random_scale"
+        length = self.val_count if few else len(self.val_pictures)
+        if length == 0:
+            return []
+        framing = replace(self.framing, crop=crop, flip=False)
+        held_out = HeldOut(self.val_pictures, framing, length, self.masks, self.strict)
+        rank, world_size = self._rank_and_world()
+        mine = list(range(rank, length, world_size))
+        batches = [mine[start : start + self.batch_size] for start in range(0, len(mine), self.batch_size)]
+        return DataLoader(held_out, batch_sampler=batches, **self._reading())
+
+    def _reading(self) -> dict[str, Any]:
+        return {
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+        }

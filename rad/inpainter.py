@@ -1,0 +1,423 @@
+"""Inpainting pictures with a saved model: `Inpainter.from_pretrained(path)(image, mask, steps=100, seed=0)`."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from peft import PeftModel
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from rad.load import Base, load_base
+from rad.lora import AdapterInfo, load_adapter
+from rad.masks.files import read_mask
+from rad.methods import METHODS
+from rad.pictures import open_picture, to_tensor, to_uint8
+from rad.prior import UNetPrior
+from rad.process import Process, RegionAware, Uniform
+from rad.sampler import Sampler, Task
+from rad.tape import NoiseTape
+from rad.tiles import Window, next_wave, plan_windows
+from rad.unet import RegionAwareUNet, patch
+
+Polarity = Literal["white_is_fill", "white_is_known"]
+SizePolicy = Literal["error", "resize", "crop"]
+Precision = Literal["32", "bf16"]
+PictureLike = Image.Image | Tensor | str | Path
+
+
+@dataclass(frozen=True)
+class Inpainted:
+    """Results in the order of the input, the samples of an image side by side: image i, sample j is number i * num_samples + j.
+
+    Args:
+        images: in the size of the input, equal to it where the hole is 0, bit for bit.
+        raw: the same before known pixels are put back.
+        nfe: network calls of the whole run, counted for each image that went through the network.
+        seconds: of the sampling loops.
+    """
+
+    images: list[Image.Image]
+    raw: list[Image.Image]
+    nfe: int
+    seconds: float
+
+
+@dataclass
+class _Canvas:
+    """A picture on its way: `pixels` (3,H,W) in [-1,1] and what of it is still unknown, `hole` (1,H,W).
+
+    `known` (1,H,W) bool is what was never unknown; there `raw` holds what the method made of it, and elsewhere `pixels`.
+    """
+
+    name: str
+    sample: int
+    pixels: Tensor
+    hole: Tensor
+    windows: list[Window]
+
+    def __post_init__(self) -> None:
+        self.known, self.raw = self.hole == 0, self.pixels.clone()
+
+    def job_name(self, window: Window) -> str:
+        """An identity for the noise tape; a picture of the model's own size is known by its name alone."""
+        top, left, bottom, right = window.window
+        whole = self.hole.shape[1:] == (bottom - top, right - left)
+        return self.name if whole else f"{self.name}@{top},{left}"
+
+
+class Inpainter:
+    """A model in memory, for RAD (adapter on) and for the zero-shot methods (adapter off): one set of weights for both.
+
+    Args:
+        unet: the patched network; peft: the same with its adapter, or None for a base model.
+        base: where the network came from, with its schedule.
+        info: what the adapter was trained for; None for a base model.
+    """
+
+    def __init__(
+        self,
+        unet: RegionAwareUNet,
+        base: Base,
+        *,
+        peft: PeftModel | None = None,
+        info: AdapterInfo | None = None,
+        device: str | torch.device = "cpu",
+        precision: Precision = "32",
+    ) -> None:
+        if precision not in get_args(Precision):
+            raise ValueError(f"precision is {precision!r}; allowed are {', '.join(get_args(Precision))}")
+        if unet.config["in_channels"] != 3 or unet.config["num_class_embeds"] is not None:
+            raise ValueError(f"{base.source} is not a model of RGB pictures without classes, which inpainting needs")
+        self.device, self.precision = torch.device(device), precision
+        unet.to(self.device)  # pyright: ignore[reportArgumentType]
+        self.unet, self.peft, self.info, self.base = unet.eval(), peft, info, base
+        self.size = _size_of(unet, info)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        base: str | Path | None = None,
+        device: str = "auto",
+        precision: Precision = "32",
+    ) -> "Inpainter":
+        """Load an adapter folder with its base, or a base model.
+
+        Args:
+            path: adapter folder, or a base model: diffusers folder, hub id, guided-diffusion .pt.
+            base: the base of an adapter, where it is not found by what the adapter says (that path; the folder of that name
+                beside the adapter; that hub id). Its weights are compared with the hash in the adapter.
+            device: "auto": an accelerator if there is one.
+            precision: "bf16": the network runs in bfloat16 (autocast).
+
+        Raises:
+            FileNotFoundError: something is missing; ValueError: something does not fit.
+        """
+        folder = Path(path)
+        target = _device(device)
+        if folder.suffix == ".ckpt":
+            raise ValueError(
+                f"{folder} resumes training; to sample give an adapter folder beside it, step=N-ema or step=N"
+            )
+        if (folder / "adapter_config.json").exists() or (folder / "rad_config.json").exists():
+            info = AdapterInfo.read(folder)
+            source = _find_base(folder, info) if base is None else str(base)
+            loaded = load_base(
+                source,
+                image_size=info.size[0],
+                qkv_order=info.qkv_order,
+                revision=None if base else info.base_revision,
+            )
+            unet = patch(loaded.unet)
+            peft = load_adapter(unet, folder, base_hash=loaded.hash)
+            return cls(unet, loaded, peft=peft, info=info, device=target, precision=precision)
+        if base is not None:
+            raise ValueError(
+                f"{path} is not an adapter folder (it has no rad_config.json), so base={str(base)!r} has no use"
+            )
+        loaded = load_base(path)
+        return cls(patch(loaded.unet).requires_grad_(False), loaded, device=target, precision=precision)
+
+    def __call__(
+        self,
+        image: PictureLike | Sequence[PictureLike],
+        mask: PictureLike | Sequence[PictureLike],
+        *,
+        method: str = "rad",
+        steps: int = 100,
+        eta: float = 1.0,
+        seed: int = 0,
+        num_samples: int = 1,
+        mask_polarity: Polarity = "white_is_fill",
+        size_policy: SizePolicy = "error",
+        margin: int | None = None,
+        batch_size: int = 8,
+        names: Sequence[str] | None = None,
+        on_step: Callable[[int, int], None] | None = None,
+    ) -> Inpainted:
+        """Fill the holes of one picture or several.
+
+        Args:
+            image: PIL image, file, or tensor (3,H,W) in [0,1]; or a list of these.
+            mask: the same, one for each image or one for all; white / 1 = fill. A tensor is (1,H,W) in [0,1].
+            method: a name of `rad.methods.METHODS`.
+            steps: network calls for a filling, 1 to the number of noise levels (1000); eta: 1 DDPM to 0 DDIM.
+            seed: with the picture's name it fixes the noise; results do not depend on batch size or order.
+            num_samples: fillings of each image.
+            size_policy: pictures of another size than the model's: "error"; "resize" there and back; "crop" a window of the
+                model's size around each hole.
+            margin: for "crop": what a window sees around its core, in pixels; None: an eighth of the model's size.
+            batch_size: windows that go through the network together; halved when memory runs out.
+            names: an identity of each picture for its noise; None: all pictures get the same noise.
+            on_step: called with (network calls done, in all) for a progress bar, both counted for single windows.
+
+        Raises:
+            ValueError: before any network call, for whatever cannot be done.
+        """
+        images = [image] if isinstance(image, str) or not isinstance(image, Sequence) else list(image)
+        masks = [mask] * len(images) if isinstance(mask, str) or not isinstance(mask, Sequence) else list(mask)
+        if len(masks) != len(images) or (names is not None and len(names) != len(images)):
+            raise ValueError(
+                f"{len(images)} images, {len(masks)} masks, {len(names or images)} names: give one of each an image"
+            )
+        if num_samples < 1 or batch_size < 1:
+            raise ValueError(f"num_samples is {num_samples} and batch_size {batch_size}; both must be at least 1")
+        names = [""] * len(images) if names is None else names
+        sampler = self.sampler(method, steps=steps, eta=eta)
+        pictures = [_picture(one) for one in images]
+        holes = [_hole(one, picture, mask_polarity) for one, picture in zip(masks, pictures, strict=True)]
+        canvases = [
+            self._canvas(picture, hole, name, sample, size_policy, margin)
+            for picture, hole, name in zip(pictures, holes, names, strict=True)
+            for sample in range(num_samples)
+        ]
+        total = sampler.nfe * sum(len(canvas.windows) for canvas in canvases)
+        nfe, seconds = 0, 0.0
+        with self._adapter(method):
+            while any(canvas.windows for canvas in canvases):
+                jobs = [(c, w) for c in canvases if c.windows for w in next_wave(c.hole[0].numpy() > 0, c.windows)]
+                calls, spent = self._fill(
+                    sampler,
+                    jobs,
+                    seed,
+                    batch_size,
+                    lambda done, before=nfe: on_step(before + done, total) if on_step else None,
+                )
+                nfe, seconds = nfe + calls, seconds + spent
+        finished, raw = [], []
+        for number, canvas in enumerate(canvases):
+            picture, hole = pictures[number // num_samples], holes[number // num_samples]
+            filled = to_uint8(_back(canvas.raw, picture.size, size_policy) / 2 + 0.5)
+            raw.append(filled)
+            finished.append(composite(picture, filled, hole))
+        return Inpainted(finished, raw, nfe, seconds)
+
+    def sampler(self, method: str, *, steps: int = 100, eta: float = 1.0) -> Sampler:
+        """The loop of a method on this model. Raises ValueError for a method that the model cannot do."""
+        if method not in METHODS:
+            raise ValueError(f"method {method!r} is not known; there are {', '.join(METHODS)}")
+        if method == "rad" and self.info is None:
+            zero_shot = ", ".join(name for name in METHODS if name != "rad")
+            raise ValueError(
+                f"method 'rad' needs an adapter, and {self.base.source} is a base model: use one of {zero_shot}"
+            )
+        if method == "rad":
+            assert self.info is not None
+            process: Process = RegionAware(self.base.betas, time_origin=self.info.time_origin)
+        else:
+            process = Uniform(self.base.betas)
+        make = METHODS[method]
+        return Sampler(process, () if make is None else (make(),), steps=steps, eta=eta)
+
+    def count_windows(self, hole: Tensor, *, size_policy: SizePolicy = "error", margin: int | None = None) -> int:
+        """Windows that a hole (1,H,W) needs; each costs `sampler(...).nfe` network calls a sample."""
+        picture = Image.new("RGB", (hole.shape[2], hole.shape[1]))
+        return len(self._canvas(picture, hole, "", 0, size_policy, margin).windows)
+
+    def _canvas(
+        self,
+        picture: Image.Image,
+        hole: Tensor,
+        name: str,
+        sample: int,
+        policy: SizePolicy,
+        margin: int | None,
+    ) -> _Canvas:
+        height, width = self.size
+        pixels, hole = to_tensor(picture) * 2 - 1, hole.clone()  # a canvas is written on
+        if policy not in get_args(SizePolicy):
+            raise ValueError(f"size_policy is {policy!r}; allowed are {', '.join(get_args(SizePolicy))}")
+        if policy == "crop":
+            if height != width:
+                raise ValueError(f"size_policy 'crop' needs a square model; this one is {width}x{height}: use 'resize'")
+            pad = (0, max(0, width - picture.width), 0, max(0, height - picture.height))
+            pixels, hole = F.pad(pixels, pad), F.pad(hole, pad, value=1.0)  # what lies outside is unknown too
+            margin = height // 8 if margin is None else margin
+            unknown = hole[0].numpy() > 0
+            inside = unknown.copy()
+            inside[picture.height :], inside[:, picture.width :] = False, False
+            return _Canvas(name, sample, pixels, hole, plan_windows(inside, size=height, margin=margin))
+        if picture.size != (width, height):
+            if policy == "error":
+                raise ValueError(
+                    f"the picture is {picture.width}x{picture.height} and the model takes {width}x{height}: "
+                    "use size_policy 'crop' (a window around each hole) or 'resize'"
+                )
+            # The windows of both poolings are the same, so no known pixel of the small picture has seen the hole.
+            pixels = F.adaptive_avg_pool2d(pixels, (height, width))
+            hole = F.adaptive_max_pool2d(hole, (height, width))
+        whole = Window((0, 0, height, width), (0, 0, height, width))
+        return _Canvas(name, sample, pixels, hole, [whole] if bool((hole > 0).any()) else [])
+
+    def _fill(
+        self,
+        sampler: Sampler,
+        jobs: list[tuple[_Canvas, Window]],
+        seed: int,
+        batch_size: int,
+        on_calls: Callable[[int], None],
+    ) -> tuple[int, float]:
+        """Fill windows that do not overlap, in batches; their canvases are brought up to date. Returns (calls, seconds)."""
+        calls, seconds, start = 0, 0.0, 0
+        while start < len(jobs):
+            batch = jobs[start : start + batch_size]
+            rows = len(batch)
+            sampler.on_step = lambda done, _, before=calls, rows=rows: on_calls(before + done * rows)
+            try:
+                spent = self._fill_batch(sampler, batch, seed)
+            except torch.OutOfMemoryError:
+                if rows == 1:
+                    raise
+                batch_size = (rows + 1) // 2
+                continue
+            calls, seconds, start = calls + sampler.nfe * rows, seconds + spent, start + rows
+        return calls, seconds
+
+    def _fill_batch(self, sampler: Sampler, batch: list[tuple[_Canvas, Window]], seed: int) -> float:
+        def cut(image: Tensor, window: Window) -> Tensor:
+            return image[(slice(None), *window.slices)]
+
+        pixels = torch.stack([cut(canvas.pixels, window) for canvas, window in batch]).to(self.device)
+        hole = torch.stack([cut(canvas.hole, window) for canvas, window in batch]).to(self.device)
+        names = [canvas.job_name(window) for canvas, window in batch]
+        with NoiseTape(seed, names, [canvas.sample for canvas, _ in batch]) as tape, self._autocast():
+            result = sampler(self._prior(sampler), Task.of(pixels, hole), noise=tape)
+        for (canvas, window), filled in zip(batch, result.raw.float().cpu(), strict=True):
+            top, left, _, _ = window.window
+            rows, columns = window.core_slices
+            core = (slice(None), rows, columns)
+            made = filled[:, rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+            unknown = canvas.hole[core] > 0
+            canvas.pixels[core] = torch.where(unknown, made, canvas.pixels[core])
+            canvas.raw[core] = torch.where(unknown | canvas.known[core], made, canvas.raw[core])
+            canvas.hole[core] = 0
+            canvas.windows.remove(window)
+        return result.seconds
+
+    def _prior(self, sampler: Sampler) -> UNetPrior:
+        adapter = self.info if isinstance(sampler.process, RegionAware) else None
+        return UNetPrior(
+            self.unet,
+            prediction_type=self.base.prediction_type,  # pyright: ignore[reportArgumentType]
+            learned_variance=adapter is None or adapter.learned_variance,
+        )
+
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    @contextlib.contextmanager
+    def _adapter(self, method: str) -> Iterator[None]:
+        """RAD runs with the adapter on, every other method with it off: the network of the base model."""
+        if self.peft is None or method == "rad":
+            yield
+            return
+        try:
+            with self.peft.disable_adapter():
+                yield
+        finally:
+            self.peft.requires_grad_(False)  # peft makes a layer that it switches on trainable
+
+
+def composite(picture: Image.Image, filled: Image.Image, hole: Tensor) -> Image.Image:
+    """`picture` where hole (1,H,W) is 0, `filled` elsewhere; both RGB of the same size, no arithmetic on the pixels."""
+    known = (hole[0] == 0).numpy()[:, :, None]
+    return Image.fromarray(np.where(known, np.asarray(picture), np.asarray(filled)))
+
+
+def _back(pixels: Tensor, size: tuple[int, int], policy: SizePolicy) -> Tensor:
+    """To the input's size (width, height): scale what was resized, cut off what was padded."""
+    width, height = size
+    if policy == "resize" and pixels.shape[1:] != (height, width):
+        return F.interpolate(pixels[None], (height, width), mode="bicubic", antialias=True)[0].clamp(-1, 1)
+    return pixels[:, :height, :width]
+
+
+def _picture(image: PictureLike) -> Image.Image:
+    if isinstance(image, Tensor):
+        if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():
+            raise ValueError(f"image is a tensor {tuple(image.shape)} {image.dtype}; expected (3,H,W) float in [0,1]")
+        if not bool(((image >= 0) & (image <= 1)).all()):
+            raise ValueError("image is a tensor with values outside [0,1], which is where a picture lies")
+        return to_uint8(image)
+    if not isinstance(image, Image.Image):
+        return open_picture(image)
+    if image.mode[0] in "IF":
+        raise ValueError(
+            f"image has mode {image.mode!r}, whose range is not known: give its file, or convert it to 'RGB'"
+        )
+    return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def _hole(mask: PictureLike, picture: Image.Image, polarity: Polarity) -> Tensor:
+    size = (picture.height, picture.width)
+    if polarity not in get_args(Polarity):
+        raise ValueError(f"mask_polarity is {polarity!r}; allowed are {', '.join(get_args(Polarity))}")
+    if not isinstance(mask, Tensor):
+        return read_mask(mask, polarity=polarity, size=size)
+    if mask.shape != (1, *size):
+        raise ValueError(f"mask is a tensor {tuple(mask.shape)}; expected {(1, *size)}, as large as its image")
+    hole = mask.to(torch.float32)
+    if not bool(((hole >= 0) & (hole <= 1)).all()):
+        raise ValueError("mask has values outside [0,1]; 1 is what is to be filled")
+    return hole if polarity == "white_is_fill" else 1 - hole
+
+
+def _size_of(unet: RegionAwareUNet, info: AdapterInfo | None) -> tuple[int, int]:
+    if info is not None:
+        return info.size
+    size = unet.config["sample_size"]
+    if size is None:
+        raise ValueError("the base model does not say its image size: set sample_size in its config.json")
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def _device(name: str) -> str:
+    if name != "auto":
+        try:
+            torch.zeros(1, device=name).item()
+        except (RuntimeError, AssertionError, ImportError) as error:
+            raise ValueError(
+                f"device {name!r} cannot be used ({str(error).splitlines()[0]}): try 'auto' or 'cpu'"
+            ) from None
+        return name
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return "cpu" if accelerator is None else accelerator.type
+
+
+def _find_base(folder: Path, info: AdapterInfo) -> str:
+    """The base that an adapter names: that path, a folder of that name beside the adapter, or a hub id."""
+    for path in (Path(info.base), folder.resolve().parent / Path(info.base).name):
+        if path.exists():
+            return str(path)
+    if info.base_revision is not None:
+        return info.base
+    raise FileNotFoundError(
+        f"{folder} was trained on {info.base!r}, which is neither there nor beside the adapter: give its place with base="
+    )

@@ -1,0 +1,355 @@
+"""Base models: a diffusers folder, a guided-diffusion .pt file or a hub id becomes one stock UNet2DModel.
+
+ADM (Dhariwal and Nichol 2021, arXiv 2105.05233) keeps q, k, v of an attention layer in one matrix of 3C rows,
+head by head: [q k v] of the first head, [q k v] of the second, ... diffusers keeps three matrices. The rows
+are sorted here, once, so that everything after this file runs stock diffusers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import math
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from rad.adm import ADM_TIME, QkvOrder, adm_config, rename_adm, split_qkv
+
+if TYPE_CHECKING:
+    from diffusers.models.unets.unet_2d import UNet2DModel
+
+PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+WEIGHT_FILES = tuple(f"diffusion_pytorch_model{e}" for e in (".safetensors", ".fp16.safetensors", ".bin"))
+DDPM_SCHEDULE = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "num_train_timesteps": 1000}
+# ADM's sinusoid: cosines first, frequencies exp(-ln(10000) i / half).
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model: the network, its noise schedule and where it came from.
+
+    unet: float32, eval mode, on the CPU. betas: (T,) float64 in (0, 1). prediction_type: epsilon, sample or
+    v_prediction. revision: the hub commit, None for local files. hash: `weights_hash` of the network.
+    """
+
+    unet: UNet2DModel
+    betas: Tensor
+    prediction_type: str
+    source: str
+    revision: str | None
+    hash: str
+
+
+def weights_hash(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 (hex) of sorted names, shapes and little-endian float32 values, however they are stored."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().to("cpu", torch.float32)
+        digest.update(f"{name} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.numpy().astype("<f4", copy=False).tobytes())
+    return digest.hexdigest()
+
+
+def load_base(
+    source: str | Path,
+    *,
+    image_size: int = 256,
+    head_channels: int = 64,
+    norm_eps: float | None = None,
+    qkv_order: QkvOrder = "legacy",
+    revision: str | None = None,
+) -> Base:
+    """Load a base model from a diffusers folder, a guided-diffusion .pt file or a hub id "organisation/name".
+
+    An existing local path never touches the network. `image_size` (pixels a side) and `head_channels`
+    (channels of one attention head) describe a .pt file, which does not hold them; a folder does. `norm_eps`
+    replaces the epsilon of all group norms; None means 1e-5 for ADM weights, as they were trained (even if a
+    converted folder says 1e-6), and a folder's own value otherwise. `qkv_order="naive"` takes q, k and v as
+    three plain blocks of rows: for .pt files trained with the new attention order, and for official RAD
+    adapters, trained on converted folders that were read in that way (their epsilon of 1e-6 is kept too).
+
+    Raises FileNotFoundError if something is not there, ValueError if it cannot be read or does not fit.
+    """
+    if qkv_order not in ("legacy", "naive"):
+        raise ValueError(f"qkv_order is {qkv_order!r}: use 'legacy' or 'naive'")
+    path, revision = _locate(source, revision)
+    if path.is_dir():
+        unet = _read_unet(path, norm_eps=norm_eps, qkv_order=qkv_order)
+        own = (unet.config["sample_size"], unet.config["attention_head_dim"])
+        if image_size not in (256, own[0]) or head_channels not in (64, own[1]):
+            warnings.warn(f"{path} says image_size, head_channels = {own}: yours are unused", stacklevel=2)
+        betas, prediction_type = _read_schedule(path)
+    else:
+        eps = 1e-5 if norm_eps is None else norm_eps
+        size: dict[str, Any] = {"image_size": image_size, "head_channels": head_channels}
+        state = _read_weights(path)
+        with _naming(path):
+            unet = convert_adm(state, **size, norm_eps=eps, qkv_order=qkv_order)
+        betas, prediction_type = _betas(DDPM_SCHEDULE), "epsilon"
+    inputs, outputs = unet.config["in_channels"], unet.config["out_channels"]
+    if inputs == 3 and outputs not in (3, 6):
+        raise ValueError(f"{path} has {outputs} output channels: a pixel model has 3, or 6 if it learns variances")
+    return Base(unet, betas, prediction_type, str(source), revision, weights_hash(unet.state_dict()))
+
+
+def save_base(
+    folder: str | Path,
+    unet: UNet2DModel,
+    *,
+    betas: Tensor,
+    prediction_type: str = "epsilon",
+    half: bool = True,
+) -> None:
+    """Write `folder`/unet and `folder`/scheduler as `load_base` and stock diffusers read them.
+
+    betas: (T,) in (0, 1). `half` stores float16: exact for values that came from float16, else rounded. The
+    variance type follows from the network: learned_range with twice as many output as input channels, else
+    fixed_small. Raises ValueError for a network with adapters inside or values that float16 cannot hold.
+    """
+    from diffusers import __version__
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+    from safetensors.torch import save_file
+
+    if prediction_type not in PREDICTION_TYPES:
+        raise ValueError(f"prediction_type is {prediction_type!r}: use one of {', '.join(PREDICTION_TYPES)}")
+    config = {key: value for key, value in unet.config.items() if not key.startswith("_")}
+    dtype = torch.float16 if half else torch.float32
+    weights = {name: value.detach().to("cpu", dtype).contiguous() for name, value in unet.state_dict().items()}
+    _require_fit(_empty_unet(config), weights)
+    if not all(value.isfinite().all() for value in weights.values()):
+        raise ValueError(f"some weights are not finite in {dtype}: save with half=False, or check the training")
+    place = Path(folder) / "unet"
+    place.mkdir(parents=True, exist_ok=True)
+    named = {**config, "_class_name": "UNet2DModel", "_diffusers_version": __version__}
+    (place / "config.json").write_text(json.dumps(named, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    save_file(weights, place / WEIGHT_FILES[0], metadata={"format": "pt"})
+
+    betas = betas.detach().to("cpu", torch.float64)
+    first, last, steps = betas[0].item(), betas[-1].item(), len(betas)
+    linear = torch.equal(betas, torch.linspace(first, last, steps, dtype=torch.float64))
+    learned = config["out_channels"] == 2 * config["in_channels"]
+    DDPMScheduler(
+        num_train_timesteps=steps,
+        beta_start=first,
+        beta_end=last,
+        trained_betas=None if linear else betas.tolist(),
+        prediction_type=prediction_type,  # pyright: ignore[reportArgumentType]
+        variance_type="learned_range" if learned else "fixed_small",
+        clip_sample=config["in_channels"] == 3,
+    ).save_config(Path(folder) / "scheduler")
+
+
+def convert_adm(
+    state: Mapping[str, Tensor],
+    *,
+    image_size: int,
+    head_channels: int,
+    norm_eps: float = 1e-5,
+    qkv_order: QkvOrder = "legacy",
+) -> UNet2DModel:
+    """A guided-diffusion state dict as a stock UNet2DModel in eval mode: a float32 copy on the same device.
+
+    Widths, depth, attention levels, learned variance, classes and the kind of resampling are read off names
+    and shapes. image_size: pixels a side; head_channels: channels of one head. ValueError if it does not fit.
+    """
+    config = adm_config(state, image_size=image_size, head_channels=head_channels, norm_eps=norm_eps)
+    return _build(config, rename_adm(state, config, qkv_order=qkv_order))
+
+
+# ---- files ---------------------------------------------------------------------------------------
+
+
+def _locate(source: str | Path, revision: str | None) -> tuple[Path, str | None]:
+    """The local path of `source`, fetched first if it is a hub id, and the hub commit."""
+    path = Path(source).expanduser()
+    if path.exists():
+        if revision is not None:
+            warnings.warn(f"revision={revision!r} is unused: {path} is a local path", stacklevel=3)
+        return path, None
+    is_file_name = path.suffix in (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
+    if isinstance(source, Path) or is_file_name or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source):
+        raise FileNotFoundError(
+            f"no base model at {str(source)!r}: give a diffusers folder, a guided-diffusion .pt file or a hub"
+            " id 'organisation/name'"
+        )
+    from huggingface_hub import snapshot_download
+
+    settings = ["config.json", "unet/config.json", "scheduler_config.json", "scheduler/scheduler_config.json"]
+    try:
+        for weights in WEIGHT_FILES:
+            wanted = [*settings, weights, f"unet/{weights}"]
+            folder = Path(snapshot_download(source, revision=revision, allow_patterns=wanted))
+            if (folder / weights).is_file() or (folder / "unet" / weights).is_file():
+                break
+    except Exception as error:  # the hub client raises the errors of whichever HTTP library its version uses
+        raise ValueError(
+            f"{source!r} is no local path and could not be fetched from the Hugging Face hub"
+            f" ({type(error).__name__}): check name, revision and connection, or give a local folder"
+        ) from error
+    return folder, folder.name  # the hub client names a snapshot's folder by its commit
+
+
+def _read_unet(folder: Path, *, norm_eps: float | None, qkv_order: QkvOrder) -> UNet2DModel:
+    place = folder / "unet" if (folder / "unet").is_dir() else folder
+    config, per_head = _read_config(place / "config.json", norm_eps=norm_eps, qkv_order=qkv_order)
+    weights = next((place / name for name in WEIGHT_FILES if (place / name).is_file()), None)
+    if weights is None:
+        raise FileNotFoundError(f"no weights in {place}: put {' or '.join(WEIGHT_FILES)} there")
+    # Attention layers had other names when google/ddpm-* were stored (diffusers before 0.15).
+    old = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+    pattern = re.compile(r"(?<=\d\.)(query|key|value|proj_attn)(?=\.)")
+    state = {pattern.sub(lambda m: old[m[0]], name): value for name, value in _read_weights(weights).items()}
+    with _naming(place):
+        if per_head:
+            state |= _sorted_rows(state, config.get("attention_head_dim", 8))
+        return _build(config, state)
+
+
+def _read_config(path: Path, *, norm_eps: float | None, qkv_order: QkvOrder) -> tuple[dict[str, Any], bool]:
+    """UNet2DModel arguments of a config.json, and whether its q, k, v rows are still to be sorted."""
+    from diffusers.models.unets.unet_2d import UNet2DModel
+
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path}: give a diffusers folder, with unet/ and scheduler/ or both in one")
+    config = _read_json(path)
+    if config.get("_class_name") != "UNet2DModel":
+        raise ValueError(f"{path} describes a {config.get('_class_name')}: only a UNet2DModel can be loaded")
+    config = {key: value for key, value in config.items() if not key.startswith("_")}
+    # Folders made for a fork of diffusers (xutongda/adm_*) hold two settings that stock diffusers lacks.
+    legacy = bool(config.pop("attention_legacy_order", False))
+    unknown = sorted(config.keys() - inspect.signature(UNet2DModel.__init__).parameters.keys())
+    if unknown:
+        raise ValueError(f"{path} has settings unknown to UNet2DModel ({', '.join(unknown[:5])}): remove them")
+    if legacy or config.get("time_embedding_type") == "adm":
+        config |= ADM_TIME
+        if config.get("attn_norm_num_groups") is None:
+            config["attn_norm_num_groups"] = config.get("norm_num_groups", 32)
+        if qkv_order == "legacy" and config.get("norm_eps") == 1e-6:
+            config["norm_eps"] = 1e-5
+    if norm_eps is not None:
+        config["norm_eps"] = norm_eps
+    if qkv_order == "naive" and not legacy:
+        warnings.warn(f"qkv_order='naive' is unused: {path} has no attention_legacy_order", stacklevel=4)
+    return config, legacy and qkv_order == "legacy"
+
+
+def _sorted_rows(state: Mapping[str, Tensor], head_channels: int | None) -> dict[str, Tensor]:
+    """q, k, v of a folder that cut ADM's fused matrix into three plain blocks; None: one head a layer."""
+    rows: dict[str, Tensor] = {}
+    for name in state:
+        blocks = [name.replace(".to_q.", f".to_{part}.") for part in "qkv"]
+        if ".to_q." in name and all(block in state for block in blocks):
+            fused = torch.cat([state[block] for block in blocks])
+            parts = split_qkv(fused, head_channels or len(state[name]), "legacy")
+            rows |= zip(blocks, parts.values(), strict=True)
+    return rows
+
+
+def _read_schedule(folder: Path) -> tuple[Tensor, str]:
+    """(T,) float64 betas and the prediction type of a folder's scheduler."""
+    places = (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json")
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        warnings.warn(f"no scheduler_config.json in {folder}: taking DDPM's linear schedule", stacklevel=3)
+        return _betas(DDPM_SCHEDULE), "epsilon"
+    config = _read_json(path)
+    prediction_type = config.get("prediction_type", "epsilon")
+    if prediction_type not in PREDICTION_TYPES:
+        raise ValueError(f"{path}: prediction_type {prediction_type!r} is not one of {', '.join(PREDICTION_TYPES)}")
+    with _naming(path):
+        return _betas(config), prediction_type
+
+
+def _betas(config: Mapping[str, Any]) -> Tensor:
+    """(T,) float64 betas of a diffusers scheduler config; the cosine is Nichol and Dhariwal 2021, eq. 17."""
+    if config.get("rescale_betas_zero_snr"):
+        raise ValueError("rescale_betas_zero_snr=true is not supported: use a model that keeps some signal at T")
+    if config.get("trained_betas") is not None:
+        return torch.tensor(config["trained_betas"], dtype=torch.float64)
+    start, end = config.get("beta_start", 1e-4), config.get("beta_end", 0.02)
+    steps, schedule = config.get("num_train_timesteps", 1000), config.get("beta_schedule")
+    if schedule == "linear":
+        return torch.linspace(start, end, steps, dtype=torch.float64)
+    if schedule == "scaled_linear":
+        return torch.linspace(math.sqrt(start), math.sqrt(end), steps, dtype=torch.float64) ** 2
+    if schedule == "squaredcos_cap_v2":
+        time = torch.arange(steps + 1, dtype=torch.float64) / steps
+        alpha_bar = torch.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
+        return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999)
+    allowed = "linear, scaled_linear, squaredcos_cap_v2 or trained_betas"
+    raise ValueError(f"beta_schedule is {schedule!r}: use a model with {allowed}")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}): fetch it again") from error
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    """Name -> tensor, from a .safetensors or a torch file; pickled code is never run."""
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle can raise almost anything
+        raise ValueError(
+            f"{path} cannot be read as weights ({type(error).__name__}): it is damaged or holds more than"
+            " tensors; fetch it again or export a plain state dict"
+        ) from error
+    if not (isinstance(state, Mapping) and state and all(isinstance(value, Tensor) for value in state.values())):
+        raise ValueError(f"{path} is no plain dictionary of tensors: export the (EMA) state dict alone")
+    return dict(state)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Put the path before the message of a ValueError."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+# ---- building ------------------------------------------------------------------------------------
+
+
+def _empty_unet(config: Mapping[str, Any]) -> UNet2DModel:
+    """The network of `config` without values: costs no time and leaves the global random generator alone."""
+    from diffusers.models.unets.unet_2d import UNet2DModel
+
+    with torch.device("meta"):
+        return UNet2DModel(**config)
+
+
+def _build(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> UNet2DModel:
+    """The network of `config` with a float32 copy of `state`, every name and shape matched, in eval mode."""
+    unet = _empty_unet(config)
+    _require_fit(unet, state)
+    unet.to_empty(device=next(iter(state.values())).device)
+    unet.load_state_dict(state)
+    return unet.eval()
+
+
+def _require_fit(unet: UNet2DModel, state: Mapping[str, Tensor]) -> None:
+    wanted = {name: value.shape for name, value in [*unet.named_parameters(), *unet.named_buffers()]}
+    problems = {
+        "missing": wanted.keys() - state.keys(),
+        "left over": state.keys() - wanted.keys(),
+        "of another shape": {name for name in wanted.keys() & state.keys() if wanted[name] != state[name].shape},
+    }
+    told = [f"{len(names)} {kind}: {', '.join(sorted(names)[:5])}" for kind, names in problems.items() if names]
+    if told:
+        raise ValueError(f"weights do not fit the network ({'; '.join(told)}): use the config they were saved with")

@@ -1,0 +1,230 @@
+"""Low-rank adapters on a UNet, by peft: W + (alpha / r) B A on convolutions and attention (Hu et al. 2021, arXiv 2106.09685).
+
+RAD trains rank 16 on the layers below, and the time layers fully. An adapter is a folder: `adapter_model.safetensors` and
+`adapter_config.json` in peft's layout, `rad_config.json` (what it was trained for, and on which base), `README.md`.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers import UNet2DModel
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rad.adm import QkvOrder
+from rad.process import TimeOrigin
+
+FORMAT = 1
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "conv_in", "conv_out", "conv1", "conv2")
+TIME_LAYERS = ("time_embedding.linear_1", "time_embedding.linear_2", "time_emb_proj")
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """What is trained.
+
+    Args:
+        rank: of the update of each layer.
+        alpha: the update is scaled by alpha / rank.
+        targets: names of layers that get a low-rank update.
+        time_layers: "full" trains the time embedding and its projections as they are (as the paper); "lora" gives them a
+            low-rank update too, for an adapter of a third of the size.
+    """
+
+    rank: int = 16
+    alpha: float = 16
+    targets: tuple[str, ...] = TARGETS
+    time_layers: Literal["full", "lora"] = "full"
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"lora.rank is {self.rank}; it must be at least 1")
+        if self.time_layers not in ("full", "lora"):
+            raise ValueError(f"lora.time_layers is {self.time_layers!r}; allowed are 'full' and 'lora'")
+
+    def peft_config(self) -> LoraConfig:
+        full = self.time_layers == "full"
+        return LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,  # pyright: ignore[reportArgumentType]  # peft divides by the rank; any number will do
+            target_modules=list(self.targets) + ([] if full else list(TIME_LAYERS)),
+            modules_to_save=list(TIME_LAYERS) if full else None,
+            init_lora_weights="gaussian",
+        )
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """The content of `rad_config.json`.
+
+    Args:
+        base: where the base model was loaded from: a folder, a file or a hub id; `base_revision` of a hub id.
+        base_hash: `rad.load.weights_hash` of the base model; compared at loading.
+        time_origin: see `rad.process.RegionAware`.
+        steps: number of noise levels of a phase; size: (height, width) of the training images in pixels.
+        trained_steps: optimiser steps; ema: whether these are averaged weights.
+        qkv_order: how a base in ADM's layout was read, see `rad.load`.
+        learned_variance: whether the variance was trained (vlb_weight > 0); if not, sampling takes the posterior's.
+    """
+
+    base: str
+    base_hash: str
+    time_origin: TimeOrigin
+    steps: int
+    size: tuple[int, int]
+    base_revision: str | None = None
+    trained_steps: int = 0
+    ema: bool = False
+    qkv_order: QkvOrder = "legacy"
+    learned_variance: bool = True
+    process: str = "region_aware"
+    format: int = FORMAT
+
+    @classmethod
+    def read(cls, folder: Path) -> "AdapterInfo":
+        path = folder / "rad_config.json"
+        try:
+            content = json.loads(path.read_text())
+            if not isinstance(content, dict):
+                raise ValueError("not a JSON object")
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{path} is missing: {folder} is not a RAD adapter folder") from None
+        except ValueError as error:
+            raise ValueError(f"{path} cannot be read ({error}): restore it, or export the adapter again") from None
+        unknown = set(content) - {field.name for field in fields(cls)}
+        if content.get("format") != FORMAT or unknown:
+            raise ValueError(
+                f"{path} has format {content.get('format')} and unknown keys {sorted(unknown)}; "
+                f"this version of rad reads format {FORMAT}"
+            )
+        try:
+            return cls(**{**content, "size": tuple(content["size"])})
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"{path} is incomplete ({error}): export the adapter again") from None
+
+    def write(self, folder: Path) -> None:
+        (folder / "rad_config.json").write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+
+def inject(unet: UNet2DModel, lora: LoRA, *, seed: int = 0) -> PeftModel:
+    """Add a fresh adapter to `unet` (in place) and freeze the rest; the output does not change yet, since B = 0.
+
+    A is Gaussian with deviation 1/rank, drawn from `seed`; the global generator is left as it was.
+    """
+    with torch.random.fork_rng():
+        model = get_peft_model(unet, lora.peft_config())  # pyright: ignore[reportArgumentType]
+    assert isinstance(model, PeftModel)
+    source = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if ".lora_A." in name and parameter.device.type != "meta":
+            drawn = torch.randn(parameter.shape, generator=source) / lora.rank
+            parameter.data.copy_(drawn)
+    return model
+
+
+def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def save_adapter(model: PeftModel, folder: str | Path, info: AdapterInfo, *, card: str, half: bool = False) -> Path:
+    """Write the adapter folder; in float16 if `half`. Returns the folder."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = _adapter_state(model)
+    dtype = torch.float16 if half else torch.float32
+    save_file(
+        {name: w.detach().to("cpu", dtype).contiguous() for name, w in state.items()},
+        folder / "adapter_model.safetensors",
+    )
+    config = replace(model.peft_config["default"], base_model_name_or_path=info.base, inference_mode=True)
+    config.save_pretrained(str(folder))
+    info.write(folder)
+    (folder / "README.md").write_text(card)
+    return folder
+
+
+def load_adapter(unet: UNet2DModel, folder: str | Path, *, base_hash: str | None = None) -> PeftModel:
+    """Put the adapter of `folder` on `unet` (in place), frozen, in eval mode.
+
+    Args:
+        base_hash: of the weights in `unet`; None: not compared.
+
+    Raises:
+        FileNotFoundError: a file of the folder is missing.
+        ValueError: trained on other base weights, a file is corrupt, or keys do not match.
+    """
+    folder = Path(folder)
+    info = AdapterInfo.read(folder)
+    if base_hash is not None and base_hash != info.base_hash:
+        raise ValueError(
+            f"{folder} was trained on {info.base} with hash {info.base_hash[:12]}, but the base given has hash "
+            f"{base_hash[:12]}: give the base it was trained on"
+        )
+    weights, config_file = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+    for path in (weights, config_file):
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: copy the whole adapter folder, or export it again")
+    try:
+        state = load_file(weights)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{weights} is corrupt ({error}): copy it again, or export the adapter again") from None
+    try:
+        content = json.loads(config_file.read_text())
+        config = LoraConfig(**{**content, "inference_mode": True, "base_model_name_or_path": None})
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{config_file} cannot be read ({error}): export the adapter again") from None
+    with torch.random.fork_rng():
+        model = get_peft_model(unet, config)  # pyright: ignore[reportArgumentType]
+    assert isinstance(model, PeftModel)
+    expected = {name: w.shape for name, w in _adapter_state(model).items()}
+    given = {name: w.shape for name, w in state.items()}
+    if expected != given:
+        wrong = sorted(name for name in expected.keys() | given.keys() if expected.get(name) != given.get(name))
+        raise ValueError(
+            f"{weights} does not fit the base model: {len(wrong)} of {len(expected)} tensors are missing, left over or of "
+            f"another shape, the first {wrong[0]}: give the base and the adapter_config.json it was trained with"
+        )
+    set_peft_model_state_dict(model, {name: w.float() for name, w in state.items()})
+    return model.eval().requires_grad_(False)
+
+
+def _adapter_state(model: PeftModel) -> dict[str, Tensor]:
+    # Without this argument peft asks the hub whether a language model's vocabulary has changed.
+    return get_peft_model_state_dict(model, save_embedding_layers=False)
+
+
+def merge(model: PeftModel) -> UNet2DModel:
+    """The network with the adapter added into its weights: W <- W + (alpha / r) B A. The adapter is gone from `model`."""
+    merged: Any = model
+    return merged.merge_and_unload()
+
+
+@contextmanager
+def swapped(model: torch.nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Within the context the named parameters hold `weights`; after it, their own values again."""
+    parameters = dict(model.named_parameters())
+    own = {name: parameters[name].detach().clone() for name in weights}
+    try:
+        _copy(parameters, weights)
+        yield
+    finally:
+        _copy(parameters, own)
+
+
+def _copy(parameters: Mapping[str, torch.nn.Parameter], weights: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, weight in weights.items():
+            parameters[name].copy_(weight)
+
+
+def enabled(model: PeftModel) -> bool:
+    """Whether the adapter takes part in the forward pass."""
+    return not any(module.disable_adapters for module in model.modules() if isinstance(module, BaseTunerLayer))

@@ -1,0 +1,111 @@
+"""The hybrid loss, pixel by pixel: L = mean (eps - eps_theta)^2 + vlb_weight * L_vlb (Nichol & Dhariwal 2021, arXiv 2102.09672).
+
+L_vlb compares the true step q(x_u | x_t, x_0) with the model's, in bits, and trains the variance alone. For each pixel:
+the level does not change: 0; the step ends at the clean level: -log p(x_0) of the 8-bit value; else the KL divergence.
+This one rule covers both ends of RAD's two phases.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rad.process import Noise
+from rad.step import log_variance, posterior_mean, step_levels
+
+LossRegion = Literal["all", "noisy"]
+VlbBoundary = Literal["nll", "zero"]
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Each (B,): the squared error of the noise, the variational term in bits (0 without a learned variance), their sum."""
+
+    simple: Tensor
+    vlb: Tensor
+    total: Tensor
+
+
+def hybrid_loss(
+    output: Tensor,
+    *,
+    x0: Tensor,
+    x: Tensor,
+    eps: Tensor,
+    now: Noise,
+    previous: Noise,
+    vlb_weight: float = 1e-3,
+    vlb_boundary: VlbBoundary = "nll",
+    loss_region: LossRegion = "all",
+    weight_limit: float = 1.0,
+) -> Losses:
+    """Loss of a network that predicts eps, and the variance if it has twice the channels.
+
+    Args:
+        output: (B,C,H,W) or (B,2C,H,W), the network's; x0, x, eps: (B,C,H,W), with x = a x0 + s eps.
+        now, previous: the noise of x, and of the step that follows in the reverse process.
+        vlb_weight: on the sampled variational term. The official RAD code has 1e-3; 1.0 is iDDPM's weighting.
+        vlb_boundary: "nll": the rule above. "zero" (as the official code turns out): images of which any pixel ends at the
+            clean level in this step get no variational term.
+        loss_region: pixels of the squared error: "all" (official), or "noisy": those that hold noise, by their number.
+        weight_limit: the squared error of a pixel is weighted by 1 + 1/SNR = 1/a^2, as in v-prediction (Salimans & Ho 2022,
+            arXiv 2202.00512), up to this limit. 1 (official): no weight. A short training gains from a limit of about 100:
+            at high noise the colours of the estimate hang on very small errors of eps.
+    """
+    channels = x0.shape[1]
+    # The error of v = a eps - s x0 is that of eps divided by a.
+    weight = now.spread((1 / now.levels_a.square()).clamp(max=weight_limit).to(x.dtype))
+    error = weight * (eps - output[:, :channels]).square()
+    if loss_region == "noisy":
+        noisy = (now.s > 0).expand(-1, 1, *x.shape[2:]).to(error.dtype)
+        simple = (error * noisy).sum((1, 2, 3)) / (channels * noisy.sum((1, 2, 3))).clamp(min=1)
+    else:
+        simple = error.mean((1, 2, 3))
+    if output.shape[1] == channels:
+        return Losses(simple, torch.zeros_like(simple), simple)
+    bits = variational_bits(output.float(), x0=x0, x=x, now=now, previous=previous)
+    vlb = bits.mean((1, 2, 3))
+    if vlb_boundary == "zero":
+        vlb = torch.where(_ends_clean(now, previous).any(1), torch.zeros_like(vlb), vlb)
+    return Losses(simple, vlb, simple + vlb_weight * vlb)
+
+
+def variational_bits(output: Tensor, *, x0: Tensor, x: Tensor, now: Noise, previous: Noise) -> Tensor:
+    """The variational term of every value, (B,C,H,W), in bits; the predicted mean gets no gradient."""
+    eps, raw = output.chunk(2, dim=1)
+    a, s = now.spread(now.levels_a.to(x.dtype)), now.spread(now.levels_s.to(x.dtype))
+    predicted = (x - s * eps.detach()) / a
+    fraction = (raw + 1) / 2
+    levels = step_levels(now, previous)
+    mean = posterior_mean(x, predicted, now, previous)
+    log_var = log_variance(fraction, now, previous)
+    true_mean = posterior_mean(x, x0, now, previous)
+    true_log_var = now.spread(levels.posterior.clamp(min=1e-20).log().to(x.dtype))
+    ends_clean = now.spread(_ends_clean(now, previous))
+    # Where a branch is not taken its input is made harmless first: an infinity there would reach the gradient as NaN.
+    kl = normal_kl(true_mean, torch.where(ends_clean, log_var.detach(), true_log_var.expand_as(log_var)), mean, log_var)
+    nll = discretised_nll(x0, mean, 0.5 * log_var)
+    bits = torch.where(ends_clean, nll, kl) / math.log(2)
+    return torch.where(now.spread(levels.b > 0), bits, 0.0)
+
+
+def normal_kl(mean: Tensor, log_var: Tensor, other_mean: Tensor, other_log_var: Tensor) -> Tensor:
+    """KL( N(mean, exp log_var) || N(other_mean, exp other_log_var) ) elementwise, in nats."""
+    spread = torch.exp(log_var - other_log_var) + (mean - other_mean).square() * torch.exp(-other_log_var)
+    return 0.5 * (other_log_var - log_var - 1 + spread)
+
+
+def discretised_nll(x0: Tensor, mean: Tensor, log_deviation: Tensor) -> Tensor:
+    """-log of the mass that N(mean, exp(log_deviation)^2) gives to the 8-bit value x0 in [-1,1], in nats; open end bins."""
+    inverse = torch.exp(-log_deviation)
+    below = torch.special.ndtr((x0 - mean - 1 / 255) * inverse)
+    above = torch.special.ndtr((x0 - mean + 1 / 255) * inverse)
+    above = torch.where(x0 > 0.999, 1.0, above)
+    below = torch.where(x0 < -0.999, 0.0, below)
+    return -torch.log((above - below).clamp(min=1e-12))
+
+
+def _ends_clean(now: Noise, previous: Noise) -> Tensor:
+    return (previous.levels_s == 0) & (now.levels_s > 0)

@@ -1,0 +1,130 @@
+"""Masks in files: reading (the only place where a polarity is flipped), writing, a warning, an overlay."""
+
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+
+def read_mask(
+    source: str | Path | BinaryIO | Image.Image,
+    *,
+    polarity: Literal["white_is_fill", "white_is_known"] = "white_is_fill",
+    channel: Literal["grey", "alpha"] = "grey",
+    size: tuple[int, int] | None = None,
+) -> Tensor:
+    """Read a mask: its grey value (of 8 bits / 255, of 16 bits / 65535), flipped if white means known.
+
+    Greys between black and white stay: a soft mask is a partial edit. Colours, also those of a palette,
+    count by their luma; an EXIF rotation is applied. The alpha of a grey or colour image is ignored, unless
+    `channel` asks for it instead.
+
+    Args:
+        source: file name, open binary file, or Pillow image.
+        polarity: what white means in the file (with `channel="alpha"`: what opaque means).
+        channel: "grey", or "alpha" for images that carry the mask as their transparency; where the
+            transparent part is to be filled, that is `polarity="white_is_known"`.
+        size: (height, width) the mask must have; `None` accepts any.
+
+    Returns (1,H,W) float32 in [0,1], 1 = fill.
+
+    Raises ValueError for what is not an image, has another size or lacks the channel; FileNotFoundError as
+    usual.
+    """
+    if polarity not in ("white_is_fill", "white_is_known"):
+        raise ValueError(f"polarity={polarity!r}: give white_is_fill or white_is_known")
+    if channel not in ("grey", "alpha"):
+        raise ValueError(f"channel={channel!r}: give grey or alpha")
+    name = _name(source)
+    image = ImageOps.exif_transpose(_decode(source, name))
+    if size is not None and (image.height, image.width) != tuple(size):
+        raise ValueError(
+            f"{name}: the mask is {image.height}x{image.width} (height x width), not {size[0]}x{size[1]}; "
+            "resize it with nearest-neighbour or give the mask that belongs to the image"
+        )
+    white = _grey(image, name) if channel == "grey" else _alpha(image, name)
+    # Flipped in float64, so that the float32 of a grey is the same whichever polarity its file has.
+    hole = white if polarity == "white_is_fill" else 1 - white
+    return torch.from_numpy(hole.astype(np.float32))[None]
+
+
+def write_mask(path: str | Path, hole: Tensor) -> None:
+    """Write a hole (1,H,W) in [0,1] as an 8-bit grey PNG, white = fill, rounded to the nearest grey."""
+    if Path(path).suffix.lower() != ".png":
+        raise ValueError(f"{path}: masks are written as PNG, which keeps every pixel; end the name in .png")
+    if hole.ndim != 3 or hole.shape[0] != 1:
+        raise ValueError(f"{path}: one hole of shape (1,H,W) is needed, not {tuple(hole.shape)}")
+    if not ((hole >= 0) & (hole <= 1)).all():
+        raise ValueError(f"{path}: a hole lies in [0,1], this one in [{hole.min():.3g},{hole.max():.3g}]")
+    grey = (255 * hole[0].float()).round().to(torch.uint8).cpu().numpy()
+    Image.fromarray(grey).save(path, format="PNG")
+
+
+def looks_inverted(hole: Tensor) -> bool:
+    """Whether a hole (1,H,W) looks as if it had been read with the wrong polarity: enough for a warning.
+
+    True if more than half of the image is hole, the outermost ring of pixels is hole all around, and
+    something inside is known: spots were drawn on the ground, and the ground is the hole. An honest mask for
+    outpainting ("expand", often "extreme") looks the same; an inverted mask whose spots touch the border
+    passes unseen.
+    """
+    fill = hole[0] > 0.5
+    ring = torch.cat([fill[0], fill[-1], fill[:, 0], fill[:, -1]])
+    return bool(fill.float().mean() > 0.5 and ring.all() and not fill.all())
+
+
+def overlay(image: Tensor, hole: Tensor, *, opacity: float = 0.5) -> Tensor:
+    """The image (3,H,W) in [0,1] with its hole (1,H,W) tinted red; known pixels stay as they are.
+
+    Args:
+        opacity: share of red where the hole is 1, in [0,1].
+
+    Returns (3,H,W) in [0,1]; batches (B,3,H,W) with (B,1,H,W) work as well.
+    """
+    if image.shape[-2:] != hole.shape[-2:]:
+        raise ValueError(f"image {tuple(image.shape)}, hole {tuple(hole.shape)}: give the same height and width")
+    red = torch.tensor([1.0, 0.0, 0.0], device=image.device).view(3, 1, 1)
+    cover = opacity * hole
+    return image * (1 - cover) + red * cover
+
+
+def _name(source: str | Path | BinaryIO | Image.Image) -> str:
+    if isinstance(source, str | Path):
+        return str(source)
+    return str(getattr(source, "filename", "") or getattr(source, "name", "") or "the mask given")
+
+
+def _decode(source: str | Path | BinaryIO | Image.Image, name: str) -> Image.Image:
+    try:
+        if isinstance(source, Image.Image):
+            source.load()
+            return source
+        with Image.open(source) as image:
+            image.load()
+            return image
+    except (FileNotFoundError, PermissionError):
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{name}: not a readable image ({error}); give a PNG or another image file") from error
+
+
+def _grey(image: Image.Image, name: str) -> np.ndarray:
+    # 16 bits by hand: Pillow has clipped them to 8 in some versions and scaled them in others.
+    if image.mode.startswith("I"):
+        grey = np.asarray(image).astype(np.float64) / 65535
+    else:
+        grey = np.asarray(image.convert("L")).astype(np.float64) / 255
+    if image.mode == "F" or grey.min() < 0 or grey.max() > 1:
+        raise ValueError(f"{name}: a mask of mode {image.mode} has no defined white; save it with 8 or 16 bits")
+    if image.has_transparency_data and np.ptp(grey) == 0 and np.ptp(_alpha(image, name)) > 0:
+        raise ValueError(f"{name}: one colour everywhere, the mask is in its transparency; use channel=alpha")
+    return grey
+
+
+def _alpha(image: Image.Image, name: str) -> np.ndarray:
+    if not image.has_transparency_data:
+        raise ValueError(f"{name}: channel=alpha, but an image of mode {image.mode} has none; use channel=grey")
+    return np.asarray(image.convert("RGBA").getchannel("A")).astype(np.float64) / 255

@@ -1,0 +1,325 @@
+"""The LightningModule: trains a base model (one noise level an image) or a RAD adapter (one for every pixel).
+
+Every random draw of a training step is keyed by (seed, position of the sample in the run), so a loss does not depend on
+how the batch is split, and a resumed run continues as if it had not stopped.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from diffusers import UNet2DModel
+from peft import PeftModel
+from torch import Tensor
+
+from rad.load import Base, QkvOrder, load_base, weights_hash
+from rad.lora import AdapterInfo, LoRA, inject, trainable
+from rad.losses import Losses, LossRegion, VlbBoundary, hybrid_loss
+from rad.masks import MaskGenerator
+from rad.masks.perlin import Perlin
+from rad.prior import UNetPrior
+from rad.process import Process, RegionAware, Regions, TimeOrigin, Uniform, linear_betas
+from rad.step import noised
+from rad.tape import generator
+from rad.unet import EmbeddingKind, RegionAwareUNet, patch
+
+BUCKETS = 4
+Batch = Mapping[str, Any]
+
+
+class Diffusion(L.LightningModule):
+    """Noise prediction with a hybrid loss, on whole-image or per-pixel noise.
+
+    Args:
+        base: the base model: a diffusers folder, a hub id, or a guided-diffusion .pt file. None: train one from scratch.
+        unet: fields of diffusers' UNet2DModel, for training from scratch; needed when `base` is None.
+        revision: of a hub id.
+        image_size: of the training images in pixels; head_channels: width of the attention heads of a .pt base.
+        qkv_order: "legacy" for ADM weights as OpenAI's program reads them; "naive" for official RAD weights.
+        process: "region_aware" (RAD) or "uniform" (a base model).
+        time_origin: what the network is told of a level, see `rad.process.RegionAware`.
+        phase2: fraction of the samples drawn from RAD's second phase, which sampling never visits; official: 0.5.
+        lora: what the adapter trains; None: train all weights.
+        masks: holes to train on (region_aware), drawn on the training device; a batch with its own "hole" goes first.
+        embedding: "factorised" or "dense" (the reference, slower).
+        vlb_weight: weight of the variational term; official RAD 1e-3, iDDPM's weighting 1.0.
+        vlb_boundary: "nll", or "zero" as in the official code; see `rad.losses.hybrid_loss`.
+        loss_region: squared error over "all" pixels (official) or the "noisy" ones.
+        weight_limit: of the squared error at high noise, 1 (official) for none; see `rad.losses.hybrid_loss`.
+        learning_rate, betas, weight_decay: of AdamW, on everything trained.
+        warmup_steps: linear warm-up of the learning rate, in optimiser steps.
+        schedule: of the learning rate after the warm-up: "constant", or "linear" or "cosine" to zero at trainer.max_steps.
+        gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
+        channels_last: memory format of the network.
+        compile: run the network through torch.compile.
+        seed: of masks, times, noise and new weights.
+    """
+
+    def __init__(
+        self,
+        base: str | None = None,
+        unet: dict[str, Any] | None = None,
+        revision: str | None = None,
+        image_size: int = 256,
+        head_channels: int = 64,
+        qkv_order: QkvOrder = "legacy",
+        process: Literal["region_aware", "uniform"] = "region_aware",
+        time_origin: TimeOrigin = "adm",
+        phase2: float = 0.5,
+        lora: LoRA | None = None,
+        masks: MaskGenerator | None = None,
+        embedding: EmbeddingKind = "factorised",
+        vlb_weight: float = 1e-3,
+        vlb_boundary: VlbBoundary = "nll",
+        loss_region: LossRegion = "all",
+        weight_limit: float = 1.0,
+        learning_rate: float = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 1e-2,
+        warmup_steps: int = 0,
+        schedule: Literal["constant", "linear", "cosine"] = "constant",
+        gradient_checkpointing: bool = False,
+        channels_last: bool = False,
+        compile: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if (base is None) == (unet is None):
+            raise ValueError(
+                "give model.base (a trained model to start from) or model.unet (to train one), and not both"
+            )
+        if process == "uniform" and lora is not None:
+            raise ValueError(
+                "process 'uniform' trains a base model, all of it: remove model.lora, or use 'region_aware'"
+            )
+        if not 0 <= phase2 <= 1:
+            raise ValueError(f"phase2 is {phase2}; it is a fraction from 0 to 1")
+        if vlb_weight < 0 or weight_limit < 1:
+            raise ValueError(f"vlb_weight is {vlb_weight} and weight_limit {weight_limit}; allowed are >= 0 and >= 1")
+        if warmup_steps < 0 or learning_rate <= 0:
+            raise ValueError(
+                f"warmup_steps is {warmup_steps} and learning_rate {learning_rate}; allowed are >= 0 and > 0"
+            )
+        self.strict_loading = False  # a checkpoint holds what is trained, and on_load_checkpoint compares the names
+
+        loaded = (
+            _from_scratch(unet, seed)
+            if unet is not None
+            else load_base(
+                str(base),
+                image_size=image_size,
+                head_channels=head_channels,
+                qkv_order=qkv_order,
+                revision=revision,
+            )
+        )
+        if loaded.prediction_type != "epsilon":
+            raise ValueError(
+                f"{base} predicts {loaded.prediction_type!r}; training is of networks that predict 'epsilon'"
+            )
+        self.process_kind = process
+        self.process: Process = (
+            RegionAware(loaded.betas, time_origin=time_origin) if process == "region_aware" else Uniform(loaded.betas)
+        )
+        network = patch(loaded.unet, embedding=embedding)
+        self.base_info = loaded
+        self.time_origin: TimeOrigin = time_origin
+        self.qkv_order: QkvOrder = qkv_order
+        self.vlb_boundary: VlbBoundary = vlb_boundary
+        self.loss_region: LossRegion = loss_region
+        self.phase2, self.vlb_weight, self.weight_limit = phase2, vlb_weight, weight_limit
+        self.learning_rate, self.adam_betas, self.weight_decay = learning_rate, betas, weight_decay
+        self.warmup_steps, self.schedule, self.seed = warmup_steps, schedule, seed
+        self.image_size = image_size
+        self.masks: MaskGenerator = masks if masks is not None else Perlin()
+        if gradient_checkpointing:
+            network.enable_gradient_checkpointing()
+        if channels_last:
+            network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.network: RegionAwareUNet | PeftModel
+        self.network = network.requires_grad_(True) if lora is None else inject(network, lora, seed=seed)
+        self.network.train()
+        self.forward_network: Callable[..., Any] = torch.compile(self.network) if compile else self.network
+
+    @property
+    def unet(self) -> RegionAwareUNet:
+        """The network itself, with the adapter in it if there is one."""
+        if not isinstance(self.network, PeftModel):
+            return self.network
+        wrapped: Any = self.network
+        return wrapped.get_base_model()
+
+    def prior(self) -> UNetPrior:
+        """The network as it is now, for sampling."""
+        return UNetPrior(self.unet, learned_variance=self.vlb_weight > 0)
+
+    def adapter_info(self, *, size: tuple[int, int], ema: bool) -> AdapterInfo:
+        return AdapterInfo(
+            base=self.base_info.source,
+            base_hash=self.base_info.hash,
+            base_revision=self.base_info.revision,
+            time_origin=self.time_origin,
+            steps=len(self.base_info.betas),
+            size=size,
+            trained_steps=self.global_step,
+            ema=ema,
+            qkv_order=self.qkv_order,
+            learned_variance=self.vlb_weight > 0,
+        )
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        losses, now, hole = self.losses(batch, "train")
+        loss = losses.total.mean()
+        if self._logging():
+            self._log_losses(losses, now)
+            self.log("train/loss", loss, prog_bar=True, batch_size=len(hole))
+            self.log("train/hole_fraction", hole.mean(), batch_size=len(hole))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        losses, _, hole = self.losses(batch, "val")
+        self.log("val/loss", losses.total.mean(), prog_bar=True, batch_size=len(hole), sync_dist=True)
+        self.log("val/simple", losses.simple.mean(), batch_size=len(hole), sync_dist=True)
+        self.log("val/vlb", losses.vlb.mean(), batch_size=len(hole), sync_dist=True)
+
+    def losses(self, batch: Batch, purpose: str) -> tuple[Losses, Tensor, Tensor]:
+        """Losses, times t and holes of a batch; all draws keyed by (seed, purpose, position).
+
+        Args:
+            batch: "image" (B,C,H,W) in [-1,1], "position" (B,) int64, and optionally "hole" (B,1,H,W).
+        """
+        x0: Tensor = batch["image"]
+        sources = [generator(self.seed, purpose, position, device=x0.device) for position in batch["position"].tolist()]
+        t = self.draw_times(sources)
+        hole, regions = self._holes(batch, sources, x0)
+        eps = torch.stack([torch.randn(x0.shape[1:], generator=source, device=x0.device) for source in sources])
+        now, previous = self.process.noise(t, regions), self.process.noise(t - 1, regions)
+        x = noised(x0, now, noise=eps)
+        output = self.forward_network(x, now.times.to(x.dtype), index=now.index).sample
+        losses = hybrid_loss(
+            output,
+            x0=x0,
+            x=x,
+            eps=eps,
+            now=now,
+            previous=previous,
+            vlb_weight=self.vlb_weight,
+            vlb_boundary=self.vlb_boundary,
+            loss_region=self.loss_region,
+            weight_limit=self.weight_limit,
+        )
+        return losses, t, hole
+
+    def draw_times(self, sources: list[torch.Generator]) -> Tensor:
+        """t (B,) int64: uniform over the levels; for RAD a share `phase2` from the second phase, the rest from the first."""
+        levels = self.process.sampled_steps
+        draws = torch.stack(
+            [torch.rand(2, generator=source, device=source.device, dtype=torch.float64) for source in sources]
+        )
+        t = (draws[:, 0] * levels).long().clamp(max=levels - 1)
+        if self.process_kind == "region_aware":
+            t = t + levels * (draws[:, 1] < self.phase2)
+        return t
+
+    def _holes(self, batch: Batch, sources: list[torch.Generator], x0: Tensor) -> tuple[Tensor, Regions | None]:
+        if self.process_kind == "uniform":
+            return x0.new_ones(len(x0), 1, *x0.shape[2:]), None
+        if "hole" in batch:
+            return batch["hole"], Regions.of(batch["hole"])
+        hole = self.masks(sources, x0.shape[2], x0.shape[3]).to(x0.device)
+        return hole, Regions.binary(hole)
+
+    def _logging(self) -> bool:
+        return (self.global_step + 1) % self.trainer.log_every_n_steps == 0  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _log_losses(self, losses: Losses, t: Tensor) -> None:
+        size = len(t)
+        self.log("train/simple", losses.simple.mean(), batch_size=size)
+        self.log("train/vlb", losses.vlb.mean(), batch_size=size)
+        bucket = t * BUCKETS // self.process.steps
+        for number in range(BUCKETS):
+            inside = bucket == number
+            if bool(inside.any()):
+                first, last = (
+                    number * self.process.steps // BUCKETS,
+                    (number + 1) * self.process.steps // BUCKETS - 1,
+                )
+                self.log(f"train/simple_t{first}-{last}", losses.simple[inside].mean(), batch_size=size)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self._logging():
+            grads = [p.grad for p in self.parameters() if p.grad is not None]
+            self.log("train/gradient_norm", torch.nn.utils.get_total_norm(grads))
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(
+            [p for p in self.parameters() if p.requires_grad],
+            lr=self.learning_rate,
+            betas=self.adam_betas,
+            weight_decay=self.weight_decay,
+        )
+        total = self.trainer.max_steps
+        if self.schedule != "constant" and total <= 0:
+            raise ValueError(f"schedule {self.schedule!r} needs to know the length of the run: set trainer.max_steps")
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: learning_rate_factor(step, self.warmup_steps, total, self.schedule)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Only what is trained: a frozen base stays out of the checkpoints."""
+        names = set(trainable(self))
+        return {name: w for name, w in super().state_dict(*args, **kwargs).items() if name in names}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["rad"] = {"base_hash": self.base_info.hash, "process": self.process_kind}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        saved = checkpoint.get("rad")
+        if not isinstance(saved, dict):
+            raise ValueError("the checkpoint was not written by rad: give a .ckpt of runs/NAME/checkpoints")
+        expected = {"base_hash": self.base_info.hash, "process": self.process_kind}
+        if saved != expected:
+            raise ValueError(
+                f"the checkpoint belongs to {saved}, this configuration to {expected}: use the run's config.yaml"
+            )
+        given = {name: tuple(w.shape) for name, w in checkpoint["state_dict"].items()}
+        wanted = {name: tuple(w.shape) for name, w in trainable(self).items()}
+        if given != wanted:
+            wrong = sorted(name for name in given.keys() | wanted.keys() if given.get(name) != wanted.get(name))
+            raise ValueError(
+                f"the checkpoint trains other layers: {len(wrong)} tensors differ, the first {wrong[0]}; use its config.yaml"
+            )
+
+
+def learning_rate_factor(step: int, warmup: int, total: int, schedule: str) -> float:
+    """What the learning rate is multiplied with at optimiser step `step` = 0, 1, ..."""
+    if step < warmup:
+        return (step + 1) / warmup
+    if schedule == "constant":
+        return 1.0
+    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    if schedule == "linear":
+        return 1 - progress
+    return 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * progress, dtype=torch.float64))))
+
+
+def _from_scratch(fields: dict[str, Any], seed: int) -> Base:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            unet = UNet2DModel(**fields)
+        except (TypeError, ValueError, KeyError) as error:
+            raise ValueError(f"model.unet does not describe a UNet2DModel: {error}") from None
+    with torch.no_grad():  # ADM starts from a network that predicts zero
+        unet.conv_out.weight.zero_()
+        unet.conv_out.bias.zero_()  # pyright: ignore[reportOptionalMemberAccess]
+    return Base(
+        unet=unet,
+        betas=linear_betas(),
+        prediction_type="epsilon",
+        source="scratch",
+        revision=None,
+        hash=weights_hash({}),
+    )

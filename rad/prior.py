@@ -1,0 +1,99 @@
+"""Priors: from a noisy image and its noise to an estimate of the clean one, D(x) = E[x0 | x].
+
+`UNetPrior` wraps a trained network. `GaussianPrior` is exact for Gaussian data, for scalar and per-pixel levels:
+with A = diag(a), S = diag(s), M = A Sigma A + S^2,
+
+    D(x) = mu + Sigma A M^-1 (x - A mu),    Cov[x0 | x] = Sigma - Sigma A M^-1 A Sigma.
+"""
+
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from rad.process import Noise
+from rad.step import Estimate
+
+PredictionType = Literal["epsilon", "sample", "v_prediction"]
+
+
+class Prior(Protocol):
+    """What a sampler needs of a model."""
+
+    channels: int
+
+    def estimate(self, x: Tensor, noise: Noise) -> Estimate:
+        """x (B,C,H,W) at `noise` -> estimate of the clean image; one network call an image (1 NFE)."""
+        ...
+
+
+class UNetPrior:
+    """A network patched by `rad.unet.patch`, with or without an adapter.
+
+    Args:
+        network: called as network(x, times, index=...).sample.
+        prediction_type: what it predicts: "epsilon", "sample" (x0) or "v_prediction" (a eps - s x0).
+        clip: clamp the estimate to [-1,1], as ADM does.
+        learned_variance: use the network's variance, if it has one.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        prediction_type: PredictionType = "epsilon",
+        channels: int = 3,
+        clip: bool = True,
+        learned_variance: bool = True,
+    ) -> None:
+        if prediction_type not in ("epsilon", "sample", "v_prediction"):
+            raise ValueError(f"prediction_type is {prediction_type!r}; allowed are 'epsilon', 'sample', 'v_prediction'")
+        self.network, self.prediction_type, self.channels = network, prediction_type, channels
+        self.clip, self.learned_variance = clip, learned_variance
+
+    def estimate(self, x: Tensor, noise: Noise) -> Estimate:
+        output = self.network(x, noise.times.to(x.dtype), index=noise.index).sample.to(x.dtype)
+        predicted = output[:, : self.channels]
+        a, s = noise.spread(noise.levels_a.to(x.dtype)), noise.spread(noise.levels_s.to(x.dtype))
+        if self.prediction_type == "epsilon":
+            x0 = (x - s * predicted) / a
+        elif self.prediction_type == "v_prediction":
+            x0 = a * x - s * predicted
+        else:
+            x0 = predicted
+        if self.clip:
+            x0 = x0.clamp(-1, 1)
+        learned = self.learned_variance and output.shape[1] == 2 * self.channels
+        return Estimate(x0, (output[:, self.channels :] + 1) / 2 if learned else None)
+
+
+class GaussianPrior:
+    """The exact denoiser of data N(mean, covariance); pixels that are clean (a = 1, s = 0) are conditioned on.
+
+    Args:
+        mean: (C,H,W) float64.
+        covariance: (d,d) float64 with d = C H W, positive definite.
+    """
+
+    def __init__(self, mean: Tensor, covariance: Tensor) -> None:
+        self.mean, self.covariance, self.channels = mean, covariance, mean.shape[0]
+
+    def estimate(self, x: Tensor, noise: Noise) -> Estimate:
+        a, gain = self._gain(noise)
+        residual = x.flatten(1) - a * self.mean.flatten()
+        return Estimate((self.mean.flatten() + torch.einsum("bij,bj->bi", gain, residual)).view(x.shape))
+
+    def posterior_covariance(self, noise: Noise) -> Tensor:
+        """Cov[x0 | x] at `noise`, (B,d,d), or (1,d,d) where it is the same for all; it does not depend on x."""
+        a, gain = self._gain(noise)
+        return self.covariance - gain @ (a[:, :, None] * self.covariance)
+
+    def _gain(self, noise: Noise) -> tuple[Tensor, Tensor]:
+        maps = torch.cat([noise.a, noise.s], 1)
+        if bool((maps == maps[:1]).all()):
+            maps = maps[:1]  # one noise for the whole batch: one system to solve, broadcast over the rows
+        shape = (len(maps), *self.mean.shape)
+        a, s = maps[:, :1].expand(shape).flatten(1), maps[:, 1:].expand(shape).flatten(1)
+        M = a[:, :, None] * self.covariance * a[:, None, :] + torch.diag_embed(s.square())
+        # Sigma A M^-1 is the transpose of M^-1 A Sigma, since both M and Sigma are symmetric.
+        return a, torch.linalg.solve(M, a[:, :, None] * self.covariance).mT

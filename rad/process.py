@@ -1,0 +1,240 @@
+"""Noise processes x_t = a x_0 + s e: one level for the whole image, or RAD's own schedule for every pixel.
+
+RAD (Kim, Suh, Lee, CVPR 2025, arXiv 2412.09191): with a hole map m in [0,1] and a DDPM schedule A_t whose last value is
+1 - nu, a pixel is noised in two phases,
+
+    phase 1, t <  T1:  abar_t = (1 - nu m)^G_t                               (the hole is noised, the known waits)
+    phase 2, t >= T1:  abar_t = (1 - nu m) ((1 - nu) / (1 - nu m))^G_(t-T1)  (the known follows, the hole waits)
+
+where G_t = log A_t / log(1 - nu). A map holds as many noise levels as the hole map has values, so everything here is
+computed for the K levels of an image, in float64, and only looked up for the pixels. Nothing is remembered between calls.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+CLEAN = -1
+"""The time before time 0: no noise anywhere."""
+
+TimeOrigin = Literal["official", "adm"]
+
+
+@dataclass(frozen=True)
+class Regions:
+    """A hole map as its distinct values: `hole[b, 0, y, x] == values[b, index[b, y, x]]`.
+
+    Args:
+        values: (B,K) float64 in [0,1], increasing; images with fewer values than others are padded with 1.
+        index: (B,H,W) int64 in [0,K).
+    """
+
+    values: Tensor
+    index: Tensor
+
+    @classmethod
+    def of(cls, hole: Tensor) -> "Regions":
+        """Factorise `hole` (B,1,H,W), float in [0,1]. Values are kept exactly, 0 and 1 are always the ends.
+
+        Raises:
+            ValueError: another shape, or values outside [0,1].
+        """
+        if hole.ndim != 4 or hole.shape[1] != 1:
+            raise ValueError(f"hole has shape {tuple(hole.shape)}; expected (B,1,H,W)")
+        flat = hole[:, 0].to(torch.float64)
+        if bool(((flat == 0) | (flat == 1)).all()):
+            return cls.binary(hole)
+        if not bool(((flat >= 0) & (flat <= 1)).all()):
+            raise ValueError(
+                f"hole holds values from {float(flat.min()):.4g} to {float(flat.max()):.4g}; allowed are 0 (known) to 1 (fill)"
+            )
+        ends = torch.tensor([0.0, 1.0], dtype=flat.dtype, device=flat.device)
+        found = [torch.unique(torch.cat([image.flatten(), ends])) for image in flat]
+        values = torch.ones(len(found), max(map(len, found)), dtype=flat.dtype, device=flat.device)
+        for row, levels in zip(values, found, strict=True):
+            row[: len(levels)] = levels
+        index = torch.searchsorted(values, flat.flatten(1)).view(flat.shape)
+        return cls(values, index)
+
+    @classmethod
+    def binary(cls, hole: Tensor) -> "Regions":
+        """As `of`, for a hole (B,1,H,W) that is known to hold only 0 and 1: no search, and no look at the values."""
+        ends = torch.tensor([0.0, 1.0], dtype=torch.float64, device=hole.device)
+        return cls(ends.expand(len(hole), 2), hole[:, 0].long())
+
+
+@dataclass(frozen=True)
+class Noise:
+    """How noisy a batch is: K levels for an image, and which of them each pixel has.
+
+    Args:
+        levels_a, levels_s: (B,K) float64, the signal and noise amplitudes a >= 0 and s >= 0.
+        times: (B,K) float64, the time that the network is told for each level.
+        index: (B,H,W) int64 in [0,K), or None where the whole image has one level (K = 1).
+    """
+
+    levels_a: Tensor
+    levels_s: Tensor
+    times: Tensor
+    index: Tensor | None = None
+
+    @property
+    def a(self) -> Tensor:
+        """(B,1,H,W) or (B,1,1,1), float64."""
+        return self.spread(self.levels_a)
+
+    @property
+    def s(self) -> Tensor:
+        """(B,1,H,W) or (B,1,1,1), float64."""
+        return self.spread(self.levels_s)
+
+    def spread(self, levels: Tensor) -> Tensor:
+        """Values for each level (B,K) as a map (B,1,H,W), or (B,1,1,1) where the image has one level."""
+        if self.index is None:
+            return levels[:, :, None, None]
+        return levels.gather(1, self.index.flatten(1)).view(self.index.shape)[:, None]
+
+    def to(self, device: torch.device | str) -> "Noise":
+        return replace(
+            self,
+            levels_a=self.levels_a.to(device),
+            levels_s=self.levels_s.to(device),
+            times=self.times.to(device),
+            index=None if self.index is None else self.index.to(device),
+        )
+
+
+class Process(Protocol):
+    """A family of noise levels, numbered t = 0 (least noise) to steps - 1; CLEAN is no noise."""
+
+    steps: int
+    """Number of noise levels that training visits."""
+    sampled_steps: int
+    """Number of them that the reverse process visits: it starts at sampled_steps - 1."""
+
+    def noise(self, t: Tensor, regions: Regions | None) -> Noise:
+        """The noise at times t (B,) int64 in [CLEAN, steps), for images with these regions."""
+        ...
+
+
+def linear_betas(steps: int = 1000, first: float = 1e-4, last: float = 0.02) -> Tensor:
+    """DDPM's linear schedule (Ho et al. 2020, arXiv 2006.11239): (steps,) float64."""
+    return torch.linspace(first, last, steps, dtype=torch.float64)
+
+
+def log_cumulative(betas: Tensor) -> Tensor:
+    """log A_t = sum_{u<=t} log(1 - beta_u), (T,) float64, with log A_CLEAN = 0 appended, so that index -1 finds it."""
+    logs = torch.log1p(-betas.to(torch.float64)).cumsum(0)
+    return torch.cat([logs, logs.new_zeros(1)])
+
+
+def _check_times(t: Tensor, steps: int) -> None:
+    if t.is_floating_point():
+        raise ValueError(f"t has dtype {t.dtype}; expected whole numbers from {CLEAN} (clean) to {steps - 1}")
+    if t.device.type == "cpu" and len(t) and not (t.min() >= CLEAN and t.max() < steps):
+        raise ValueError(
+            f"t runs from {int(t.min())} to {int(t.max())}; allowed are {CLEAN} (clean) to {steps - 1}, the last step"
+        )
+
+
+class Uniform:
+    """One variance-preserving level for the whole image: a = sqrt(A_t), s = sqrt(1 - A_t). DDPM, ADM.
+
+    Args:
+        betas: (T,) in (0,1), the variance added by each step.
+    """
+
+    def __init__(self, betas: Tensor) -> None:
+        self.betas = betas.to(torch.float64)
+        self.steps = self.sampled_steps = len(betas)
+        self.log_A = log_cumulative(self.betas)
+
+    def noise(self, t: Tensor, regions: Regions | None = None) -> Noise:
+        """t (B,) int64. `regions` may be given, for one signature with RegionAware; the level does not depend on it."""
+        _check_times(t, self.steps)
+        log_abar = self.log_A.to(t.device)[t][:, None]
+        return Noise(*_amplitudes(log_abar), times=t.clamp(min=0)[:, None].to(torch.float64))
+
+
+class RegionAware:
+    """RAD's two-phase process: pixel by pixel, from a hole map (0 known, 1 to be filled, between: partly noised).
+
+    Args:
+        betas: (T1,) in (0,1), the schedule of either phase; T = 2 T1 steps in all.
+        time_origin: what the network is told of a level. "official": the paper's fractional index tau (0 clean, j for the
+            noise of DDPM step j-1). "adm": max(tau - 1, 0), which is what the pretrained network was trained with.
+    """
+
+    def __init__(self, betas: Tensor, *, time_origin: TimeOrigin = "adm") -> None:
+        if time_origin not in ("official", "adm"):
+            raise ValueError(f"time_origin is {time_origin!r}; allowed are 'official' and 'adm'")
+        self.betas = betas.to(torch.float64)
+        self.time_origin = time_origin
+        self.sampled_steps = len(betas)
+        self.steps = 2 * len(betas)
+        self.log_A = log_cumulative(self.betas)
+        self.grid = noise_grid(self.log_A[:-1])
+
+    def log_abar(self, t: Tensor, m: Tensor) -> Tensor:
+        """log abar_t(m) for times t (B,) int64 in [CLEAN, 2 T1) and hole values m (B,K) float64: (B,K) float64."""
+        log_A = self.log_A.to(t.device)
+        last = log_A[self.sampled_steps - 1]  # log(1 - nu)
+        nu = -torch.expm1(last)
+        phase1_end = torch.where(m == 1, last, torch.log1p(-nu * m))  # log(1 - nu m), exact at both ends
+        in_phase2 = t >= self.sampled_steps
+        fraction = (log_A[torch.where(in_phase2, t - self.sampled_steps, t)] / last)[:, None]  # G_t
+        return torch.where(in_phase2[:, None], phase1_end + fraction * (last - phase1_end), fraction * phase1_end)
+
+    def noise(self, t: Tensor, regions: Regions | None) -> Noise:
+        """t (B,) int64 in [CLEAN, 2 T1), each image its own (the phases may be mixed in a batch)."""
+        if regions is None:
+            raise ValueError("the region-aware process needs the regions of a hole map: Regions.of(hole)")
+        _check_times(t, self.steps)
+        log_abar = self.log_abar(t, regions.values)
+        times = fractional_times(-torch.expm1(log_abar), self.grid.to(t.device))
+        if self.time_origin == "adm":
+            times = (times - 1).clamp(min=0)
+        return Noise(*_amplitudes(log_abar), times=times, index=regions.index)
+
+
+def _amplitudes(log_abar: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.exp(0.5 * log_abar), torch.sqrt(-torch.expm1(log_abar))
+
+
+def noise_grid(log_A: Tensor) -> Tensor:
+    """RAD's grid g_0 = 0, g_j = 1 - A_(j-1): the noise intensity at whole times j; (T+1,) float64."""
+    return torch.cat([log_A.new_zeros(1), -torch.expm1(log_A)])
+
+
+def fractional_times(intensity: Tensor, grid: Tensor) -> Tensor:
+    """The inverse of the schedule: tau with bbar = g(tau), linear between the grid points, clamped to [0,T].
+
+    Args:
+        intensity: bbar = 1 - abar, any shape, float64 in [0,1].
+        grid: (T+1,) increasing, from `noise_grid`.
+    """
+    below = (torch.searchsorted(grid, intensity.contiguous(), right=True) - 1).clamp(0, len(grid) - 2)
+    low, high = grid[below], grid[below + 1]
+    return (below + (intensity - low) / (high - low)).clamp(0, len(grid) - 1)
+
+
+def spaced_times(total: int, count: int, *, spacing: Literal["even", "official"] = "even") -> list[int]:
+    """`count` times from total - 1 down to 0, then CLEAN; neighbours in the list are the steps of the sampler.
+
+    Args:
+        spacing: "even": rounded linspace(total - 1, 0). "official": linspace(total - 10, 0), as the official RAD sampler.
+
+    Raises:
+        ValueError: count outside [1, total].
+    """
+    if not 1 <= count <= total:
+        raise ValueError(f"steps is {count}; allowed are 1 to {total}, the number of noise levels of this model")
+    first = total - 1 if spacing == "even" or count == 1 else total - 10
+    if count > first + 1:
+        raise ValueError(f"steps is {count}; the official spacing allows 1 to {first + 1}: use spacing='even'")
+    times: Sequence[float] = [first * (1 - i / (count - 1)) for i in range(count)] if count > 1 else [first]
+    return [math.floor(time + 0.5) for time in times] + [CLEAN]

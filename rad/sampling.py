@@ -1,0 +1,352 @@
+"""Inpainting of files: one picture, a folder or a zip; what is finished stays, what failed is listed at the end."""
+
+import argparse
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from rad.masks import MaskGenerator
+from rad.masks.files import looks_inverted, read_mask, write_mask
+from rad.masks.shapes import MASKS, make
+from rad.pictures import Picture, list_pictures
+from rad.tape import generator
+
+if TYPE_CHECKING:
+    from rad.inpainter import Inpainter
+
+EXIT_OK, EXIT_INPUT, EXIT_SOME = 0, 2, 3
+
+
+@dataclass(frozen=True)
+class Job:
+    """A picture, where its mask comes from, and the files to be written: (samples, raw samples, mask)."""
+
+    picture: Picture
+    mask: Picture | MaskGenerator | None
+    outputs: list[Path]
+    raw: list[Path]
+    mask_output: Path | None
+
+    @property
+    def files(self) -> list[Path]:
+        """All files to be written."""
+        return [*self.outputs, *self.raw, *([self.mask_output] if self.mask_output else [])]
+
+    @property
+    def name(self) -> str:
+        """The identity of the picture for masks and noise: its file name, wherever it lies."""
+        return PurePosixPath(self.picture.name).name
+
+    def hole(self, size: tuple[int, int], options: argparse.Namespace) -> Tensor:
+        """(1,H,W) in [0,1], 1 = fill, for a picture of that (height, width)."""
+        if self.mask is None:
+            raise ValueError(f"no mask for {self.picture.name} in {options.mask}: expected a picture of the same name")
+        if isinstance(self.mask, Picture):
+            return read_mask(self.mask.file(), polarity=options.mask_polarity, size=size)
+        return self.mask([generator(options.seed, "mask", self.name)], *size)[0]
+
+
+def run(options: argparse.Namespace) -> int:
+    """Carry out `python sample.py ...`. Written paths go to stdout, everything else to stderr. Returns the exit code.
+
+    Raises:
+        ValueError, FileNotFoundError: nothing could be begun.
+    """
+    jobs = plan(options)
+    fresh = [job for job in jobs if options.overwrite or not all(path.exists() for path in job.files)]
+    if len(fresh) < len(jobs):
+        tell(f"{len(jobs) - len(fresh)} of {len(jobs)} pictures are finished already (--overwrite to make them again)")
+    if not fresh:
+        return EXIT_OK
+    if options.margin is not None and options.size_policy != "crop":
+        tell("warning: --margin has no effect without --size_policy crop")
+    if options.mask_polarity != "white_is_fill" and isinstance(jobs[0].mask, MaskGenerator):
+        tell(f"warning: --mask_polarity has no effect on the generator {options.mask}")
+    from rad.inpainter import Inpainter  # the import of peft takes seconds, which an error above need not wait for
+
+    inpainter = Inpainter.from_pretrained(
+        options.checkpoint, base=options.base, device=options.device, precision=options.precision
+    )
+    sampler = inpainter.sampler(options.method, steps=options.steps, eta=options.eta)
+    failures: list[str] = []
+    ready, windows = [], 0
+    for job in fresh:
+        try:
+            picture = job.picture.open()
+            hole = job.hole((picture.height, picture.width), options)
+            count = inpainter.count_windows(hole, size_policy=options.size_policy, margin=options.margin)
+        except (ValueError, OSError) as error:
+            failures.append(f"{job.picture}: {error}")
+            continue
+        if options.mask_polarity == "white_is_fill" and isinstance(job.mask, Picture) and looks_inverted(hole):
+            tell(
+                f"warning: the mask of {job.picture.name} looks inverted; for white = known use --mask_polarity white_is_known"
+            )
+        ready.append(job)
+        windows += count
+    calls = windows * options.num_samples * sampler.nfe
+    tell(
+        f"{len(ready)} pictures, {windows} windows, {options.num_samples} samples, {options.method} with {options.steps} steps: "
+        f"{calls} network calls of a {inpainter.size[1]}x{inpainter.size[0]} image on {inpainter.device}"
+    )
+    seconds = 0.0
+    with Progress(calls) as progress:
+        for start in range(0, len(ready), options.batch_size):
+            chunk = ready[start : start + options.batch_size]
+            seconds += _inpaint(inpainter, chunk, options, progress, failures)
+    if calls:
+        tell(f"{seconds:.1f} s in the sampler, {1000 * seconds / calls:.1f} ms a network call of one image")
+    for failure in failures:
+        tell(f"failed: {' '.join(failure.split())}")
+    if not failures:
+        return EXIT_OK
+    tell(f"{len(failures)} of {len(fresh)} pictures failed")
+    return EXIT_SOME if len(failures) < len(fresh) else EXIT_INPUT
+
+
+def _inpaint(
+    inpainter: "Inpainter",
+    jobs: list[Job],
+    options: argparse.Namespace,
+    progress: "Progress",
+    failures: list[str],
+) -> float:
+    pictures = [job.picture.open() for job in jobs]
+    holes = [job.hole((picture.height, picture.width), options) for job, picture in zip(jobs, pictures, strict=True)]
+    before = progress.done
+    result = inpainter(
+        pictures,
+        holes,
+        method=options.method,
+        steps=options.steps,
+        eta=options.eta,
+        seed=options.seed,
+        num_samples=options.num_samples,
+        size_policy=options.size_policy,
+        margin=options.margin,
+        batch_size=options.batch_size,
+        names=[job.name for job in jobs],
+        on_step=lambda done, _: progress.update(before + done),
+    )
+    for number, (job, picture, hole) in enumerate(zip(jobs, pictures, holes, strict=True)):
+        try:
+            for sample, path in enumerate(job.outputs):
+                index = number * options.num_samples + sample
+                write_picture(path, result.images[index])
+                check_known(path, picture, hole)
+                print(path)
+                if job.raw:
+                    write_picture(job.raw[sample], result.raw[index])
+            if job.mask_output is not None:
+                write_mask(job.mask_output, hole)
+        except OSError as error:
+            failures.append(f"{job.picture}: cannot be written: {error}")
+    return result.seconds
+
+
+def plan(options: argparse.Namespace) -> list[Job]:
+    """One job a picture of --image, with its mask and its output files; nothing is read yet but lists of names."""
+    pictures = list_pictures(options.image)
+    source, output = Path(options.image), Path(options.output)
+    one = source.is_file() and source.suffix.lower() != ".zip"
+    into_file = one and output.suffix != "" and not output.is_dir()
+    if into_file and output.suffix.lower() != ".png":
+        raise ValueError(
+            f"--output {output}: results are written as PNG, which keeps every pixel; end the name in .png"
+        )
+    folder = output.parent if into_file else output
+    if source.is_dir() and folder.resolve().is_relative_to(source.resolve()):
+        raise ValueError(
+            f"--output {output} lies in {source}, and would be an input of the next run: give another folder"
+        )
+    if any(path.is_file() for path in (folder, *folder.parents)):
+        raise ValueError(f"--output {output} cannot be written: there is a file where the folder {folder} has to be")
+    find_mask = _mask_finder(options.mask)
+    jobs = []
+    for picture in pictures:
+        relative = PurePosixPath(picture.name.lstrip("/"))  # a zip may hold absolute names
+        stem = output.with_suffix("") if into_file else output / relative.with_suffix("")
+        stems = (
+            [stem]
+            if options.num_samples == 1
+            else [stem.with_name(f"{stem.name}-{n}") for n in range(options.num_samples)]
+        )
+        outputs = [path.with_name(f"{path.name}.png") for path in stems]
+        raw = [path.with_name(f"{path.name}-raw.png") for path in stems] if options.raw else []
+        mask_output = stem.with_name(f"{stem.name}-mask.png") if options.save_mask else None
+        jobs.append(Job(picture, find_mask(picture), outputs, raw, mask_output))
+    written = Counter(path for job in jobs for path in job.files)
+    double = sorted(str(path) for path, count in written.items() if count > 1)
+    if double:
+        raise ValueError(
+            f"{len(double)} files would be written twice, the first {double[0]}: rename pictures of {source}"
+        )
+    read = {
+        entry.source.resolve()
+        for job in jobs
+        for entry in (job.picture, job.mask)
+        if isinstance(entry, Picture) and isinstance(entry.source, Path)
+    }
+    lost = sorted(str(path) for path in written if path.resolve() in read)
+    if lost:
+        raise ValueError(f"--output {output} would write over the input {lost[0]}: give another folder or name")
+    return jobs
+
+
+def _mask_finder(mask: str) -> Callable[[Picture], Picture | MaskGenerator | None]:
+    path = Path(mask)
+    if not path.exists():
+        if mask not in MASKS:
+            raise ValueError(
+                f"--mask {mask} is neither a file, a folder, a zip nor a generator; there are {', '.join(MASKS)}"
+            )
+        made = make(mask)
+        return lambda _: made
+    found = list_pictures(path)
+    if path.is_file() and path.suffix.lower() != ".zip":
+        return lambda _: found[0]
+    by_stem: dict[PurePosixPath, Picture] = {}
+    for entry in found:
+        other = by_stem.setdefault(PurePosixPath(entry.name).with_suffix(""), entry)
+        if other is not entry:
+            raise ValueError(f"--mask {mask} has two masks for one picture, {other.name} and {entry.name}: remove one")
+    return lambda picture: by_stem.get(PurePosixPath(picture.name).with_suffix(""))
+
+
+def write_picture(path: Path, image: Image.Image) -> None:
+    """Write a PNG under a temporary name and rename it, so that a file of that name is always whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp")
+    image.save(temporary, format="PNG")
+    os.replace(temporary, path)
+
+
+def check_known(path: Path, picture: Image.Image, hole: Tensor) -> None:
+    """Read the file again and compare its known pixels with the input's, bit for bit."""
+    known = (hole[0] == 0).numpy()
+    with Image.open(path) as written:
+        assert np.array_equal(np.asarray(written)[known], np.asarray(picture)[known]), f"known pixels differ in {path}"
+
+
+def tell(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+class Progress:
+    """Network calls done: a bar with the time left on a terminal, a line every tenth otherwise."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done, self._bar, self._told = total, 0, None, 0
+        self._task: Any = None
+
+    def __enter__(self) -> "Progress":
+        if sys.stderr.isatty() and self.total:
+            from rich.console import Console
+            from rich.progress import (
+                BarColumn,
+                MofNCompleteColumn,
+                TextColumn,
+                TimeElapsedColumn,
+                TimeRemainingColumn,
+            )
+            from rich.progress import Progress as Bar
+
+            columns = (
+                TextColumn("network calls"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+            )
+            self._bar = Bar(*columns, console=Console(stderr=True))
+            self._bar.start()
+            self._task = self._bar.add_task("", total=self.total)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(self, done: int) -> None:
+        self.done = done
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done)
+        elif self.total and done * 10 // self.total > self._told:
+            self._told = done * 10 // self.total
+            tell(f"{done} of {self.total} network calls")
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors are ValueErrors, without the usage of all options before them."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; `python sample.py --help` lists the options")
+
+
+def parser() -> Parser:
+    """The options of sample.py."""
+    from rad.methods import METHODS
+
+    made = Parser(
+        prog="sample.py",
+        description="Fill holes in pictures with a saved RAD adapter, or with a zero-shot method on a base model.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    made.add_argument(
+        "--checkpoint", required=True, help="adapter folder; or a base model: diffusers folder, hub id, .pt"
+    )
+    made.add_argument("--base", help="base model of the adapter, where it is not found by itself")
+    made.add_argument("--image", required=True, help="picture, folder of any depth, or zip")
+    made.add_argument(
+        "--mask",
+        required=True,
+        help=f"picture (for all), folder or zip (by name), or a generator: {', '.join(MASKS)}",
+    )
+    made.add_argument("--output", required=True, help="PNG file for one picture, or a folder")
+    made.add_argument("--method", default="rad", choices=list(METHODS), help="rad needs an adapter")
+    made.add_argument("--steps", type=int, default=100, help="network calls a filling")
+    made.add_argument("--eta", type=float, default=1.0, help="1: DDPM, 0: DDIM (no fresh noise)")
+    made.add_argument("--seed", type=int, default=0, help="of noise and generated masks")
+    made.add_argument("--num_samples", type=int, default=1, help="fillings of each picture")
+    made.add_argument("--mask_polarity", default="white_is_fill", choices=["white_is_fill", "white_is_known"])
+    made.add_argument(
+        "--size_policy",
+        default="error",
+        choices=["error", "resize", "crop"],
+        help="pictures of another size than the model's; crop: a window around each hole, any size of picture",
+    )
+    made.add_argument(
+        "--margin",
+        type=int,
+        help="for crop: pixels that a window sees around its core (an eighth of its size)",
+    )
+    made.add_argument("--batch_size", type=int, default=8, help="windows that go through the network together")
+    made.add_argument("--precision", default="32", choices=["32", "bf16"])
+    made.add_argument("--device", default="auto")
+    made.add_argument("--raw", action="store_true", help="also write NAME-raw.png, before known pixels are put back")
+    made.add_argument("--save_mask", action="store_true", help="also write NAME-mask.png, white = filled")
+    made.add_argument("--overwrite", action="store_true", help="make finished pictures again")
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    if options.num_samples < 1 or options.batch_size < 1:
+        raise ValueError(
+            f"--num_samples {options.num_samples} --batch_size {options.batch_size}: both must be at least 1"
+        )
+    try:
+        return run(options)
+    except torch.OutOfMemoryError:
+        raise ValueError(
+            "not enough memory for a single window: use --precision bf16, --device cpu or a smaller model"
+        ) from None

@@ -1,0 +1,96 @@
+"""Holes in pictures of any size, as windows of the model's size: where they lie, and which may be filled together.
+
+A window is S x S pixels; what it fills and keeps is its core, the window without a margin, so that every filled pixel saw
+some of its surroundings. A hole that fits into a core gets one window with the hole in its middle; a longer one is cut into
+cores, and windows that come later see what earlier ones filled.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Box = tuple[int, int, int, int]
+"""top, left, bottom, right; bottom and right are outside."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """`window` is what the model sees, `core` what is kept of it; both in pixels of the picture."""
+
+    window: Box
+    core: Box
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        top, left, bottom, right = self.window
+        return slice(top, bottom), slice(left, right)
+
+    @property
+    def core_slices(self) -> tuple[slice, slice]:
+        top, left, bottom, right = self.core
+        return slice(top, bottom), slice(left, right)
+
+    def overlaps(self, other: "Window") -> bool:
+        (top, left, bottom, right), (top2, left2, bottom2, right2) = self.window, other.window
+        return top < bottom2 and top2 < bottom and left < right2 and left2 < right
+
+
+def plan_windows(hole: NDArray[np.bool_], *, size: int, margin: int) -> list[Window]:
+    """Windows whose cores cover every hole pixel.
+
+    Args:
+        hole: (H,W) with H, W >= size (pad a smaller picture with hole).
+        size: S, of the model, in pixels.
+        margin: between the edge of a window and its core, in pixels, below S / 2; none at the edge of the picture.
+    """
+    from skimage.measure import label, regionprops
+
+    if min(hole.shape) < size or not 0 <= 2 * margin < size:
+        raise ValueError(
+            f"picture is {hole.shape} and margin {margin}; expected sides of at least {size}, margin < {size / 2}"
+        )
+    open_pixels = hole.copy()
+    windows: list[Window] = []
+    for region in regionprops(label(hole, connectivity=2)):
+        top, left, bottom, right = (int(edge) for edge in region.bbox)
+        for rows in _cuts(top, bottom, hole.shape[0], size, margin):
+            for columns in _cuts(left, right, hole.shape[1], size, margin):
+                window = Window((rows[0], columns[0], rows[1], columns[1]), (rows[2], columns[2], rows[3], columns[3]))
+                inside = open_pixels[window.core_slices]
+                if inside.any():
+                    inside[:] = False
+                    windows.append(window)
+    assert not open_pixels.any()
+    return windows
+
+
+def _cuts(first: int, last: int, length: int, size: int, margin: int) -> list[tuple[int, int, int, int]]:
+    """Along one axis: (window start, window end, core start, core end) of each window that covers [first, last)."""
+    core = size - 2 * margin
+    count = max(1, -(-(last - first) // core))
+    cuts = []
+    for number in range(count):
+        middle = first + (last - first) * (2 * number + 1) / (2 * count)
+        start = min(max(0, round(middle - size / 2)), length - size)
+        inner = 0 if start == 0 else start + margin
+        outer = length if start + size == length else start + size - margin
+        cuts.append((start, start + size, inner, outer))
+    return cuts
+
+
+def next_wave(unknown: NDArray[np.bool_], windows: list[Window]) -> list[Window]:
+    """The windows to fill now: best known first, none overlapping, none that knows nothing while another knows something.
+
+    Args:
+        unknown: (H,W), what is still to be filled; windows: those that are left, at least one.
+    """
+    shares = {window: float(unknown[window.slices].mean()) for window in windows}
+    ordered = sorted(windows, key=lambda window: shares[window])
+    if shares[ordered[0]] == 1.0:
+        return ordered[:1]
+    wave: list[Window] = []
+    for window in ordered:
+        if shares[window] < 1.0 and not any(window.overlaps(other) for other in wave):
+            wave.append(window)
+    return wave

@@ -1,0 +1,96 @@
+"""Training from a configuration: LightningCLI with `fit` implied, one run folder a run, no silent fresh start."""
+
+import zipfile
+from argparse import ArgumentError
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from rad.data import PictureData
+from rad.module import Diffusion
+
+
+class TrainCLI(LightningCLI):
+    """Adds `--name` and `--ckpt_path`, and ties what must agree: one seed, one image size."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--name", type=str, default="run", help="of the run, which is kept in runs/NAME/")
+        parser.add_argument(
+            "--ckpt_path",
+            type=str | None,
+            default=None,
+            help="checkpoint to resume from: a .ckpt file, or `last` for the newest of this run; a missing one is an error",
+        )
+        parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+        parser.link_arguments("data.size", "model.image_size")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """As the parent, without its warning that `args` may not be those of the command line."""
+        self.config = parser.parse_args(args)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """With the run folder, which is no part of the configuration: a saved one may be used for another run."""
+        config: Any = self.config_init
+        if not config.name:
+            raise ValueError("--name is empty: give the run a name, or leave the option out")
+        if config.trainer.default_root_dir is None:
+            kwargs["default_root_dir"] = str(Path("runs") / config.name)
+        if config.trainer.logger in (None, True):
+            kwargs["logger"] = TensorBoardLogger("runs", name=config.name, version="")
+        return super().instantiate_trainer(**kwargs)
+
+
+def fit(arguments: Sequence[str]) -> int:
+    """Train; the run is kept in `runs/<name>/`: config.yaml, TensorBoard events, checkpoints/ with adapters beside them.
+
+    Raises:
+        ValueError, FileNotFoundError: what the user gave cannot be used.
+    """
+    try:
+        cli = TrainCLI(
+            Diffusion,
+            PictureData,
+            args=list(arguments),
+            run=False,
+            parser_kwargs={"exit_on_error": False},
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults={
+                "use_distributed_sampler": False,
+                "gradient_clip_val": 1.0,
+                "enable_model_summary": False,
+            },
+        )
+    except (ArgumentError, MisconfigurationException, ModuleNotFoundError) as error:
+        raise ValueError(f"{error}; `python train.py --help` lists the settings") from None
+    config: Any = cli.config
+    ckpt = find_checkpoint(config.ckpt_path, Path("runs") / config.name)
+    try:
+        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=ckpt, weights_only=True)
+    except SystemExit:  # what Lightning makes of Ctrl-C
+        raise KeyboardInterrupt from None
+    return 0
+
+
+def find_checkpoint(ckpt_path: str | None, folder: Path) -> str | None:
+    """The checkpoint to resume from. Raises if it is missing, or if a fresh start would run into an earlier run."""
+    checkpoints = folder / "checkpoints"
+    if ckpt_path is None:
+        if any(checkpoints.glob("*.ckpt")):
+            raise ValueError(
+                f"{checkpoints} holds an earlier run: continue it with --ckpt_path last, or give this one another --name"
+            )
+        return None
+    path = checkpoints / "last.ckpt" if ckpt_path == "last" else Path(ckpt_path)
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint {path} does not exist: without --ckpt_path a new run is started")
+    if not zipfile.is_zipfile(path):  # the format of torch.save; a file cut short has no table of contents
+        raise ValueError(f"checkpoint {path} is damaged: resume from an older one of {path.parent}")
+    return str(path)

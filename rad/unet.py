@@ -1,0 +1,255 @@
+"""Spatial noise embedding for diffusers' UNet2DModel: every pixel has its own time (RAD, arXiv 2412.09191, section 3).
+
+In each residual block the paper's order is SiLU, bilinear resize R (align_corners), 1x1 projection W, b. Resize and
+projection are linear and SiLU comes before both, so for a map of K distinct levels with indicator maps 1_k
+
+    W R(sum_k silu(z_k) 1_k) + b = sum_k (W silu(z_k) + b) R(1_k)                                      (factorised)
+
+holds exactly: the time layers see K vectors instead of H x W pixels. "dense" computes the left side and is the reference.
+Parameters and their names stay those of the stock network, and one level for the whole image gives the stock output.
+"""
+
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DModel
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.unets.unet_2d import UNet2DOutput
+from einops import rearrange
+from torch import Tensor, nn
+
+EmbeddingKind = Literal["factorised", "dense"]
+
+
+def patch(unet: UNet2DModel, *, embedding: EmbeddingKind = "factorised") -> "RegionAwareUNet":
+    """Turn `unet` itself into one that reads a time for every pixel. Nothing is copied and no parameter is renamed.
+
+    Args:
+        unet: positional time embedding, SiLU, residual blocks of type ResnetBlock2D (ADM, DDPM).
+        embedding: "factorised" (default) or "dense" (the reference, several times slower).
+
+    Raises:
+        ValueError: a network of another kind.
+    """
+    if embedding not in ("factorised", "dense"):
+        raise ValueError(f"embedding is {embedding!r}; allowed are 'factorised' and 'dense'")
+    kind = unet.config["time_embedding_type"]
+    if kind != "positional":
+        raise ValueError(f"time_embedding_type is {kind!r}; RAD needs 'positional'")
+    blocks = [module for module in unet.modules() if isinstance(module, ResnetBlock2D)]
+    if not blocks or any(hasattr(module, "skip_conv") for module in unet.modules()):
+        raise ValueError("the network is not built of ResnetBlock2D alone; RAD patches ADM and DDPM style networks")
+    for block in blocks:
+        if block.time_embedding_norm not in ("default", "scale_shift") or not isinstance(block.nonlinearity, nn.SiLU):
+            raise ValueError(
+                f"a residual block has time_embedding_norm {block.time_embedding_norm!r} and activation "
+                f"{type(block.nonlinearity).__name__}; RAD needs 'default' or 'scale_shift', and SiLU"
+            )
+        block.__class__ = RegionAwareResnetBlock
+    unet.__class__ = RegionAwareUNet
+    patched = cast(RegionAwareUNet, unet)
+    patched.embedding = embedding
+    return patched
+
+
+class RegionAwareUNet(UNet2DModel):
+    """UNet2DModel that takes K times for an image and the level of each pixel. Made by `patch`."""
+
+    embedding: EmbeddingKind
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float | int,
+        class_labels: Tensor | None = None,
+        return_dict: bool = True,
+        index: Tensor | None = None,
+    ) -> Any:
+        """Predict as UNet2DModel does.
+
+        Args:
+            sample: (B,C,H,W).
+            timestep: a number, (B,), or (B,K) with `index`.
+            index: (B,H,W) int64 in [0,K): which of the K times each pixel has.
+        """
+        if self.config["center_input_sample"]:
+            sample = 2 * sample - 1.0
+        temb = self._embed(sample, timestep, class_labels, index)
+
+        hidden = self.conv_in(sample)
+        skips = (hidden,)
+        for block in self.down_blocks:
+            hidden, outputs = block(hidden_states=hidden, temb=temb)
+            skips += outputs
+        if self.mid_block is not None:
+            hidden = self.mid_block(hidden, temb)
+        for block in self.up_blocks:
+            count = len(cast(nn.ModuleList, block.resnets))
+            hidden = block(hidden, skips[-count:], temb)
+            skips = skips[:-count]
+        output = self.conv_out(self.conv_act(self.conv_norm_out(hidden)))
+        return UNet2DOutput(sample=output) if return_dict else (output,)
+
+    def _embed(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float | int,
+        class_labels: Tensor | None,
+        index: Tensor | None,
+    ) -> "TimeEmbedding":
+        times = torch.as_tensor(timestep, device=sample.device)
+        if index is None:
+            times = times.reshape(-1, 1).expand(len(sample), 1)
+        assert times.ndim == 2, "timestep is a number, (B,), or (B,K) with an index"
+        levels = times.shape[1]
+        # K indicator maps cost more than the embedding itself once there are more of them than it has channels.
+        dense = self.embedding == "dense" or levels > self.time_embedding.linear_2.out_features
+        if index is not None and dense:
+            times = times.gather(1, index.flatten(1))
+        vectors = self.time_embedding(self.time_proj(times.flatten()).to(self.dtype))
+        vectors = rearrange(vectors, "(b k) d -> b k d", b=len(sample))
+        if self.class_embedding is not None:
+            if class_labels is None:
+                raise ValueError("this network is class-conditional: give class_labels, (B,) int64")
+            if self.config["class_embed_type"] == "timestep":
+                class_labels = self.time_proj(class_labels)
+            vectors = vectors + self.class_embedding(class_labels).to(vectors.dtype)[:, None]
+        if index is not None and dense:
+            return TimeEmbedding(image=rearrange(vectors, "b (h w) d -> b d h w", h=sample.shape[2]))
+        return TimeEmbedding(vectors=F.silu(vectors), indicators=_indicators(index, levels, sample.dtype))
+
+
+def _indicators(index: Tensor | None, levels: int, dtype: torch.dtype) -> Tensor | None:
+    if index is None or levels == 1:
+        return None
+    if levels == 2:
+        return index[:, None].to(dtype)
+    return torch.stack([index == level for level in range(levels)], 1).to(dtype)
+
+
+class TimeEmbedding:
+    """What the residual blocks get for `temb`: K vectors and where they hold, or (dense) an image of vectors.
+
+    Args:
+        vectors: (B,K,D) after SiLU.
+        indicators: None for K = 1; (B,1,H,W) the indicator of level 1 for K = 2; (B,K,H,W) for more.
+        image: (B,D,H,W) before SiLU, for the dense reference.
+    """
+
+    def __init__(
+        self, *, vectors: Tensor | None = None, indicators: Tensor | None = None, image: Tensor | None = None
+    ) -> None:
+        self.vectors, self.indicators, self.image = vectors, indicators, image
+        self._resized: dict[tuple[int, int], Tensor] = {}
+
+    def weights(self, size: tuple[int, int]) -> Tensor | None:
+        """R(indicators) at `size`; each size is made once for all the blocks that need it."""
+        if self.indicators is None:
+            return None
+        if size not in self._resized:
+            self._resized[size] = resize(self.indicators, size)
+        return self._resized[size]
+
+
+def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """R: bilinear, align_corners=True, no antialiasing; (B,C,H,W) -> (B,C,*size)."""
+    if image.shape[-2:] == size:
+        return image
+    return F.interpolate(image, size=size, mode="bilinear", align_corners=True)
+
+
+def pointwise(layer: nn.Module, image: Tensor) -> Tensor:
+    """Apply a linear layer over channels, (B,D,H,W) -> (B,C,H,W): a 1x1 convolution with the layer's own weights."""
+    if type(layer) is nn.Linear:
+        return F.conv2d(image, layer.weight[:, :, None, None], layer.bias)
+    return layer(image.movedim(1, -1)).movedim(-1, 1)  # a LoRA layer: its forward takes channels last
+
+
+def mix(levels: Tensor, weights: Tensor | None) -> Tensor:
+    """sum_k levels_k R(1_k): (B,K,C) and `TimeEmbedding.weights` -> (B,C,h,w), or (B,C,1,1) for K = 1."""
+    if weights is None:
+        return levels[:, 0, :, None, None]
+    if levels.shape[1] == 2:
+        known, hole = levels[:, :, :, None, None].unbind(1)
+        # Exact where the weight is 0 or 1, as torch.lerp, which is four times slower on a CPU when its ends broadcast.
+        return (known * (1 - weights)).addcmul_(hole, weights)
+    return torch.einsum("bkc,bkhw->bchw", levels, weights)
+
+
+class _Modulate(torch.autograd.Function):
+    """silu(hidden * scale + shift) with scale and shift mixed from K levels, and mixed again in the backward pass.
+
+    Neither the two maps nor the argument of SiLU are kept, so a training step needs less memory than the stock block's.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, scale: Tensor, shift: Tensor, weights: Tensor | None) -> Tensor:
+        ctx.save_for_backward(hidden, scale, shift, weights)
+        return F.silu(_affine(hidden, mix(scale, weights), mix(shift, weights)), inplace=True)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        hidden, scale, shift, weights = ctx.saved_tensors
+        factor = mix(scale, weights)
+        argument = _affine(hidden, factor, mix(shift, weights))
+        grad = torch.ops.aten.silu_backward(grad, argument)
+        of_scale = _collect(grad * hidden, weights) if ctx.needs_input_grad[1] else None
+        of_shift = _collect(grad, weights) if ctx.needs_input_grad[2] else None
+        return grad * factor if ctx.needs_input_grad[0] else None, of_scale, of_shift, None
+
+
+def _affine(hidden: Tensor, factor: Tensor, term: Tensor) -> Tensor:
+    """hidden * factor + term; `term` is overwritten if it is a map, to write one map less."""
+    return torch.addcmul(term, hidden, factor) if term.shape != hidden.shape else term.addcmul_(hidden, factor)
+
+
+def _collect(grad: Tensor, weights: Tensor | None) -> Tensor:
+    """The adjoint of `mix` in its levels: (B,C,h,w) -> (B,K,C)."""
+    if weights is None:
+        return grad.sum((2, 3))[:, None]
+    collected = torch.einsum("bchw,bkhw->bkc", grad, weights)
+    if weights.shape[1] > 1:
+        return collected
+    return torch.cat([grad.sum((2, 3))[:, None] - collected, collected], 1)
+
+
+def modulate(hidden: Tensor, scale: Tensor, shift: Tensor, weights: Tensor | None) -> Tensor:
+    """silu(hidden * mix(scale) + mix(shift)): hidden (B,C,h,w), scale and shift (B,K,C)."""
+    dtype = hidden.dtype
+    with torch.autocast(hidden.device.type, enabled=False):
+        return _Modulate.apply(hidden, scale.to(dtype), shift.to(dtype), None if weights is None else weights.to(dtype))
+
+
+class RegionAwareResnetBlock(ResnetBlock2D):
+    """ResnetBlock2D whose time argument is a `TimeEmbedding`. Made by `patch`."""
+
+    def forward(self, input_tensor: Tensor, temb: TimeEmbedding) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        hidden = F.silu(self.norm1(input_tensor))
+        resample = self.upsample or self.downsample
+        if resample is not None:
+            input_tensor, hidden = resample(input_tensor), resample(hidden)
+        hidden = self.conv1(hidden)
+        hidden = self._condition_dense(hidden, temb) if temb.vectors is None else self._condition(hidden, temb)
+        hidden = self.conv2(self.dropout(hidden))
+        if self.conv_shortcut is not None:
+            input_tensor = self.conv_shortcut(input_tensor.contiguous())
+        return (input_tensor + hidden) / self.output_scale_factor
+
+    def _condition(self, hidden: Tensor, temb: TimeEmbedding) -> Tensor:
+        assert self.time_emb_proj is not None
+        levels = self.time_emb_proj(temb.vectors)
+        weights = temb.weights((hidden.shape[2], hidden.shape[3]))
+        if self.time_embedding_norm == "default":
+            return F.silu(self.norm2(hidden + mix(levels, None if weights is None else weights.to(levels.dtype))))
+        scale, shift = levels.chunk(2, dim=-1)
+        return modulate(self.norm2(hidden), 1 + scale, shift, weights)
+
+    def _condition_dense(self, hidden: Tensor, temb: TimeEmbedding) -> Tensor:
+        assert self.time_emb_proj is not None
+        assert temb.image is not None
+        image = pointwise(self.time_emb_proj, resize(F.silu(temb.image), (hidden.shape[2], hidden.shape[3])))
+        if self.time_embedding_norm == "default":
+            return F.silu(self.norm2(hidden + image))
+        scale, shift = image.chunk(2, dim=1)
+        return F.silu(self.norm2(hidden) * (1 + scale) + shift)

@@ -1,0 +1,74 @@
+"""Models small enough for every test: a base of 16x16 pixels with random weights, and an adapter that changes it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from rad.load import load_base, save_base
+from rad.lora import AdapterInfo, LoRA, inject, save_adapter, trainable
+from rad.process import linear_betas
+from rad.unet import patch
+from tests.networks import small_unet
+
+SIZE = 16
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small networks run faster on one thread, and runs are equal bit for bit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `base` and `adapter`, which names it; copy it before changing it."""
+    folder = tmp_path_factory.mktemp("models")
+    save_base(folder / "base", small_unet(size=SIZE), betas=linear_betas(), half=False)
+    make_adapter(folder / "adapter", folder / "base", seed=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def base(models: Path) -> Path:
+    return models / "base"
+
+
+@pytest.fixture(scope="session")
+def adapter(models: Path) -> Path:
+    return models / "adapter"
+
+
+def make_adapter(folder: Path, base: Path, *, seed: int) -> None:
+    """An adapter of rank 2 on `base`, moved away from zero as training would."""
+    loaded = load_base(base)
+    peft = inject(patch(loaded.unet), LoRA(rank=2, alpha=2))
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in trainable(peft).values():
+            parameter.add_(torch.randn(parameter.shape, generator=random), alpha=0.1)
+    info = AdapterInfo(
+        base=str(base), base_hash=loaded.hash, time_origin="adm", steps=len(loaded.betas), size=(SIZE, SIZE)
+    )
+    save_adapter(peft, folder, info, card="# A random adapter\n")
+
+
+def random_picture(height: int, width: int, *, seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def box_hole(height: int, width: int, *box: int) -> Tensor:
+    """(1,H,W), 1 inside the boxes, each four numbers: top, left, bottom, right."""
+    hole = torch.zeros(1, height, width)
+    for number in range(0, len(box), 4):
+        top, left, bottom, right = box[number : number + 4]
+        hole[:, top:bottom, left:right] = 1
+    return hole

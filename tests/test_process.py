@@ -1,0 +1,186 @@
+"""The noise processes against closed forms: DDPM at both ends of the mask, telescoping, boundary, marginals, inverse map."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from rad.process import (
+    CLEAN,
+    RegionAware,
+    Regions,
+    Uniform,
+    fractional_times,
+    linear_betas,
+    noise_grid,
+    spaced_times,
+)
+
+BETAS = linear_betas()
+T1 = len(BETAS)
+ALPHA_BAR = torch.cumprod(1 - BETAS, 0)  # plain DDPM, for comparison
+NU = float(1 - ALPHA_BAR[-1])
+
+
+def levels(t, *values, time_origin="official"):
+    """(abar, Noise) of RAD at times t for hole values, each (len(t), len(values))."""
+    t = torch.as_tensor(t)
+    regions = Regions(torch.tensor([values], dtype=torch.float64).expand(len(t), -1), torch.zeros(len(t), 1, 1).long())
+    noise = RegionAware(BETAS, time_origin=time_origin).noise(t, regions)
+    return noise.levels_a.square(), noise
+
+
+def test_linear_schedule_has_the_published_values():
+    assert ALPHA_BAR[0] == pytest.approx(0.9999)
+    assert float(ALPHA_BAR[999]) == pytest.approx(4.0358e-5, rel=1e-4)
+    assert math.log(1 - NU) == pytest.approx(-10.1177, abs=1e-4)
+
+
+def test_hole_follows_ddpm_in_phase_1_and_waits_in_phase_2():
+    abar, _ = levels(range(2 * T1), 1.0)
+    torch.testing.assert_close(abar[:T1, 0], ALPHA_BAR, rtol=1e-12, atol=0)
+    assert len(set(abar[T1 - 1 :, 0].tolist())) == 1
+    steps = abar[1:T1, 0] / abar[: T1 - 1, 0]
+    torch.testing.assert_close(steps, 1 - BETAS[1:], rtol=1e-12, atol=0)
+
+
+def test_known_waits_in_phase_1_and_follows_ddpm_in_phase_2():
+    abar, noise = levels(range(2 * T1), 0.0)
+    assert (abar[:T1] == 1).all()
+    assert (noise.levels_s[:T1] == 0).all()
+    torch.testing.assert_close(abar[T1:, 0], ALPHA_BAR, rtol=1e-12, atol=0)
+
+
+def test_soft_masks_telescope_and_are_monotone():
+    m = torch.rand(6, generator=torch.Generator().manual_seed(0), dtype=torch.float64).sort().values
+    abar, _ = levels(range(2 * T1), *m.tolist())
+    a1, a2 = (1 - NU * m) ** 1.0, (1 - NU) / (1 - NU * m)
+    gamma = torch.log1p(-BETAS) / math.log(1 - NU)
+    single_steps = torch.cat([a1 ** gamma[:, None], a2 ** gamma[:, None]])  # a_t of the paper, one step each
+    torch.testing.assert_close(abar, single_steps.cumprod(0), rtol=1e-9, atol=0)
+    assert float(gamma.sum()) == pytest.approx(1)
+    assert (abar.diff(dim=0) <= 0).all()
+    assert (abar[:T1].diff(dim=1) <= 0).all(), "more mask, less signal in phase 1"
+
+
+def test_boundary_of_the_phases_is_linear_in_the_mask_and_the_end_is_noise_everywhere():
+    m = [0.0, 0.5, 0.9, 0.99, 0.999, 1.0]
+    abar, _ = levels([T1 - 1, 2 * T1 - 1], *m)
+    torch.testing.assert_close(abar[0], 1 - NU * torch.tensor(m, dtype=torch.float64), rtol=1e-11, atol=0)
+    torch.testing.assert_close(abar[1], torch.full((6,), 1 - NU, dtype=torch.float64), rtol=1e-11, atol=0)
+
+
+def test_a_batch_of_mixed_phases_equals_its_images_alone():
+    hole = torch.rand(4, 1, 5, 7, generator=torch.Generator().manual_seed(1)).round(decimals=1)
+    t = torch.tensor([3, 999, 1000, 1700])
+    process = RegionAware(BETAS)
+    together = process.noise(t, Regions.of(hole))
+    for i in range(4):
+        alone = process.noise(t[i : i + 1], Regions.of(hole[i : i + 1]))
+        assert torch.equal(together.a[i : i + 1], alone.a)
+        assert torch.equal(together.s[i : i + 1], alone.s)
+        assert torch.equal(together.spread(together.times)[i : i + 1], alone.spread(alone.times))
+
+
+def test_clean_has_no_noise_anywhere():
+    hole = (torch.rand(1, 1, 4, 4, generator=torch.Generator().manual_seed(0)) > 0.5).float()
+    for process in (RegionAware(BETAS), Uniform(BETAS)):
+        noise = process.noise(torch.tensor([CLEAN]), Regions.of(hole))
+        assert (noise.a == 1).all()
+        assert (noise.s == 0).all()
+
+
+def test_uniform_is_ddpm_and_equals_rad_with_everything_hole():
+    t = torch.arange(T1)
+    uniform = Uniform(BETAS).noise(t)
+    torch.testing.assert_close(uniform.levels_a.square()[:, 0], ALPHA_BAR, rtol=1e-12, atol=0)
+    abar, rad = levels(range(T1), 1.0, time_origin="adm")
+    torch.testing.assert_close(abar, uniform.levels_a.square(), rtol=1e-12, atol=0)
+    assert torch.equal(rad.times.float(), uniform.times.float()), "the network is told the time it was trained with"
+
+
+def test_no_nan_at_the_extremes():
+    hole = torch.zeros(3, 1, 4, 4)
+    hole[1] = 1
+    hole[2, 0, 1, 2], hole[2, 0, 0, 0] = 1, 1e-7
+    for t in (CLEAN, 0, T1 - 1, T1, 2 * T1 - 1):
+        noise = RegionAware(BETAS).noise(torch.full((3,), t), Regions.of(hole))
+        assert all(bool(values.isfinite().all()) for values in (noise.a, noise.s, noise.times))
+
+
+def test_regions_keep_every_value_and_its_place():
+    hole = torch.tensor([[0.0, 0.25, 1.0], [0.25, 0.5, 0.0]])[None, None]
+    both = torch.cat([hole, torch.ones_like(hole)])
+    regions = Regions.of(both)
+    back = regions.values.gather(1, regions.index.flatten(1)).view(2, 1, 2, 3)
+    assert torch.equal(back.float(), both)
+    binary = (hole > 0.3).float()
+    assert torch.equal(Regions.of(binary).index, binary[:, 0].long())
+    assert torch.equal(Regions.of(binary).values, torch.tensor([[0.0, 1.0]], dtype=torch.float64))
+
+
+def test_inverse_map_on_the_grid_is_exact_and_between_linear():
+    grid = noise_grid(Uniform(BETAS).log_A[:-1])
+    assert torch.equal(fractional_times(grid, grid), torch.arange(T1 + 1, dtype=torch.float64))
+    middle = (grid[:-1] + grid[1:]) / 2
+    torch.testing.assert_close(
+        fractional_times(middle, grid), torch.arange(T1) + 0.5, rtol=1e-7, atol=1e-7, check_dtype=False
+    )
+    assert float(fractional_times(torch.tensor([0.9999999], dtype=torch.float64), grid)) == T1, "clamped above"
+    random = torch.rand(1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64).sort().values
+    assert (fractional_times(random, grid).diff() >= 0).all()
+
+
+def test_level_search_equals_the_brute_force_search_of_every_pixel():
+    hole = torch.rand(2, 1, 6, 6, generator=torch.Generator().manual_seed(2))
+    hole[1] = hole[1].round()
+    t = torch.tensor([400, 1300])
+    noise = RegionAware(BETAS, time_origin="official").noise(t, Regions.of(hole))
+    grid = noise_grid(Uniform(BETAS).log_A[:-1])
+    intensity = noise.s.square()
+    nearest = (intensity[..., None] - grid).abs().argmin(-1)
+    low = torch.where(grid[nearest] > intensity, nearest - 1, nearest).clamp(0, T1 - 1)
+    slow = low + (intensity - grid[low]) / (grid[low + 1] - grid[low])
+    torch.testing.assert_close(noise.spread(noise.times), slow.clamp(0, T1), rtol=1e-6, atol=1e-6)
+
+
+def test_time_origins():
+    _, official = levels([0, 500, 999], 0.0, 1.0, time_origin="official")
+    _, adm = levels([0, 500, 999], 0.0, 1.0, time_origin="adm")
+    torch.testing.assert_close(official.times, torch.tensor([[0.0, 1], [0, 501], [0, 1000]], dtype=torch.float64))
+    torch.testing.assert_close(
+        adm.times, torch.tensor([[0.0, 0], [0, 500], [0, 999]], dtype=torch.float64), atol=1e-5, rtol=0
+    )
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 100, 999, 1000])
+def test_times_start_at_full_noise_and_end_clean(count):
+    times = spaced_times(1000, count)
+    assert times[0] == 999
+    assert times[-1] == CLEAN
+    assert len(times) == count + 1
+    assert all(now > nxt for now, nxt in itertools.pairwise(times)), "no level twice"
+    if count > 1:
+        assert times[-2] == 0
+
+
+def test_official_times():
+    assert spaced_times(1000, 100, spacing="official")[:3] == [990, 980, 970]
+
+
+@pytest.mark.parametrize("count", [0, -1, 1001])
+def test_impossible_step_counts_are_refused(count):
+    with pytest.raises(ValueError, match=f"steps is {count}; allowed are 1 to 1000"):
+        spaced_times(1000, count)
+
+
+def test_bad_input_is_refused():
+    with pytest.raises(ValueError, match="expected \\(B,1,H,W\\)"):
+        Regions.of(torch.zeros(2, 4, 4))
+    with pytest.raises(ValueError, match=r"0 \(known\) to 1 \(fill\)"):
+        Regions.of(torch.full((1, 1, 2, 2), 255.0))
+    with pytest.raises(ValueError, match=r"allowed are -1 \(clean\) to 1999"):
+        levels([2000], 0.0)
+    with pytest.raises(ValueError, match="time_origin"):
+        RegionAware(BETAS, time_origin="other")

@@ -1,0 +1,77 @@
+"""The commands and the Python of README.md, as a reader would type them; only shortened to a few steps."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rad import cli
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.fixture
+def desk(tmp_path, monkeypatch):
+    """A working folder with the shipped models, six small photographs and their masks."""
+    for name in ("checkpoints", "configs"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    random = np.random.default_rng(0)
+    for folder in ("photos", "masks"):
+        (tmp_path / folder).mkdir()
+    for number in range(6):
+        pixels = random.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((48, 40), Image.Resampling.BICUBIC).save(tmp_path / "photos" / f"{number}.png")
+        mask = np.zeros((40, 48), np.uint8)
+        mask[10:20, 5 + number : 20] = 255
+        Image.fromarray(mask).save(tmp_path / "masks" / f"{number}.png")
+    (tmp_path / "photo.png").write_bytes((tmp_path / "photos" / "0.png").read_bytes())
+    (tmp_path / "mask.png").write_bytes((tmp_path / "masks" / "0.png").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def commands(script):
+    lines = [line for block in blocks("bash") for line in block.splitlines() if line.startswith(f"python {script}")]
+    assert len(lines) >= 2
+    return [shlex.split(line)[2:] for line in lines]
+
+
+def test_sampling_commands(desk):
+    for arguments in commands("sample.py"):
+        assert cli.sample([*arguments, "--steps", "2"]) == 0
+    truth, filled = (np.asarray(Image.open(desk / name)) for name in ("photo.png", "filled.png"))
+    hole = np.asarray(Image.open(desk / "mask.png")) == 255
+    assert (truth[~hole] == filled[~hole]).all()
+    assert (truth[hole] != filled[hole]).any()
+    assert len(list((desk / "filled").iterdir())) == 12
+    assert len(list((desk / "restored").iterdir())) == 12
+
+
+def test_training_commands(desk):
+    shorter = ["--data.batch_size", "2", "--trainer.limit_val_batches", "1", "--trainer.enable_progress_bar", "false"]
+    for steps, arguments in enumerate(commands("train.py"), start=1):
+        assert cli.train([*arguments, *shorter, "--trainer.max_steps", str(steps)]) == 0
+        assert (desk / "runs" / "mine" / "checkpoints" / f"step={steps}-ema" / "adapter_model.safetensors").is_file()
+
+
+def test_python(desk):
+    (code,) = blocks("python")
+    exec(compile(code, "README.md", "exec"), {})
+    assert (desk / "filled.png").is_file()
+
+
+def test_what_the_readme_names_exists():
+    for name in re.findall(r"`((?:rad|configs|benchmarks|tests|checkpoints)/[\w./-]+)`", README):
+        assert (ROOT / name).exists(), name
+    for name in re.findall(r"`(\w+\.yaml)`", README):
+        assert (ROOT / "configs" / name).is_file(), name
+    for name in re.findall(r"\]\((docs/[^)]+)\)", README):
+        assert (ROOT / name).is_file(), name
