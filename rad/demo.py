@@ -45,7 +45,7 @@ def main() -> int:
     lettering = Lettering(lines=8, scratches=12)
     damage = lettering([generator(options.seed, "damage")], photograph.height, photograph.width)[0]
     damaged = paint(photograph, damage)
-    restored = restore(options.shipped, damaged, damage, steps=options.steps // 3, seed=options.seed)
+    restored = restore(options.shipped, damaged, damage, steps=max(1, options.steps // 3), seed=options.seed)
     known = damage[0].numpy() == 0
     assert np.array_equal(np.asarray(restored)[known], np.asarray(photograph)[known]), "known pixels must not change"
 

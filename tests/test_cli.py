@@ -643,12 +643,16 @@ def test_train_as_a_program_without_a_configuration():
 
 def test_train_as_a_program_is_stopped_by_ctrl_c(config):
     command, environment = program("train.py", "--config", "c.yaml", "--trainer.max_steps", 100000)
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as running:
-        deadline = time.monotonic() + 60
-        while not Path("runs/c/checkpoints/last.ckpt").exists() and time.monotonic() < deadline:
-            time.sleep(0.1)
-        running.send_signal(signal.SIGINT)
-        err = running.communicate(timeout=60)[1]
+    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  a shell's background jobs ignore it
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=heed) as running:
+        try:
+            deadline = time.monotonic() + 60
+            while not Path("runs/c/checkpoints/last.ckpt").exists() and time.monotonic() < deadline:
+                time.sleep(0.1)
+            running.send_signal(signal.SIGINT)
+            err = running.communicate(timeout=60)[1]
+        finally:
+            running.kill()
     assert running.returncode == 130, err
     assert "Traceback" not in err
     assert err.splitlines()[-1].startswith("interrupted")
