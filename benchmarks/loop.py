@@ -47,7 +47,7 @@ def main() -> None:
     sampler, prior = Sampler(process, steps=steps), UNetPrior(unet)
     levels = [torch.full((batch,), time, device=given.device) for time in sampler.times[:-1]]
     times = [process.noise(level, task.regions).times.float() for level in levels]
-    assert len(times) == sampler.nfe
+    assert len(times) == sampler.cost.nfe
 
     def loop() -> Tensor:
         with NoiseTape(0, range(batch)) as noise:

@@ -1,6 +1,7 @@
 """Inpainting pictures with a saved model: `Inpainter.from_pretrained(path)(image, mask, steps=100, seed=0)`."""
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,7 @@ from rad.masks.files import read_mask
 from rad.methods import METHODS
 from rad.pictures import open_picture, to_tensor, to_uint8
 from rad.prior import UNetPrior
-from rad.process import Process, RegionAware, Uniform
-from rad.sampler import Sampler, Task
+from rad.sampler import Cost, Loop, Method, Sample, Sampler, SamplingCallback, Task
 from rad.tape import NoiseTape
 from rad.tiles import Window, next_wave, plan_windows
 from rad.unet import RegionAwareUNet, patch
@@ -30,6 +30,9 @@ SizePolicy = Literal["error", "resize", "crop"]
 Precision = Literal["32", "bf16"]
 PictureLike = Image.Image | Tensor | str | Path
 
+CHECKPOINTED_SIZE = 128
+"""From this size of the model's images on, methods that differentiate the network recompute its activations."""
+
 
 @dataclass(frozen=True)
 class Inpainted:
@@ -38,14 +41,17 @@ class Inpainted:
     Args:
         images: in the size of the input, equal to it where the hole is 0, bit for bit.
         raw: the same before known pixels are put back.
-        nfe: network calls of the whole run, counted for each image that went through the network.
+        nfe, vjp: network calls and backward passes of the whole run, counted for each image that went through the network.
         seconds: of the sampling loops.
+        peak_memory: in bytes: of this run on an accelerator, of the process so far on a CPU.
     """
 
     images: list[Image.Image]
     raw: list[Image.Image]
     nfe: int
+    vjp: int
     seconds: float
+    peak_memory: int
 
 
 @dataclass
@@ -150,9 +156,9 @@ class Inpainter:
         image: PictureLike | Sequence[PictureLike],
         mask: PictureLike | Sequence[PictureLike],
         *,
-        method: str = "rad",
-        steps: int = 100,
-        eta: float = 1.0,
+        method: str | Method = "rad",
+        steps: int | None = None,
+        eta: float | None = None,
         seed: int = 0,
         num_samples: int = 1,
         mask_polarity: Polarity = "white_is_fill",
@@ -167,8 +173,8 @@ class Inpainter:
         Args:
             image: PIL image, file, or tensor (3,H,W) in [0,1]; or a list of these.
             mask: the same, one for each image or one for all; white / 1 = fill. A tensor is (1,H,W) in [0,1].
-            method: a name of `rad.methods.METHODS`.
-            steps: network calls for a filling, 1 to the number of noise levels (1000); eta: 1 DDPM to 0 DDIM.
+            method: a name of `rad.methods.METHODS`, or one with settings: `RePaint(resamplings=5)`.
+            steps: noise levels visited, 1 to the number of them (1000); eta: 1 DDPM to 0 DDIM; None: the method's preset.
             seed: with the picture's name it fixes the noise; results do not depend on batch size or order.
             num_samples: fillings of each image.
             size_policy: pictures of another size than the model's: "error"; "resize" there and back; "crop" a window of the
@@ -198,46 +204,53 @@ class Inpainter:
             for picture, hole, name in zip(pictures, holes, names, strict=True)
             for sample in range(num_samples)
         ]
-        total = sampler.nfe * sum(len(canvas.windows) for canvas in canvases)
-        nfe, seconds = 0, 0.0
-        with self._adapter(method):
+        total = sampler.cost.nfe * sum(len(canvas.windows) for canvas in canvases)
+        spent, seconds, planned = Cost(0), 0.0, 0
+        _forget_peak(self.device)
+        with self._weights(sampler):
             while any(canvas.windows for canvas in canvases):
                 jobs = [(c, w) for c in canvases if c.windows for w in next_wave(c.hole[0].numpy() > 0, c.windows)]
-                calls, spent = self._fill(
+                cost, taken = self._fill(
                     sampler,
                     jobs,
                     seed,
                     batch_size,
-                    lambda done, before=nfe: on_step(before + done, total) if on_step else None,
+                    lambda done, before=planned: on_step(before + done, total) if on_step else None,
                 )
-                nfe, seconds = nfe + calls, seconds + spent
+                spent, seconds, planned = spent + cost, seconds + taken, planned + sampler.cost.nfe * len(jobs)
         finished, raw = [], []
         for number, canvas in enumerate(canvases):
             picture, hole = pictures[number // num_samples], holes[number // num_samples]
             filled = to_uint8(_back(canvas.raw, picture.size, size_policy) / 2 + 0.5)
             raw.append(filled)
             finished.append(composite(picture, filled, hole))
-        return Inpainted(finished, raw, nfe, seconds)
+        return Inpainted(finished, raw, spent.nfe, spent.vjp, seconds, _peak_memory(self.device))
 
-    def sampler(self, method: str, *, steps: int = 100, eta: float = 1.0) -> Sampler:
+    def sampler(self, method: str | Method, *, steps: int | None = None, eta: float | None = None) -> Sampler:
         """The loop of a method on this model. Raises ValueError for a method that the model cannot do."""
-        if method not in METHODS:
-            raise ValueError(f"method {method!r} is not known; there are {', '.join(METHODS)}")
-        if method == "rad" and self.info is None:
-            zero_shot = ", ".join(name for name in METHODS if name != "rad")
+        if isinstance(method, str):
+            if method not in METHODS:
+                raise ValueError(f"method {method!r} is not known; there are {', '.join(METHODS)}")
+            method = METHODS[method]()
+        if method.weights == "adapter" and self.info is None:
+            zero_shot = ", ".join(name for name, kind in METHODS.items() if kind.weights != "adapter")
             raise ValueError(
-                f"method 'rad' needs an adapter, and {self.base.source} is a base model: use one of {zero_shot}"
+                f"method {method.name!r} needs an adapter, and {self.base.source} is a base model: use one of {zero_shot}"
             )
-        if method == "rad":
-            assert self.info is not None
-            process: Process = RegionAware(self.base.betas, time_origin=self.info.time_origin)
-        else:
-            process = Uniform(self.base.betas)
-        make = METHODS[method]
-        return Sampler(process, () if make is None else (make(),), steps=steps, eta=eta)
+        if method.needs_grad and self.precision == "bf16":
+            free = ", ".join(name for name, kind in METHODS.items() if not kind.needs_grad)
+            raise ValueError(
+                f"method {method.name!r} differentiates the network, for which bf16 is too coarse: "
+                f"use precision '32', or one of {free}"
+            )
+        process = method.process(self.base.betas, "adm" if self.info is None else self.info.time_origin)
+        steps = method.preset_steps if steps is None else steps
+        eta = method.preset_eta if eta is None else eta
+        assert isinstance(method, Loop | SamplingCallback)
+        return Sampler(process, method if isinstance(method, Loop) else (method,), steps=steps, eta=eta)
 
     def count_windows(self, hole: Tensor, *, size_policy: SizePolicy = "error", margin: int | None = None) -> int:
-        """Windows that a hole (1,H,W) needs; each costs `sampler(...).nfe` network calls a sample."""
+        """Windows that a hole (1,H,W) needs; each costs `sampler(...).cost` a sample."""
         picture = Image.new("RGB", (hole.shape[2], hole.shape[1]))
         return len(self._canvas(picture, hole, "", 0, size_policy, margin).windows)
 
@@ -283,24 +296,27 @@ class Inpainter:
         seed: int,
         batch_size: int,
         on_calls: Callable[[int], None],
-    ) -> tuple[int, float]:
-        """Fill windows that do not overlap, in batches; their canvases are brought up to date. Returns (calls, seconds)."""
-        calls, seconds, start = 0, 0.0, 0
+    ) -> tuple[Cost, float]:
+        """Fill windows that do not overlap, in batches; their canvases are brought up to date. Returns (cost, seconds)."""
+        cost, seconds, start, planned = Cost(0), 0.0, 0, sampler.cost.nfe
         while start < len(jobs):
             batch = jobs[start : start + batch_size]
             rows = len(batch)
-            sampler.on_step = lambda done, _, before=calls, rows=rows: on_calls(before + done * rows)
+            sampler.on_step = lambda done, all_, before=start * planned, rows=rows: on_calls(
+                before + rows * planned * done // all_
+            )
             try:
-                spent = self._fill_batch(sampler, batch, seed)
+                result = self._fill_batch(sampler, batch, seed)
             except torch.OutOfMemoryError:
                 if rows == 1:
                     raise
                 batch_size = (rows + 1) // 2
                 continue
-            calls, seconds, start = calls + sampler.nfe * rows, seconds + spent, start + rows
-        return calls, seconds
+            cost = cost + Cost(result.nfe * rows, result.vjp * rows)
+            seconds, start = seconds + result.seconds, start + rows
+        return cost, seconds
 
-    def _fill_batch(self, sampler: Sampler, batch: list[tuple[_Canvas, Window]], seed: int) -> float:
+    def _fill_batch(self, sampler: Sampler, batch: list[tuple[_Canvas, Window]], seed: int) -> Sample:
         def cut(image: Tensor, window: Window) -> Tensor:
             return image[(slice(None), *window.slices)]
 
@@ -319,30 +335,42 @@ class Inpainter:
             canvas.raw[core] = torch.where(unknown | canvas.known[core], made, canvas.raw[core])
             canvas.hole[core] = 0
             canvas.windows.remove(window)
-        return result.seconds
+        return result
 
     def _prior(self, sampler: Sampler) -> UNetPrior:
-        adapter = self.info if isinstance(sampler.process, RegionAware) else None
+        adapter = self.info if self._with_adapter(sampler) else None
         return UNetPrior(
             self.unet,
             prediction_type=self.base.prediction_type,  # pyright: ignore[reportArgumentType]
             learned_variance=adapter is None or adapter.learned_variance,
         )
 
+    def _with_adapter(self, sampler: Sampler) -> bool:
+        return any(method.weights == "adapter" for method in sampler.methods)
+
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     @contextlib.contextmanager
-    def _adapter(self, method: str) -> Iterator[None]:
-        """RAD runs with the adapter on, every other method with it off: the network of the base model."""
-        if self.peft is None or method == "rad":
-            yield
-            return
+    def _weights(self, sampler: Sampler) -> Iterator[None]:
+        """RAD runs with the adapter on, a zero-shot method with it off: the network of the base model.
+
+        A large network that is differentiated keeps few activations and computes the others again.
+        """
+        checkpointed = any(method.needs_grad for method in sampler.methods) and min(self.size) >= CHECKPOINTED_SIZE
+        if checkpointed:
+            self.unet.enable_gradient_checkpointing()
         try:
-            with self.peft.disable_adapter():
+            if self.peft is None or self._with_adapter(sampler):
                 yield
+            else:
+                with self.peft.disable_adapter():
+                    yield
         finally:
-            self.peft.requires_grad_(False)  # peft makes a layer that it switches on trainable
+            if checkpointed:
+                self.unet.disable_gradient_checkpointing()
+            if self.peft is not None:
+                self.peft.requires_grad_(False)  # peft makes a layer that it switches on trainable
 
 
 def composite(picture: Image.Image, filled: Image.Image, hole: Tensor) -> Image.Image:
@@ -387,6 +415,21 @@ def _hole(mask: PictureLike, picture: Image.Image, polarity: Polarity) -> Tensor
     if not bool(((hole >= 0) & (hole <= 1)).all()):
         raise ValueError("mask has values outside [0,1]; 1 is what is to be filled")
     return hole if polarity == "white_is_fill" else 1 - hole
+
+
+def _forget_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes: on CUDA since `_forget_peak`, otherwise the largest resident size of this process so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource  # POSIX only
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _size_of(unet: RegionAwareUNet, info: AdapterInfo | None) -> tuple[int, int]:

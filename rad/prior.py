@@ -6,7 +6,7 @@ with A = diag(a), S = diag(s), M = A Sigma A + S^2,
     D(x) = mu + Sigma A M^-1 (x - A mu),    Cov[x0 | x] = Sigma - Sigma A M^-1 A Sigma.
 """
 
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,13 +27,25 @@ class Prior(Protocol):
         ...
 
 
+class _ClampPassingGradients(torch.autograd.Function):
+    """Clamp to [-1,1] whose gradient is that of no clamp: guidance must not vanish where the estimate leaves the range."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return values.clamp(-1, 1)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return grad_output
+
+
 class UNetPrior:
     """A network patched by `rad.unet.patch`, with or without an adapter.
 
     Args:
         network: called as network(x, times, index=...).sample.
         prediction_type: what it predicts: "epsilon", "sample" (x0) or "v_prediction" (a eps - s x0).
-        clip: clamp the estimate to [-1,1], as ADM does.
+        clip: clamp the estimate to [-1,1], as ADM does; gradients pass as if it were not.
         learned_variance: use the network's variance, if it has one.
     """
 
@@ -62,7 +74,7 @@ class UNetPrior:
         else:
             x0 = predicted
         if self.clip:
-            x0 = x0.clamp(-1, 1)
+            x0 = _ClampPassingGradients.apply(x0)
         learned = self.learned_variance and output.shape[1] == 2 * self.channels
         return Estimate(x0, (output[:, self.channels :] + 1) / 2 if learned else None)
 

@@ -238,3 +238,27 @@ def spaced_times(total: int, count: int, *, spacing: Literal["even", "official"]
         raise ValueError(f"steps is {count}; the official spacing allows 1 to {first + 1}: use spacing='even'")
     times: Sequence[float] = [first * (1 - i / (count - 1)) for i in range(count)] if count > 1 else [first]
     return [math.floor(time + 0.5) for time in times] + [CLEAN]
+
+
+def time_travel(times: list[int], *, length: int, visits: int) -> list[int]:
+    """RePaint's plan: at every `length`-th level go back up by `length` levels and down again, until visited `visits` times.
+
+    Args:
+        times: levels downwards, ending in CLEAN, as from `spaced_times`; with N levels they are counted N - 1 to 0.
+        length: levels of a jump, 1 or more; visits: how often each block is gone through, 1 (no travel) or more.
+
+    Returns:
+        Levels, ending in CLEAN; neighbours are one level apart. With A = ceil((N - length) / length) anchors there are
+        N + A (visits - 1) length reverse moves and A (visits - 1) length forward ones: 2410 and 2160 for 250, 10, 10.
+    """
+    levels = times[-2::-1]  # levels[j]: the level counted j, from the least noise
+    budget = dict.fromkeys(range(0, len(levels) - length, length), visits - 1)
+    at, path = len(levels), []
+    while at >= 1:
+        at -= 1
+        path.append(at)
+        if budget.get(at, 0) > 0:
+            budget[at] -= 1
+            path.extend(range(at + 1, at + length + 1))
+            at += length
+    return [levels[j] for j in path] + [CLEAN]

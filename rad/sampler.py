@@ -1,21 +1,64 @@
 """The reverse loop: from noise in the hole to an image, for RAD and for every method that is a callback of it.
 
 Methods differ in how noisy each pixel is (the process) and in what is done between two steps (the callbacks).
+The few that are no reverse loop at all are a `Loop`: they own theirs, behind the same call.
 """
 
+import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from rad.prior import Prior
-from rad.process import Noise, Process, Regions, spaced_times
+from rad.process import Noise, Process, Regions, TimeOrigin, Uniform, spaced_times
 from rad.step import Estimate, noised, renoise, reverse_step
 from rad.tape import NoiseTape
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Work for one image: `nfe` network calls and `vjp` backward passes through the network, each worth two calls."""
+
+    nfe: int
+    vjp: int = 0
+
+    @property
+    def units(self) -> int:
+        """In network calls."""
+        return self.nfe + 2 * self.vjp
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.nfe + other.nfe, self.vjp + other.vjp)
+
+
+class CountedPrior:
+    """A prior that counts its calls. Asked again about the very same tensor it gives the same answer, at no cost."""
+
+    def __init__(self, prior: Prior) -> None:
+        self.prior, self.channels = prior, prior.channels
+        self.nfe = self.vjp = 0
+        self._last: tuple[Tensor, Noise, Estimate] | None = None
+
+    def estimate(self, x: Tensor, noise: Noise) -> Estimate:
+        if self._last is not None and self._last[0] is x and self._last[1] is noise:
+            wanted = torch.is_grad_enabled() and x.requires_grad
+            if not wanted or self._last[2].x0.requires_grad:
+                return self._last[2]
+        self.nfe += 1
+        estimate = self.prior.estimate(x, noise)
+        self._last = (x, noise, estimate)
+        return estimate
+
+    def gradient(self, loss: Tensor, x: Tensor, *, keep_graph: bool = False) -> Tensor:
+        """d loss / d x, (B,C,H,W), for the losses (B,) of the images, each of which depends on its own x alone."""
+        self.vjp += 1
+        return torch.autograd.grad(loss.sum(), x, retain_graph=keep_graph)[0]
 
 
 @dataclass(frozen=True)
@@ -48,7 +91,7 @@ class State:
     """What a callback sees. Hooks return a value; they change nothing.
 
     Args:
-        task, process, prior: of this run.
+        task, process, prior: of this run; the prior counts its calls.
         step: number of this step, from 0, of `steps`.
         time, next_time: levels of this step; `now`, `next` their noise.
         x: (B,C,H,W) at `now`.
@@ -58,7 +101,7 @@ class State:
 
     task: Task
     process: Process
-    prior: Prior
+    prior: CountedPrior
     step: int
     steps: int
     time: int
@@ -69,16 +112,78 @@ class State:
     draw: Callable[[], Tensor]
     estimate: Estimate | None = None
 
+    def level(self, t: int) -> Noise:
+        """The noise at time t."""
+        return level(self.process, t, self.task)
 
-class SamplingCallback:
-    """A method, as hooks of the reverse loop; each does nothing unless overridden, and returns what it was to change."""
 
-    needs_grad = False
-    """Whether the estimate is differentiated with respect to x."""
+def level(process: Process, t: int, task: Task) -> Noise:
+    """The noise of `task` at time t, the same for all images."""
+    return process.noise(torch.full((len(task.known),), t, device=task.known.device), task.regions)
+
+
+def setting(default: Any, help: str, *, low: float = -math.inf, high: float = math.inf) -> Any:
+    """A field of a method: what it is, with unit, equation and source, and the range it must lie in (ends included)."""
+    return field(default=default, metadata={"help": help, "low": low, "high": high})
+
+
+@dataclass(frozen=True)
+class Method:
+    """What every method says of itself. A method is a frozen dataclass whose fields are its settings.
+
+    Attributes:
+        paper: authors, year, arXiv id.
+        preset_steps, preset_eta: of the paper, where the user gives none.
+        needs_grad: whether the network is differentiated; then bf16 is refused.
+        weights: "base": the pretrained network; "adapter": RAD's; "none": no network at all.
+        uses_eta: whether the sampler's eta has a meaning for it.
+    """
+
+    paper: ClassVar[str] = ""
+    preset_steps: ClassVar[int] = 100
+    preset_eta: ClassVar[float] = 1.0
+    needs_grad: ClassVar[bool] = False
+    weights: ClassVar[Literal["base", "adapter", "none"]] = "base"
+    uses_eta: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            value, low, high = getattr(self, one.name), one.metadata.get("low"), one.metadata.get("high")
+            if low is not None and not isinstance(value, str) and not low <= value <= high:
+                raise ValueError(f"{one.name} is {value}; allowed are {_range(low, high)} ({one.metadata['help']})")
+
+    @property
+    def name(self) -> str:
+        """In lower case, as on the command line."""
+        return type(self).__name__.lower()
+
+    def process(self, betas: Tensor, time_origin: TimeOrigin) -> Process:
+        """The noise process that the method runs on, for a model with these betas."""
+        return Uniform(betas)
 
     def plan(self, times: list[int]) -> list[int]:
         """The levels visited, ending in CLEAN; a level that is higher than the one before is a forward move."""
         return times
+
+    def cost(self, times: list[int]) -> Cost:
+        """Work for one image on the levels that `plan` gave."""
+        calls = sum(nxt < now for now, nxt in pairwise(times))
+        return Cost(calls, calls if self.needs_grad else 0)
+
+
+def _range(low: float, high: float) -> str:
+    if math.isinf(high):
+        return f"{low:g} or more"
+    return f"{high:g} or less" if math.isinf(low) else f"{low:g} to {high:g}"
+
+
+@dataclass(frozen=True)
+class SamplingCallback(Method):
+    """A method, as hooks of the reverse loop; each does nothing unless overridden, and returns what it was to change."""
+
+    def differentiates(self, state: State) -> bool:
+        """Whether `state.estimate` of this step is to be differentiable with respect to `state.x`."""
+        return self.needs_grad
 
     def on_start(self, state: State) -> Tensor:
         """x at the first level."""
@@ -96,6 +201,33 @@ class SamplingCallback:
     def after_step(self, state: State, x_next: Tensor) -> Tensor:
         """x at the next level."""
         return x_next
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a `Loop` works with: as in `State`; `times` are the levels to visit, ending in CLEAN."""
+
+    task: Task
+    process: Process
+    prior: CountedPrior
+    times: list[int]
+    eta: float
+    draw: Callable[[], Tensor]
+    tell: Callable[[int, int], None]
+    """To be called with (steps done, of how many), for a progress bar."""
+
+    def level(self, t: int) -> Noise:
+        """The noise at time t."""
+        return level(self.process, t, self.task)
+
+
+@dataclass(frozen=True)
+class Loop(Method, ABC):
+    """A method that is not a reverse loop with something between the steps."""
+
+    @abstractmethod
+    def run(self, run: Run) -> Tensor:
+        """The filled images (B,C,H,W) in [-1,1]; known pixels are put back afterwards."""
 
 
 @dataclass(frozen=True)
@@ -121,17 +253,17 @@ class Sampler:
 
     Args:
         process: `RegionAware` for RAD, `Uniform` for methods that use the base model.
-        callbacks: methods; in this order at each hook.
+        callbacks: methods; in this order at each hook. Or a single `Loop`.
         steps: number of levels visited, from 1 to process.sampled_steps.
         eta: 1 is DDPM, 0 is DDIM; see `rad.step.reverse_step`.
         spacing: "even", or "official" as the official RAD sampler.
-        on_step: called with (steps done, steps in all) after each network call, for a progress bar.
+        on_step: called with (steps done, steps in all) after each step, for a progress bar.
     """
 
     def __init__(
         self,
         process: Process,
-        callbacks: Sequence[SamplingCallback] = (),
+        callbacks: Sequence[SamplingCallback] | Loop = (),
         *,
         steps: int = 100,
         eta: float = 1.0,
@@ -140,53 +272,67 @@ class Sampler:
     ) -> None:
         if not 0 <= eta <= 1:
             raise ValueError(f"eta is {eta}; allowed are 0 (DDIM, no fresh noise) to 1 (DDPM)")
-        self.process, self.callbacks, self.eta, self.on_step = process, tuple(callbacks), eta, on_step
+        self.process, self.eta, self.on_step = process, eta, on_step
+        self.loop = callbacks if isinstance(callbacks, Loop) else None
+        self.callbacks = () if isinstance(callbacks, Loop) else tuple(callbacks)
         self.times = spaced_times(process.sampled_steps, steps, spacing=spacing)
-        for callback in self.callbacks:
-            self.times = callback.plan(self.times)
+        for method in self.methods:
+            self.times = method.plan(self.times)
 
     @property
-    def nfe(self) -> int:
-        """Network calls an image needs."""
-        return sum(nxt < now for now, nxt in pairwise(self.times))
+    def methods(self) -> tuple[Method, ...]:
+        return self.callbacks if self.loop is None else (self.loop,)
+
+    @property
+    def cost(self) -> Cost:
+        """Work that an image needs; a line search may take more."""
+        if len(self.methods) == 1:
+            return self.methods[0].cost(self.times)
+        plain = SamplingCallback().cost(self.times)
+        extra = [method.cost(self.times) for method in self.methods]
+        return plain + Cost(sum(cost.nfe - plain.nfe for cost in extra), sum(cost.vjp for cost in extra))
 
     def __call__(self, prior: Prior, task: Task, *, noise: NoiseTape) -> Sample:
         """Fill the holes of `task`. Draws come from `noise`, whose rows are the images of the task."""
-        differentiated = any(callback.needs_grad for callback in self.callbacks)
-        with torch.inference_mode(not differentiated), torch.no_grad():
-            return self._run(prior, task, noise, differentiated)
-
-    def _run(self, prior: Prior, task: Task, tape: NoiseTape, differentiated: bool) -> Sample:
         began = time.perf_counter()
-        device, batch = task.known.device, len(task.known)
-        drawn = 0
+        counted, drawn = CountedPrior(prior), 0
 
         def draw() -> Tensor:
             nonlocal drawn
             drawn += 1
-            return tape.draw(drawn - 1, task.known.shape[1:]).to(task.known)
+            return noise.draw(drawn - 1, task.known.shape[1:]).to(task.known)
 
-        def level(t: int) -> Noise:
-            return self.process.noise(torch.full((batch,), t, device=device), task.regions)
+        def tell(done: int, total: int) -> None:
+            if self.on_step is not None:
+                self.on_step(done, total)
 
-        x = draw()
-        now = level(self.times[0])
-        x = noised(task.known, now, noise=x)
-        done, vjp, total = 0, 0, self.nfe
+        run = Run(task, self.process, counted, self.times, self.eta, draw, tell)
+        differentiated = any(method.needs_grad for method in self.methods)
+        with torch.inference_mode(not differentiated), torch.no_grad():
+            x = self._reverse(run) if self.loop is None else self.loop.run(run)
+            x = x.detach()
+            image = torch.where(task.hole == 0, task.known, x)
+        return Sample(image, x, counted.nfe, counted.vjp, time.perf_counter() - began)
+
+    def _reverse(self, run: Run) -> Tensor:
+        task, draw = run.task, run.draw
+        now = run.level(self.times[0])
+        x = noised(task.known, now, noise=draw())
+        done, total = 0, sum(nxt < now for now, nxt in pairwise(self.times))
         for number, (t, t_next) in enumerate(pairwise(self.times)):
-            nxt = level(t_next)
+            nxt = run.level(t_next)
             if t_next > t:
                 x, now = renoise(x, now, nxt, noise=draw()), nxt
                 continue
-            state = State(task, self.process, prior, done, total, t, t_next, now, nxt, x, draw)
+            state = State(task, self.process, run.prior, done, total, t, t_next, now, nxt, x, draw)
             if number == 0:
                 state = self._apply_x("on_start", state)
+            differentiated = any(callback.differentiates(state) for callback in self.callbacks)
             with torch.set_grad_enabled(differentiated):
                 if differentiated:
                     state = replace(state, x=state.x.detach().requires_grad_())
-                    vjp += 1
                 state = self._apply_x("before_estimate", state)
-                estimate = prior.estimate(state.x, now)
+                estimate = run.prior.estimate(state.x, now)
                 for callback in self.callbacks:
                     estimate = callback.on_estimate(replace(state, estimate=estimate))
                 state = replace(state, estimate=estimate)
@@ -196,10 +342,8 @@ class Sampler:
                     x = callback.after_step(state, x)
             x, now = x.detach(), nxt
             done += 1
-            if self.on_step is not None:
-                self.on_step(done, total)
-        image = torch.where(task.hole == 0, task.known, x)
-        return Sample(image, x, done, vjp, time.perf_counter() - began)
+            run.tell(done, total)
+        return x
 
     def _apply_x(self, hook: Literal["on_start", "before_estimate"], state: State) -> State:
         for callback in self.callbacks:

@@ -93,9 +93,9 @@ def run(options: argparse.Namespace) -> int:
             )
         ready.append(job)
         windows += count
-    calls = windows * options.num_samples * sampler.nfe
+    calls = windows * options.num_samples * sampler.cost.nfe
     tell(
-        f"{len(ready)} pictures, {windows} windows, {options.num_samples} samples, {options.method} with {options.steps} steps: "
+        f"{len(ready)} pictures, {windows} windows, {options.num_samples} samples, {options.method} with {options.steps or 'preset'} steps: "
         f"{calls} network calls of a {inpainter.size[1]}x{inpainter.size[0]} image on {inpainter.device}"
     )
     seconds = 0.0
@@ -313,8 +313,8 @@ def parser() -> Parser:
     )
     made.add_argument("--output", required=True, help="PNG file for one picture, or a folder")
     made.add_argument("--method", default="rad", choices=list(METHODS), help="rad needs an adapter")
-    made.add_argument("--steps", type=int, default=100, help="network calls a filling")
-    made.add_argument("--eta", type=float, default=1.0, help="1: DDPM, 0: DDIM (no fresh noise)")
+    made.add_argument("--steps", type=int, help="noise levels visited; the method's preset if not given")
+    made.add_argument("--eta", type=float, help="1: DDPM, 0: DDIM (no fresh noise)")
     made.add_argument("--seed", type=int, default=0, help="of noise and generated masks")
     made.add_argument("--num_samples", type=int, default=1, help="fillings of each picture")
     made.add_argument("--mask_polarity", default="white_is_fill", choices=["white_is_fill", "white_is_known"])

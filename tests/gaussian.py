@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from rad.prior import GaussianPrior
-from rad.process import Noise
+from rad.process import Noise, linear_betas
+from rad.sampler import Loop, Method, Sampler, SamplingCallback, State, Task
 from rad.step import Estimate, reverse_step, step_levels
+from rad.tape import NoiseTape
 
 DOUBLE = torch.float64
 
@@ -92,3 +94,110 @@ def kl(mean: Tensor, covariance: Tensor, other_mean: Tensor, other_covariance: T
     distance = off @ torch.linalg.solve(other_covariance, off)
     logs = torch.logdet(other_covariance) - torch.logdet(covariance)
     return 0.5 * float(torch.trace(solved) - len(mean) + distance + logs)
+
+
+class _Probe(SamplingCallback):
+    """Last of the callbacks: reads the affine map of each step off the rows of the batch, and sends new rows out.
+
+    Row 0 is zero, rows 1 to d are a basis of x, and d rows follow for each draw of the step, a basis of that draw.
+    """
+
+    def __init__(self, dimensions: int, draws: int) -> None:
+        self.d, self.slots = dimensions, draws
+        self.drawn = 0
+        self.mean: Tensor | None = None
+        self.covariance = torch.zeros(dimensions, dimensions, dtype=DOUBLE)
+
+    def draw(self, shape: tuple[int, ...]) -> Tensor:
+        assert self.drawn < self.slots, "more draws between two steps than the probe has rows for"
+        rows = torch.zeros(1 + self.d + self.slots * self.d, self.d, dtype=DOUBLE)
+        start = 1 + self.d + self.drawn * self.d
+        rows[start : start + self.d] = torch.eye(self.d, dtype=DOUBLE)
+        self.drawn += 1
+        return rows.view(-1, *shape)
+
+    def after_step(self, state: State, x_next: Tensor) -> Tensor:
+        flat = x_next.flatten(1)
+        offset, matrix = flat[0], (flat[1:] - flat[0]).T  # (d, d + slots d)
+        before = torch.zeros(self.d, dtype=DOUBLE) if self.mean is None else self.mean
+        noise = matrix[:, self.d :]
+        # The first step starts from noise that is drawn: its x does not come from these rows.
+        on_x = torch.zeros(self.d, self.d, dtype=DOUBLE) if self.mean is None else matrix[:, : self.d]
+        self.mean = offset + on_x @ before
+        self.covariance = on_x @ self.covariance @ on_x.T + noise @ noise.T
+        self.drawn = 0
+        rows = torch.zeros_like(flat)
+        rows[1 : 1 + self.d] = torch.eye(self.d, dtype=DOUBLE)
+        return rows.view(x_next.shape)
+
+
+class _ProbeTape:
+    def __init__(self, probe: _Probe) -> None:
+        self.probe = probe
+
+    def draw(self, number: int, shape: tuple[int, ...]) -> Tensor:
+        return self.probe.draw(tuple(shape))
+
+
+def law(
+    world: World, method: SamplingCallback, *, steps: int, eta: float | None = None, draws: int = 4
+) -> tuple[Tensor, Tensor]:
+    """Exact mean and covariance of the whole image that a method makes of the world, for methods that are affine in x.
+
+    The sampler and the method run as they are, on rows that probe them; nothing is drawn at random.
+
+    Args:
+        draws: the most draws between two reverse steps.
+    """
+    d = world.prior.mean.numel()
+    probe = _Probe(d, draws)
+    rows = 1 + d + draws * d
+    task = Task.of(world.y.expand(rows, *world.y.shape[1:]), world.hole.expand(rows, *world.hole.shape[1:]))
+    process = method.process(linear_betas(), "adm")
+    eta = method.preset_eta if eta is None else eta
+    sampler = Sampler(process, (method, probe), steps=steps, eta=eta)
+    sampler(world.prior, task, noise=_ProbeTape(probe))  # pyright: ignore[reportArgumentType]
+    assert probe.mean is not None
+    return probe.mean, probe.covariance
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far a law lies from the exact posterior of the hole.
+
+    Args:
+        mean_error: root mean square error of the mean, in posterior standard deviations.
+        variance_ratio: trace of the covariance over the posterior's.
+        kl: to the posterior, in nats.
+    """
+
+    mean_error: float
+    variance_ratio: float
+    kl: float
+
+
+def distance(world: World, mean: Tensor, covariance: Tensor) -> Distance:
+    """Of the law of the whole image (d,), (d,d)."""
+    inside = world.inside
+    mean, covariance = mean[inside], covariance[inside][:, inside]
+    exact_mean, exact_covariance = world.posterior()
+    error = ((mean - exact_mean).square() / exact_covariance.diagonal()).mean().sqrt()
+    ratio = covariance.trace() / exact_covariance.trace()
+    return Distance(float(error), float(ratio), kl(mean, covariance, exact_mean, exact_covariance))
+
+
+def sampled(world: World, method: Method, *, steps: int, rows: int, eta: float | None = None, seed: int = 0) -> Tensor:
+    """(rows,C,H,W) samples of a method, for those that are not affine in x; `raw`, nothing put back."""
+    task = Task.of(world.y.expand(rows, *world.y.shape[1:]), world.hole.expand(rows, *world.hole.shape[1:]))
+    process = method.process(linear_betas(), "adm")
+    eta = method.preset_eta if eta is None else eta
+    assert isinstance(method, Loop | SamplingCallback)
+    sampler = Sampler(process, method if isinstance(method, Loop) else (method,), steps=steps, eta=eta)
+    with NoiseTape(seed, range(rows)) as tape:
+        return sampler(world.prior, task, noise=tape).raw
+
+
+def moments(samples: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (d,) and covariance (d,d) of samples (N,C,H,W)."""
+    flat = samples.flatten(1)
+    return flat.mean(0), flat.T.cov()

@@ -318,7 +318,7 @@ def test_the_calls_counted_beforehand_are_the_calls_made(rad, policy, size):
             batch_size=5,
             on_step=lambda done, total: told.append((done, total)),
         )
-    expected = 2 * windows * rad.sampler("rad", steps=1).nfe
+    expected = 2 * windows * rad.sampler("rad", steps=1).cost.nfe
     assert network.calls == result.nfe == expected
     assert max(network.batches) <= 5
     assert told == sorted(told)

@@ -15,6 +15,7 @@ from rad.process import (
     linear_betas,
     noise_grid,
     spaced_times,
+    time_travel,
 )
 
 BETAS = linear_betas()
@@ -184,3 +185,22 @@ def test_bad_input_is_refused():
         levels([2000], 0.0)
     with pytest.raises(ValueError, match="time_origin"):
         RegionAware(BETAS, time_origin="other")
+
+
+@pytest.mark.parametrize(
+    ("levels", "length", "visits", "reverse", "forward"),
+    [(250, 10, 10, 2410, 2160), (250, 10, 1, 250, 0), (250, 10, 2, 490, 240), (250, 10, 3, 730, 480), (100, 10, 10, 910, 810)],
+)  # fmt: skip
+def test_time_travel_has_repaints_counts(levels, length, visits, reverse, forward):
+    times = spaced_times(1000, levels)
+    path = time_travel(times, length=length, visits=visits)
+    moves = [later - earlier for earlier, later in itertools.pairwise(path)]
+    assert (sum(move < 0 for move in moves), sum(move > 0 for move in moves)) == (reverse, forward)
+    assert path[0] == times[0]
+    assert path[-2:] == [0, CLEAN]
+    places = {time: place for place, time in enumerate(times)}
+    assert all(abs(places[a] - places[b]) == 1 for a, b in itertools.pairwise(path))
+    if visits > 1:
+        down = times[: 2 * length]  # the first anchor is 2 length levels from the start, N being a multiple of length
+        assert path[: 2 * length] == down
+        assert path[2 * length : 3 * length] == down[-2 : -2 - length : -1]

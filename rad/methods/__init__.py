@@ -1,11 +1,13 @@
-"""Zero-shot methods by name, as callbacks of the sampler; "rad" is the loop with no callback."""
+"""Methods by name: RAD, and zero-shot methods as callbacks of the sampler or as loops of their own."""
 
-from collections.abc import Callable
-
+from rad.methods.rad import RAD
 from rad.methods.replacement import Replacement
-from rad.sampler import SamplingCallback
+from rad.sampler import Method
 
-METHODS: dict[str, Callable[[], SamplingCallback] | None] = {
-    "rad": None,
-    "replacement": Replacement,
+METHODS: dict[str, type[Method]] = {
+    kind.__name__.lower(): kind
+    for kind in (
+        RAD,
+        Replacement,
+    )
 }

@@ -1,0 +1,46 @@
+"""Small formulas that zero-shot methods share: the predicted noise, residuals on known pixels, norms for each image.
+
+Norms and losses are taken image by image, so a result does not depend on what else is in the batch.
+"""
+
+import torch
+from torch import Tensor
+
+from rad.process import Noise
+from rad.sampler import Task
+
+
+def predicted_noise(x: Tensor, x0: Tensor, now: Noise) -> Tensor:
+    """e = (x - a x0) / s for x, x0 (B,C,H,W); 0 where a pixel holds no noise."""
+    s = now.levels_s
+    on_x = torch.where(s > 0, 1 / s.clamp(min=torch.finfo(s.dtype).tiny), 0.0)
+    return now.spread(on_x.to(x.dtype)) * (x - now.spread(now.levels_a.to(x.dtype)) * x0)
+
+
+def residual(task: Task, x0: Tensor) -> Tensor:
+    """What x0 (B,C,H,W) lacks on known pixels: (1 - hole)(known image - x0)."""
+    return (1 - task.hole) * (task.known - x0)
+
+
+def squared_norm(values: Tensor) -> Tensor:
+    """(B,) the sum of squares of each image."""
+    return values.flatten(1).square().sum(1)
+
+
+def norm(values: Tensor) -> Tensor:
+    """(B,) Euclidean norm of each image, with a finite gradient (zero) where the image is zero."""
+    return (squared_norm(values) + 1e-12).sqrt()
+
+
+def per_image(values: Tensor) -> Tensor:
+    """(B,) as (B,1,1,1), to multiply images with."""
+    return values[:, None, None, None]
+
+
+def vp_scale(noise: Noise, like: Tensor) -> Tensor:
+    """c = sqrt(a^2 + s^2) as a map: 1 for variance-preserving levels; x / c is x in variance-preserving units.
+
+    A shift -zeta grad_x of the papers, in their variance-preserving units, is -zeta c_t c_u grad in ours: gradient at
+    level t, shift at level u.
+    """
+    return noise.spread((noise.levels_a.square() + noise.levels_s.square()).sqrt().to(like.dtype))

@@ -1,0 +1,23 @@
+"""RAD. Kim, Suh, Lee, RAD: Region-Aware Diffusion Models for Image Inpainting, CVPR 2025, arXiv 2412.09191.
+
+Every pixel has its own noise level and the network is told all of them, so the plain reverse process fills the hole.
+Hook: none.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from rad.process import Process, RegionAware, TimeOrigin
+from rad.sampler import SamplingCallback
+
+
+@dataclass(frozen=True)
+class RAD(SamplingCallback):
+    """No settings: the method lies in the process and in the adapter."""
+
+    paper = "Kim, Suh, Lee 2025, arXiv 2412.09191"
+    weights = "adapter"
+
+    def process(self, betas: Tensor, time_origin: TimeOrigin) -> Process:
+        return RegionAware(betas, time_origin=time_origin)
