@@ -249,6 +249,10 @@ class Inpainter:
         assert isinstance(method, Loop | SamplingCallback)
         return Sampler(process, method if isinstance(method, Loop) else (method,), steps=steps, eta=eta)
 
+    def complete(self, method: Method) -> Method:
+        """The method with what it needs besides this model."""
+        return method
+
     def count_windows(self, hole: Tensor, *, size_policy: SizePolicy = "error", margin: int | None = None) -> int:
         """Windows that a hole (1,H,W) needs; each costs `sampler(...).cost` a sample."""
         picture = Image.new("RGB", (hole.shape[2], hole.shape[1]))

@@ -201,6 +201,62 @@ class RegionAware:
         return Noise(*_amplitudes(log_abar), times=times, index=regions.index)
 
 
+class PerPixel:
+    """TD-Paint's process (Mayet et al., ICLR 2025, arXiv 2410.09306): a whole step for every pixel of one DDPM schedule.
+
+    Args:
+        betas: (T,) in (0,1).
+        known: the time of pixels whose hole value is 0: CLEAN in sampling; 0, the least noise, in training.
+    """
+
+    def __init__(self, betas: Tensor, *, known: int = CLEAN) -> None:
+        self.betas = betas.to(torch.float64)
+        self.steps = self.sampled_steps = len(betas)
+        self.log_A = log_cumulative(self.betas)
+        self.known = known
+
+    def noise(self, t: Tensor, regions: Regions | None) -> Noise:
+        """t (B,) int64 for pixels with a hole value above 0; the others never have more noise than these."""
+        if regions is None:
+            raise ValueError("a process with a step for every pixel needs the regions of a hole map: Regions.of(hole)")
+        _check_times(t, self.steps)
+        times = torch.where(regions.values > 0, t[:, None], t[:, None].clamp(max=self.known))
+        return Noise(
+            *_amplitudes(self.log_A.to(t.device)[times]), times=times.clamp(min=0).double(), index=regions.index
+        )
+
+
+class Bands:
+    """Parts of a hole that are released one after the other, each with the whole DDPM schedule to itself.
+
+    Args:
+        betas: (T,) in (0,1).
+        bands: B, into how many parts values in (0,1] are cut: (0, 1/B] goes first.
+        overlap: 0: a band starts when the one before it is clean; 1: all go together; between: linear.
+    """
+
+    def __init__(self, betas: Tensor, *, bands: int, overlap: float) -> None:
+        self.betas = betas.to(torch.float64)
+        self.steps = self.sampled_steps = len(betas)
+        self.log_A = log_cumulative(self.betas)
+        self.bands, self.overlap = bands, overlap
+
+    def noise(self, t: Tensor, regions: Regions | None) -> Noise:
+        """t (B,) int64, counted over the whole of the release."""
+        if regions is None:
+            raise ValueError("a process with a step for every pixel needs the regions of a hole map: Regions.of(hole)")
+        _check_times(t, self.steps)
+        band = (regions.values * self.bands).ceil().clamp(min=1) - 1  # 0, the first, to B - 1
+        duration = self.overlap + (1 - self.overlap) / self.bands
+        begin = band * (1 - duration) / max(1, self.bands - 1)
+        progress = ((self.steps - 1 - t[:, None]) / self.steps - begin) / duration  # 0 at the first level of a band
+        times = (self.steps - 1 - (progress * self.steps).round()).clamp(CLEAN, self.steps - 1).long()
+        times = torch.where((regions.values > 0) & (t[:, None] > CLEAN), times, CLEAN)
+        return Noise(
+            *_amplitudes(self.log_A.to(t.device)[times]), times=times.clamp(min=0).double(), index=regions.index
+        )
+
+
 def _amplitudes(log_abar: Tensor) -> tuple[Tensor, Tensor]:
     return torch.exp(0.5 * log_abar), torch.sqrt(-torch.expm1(log_abar))
 

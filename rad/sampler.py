@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -18,7 +18,6 @@ from torch import Tensor
 from rad.prior import Prior
 from rad.process import Noise, Process, Regions, TimeOrigin, Uniform, spaced_times
 from rad.step import Estimate, noised, renoise, reverse_step
-from rad.tape import NoiseTape
 
 
 @dataclass(frozen=True)
@@ -161,6 +160,10 @@ class Method:
         """The noise process that the method runs on, for a model with these betas."""
         return Uniform(betas)
 
+    def regions(self, hole: Tensor) -> Regions:
+        """The hole (B,1,H,W) as the distinct values that the process tells apart."""
+        return Regions.of(hole)
+
     def plan(self, times: list[int]) -> list[int]:
         """The levels visited, ending in CLEAN; a level that is higher than the one before is a forward move."""
         return times
@@ -248,6 +251,12 @@ class Sample:
     seconds: float
 
 
+class Draws(Protocol):
+    """Where a run's noise comes from: a `NoiseTape`, or the draws of a run around this one."""
+
+    def draw(self, number: int, shape: Sequence[int]) -> Tensor: ...
+
+
 class Sampler:
     """The loop.
 
@@ -292,7 +301,7 @@ class Sampler:
         extra = [method.cost(self.times) for method in self.methods]
         return plain + Cost(sum(cost.nfe - plain.nfe for cost in extra), sum(cost.vjp for cost in extra))
 
-    def __call__(self, prior: Prior, task: Task, *, noise: NoiseTape) -> Sample:
+    def __call__(self, prior: Prior, task: Task, *, noise: Draws) -> Sample:
         """Fill the holes of `task`. Draws come from `noise`, whose rows are the images of the task."""
         began = time.perf_counter()
         counted, drawn = CountedPrior(prior), 0
@@ -306,6 +315,8 @@ class Sampler:
             if self.on_step is not None:
                 self.on_step(done, total)
 
+        if self.methods:
+            task = replace(task, regions=self.methods[0].regions(task.hole))
         run = Run(task, self.process, counted, self.times, self.eta, draw, tell)
         differentiated = any(method.needs_grad for method in self.methods)
         with torch.inference_mode(not differentiated), torch.no_grad():

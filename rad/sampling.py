@@ -21,7 +21,8 @@ from rad.pictures import Picture, list_pictures
 from rad.tape import generator
 
 if TYPE_CHECKING:
-    from rad.inpainter import Inpainter
+    from rad.inpainter import Inpainted, Inpainter
+    from rad.sampler import Method
 
 EXIT_OK, EXIT_INPUT, EXIT_SOME = 0, 2, 3
 
@@ -61,25 +62,91 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         ValueError, FileNotFoundError: nothing could be begun.
     """
-    jobs = plan(options)
-    fresh = [job for job in jobs if options.overwrite or not all(path.exists() for path in job.files)]
-    if len(fresh) < len(jobs):
-        tell(f"{len(jobs) - len(fresh)} of {len(jobs)} pictures are finished already (--overwrite to make them again)")
-    if not fresh:
+    names = list(dict.fromkeys(options.method))
+    folders = {name: options.output if len(names) == 1 else str(Path(options.output) / name) for name in names}
+    if len(names) > 1 and Path(options.output).suffix:
+        raise ValueError(f"--output {options.output}: several methods write a folder each; give a folder")
+    jobs = {name: plan(options, folder) for name, folder in folders.items()}
+    fresh = {
+        name: [job for job in some if options.overwrite or not all(path.exists() for path in job.files)]
+        for name, some in jobs.items()
+    }
+    for name, some in jobs.items():
+        if len(fresh[name]) < len(some):
+            tell(
+                f"{name}: {len(some) - len(fresh[name])} of {len(some)} pictures are finished already "
+                "(--overwrite to make them again)"
+            )
+    if not any(fresh.values()):
         return EXIT_OK
+    first = next(iter(jobs.values()))
     if options.margin is not None and options.size_policy != "crop":
         tell("warning: --margin has no effect without --size_policy crop")
-    if options.mask_polarity != "white_is_fill" and isinstance(jobs[0].mask, MaskGenerator):
+    if options.mask_polarity != "white_is_fill" and isinstance(first[0].mask, MaskGenerator):
         tell(f"warning: --mask_polarity has no effect on the generator {options.mask}")
-    from rad.inpainter import Inpainter  # the import of peft takes seconds, which an error above need not wait for
+    # The import of peft takes seconds, which an error above need not wait for.
+    from rad.catalogue import create, parse_settings
+    from rad.inpainter import Inpainter
 
+    settings = parse_settings(options.set, names)
+    methods = {name: create(name, settings[name]) for name in names}
     inpainter = Inpainter.from_pretrained(
         options.checkpoint, base=options.base, device=options.device, precision=options.precision
     )
-    sampler = inpainter.sampler(options.method, steps=options.steps, eta=options.eta)
+    methods = {name: inpainter.complete(method) for name, method in methods.items()}
+    steps = {name: _steps(method, options, len(inpainter.base.betas)) for name, method in methods.items()}
+    for name, method in methods.items():  # what cannot be done is said before anything is
+        inpainter.sampler(method, steps=steps[name], eta=options.eta)
+        if options.eta is not None and not method.uses_eta:
+            tell(f"warning: --eta has no effect on {name}")
     failures: list[str] = []
-    ready, windows = [], 0
-    for job in fresh:
+    windows = _windows(inpainter, first, options, failures)
+    for name, method in methods.items():
+        ready = [job for job in fresh[name] if job.picture in windows]
+        _fill(inpainter, method, steps[name], ready, windows, options, failures)
+    if len(names) > 1:
+        from rad.sheet import contact_sheet
+
+        sheet = Path(options.output) / "methods.png"
+        shown = [job for job in first if job.picture in windows]
+        rows = [(job.picture.name, job.picture.open(), windows[job.picture].hole) for job in shown]
+        if rows:
+            write_picture(sheet, contact_sheet(jobs, rows))
+            print(sheet)
+    for failure in dict.fromkeys(failures):
+        tell(f"failed: {' '.join(failure.split())}")
+    if not failures:
+        return EXIT_OK
+    made = sum(all(path.exists() for path in job.files) for some in fresh.values() for job in some)
+    tell(f"{sum(map(len, fresh.values())) - made} of {sum(map(len, fresh.values()))} pictures failed")
+    return EXIT_SOME if made else EXIT_INPUT
+
+
+@dataclass(frozen=True)
+class _Planned:
+    hole: Tensor
+    windows: int
+
+
+def _steps(method: "Method", options: argparse.Namespace, total: int) -> int:
+    from rad.catalogue import cost, steps_within
+
+    if options.budget_nfe is None:
+        return method.preset_steps if options.steps is None else options.steps
+    if options.steps is not None:
+        raise ValueError("--steps and --budget_nfe both set the number of steps: give one of them")
+    steps = steps_within(method, options.budget_nfe, total=total)
+    work = cost(method, steps, total=total)
+    tell(f"{method.name}: {steps} steps for a budget of {options.budget_nfe}: {work.nfe} network calls, {work.vjp} VJP")
+    return steps
+
+
+def _windows(
+    inpainter: "Inpainter", jobs: Sequence[Job], options: argparse.Namespace, failures: list[str]
+) -> dict[Picture, _Planned]:
+    """The hole of each picture that can be done, and the number of its windows."""
+    planned: dict[Picture, _Planned] = {}
+    for job in jobs:
         try:
             picture = job.picture.open()
             hole = job.hole((picture.height, picture.width), options)
@@ -91,43 +158,60 @@ def run(options: argparse.Namespace) -> int:
             tell(
                 f"warning: the mask of {job.picture.name} looks inverted; for white = known use --mask_polarity white_is_known"
             )
-        ready.append(job)
-        windows += count
-    calls = windows * options.num_samples * sampler.cost.nfe
+        planned[job.picture] = _Planned(hole, count)
+    return planned
+
+
+def _fill(
+    inpainter: "Inpainter",
+    method: "Method",
+    steps: int,
+    jobs: list[Job],
+    windows: dict[Picture, _Planned],
+    options: argparse.Namespace,
+    failures: list[str],
+) -> None:
+    """Fill `jobs` with one method, in batches."""
+    work = inpainter.sampler(method, steps=steps, eta=options.eta).cost
+    count = options.num_samples * sum(windows[job.picture].windows for job in jobs)
+    backward = f" and {count * work.vjp} backward passes" if work.vjp else ""
     tell(
-        f"{len(ready)} pictures, {windows} windows, {options.num_samples} samples, {options.method} with {options.steps or 'preset'} steps: "
-        f"{calls} network calls of a {inpainter.size[1]}x{inpainter.size[0]} image on {inpainter.device}"
+        f"{len(jobs)} pictures, {count} windows, {method.name} with {steps} steps: {count * work.nfe} network calls{backward} "
+        f"of a {inpainter.size[1]}x{inpainter.size[0]} image on {inpainter.device}"
     )
-    seconds = 0.0
-    with Progress(calls) as progress:
-        for start in range(0, len(ready), options.batch_size):
-            chunk = ready[start : start + options.batch_size]
-            seconds += _inpaint(inpainter, chunk, options, progress, failures)
-    if calls:
-        tell(f"{seconds:.1f} s in the sampler, {1000 * seconds / calls:.1f} ms a network call of one image")
-    for failure in failures:
-        tell(f"failed: {' '.join(failure.split())}")
-    if not failures:
-        return EXIT_OK
-    tell(f"{len(failures)} of {len(fresh)} pictures failed")
-    return EXIT_SOME if len(failures) < len(fresh) else EXIT_INPUT
+    nfe, vjp, seconds, peak = 0, 0, 0.0, 0
+    with Progress(count * work.nfe) as progress:
+        for start in range(0, len(jobs), options.batch_size):
+            chunk = jobs[start : start + options.batch_size]
+            result = _inpaint(inpainter, method, steps, chunk, windows, options, progress, failures)
+            nfe, vjp, seconds = nfe + result.nfe, vjp + result.vjp, seconds + result.seconds
+            peak = max(peak, result.peak_memory)
+    if nfe:
+        backward = f", {vjp} VJP" if vjp else ""
+        tell(
+            f"{method.name}: {nfe} NFE{backward}, {seconds:.1f} s in the sampler, {1000 * seconds / nfe:.1f} ms a network call "
+            f"of one image, peak memory {peak / 2**20:.0f} MiB"
+        )
 
 
 def _inpaint(
     inpainter: "Inpainter",
+    method: "Method",
+    steps: int,
     jobs: list[Job],
+    windows: dict[Picture, _Planned],
     options: argparse.Namespace,
     progress: "Progress",
     failures: list[str],
-) -> float:
+) -> "Inpainted":
     pictures = [job.picture.open() for job in jobs]
-    holes = [job.hole((picture.height, picture.width), options) for job, picture in zip(jobs, pictures, strict=True)]
+    holes = [windows[job.picture].hole for job in jobs]
     before = progress.done
     result = inpainter(
         pictures,
         holes,
-        method=options.method,
-        steps=options.steps,
+        method=method,
+        steps=steps,
         eta=options.eta,
         seed=options.seed,
         num_samples=options.num_samples,
@@ -150,13 +234,13 @@ def _inpaint(
                 write_mask(job.mask_output, hole)
         except OSError as error:
             failures.append(f"{job.picture}: cannot be written: {error}")
-    return result.seconds
+    return result
 
 
-def plan(options: argparse.Namespace) -> list[Job]:
-    """One job a picture of --image, with its mask and its output files; nothing is read yet but lists of names."""
+def plan(options: argparse.Namespace, output_: str) -> list[Job]:
+    """One job a picture of --image, with its mask and its files in `output_`; nothing is read yet but lists of names."""
     pictures = list_pictures(options.image)
-    source, output = Path(options.image), Path(options.output)
+    source, output = Path(options.image), Path(output_)
     one = source.is_file() and source.suffix.lower() != ".zip"
     into_file = one and output.suffix != "" and not output.is_dir()
     if into_file and output.suffix.lower() != ".png":
@@ -285,6 +369,14 @@ class Progress:
             tell(f"{done} of {self.total} network calls")
 
 
+class _ListMethods(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from rad.catalogue import table
+
+        print(table())
+        parser.exit()
+
+
 class Parser(argparse.ArgumentParser):
     """Errors are ValueErrors, without the usage of all options before them."""
 
@@ -312,8 +404,20 @@ def parser() -> Parser:
         help=f"picture (for all), folder or zip (by name), or a generator: {', '.join(MASKS)}",
     )
     made.add_argument("--output", required=True, help="PNG file for one picture, or a folder")
-    made.add_argument("--method", default="rad", choices=list(METHODS), help="rad needs an adapter")
+    made.add_argument(
+        "--method",
+        nargs="+",
+        default=["rad"],
+        choices=list(METHODS),
+        metavar="METHOD",
+        help=f"one, or several on equal noise, each into a folder of its name: {', '.join(METHODS)}",
+    )
+    made.add_argument("--set", nargs="+", default=[], metavar="METHOD.SETTING=VALUE", help="see --list_methods")
+    made.add_argument("--list_methods", action=_ListMethods, nargs=0, help="print all methods, their cost and settings")
     made.add_argument("--steps", type=int, help="noise levels visited; the method's preset if not given")
+    made.add_argument(
+        "--budget_nfe", type=int, help="as many steps as cost at most this many network calls an image (a VJP is two)"
+    )
     made.add_argument("--eta", type=float, help="1: DDPM, 0: DDIM (no fresh noise)")
     made.add_argument("--seed", type=int, default=0, help="of noise and generated masks")
     made.add_argument("--num_samples", type=int, default=1, help="fillings of each picture")

@@ -1,0 +1,78 @@
+"""Filling from the boundary inwards with any other method. After "Growing Images" (ICML 2026 workshop), inferred.
+
+The hole is cut into bands of equal area by distance to the known pixels. Stage b runs the wrapped method on all that is still
+unknown, keeps band b of its result, and counts it as known from then on. Hook: a loop of its own.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from rad.bands import release_order
+from rad.process import Process, TimeOrigin, spaced_times
+from rad.sampler import Cost, Loop, Method, Run, Sampler, SamplingCallback, Task, setting
+
+
+@dataclass(frozen=True)
+class Grow(Loop):
+    """With the exact conditional sampler any order gives the same law, so a difference measures how biased a method is."""
+
+    paper = "after Growing Images 2026 (inferred)"
+
+    method: str = setting("replacement", "the method that fills a band, at its preset's settings")
+    bands: int = setting(4, "stages, of equal area of the hole; 1: the method itself", low=1)
+    budget: Literal["fixed", "full"] = setting("fixed", "fixed: the stages share the steps; full: each has all of them")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        from rad.methods import METHODS
+
+        kinds = [name for name, kind in METHODS.items() if issubclass(kind, SamplingCallback)]
+        if self.method not in kinds:
+            raise ValueError(f"grow.method is {self.method!r}; allowed are {', '.join(kinds)}")
+        inner = METHODS[self.method]
+        for name in ("preset_steps", "preset_eta", "needs_grad", "weights", "uses_eta"):
+            object.__setattr__(self, name, getattr(inner, name))  # frozen; these are its kind's, as for any method
+
+    @property
+    def inner(self) -> Method:
+        from rad.methods import METHODS
+
+        return METHODS[self.method]()
+
+    def process(self, betas: Tensor, time_origin: TimeOrigin) -> Process:
+        return self.inner.process(betas, time_origin)
+
+    def cost(self, times: list[int]) -> Cost:
+        total, steps = times[0] + 1, self._steps(len(times) - 1)
+        one = self.inner.cost(self.inner.plan(spaced_times(total, steps)))
+        return Cost(one.nfe * self.bands, one.vjp * self.bands)
+
+    def run(self, run: Run) -> Tensor:
+        inner: Any = self.inner
+        steps = self._steps(len(run.times) - 1)
+        x, hole, order = run.task.known, run.task.hole, release_order(run.task.hole, self.bands)
+        for band in range(1, self.bands + 1):
+            sampler = Sampler(run.process, (inner,), steps=steps, eta=run.eta)
+            sampler.on_step = lambda done, total, band=band: run.tell((band - 1) * total + done, self.bands * total)
+            result = sampler(run.prior, Task.of(x, hole), noise=_Draws(run))
+            run.prior.vjp += result.vjp
+            last = order * self.bands <= band + 0.5
+            x = torch.where((hole > 0) & last, result.raw, torch.where(hole > 0, x, result.image))
+            hole = torch.where(last, 0.0, hole)
+        return x
+
+    def _steps(self, steps: int) -> int:
+        return steps if self.budget == "full" else max(1, steps // self.bands)
+
+
+class _Draws:
+    """The run's draws as a noise tape."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    def draw(self, number: int, shape: Any) -> Tensor:
+        return self.run.draw()

@@ -1,0 +1,33 @@
+"""Mean fill: every hole pixel becomes the mean colour of the known ones. A floor: what a method must at least beat.
+
+No network. Hook: a loop of its own.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rad.process import CLEAN
+from rad.sampler import Cost, Loop, Run
+
+
+@dataclass(frozen=True)
+class Mean(Loop):
+    """Where nothing is known the fill is mid-grey."""
+
+    paper = "(floor)"
+    preset_steps = 1
+    weights = "none"
+    uses_eta = False
+
+    def plan(self, times: list[int]) -> list[int]:
+        return [CLEAN]
+
+    def cost(self, times: list[int]) -> Cost:
+        return Cost(0)
+
+    def run(self, run: Run) -> Tensor:
+        known = 1 - run.task.hole
+        colour = (known * run.task.known).sum((2, 3), keepdim=True) / known.sum((2, 3), keepdim=True).clamp(min=1e-12)
+        return torch.lerp(run.task.known, colour.expand_as(run.task.known), run.task.hole)

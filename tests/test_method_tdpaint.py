@@ -1,0 +1,45 @@
+"""TD-Paint: per-pixel whole steps; on a mask of 0 and 1 its levels and times are RAD's with the ADM time origin."""
+
+import pytest
+import torch
+
+from rad.methods.rad import RAD
+from rad.methods.tdpaint import TDPaint
+from rad.process import CLEAN, PerPixel, Regions, Uniform, linear_betas
+from tests.gaussian import distance, law, make_world
+
+WORLD = make_world()
+BETAS = linear_betas()
+REGIONS = Regions.of(WORLD.hole)
+
+
+@pytest.mark.parametrize("t", [CLEAN, 0, 1, 500, 999])
+def test_the_levels_are_rads(t):
+    time = torch.tensor([t])
+    ours, rads = (method.process(BETAS, "adm").noise(time, REGIONS) for method in (TDPaint(), RAD()))
+    torch.testing.assert_close(ours.a, rads.a, rtol=0, atol=1e-14)
+    torch.testing.assert_close(ours.s, rads.s, rtol=0, atol=1e-14)
+    torch.testing.assert_close(ours.times, rads.times, rtol=0, atol=1e-6)
+
+
+def test_in_training_known_pixels_hold_the_least_noise():
+    noise = PerPixel(BETAS, known=0).noise(torch.tensor([700]), REGIONS)
+    least, now = (Uniform(BETAS).noise(torch.tensor([t])) for t in (0, 700))
+    known, hole = (noise.spread(noise.levels_s)[WORLD.hole == value] for value in (0, 1))
+    assert (known == least.levels_s.item()).all()
+    assert (hole == now.levels_s.item()).all()
+    clean = PerPixel(BETAS, known=0).noise(torch.tensor([CLEAN]), REGIONS)
+    assert float(clean.levels_s.max()) == 0
+
+
+def test_its_law_is_rads_and_lies_at_the_floor_of_the_step_variance():
+    ours, rads = (distance(WORLD, *law(WORLD, method, steps=100)) for method in (TDPaint(), RAD()))
+    assert ours.kl == pytest.approx(rads.kl, rel=1e-9)
+    assert rads.kl == pytest.approx(0.568, rel=1e-3)
+    assert rads.variance_ratio == pytest.approx(0.808, rel=1e-3)
+    assert rads.mean_error < 1e-4
+
+
+def test_a_soft_mask_is_filled_altogether():
+    soft = TDPaint().process(BETAS, "adm").noise(torch.tensor([300]), Regions.of(0.25 * WORLD.hole))
+    assert float(soft.s.max()) == Uniform(BETAS).noise(torch.tensor([300])).levels_s.item()
