@@ -253,8 +253,10 @@ class Panel(Callback):
             training = module.training
             module.eval()
             # A base model is shown through the simplest method that fills holes with it.
-            method = () if module.process_kind == "region_aware" else (Replacement(),)
-            sample = Sampler(module.process, method, steps=self.steps)(module.prior(), Task.of(data, hole), noise=tape)
+            method = (Replacement(),) if module.process_kind == "uniform" else ()
+            sample = Sampler(module.sampling_process, method, steps=self.steps)(
+                module.prior(), Task.of(data, hole), noise=tape
+            )
             module.train(training)
         rows = [data * (1 - hole), sample.image, data]
         return make_grid(torch.stack(rows, 1).flatten(0, 1).cpu() / 2 + 0.5, nrow=3, padding=2).clamp(0, 1)

@@ -73,6 +73,7 @@ class AdapterInfo:
         trained_steps: optimiser steps; ema: whether these are averaged weights.
         qkv_order: how a base in ADM's layout was read, see `rad.load`.
         learned_variance: whether the variance was trained (vlb_weight > 0); if not, sampling takes the posterior's.
+        process: that it was trained on, see `rad.module.Diffusion`.
     """
 
     base: str

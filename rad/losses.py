@@ -15,7 +15,7 @@ from torch import Tensor
 from rad.process import Noise
 from rad.step import log_variance, posterior_mean, step_levels
 
-LossRegion = Literal["all", "noisy"]
+LossRegion = Literal["all", "noisy", "moving"]
 VlbBoundary = Literal["nll", "zero"]
 
 
@@ -49,7 +49,8 @@ def hybrid_loss(
         vlb_weight: on the sampled variational term. The official RAD code has 1e-3; 1.0 is iDDPM's weighting.
         vlb_boundary: "nll": the rule above. "zero" (as the official code turns out): images of which any pixel ends at the
             clean level in this step get no variational term.
-        loss_region: pixels of the squared error: "all" (official), or "noisy": those that hold noise, by their number.
+        loss_region: pixels of the squared error: "all" (official), "noisy": those that hold noise, by their number, or
+            "moving": those whose level the step changes (TD-Paint: the hole), by their number.
         weight_limit: the squared error of a pixel is weighted by 1 + 1/SNR = 1/a^2, as in v-prediction (Salimans & Ho 2022,
             arXiv 2202.00512), up to this limit. 1 (official): no weight. A short training gains from a limit of about 100:
             at high noise the colours of the estimate hang on very small errors of eps.
@@ -58,9 +59,10 @@ def hybrid_loss(
     # The error of v = a eps - s x0 is that of eps divided by a.
     weight = now.spread((1 / now.levels_a.square()).clamp(max=weight_limit).to(x.dtype))
     error = weight * (eps - output[:, :channels]).square()
-    if loss_region == "noisy":
-        noisy = (now.s > 0).expand(-1, 1, *x.shape[2:]).to(error.dtype)
-        simple = (error * noisy).sum((1, 2, 3)) / (channels * noisy.sum((1, 2, 3))).clamp(min=1)
+    if loss_region != "all":
+        chosen = now.s > 0 if loss_region == "noisy" else now.spread(step_levels(now, previous).b > 0)
+        counted = chosen.expand(-1, 1, *x.shape[2:]).to(error.dtype)
+        simple = (error * counted).sum((1, 2, 3)) / (channels * counted.sum((1, 2, 3))).clamp(min=1)
     else:
         simple = error.mean((1, 2, 3))
     if output.shape[1] == channels:

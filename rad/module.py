@@ -19,11 +19,12 @@ from rad.losses import Losses, LossRegion, VlbBoundary, hybrid_loss
 from rad.masks import MaskGenerator
 from rad.masks.perlin import Perlin
 from rad.prior import UNetPrior
-from rad.process import Process, RegionAware, Regions, TimeOrigin, Uniform, linear_betas
+from rad.process import PerPixel, Process, RegionAware, Regions, TimeOrigin, Uniform, linear_betas
 from rad.step import noised
 from rad.tape import generator
 from rad.unet import EmbeddingKind, RegionAwareUNet, patch
 
+ProcessKind = Literal["region_aware", "tdpaint", "uniform"]
 BUCKETS = 4
 Batch = Mapping[str, Any]
 
@@ -37,15 +38,16 @@ class Diffusion(L.LightningModule):
         revision: of a hub id.
         image_size: of the training images in pixels; head_channels: width of the attention heads of a .pt base.
         qkv_order: "legacy" for ADM weights as OpenAI's program reads them; "naive" for official RAD weights.
-        process: "region_aware" (RAD) or "uniform" (a base model).
+        process: "region_aware" (RAD), "tdpaint" (TD-Paint: its paper counts the loss in the hole, loss_region "moving", and
+            weights the variational term with 1), or "uniform" (a base model).
         time_origin: what the network is told of a level, see `rad.process.RegionAware`.
         phase2: fraction of the samples drawn from RAD's second phase, which sampling never visits; official: 0.5.
         lora: what the adapter trains; None: train all weights.
-        masks: holes to train on (region_aware), drawn on the training device; a batch with its own "hole" goes first.
+        masks: holes to train on, drawn on the training device; a batch with its own "hole" goes first.
         embedding: "factorised" or "dense" (the reference, slower).
         vlb_weight: weight of the variational term; official RAD 1e-3, iDDPM's weighting 1.0.
         vlb_boundary: "nll", or "zero" as in the official code; see `rad.losses.hybrid_loss`.
-        loss_region: squared error over "all" pixels (official) or the "noisy" ones.
+        loss_region: squared error over "all" pixels (official), the "noisy" or the "moving" ones, see `rad.losses.hybrid_loss`.
         weight_limit: of the squared error at high noise, 1 (official) for none; see `rad.losses.hybrid_loss`.
         learning_rate, betas, weight_decay: of AdamW, on everything trained.
         warmup_steps: linear warm-up of the learning rate, in optimiser steps.
@@ -64,7 +66,7 @@ class Diffusion(L.LightningModule):
         image_size: int = 256,
         head_channels: int = 64,
         qkv_order: QkvOrder = "legacy",
-        process: Literal["region_aware", "uniform"] = "region_aware",
+        process: ProcessKind = "region_aware",
         time_origin: TimeOrigin = "adm",
         phase2: float = 0.5,
         lora: LoRA | None = None,
@@ -119,9 +121,14 @@ class Diffusion(L.LightningModule):
                 f"{base} predicts {loaded.prediction_type!r}; training is of networks that predict 'epsilon'"
             )
         self.process_kind = process
-        self.process: Process = (
-            RegionAware(loaded.betas, time_origin=time_origin) if process == "region_aware" else Uniform(loaded.betas)
-        )
+        self.process: Process
+        self.sampling_process: Process
+        if process == "region_aware":
+            self.process = self.sampling_process = RegionAware(loaded.betas, time_origin=time_origin)
+        elif process == "tdpaint":
+            self.process, self.sampling_process = PerPixel(loaded.betas, known=0), PerPixel(loaded.betas)
+        else:
+            self.process = self.sampling_process = Uniform(loaded.betas)
         network = patch(loaded.unet, embedding=embedding)
         self.base_info = loaded
         self.time_origin: TimeOrigin = time_origin
@@ -166,6 +173,7 @@ class Diffusion(L.LightningModule):
             ema=ema,
             qkv_order=self.qkv_order,
             learned_variance=self.vlb_weight > 0,
+            process=self.process_kind,
         )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -117,7 +117,7 @@ class _Probe(SamplingCallback):
         return rows.view(-1, *shape)
 
     def after_step(self, state: State, x_next: Tensor) -> Tensor:
-        flat = x_next.flatten(1)
+        flat = x_next.detach().flatten(1)
         offset, matrix = flat[0], (flat[1:] - flat[0]).T  # (d, d + slots d)
         before = torch.zeros(self.d, dtype=DOUBLE) if self.mean is None else self.mean
         noise = matrix[:, self.d :]

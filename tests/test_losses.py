@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rad.losses import discretised_nll, hybrid_loss, normal_kl, variational_bits
-from rad.process import RegionAware, Regions, linear_betas
+from rad.process import PerPixel, RegionAware, Regions, linear_betas
 from rad.step import noised, step_levels
 
 PROCESS = RegionAware(linear_betas())
@@ -60,6 +60,26 @@ def test_squared_error_region():
     terms, output, _ = case([300, 700], torch.ones(2, 1, 4, 4))
     same = [hybrid_loss(output, loss_region=region, **terms).simple for region in ("all", "noisy")]
     torch.testing.assert_close(same[0], same[1])
+
+
+def test_squared_error_of_the_moving_pixels_is_td_paints():
+    """TD-Paint's known pixels hold the least noise, do not move, and do not count."""
+    process, t = PerPixel(linear_betas(), known=0), torch.tensor([0, 300])
+    hole = torch.zeros(2, 1, 4, 4)
+    hole[..., :2, 1:] = 1
+    regions = Regions.of(hole)
+    now, previous = process.noise(t, regions), process.noise(t - 1, regions)
+    _, output, _ = case([300, 700])
+    source = torch.Generator().manual_seed(1)
+    x0, eps = (torch.randn(2, 3, 4, 4, generator=source, dtype=DOUBLE) for _ in range(2))
+    terms = {"x0": x0, "x": noised(x0, now, noise=eps), "eps": eps, "now": now, "previous": previous}
+    losses = hybrid_loss(output, loss_region="moving", **terms)
+    error, inside = (eps - output[:, :3]).square(), hole.bool().expand_as(eps)
+    torch.testing.assert_close(losses.simple[1], error[1][inside[1]].mean())
+    torch.testing.assert_close(losses.simple[0], error[0].mean())  # the last step takes the noise of all pixels away
+    bits = variational_bits(output, x0=x0, x=terms["x"], now=now, previous=previous)
+    assert (bits[1][~inside[1]] == 0).all()
+    assert (bits[1][inside[1]] > 0).all()
 
 
 def test_weight_at_high_noise_is_that_of_v_prediction_up_to_its_limit():

@@ -118,6 +118,20 @@ def test_training_lowers_the_loss_and_leaves_the_base_alone(world, tmp_path):
     assert all(torch.equal(p, frozen[name]) for name, p in model.named_parameters() if name in frozen)
 
 
+def test_an_adapter_trained_on_td_paints_process_samples_with_its_method(world, tmp_path):
+    model = module(world, process="tdpaint", loss_region="moving", vlb_weight=1.0)
+    fit(tmp_path, model, data(world), 2, callbacks=[Panel(every_n_steps=2, pictures=2, steps=2)])
+    folder = tmp_path / "checkpoints" / "step=2-ema"
+    assert AdapterInfo.read(folder).process == "tdpaint"
+    inpainter = Inpainter.from_pretrained(folder)
+    hole = make("center")([torch.Generator()], 16, 16)[0]
+    result = inpainter(Image.new("RGB", (16, 16), (200, 30, 30)), hole, method="tdpaint", steps=2)
+    assert result.nfe == 2
+    times = model.draw_times([torch.Generator().manual_seed(i) for i in range(64)])
+    assert 0 <= int(times.min()) < 100
+    assert 900 < int(times.max()) < 1000
+
+
 def test_checkpoints_hold_what_is_trained_and_adapters_lie_beside_them(world, tmp_path):
     model = module(world)
     trainer, ema = fit(tmp_path, model, data(world), 13)

@@ -1,0 +1,56 @@
+"""The pages of docs/ are true: the code of `add-a-method.md` runs, and the method in it passes as one of ours would."""
+
+import re
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+
+from rad.catalogue import create, hooks, table
+from rad.methods import METHODS
+from rad.process import linear_betas
+from rad.sampler import Sampler, Task
+from rad.tape import NoiseTape
+from tests.gaussian import make_world
+
+PAGE = (Path(__file__).resolve().parents[1] / "docs" / "add-a-method.md").read_text()
+EXAMPLE, MEASURE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+
+
+@pytest.fixture
+def projection(monkeypatch):
+    module = types.ModuleType("rad.methods.projection")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(compile(EXAMPLE, "rad/methods/projection.py", "exec"), module.__dict__)
+    monkeypatch.setitem(METHODS, "projection", module.Projection)
+    return module.Projection
+
+
+def test_the_example_is_short_and_registers_by_its_name(projection):
+    assert len(EXAMPLE.splitlines()) <= 30
+    assert create("projection", {"strength": "0.9"}) == projection(strength=0.9)
+    assert hooks(projection) == "on_estimate"
+    assert "  projection.strength=1.0: how far" in table()
+
+
+def test_the_example_returns_known_pixels_and_at_strength_0_is_the_plain_sampler(projection):
+    world = make_world()
+    task, results = Task.of(world.y, world.hole), {}
+    for strength in (0.0, 1.0, None):
+        with NoiseTape(0, ["a"]) as tape:
+            method = () if strength is None else (projection(strength=strength),)
+            results[strength] = Sampler(projection().process(linear_betas(), "adm"), method, steps=20)(
+                world.prior, task, noise=tape
+            )
+    torch.testing.assert_close(results[1.0].raw[world.hole == 0], world.y[world.hole == 0], rtol=0, atol=1e-12)
+    assert torch.equal(results[0.0].raw, results[None].raw)
+
+
+def test_the_example_is_measured(projection, capsys):
+    exec(compile(MEASURE, "docs/add-a-method.md", "exec"), {"Projection": projection})
+    found = re.fullmatch(r"mean (\S+) posterior deviations off, variance (\S+), KL (\S+)\n", capsys.readouterr().out)
+    assert found is not None
+    # DDNM's posterior form has the mean of replacement in the hole: 1.12 deviations at 100 steps.
+    assert float(found[1]) == pytest.approx(1.12, abs=0.01)
