@@ -245,7 +245,7 @@ class Inpainter:
             )
         process = method.process(self.base.betas, "adm" if self.info is None else self.info.time_origin)
         steps = method.preset_steps if steps is None else steps
-        eta = method.preset_eta if eta is None else eta
+        eta = method.preset_eta if eta is None or not method.uses_eta else eta
         assert isinstance(method, Loop | SamplingCallback)
         return Sampler(process, method if isinstance(method, Loop) else (method,), steps=steps, eta=eta)
 

@@ -57,7 +57,7 @@ class Regions:
         values = torch.ones(len(found), max(map(len, found)), dtype=flat.dtype, device=flat.device)
         for row, levels in zip(values, found, strict=True):
             row[: len(levels)] = levels
-        index = torch.searchsorted(values, flat.flatten(1)).view(flat.shape)
+        index = torch.searchsorted(values, flat.flatten(1).contiguous()).view(flat.shape)
         return cls(values, index)
 
     @classmethod

@@ -397,6 +397,68 @@ def test_a_base_model_is_for_the_other_methods(sample, base, adapter):
     assert Path("one/a.png").read_bytes() == Path("two/a.png").read_bytes()
 
 
+def test_several_methods_write_a_folder_each_on_equal_noise_and_a_sheet(sample):
+    make_inputs()
+    code, out, err = sample("--method", "rad", "replacement", "mean", "--set", "replacement.corrections=1", steps=2)
+    assert code == 0, err
+    names = ("rad", "replacement", "mean")
+    assert out == [f"out/{name}/{picture}.png" for name in names for picture in "ab"] + ["out/methods.png"]
+    assert "replacement with 2 steps: 8 network calls" in err
+    assert "replacement: 8 NFE" in err
+    assert "peak memory" in err
+    assert sample(output="alone", steps=2)[0] == 0
+    assert Path("alone/a.png").read_bytes() == Path("out/rad/a.png").read_bytes()
+    with Image.open("out/methods.png") as sheet:
+        side = 128  # pictures are shown at this size at least, 16x16 ones by whole pixels
+        assert sheet.size == (5 * (side + 4) + 4, 18 + 2 * (side + 4))
+        cells = [
+            np.asarray(sheet)[18 : 18 + side : 8, 4 + i * (side + 4) : 4 + i * (side + 4) + side : 8] for i in range(5)
+        ]
+    given = np.asarray(Image.open("in/a.png"))
+    hole = HOLE[0].numpy() > 0
+    assert np.array_equal(cells[4], given)
+    assert np.array_equal(cells[0][~hole], given[~hole])
+    assert (cells[0][hole] == 128).all()
+    for cell, name in zip(cells[1:4], names, strict=True):
+        assert np.array_equal(cell, np.asarray(Image.open(f"out/{name}/a.png")))
+    again = sample("--method", "rad", "replacement", "mean", "--set", "replacement.corrections=1", steps=2)
+    assert again[:2] == (0, [])
+    assert "replacement: 2 of 2 pictures are finished" in again[2]
+
+
+def test_a_budget_sets_the_steps_and_says_so(adapter, capsys):
+    make_inputs(["a.png"])
+    words = f"--checkpoint {adapter} --image in --mask masks --output out --method replacement --budget_nfe 7"
+    assert cli.sample([*words.split(), "--set", "replacement.corrections=1"]) == 0
+    err = capsys.readouterr().err
+    assert "replacement: 3 steps for a budget of 7: 6 network calls, 0 VJP" in err
+    assert cli.sample([*words.split(), "--steps", "3", "--overwrite"]) == 2
+    assert "give one of them" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        ("--set rad.speed=2", ["rad has no setting 'speed'"]),
+        ("--set repaint.jump_length=2", ["'repaint' is not among those of --method"]),
+        ("--method replacement --set replacement.ratio=-1", ["ratio is -1", "0 or more"]),
+        ("--method rad replacement --output out.png", ["several methods", "folder"]),
+    ],
+)
+def test_bad_settings_of_methods_are_one_line_and_exit_2(sample, words, parts):
+    make_inputs()
+    code, out, err = sample(*words.split())
+    assert (code, out) == (2, [])
+    assert_one_error(err, *parts)
+
+
+def test_the_list_of_methods_needs_nothing_else(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.sample(["--list_methods"])
+    assert stopped.value.code == 0
+    assert "replacement" in capsys.readouterr().out
+
+
 def test_settings_without_effect_are_told(sample):
     make_inputs(["a.png"])
     assert "--margin has no effect" in sample(margin=2)[2]

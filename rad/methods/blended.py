@@ -1,0 +1,49 @@
+"""Blended Diffusion, without its text guidance. Avrahami, Lischinski, Fried, Blended Diffusion for Text-driven Editing
+of Natural Images, 2022, arXiv 2111.14818.
+
+After each reverse step the result in the hole is blended with the known image at the new noise level, and the first
+steps are left out: the chain starts from a noised image,
+    x_u <- hole x_u + known (a_u y + s_u n),    x_start = a (known y + hole f) + s n.
+Without the text this is inpainting by replacement with a warm start.
+Hooks: plan, on_start, after_step.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rad.sampler import SamplingCallback, State, setting
+from rad.step import noised
+
+
+@dataclass(frozen=True)
+class Blended(SamplingCallback):
+    """The start is where a hole could leak: f is the source image in the official code, which edits it.
+
+    Here f is the mean colour of the known pixels of the image, a guess that what is left out cannot correct; skip = 0
+    starts from pure noise and is replacement, bit by bit. Known pixels have the level of the step's end, in the
+    official code that of its beginning. At the end the hole is x0, what is outside y.
+    """
+
+    paper = "Avrahami, Lischinski, Fried 2022, arXiv 2111.14818"
+    preset_steps = 100
+
+    skip: float = setting(0.25, "part of the steps left out, the noisiest, rounded down: 25 of 100", low=0, high=0.99)
+
+    def plan(self, times: list[int]) -> list[int]:
+        return times[int(self.skip * (len(times) - 1)) :]
+
+    def on_start(self, state: State) -> Tensor:
+        if self.skip == 0:
+            return state.x
+        known, outside = state.task.known, 1 - state.task.hole
+        colour = (outside * known).sum((2, 3), keepdim=True) / outside.sum((2, 3), keepdim=True).clamp(min=1e-6)
+        a = state.now.spread(state.now.levels_a.to(known.dtype))
+        return state.x + a * state.task.hole * (colour - known)
+
+    def after_step(self, state: State, x_next: Tensor) -> Tensor:
+        known = state.task.known
+        if bool((state.next.levels_s > 0).any()):
+            known = noised(known, state.next, noise=state.draw())
+        return torch.lerp(known, x_next, state.task.hole)

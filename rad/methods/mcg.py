@@ -1,0 +1,45 @@
+"""MCG. Chung, Sim, Ryu, Ye, Improving Diffusion Models for Inverse Problems using Manifold Constraints, NeurIPS 2022,
+arXiv 2206.00941.
+
+Replacement, and in the hole a step down the gradient of the misfit of the known pixels, through the network:
+
+    x_u <- hole (x_u - alpha grad_x_t || known (y - x0) ||) + known (a_u y + s_u n)
+
+Hook: after_step.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rad.guidance import norm, residual, vp_scale
+from rad.process import CLEAN
+from rad.sampler import SamplingCallback, State, setting
+from rad.step import noised
+
+
+@dataclass(frozen=True)
+class MCG(SamplingCallback):
+    """The norm is not squared, as in the official code: the step does not fade as the residual does.
+
+    Unlike the official code known pixels have the level of the step's end, not of its beginning, and the norm is that of
+    each image, not of the batch. With alpha = 0 this is Replacement.
+    """
+
+    paper = "Chung et al. 2022, arXiv 2206.00941"
+    preset_steps = 1000
+    needs_grad = True
+
+    alpha: float = setting(1.0, "step on the gradient of the norm of the residual; the official code's 1", low=0)
+
+    def after_step(self, state: State, x_next: Tensor) -> Tensor:
+        assert state.estimate is not None
+        task = state.task
+        misfit = norm(residual(task, state.estimate.x0))
+        gradient = state.prior.gradient(misfit, state.x)
+        shift = self.alpha * vp_scale(state.now, x_next) * vp_scale(state.next, x_next) * gradient
+        known = task.known
+        if state.next_time != CLEAN:
+            known = noised(known, state.next, noise=state.draw())
+        return torch.lerp(known, x_next - shift, task.hole)
