@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import Field, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from torch import Tensor
+
 from rad.methods import METHODS
-from rad.process import spaced_times
+from rad.process import linear_betas, spaced_times
 from rad.sampler import Cost, Loop, Method, SamplingCallback
 
 HOOKS = ("plan", "on_start", "before_estimate", "on_estimate", "after_step")
@@ -63,18 +65,25 @@ def _parse(name: str, text: str, kind: Any) -> Any:
     return text
 
 
-def cost(method: Method, steps: int, *, total: int = 1000) -> Cost:
-    """Work for an image with `steps` levels of a model that has `total`."""
-    return method.cost(method.plan(spaced_times(total, steps)))
+def most_steps(method: Method, betas: Tensor) -> int:
+    """The most steps that the method can take on a model with these betas."""
+    return method.process(betas, "adm").sampled_steps
 
 
-def steps_within(method: Method, budget: int, *, total: int = 1000) -> int:
+def cost(method: Method, steps: int, *, betas: Tensor | None = None) -> Cost:
+    """Work for an image with `steps` levels, on a model with these betas; None: DDPM's 1000."""
+    return method.cost(method.plan(spaced_times(most_steps(method, linear_betas() if betas is None else betas), steps)))
+
+
+def steps_within(method: Method, budget: int, *, betas: Tensor | None = None) -> int:
     """The most steps whose cost, a VJP counted as two network calls, is at most `budget`.
 
     Raises:
         ValueError: even the cheapest costs more.
     """
-    costs = [(steps, cost(method, steps, total=total).units) for steps in range(1, total + 1)]
+    betas = linear_betas() if betas is None else betas
+    most = most_steps(method, betas)
+    costs = [(steps, method.cost(method.plan(spaced_times(most, steps))).units) for steps in range(1, most + 1)]
     within = [steps for steps, units in costs if units <= budget]
     if not within:
         least, units = min(costs, key=lambda pair: pair[1])

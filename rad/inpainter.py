@@ -3,7 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -18,8 +18,10 @@ from rad.load import Base, load_base
 from rad.lora import AdapterInfo, load_adapter
 from rad.masks.files import read_mask
 from rad.methods import METHODS
+from rad.methods.m2s import M2S, Coarse
 from rad.pictures import open_picture, to_tensor, to_uint8
 from rad.prior import UNetPrior
+from rad.process import Uniform
 from rad.sampler import Cost, Loop, Method, Sample, Sampler, SamplingCallback, Task
 from rad.tape import NoiseTape
 from rad.tiles import Window, next_wave, plan_windows
@@ -232,6 +234,7 @@ class Inpainter:
             if method not in METHODS:
                 raise ValueError(f"method {method!r} is not known; there are {', '.join(METHODS)}")
             method = METHODS[method]()
+        method = self.complete(method)
         if method.weights == "adapter" and self.info is None:
             zero_shot = ", ".join(name for name, kind in METHODS.items() if kind.weights != "adapter")
             raise ValueError(
@@ -243,6 +246,7 @@ class Inpainter:
                 f"method {method.name!r} differentiates the network, for which bf16 is too coarse: "
                 f"use precision '32', or one of {free}"
             )
+        method.check()
         process = method.process(self.base.betas, "adm" if self.info is None else self.info.time_origin)
         steps = method.preset_steps if steps is None else steps
         eta = method.preset_eta if eta is None or not method.uses_eta else eta
@@ -250,8 +254,13 @@ class Inpainter:
         return Sampler(process, method if isinstance(method, Loop) else (method,), steps=steps, eta=eta)
 
     def complete(self, method: Method) -> Method:
-        """The method with what it needs besides this model."""
-        return method
+        """The method with what it needs besides this model: the coarse model of M2S is loaded from its path."""
+        if not isinstance(method, M2S) or not isinstance(method.coarse, str):
+            return method
+        loaded = load_base(method.coarse)
+        unet = patch(loaded.unet).requires_grad_(False).eval().to(self.device)  # pyright: ignore[reportArgumentType]
+        prior = UNetPrior(unet, prediction_type=loaded.prediction_type)  # pyright: ignore[reportArgumentType]
+        return replace(method, coarse=Coarse(prior, Uniform(loaded.betas), _size_of(unet, None)[0]))
 
     def count_windows(self, hole: Tensor, *, size_policy: SizePolicy = "error", margin: int | None = None) -> int:
         """Windows that a hole (1,H,W) needs; each costs `sampler(...).cost` a sample."""

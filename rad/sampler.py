@@ -57,7 +57,8 @@ class CountedPrior:
     def gradient(self, loss: Tensor, x: Tensor, *, keep_graph: bool = False) -> Tensor:
         """d loss / d x, (B,C,H,W), for the losses (B,) of the images, each of which depends on its own x alone."""
         self.vjp += 1
-        return torch.autograd.grad(loss.sum(), x, retain_graph=keep_graph)[0]
+        with torch.enable_grad():
+            return torch.autograd.grad(loss.sum(), x, retain_graph=keep_graph)[0]
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,10 @@ class Method:
     def name(self) -> str:
         """In lower case, as on the command line."""
         return type(self).__name__.lower()
+
+    def check(self) -> object:
+        """Called before any network call. Raises ValueError where something that the method needs is missing."""
+        return None
 
     def process(self, betas: Tensor, time_origin: TimeOrigin) -> Process:
         """The noise process that the method runs on, for a model with these betas."""

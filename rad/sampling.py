@@ -94,7 +94,7 @@ def run(options: argparse.Namespace) -> int:
         options.checkpoint, base=options.base, device=options.device, precision=options.precision
     )
     methods = {name: inpainter.complete(method) for name, method in methods.items()}
-    steps = {name: _steps(method, options, len(inpainter.base.betas)) for name, method in methods.items()}
+    steps = {name: _steps(method, options, inpainter.base.betas) for name, method in methods.items()}
     for name, method in methods.items():  # what cannot be done is said before anything is
         inpainter.sampler(method, steps=steps[name], eta=options.eta)
         if options.eta is not None and not method.uses_eta:
@@ -128,15 +128,15 @@ class _Planned:
     windows: int
 
 
-def _steps(method: "Method", options: argparse.Namespace, total: int) -> int:
+def _steps(method: "Method", options: argparse.Namespace, betas: Tensor) -> int:
     from rad.catalogue import cost, steps_within
 
     if options.budget_nfe is None:
         return method.preset_steps if options.steps is None else options.steps
     if options.steps is not None:
         raise ValueError("--steps and --budget_nfe both set the number of steps: give one of them")
-    steps = steps_within(method, options.budget_nfe, total=total)
-    work = cost(method, steps, total=total)
+    steps = steps_within(method, options.budget_nfe, betas=betas)
+    work = cost(method, steps, betas=betas)
     tell(f"{method.name}: {steps} steps for a budget of {options.budget_nfe}: {work.nfe} network calls, {work.vjp} VJP")
     return steps
 

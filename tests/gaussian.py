@@ -1,13 +1,15 @@
 """A Gaussian world where everything is known: data, exact posterior, exact law of an affine sampler (propagated, not sampled)."""
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from rad.methods.m2s import M2S, Coarse
 from rad.prior import GaussianPrior
-from rad.process import Noise, linear_betas
+from rad.process import Noise, Uniform, linear_betas
 from rad.sampler import Loop, Method, Sampler, SamplingCallback, State, Task
 from rad.step import Estimate, reverse_step, step_levels
 from rad.tape import NoiseTape
@@ -201,3 +203,13 @@ def moments(samples: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (d,) and covariance (d,d) of samples (N,C,H,W)."""
     flat = samples.flatten(1)
     return flat.mean(0), flat.T.cov()
+
+
+def with_needs(method: Method) -> Method:
+    """The method with what it needs besides the prior: M2S gets the law of 2x2 means of the world as its coarse model."""
+    if not isinstance(method, M2S):
+        return method
+    world = make_world()
+    pool = F.avg_pool2d(torch.eye(64, dtype=DOUBLE).view(64, 1, 8, 8), 2).flatten(1).T
+    small = GaussianPrior((pool @ world.prior.mean.flatten()).view(1, 4, 4), pool @ world.prior.covariance @ pool.T)
+    return replace(method, coarse=Coarse(small, Uniform(linear_betas()), 4))

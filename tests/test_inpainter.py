@@ -11,6 +11,7 @@ import torch
 from diffusers import UNet2DModel
 from PIL import Image
 
+from rad.catalogue import create
 from rad.inpainter import Inpainter, composite
 from rad.load import save_base
 from rad.lora import enabled, trainable
@@ -26,6 +27,7 @@ SIZES = {
     "resize": [(SIZE, SIZE), (20, 27), (9, 11), (8, 25), (25, 8), (1, 23)],
     "crop": [(SIZE, SIZE), (20, 27), (9, 11), (8, 25), (25, 8), (1, 23)],
 }
+SOME = ("rad", "replacement", "mean")  # adapter, base, no network; test_methods.py has them all, on exact data
 POLICY_AND_SIZE = [(policy, size) for policy, sizes in SIZES.items() for size in sizes]
 
 
@@ -131,7 +133,7 @@ def test_all_known_is_the_input_without_a_network_call(rad, policy):
 
 
 @pytest.mark.parametrize("policy", list(SIZES))
-@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize("method", SOME)
 def test_all_hole_depends_on_no_pixel(rad, policy, method):
     for size in SIZES[policy][:3]:
         hole = torch.ones(1, *size)
@@ -142,7 +144,7 @@ def test_all_hole_depends_on_no_pixel(rad, policy, method):
         assert np.array_equal(pixels(one), pixels(other))
 
 
-@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize("method", SOME)
 @pytest.mark.parametrize(("policy", "size"), POLICY_AND_SIZE)
 def test_no_pixel_inside_the_hole_reaches_the_result(rad, policy, size, method):
     kinds = {kind: (hole > 0).float() for kind, hole in holes(*size).items()}
@@ -156,6 +158,76 @@ def test_no_pixel_inside_the_hole_reaches_the_result(rad, policy, size, method):
         assert kind == "none" or not np.array_equal(pixels(secrets[number]), pixels(picture))
         assert np.array_equal(pixels(one.images[number]), pixels(other.images[number])), kind
         assert np.array_equal(pixels(one.raw[number]), pixels(other.raw[number])), kind
+
+
+@pytest.fixture(scope="module")
+def coarse(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("coarse") / "base"
+    save_base(folder, small_unet(size=SIZE // 2), betas=linear_betas(), half=False)
+    return folder
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_every_method_works_on_a_network(rad, coarse, name):
+    settings = {
+        "m2s": {"coarse": str(coarse), "trips": "1"},
+        "mcgdiff": {"particles": "2"},
+        "vipaint": {"iterations": "2"},
+    }
+    method = create(name, settings.get(name))
+    picture, secret, hole = (
+        random_picture(SIZE, SIZE),
+        random_picture(SIZE, SIZE, seed=7),
+        box_hole(SIZE, SIZE, 3, 4, 12, 9),
+    )
+    told = []
+    one, other = (
+        rad([given] * 2, hole, method=method, steps=3, names=["a", "b"], on_step=lambda *calls: told.append(calls))
+        for given in (picture, composite(picture, secret, hole))
+    )
+    cost = rad.sampler(method, steps=3).cost
+    assert (one.nfe >= 2 * cost.nfe) if name == "copaint" else (one.nfe == 2 * cost.nfe)
+    assert one.vjp == 2 * cost.vjp
+    assert one.peak_memory > 2**20
+    assert not cost.nfe or told[-1] == (2 * cost.nfe, 2 * cost.nfe)
+    known = (hole[0] == 0).numpy()
+    for number in range(2):
+        assert np.array_equal(pixels(one.raw[number]), pixels(other.raw[number])), "the hole's content leaks"
+        assert np.array_equal(pixels(one.images[number])[known], pixels(picture)[known])
+    assert np.array_equal(pixels(one.images[0]), pixels(one.images[1])) == (method.weights == "none")
+
+
+@pytest.mark.parametrize("name", [name for name, kind in METHODS.items() if kind.weights == "base"])
+def test_half_precision_is_for_methods_without_gradients(base, name):
+    half = Inpainter.from_pretrained(base, precision="bf16")
+    if name == "m2s":
+        return
+    picture, hole = random_picture(SIZE, SIZE), box_hole(SIZE, SIZE, 3, 4, 12, 9)
+    if METHODS[name].needs_grad:
+        with pytest.raises(ValueError, match=f"'{name}' differentiates the network.*use precision '32', or one of rad"):
+            half(picture, hole, method=name, steps=2)
+        return
+    method = create(name, {"particles": "2"} if name == "mcgdiff" else None)
+    result = half(picture, hole, method=method, steps=2)
+    full = Inpainter.from_pretrained(base)(picture, hole, method=method, steps=2)
+    assert np.abs(pixels(result.images[0]) - pixels(full.images[0])).mean() < 8
+
+
+def test_a_large_network_that_is_differentiated_recomputes_activations(base, monkeypatch):
+    """The same result, with checkpointing on during the run and off after it."""
+    plain = Inpainter.from_pretrained(base)
+    picture, hole = random_picture(SIZE, SIZE), box_hole(SIZE, SIZE, 3, 4, 12, 9)
+    expected = plain(picture, hole, method="dps", steps=2).images[0]
+    monkeypatch.setattr("rad.inpainter.CHECKPOINTED_SIZE", SIZE)
+    seen = []
+    inner = plain.unet.forward
+    monkeypatch.setattr(
+        plain.unet, "forward", lambda *a, **k: (seen.append(plain.unet.is_gradient_checkpointing), inner(*a, **k))[1]
+    )
+    saved = plain(picture, hole, method="dps", steps=2).images[0]
+    assert seen == [True, True]
+    assert not plain.unet.is_gradient_checkpointing
+    assert np.abs(pixels(saved) - pixels(expected)).max() <= 1
 
 
 def test_known_pixels_around_the_hole_do_matter(rad):
@@ -231,7 +303,7 @@ def test_a_batch_of_eight_is_eight_single_runs(rad):
             assert np.array_equal(pixels(rad(picture, box, names=[name], steps=2).images[0]), pixels(image))
 
 
-@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize("method", SOME)
 def test_a_true_batch_differs_from_single_runs_by_the_rounding_of_kernels_alone(rad, method):
     pictures, boxes, names = eight()
     boxes[3][:, 3:6, 3:6] = 0.4  # a soft mask, so that the batch holds images of two and of three levels

@@ -10,7 +10,7 @@ from rad.methods import METHODS
 from rad.process import Noise
 from rad.sampler import Loop, Sampler, SamplingCallback, Task
 from rad.tape import NoiseTape
-from tests.gaussian import DOUBLE, make_world
+from tests.gaussian import DOUBLE, make_world, with_needs
 
 WORLD = make_world()
 BETAS = torch.linspace(1e-4, 0.02, 1000, dtype=DOUBLE)
@@ -20,12 +20,7 @@ BOTH[1] = BOTH[1].flip(-1)
 PICTURES = torch.cat([WORLD.y, 0.7 * WORLD.y.flip(-2)])
 
 
-def settings(name):
-    """Settings that make a method short."""
-    return SHORT.get(name, {})
-
-
-SHORT: dict[str, dict[str, str]] = {}
+SHORT = {"mcgdiff": {"particles": "8"}, "vipaint": {"iterations": "10"}, "m2s": {"trips": "1"}}
 
 
 class Scaled:
@@ -40,7 +35,7 @@ class Scaled:
 
 
 def method_of(name):
-    return create(name, settings(name))
+    return with_needs(create(name, SHORT.get(name)))
 
 
 def run(name, image, hole, *, names=("a", "b"), scaled=False, seed=0, steps=STEPS):
@@ -90,6 +85,7 @@ def test_the_calls_are_those_that_the_plan_says(name, both):
 
 
 LINE_SEARCH = ("copaint",)
+PULL = ("copaint", "dps", "reddiff", "vipaint")
 
 
 def test_what_is_in_the_hole_changes_nothing(name, both):
@@ -115,9 +111,13 @@ def test_samples_are_deterministic_and_differ_by_seed(name, both):
 def test_everything_known_is_the_image(name):
     sample, _ = run(name, PICTURES, torch.zeros_like(BOTH))
     assert torch.equal(sample.image, PICTURES)
-    # Before known pixels are put back, x has seen them at the least noise at least: 0.01.
-    if name not in ("dps",):
-        assert float((sample.raw - PICTURES).abs().max()) < 0.1
+    # Before known pixels are put back x has seen them at the least noise, 0.01, at least; a pull only comes nearer.
+    error = (sample.raw - PICTURES).square().mean().sqrt()
+    if name in PULL:
+        nothing = run(name, PICTURES, torch.ones_like(BOTH))[0].raw
+        assert error < 0.8 * (nothing - PICTURES).square().mean().sqrt()
+    else:
+        assert error < 0.03
 
 
 def test_everything_hole_is_a_sample_of_the_data_and_needs_no_picture(name):
@@ -156,7 +156,7 @@ def test_it_says_what_it_is(name):
 
 def test_settings_outside_their_range_are_refused(name):
     for one in fields(METHODS[name]):
-        low, high = one.metadata["low"], one.metadata["high"]
+        low, high = one.metadata.get("low", float("-inf")), one.metadata.get("high", float("inf"))
         for bound, beyond in ((low, low - 1), (high, high + 1)):
             if abs(bound) != float("inf"):
                 with pytest.raises(ValueError, match=rf"{one.name} is .*; allowed are"):

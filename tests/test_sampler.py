@@ -48,7 +48,7 @@ def test_everything_hole_is_the_base_models_own_sampler(eta):
     assert plain.raw.std() > 0.01
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", ["rad", "replacement"])
 def test_what_is_in_the_hole_changes_nothing(method):
     image, other = picture(), picture(seed=1)
     hole = box()

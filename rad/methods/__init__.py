@@ -1,12 +1,29 @@
 """Methods by name: RAD, and zero-shot methods as callbacks of the sampler or as loops of their own."""
 
 from rad.methods.biharmonic import Biharmonic
+from rad.methods.blended import Blended
+from rad.methods.copaint import CoPaint
+from rad.methods.daps import DAPS
+from rad.methods.ddnm import DDNM
+from rad.methods.ddrm import DDRM
+from rad.methods.differential import Differential
+from rad.methods.diffpir import DiffPIR
+from rad.methods.dps import DPS
+from rad.methods.gradpaint import GradPaint
 from rad.methods.grow import Grow
 from rad.methods.growrad import GrowRAD
+from rad.methods.lanpaint import LanPaint
+from rad.methods.m2s import M2S
+from rad.methods.mcg import MCG
+from rad.methods.mcgdiff import MCGDiff
 from rad.methods.mean import Mean
+from rad.methods.pigdm import PiGDM
 from rad.methods.rad import RAD
+from rad.methods.reddiff import REDDiff
+from rad.methods.repaint import RePaint
 from rad.methods.replacement import Replacement
 from rad.methods.tdpaint import TDPaint
+from rad.methods.vipaint import VIPaint
 from rad.sampler import Method
 
 METHODS: dict[str, type[Method]] = {
@@ -16,6 +33,23 @@ METHODS: dict[str, type[Method]] = {
         TDPaint,
         GrowRAD,
         Replacement,
+        Blended,
+        Differential,
+        RePaint,
+        LanPaint,
+        DDRM,
+        DDNM,
+        DiffPIR,
+        DAPS,
+        REDDiff,
+        MCG,
+        DPS,
+        PiGDM,
+        GradPaint,
+        CoPaint,
+        VIPaint,
+        MCGDiff,
+        M2S,
         Grow,
         Mean,
         Biharmonic,

@@ -1,0 +1,67 @@
+"""RED-diff. Mardani et al., A Variational Perspective on Solving Inverse Problems with Diffusion Models, 2023, arXiv 2305.04391.
+
+One image mu is optimised, with a data term and the denoiser as a regulariser that is not differentiated. At each level,
+downwards, x_t = a mu + s n, e = (x_t - a D(x_t)) / s, and with d numbers in an image mu takes a step of Adam along
+
+    v known (mu - y) / d + w (s / a) (e - n) / d.
+
+Over n the mean of (s / a) (e - n) is s^2 / a times the negative score of the noised data at a mu.
+Hook: a loop of its own.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rad.guidance import predicted_noise, residual
+from rad.process import Noise
+from rad.sampler import Cost, Loop, Run, Task, setting
+from rad.step import noised
+
+
+@dataclass(frozen=True)
+class REDDiff(Loop):
+    """The settings of the paper; `fast()` are those of the official script, which disagree. v = 1: only w / v matters.
+
+    A point estimate: what differs from seed to seed is noise of the optimiser, not of the posterior. Both terms are sums over
+    all numbers of the image divided by d, and the levels are the sampler's; the official code strides them from below.
+    """
+
+    paper = "Mardani et al. 2023, arXiv 2305.04391"
+    preset_steps = 1000
+    uses_eta = False
+
+    rate: float = setting(0.1, "learning rate of Adam, for values in [-1,1]", low=0)
+    weight: float = setting(0.25, "weight w of the regulariser, over that of the data", low=0)
+    beta1: float = setting(0.9, "Adam's decay of the mean of the gradient", low=0, high=0.999999)
+    beta2: float = setting(0.99, "Adam's decay of the mean of its square", low=0, high=0.999999)
+
+    @classmethod
+    def fast(cls) -> "REDDiff":
+        """For 100 steps."""
+        return cls(rate=0.25)
+
+    def cost(self, times: list[int]) -> Cost:
+        return Cost(len(times) - 1)
+
+    def run(self, run: Run) -> Tensor:
+        task, levels = run.task, run.times[:-1]
+        mu = (1 - task.hole) * task.known
+        mean, square = torch.zeros_like(mu), torch.zeros_like(mu)
+        for number, t in enumerate(levels, start=1):
+            level, noise = run.level(t), run.draw()
+            x = noised(mu, level, noise=noise)
+            gradient = self.gradient(task, mu, x, run.prior.estimate(x, level).x0, level, noise=noise)
+            mean = torch.lerp(gradient, mean, self.beta1)
+            square = torch.lerp(gradient.square(), square, self.beta2)
+            unbiased = (square / (1 - self.beta2**number)).sqrt() + 1e-8
+            mu = mu - self.rate * mean / (1 - self.beta1**number) / unbiased
+            run.tell(number, len(levels))
+        return mu
+
+    def gradient(self, task: Task, mu: Tensor, x: Tensor, x0: Tensor, level: Noise, *, noise: Tensor) -> Tensor:
+        """Of the loss, at x = a mu + s noise with the estimate x0; all (B,C,H,W)."""
+        ratio = level.spread((level.levels_s / level.levels_a).to(x.dtype))
+        regulariser = ratio * (predicted_noise(x, x0, level) - noise)
+        return (self.weight * regulariser - residual(task, mu)) / mu[0].numel()

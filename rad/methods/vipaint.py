@@ -1,0 +1,154 @@
+"""VIPaint. Agarwal, Hope, Sudderth, VIPaint: Image Inpainting with Pre-Trained Diffusion Models via Variational Inference,
+2024, arXiv 2411.18929; for pixels.
+
+A Gaussian posterior q of K noise levels h_1 (noisiest) to h_K is fitted to each image, by Adam on a bound of the evidence:
+
+    z_1 = a_1 mu_1 + tau_1 n,    z_i = w_i f_i + (1 - w_i) a_i mu_i + tau_i n,    w_i = sigmoid(gamma_i)
+    loss = sum_(t > h_1) KL(q(z_t-1 | z_t) || p(z_t-1 | z_t)) + sum_(i > 1) KL(q(z_i | z_i-1) || N(f_i, v_i)) - log p(y | z_K)
+
+with f_i, v_i of the reverse step h_i-1 -> h_i, and p(y | z_K) = N(known y; known x0(z_K), sigma_y^2). Then z_K is drawn from
+q, and from there on each reverse step is followed by x_u <- x_u - zeta grad_x_t || known (y - x0) ||, as in DPS.
+Hooks: on_start, after_step.
+"""
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from rad.guidance import norm, residual, squared_norm, vp_scale
+from rad.process import CLEAN, Process, TimeOrigin, Uniform
+from rad.sampler import Cost, SamplingCallback, State, Task, setting
+from rad.step import Estimate, posterior_mean, reverse_step, step_levels
+
+
+@dataclass(frozen=True)
+class VIPaint(SamplingCallback):
+    """The sampler's steps are those below h_K; the levels h are found by their a / s, and are evenly spaced in time.
+
+    The official code is for latents: the likelihood and what the fit is set to are inferred. Unlike there the KL is exact, the
+    level above is predicted from x0, one level t > h_1 an iteration stands for all with their number as weight, and steps
+    below h_K add their noise. An image is fitted with its own draws, and does not depend on its batch, but for `share`.
+    """
+
+    paper = "Agarwal et al. 2024, arXiv 2411.18929"
+    preset_steps = 250
+    needs_grad = True
+
+    levels: int = setting(2, "K: 2 for VIPaint-2, 4 for VIPaint-4", low=1)
+    highest: float = setting(0.2, "a / s of h_1, below `lowest`; the paper's window is 0.2 to 0.5", low=0)
+    lowest: float = setting(0.5, "a / s of h_K, where the steps begin", low=0)
+    iterations: int = setting(50, "of Adam, one draw each; official 50, of five", low=0)
+    rate: float = setting(0.1, "Adam's first step for mu, images in [-1,1]; official 0.1", low=0)
+    rate_shape: float = setting(0.05, "Adam's first step for log tau^2 and gamma; official 0.001, 0.01", low=0)
+    start: float = setting(0.1, "noise on the first mu, images in [-1,1]; official 0.1 LSUN, 0.8 ImageNet", low=0)
+    gamma: float = setting(5.0, "the first gamma, w = 0.993; official ImageNet configuration")
+    step_eta: float = setting(1.0, "eta of f_i, v_i, 1 is DDPM; official 0.2", low=1e-3, high=1)
+    sigma_y: float = setting(0.5, "deviation of known pixels given z_K, images in [-1,1]; inferred", low=1e-4)
+    zeta: float = setting(0.5, "step on the gradient of the norm below h_K; DPS's for inpainting", low=0)
+    share: bool = setting(False, "images equal in all known pixels share the first one's fit: fit once, sample many")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.highest >= self.lowest:
+            raise ValueError(f"highest is {self.highest:g}; allowed are a / s below {self.lowest:g}, which is lowest")
+
+    def process(self, betas: Tensor, time_origin: TimeOrigin) -> Process:
+        process = Uniform(betas)
+        process.sampled_steps = _time_of(process, self.lowest) + 1
+        return process
+
+    def cost(self, times: list[int]) -> Cost:
+        fit_and_steps = self.iterations * (self.levels + 1) + len(times) - 1
+        return Cost(fit_and_steps + self.levels - 1, fit_and_steps)
+
+    def on_start(self, state: State) -> Tensor:
+        low, K, first = state.time, self.levels, torch.arange(len(state.x), device=state.x.device)
+        top = max(_time_of(state.process, self.highest), low + K - 1) if K > 1 else low
+        if low > _time_of(state.process, self.lowest) or top > state.process.steps - 2:
+            raise ValueError(f"vipaint: {top} to {low} must end at a / s = {self.lowest:g}: use the method's process")
+        if self.share:
+            rows = torch.cat([state.task.known, state.task.hole], 1).flatten(1)
+            first = (rows[:, None] == rows).all(2).int().argmax(1)
+        first, copies = first.unique(return_inverse=True)
+        task = Task.of(state.task.known[first], state.task.hole[first])
+        times = [top - round((top - low) * i / max(1, K - 1)) for i in range(K)]
+        fitted = self.fit(replace(state, task=task, draw=lambda: state.draw()[first]), times)
+        return self.sample(state, times, fitted[copies])[0]
+
+    def after_step(self, state: State, x_next: Tensor) -> Tensor:
+        assert state.estimate is not None
+        gradient = state.prior.gradient(self.zeta * norm(residual(state.task, state.estimate.x0)), state.x)
+        x = x_next - vp_scale(state.now, x_next) * vp_scale(state.next, x_next) * gradient
+        return torch.lerp(state.task.known, x, state.task.hole) if state.next_time == CLEAN else x
+
+    def fit(self, state: State, times: list[int]) -> Tensor:
+        """(B,3,K,C,H,W): mu, log tau^2 and gamma of each level."""
+        mu = torch.stack([state.task.known + self.start * state.draw() for _ in times], 1)
+        pairs = [(state.level(t), state.level(u)) for t, u in pairwise(times)]
+        variances = [
+            state.level(times[0]).levels_s.square(),
+            *(0.49 * self.step_eta**2 * step_levels(*pair).posterior for pair in pairs),
+        ]
+        log_variance = torch.cat(variances, 1).log().to(mu)[:, :, None, None, None].expand_as(mu)
+        q = torch.stack([mu, log_variance, torch.full_like(mu, self.gamma)], 1)
+        rates = mu.new_tensor([self.rate, self.rate_shape, self.rate_shape]).view(3, 1, 1, 1, 1)
+        above, first, second = state.process.steps - 1 - times[0], torch.zeros_like(q), torch.zeros_like(q)
+        for number in range(self.iterations):
+            with torch.enable_grad():
+                q = q.detach().requires_grad_()
+                t = times[0] + 1 + int(above * (0.6180339887 * number % 1))  # the golden ratio: evenly over the levels
+                gradient = state.prior.gradient(above * self.divergence_above(state, times[0], t, q), q)
+                z, loss = self.sample(state, times, q)
+                missing = residual(state.task, state.prior.estimate(z, state.level(times[-1])).x0)
+                gradient = gradient + state.prior.gradient(loss + squared_norm(missing) / (2 * self.sigma_y**2), q)
+            state.prior.vjp += len(pairs)  # that gradient came through the network K times
+            first, second = torch.lerp(gradient, first, 0.9), torch.lerp(gradient.square(), second, 0.99)
+            size = (second / (1 - 0.99 ** (number + 1))).sqrt() + 1e-8
+            q = q.detach() - rates * (1 - number / self.iterations) * first / (1 - 0.9 ** (number + 1)) / size
+        return q
+
+    def sample(self, state: State, times: list[int], q: Tensor) -> tuple[Tensor, Tensor]:
+        """z_K (B,C,H,W) drawn from q, and the sum (B,) of the KL of its levels i > 1."""
+        mu, log_variance, gamma = q.unbind(1)
+        z = _on(mu, state.level(times[0]).levels_a) * mu[:, 0] + (log_variance[:, 0] / 2).exp() * state.draw()
+        divergence = z.new_zeros(len(z))
+        for i, (t, u) in enumerate(pairwise(times), 1):
+            now, nxt, w = state.level(t), state.level(u), gamma[:, i].sigmoid()
+            x0 = Estimate(state.prior.estimate(z, now).x0)
+            f = reverse_step(z, x0, now, nxt, eta=self.step_eta, noise=torch.zeros_like(z))
+            mean = w * f + (1 - w) * _on(mu, nxt.levels_a) * mu[:, i]
+            variance = self.step_eta**2 * _on(mu, step_levels(now, nxt).posterior)
+            divergence = divergence + kl(mean, log_variance[:, i].exp(), f, variance)
+            z = mean + (log_variance[:, i] / 2).exp() * state.draw()
+        return z, divergence
+
+    def divergence_above(self, state: State, top: int, t: int, q: Tensor) -> Tensor:
+        """(B,) KL of the reverse step t -> t - 1 of q, which knows mu_1 and tau_1 at level `top` < t, to that of p."""
+        mu, variance = q[:, 0, 0], q[:, 1, 0].exp()
+        h, now, nxt = state.level(top), state.level(t), state.level(t - 1)
+        ratio_t, ratio_u = now.levels_a / h.levels_a, nxt.levels_a / h.levels_a
+        v_t = _on(mu, ratio_t.square()) * variance + _on(mu, step_levels(now, h).b)
+        v_u = _on(mu, ratio_u.square()) * variance + _on(mu, step_levels(nxt, h).b)
+        noise = v_t.sqrt() * state.draw()
+        z = _on(mu, now.levels_a) * mu + noise
+        mean = _on(mu, nxt.levels_a) * mu + _on(mu, ratio_t / ratio_u) * v_u / v_t * noise
+        p_mean, levels = posterior_mean(z, state.prior.estimate(z, now).x0, now, nxt), step_levels(now, nxt)
+        return kl(mean, _on(mu, levels.b) * v_u / v_t, p_mean, _on(mu, levels.posterior))
+
+
+def kl(mean: Tensor, variance: Tensor, other_mean: Tensor, other_variance: Tensor) -> Tensor:
+    """(B,) KL( N(mean, variance) || N(other) ) of independent pixels, in nats."""
+    ratio = variance / other_variance
+    return 0.5 * (ratio - 1 - ratio.log() + (mean - other_mean).square() / other_variance).flatten(1).sum(1)
+
+
+def _on(image: Tensor, level: Tensor) -> Tensor:
+    return level[:, 0, None, None, None].to(image)  # the process has one level for the whole image
+
+
+def _time_of(process: Process, ratio: float) -> int:
+    """The noisiest time at which a / s is at least `ratio`."""
+    noise = process.noise(torch.arange(process.steps), None)
+    return max(0, int((noise.levels_a >= ratio * noise.levels_s).sum()) - 1)

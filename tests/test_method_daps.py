@@ -1,0 +1,97 @@
+"""DAPS: the ODE against its closed form, the inner draw, the fresh start at each level, and the oracle."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from rad.methods.daps import DAPS
+from rad.process import CLEAN, Uniform, linear_betas, spaced_times
+from rad.sampler import Cost, CountedPrior, Sampler, State, Task, level
+from rad.step import Estimate
+from rad.tape import NoiseTape
+from tests.gaussian import DOUBLE, distance, law, make_world
+
+WORLD = make_world()
+
+
+def state(x: Tensor, *, time: int, next_time: int = 0, noise: float = 0.0) -> State:
+    task, process = Task.of(WORLD.y, WORLD.hole), Uniform(linear_betas())
+    now, after = level(process, time, task), level(process, next_time, task)
+
+    def draw() -> Tensor:
+        return torch.full_like(x, noise)
+
+    prior = CountedPrior(WORLD.prior)
+    at = State(task, process, prior, 0, 200, time, next_time, now, after, x, draw)
+    return replace(at, estimate=prior.estimate(x, now))
+
+
+def image() -> Tensor:
+    return torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=DOUBLE)
+
+
+def test_the_ode_tends_to_its_closed_form():
+    """z = x / a at sigma goes to mu + Sigma^(1/2) (Sigma + sigma^2)^(-1/2) (z - mu): first order in the calls."""
+    at = state(image(), time=500)
+    a, sigma = float(at.now.levels_a), float(at.now.levels_s / at.now.levels_a)
+    values, vectors = torch.linalg.eigh(WORLD.prior.covariance)
+    mean = WORLD.prior.mean.flatten()
+    exact = mean + vectors @ ((values / (values + sigma**2)).sqrt() * (vectors.T @ (at.x.flatten() / a - mean)))
+    inside, errors = WORLD.inside, []
+    for calls in (1, 5, 20, 80):
+        found = DAPS(calls=calls).on_estimate(at).x0.flatten()
+        errors.append(float((found - exact)[inside].square().mean().sqrt()))
+    assert errors[0] > 2 * errors[1] > 4 * errors[2] > 8 * errors[3]
+    assert errors[3] < 0.01
+    one = DAPS(calls=1).on_estimate(at).x0
+    assert at.estimate is not None
+    torch.testing.assert_close(one * WORLD.hole, at.estimate.x0 * WORLD.hole, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("time", [0, 300])
+@pytest.mark.parametrize("tau", [0.0, 0.05])
+def test_inner_moments(time: int, tau: float):
+    """Precision 1 / sigma^2 + 2 / tau^2 at known pixels; in the hole x0, or x0 + sigma n."""
+    x0, known = image(), 1 - WORLD.hole
+    still, noisy = state(image(), time=time), state(image(), time=time, noise=1.0)
+    sigma2 = float((still.now.levels_s / still.now.levels_a).square())
+    mean, drawn = DAPS(tau=tau).inner(still, x0), DAPS(tau=tau).inner(noisy, x0)
+    precision = 1 / sigma2 + 2 / max(tau, 1e-9) ** 2
+    expected = (x0 / sigma2 + 2 * WORLD.y / max(tau, 1e-9) ** 2) / precision
+    torch.testing.assert_close(mean * known, expected * known, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close((drawn - mean) * known, known * precision**-0.5, rtol=1e-9, atol=1e-9)
+    assert torch.equal(drawn * WORLD.hole, x0 * WORLD.hole)
+    declared = DAPS(tau=tau, hole="draw").inner(noisy, x0)
+    torch.testing.assert_close((declared - x0) * WORLD.hole, sigma2**0.5 * WORLD.hole, rtol=1e-9, atol=1e-12)
+
+
+def test_the_next_level_starts_afresh():
+    at = state(image(), time=300, next_time=200, noise=1.0)
+    x0 = image().flip(2)
+    moved = DAPS().after_step(replace(at, estimate=Estimate(x0)), torch.full_like(x0, 7.0))
+    torch.testing.assert_close(moved, at.next.a * x0 + at.next.s, rtol=1e-12, atol=1e-14)
+    last = replace(state(image(), time=0, next_time=CLEAN), estimate=Estimate(x0))
+    assert torch.equal(DAPS().after_step(last, torch.full_like(x0, 7.0)), x0)
+
+
+def test_times_and_counts():
+    assert [DAPS().times(t) for t in (999, 1, 0)] == [[999, 639, 360, 160, 40], [1, 0], [0]]
+    for calls, steps in ((5, 12), (2, 30), (1, 4)):
+        sampler = Sampler(Uniform(linear_betas()), (DAPS(calls=calls),), steps=steps, eta=0)
+        with NoiseTape(0, range(1)) as tape:
+            sample = sampler(WORLD.prior, Task.of(WORLD.y, WORLD.hole), noise=tape)
+        assert sampler.cost == Cost(sample.nfe, sample.vjp)
+    assert DAPS().cost(spaced_times(1000, 200)) == Cost(996)
+    with pytest.raises(ValueError, match="hole"):
+        DAPS(hole="median")  # pyright: ignore[reportArgumentType]
+
+
+def test_distance_from_the_posterior():
+    """Exact laws. The declared draw in the hole varies far too much; more levels bring the mean nearer."""
+    plain = distance(WORLD, *law(WORLD, DAPS(), steps=200, draws=3))
+    assert (plain.mean_error, plain.variance_ratio, plain.kl) == pytest.approx((0.4577, 1.2041, 0.9111), rel=1e-3)
+    for method, expected in ((DAPS(calls=2), (0.8384, 1.2249)), (DAPS(calls=2, hole="draw"), (0.8384, 3.3336))):
+        short = distance(WORLD, *law(WORLD, method, steps=50, draws=3))
+        assert (short.mean_error, short.variance_ratio) == pytest.approx(expected, rel=1e-3)
