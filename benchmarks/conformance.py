@@ -18,14 +18,13 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from rad.catalogue import cost  # noqa: E402
-from rad.methods import METHODS  # noqa: E402
-from rad.sampler import Cost, Loop, Method, SamplingCallback  # noqa: E402
-from tests.gaussian import Distance, distance, law, make_world, moments, sampled, with_needs  # noqa: E402
+from rad.catalogue import cost
+from rad.methods import METHODS
+from rad.sampler import Cost, Method, SamplingCallback
+from tests.gaussian import Distance, distance, law, make_world, moments, sampled, with_needs
 
-# Not affine in x although they are callbacks that need no gradient, or too many draws between two steps to propagate.
-SAMPLED = ("vipaint",)
-DRAWS = {"repaint": 16, "ddnm": 4, "lanpaint": 12}
+DRAWS = {"repaint": 16, "lanpaint": 12}
+"""The most draws between two steps, where they are more than four."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +40,14 @@ class Row:
 def measure(name: str, rows: int) -> Row:
     method: Method = with_needs(METHODS[name]())
     world, began = make_world(), time.perf_counter()
-    exact = isinstance(method, SamplingCallback) and not method.needs_grad and name not in SAMPLED
+    exact = isinstance(method, SamplingCallback) and not method.needs_grad
     if exact:
         reached = distance(world, *law(world, method, steps=method.preset_steps, draws=DRAWS.get(name, 4)))
     else:
         reached = distance(world, *moments(sampled(world, method, steps=method.preset_steps, rows=rows)))
-    return Row(name, method.preset_steps, cost(method, method.preset_steps), exact, reached, time.perf_counter() - began)
+    return Row(
+        name, method.preset_steps, cost(method, method.preset_steps), exact, reached, time.perf_counter() - began
+    )
 
 
 def floor_of_sampling(rows: int, unknown: int) -> tuple[float, float]:
@@ -104,14 +105,18 @@ def figure(rows: list[Row], path: Path) -> None:
     shown = [row for row in rows if row.cost.nfe]
     for row in shown:
         x, y = row.cost.units, max(row.distance.mean_error, 1e-3)
-        colour = "tab:red" if METHODS[row.name].weights == "adapter" else "tab:blue" if row.cost.vjp == 0 else "tab:orange"
+        colour = (
+            "tab:red" if METHODS[row.name].weights == "adapter" else "tab:blue" if row.cost.vjp == 0 else "tab:orange"
+        )
         axes.plot(x, y, "o", color=colour)
         axes.annotate(row.name, (x, y), textcoords="offset points", xytext=(5, 3), fontsize=8)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel("network calls an image at the preset (a backward pass counted as two)")
     axes.set_ylabel("error of the mean, posterior deviations\n(below 0.001 drawn at 0.001)")
-    axes.set_title("Distance from the exact posterior on Gaussian data (red: per-pixel noise, orange: gradients)", fontsize=9)
+    axes.set_title(
+        "Distance from the exact posterior on Gaussian data (red: per-pixel noise, orange: gradients)", fontsize=9
+    )
     axes.grid(True, which="both", alpha=0.2)
     chart.tight_layout()
     chart.savefig(path)

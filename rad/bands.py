@@ -23,7 +23,7 @@ def release_order(hole: Tensor, bands: int) -> Tensor:
         if inside.all():
             order[:] = 1 / bands
         elif inside.any():
-            distances = distance_transform_cdt(inside, metric="taxicab")[inside]
+            distances = np.asarray(distance_transform_cdt(inside, metric="taxicab"))[inside]
             rank = np.empty(len(distances))
             rank[np.argsort(distances, kind="stable")] = np.arange(1, len(distances) + 1)
             order[inside] = np.ceil(rank * bands / len(distances)) / bands

@@ -149,7 +149,9 @@ class Method:
     def __post_init__(self) -> None:
         for one in fields(self):
             value, low, high = getattr(self, one.name), one.metadata.get("low"), one.metadata.get("high")
-            if low is not None and not isinstance(value, str) and not low <= value <= high:
+            if low is None or high is None or isinstance(value, str):
+                continue
+            if not low <= value <= high:
                 raise ValueError(f"{one.name} is {value}; allowed are {_range(low, high)} ({one.metadata['help']})")
 
     @property

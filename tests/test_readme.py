@@ -46,13 +46,21 @@ def commands(script):
 
 def test_sampling_commands(desk):
     for arguments in commands("sample.py"):
-        assert cli.sample([*arguments, "--steps", "2"]) == 0
+        if arguments == ["--list_methods"]:
+            with pytest.raises(SystemExit) as stopped:
+                cli.sample(arguments)
+            assert stopped.value.code == 0
+        elif "--budget_nfe" in arguments:
+            assert cli.sample([*arguments, "--budget_nfe", "3"]) == 0
+        else:
+            assert cli.sample([*arguments, "--steps", "2"]) == 0
     truth, filled = (np.asarray(Image.open(desk / name)) for name in ("photo.png", "filled.png"))
     hole = np.asarray(Image.open(desk / "mask.png")) == 255
     assert (truth[~hole] == filled[~hole]).all()
     assert (truth[hole] != filled[hole]).any()
     assert len(list((desk / "filled").iterdir())) == 12
     assert len(list((desk / "restored").iterdir())) == 12
+    assert {path.name for path in (desk / "compared").iterdir()} == {"rad", "ddnm", "pigdm", "mean", "methods.png"}
 
 
 def test_training_commands(desk):
