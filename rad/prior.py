@@ -1,11 +1,13 @@
 """Priors: from a noisy image and its noise to an estimate of the clean one, D(x) = E[x0 | x].
 
-`UNetPrior` wraps a trained network. `GaussianPrior` is exact for Gaussian data, for scalar and per-pixel levels:
-with A = diag(a), S = diag(s), M = A Sigma A + S^2,
+`UNetPrior` wraps a trained network. `GaussianPrior` is exact for Gaussian data, for scalar and per-pixel levels, and
+`MixturePrior` for mixtures of such data. With A = diag(a), S = diag(s), M = A Sigma A + S^2,
 
     D(x) = mu + Sigma A M^-1 (x - A mu),    Cov[x0 | x] = Sigma - Sigma A M^-1 A Sigma.
 """
 
+import math
+from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
 import torch
@@ -91,16 +93,25 @@ class GaussianPrior:
         self.mean, self.covariance, self.channels = mean, covariance, mean.shape[0]
 
     def estimate(self, x: Tensor, noise: Noise) -> Estimate:
-        a, gain = self._gain(noise)
+        a, _, gain = self._system(noise)
         residual = x.flatten(1) - a * self.mean.flatten()
         return Estimate((self.mean.flatten() + torch.einsum("bij,bj->bi", gain, residual)).view(x.shape))
 
     def posterior_covariance(self, noise: Noise) -> Tensor:
         """Cov[x0 | x] at `noise`, (B,d,d), or (1,d,d) where it is the same for all; it does not depend on x."""
-        a, gain = self._gain(noise)
+        a, _, gain = self._system(noise)
         return self.covariance - gain @ (a[:, :, None] * self.covariance)
 
-    def _gain(self, noise: Noise) -> tuple[Tensor, Tensor]:
+    def log_density(self, x: Tensor, noise: Noise) -> Tensor:
+        """log N(x; A mu, M), (B,): how likely x (B,C,H,W) is at `noise`."""
+        a, M, _ = self._system(noise)
+        residual = x.flatten(1) - a * self.mean.flatten()
+        solved = torch.linalg.solve(M, residual[:, :, None])[:, :, 0]
+        constant = residual.shape[1] * math.log(2 * math.pi)
+        return -0.5 * ((residual * solved).sum(1) + torch.logdet(M) + constant)
+
+    def _system(self, noise: Noise) -> tuple[Tensor, Tensor, Tensor]:
+        """a (B,d), M (B,d,d) and Sigma A M^-1 (B,d,d); a single row where the noise is the same for all."""
         maps = torch.cat([noise.a, noise.s], 1)
         if bool((maps == maps[:1]).all()):
             maps = maps[:1]  # one noise for the whole batch: one system to solve, broadcast over the rows
@@ -108,4 +119,26 @@ class GaussianPrior:
         a, s = maps[:, :1].expand(shape).flatten(1), maps[:, 1:].expand(shape).flatten(1)
         M = a[:, :, None] * self.covariance * a[:, None, :] + torch.diag_embed(s.square())
         # Sigma A M^-1 is the transpose of M^-1 A Sigma, since both M and Sigma are symmetric.
-        return a, torch.linalg.solve(M, a[:, :, None] * self.covariance).mT
+        return a, M, torch.linalg.solve(M, a[:, :, None] * self.covariance).mT
+
+
+class MixturePrior:
+    """The exact denoiser of a mixture of Gaussians: the components' estimates, weighted by how likely each is given x.
+
+    Not affine in x and with several modes, so it shows what a method does to diversity.
+
+    Args:
+        components: their Gaussians; weights: (J,) probabilities.
+    """
+
+    def __init__(self, components: Sequence[GaussianPrior], weights: Tensor) -> None:
+        self.components, self.weights, self.channels = tuple(components), weights, components[0].channels
+
+    def responsibilities(self, x: Tensor, noise: Noise) -> Tensor:
+        """(B,J) probability of each component given x at `noise`."""
+        logs = torch.stack([component.log_density(x, noise) for component in self.components], 1)
+        return (logs + self.weights.log()).softmax(1)
+
+    def estimate(self, x: Tensor, noise: Noise) -> Estimate:
+        estimates = torch.stack([component.estimate(x, noise).x0 for component in self.components], 1)
+        return Estimate((self.responsibilities(x, noise)[:, :, None, None, None] * estimates).sum(1))
