@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from rad.load import Base, load_base
-from rad.lora import AdapterInfo, load_adapter
+from rad.lora import AdapterInfo, load_adapter, merged
 from rad.masks.files import read_mask
 from rad.methods import METHODS
 from rad.methods.m2s import M2S, Coarse
@@ -366,7 +366,7 @@ class Inpainter:
 
     @contextlib.contextmanager
     def _weights(self, sampler: Sampler) -> Iterator[None]:
-        """RAD runs with the adapter on, a zero-shot method with it off: the network of the base model.
+        """RAD runs with the adapter merged, a zero-shot method with it off: the network of the base model.
 
         A large network that is differentiated keeps few activations and computes the others again.
         """
@@ -374,8 +374,11 @@ class Inpainter:
         if checkpointed:
             self.unet.enable_gradient_checkpointing()
         try:
-            if self.peft is None or self._with_adapter(sampler):
+            if self.peft is None:
                 yield
+            elif self._with_adapter(sampler):
+                with merged(self.peft):
+                    yield
             else:
                 with self.peft.disable_adapter():
                     yield

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from diffusers import UNet2DModel
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -206,6 +207,21 @@ def merge(model: PeftModel) -> UNet2DModel:
     """The network with the adapter added into its weights: W <- W + (alpha / r) B A. The adapter is gone from `model`."""
     merged: Any = model
     return merged.merge_and_unload()
+
+
+@contextmanager
+def merged(model: PeftModel) -> Iterator[None]:
+    """Within the context the adapter is in the weights, and costs nothing; after it they are those of the base, bit for bit."""
+    layers: list[Any] = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
+    own = [layer.get_base_layer().weight.data for layer in layers]
+    try:
+        for layer in layers:
+            layer.merge(safe_merge=True)  # makes a new tensor, and refuses weights that are not finite
+        yield
+    finally:
+        for layer, weight in zip(layers, own, strict=True):
+            layer.get_base_layer().weight.data = weight
+            layer.merged_adapters.clear()
 
 
 @contextmanager

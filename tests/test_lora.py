@@ -8,7 +8,7 @@ import torch
 from diffusers import UNet2DModel
 
 from rad.load import weights_hash
-from rad.lora import TARGETS, AdapterInfo, LoRA, inject, load_adapter, merge, save_adapter, swapped, trainable
+from rad.lora import TARGETS, AdapterInfo, LoRA, inject, load_adapter, merge, merged, save_adapter, swapped, trainable
 from rad.unet import patch
 from tests.networks import small_unet
 
@@ -105,6 +105,19 @@ def test_merged_equals_unmerged(time_layers):
     model = adapted(time_layers)
     expected = output(model)
     torch.testing.assert_close(output(merge(model)), expected, rtol=1e-4, atol=1e-5)
+
+
+@BOTH
+def test_merged_for_a_while(time_layers):
+    model = adapted(time_layers)
+    before, expected = {name: p.clone() for name, p in model.named_parameters()}, output(model)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="inside"), merged(model):
+            torch.testing.assert_close(output(model), expected, rtol=1e-4, atol=1e-5)
+            assert not torch.equal(output(model), expected), "by another order of rounding, so it is merged"
+            raise RuntimeError("inside")
+        assert torch.equal(output(model), expected)
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
 def test_merged_convolution_is_base_plus_scaled_product():
