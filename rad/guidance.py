@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from rad.process import Noise
-from rad.sampler import Task
+from rad.sampler import State, Task
+from rad.step import noised
 
 
 def predicted_noise(x: Tensor, x0: Tensor, now: Noise) -> Tensor:
@@ -15,6 +16,18 @@ def predicted_noise(x: Tensor, x0: Tensor, now: Noise) -> Tensor:
     s = now.levels_s
     on_x = torch.where(s > 0, 1 / s.clamp(min=torch.finfo(s.dtype).tiny), 0.0)
     return now.spread(on_x.to(x.dtype)) * (x - now.spread(now.levels_a.to(x.dtype)) * x0)
+
+
+def known_at(state: State, level: Noise) -> Tensor:
+    """The known image at `level`, a y + s n with fresh noise; y itself, and no draw, at the clean level."""
+    if not bool((level.levels_s > 0).any()):
+        return state.task.known
+    return noised(state.task.known, level, noise=state.draw())
+
+
+def replace_known(state: State, x: Tensor, level: Noise) -> Tensor:
+    """hole x + known (a y + s n): x (B,C,H,W) at `level` with the known pixels overwritten."""
+    return torch.lerp(known_at(state, level), x, state.task.hole)
 
 
 def residual(task: Task, x0: Tensor) -> Tensor:

@@ -10,11 +10,10 @@ Hooks: plan, on_start, after_step.
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from rad.guidance import replace_known
 from rad.sampler import SamplingCallback, State, setting
-from rad.step import noised
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,4 @@ class Blended(SamplingCallback):
         return state.x + a * state.task.hole * (colour - known)
 
     def after_step(self, state: State, x_next: Tensor) -> Tensor:
-        known = state.task.known
-        if bool((state.next.levels_s > 0).any()):
-            known = noised(known, state.next, noise=state.draw())
-        return torch.lerp(known, x_next, state.task.hole)
+        return replace_known(state, x_next, state.next)

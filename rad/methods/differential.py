@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rad.guidance import known_at
 from rad.sampler import SamplingCallback, State
-from rad.step import noised
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,5 @@ class Differential(SamplingCallback):
     paper = "Levin, Fried 2023, arXiv 2306.00950"
 
     def after_step(self, state: State, x_next: Tensor) -> Tensor:
-        known = state.task.known
-        if bool((state.next.levels_s > 0).any()):
-            known = noised(known, state.next, noise=state.draw())
         held = state.steps * state.task.hole <= state.steps - (state.step + 1)
-        return torch.where(held, known, x_next)
+        return torch.where(held, known_at(state, state.next), x_next)

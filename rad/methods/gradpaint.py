@@ -14,9 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rad.guidance import per_image, squared_norm
+from rad.guidance import per_image, replace_known, squared_norm
 from rad.sampler import Cost, SamplingCallback, State, Task, setting
-from rad.step import noised
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,4 @@ class GradPaint(SamplingCallback):
         return mismatch + self.alignment * differences / weights.clamp(min=1e-12)
 
     def after_step(self, state: State, x_next: Tensor) -> Tensor:
-        known = state.task.known
-        if bool((state.next.levels_s > 0).any()):
-            known = noised(known, state.next, noise=state.draw())
-        return torch.lerp(known, x_next, state.task.hole)
+        return replace_known(state, x_next, state.next)

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rad.guidance import replace_known
 from rad.sampler import Cost, SamplingCallback, State, setting
-from rad.step import noised
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,7 @@ class LanPaint(SamplingCallback):
         return x
 
     def after_step(self, state: State, x_next: Tensor) -> Tensor:
-        known = state.task.known
-        if bool((state.next.levels_s > 0).any()):
-            known = noised(known, state.next, noise=state.draw())
-        return torch.lerp(known, x_next, state.task.hole)
+        return replace_known(state, x_next, state.next)
 
     def target(self, state: State, x: Tensor) -> Tensor:
         """C / A, where the flow leads: a D(x) in the hole, a y + lam (x - a D(x)) / (1 + lam) else. One network call."""

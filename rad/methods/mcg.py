@@ -10,13 +10,10 @@ Hook: after_step.
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from rad.guidance import norm, residual, vp_scale
-from rad.process import CLEAN
+from rad.guidance import norm, replace_known, residual, vp_scale
 from rad.sampler import SamplingCallback, State, setting
-from rad.step import noised
 
 
 @dataclass(frozen=True)
@@ -35,11 +32,7 @@ class MCG(SamplingCallback):
 
     def after_step(self, state: State, x_next: Tensor) -> Tensor:
         assert state.estimate is not None
-        task = state.task
-        misfit = norm(residual(task, state.estimate.x0))
+        misfit = norm(residual(state.task, state.estimate.x0))
         gradient = state.prior.gradient(misfit, state.x)
         shift = self.alpha * vp_scale(state.now, x_next) * vp_scale(state.next, x_next) * gradient
-        known = task.known
-        if state.next_time != CLEAN:
-            known = noised(known, state.next, noise=state.draw())
-        return torch.lerp(known, x_next - shift, task.hole)
+        return replace_known(state, x_next - shift, state.next)

@@ -12,12 +12,11 @@ Hooks: before_estimate, after_step; the plan travels in time.
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from rad.guidance import replace_known
 from rad.process import CLEAN, time_travel
 from rad.sampler import SamplingCallback, State, setting
-from rad.step import noised
 
 
 @dataclass(frozen=True)
@@ -38,10 +37,9 @@ class RePaint(SamplingCallback):
         return time_travel(times, length=self.jump_length, visits=self.resamplings)
 
     def before_estimate(self, state: State) -> Tensor:
-        known = noised(state.task.known, state.now, noise=state.draw())
-        return torch.lerp(known, state.x, state.task.hole)
+        return replace_known(state, state.x, state.now)
 
     def after_step(self, state: State, x_next: Tensor) -> Tensor:
         if state.next_time == CLEAN:
-            return torch.lerp(state.task.known, x_next, state.task.hole)
+            return replace_known(state, x_next, state.next)
         return x_next

@@ -9,13 +9,10 @@ Hooks: before_estimate, after_step.
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from rad.guidance import norm, per_image, predicted_noise
-from rad.process import Noise
+from rad.guidance import norm, per_image, predicted_noise, replace_known
 from rad.sampler import Cost, SamplingCallback, State, setting
-from rad.step import noised
 
 
 @dataclass(frozen=True)
@@ -42,14 +39,8 @@ class Replacement(SamplingCallback):
             score = -predicted_noise(x, state.prior.estimate(x, state.now).x0, state.now) / s
             fresh = state.draw()
             size = per_image(2 * (self.ratio * norm(fresh) / norm(score)).square())
-            x = self._overwrite(state, x + size * score + (2 * size).sqrt() * fresh, state.now)
+            x = replace_known(state, x + size * score + (2 * size).sqrt() * fresh, state.now)
         return x
 
     def after_step(self, state: State, x_next: Tensor) -> Tensor:
-        return self._overwrite(state, x_next, state.next)
-
-    def _overwrite(self, state: State, x: Tensor, level: Noise) -> Tensor:
-        known = state.task.known
-        if bool((level.levels_s > 0).any()):
-            known = noised(known, level, noise=state.draw())
-        return torch.lerp(known, x, state.task.hole)
+        return replace_known(state, x_next, state.next)
