@@ -176,8 +176,10 @@ class Inpainter:
             image: PIL image, file, or tensor (3,H,W) in [0,1]; or a list of these.
             mask: the same, one for each image or one for all; white / 1 = fill. A tensor is (1,H,W) in [0,1].
             method: a name of `rad.methods.METHODS`, or one with settings: `RePaint(resamplings=5)`.
-            steps: noise levels visited, 1 to the number of them (1000); eta: 1 DDPM to 0 DDIM; None: the method's preset.
-            seed: with the picture's name it fixes the noise; results do not depend on batch size or order.
+            steps: noise levels visited, 1 to the number that the method has (1000); None: the method's preset.
+            eta: 1 DDPM to 0 DDIM; None: the method's preset.
+            seed: with the picture's name it fixes the noise; results do not depend on batch size or order (but for
+                `share` of VIPaint).
             num_samples: fillings of each image.
             size_policy: pictures of another size than the model's: "error"; "resize" there and back; "crop" a window of the
                 model's size around each hole.

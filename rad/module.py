@@ -126,7 +126,10 @@ class Diffusion(L.LightningModule):
         if process == "region_aware":
             self.process = self.sampling_process = RegionAware(loaded.betas, time_origin=time_origin)
         elif process == "tdpaint":
-            self.process, self.sampling_process = PerPixel(loaded.betas, known=0), PerPixel(loaded.betas)
+            self.process, self.sampling_process = (
+                PerPixel(loaded.betas, time_origin=time_origin, known=0),
+                PerPixel(loaded.betas, time_origin=time_origin),
+            )
         else:
             self.process = self.sampling_process = Uniform(loaded.betas)
         network = patch(loaded.unet, embedding=embedding)

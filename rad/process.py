@@ -206,11 +206,12 @@ class PerPixel:
 
     Args:
         betas: (T,) in (0,1).
+        time_origin: as for `RegionAware`.
         known: the time of pixels whose hole value is 0: CLEAN in sampling; 0, the least noise, in training.
     """
 
-    def __init__(self, betas: Tensor, *, known: int = CLEAN) -> None:
-        self.betas = betas.to(torch.float64)
+    def __init__(self, betas: Tensor, *, time_origin: TimeOrigin = "adm", known: int = CLEAN) -> None:
+        self.betas, self.time_origin = betas.to(torch.float64), time_origin
         self.steps = self.sampled_steps = len(betas)
         self.log_A = log_cumulative(self.betas)
         self.known = known
@@ -221,9 +222,7 @@ class PerPixel:
             raise ValueError("a process with a step for every pixel needs the regions of a hole map: Regions.of(hole)")
         _check_times(t, self.steps)
         times = torch.where(regions.values > 0, t[:, None], t[:, None].clamp(max=self.known))
-        return Noise(
-            *_amplitudes(self.log_A.to(t.device)[times]), times=times.clamp(min=0).double(), index=regions.index
-        )
+        return _whole_steps(self.log_A, times, regions, self.time_origin)
 
 
 class Bands:
@@ -231,12 +230,13 @@ class Bands:
 
     Args:
         betas: (T,) in (0,1).
+        time_origin: as for `RegionAware`.
         bands: B, into how many parts values in (0,1] are cut: (0, 1/B] goes first.
         overlap: 0: a band starts when the one before it is clean; 1: all go together; between: linear.
     """
 
-    def __init__(self, betas: Tensor, *, bands: int, overlap: float) -> None:
-        self.betas = betas.to(torch.float64)
+    def __init__(self, betas: Tensor, *, bands: int, overlap: float, time_origin: TimeOrigin = "adm") -> None:
+        self.betas, self.time_origin = betas.to(torch.float64), time_origin
         self.steps = self.sampled_steps = len(betas)
         self.log_A = log_cumulative(self.betas)
         self.bands, self.overlap = bands, overlap
@@ -246,15 +246,19 @@ class Bands:
         if regions is None:
             raise ValueError("a process with a step for every pixel needs the regions of a hole map: Regions.of(hole)")
         _check_times(t, self.steps)
-        band = (regions.values * self.bands).ceil().clamp(min=1) - 1  # 0, the first, to B - 1
+        band = (regions.values * self.bands - 1e-6).ceil().clamp(min=1) - 1  # 0, the first, to B - 1
         duration = self.overlap + (1 - self.overlap) / self.bands
         begin = band * (1 - duration) / max(1, self.bands - 1)
         progress = ((self.steps - 1 - t[:, None]) / self.steps - begin) / duration  # 0 at the first level of a band
         times = (self.steps - 1 - (progress * self.steps).round()).clamp(CLEAN, self.steps - 1).long()
         times = torch.where((regions.values > 0) & (t[:, None] > CLEAN), times, CLEAN)
-        return Noise(
-            *_amplitudes(self.log_A.to(t.device)[times]), times=times.clamp(min=0).double(), index=regions.index
-        )
+        return _whole_steps(self.log_A, times, regions, self.time_origin)
+
+
+def _whole_steps(log_A: Tensor, times: Tensor, regions: Regions, origin: TimeOrigin) -> Noise:
+    """Levels at the whole times (B,K) of one schedule; the network is told t + 1 ("official", 0 is clean) or t ("adm")."""
+    told = (times + (origin == "official")).clamp(min=0).to(torch.float64)
+    return Noise(*_amplitudes(log_A.to(times.device)[times]), times=told, index=regions.index)
 
 
 def _amplitudes(log_abar: Tensor) -> tuple[Tensor, Tensor]:

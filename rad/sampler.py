@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -147,7 +147,13 @@ class Method:
     uses_eta: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        kinds = get_type_hints(type(self))
         for one in fields(self):
+            choices = get_args(kinds[one.name]) if get_origin(kinds[one.name]) is Literal else ()
+            if choices and getattr(self, one.name) not in choices:
+                raise ValueError(
+                    f"{one.name} is {getattr(self, one.name)!r}; allowed are {', '.join(map(repr, choices))}"
+                )
             value, low, high = getattr(self, one.name), one.metadata.get("low"), one.metadata.get("high")
             if low is None or high is None or isinstance(value, str):
                 continue

@@ -126,3 +126,16 @@ def test_distance_from_the_posterior():
     assert (far.mean_error, far.variance_ratio, far.kl) == pytest.approx((0.4360, 0.5693, 1.4303), rel=1e-3)
     fast = distance(WORLD, *law(WORLD, CoPaint.fast(), steps=100, draws=1))
     assert (fast.mean_error, fast.variance_ratio) == pytest.approx((0.2307, 0.8666), rel=1e-3)
+
+
+def test_a_step_that_is_not_finite_is_not_taken():
+    """A learning rate far too large: every trial overflows, and the image stays where it is."""
+    from rad.prior import GaussianPrior
+
+    single = GaussianPrior(WORLD.prior.mean.float(), WORLD.prior.covariance.float())
+    task = Task.of(WORLD.y.float(), WORLD.hole.float())
+    results = []
+    for method in (CoPaint(rate=1e38), CoPaint(descents=0)):
+        with NoiseTape(0, ["a"]) as tape:
+            results.append(Sampler(Uniform(linear_betas()), (method,), steps=6, eta=0.0)(single, task, noise=tape).raw)
+    assert torch.equal(*results)

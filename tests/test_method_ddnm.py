@@ -45,7 +45,7 @@ def test_counts():
     assert travel.cost(travel.plan(times)) == Cost(730)
     assert DDNM().plan(times) == times
     assert run(DDNM(travel_length=3, travel_repeat=2), WORLD.hole).nfe == 12 + 3 * 3
-    with pytest.raises(ValueError, match="'ddpm' is not one of ddnm, posterior"):
+    with pytest.raises(ValueError, match="form is 'ddpm'; allowed are 'ddnm', 'posterior'"):
         DDNM(form="ddpm")  # pyright: ignore[reportArgumentType]
 
 

@@ -41,6 +41,15 @@ def test_without_overlap_a_band_waits_for_the_one_before_it():
     assert seen[-1] == [0, 0, 0]
 
 
+def test_every_band_has_its_own_time_whatever_their_number():
+    process = GrowRAD(bands=25, overlap=0).process(linear_betas(), "adm")
+    regions = Regions.of((torch.arange(26) / 25).double().view(1, 1, 1, 26))
+    halfway = process.noise(torch.tensor([700]), regions).times[0].tolist()
+    assert halfway[1:8] == [0] * 7
+    assert 0 < halfway[8] < 999
+    assert halfway[9:] == [999] * 17
+
+
 @pytest.mark.parametrize("method", [GrowRAD(bands=1), GrowRAD(bands=4, overlap=1)])
 def test_one_band_or_full_overlap_is_rad(method):
     for ours, rads in zip(law(WORLD, method, steps=50), law(WORLD, RAD(), steps=50), strict=True):

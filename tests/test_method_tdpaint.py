@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from rad.methods.growrad import GrowRAD
 from rad.methods.rad import RAD
 from rad.methods.tdpaint import TDPaint
 from rad.process import CLEAN, PerPixel, Regions, Uniform, linear_betas
@@ -13,10 +14,12 @@ BETAS = linear_betas()
 REGIONS = Regions.of(WORLD.hole)
 
 
+@pytest.mark.parametrize("method", [TDPaint(), GrowRAD(bands=1)])
+@pytest.mark.parametrize("origin", ["adm", "official"])
 @pytest.mark.parametrize("t", [CLEAN, 0, 1, 500, 999])
-def test_the_levels_are_rads(t):
+def test_the_levels_are_rads(t, origin, method):
     time = torch.tensor([t])
-    ours, rads = (method.process(BETAS, "adm").noise(time, REGIONS) for method in (TDPaint(), RAD()))
+    ours, rads = (one.process(BETAS, origin).noise(time, REGIONS) for one in (method, RAD()))
     torch.testing.assert_close(ours.a, rads.a, rtol=0, atol=1e-14)
     torch.testing.assert_close(ours.s, rads.s, rtol=0, atol=1e-14)
     torch.testing.assert_close(ours.times, rads.times, rtol=0, atol=1e-6)

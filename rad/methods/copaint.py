@@ -37,9 +37,7 @@ class CoPaint(SamplingCallback):
     needs_grad = True
 
     descents: int = setting(2, "gradient steps G at each level", low=0)
-    rate: float = setting(
-        0.02, "learning rate r at the first level, for values in [-1,1]; 0.025 ImageNet's Fast", low=0
-    )
+    rate: float = setting(0.02, "learning rate r at the first level, for values in [-1,1]", low=0)
     rate_growth: float = setting(1.012, "factor of the learning rate for each level on the way down", low=0)
     prior: float = setting(1e-4, "weight lam of staying at the x_t of the step", low=0)
     prior_growth: float = setting(1.01, "factor of that weight for each level on the way down", low=0)
@@ -91,7 +89,8 @@ class CoPaint(SamplingCallback):
             accepted, trial = torch.zeros_like(value, dtype=torch.bool), before
             for factor in FACTORS:
                 # Images that have accepted keep their trial, so that the last one holds the result of all.
-                trial = torch.where(per_image(accepted), trial, before - factor * move)
+                moved = before - factor * move if factor else before  # a move that is not finite is not taken
+                trial = torch.where(per_image(accepted), trial, moved)
                 x, loss = evaluate(trial, differentiable=descent < self.descents - 1)
                 accepted = accepted | (loss <= value)
                 if bool(accepted.all()):

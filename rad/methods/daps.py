@@ -9,7 +9,7 @@ Hooks: on_estimate, after_step.
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -38,13 +38,8 @@ class DAPS(SamplingCallback):
     uses_eta = False
 
     calls: int = setting(5, "K, Euler steps of the ODE at each level; fewer at the last levels", low=1)
-    tau: float = setting(0.01, "deviation of the known pixels' likelihood, times sqrt(2); 0: they are y", low=0)
+    tau: float = setting(0.01, "sqrt(2) times the noise in known pixels, in units of [-1,1]; 0: they are y", low=0)
     hole: Hole = setting("mean", 'what the hole becomes between ODE and noise: "mean" x0, "draw" x0 + sigma n')
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.hole not in get_args(Hole):
-            raise ValueError(f"hole is {self.hole!r}; allowed are {get_args(Hole)}")
 
     def cost(self, times: list[int]) -> Cost:
         return Cost(sum(len(self.times(t)) for t in times[:-1]))

@@ -15,7 +15,7 @@ Hooks: plan, after_step.
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -45,17 +45,13 @@ class DDNM(SamplingCallback):
     uses_eta = False
 
     eta: float = setting(0.85, "fresh noise in a step of form ddnm, no unit: 0 none, 1 all of it", low=0, high=1)
-    sigma_y: float = setting(0.0, "deviation of the noise in the known pixels, in units of [-1,1]; DDNM+", low=0)
+    sigma_y: float = setting(
+        0.0, "noise in known pixels, in units of [-1,1], DDNM+; denoised ones are in --raw only", low=0
+    )
     travel_length: int = setting(1, "levels of a time travel; 10 in the paper's large-scale setting", low=1)
-    travel_repeat: int = setting(1, "how often each stretch is gone through, 1 is no travel; 3 there", low=1)
+    travel_repeat: int = setting(1, "how often each stretch is gone through, 1 is no travel; 3 in the same", low=1)
     form: Form = setting("ddnm", "step: ddnm (with eta) or posterior (DDPM's)")
-    known_noise: KnownNoise = setting("model", "of known pixels, form ddnm, sigma_y 0: model (as in the hole) or fresh")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for value, kind in ((self.form, Form), (self.known_noise, KnownNoise)):
-            if value not in get_args(kind):
-                raise ValueError(f"{value!r} is not one of {', '.join(get_args(kind))}")
+    known_noise: KnownNoise = setting("model", "noise of known pixels if sigma_y is 0: model (as in the hole) or fresh")
 
     def plan(self, times: list[int]) -> list[int]:
         return time_travel(times, length=self.travel_length, visits=self.travel_repeat)

@@ -34,7 +34,7 @@ class DDRM(SamplingCallback):
 
     eta: float = setting(0.85, "fresh noise in a step, no unit: 0 none, 1 all of it", low=0, high=1)
     eta_b: float = setting(1.0, "weight of y against x0 on known pixels, no unit", low=0, high=1)
-    sigma_y: float = setting(0.0, "deviation of the noise in the known pixels, in units of [-1,1]", low=0)
+    sigma_y: float = setting(0.0, "noise in known pixels, in units of [-1,1]; denoised ones are in --raw only", low=0)
 
     def after_step(self, state: State, x_next: Tensor) -> Tensor:
         assert state.estimate is not None

@@ -22,7 +22,8 @@ class Differential(SamplingCallback):
 
     The network is told one level for all pixels, held or not. Unlike in the official code pixels that are to be filled
     start from noise around grey, for it would show their original; and pixels that are held to the end are y there.
-    Noise is fresh at each level. Steps and eta are not the paper's, which take those of the model it is used with.
+    Noise is fresh at each level, and a pixel is held until h N steps are left (official: h N + 1 where that is whole). Steps
+    and eta are not the paper's, which takes those of the model that it is used with.
     """
 
     paper = "Levin, Fried 2023, arXiv 2306.00950"

@@ -28,7 +28,11 @@ class DPS(SamplingCallback):
     preset_steps = 1000
     needs_grad = True
 
-    zeta: float = setting(0.5, "step on the gradient of the norm; the official inpainting config's, at 256x256", low=0)
+    zeta: float = setting(
+        0.5,
+        "step on the gradient of the norm; the official one at 256x256; less for smaller images",
+        low=0,
+    )
 
     def misfit(self, state: State, known_residual: Tensor) -> Tensor:
         """(B,) what the known pixels lack, (B,C,H,W), as one number; x moves by minus its gradient."""

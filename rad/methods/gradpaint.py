@@ -24,7 +24,10 @@ class GradPaint(SamplingCallback):
 
     From the paper: the two losses, the normalised gradient step on x_t, 45 %, replacement afterwards. INFERRED: the means
     (over known values, and over pairs of 4-neighbours), the length of the step and its law s_t sqrt(d) (so that it is the
-    same part of the noise at any level and image size), the weight 1, and that the estimate is made anew at the moved x_t.
+    same part of the noise at any level and image size), 250 steps, and that the estimate is made anew at the moved x_t.
+    kappa in 0.005, 0.02, 0.05, 0.1 and the weight in 0, 0.1, 1 were chosen on 16 held-out photographs of 32x32 (base-nature32,
+    60 steps): against replacement the mean squared error in the hole falls from 0.0489 to 0.0446, and the mean squared
+    difference across the border from 0.0165 to 0.0136 (images in [0,1]; the photographs' own is 0.0076).
     """
 
     paper = "Grechka, Couairon, Cord 2023, arXiv 2309.09614"

@@ -1,4 +1,5 @@
-"""Filling from the boundary inwards with any other method. After "Growing Images" (ICML 2026 workshop), inferred.
+"""Filling from the boundary inwards with any other method. After Growing Images: Spatial Scheduling in
+Diffusion Inpainting, ICML 2026 workshop, OpenReview 6VOu2xvsbd; inferred from its abstract.
 
 The hole is cut into bands of equal area by distance to the known pixels. Stage b runs the wrapped method on all that is still
 unknown, keeps band b of its result, and counts it as known from then on. Hook: a loop of its own.
@@ -19,11 +20,13 @@ from rad.sampler import Cost, Loop, Method, Run, Sampler, SamplingCallback, Task
 class Grow(Loop):
     """With the exact conditional sampler any order gives the same law, so a difference measures how biased a method is."""
 
-    paper = "after Growing Images 2026 (inferred)"
+    paper = "after Growing Images 2026, OpenReview 6VOu2xvsbd"
 
     method: str = setting("replacement", "the method that fills a band, at its preset's settings")
     bands: int = setting(4, "stages, of equal area of the hole; 1: the method itself", low=1)
-    budget: Literal["fixed", "full"] = setting("fixed", "fixed: the stages share the steps; full: each has all of them")
+    budget: Literal["fixed", "full"] = setting(
+        "fixed", "fixed: stages share the steps, one each at least; full: each has all"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,4 +1,5 @@
-"""RAD with a schedule that fills the hole from its boundary inwards. After "Growing Images" (ICML 2026 workshop), inferred.
+"""RAD with a schedule that fills the hole from its boundary inwards. After Growing Images: Spatial Scheduling
+in Diffusion Inpainting, ICML 2026 workshop, OpenReview 6VOu2xvsbd; inferred from its abstract.
 
 Each pixel has the whole DDPM schedule to itself, but bands start one after the other: what is nearer to the known pixels is
 finished first, and the rest sees it clean. Only a network that takes a noise level for every pixel can do this in one
@@ -16,16 +17,19 @@ from rad.sampler import SamplingCallback, setting
 
 @dataclass(frozen=True)
 class GrowRAD(SamplingCallback):
-    """An adapter was trained on two levels an image; here it sees up to bands + 1. Soft masks are filled altogether."""
+    """An adapter was trained on two levels an image; here it sees up to bands + 1. Soft masks are filled altogether.
 
-    paper = "after Growing Images 2026 (inferred)"
+    An image without known pixels is one band, which has only its share of the steps.
+    """
+
+    paper = "after Growing Images 2026, OpenReview 6VOu2xvsbd"
     weights = "adapter"
 
     bands: int = setting(4, "parts of the hole, of equal area", low=1)
     overlap: float = setting(0.5, "0: a band starts when the one before is clean; 1: all together (RAD)", low=0, high=1)
 
     def process(self, betas: Tensor, time_origin: TimeOrigin) -> Process:
-        return Bands(betas, bands=self.bands, overlap=self.overlap)
+        return Bands(betas, bands=self.bands, overlap=self.overlap, time_origin=time_origin)
 
     def regions(self, hole: Tensor) -> Regions:
         return Regions.of(release_order(hole, self.bands))

@@ -1,5 +1,5 @@
-"""LanPaint. Zheng, Lan, Wang, LanPaint: Training-Free Diffusion Inpainting with Fast and Exact Conditional Inference,
-2025, arXiv 2502.03491.
+"""LanPaint. Zheng, Lan, Wang, LanPaint: Training-Free Diffusion Inpainting with Asymptotically Exact and Fast Conditional
+Sampling, 2025, arXiv 2502.03491.
 
 At each level of a short ODE sampler n steps of Langevin dynamics dx = g dt + sqrt(2) dW, on hole and known pixels together:
 

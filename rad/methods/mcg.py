@@ -28,7 +28,11 @@ class MCG(SamplingCallback):
     preset_steps = 1000
     needs_grad = True
 
-    alpha: float = setting(1.0, "step on the gradient of the norm of the residual; the official code's 1", low=0)
+    alpha: float = setting(
+        1.0,
+        "step on the gradient of the norm; the official one at 256x256; less for smaller images",
+        low=0,
+    )
 
     def after_step(self, state: State, x_next: Tensor) -> Tensor:
         assert state.estimate is not None

@@ -36,13 +36,8 @@ class PiGDM(SamplingCallback):
     weighting: Literal["reddiff", "paper", "score"] = setting(
         "reddiff", "weight of g: as RED-diff's code, as the paper, or by Bayes' rule"
     )
-    strength: float = setting(1.0, "factor on g, no unit; 1", low=0)
-    sigma_y: float = setting(0.0, "standard deviation of noise in the known image, in [-1,1] units", low=0)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.weighting not in ("reddiff", "paper", "score"):
-            raise ValueError(f"weighting is {self.weighting!r}; allowed are 'reddiff', 'paper', 'score'")
+    strength: float = setting(1.0, "factor on g, no unit; at 0 reddiff still projects known pixels", low=0)
+    sigma_y: float = setting(0.0, "noise in known pixels, in units of [-1,1]; denoised ones are in --raw only", low=0)
 
     def on_estimate(self, state: State) -> Estimate:
         assert state.estimate is not None

@@ -5,7 +5,7 @@ downwards, x_t = a mu + s n, e = (x_t - a D(x_t)) / s, and with d numbers in an 
 
     v known (mu - y) / d + w (s / a) (e - n) / d.
 
-Over n the mean of (s / a) (e - n) is s^2 / a times the negative score of the noised data at a mu.
+Over n the mean of (s / a) (e - n) is s^2 / a times the mean negative score at x_t; for Gaussian data, the score at a mu.
 Hook: a loop of its own.
 """
 

@@ -19,7 +19,8 @@ from rad.sampler import Cost, SamplingCallback, State, setting
 class Replacement(SamplingCallback):
     """Biased at any number of steps: the hole sees known pixels only through its own noise. A long corrector removes that.
 
-    Unlike the official code known pixels start noisy, and have the level of the step's end, not of its beginning.
+    250 steps are customary; the paper takes 1000 and 2000. Unlike in the official code known pixels start noisy, and have the
+    level of the step's end, not of its beginning.
     """
 
     paper = "Song et al. 2021, arXiv 2011.13456"

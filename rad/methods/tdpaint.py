@@ -14,7 +14,7 @@ from rad.sampler import SamplingCallback
 
 @dataclass(frozen=True)
 class TDPaint(SamplingCallback):
-    """With an adapter of `time_origin: adm` and a mask of 0 and 1 the levels and times are RAD's.
+    """For a mask of 0 and 1 the levels and times are RAD's.
 
     It knows no soft masks: a pixel with a hole value above 0 is filled altogether. The network mixes the embeddings of the
     two times at borders, as RAD does; the official one resizes the map of times, and so makes times between them.
@@ -25,4 +25,4 @@ class TDPaint(SamplingCallback):
     weights = "adapter"
 
     def process(self, betas: Tensor, time_origin: TimeOrigin) -> Process:
-        return PerPixel(betas)
+        return PerPixel(betas, time_origin=time_origin)

@@ -28,8 +28,9 @@ class VIPaint(SamplingCallback):
     """The sampler's steps are those below h_K; the levels h are found by their a / s, and are evenly spaced in time.
 
     The official code is for latents: the likelihood and what the fit is set to are inferred. Unlike there the KL is exact, the
-    level above is predicted from x0, one level t > h_1 an iteration stands for all with their number as weight, and steps
-    below h_K add their noise. An image is fitted with its own draws, and does not depend on its batch, but for `share`.
+    level above is predicted from x0, the mean of z_1 is a_1 mu_1, one level t > h_1 an iteration stands for all with their
+    number as weight, and the steps below h_K, 250 of the official 400 or so, add their noise. An image is fitted with its own
+    draws, and does not depend on its batch, but for `share`.
     """
 
     paper = "Agarwal et al. 2024, arXiv 2411.18929"
@@ -38,16 +39,22 @@ class VIPaint(SamplingCallback):
 
     levels: int = setting(2, "K: 2 for VIPaint-2, 4 for VIPaint-4", low=1)
     highest: float = setting(0.2, "a / s of h_1, below `lowest`; the paper's window is 0.2 to 0.5", low=0)
-    lowest: float = setting(0.5, "a / s of h_K, where the steps begin", low=0)
+    lowest: float = setting(
+        0.5, "a / s of h_K, where the steps begin; there are as many steps as levels below it", low=0
+    )
     iterations: int = setting(50, "of Adam, one draw each; official 50, of five", low=0)
-    rate: float = setting(0.1, "Adam's first step for mu, images in [-1,1]; official 0.1", low=0)
+    rate: float = setting(0.1, "Adam's first step for mu, falling to 0, images in [-1,1]; official 0.1", low=0)
     rate_shape: float = setting(0.05, "Adam's first step for log tau^2 and gamma; official 0.001, 0.01", low=0)
     start: float = setting(0.1, "noise on the first mu, images in [-1,1]; official 0.1 LSUN, 0.8 ImageNet", low=0)
     gamma: float = setting(5.0, "the first gamma, w = 0.993; official ImageNet configuration")
-    step_eta: float = setting(1.0, "eta of f_i, v_i, 1 is DDPM; official 0.2", low=1e-3, high=1)
+    step_eta: float = setting(
+        1.0, "eta of f_i, v_i, 1 is DDPM; the official 0.2 is sqrt(0.2) = 0.45 here", low=1e-3, high=1
+    )
     sigma_y: float = setting(0.5, "deviation of known pixels given z_K, images in [-1,1]; inferred", low=1e-4)
-    zeta: float = setting(0.5, "step on the gradient of the norm below h_K; DPS's for inpainting", low=0)
-    share: bool = setting(False, "images equal in all known pixels share the first one's fit: fit once, sample many")
+    zeta: float = setting(
+        0.5, "step on the gradient of the norm below h_K, DPS's at 256x256; less for smaller images", low=0
+    )
+    share: bool = setting(False, "images of a batch that are equal in all known pixels share the first one's fit")
 
     def __post_init__(self) -> None:
         super().__post_init__()
