@@ -69,7 +69,7 @@ def page(rows: list[Row], count: int) -> str:
         "- variance: trace of the covariance in the hole over the posterior's.",
         "- KL: from the posterior, in nats, 16 unknown values.",
         "- NFE, VJP: network calls and backward passes an image; a VJP costs about two calls.",
-        f"- sampled: methods that are not affine in x or differentiate the network, {count} samples each. Perfect samples",
+        f"- sampled: methods with gradients or loops of their own, {count} samples each. Perfect samples",
         f"  would show a mean error of {mean_floor:.3f} and a KL of {kl_floor:.3f}; the others are propagated exactly.",
         "",
         "| method | steps | NFE | VJP | mean | variance | KL | |",
@@ -102,7 +102,6 @@ def figure(rows: list[Row], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    pyplot.rcParams["svg.hashsalt"] = "rad"
     chart, axes = pyplot.subplots(figsize=(8, 5), dpi=110)
     shown = [row for row in rows if row.cost.nfe]
     labels: dict[tuple[int, int], list[Row]] = {}
@@ -134,6 +133,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--output", type=Path, default=ROOT / "docs")
     options = parser.parse_args()
+    if len(options.only) < len(METHODS) and options.output == ROOT / "docs":
+        parser.error("--only would leave a page of a few methods in docs/: give --output")
     rows = []
     for name in options.only:
         rows.append(measure(name, options.rows))

@@ -13,13 +13,12 @@ from torch import Tensor
 from rad.data import PictureData
 from rad.inpainter import Inpainter
 from rad.masks.shapes import Lettering, make
-from rad.pictures import open_picture, to_uint8
+from rad.pictures import blank, open_picture, to_uint8
 from rad.sampling import Progress, tell
 from rad.tape import generator
 
-MASKS = ("center", "half", "thick", "perlin", "box", "thin", "expand", "lettering")
+SHOWN = ("center", "half", "thick", "perlin", "box", "thin", "expand", "lettering")
 TILE, GAP, HEAD = 112, 6, 22
-GREY = 0.5
 
 
 def main() -> int:
@@ -31,9 +30,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
 
-    crops = held_out_crops(2 * len(MASKS), size=32)
+    crops = held_out_crops(2 * len(SHOWN), size=32)
     holes = torch.cat(
-        [make(MASKS[i % len(MASKS)])([generator(options.seed, "demo", i)], 32, 32) for i in range(len(crops))]
+        [make(SHOWN[i % len(SHOWN)])([generator(options.seed, "demo", i)], 32, 32) for i in range(len(crops))]
     )
     columns = [[blank(crop, hole) for crop, hole in zip(crops, holes, strict=True)]]
     for folder in (options.adapter, options.shipped):
@@ -95,11 +94,6 @@ def restore(folder: str, image: Image.Image, hole: Tensor, *, steps: int, seed: 
             on_step=lambda done, _: progress.update(done),
         )  # fmt: skip
     return result.images[0]
-
-
-def blank(image: Tensor, hole: Tensor) -> Image.Image:
-    """The image (3,H,W) in [0,1] with its hole (1,H,W) in grey."""
-    return to_uint8(torch.lerp(image, torch.full_like(image, GREY), hole))
 
 
 def paint(image: Image.Image, hole: Tensor) -> Image.Image:

@@ -238,12 +238,12 @@ class Inpainter:
             method = METHODS[method]()
         method = self.complete(method)
         if method.weights == "adapter" and self.info is None:
-            zero_shot = ", ".join(name for name, kind in METHODS.items() if kind.weights != "adapter")
+            zero_shot = ", ".join(n for n, kind in METHODS.items() if kind.weights != "adapter" and n != method.name)
             raise ValueError(
                 f"method {method.name!r} needs an adapter, and {self.base.source} is a base model: use one of {zero_shot}"
             )
         if method.needs_grad and self.precision == "bf16":
-            free = ", ".join(name for name, kind in METHODS.items() if not kind.needs_grad)
+            free = ", ".join(n for n, kind in METHODS.items() if not kind.needs_grad and n != method.name)
             raise ValueError(
                 f"method {method.name!r} differentiates the network, for which bf16 is too coarse: "
                 f"use precision '32', or one of {free}"
@@ -262,7 +262,13 @@ class Inpainter:
         loaded = load_base(method.coarse)
         unet = patch(loaded.unet).requires_grad_(False).eval().to(self.device)  # pyright: ignore[reportArgumentType]
         prior = UNetPrior(unet, prediction_type=loaded.prediction_type)  # pyright: ignore[reportArgumentType]
-        return replace(method, coarse=Coarse(prior, Uniform(loaded.betas), _size_of(unet, None)[0]))
+        size, height = _size_of(unet, None)[0], self.size[0]
+        if height % size or size == height:
+            fit = ", ".join(str(n) for n in range(1, height) if height % n == 0)
+            raise ValueError(
+                f"{method.coarse} is a model of {size}x{size} images; m2s needs a smaller one that divides: {fit}"
+            )
+        return replace(method, coarse=Coarse(prior, Uniform(loaded.betas), size))
 
     def count_windows(self, hole: Tensor, *, size_policy: SizePolicy = "error", margin: int | None = None) -> int:
         """Windows that a hole (1,H,W) needs; each costs `sampler(...).cost` a sample."""
@@ -322,9 +328,11 @@ class Inpainter:
             )
             try:
                 result = self._fill_batch(sampler, batch, seed)
-            except torch.OutOfMemoryError:
-                if rows == 1:
+            except RuntimeError as error:
+                if not _is_lack_of_memory(error):
                     raise
+                if rows == 1:
+                    raise torch.OutOfMemoryError(str(error)) from None
                 batch_size = (rows + 1) // 2
                 continue
             cost = cost + Cost(result.nfe * rows, result.vjp * rows)
@@ -433,6 +441,11 @@ def _hole(mask: PictureLike, picture: Image.Image, polarity: Polarity) -> Tensor
     if not bool(((hole >= 0) & (hole <= 1)).all()):
         raise ValueError("mask has values outside [0,1]; 1 is what is to be filled")
     return hole if polarity == "white_is_fill" else 1 - hole
+
+
+def _is_lack_of_memory(error: RuntimeError) -> bool:
+    """An accelerator's own error, or the plain one of the CPU's allocator."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _forget_peak(device: torch.device) -> None:

@@ -205,8 +205,8 @@ def _adapter_state(model: PeftModel) -> dict[str, Tensor]:
 
 def merge(model: PeftModel) -> UNet2DModel:
     """The network with the adapter added into its weights: W <- W + (alpha / r) B A. The adapter is gone from `model`."""
-    merged: Any = model
-    return merged.merge_and_unload()
+    wrapped: Any = model
+    return wrapped.merge_and_unload()
 
 
 @contextmanager

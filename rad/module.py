@@ -43,7 +43,7 @@ class Diffusion(L.LightningModule):
         time_origin: what the network is told of a level, see `rad.process.RegionAware`.
         phase2: fraction of the samples drawn from RAD's second phase, which sampling never visits; official: 0.5.
         lora: what the adapter trains; None: train all weights.
-        masks: holes to train on, drawn on the training device; a batch with its own "hole" goes first.
+        masks: holes to train on (not "uniform"), drawn on the training device; a batch with its own "hole" goes first.
         embedding: "factorised" or "dense" (the reference, slower).
         vlb_weight: weight of the variational term; official RAD 1e-3, iDDPM's weighting 1.0.
         vlb_boundary: "nll", or "zero" as in the official code; see `rad.losses.hybrid_loss`.

@@ -220,3 +220,8 @@ def to_uint8(image: Tensor) -> Image.Image:
     """(3,H,W) in [0, 1] as an 8-bit RGB picture: clamped, times 255, rounded once (ties to even)."""
     pixels = image.detach().float().clamp(0, 1).mul(255).round().to("cpu", torch.uint8)
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+
+
+def blank(image: Tensor, hole: Tensor) -> Image.Image:
+    """The image (3,H,W) in [0,1] with its hole (1,H,W) in mid-grey, 0.5."""
+    return to_uint8(torch.lerp(image, torch.full_like(image, 0.5), hole))

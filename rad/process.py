@@ -211,7 +211,8 @@ class PerPixel:
     """
 
     def __init__(self, betas: Tensor, *, time_origin: TimeOrigin = "adm", known: int = CLEAN) -> None:
-        self.betas, self.time_origin = betas.to(torch.float64), time_origin
+        self.betas = betas.to(torch.float64)
+        self.time_origin: TimeOrigin = time_origin
         self.steps = self.sampled_steps = len(betas)
         self.log_A = log_cumulative(self.betas)
         self.known = known
@@ -236,7 +237,8 @@ class Bands:
     """
 
     def __init__(self, betas: Tensor, *, bands: int, overlap: float, time_origin: TimeOrigin = "adm") -> None:
-        self.betas, self.time_origin = betas.to(torch.float64), time_origin
+        self.betas = betas.to(torch.float64)
+        self.time_origin: TimeOrigin = time_origin
         self.steps = self.sampled_steps = len(betas)
         self.log_A = log_cumulative(self.betas)
         self.bands, self.overlap = bands, overlap

@@ -62,11 +62,13 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         ValueError, FileNotFoundError: nothing could be begun.
     """
-    names = list(dict.fromkeys(options.method))
-    folders = {name: options.output if len(names) == 1 else str(Path(options.output) / name) for name in names}
-    if len(names) > 1 and Path(options.output).suffix:
-        raise ValueError(f"--output {options.output}: several methods write a folder each; give a folder")
-    jobs = {name: plan(options, folder) for name, folder in folders.items()}
+    from rad.catalogue import create, parse_settings
+
+    names = list(dict.fromkeys(options.method or ["rad"]))
+    settings = parse_settings(options.set, names)
+    methods = {name: create(name, settings[name]) for name in names}
+    _check_numbers(options)
+    jobs, sheet = plan_methods(options, names)
     fresh = {
         name: [job for job in some if options.overwrite or not all(path.exists() for path in job.files)]
         for name, some in jobs.items()
@@ -74,92 +76,120 @@ def run(options: argparse.Namespace) -> int:
     for name, some in jobs.items():
         if len(fresh[name]) < len(some):
             tell(
-                f"{name}: {len(some) - len(fresh[name])} of {len(some)} pictures are finished already "
+                f"{name}: the files of {len(some) - len(fresh[name])} of {counted(len(some), 'picture')} are there already "
                 "(--overwrite to make them again)"
             )
-    if not any(fresh.values()):
+    if not any(fresh.values()) and (sheet is None or sheet.exists()):
         return EXIT_OK
-    first = next(iter(jobs.values()))
     if options.margin is not None and options.size_policy != "crop":
         tell("warning: --margin has no effect without --size_policy crop")
-    if options.mask_polarity != "white_is_fill" and isinstance(first[0].mask, MaskGenerator):
+    if options.mask_polarity != "white_is_fill" and isinstance(jobs[names[0]][0].mask, MaskGenerator):
         tell(f"warning: --mask_polarity has no effect on the generator {options.mask}")
-    # The import of peft takes seconds, which an error above need not wait for.
-    from rad.catalogue import create, parse_settings
-    from rad.inpainter import Inpainter
+    failures = _Failures()
+    if any(fresh.values()):
+        _make(options, methods, fresh, failures)
+    if sheet is not None:
+        _write_sheet(options, sheet, jobs, failures)
+    for message in failures.messages:
+        tell(f"failed: {' '.join(message.split())}")
+    if not failures.messages:
+        return EXIT_OK
+    wanted = {job.picture for some in fresh.values() for job in some}
+    tell(f"{len(failures.pictures)} of {counted(len(wanted), 'picture')} failed")
+    return EXIT_INPUT if failures.pictures == wanted else EXIT_SOME
 
-    settings = parse_settings(options.set, names)
-    methods = {name: create(name, settings[name]) for name in names}
+
+class _Failures:
+    """What could not be done: a message each, and the pictures."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+        self.pictures: set[Picture] = set()
+
+    def add(self, message: str, picture: Picture | None = None) -> None:
+        self.messages.append(message)
+        if picture is not None:
+            self.pictures.add(picture)
+
+
+def _check_numbers(options: argparse.Namespace) -> None:
+    """What is wrong whatever the model: told before anything is loaded."""
+    if options.steps is not None and options.budget_nfe is not None:
+        raise ValueError("--steps and --budget_nfe both set the number of steps: give one of them")
+    if options.steps is not None and options.steps < 1:
+        raise ValueError(f"--steps {options.steps}: allowed are 1 to the number of noise levels of the model (1000)")
+    if options.eta is not None and not 0 <= options.eta <= 1:
+        raise ValueError(f"--eta {options.eta}: allowed are 0 (DDIM, no fresh noise) to 1 (DDPM)")
+    if options.margin is not None and options.margin < 0:
+        raise ValueError(f"--margin {options.margin}: allowed are 0 to less than half the model's size")
+
+
+def _make(
+    options: argparse.Namespace, methods: dict[str, "Method"], fresh: dict[str, list[Job]], failures: _Failures
+) -> None:
+    """Fill the fresh jobs of each method. What cannot be done at all is said before anything is."""
+    from rad.inpainter import Inpainter  # the import of peft takes seconds, which an error before need not wait for
+
     inpainter = Inpainter.from_pretrained(
         options.checkpoint, base=options.base, device=options.device, precision=options.precision
     )
+    if options.margin is not None and options.size_policy == "crop" and 2 * options.margin >= inpainter.size[0]:
+        raise ValueError(f"--margin {options.margin}: allowed are 0 to {(inpainter.size[0] - 1) // 2} with this model")
     methods = {name: inpainter.complete(method) for name, method in methods.items()}
     steps = {name: _steps(method, options, inpainter.base.betas) for name, method in methods.items()}
-    for name, method in methods.items():  # what cannot be done is said before anything is
+    for name, method in methods.items():
         inpainter.sampler(method, steps=steps[name], eta=options.eta)
         if options.eta is not None and not method.uses_eta:
             tell(f"warning: --eta has no effect on {name}")
-    failures: list[str] = []
-    windows = _windows(inpainter, first, options, failures)
+        if options.steps is not None and method.weights == "none":
+            tell(f"warning: --steps has no effect on {name}")
+    pictures = {job.picture: job for some in fresh.values() for job in some}
+    windows = _windows(inpainter, list(pictures.values()), options, failures)
     for name, method in methods.items():
         ready = [job for job in fresh[name] if job.picture in windows]
-        _fill(inpainter, method, steps[name], ready, windows, options, failures)
-    if len(names) > 1:
-        from rad.sheet import contact_sheet
-
-        sheet = Path(options.output) / "methods.png"
-        shown = [job for job in first if job.picture in windows]
-        rows = [(job.picture.name, job.picture.open(), windows[job.picture].hole) for job in shown]
-        if rows:
-            write_picture(sheet, contact_sheet(jobs, rows))
-            print(sheet)
-    for failure in dict.fromkeys(failures):
-        tell(f"failed: {' '.join(failure.split())}")
-    if not failures:
-        return EXIT_OK
-    made = sum(all(path.exists() for path in job.files) for some in fresh.values() for job in some)
-    tell(f"{sum(map(len, fresh.values())) - made} of {sum(map(len, fresh.values()))} pictures failed")
-    return EXIT_SOME if made else EXIT_INPUT
-
-
-@dataclass(frozen=True)
-class _Planned:
-    hole: Tensor
-    windows: int
+        if ready:
+            _fill(inpainter, method, steps[name], ready, windows, options, failures)
 
 
 def _steps(method: "Method", options: argparse.Namespace, betas: Tensor) -> int:
     from rad.catalogue import cost, steps_within
 
-    if options.budget_nfe is None:
-        return method.preset_steps if options.steps is None else options.steps
-    if options.steps is not None:
-        raise ValueError("--steps and --budget_nfe both set the number of steps: give one of them")
+    if options.budget_nfe is None or method.weights == "none":
+        return method.preset_steps if options.steps is None or method.weights == "none" else options.steps
     steps = steps_within(method, options.budget_nfe, betas=betas)
     work = cost(method, steps, betas=betas)
-    tell(f"{method.name}: {steps} steps for a budget of {options.budget_nfe}: {work.nfe} network calls, {work.vjp} VJP")
+    unused = ""
+    if 2 * work.units < options.budget_nfe and steps < len(betas):
+        more = cost(method, steps + 1, betas=betas).units
+        unused = (
+            f"; {counted(steps + 1, 'step')} would cost {more}, so much of the budget is not used: change its settings"
+        )
+    tell(
+        f"{method.name}: {counted(steps, 'step')} for a budget of {options.budget_nfe}: "
+        f"{counted(work.nfe, 'network call')}, {work.vjp} VJP{unused}"
+    )
     return steps
 
 
 def _windows(
-    inpainter: "Inpainter", jobs: Sequence[Job], options: argparse.Namespace, failures: list[str]
-) -> dict[Picture, _Planned]:
-    """The hole of each picture that can be done, and the number of its windows."""
-    planned: dict[Picture, _Planned] = {}
+    inpainter: "Inpainter", jobs: Sequence[Job], options: argparse.Namespace, failures: _Failures
+) -> dict[Picture, int]:
+    """The number of windows of each picture that can be done."""
+    windows: dict[Picture, int] = {}
     for job in jobs:
         try:
             picture = job.picture.open()
             hole = job.hole((picture.height, picture.width), options)
             count = inpainter.count_windows(hole, size_policy=options.size_policy, margin=options.margin)
         except (ValueError, OSError) as error:
-            failures.append(f"{job.picture}: {error}")
+            failures.add(f"{job.picture}: {error}", job.picture)
             continue
         if options.mask_polarity == "white_is_fill" and isinstance(job.mask, Picture) and looks_inverted(hole):
             tell(
                 f"warning: the mask of {job.picture.name} looks inverted; for white = known use --mask_polarity white_is_known"
             )
-        planned[job.picture] = _Planned(hole, count)
-    return planned
+        windows[job.picture] = count
+    return windows
 
 
 def _fill(
@@ -167,31 +197,32 @@ def _fill(
     method: "Method",
     steps: int,
     jobs: list[Job],
-    windows: dict[Picture, _Planned],
+    windows: dict[Picture, int],
     options: argparse.Namespace,
-    failures: list[str],
+    failures: _Failures,
 ) -> None:
     """Fill `jobs` with one method, in batches."""
     work = inpainter.sampler(method, steps=steps, eta=options.eta).cost
-    count = options.num_samples * sum(windows[job.picture].windows for job in jobs)
-    backward = f" and {count * work.vjp} backward passes" if work.vjp else ""
+    count = options.num_samples * sum(windows[job.picture] for job in jobs)
+    backward = f" and {counted(count * work.vjp, 'backward pass')}" if work.vjp else ""
+    how = f" with {counted(steps, 'step')}" if work.nfe else ""
     tell(
-        f"{len(jobs)} pictures, {count} windows, {method.name} with {steps} steps: {count * work.nfe} network calls{backward} "
+        f"{counted(len(jobs), 'picture')}, {counted(count, 'window')}, {method.name}{how}: "
+        f"{counted(count * work.nfe, 'network call')}{backward} "
         f"of a {inpainter.size[1]}x{inpainter.size[0]} image on {inpainter.device}"
     )
     nfe, vjp, seconds, peak = 0, 0, 0.0, 0
     with Progress(count * work.nfe) as progress:
         for start in range(0, len(jobs), options.batch_size):
             chunk = jobs[start : start + options.batch_size]
-            result = _inpaint(inpainter, method, steps, chunk, windows, options, progress, failures)
+            result = _inpaint(inpainter, method, steps, chunk, options, progress, failures)
             nfe, vjp, seconds = nfe + result.nfe, vjp + result.vjp, seconds + result.seconds
             peak = max(peak, result.peak_memory)
-    if nfe:
-        backward = f", {vjp} VJP" if vjp else ""
-        tell(
-            f"{method.name}: {nfe} NFE{backward}, {seconds:.1f} s in the sampler, {1000 * seconds / nfe:.1f} ms a network call "
-            f"of one image, peak memory {peak / 2**20:.0f} MiB"
-        )
+    backward = f", {vjp} VJP" if vjp else ""
+    each = f", {1000 * seconds / nfe:.1f} ms a network call of one image" if nfe else ""
+    tell(
+        f"{method.name}: {nfe} NFE{backward}, {seconds:.1f} s in the sampler{each}, peak memory {peak / 2**20:.0f} MiB"
+    )
 
 
 def _inpaint(
@@ -199,13 +230,12 @@ def _inpaint(
     method: "Method",
     steps: int,
     jobs: list[Job],
-    windows: dict[Picture, _Planned],
     options: argparse.Namespace,
     progress: "Progress",
-    failures: list[str],
+    failures: _Failures,
 ) -> "Inpainted":
     pictures = [job.picture.open() for job in jobs]
-    holes = [windows[job.picture].hole for job in jobs]
+    holes = [job.hole((picture.height, picture.width), options) for job, picture in zip(jobs, pictures, strict=True)]
     before = progress.done
     result = inpainter(
         pictures,
@@ -227,21 +257,57 @@ def _inpaint(
                 index = number * options.num_samples + sample
                 write_picture(path, result.images[index])
                 check_known(path, picture, hole)
-                print(path)
                 if job.raw:
                     write_picture(job.raw[sample], result.raw[index])
             if job.mask_output is not None:
                 write_mask(job.mask_output, hole)
         except OSError as error:
-            failures.append(f"{job.picture}: cannot be written: {error}")
+            failures.add(f"{job.picture}: cannot be written: {error}", job.picture)
+    for job in jobs:
+        for path in job.outputs:
+            if job.picture not in failures.pictures:
+                print(path)
     return result
 
 
-def plan(options: argparse.Namespace, output_: str) -> list[Job]:
-    """One job a picture of --image, with its mask and its files in `output_`; nothing is read yet but lists of names."""
+def _write_sheet(options: argparse.Namespace, sheet: Path, jobs: dict[str, list[Job]], failures: _Failures) -> None:
+    """Write the contact sheet of the first pictures of which any result is there."""
+    from rad.sheet import ROWS, contact_sheet
+
+    made = {job.picture for some in jobs.values() for job in some if job.outputs[0].exists()} - failures.pictures
+    shown = [job for job in next(iter(jobs.values())) if job.picture in made][:ROWS]
+    try:
+        rows = []
+        for job in shown:
+            picture = job.picture.open()
+            rows.append((job.picture.name, picture, job.hole((picture.height, picture.width), options)))
+        if rows:
+            write_picture(sheet, contact_sheet(jobs, rows))
+            print(sheet)
+    except (ValueError, OSError) as error:
+        failures.add(f"{sheet} cannot be written: {error}")
+
+
+def plan_methods(options: argparse.Namespace, names: Sequence[str]) -> tuple[dict[str, list[Job]], Path | None]:
+    """The jobs of each method, and the contact sheet where there are several."""
+    output = Path(options.output)
+    if len(names) == 1:
+        return {names[0]: plan(options, output)}, None
+    if output.suffix.lower() == ".png" and not output.is_dir():
+        raise ValueError(f"--output {output}: several methods write a folder each; give a folder")
+    sheet = output / "methods.png"
+    if sheet.is_dir():
+        raise ValueError(f"--output {output}: the contact sheet {sheet} cannot be written, for it is a folder")
+    return {name: plan(options, output / name, sheet=sheet) for name in names}, sheet
+
+
+def plan(options: argparse.Namespace, output: Path, *, sheet: Path | None = None) -> list[Job]:
+    """One job a picture of --image, with its mask and its files in `output`; nothing is read yet but lists of names."""
     pictures = list_pictures(options.image)
-    source, output = Path(options.image), Path(output_)
+    source = Path(options.image)
     one = source.is_file() and source.suffix.lower() != ".zip"
+    if not one and output.suffix.lower() == ".png" and not output.is_dir():
+        raise ValueError(f"--output {output}: {source} holds several pictures; give a folder")
     into_file = one and output.suffix != "" and not output.is_dir()
     if into_file and output.suffix.lower() != ".png":
         raise ValueError(
@@ -280,7 +346,7 @@ def plan(options: argparse.Namespace, output_: str) -> list[Job]:
         for entry in (job.picture, job.mask)
         if isinstance(entry, Picture) and isinstance(entry.source, Path)
     }
-    lost = sorted(str(path) for path in written if path.resolve() in read)
+    lost = sorted(str(path) for path in [*written, *([sheet] if sheet else [])] if path.resolve() in read)
     if lost:
         raise ValueError(f"--output {output} would write over the input {lost[0]}: give another folder or name")
     return jobs
@@ -310,8 +376,11 @@ def write_picture(path: Path, image: Image.Image) -> None:
     """Write a PNG under a temporary name and rename it, so that a file of that name is always whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.tmp")
-    image.save(temporary, format="PNG")
-    os.replace(temporary, path)
+    try:
+        image.save(temporary, format="PNG")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def check_known(path: Path, picture: Image.Image, hole: Tensor) -> None:
@@ -323,6 +392,12 @@ def check_known(path: Path, picture: Image.Image, hole: Tensor) -> None:
 
 def tell(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
+
+
+def counted(number: int, what: str) -> str:
+    """ "1 picture", "2 pictures", "2 backward passes"."""
+    plural = f"{what}es" if what.endswith("s") else f"{what}s"
+    return f"{number} {what if number == 1 else plural}"
 
 
 class Progress:
@@ -407,16 +482,20 @@ def parser() -> Parser:
     made.add_argument(
         "--method",
         nargs="+",
-        default=["rad"],
+        action="extend",
         choices=list(METHODS),
         metavar="METHOD",
-        help=f"one, or several on equal noise, each into a folder of its name: {', '.join(METHODS)}",
+        help=f"one (rad if none is given), or several on equal noise, each into a folder of its name: {', '.join(METHODS)}",
     )
-    made.add_argument("--set", nargs="+", default=[], metavar="METHOD.SETTING=VALUE", help="see --list_methods")
+    made.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="METHOD.SETTING=VALUE", help="see --list_methods"
+    )
     made.add_argument("--list_methods", action=_ListMethods, nargs=0, help="print all methods, their cost and settings")
     made.add_argument("--steps", type=int, help="noise levels visited; the method's preset if not given")
     made.add_argument(
-        "--budget_nfe", type=int, help="as many steps as cost at most this many network calls an image (a VJP is two)"
+        "--budget_nfe",
+        type=int,
+        help="as many steps as cost at most this many network calls an image; a VJP is two, line searches not counted",
     )
     made.add_argument("--eta", type=float, help="1: DDPM, 0: DDIM (no fresh noise)")
     made.add_argument("--seed", type=int, default=0, help="of noise and generated masks")
@@ -452,5 +531,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run(options)
     except torch.OutOfMemoryError:
         raise ValueError(
-            "not enough memory for a single window: use --precision bf16, --device cpu or a smaller model"
+            "not enough memory for a single window: use --device cpu, a smaller model, --precision bf16 or, where the method "
+            "differentiates the network, one that does not (--list_methods)"
         ) from None

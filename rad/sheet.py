@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from rad.pictures import to_tensor, to_uint8
+from rad.pictures import blank, to_tensor
 
 if TYPE_CHECKING:
     from rad.sampling import Job
 
 ROWS, LARGEST, SMALLEST = 12, 256, 128
-GAP, HEAD, GREY = 4, 18, 0.5
+GAP, HEAD = 4, 18
 
 
 def contact_sheet(
@@ -33,8 +33,7 @@ def contact_sheet(
     for column, title in enumerate(titles):
         draw.text((GAP + column * (side + GAP), 1), title, fill="black", font=font)
     for row, (name, picture, hole) in enumerate(pictures):
-        given = to_uint8(to_tensor(picture).lerp(to_tensor(picture) * 0 + GREY, hole))
-        cells: list[Image.Image | None] = [given]
+        cells: list[Image.Image | None] = [blank(to_tensor(picture), hole)]
         for by_picture in by_name.values():
             path = by_picture[name].outputs[0]
             cells.append(Image.open(path) if path.exists() else None)

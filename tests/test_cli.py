@@ -16,13 +16,16 @@ import torch
 import yaml
 from PIL import Image
 
-from rad import cli
+from rad import cli, sampling
 from rad.inpainter import Inpainter
+from rad.load import save_base
 from rad.pictures import open_picture
 from rad.prior import UNetPrior
+from rad.process import linear_betas
 from rad.sampling import Progress, write_picture
 from rad.training import find_checkpoint
 from tests.conftest import SIZE, box_hole, random_picture
+from tests.networks import small_unet
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -243,7 +246,7 @@ def test_what_is_finished_is_skipped_and_made_again_when_asked(sample):
     before = Path("out/a.png").stat().st_mtime_ns
     code, out, err = sample()
     assert (code, out) == (0, ["out/b.png"])
-    assert "1 of 2 pictures are finished already" in err
+    assert "the files of 1 of 2 pictures are there already" in err
     assert Path("out/a.png").stat().st_mtime_ns == before
     code, out, err = sample(checkpoint="not-even-looked-at")
     assert (code, out) == (0, [])
@@ -423,7 +426,7 @@ def test_several_methods_write_a_folder_each_on_equal_noise_and_a_sheet(sample):
         assert np.array_equal(cell, np.asarray(Image.open(f"out/{name}/a.png")))
     again = sample("--method", "rad", "replacement", "mean", "--set", "replacement.corrections=1", steps=2)
     assert again[:2] == (0, [])
-    assert "replacement: 2 of 2 pictures are finished" in again[2]
+    assert "replacement: the files of 2 of 2 pictures are there" in again[2]
 
 
 def test_a_budget_sets_the_steps_and_says_so(adapter, capsys):
@@ -450,6 +453,94 @@ def test_bad_settings_of_methods_are_one_line_and_exit_2(sample, words, parts):
     code, out, err = sample(*words.split())
     assert (code, out) == (2, [])
     assert_one_error(err, *parts)
+
+
+def test_the_sheet_is_an_output_like_the_others(sample):
+    make_inputs(["methods.png"])
+    before = Path("in/methods.png").read_bytes()
+    code, _, err = sample("--method", "rad", "mean", image="in/methods.png", mask="masks/methods.png", output="in")
+    assert code == 2
+    assert_one_error(err, "write over the input", "in/methods.png")
+    assert Path("in/methods.png").read_bytes() == before
+    Path("out/methods.png").mkdir(parents=True)
+    code, _, err = sample("--method", "rad", "mean")
+    assert code == 2
+    assert_one_error(err, "out/methods.png", "is a folder")
+
+
+def test_a_lost_sheet_is_made_again_and_a_picture_that_failed_is_not_on_it(sample):
+    make_inputs()
+    assert sample("--method", "mean", "rad")[0] == 0
+    Path("out/methods.png").unlink()
+    assert sample("--method", "mean", "rad")[:2] == (0, ["out/methods.png"])
+    Path("in/b.png").write_text("no picture")
+    code, out, err = sample("--method", "mean", "rad", output="other")
+    assert (code, out) == (3, ["other/mean/a.png", "other/rad/a.png", "other/methods.png"])
+    assert "1 of 2 pictures failed" in err
+    with Image.open("other/methods.png") as sheet:
+        assert sheet.height == 18 + 132
+    code, out, err = sample("--method", "mean", "rad", "--overwrite")
+    assert code == 3, "what an earlier run left of b is not counted as made"
+    assert "out/rad/b.png" not in out
+    assert "1 of 2 pictures failed" in err
+
+
+def test_finished_pictures_are_not_read_again(sample):
+    make_inputs()
+    assert sample()[0] == 0
+    Path("out/a.png").unlink()
+    Path("in/b.png").write_text("no picture any more")
+    assert sample()[:2] == (0, ["out/a.png"])
+
+
+def test_options_given_twice_add_up(sample):
+    make_inputs(["a.png"])
+    assert sample("--method", "rad", "--method", "mean")[1] == ["out/rad/a.png", "out/mean/a.png", "out/methods.png"]
+    code, _, err = sample("--set", "rad.speed=1", "--set", "rad.depth=2", output="other")
+    assert code == 2
+    assert_one_error(err, "no setting 'speed'")
+
+
+@pytest.mark.parametrize("words", ["--set nonsense", "--steps 0", "--eta 2", "--budget_nfe 9", "--margin -1"])
+def test_bad_settings_are_told_even_if_all_files_are_there(sample, words):
+    make_inputs(["a.png"])
+    assert sample()[0] == 0
+    code, _, err = sample(*words.split())
+    assert code == 2
+    assert_one_error(err, "--")
+
+
+def test_m2s_takes_a_coarse_model_that_divides_or_says_what_would(sample, base, tmp_path):
+    make_inputs(["a.png"])
+    for size in (8, 12):
+        save_base(tmp_path / f"coarse{size}", small_unet(size=size), betas=linear_betas(), half=False)
+    options = ["--method", "m2s", "mean", "--set", "m2s.trips=0", f"m2s.coarse={tmp_path}/coarse8"]
+    assert sample(*options, steps=9)[1] == ["out/m2s/a.png", "out/mean/a.png", "out/methods.png"]
+    options[-1] = f"m2s.coarse={tmp_path}/coarse12"
+    code, out, err = sample(*options, steps=9, output="other")
+    assert (code, out) == (2, [])
+    assert_one_error(err, "12x12", "divides: 1, 2, 4, 8")
+
+
+def test_a_budget_that_buys_no_more_than_a_part_says_so(adapter, capsys):
+    make_inputs(["a.png"])
+    words = f"--checkpoint {adapter} --image in --mask masks --output out --method repaint mean --budget_nfe 30"
+    assert cli.sample(words.split()) == 0
+    err = capsys.readouterr().err
+    assert "repaint: 10 steps for a budget of 30: 10 network calls, 0 VJP; 11 steps would cost 101" in err
+    assert "mean: 0 network calls" in err
+
+
+def test_written_known_pixels_are_compared_with_the_input(tmp_path):
+    picture, hole = random_picture(SIZE, SIZE), box_hole(SIZE, SIZE, 3, 3, 9, 9)
+    changed = np.array(picture)
+    changed[4, 4] ^= 255
+    Image.fromarray(changed).save("inside.png")
+    sampling.check_known(Path("inside.png"), picture, hole)
+    changed[12, 12, 0] ^= 1
+    Image.fromarray(changed).save("outside.png")
+    with pytest.raises(AssertionError, match=r"known pixels differ in outside\.png"):
+        sampling.check_known(Path("outside.png"), picture, hole)
 
 
 def test_the_list_of_methods_needs_nothing_else(capsys):

@@ -199,7 +199,7 @@ def test_settings_as_text():
         ("replacement", {"corrections": "-1"}, "corrections is -1; allowed are 0 or more"),
         ("growrad", {"overlap": "2"}, "overlap is 2.0; allowed are 0 to 1"),
         ("grow", {"budget": "large"}, "budget is 'large'; allowed are fixed, full"),
-        ("grow", {"method": "mean"}, "grow.method is 'mean'; allowed are rad, "),
+        ("grow", {"method": "mean"}, "method is 'mean'; allowed are rad, "),
     ],
 )
 def test_bad_settings_are_named(name, settings, message):

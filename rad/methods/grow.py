@@ -34,7 +34,7 @@ class Grow(Loop):
 
         kinds = [name for name, kind in METHODS.items() if issubclass(kind, SamplingCallback)]
         if self.method not in kinds:
-            raise ValueError(f"grow.method is {self.method!r}; allowed are {', '.join(kinds)}")
+            raise ValueError(f"method is {self.method!r}; allowed are {', '.join(kinds)}")
         inner = METHODS[self.method]
         for name in ("preset_steps", "preset_eta", "needs_grad", "weights", "uses_eta"):
             object.__setattr__(self, name, getattr(inner, name))  # frozen; these are its kind's, as for any method
