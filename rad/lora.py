@@ -153,8 +153,10 @@ def save_adapter(model: PeftModel, folder: str | Path, info: AdapterInfo, *, car
     return folder
 
 
-def load_adapter(unet: UNet2DModel, folder: str | Path, *, base_hash: str | None = None) -> PeftModel:
-    """Put the adapter of `folder` on `unet` (in place), frozen, in eval mode.
+def load_adapter(
+    unet: UNet2DModel, folder: str | Path, *, base_hash: str | None = None, trained: bool = False
+) -> PeftModel:
+    """Put the adapter of `folder` on `unet` (in place), frozen, in eval mode; or to be `trained` further.
 
     Args:
         base_hash: of the weights in `unet`; None: not compared.
@@ -180,7 +182,7 @@ def load_adapter(unet: UNet2DModel, folder: str | Path, *, base_hash: str | None
         raise ValueError(f"{weights} is corrupt ({error}): copy it again, or export the adapter again") from None
     try:
         content = json.loads(config_file.read_text())
-        config = LoraConfig(**{**content, "inference_mode": True, "base_model_name_or_path": None})
+        config = LoraConfig(**{**content, "inference_mode": not trained, "base_model_name_or_path": None})
     except (ValueError, TypeError) as error:
         raise ValueError(f"{config_file} cannot be read ({error}): export the adapter again") from None
     with torch.random.fork_rng():
@@ -195,7 +197,7 @@ def load_adapter(unet: UNet2DModel, folder: str | Path, *, base_hash: str | None
             f"another shape, the first {wrong[0]}: give the base and the adapter_config.json it was trained with"
         )
     set_peft_model_state_dict(model, {name: w.float() for name, w in state.items()})
-    return model.eval().requires_grad_(False)
+    return model if trained else model.eval().requires_grad_(False)
 
 
 def _adapter_state(model: PeftModel) -> dict[str, Tensor]:

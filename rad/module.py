@@ -14,7 +14,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from rad.load import Base, QkvOrder, load_base, weights_hash
-from rad.lora import AdapterInfo, LoRA, inject, trainable
+from rad.lora import AdapterInfo, LoRA, inject, load_adapter, trainable
 from rad.losses import Losses, LossRegion, VlbBoundary, hybrid_loss
 from rad.masks import MaskGenerator
 from rad.masks.perlin import Perlin
@@ -43,6 +43,7 @@ class Diffusion(L.LightningModule):
         time_origin: what the network is told of a level, see `rad.process.RegionAware`.
         phase2: fraction of the samples drawn from RAD's second phase, which sampling never visits; official: 0.5.
         lora: what the adapter trains; None: train all weights.
+        adapter: the folder of an adapter to train further, in place of a new one; `lora` is then None, for it is the adapter's.
         masks: holes to train on (not "uniform"), drawn on the training device; a batch with its own "hole" goes first.
         embedding: "factorised" or "dense" (the reference, slower).
         vlb_weight: weight of the variational term; official RAD 1e-3, iDDPM's weighting 1.0.
@@ -70,6 +71,7 @@ class Diffusion(L.LightningModule):
         time_origin: TimeOrigin = "adm",
         phase2: float = 0.5,
         lora: LoRA | None = None,
+        adapter: str | None = None,
         masks: MaskGenerator | None = None,
         embedding: EmbeddingKind = "factorised",
         vlb_weight: float = 1e-3,
@@ -91,10 +93,12 @@ class Diffusion(L.LightningModule):
             raise ValueError(
                 "give model.base (a trained model to start from) or model.unet (to train one), and not both"
             )
-        if process == "uniform" and lora is not None:
+        if process == "uniform" and (lora is not None or adapter is not None):
             raise ValueError(
-                "process 'uniform' trains a base model, all of it: remove model.lora, or use 'region_aware'"
+                "process 'uniform' trains a base model, all of it: remove model.lora and model.adapter, or use 'region_aware'"
             )
+        if lora is not None and adapter is not None:
+            raise ValueError(f"model.adapter {adapter} has its own rank and layers: set model.lora to null")
         if not 0 <= phase2 <= 1:
             raise ValueError(f"phase2 is {phase2}; it is a fraction from 0 to 1")
         if vlb_weight < 0 or weight_limit < 1:
@@ -148,7 +152,10 @@ class Diffusion(L.LightningModule):
         if channels_last:
             network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.network: RegionAwareUNet | PeftModel
-        self.network = network.requires_grad_(True) if lora is None else inject(network, lora, seed=seed)
+        if adapter is not None:
+            self.network = load_adapter(network, adapter, base_hash=loaded.hash, trained=True)
+        else:
+            self.network = network.requires_grad_(True) if lora is None else inject(network, lora, seed=seed)
         self.network.train()
         self.forward_network: Callable[..., Any] = torch.compile(self.network) if compile else self.network
 

@@ -118,6 +118,20 @@ def test_training_lowers_the_loss_and_leaves_the_base_alone(world, tmp_path):
     assert all(torch.equal(p, frozen[name]) for name, p in model.named_parameters() if name in frozen)
 
 
+def test_a_saved_adapter_is_trained_further(world, tmp_path):
+    fit(tmp_path, module(world), data(world), 3)
+    folder = tmp_path / "checkpoints" / "step=3"
+    before = {name: w.detach().clone() for name, w in trainable(module(world, lora=None, adapter=str(folder))).items()}
+    assert set(before) == set(trainable(module(world)))
+    assert any(float(w.abs().max()) > 0 for name, w in before.items() if "lora_B" in name), "it does not start anew"
+    further = module(world, lora=None, adapter=str(folder))
+    fit(tmp_path / "further", further, data(world), 2)
+    assert all(not torch.equal(w, before[name]) for name, w in trainable(further).items())
+    assert AdapterInfo.read(tmp_path / "further" / "checkpoints" / "step=2").trained_steps == 2
+    with pytest.raises(ValueError, match=r"its own rank and layers: set model\.lora to null"):
+        module(world, adapter=str(folder))
+
+
 def test_an_adapter_trained_on_td_paints_process_samples_with_its_method(world, tmp_path):
     model = module(world, process="tdpaint", loss_region="moving", vlb_weight=1.0)
     fit(tmp_path, model, data(world), 2, callbacks=[Panel(every_n_steps=2, pictures=2, steps=2)])
