@@ -8,6 +8,7 @@ import torch
 from rad.catalogue import cost, create, hooks, parse_settings, steps_within, table
 from rad.methods import METHODS
 from rad.methods.m2s import M2S
+from rad.prior import GaussianPrior
 from rad.process import Noise
 from rad.sampler import Loop, Sampler, SamplingCallback, Task
 from rad.tape import NoiseTape
@@ -153,6 +154,29 @@ def test_it_does_not_depend_on_the_units_of_the_noise_levels(name, both):
     """Variance-preserving levels, and the same chain with signal amplitude 1."""
     scaled = run(name, PICTURES, BOTH, scaled=True)[0]
     torch.testing.assert_close(scaled.raw, both[0].raw, rtol=0, atol=1e-5)
+
+
+class Flipped(NoiseTape):
+    def draw(self, number, shape, *, last=False):
+        return super().draw(number, shape, last=last).flip(-1)
+
+
+# They break ties from top left, take a uniform number from the first pixel, or draw for every second pixel.
+NOT_EQUIVARIANT = ("grow", "growrad", "mcgdiff", "m2s")
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in NOT_EQUIVARIANT])
+def test_flipping_image_hole_and_noise_flips_the_result(name):
+    """With a denoiser that does not know left from right: the law of the world with mean zero."""
+    prior = GaussianPrior(torch.zeros_like(WORLD.prior.mean), WORLD.prior.covariance)
+    method, results = method_of(name), []
+    for tape_class, flip in ((NoiseTape, False), (Flipped, True)):
+        image, hole = (PICTURES.flip(-1), BOTH.flip(-1)) if flip else (PICTURES, BOTH)
+        loop = method if isinstance(method, Loop) else (method,)
+        sampler = Sampler(method.process(BETAS, "adm"), loop, steps=STEPS, eta=method.preset_eta)
+        with tape_class(0, ["a", "b"]) as tape:
+            results.append(sampler(prior, Task.of(image, hole), noise=tape).raw)
+    torch.testing.assert_close(results[0], results[1].flip(-1), rtol=0, atol=1e-6)
 
 
 def test_one_step_is_enough_to_run(name):
