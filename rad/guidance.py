@@ -35,6 +35,12 @@ def residual(task: Task, x0: Tensor) -> Tensor:
     return (1 - task.hole) * (task.known - x0)
 
 
+def known_mean(task: Task) -> Tensor:
+    """(B,C,1,1) the mean colour of the known pixels of each image; 0, mid-grey, where nothing is known."""
+    known = 1 - task.hole
+    return (known * task.known).sum((2, 3), keepdim=True) / known.sum((2, 3), keepdim=True).clamp(min=1e-12)
+
+
 def squared_norm(values: Tensor) -> Tensor:
     """(B,) the sum of squares of each image."""
     return values.flatten(1).square().sum(1)

@@ -54,11 +54,11 @@ class CountedPrior:
         self._last = (x, noise, estimate)
         return estimate
 
-    def gradient(self, loss: Tensor, x: Tensor, *, keep_graph: bool = False) -> Tensor:
+    def gradient(self, loss: Tensor, x: Tensor) -> Tensor:
         """d loss / d x, (B,C,H,W), for the losses (B,) of the images, each of which depends on its own x alone."""
         self.vjp += 1
         with torch.enable_grad():
-            return torch.autograd.grad(loss.sum(), x, retain_graph=keep_graph)[0]
+            return torch.autograd.grad(loss.sum(), x)[0]
 
 
 @dataclass(frozen=True)
@@ -173,9 +173,9 @@ class Method:
         """The noise process that the method runs on, for a model with these betas."""
         return Uniform(betas)
 
-    def regions(self, hole: Tensor) -> Regions:
-        """The hole (B,1,H,W) as the distinct values that the process tells apart."""
-        return Regions.of(hole)
+    def regions(self, task: Task) -> Regions:
+        """The distinct values that the process tells apart: those of the hole itself."""
+        return task.regions
 
     def plan(self, times: list[int]) -> list[int]:
         """The levels visited, ending in CLEAN; a level that is higher than the one before is a forward move."""
@@ -329,7 +329,7 @@ class Sampler:
                 self.on_step(done, total)
 
         if self.methods:
-            task = replace(task, regions=self.methods[0].regions(task.hole))
+            task = replace(task, regions=self.methods[0].regions(task))
         run = Run(task, self.process, counted, self.times, self.eta, draw, tell)
         differentiated = any(method.needs_grad for method in self.methods)
         with torch.inference_mode(not differentiated), torch.no_grad():

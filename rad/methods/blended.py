@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from rad.guidance import replace_known
+from rad.guidance import known_mean, replace_known
 from rad.sampler import SamplingCallback, State, setting
 
 
@@ -36,10 +36,9 @@ class Blended(SamplingCallback):
     def on_start(self, state: State) -> Tensor:
         if self.skip == 0:
             return state.x
-        known, outside = state.task.known, 1 - state.task.hole
-        colour = (outside * known).sum((2, 3), keepdim=True) / outside.sum((2, 3), keepdim=True).clamp(min=1e-6)
+        known = state.task.known
         a = state.now.spread(state.now.levels_a.to(known.dtype))
-        return state.x + a * state.task.hole * (colour - known)
+        return state.x + a * state.task.hole * (known_mean(state.task) - known)
 
     def after_step(self, state: State, x_next: Tensor) -> Tensor:
         return replace_known(state, x_next, state.next)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rad.bands import release_order
 from rad.process import Bands, Process, Regions, TimeOrigin
-from rad.sampler import SamplingCallback, setting
+from rad.sampler import SamplingCallback, Task, setting
 
 
 @dataclass(frozen=True)
@@ -31,5 +31,5 @@ class GrowRAD(SamplingCallback):
     def process(self, betas: Tensor, time_origin: TimeOrigin) -> Process:
         return Bands(betas, bands=self.bands, overlap=self.overlap, time_origin=time_origin)
 
-    def regions(self, hole: Tensor) -> Regions:
-        return Regions.of(release_order(hole, self.bands))
+    def regions(self, task: Task) -> Regions:
+        return Regions.of(release_order(task.hole, self.bands))

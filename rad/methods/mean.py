@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rad.guidance import known_mean
 from rad.process import CLEAN
 from rad.sampler import Cost, Loop, Run
 
@@ -28,6 +29,4 @@ class Mean(Loop):
         return Cost(0)
 
     def run(self, run: Run) -> Tensor:
-        known = 1 - run.task.hole
-        colour = (known * run.task.known).sum((2, 3), keepdim=True) / known.sum((2, 3), keepdim=True).clamp(min=1e-12)
-        return torch.lerp(run.task.known, colour.expand_as(run.task.known), run.task.hole)
+        return torch.lerp(run.task.known, known_mean(run.task).expand_as(run.task.known), run.task.hole)
