@@ -1,11 +1,11 @@
 """The two command lines: `train.py` (LightningCLI, fit implied) and `sample.py`. Errors are one line and an exit code."""
 
-import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-EXIT_INPUT, EXIT_INTERRUPTED = 2, 130
+from rad.console import guarded
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -30,23 +30,6 @@ def sample(arguments: Sequence[str] | None = None) -> int:
         return main(arguments)
 
     return guarded(run)
-
-
-def guarded(run: Callable[[], int]) -> int:
-    """`run`, with what a user can mend as one line on stderr: exit code 2 for input, 130 for Ctrl-C.
-
-    The environment variable RAD_DEBUG shows the traceback instead.
-    """
-    try:
-        return run()
-    except (ValueError, OSError) as error:
-        if os.environ.get("RAD_DEBUG"):
-            raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return EXIT_INPUT
-    except KeyboardInterrupt:
-        print("interrupted: what was finished is kept", file=sys.stderr)
-        return EXIT_INTERRUPTED
 
 
 def find_config(name: str) -> str:

@@ -2,58 +2,27 @@
 
 import argparse
 import os
-import sys
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from rad.console import EXIT_INPUT, EXIT_OK, EXIT_SOME, Parser, Progress, counted, tell
+from rad.jobs import Cell, Job, Label, make_plan
 from rad.masks import MaskGenerator
-from rad.masks.files import looks_inverted, read_mask, write_mask
-from rad.masks.shapes import MASKS, make
-from rad.pictures import Picture, list_pictures
-from rad.tape import generator
+from rad.masks.files import looks_inverted, write_mask
+from rad.masks.shapes import main_names
+from rad.pictures import Picture
+from rad.record import add_costs, describe
 
 if TYPE_CHECKING:
     from rad.inpainter import Inpainted, Inpainter
     from rad.sampler import Method
-
-EXIT_OK, EXIT_INPUT, EXIT_SOME = 0, 2, 3
-
-
-@dataclass(frozen=True)
-class Job:
-    """A picture, where its mask comes from, and the files to be written: (samples, raw samples, mask)."""
-
-    picture: Picture
-    mask: Picture | MaskGenerator | None
-    outputs: list[Path]
-    raw: list[Path]
-    mask_output: Path | None
-
-    @property
-    def files(self) -> list[Path]:
-        """All files to be written."""
-        return [*self.outputs, *self.raw, *([self.mask_output] if self.mask_output else [])]
-
-    @property
-    def name(self) -> str:
-        """The identity of the picture for masks and noise: its file name, wherever it lies."""
-        return PurePosixPath(self.picture.name).name
-
-    def hole(self, size: tuple[int, int], options: argparse.Namespace) -> Tensor:
-        """(1,H,W) in [0,1], 1 = fill, for a picture of that (height, width)."""
-        if self.mask is None:
-            raise ValueError(f"no mask for {self.picture.name} in {options.mask}: expected a picture of the same name")
-        if isinstance(self.mask, Picture):
-            return read_mask(self.mask.file(), polarity=options.mask_polarity, size=size)
-        return self.mask([generator(options.seed, "mask", self.name)], *size)[0]
 
 
 def run(options: argparse.Namespace) -> int:
@@ -64,45 +33,51 @@ def run(options: argparse.Namespace) -> int:
     """
     from rad.catalogue import create, parse_settings
 
-    names = list(dict.fromkeys(options.method or ["rad"]))
-    settings = parse_settings(options.set, names)
-    methods = {name: create(name, settings[name]) for name in names}
+    labels = list(dict.fromkeys(Label.of(text) for text in options.method or ["rad"]))
+    settings = parse_settings(options.set, list(dict.fromkeys(label.method for label in labels)))
+    methods = {label: create(label.method, settings[label.method]) for label in labels}
     _check_numbers(options)
-    jobs, sheet = plan_methods(options, names)
-    fresh = {
-        name: [job for job in some if options.overwrite or not all(path.exists() for path in job.files)]
-        for name, some in jobs.items()
-    }
-    for name, some in jobs.items():
-        if len(fresh[name]) < len(some):
+    plan = make_plan(options, labels)
+    fresh = [
+        replace(cell, jobs=[job for job in cell.jobs if options.overwrite or not all(p.exists() for p in job.files)])
+        for cell in plan.cells
+    ]
+    for cell, new in zip(plan.cells, fresh, strict=True):
+        if len(new.jobs) < len(cell.jobs):
             tell(
-                f"{name}: the files of {len(some) - len(fresh[name])} of {counted(len(some), 'picture')} are there already "
+                f"{cell.label.text}{f' on {cell.mask}' if plan.tree else ''}: "
+                f"the files of {len(cell.jobs) - len(new.jobs)} of {counted(len(cell.jobs), 'picture')} are there already "
                 "(--overwrite to make them again)"
             )
-    if not any(fresh.values()) and (sheet is None or sheet.exists()):
+    fresh = [cell for cell in fresh if cell.jobs]
+    if not fresh and not options.report and all(sheet.exists() for sheet in plan.sheets):
         return EXIT_OK
     if options.margin is not None and options.size_policy != "crop":
         tell("warning: --margin has no effect without --size_policy crop")
-    if options.mask_polarity != "white_is_fill" and isinstance(jobs[names[0]][0].mask, MaskGenerator):
-        tell(f"warning: --mask_polarity has no effect on the generator {options.mask}")
+    if options.mask_polarity != "white_is_fill" and isinstance(plan.cells[0].jobs[0].mask, MaskGenerator):
+        tell(f"warning: --mask_polarity has no effect on the generator {plan.cells[0].mask}")
     failures = _Failures()
-    if any(fresh.values()):
-        _make(options, methods, fresh, failures)
-    if sheet is not None:
-        _write_sheet(options, sheet, jobs, failures)
+    if fresh:
+        _make(options, methods, fresh, plan.tree, failures)
+    for sheet in plan.sheets:
+        cells = [cell for cell in plan.cells if cell.folder.parent == sheet.parent]
+        _write_sheet(options, sheet, {cell.label.text: cell.jobs for cell in cells}, failures)
+    if options.report:
+        _report(options, failures)
     for message in failures.messages:
         tell(f"failed: {' '.join(message.split())}")
     if not failures.messages:
         return EXIT_OK
-    wanted = {job.picture for some in fresh.values() for job in some}
+    wanted = {job.picture for cell in fresh for job in cell.jobs}
     tell(f"{len(failures.pictures)} of {counted(len(wanted), 'picture')} failed")
-    return EXIT_INPUT if failures.pictures == wanted else EXIT_SOME
+    return EXIT_SOME if failures.written or not failures.pictures else EXIT_INPUT
 
 
 class _Failures:
-    """What could not be done: a message each, and the pictures."""
+    """What could not be done: a message each, and the pictures; and how many results were written."""
 
     def __init__(self) -> None:
+        self.written = 0
         self.messages: list[str] = []
         self.pictures: set[Picture] = set()
 
@@ -120,12 +95,18 @@ def _check_numbers(options: argparse.Namespace) -> None:
         raise ValueError(f"--steps {options.steps}: allowed are 1 to the number of noise levels of the model (1000)")
     if options.eta is not None and not 0 <= options.eta <= 1:
         raise ValueError(f"--eta {options.eta}: allowed are 0 (DDIM, no fresh noise) to 1 (DDPM)")
+    if options.limit is not None and options.limit < 1:
+        raise ValueError(f"--limit {options.limit}: give a number of pictures of at least 1")
     if options.margin is not None and options.margin < 0:
         raise ValueError(f"--margin {options.margin}: allowed are 0 to less than half the model's size")
 
 
 def _make(
-    options: argparse.Namespace, methods: dict[str, "Method"], fresh: dict[str, list[Job]], failures: _Failures
+    options: argparse.Namespace,
+    methods: dict[Label, "Method"],
+    fresh: list[Cell],
+    tree: bool,
+    failures: _Failures,
 ) -> None:
     """Fill the fresh jobs of each method. What cannot be done at all is said before anything is."""
     from rad.inpainter import Inpainter  # the import of peft takes seconds, which an error before need not wait for
@@ -135,37 +116,46 @@ def _make(
     )
     if options.margin is not None and options.size_policy == "crop" and 2 * options.margin >= inpainter.size[0]:
         raise ValueError(f"--margin {options.margin}: allowed are 0 to {(inpainter.size[0] - 1) // 2} with this model")
-    methods = {name: inpainter.complete(method) for name, method in methods.items()}
-    steps = {name: _steps(method, options, inpainter.base.betas) for name, method in methods.items()}
-    for name, method in methods.items():
-        inpainter.sampler(method, steps=steps[name], eta=options.eta)
+    methods = {label: inpainter.complete(method) for label, method in methods.items()}
+    steps = {label: _steps(label, method, options, inpainter.base.betas) for label, method in methods.items()}
+    for label, method in methods.items():
+        inpainter.sampler(method, steps=steps[label], eta=options.eta)
         if options.eta is not None and not method.uses_eta:
-            tell(f"warning: --eta has no effect on {name}")
+            tell(f"warning: --eta has no effect on {label.text}")
         if options.steps is not None and method.weights == "none":
-            tell(f"warning: --steps has no effect on {name}")
-    pictures = {job.picture: job for some in fresh.values() for job in some}
-    windows = _windows(inpainter, list(pictures.values()), options, failures)
-    for name, method in methods.items():
-        ready = [job for job in fresh[name] if job.picture in windows]
+            tell(f"warning: --steps has no effect on {label.text}")
+    if tree:
+        describe(options, inpainter, methods, steps)
+    windows: dict[str, dict[Picture, int]] = {}
+    for cell in fresh:
+        if cell.mask not in windows:
+            jobs = {job.picture: job for other in fresh if other.mask == cell.mask for job in other.jobs}
+            windows[cell.mask] = _windows(inpainter, list(jobs.values()), options, failures)
+        ready = [job for job in cell.jobs if job.picture in windows[cell.mask]]
         if ready:
-            _fill(inpainter, method, steps[name], ready, windows, options, failures)
+            filling = Filling(inpainter, methods[cell.label], steps[cell.label], cell, options, failures, tree)
+            filling.run(ready, windows[cell.mask])
 
 
-def _steps(method: "Method", options: argparse.Namespace, betas: Tensor) -> int:
+def _steps(label: Label, method: "Method", options: argparse.Namespace, betas: Tensor) -> int:
     from rad.catalogue import cost, steps_within
 
-    if options.budget_nfe is None or method.weights == "none":
-        return method.preset_steps if options.steps is None or method.weights == "none" else options.steps
-    steps = steps_within(method, options.budget_nfe, betas=betas)
+    fixed = label.steps is not None or label.budget is not None
+    wanted, budget = (label.steps, label.budget) if fixed else (options.steps, options.budget_nfe)
+    if method.weights == "none":
+        return method.preset_steps
+    if budget is None:
+        return method.preset_steps if wanted is None else wanted
+    steps = steps_within(method, budget, betas=betas)
     work = cost(method, steps, betas=betas)
     unused = ""
-    if 2 * work.units < options.budget_nfe and steps < len(betas):
+    if 2 * work.units < budget and steps < len(betas):
         more = cost(method, steps + 1, betas=betas).units
         unused = (
             f"; {counted(steps + 1, 'step')} would cost {more}, so much of the budget is not used: change its settings"
         )
     tell(
-        f"{method.name}: {counted(steps, 'step')} for a budget of {options.budget_nfe}: "
+        f"{label.text}: {counted(steps, 'step')} for a budget of {budget}: "
         f"{counted(work.nfe, 'network call')}, {work.vjp} VJP{unused}"
     )
     return steps
@@ -192,82 +182,94 @@ def _windows(
     return windows
 
 
-def _fill(
-    inpainter: "Inpainter",
-    method: "Method",
-    steps: int,
-    jobs: list[Job],
-    windows: dict[Picture, int],
-    options: argparse.Namespace,
-    failures: _Failures,
-) -> None:
-    """Fill `jobs` with one method, in batches."""
-    work = inpainter.sampler(method, steps=steps, eta=options.eta).cost
-    count = options.num_samples * sum(windows[job.picture] for job in jobs)
-    backward = f" and {counted(count * work.vjp, 'backward pass')}" if work.vjp else ""
-    how = f" with {counted(steps, 'step')}" if work.nfe else ""
-    tell(
-        f"{counted(len(jobs), 'picture')}, {counted(count, 'window')}, {method.name}{how}: "
-        f"{counted(count * work.nfe, 'network call')}{backward} "
-        f"of a {inpainter.size[1]}x{inpainter.size[0]} image on {inpainter.device}"
-    )
-    nfe, vjp, seconds, peak = 0, 0, 0.0, 0
-    with Progress(count * work.nfe) as progress:
-        for start in range(0, len(jobs), options.batch_size):
-            chunk = jobs[start : start + options.batch_size]
-            result = _inpaint(inpainter, method, steps, chunk, options, progress, failures)
-            nfe, vjp, seconds = nfe + result.nfe, vjp + result.vjp, seconds + result.seconds
-            peak = max(peak, result.peak_memory)
-    backward = f", {vjp} VJP" if vjp else ""
-    each = f", {1000 * seconds / nfe:.1f} ms a network call of one image" if nfe else ""
-    tell(
-        f"{method.name}: {nfe} NFE{backward}, {seconds:.1f} s in the sampler{each}, peak memory {peak / 2**20:.0f} MiB"
-    )
+@dataclass
+class Filling:
+    """One method at work on one mask: fills jobs in batches; a batch that fails does not stop the next."""
 
+    inpainter: "Inpainter"
+    method: "Method"
+    steps: int
+    cell: Cell
+    options: argparse.Namespace
+    failures: _Failures
+    tree: bool
 
-def _inpaint(
-    inpainter: "Inpainter",
-    method: "Method",
-    steps: int,
-    jobs: list[Job],
-    options: argparse.Namespace,
-    progress: "Progress",
-    failures: _Failures,
-) -> "Inpainted":
-    pictures = [job.picture.open() for job in jobs]
-    holes = [job.hole((picture.height, picture.width), options) for job, picture in zip(jobs, pictures, strict=True)]
-    before = progress.done
-    result = inpainter(
-        pictures,
-        holes,
-        method=method,
-        steps=steps,
-        eta=options.eta,
-        seed=options.seed,
-        num_samples=options.num_samples,
-        size_policy=options.size_policy,
-        margin=options.margin,
-        batch_size=options.batch_size,
-        names=[job.name for job in jobs],
-        on_step=lambda done, _: progress.update(before + done),
-    )
-    for number, (job, picture, hole) in enumerate(zip(jobs, pictures, holes, strict=True)):
-        try:
-            for sample, path in enumerate(job.outputs):
-                index = number * options.num_samples + sample
-                write_picture(path, result.images[index])
-                check_known(path, picture, hole)
-                if job.raw:
-                    write_picture(job.raw[sample], result.raw[index])
-            if job.mask_output is not None:
-                write_mask(job.mask_output, hole)
-        except OSError as error:
-            failures.add(f"{job.picture}: cannot be written: {error}", job.picture)
-    for job in jobs:
-        for path in job.outputs:
-            if job.picture not in failures.pictures:
+    def run(self, jobs: list[Job], windows: dict[Picture, int]) -> None:
+        """Fill `jobs`; `windows`: how many each picture needs."""
+        options, label = self.options, self.cell.label.text
+        work = self.inpainter.sampler(self.method, steps=self.steps, eta=options.eta).cost
+        count = options.num_samples * sum(windows[job.picture] for job in jobs)
+        backward = f" and {counted(count * work.vjp, 'backward pass')}" if work.vjp else ""
+        how = f" with {counted(self.steps, 'step')}" if work.nfe else ""
+        tell(
+            f"{f'{self.cell.mask}: ' if self.tree else ''}"
+            f"{counted(len(jobs), 'picture')}, {counted(count, 'window')}, {label}{how}: "
+            f"{counted(count * work.nfe, 'network call')}{backward} "
+            f"of a {self.inpainter.size[1]}x{self.inpainter.size[0]} image on {self.inpainter.device}"
+        )
+        nfe, vjp, seconds, peak = 0, 0, 0.0, 0
+        with Progress(count * work.nfe) as progress:
+            for start in range(0, len(jobs), options.batch_size):
+                chunk = jobs[start : start + options.batch_size]
+                try:
+                    pictures = [job.picture.open() for job in chunk]
+                    holes = [
+                        job.hole((picture.height, picture.width), options)
+                        for job, picture in zip(chunk, pictures, strict=True)
+                    ]
+                    result = self._inpaint(chunk, pictures, holes, progress)
+                except (ValueError, RuntimeError, OSError) as error:
+                    if not self.tree:
+                        raise
+                    for job in chunk:
+                        self.failures.add(f"{job.picture} by {label} on {self.cell.mask}: {error}", job.picture)
+                    continue
+                nfe, vjp, seconds = nfe + result.nfe, vjp + result.vjp, seconds + result.seconds
+                peak = max(peak, result.peak_memory)
+                if self.tree:
+                    add_costs(self.cell, chunk, result, [windows[job.picture] for job in chunk])
+                self._write(chunk, pictures, holes, result)
+        backward = f", {vjp} VJP" if vjp else ""
+        each = f", {1000 * seconds / nfe:.1f} ms a network call of one image" if nfe else ""
+        tell(f"{label}: {nfe} NFE{backward}, {seconds:.1f} s in the sampler{each}, peak memory {peak / 2**20:.0f} MiB")
+
+    def _inpaint(
+        self, jobs: list[Job], pictures: list[Image.Image], holes: list[Tensor], progress: "Progress"
+    ) -> "Inpainted":
+        options, before = self.options, progress.done
+        return self.inpainter(
+            pictures,
+            holes,
+            method=self.method,
+            steps=self.steps,
+            eta=options.eta,
+            seed=options.seed,
+            num_samples=options.num_samples,
+            size_policy=options.size_policy,
+            margin=options.margin,
+            batch_size=options.batch_size,
+            names=[job.name for job in jobs],
+            on_step=lambda done, _: progress.update(before + done),
+        )
+
+    def _write(self, jobs: list[Job], pictures: list[Image.Image], holes: list[Tensor], result: "Inpainted") -> None:
+        samples = self.options.num_samples
+        for number, (job, picture, hole) in enumerate(zip(jobs, pictures, holes, strict=True)):
+            try:
+                for sample, path in enumerate(job.outputs):
+                    index = number * samples + sample
+                    write_picture(path, result.images[index])
+                    check_known(path, picture, hole)
+                    if job.raw:
+                        write_picture(job.raw[sample], result.raw[index])
+                if job.mask_output is not None:
+                    write_hole(job.mask_output, hole)
+            except OSError as error:
+                self.failures.add(f"{job.picture}: cannot be written: {error}", job.picture)
+                continue
+            self.failures.written += 1
+            for path in job.outputs:
                 print(path)
-    return result
 
 
 def _write_sheet(options: argparse.Namespace, sheet: Path, jobs: dict[str, list[Job]], failures: _Failures) -> None:
@@ -288,88 +290,22 @@ def _write_sheet(options: argparse.Namespace, sheet: Path, jobs: dict[str, list[
         failures.add(f"{sheet} cannot be written: {error}")
 
 
-def plan_methods(options: argparse.Namespace, names: Sequence[str]) -> tuple[dict[str, list[Job]], Path | None]:
-    """The jobs of each method, and the contact sheet where there are several."""
-    output = Path(options.output)
-    if len(names) == 1:
-        return {names[0]: plan(options, output)}, None
-    if output.suffix.lower() == ".png" and not output.is_dir():
-        raise ValueError(f"--output {output}: several methods write a folder each; give a folder")
-    sheet = output / "methods.png"
-    if sheet.is_dir():
-        raise ValueError(f"--output {output}: the contact sheet {sheet} cannot be written, for it is a folder")
-    return {name: plan(options, output / name, sheet=sheet) for name in names}, sheet
+def _report(options: argparse.Namespace, failures: _Failures) -> None:
+    """Score what was written, in a second pass over the files."""
+    from rad.evaluation.compare import evaluate, extractors
+    from rad.evaluation.report import write_report
 
-
-def plan(options: argparse.Namespace, output: Path, *, sheet: Path | None = None) -> list[Job]:
-    """One job a picture of --image, with its mask and its files in `output`; nothing is read yet but lists of names."""
-    pictures = list_pictures(options.image)
-    source = Path(options.image)
-    one = source.is_file() and source.suffix.lower() != ".zip"
-    if not one and output.suffix.lower() == ".png" and not output.is_dir():
-        raise ValueError(f"--output {output}: {source} holds several pictures; give a folder")
-    into_file = one and output.suffix != "" and not output.is_dir()
-    if into_file and output.suffix.lower() != ".png":
-        raise ValueError(
-            f"--output {output}: results are written as PNG, which keeps every pixel; end the name in .png"
+    try:
+        networks = extractors(options.feature_net, options.lpips, options.fid, device=options.device)
+        comparison = evaluate(
+            Path(options.output), references=options.image, extractors=networks, baseline=options.baseline
         )
-    folder = output.parent if into_file else output
-    if source.is_dir() and folder.resolve().is_relative_to(source.resolve()):
-        raise ValueError(
-            f"--output {output} lies in {source}, and would be an input of the next run: give another folder"
+        for path in write_report(comparison, Path(options.output)):
+            print(path)
+    except (ValueError, OSError) as error:
+        failures.add(
+            f"the report: {error}; the pictures are there: python -m rad.evaluation --results {options.output}"
         )
-    if any(path.is_file() for path in (folder, *folder.parents)):
-        raise ValueError(f"--output {output} cannot be written: there is a file where the folder {folder} has to be")
-    find_mask = _mask_finder(options.mask)
-    jobs = []
-    for picture in pictures:
-        relative = PurePosixPath(picture.name.lstrip("/"))  # a zip may hold absolute names
-        stem = output.with_suffix("") if into_file else output / relative.with_suffix("")
-        stems = (
-            [stem]
-            if options.num_samples == 1
-            else [stem.with_name(f"{stem.name}-{n}") for n in range(options.num_samples)]
-        )
-        outputs = [path.with_name(f"{path.name}.png") for path in stems]
-        raw = [path.with_name(f"{path.name}-raw.png") for path in stems] if options.raw else []
-        mask_output = stem.with_name(f"{stem.name}-mask.png") if options.save_mask else None
-        jobs.append(Job(picture, find_mask(picture), outputs, raw, mask_output))
-    written = Counter(path for job in jobs for path in job.files)
-    double = sorted(str(path) for path, count in written.items() if count > 1)
-    if double:
-        raise ValueError(
-            f"{len(double)} files would be written twice, the first {double[0]}: rename pictures of {source}"
-        )
-    read = {
-        entry.source.resolve()
-        for job in jobs
-        for entry in (job.picture, job.mask)
-        if isinstance(entry, Picture) and isinstance(entry.source, Path)
-    }
-    lost = sorted(str(path) for path in [*written, *([sheet] if sheet else [])] if path.resolve() in read)
-    if lost:
-        raise ValueError(f"--output {output} would write over the input {lost[0]}: give another folder or name")
-    return jobs
-
-
-def _mask_finder(mask: str) -> Callable[[Picture], Picture | MaskGenerator | None]:
-    path = Path(mask)
-    if not path.exists():
-        if mask not in MASKS:
-            raise ValueError(
-                f"--mask {mask} is neither a file, a folder, a zip nor a generator; there are {', '.join(MASKS)}"
-            )
-        made = make(mask)
-        return lambda _: made
-    found = list_pictures(path)
-    if path.is_file() and path.suffix.lower() != ".zip":
-        return lambda _: found[0]
-    by_stem: dict[PurePosixPath, Picture] = {}
-    for entry in found:
-        other = by_stem.setdefault(PurePosixPath(entry.name).with_suffix(""), entry)
-        if other is not entry:
-            raise ValueError(f"--mask {mask} has two masks for one picture, {other.name} and {entry.name}: remove one")
-    return lambda picture: by_stem.get(PurePosixPath(picture.name).with_suffix(""))
 
 
 def write_picture(path: Path, image: Image.Image) -> None:
@@ -383,65 +319,22 @@ def write_picture(path: Path, image: Image.Image) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def write_hole(path: Path, hole: Tensor) -> None:
+    """Write a mask under a temporary name and rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp.png")
+    try:
+        write_mask(temporary, hole)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def check_known(path: Path, picture: Image.Image, hole: Tensor) -> None:
     """Read the file again and compare its known pixels with the input's, bit for bit."""
     known = (hole[0] == 0).numpy()
     with Image.open(path) as written:
         assert np.array_equal(np.asarray(written)[known], np.asarray(picture)[known]), f"known pixels differ in {path}"
-
-
-def tell(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
-
-
-def counted(number: int, what: str) -> str:
-    """ "1 picture", "2 pictures", "2 backward passes"."""
-    plural = f"{what}es" if what.endswith("s") else f"{what}s"
-    return f"{number} {what if number == 1 else plural}"
-
-
-class Progress:
-    """Network calls done: a bar with the time left on a terminal, a line every tenth otherwise."""
-
-    def __init__(self, total: int) -> None:
-        self.total, self.done, self._bar, self._told = total, 0, None, 0
-        self._task: Any = None
-
-    def __enter__(self) -> "Progress":
-        if sys.stderr.isatty() and self.total:
-            from rich.console import Console
-            from rich.progress import (
-                BarColumn,
-                MofNCompleteColumn,
-                TextColumn,
-                TimeElapsedColumn,
-                TimeRemainingColumn,
-            )
-            from rich.progress import Progress as Bar
-
-            columns = (
-                TextColumn("network calls"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-            )
-            self._bar = Bar(*columns, console=Console(stderr=True))
-            self._bar.start()
-            self._task = self._bar.add_task("", total=self.total)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def update(self, done: int) -> None:
-        self.done = done
-        if self._bar is not None:
-            self._bar.update(self._task, completed=done)
-        elif self.total and done * 10 // self.total > self._told:
-            self._told = done * 10 // self.total
-            tell(f"{done} of {self.total} network calls")
 
 
 class _ListMethods(argparse.Action):
@@ -452,19 +345,12 @@ class _ListMethods(argparse.Action):
         parser.exit()
 
 
-class Parser(argparse.ArgumentParser):
-    """Errors are ValueErrors, without the usage of all options before them."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; `python sample.py --help` lists the options")
-
-
 def parser() -> Parser:
     """The options of sample.py."""
     from rad.methods import METHODS
 
     made = Parser(
-        prog="sample.py",
+        prog="python sample.py",
         description="Fill holes in pictures with a saved RAD adapter, or with a zero-shot method on a base model.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -476,16 +362,23 @@ def parser() -> Parser:
     made.add_argument(
         "--mask",
         required=True,
-        help=f"picture (for all), folder or zip (by name), or a generator: {', '.join(MASKS)}",
+        nargs="+",
+        action="extend",
+        help="picture (for all), folder or zip (by name), or a generator; of several, each has its folder of results: "
+        f"{', '.join(main_names())}",
     )
+    made.add_argument(
+        "--mask_by", default="name", choices=["name", "order"], help="which mask of a folder a picture gets"
+    )
+    made.add_argument("--limit", type=int, help="only so many pictures, evenly spread over the sorted names")
     made.add_argument("--output", required=True, help="PNG file for one picture, or a folder")
     made.add_argument(
         "--method",
         nargs="+",
         action="extend",
-        choices=list(METHODS),
         metavar="METHOD",
-        help=f"one (rad if none is given), or several on equal noise, each into a folder of its name: {', '.join(METHODS)}",
+        help="one (rad if none is given), or several on equal noise, each into a folder of its name; rad@50: with 50 steps, "
+        f"ddnm@100nfe: as many steps as 100 network calls allow. There are {', '.join(METHODS)}",
     )
     made.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="METHOD.SETTING=VALUE", help="see --list_methods"
@@ -517,6 +410,11 @@ def parser() -> Parser:
     made.add_argument("--device", default="auto")
     made.add_argument("--raw", action="store_true", help="also write NAME-raw.png, before known pixels are put back")
     made.add_argument("--save_mask", action="store_true", help="also write NAME-mask.png, white = filled")
+    made.add_argument(
+        "--report",
+        action="store_true",
+        help="then score the files: metrics.csv, summary.md and report.html in --output",
+    )
     made.add_argument("--overwrite", action="store_true", help="make finished pictures again")
     return made
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from rad.pictures import blank, to_tensor
 
 if TYPE_CHECKING:
-    from rad.sampling import Job
+    from rad.jobs import Job
 
 ROWS, LARGEST, SMALLEST = 12, 256, 128
 GAP, HEAD = 4, 18

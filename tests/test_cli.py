@@ -17,12 +17,13 @@ import yaml
 from PIL import Image
 
 from rad import cli, sampling
+from rad.console import Progress
 from rad.inpainter import Inpainter
 from rad.load import save_base
 from rad.pictures import open_picture
 from rad.prior import UNetPrior
 from rad.process import linear_betas
-from rad.sampling import Progress, write_picture
+from rad.sampling import write_picture
 from rad.training import find_checkpoint
 from tests.conftest import SIZE, box_hole, random_picture
 from tests.networks import small_unet

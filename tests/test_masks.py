@@ -16,7 +16,7 @@ from scipy import ndimage, stats
 from rad.masks import MaskGenerator
 from rad.masks.files import looks_inverted, overlay, read_mask, write_mask
 from rad.masks.perlin import Perlin, Pnoise, perlin_noise, soften, threshold_by_rank
-from rad.masks.shapes import MASKS, Box, CenterBox, Expand, Lettering, RandomPixels, Strokes, make
+from rad.masks.shapes import MASKS, Blobs, Box, CenterBox, Expand, Lettering, RandomPixels, Strokes, make
 
 REPAINT = Path(__file__).resolve().parents[2] / "shared" / "data" / "repaint_keep_masks.zip"
 needs_repaint = pytest.mark.skipif(not REPAINT.exists(), reason="the masks of RePaint are not here")
@@ -61,7 +61,7 @@ def test_a_batch_equals_its_images_drawn_one_by_one(name):
     assert set(batch.unique().tolist()) <= {0.0, 1.0}
 
 
-@pytest.mark.parametrize("name", ["box", "extreme", "pixels", "thick", "thin", "perlin", "lettering"])
+@pytest.mark.parametrize("name", ["box", "extreme", "pixels", "wide", "thin", "blobs", "perlin", "lettering"])
 def test_seeds_decide_and_the_global_generator_does_not(name):
     torch.manual_seed(1)
     first = make(name)(generators(4), 64, 64)
@@ -94,6 +94,7 @@ class Holder:
         ),
         ("perlin.Pnoise", {"octaves": 2}, Pnoise(octaves=2)),
         ("shapes.Strokes", {"strokes": [1, 2]}, Strokes(strokes=(1, 2))),
+        ("shapes.Blobs", {"blobs": [2, 2]}, Blobs(blobs=(2, 2))),
         ("shapes.Half", {}, make("half")),
     ],
 )
@@ -118,6 +119,11 @@ def test_yaml_makes_a_generator(path, settings, expected):
         (lambda: Strokes(width=(9, 3)), r"width=\(9, 3\)"),
         (lambda: Strokes(box_margin=200), "box_margin=200"),
         (lambda: Strokes(box_share=1.0, max_area=0.001)(generators(1), 64, 64), "max_area=0.001"),
+        (lambda: Blobs(blobs=(0, 2)), r"blobs=\(0, 2\)"),
+        (lambda: Blobs(radius=(0.3, 0.2)), r"radius=\(0.3, 0.2\)"),
+        (lambda: Blobs(irregularity=1.5), "irregularity=1.5"),
+        (lambda: Blobs(max_area=0.0), "max_area=0.0"),
+        (lambda: Blobs(radius=(0.5, 0.5), max_area=0.001)(generators(1), 64, 64), "max_area=0.001"),
         (lambda: Lettering(lines=0), "lines=0"),
         (lambda: soften(torch.zeros(1, 1, 8, 8), -1.0), "sigma_px=-1.0"),
     ],
@@ -479,7 +485,7 @@ def test_inverted_looks():
     assert not looks_inverted(torch.zeros(1, 32, 32))
     assert not looks_inverted(torch.ones(1, 32, 32))
     assert not looks_inverted(1 - CenterBox(side=0.9)(generators(1), 32, 32)[0])
-    for name in ("half", "lines", "superres", "pixels", "thick", "thin", "lettering"):
+    for name in ("half", "lines", "superres", "pixels", "thick", "thin", "blobs", "lettering"):
         assert not looks_inverted(make(name)(generators(1), 64, 64)[0])
 
 

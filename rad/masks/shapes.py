@@ -1,4 +1,4 @@
-"""Masks with names, for evaluation and sampling: boxes, grids, pixels, strokes, lettering; `make(name)`."""
+"""Masks with names, for evaluation and sampling: boxes, grids, pixels, strokes, blobs, lettering; `make(name)`."""
 
 import math
 import random
@@ -136,10 +136,11 @@ class Strokes(MaskGenerator):
     """Brush strokes, sometimes boxes: the random masks of LaMa (arXiv 2109.07161), drawn by our own code.
 
     A stroke is a chain of one to five segments; a segment has its own width and length, and a heading of 0,
-    1, 2 or 3 radians (plus 0.01), mirrored in every second stroke. The defaults are LaMa's thick masks,
-    `make("thin")` its thin ones, both as in its `configs/data_gen/random_{thick,thin}_256.yaml`; for
-    training, LaMa draws as many masks of boxes as of strokes, with one to four boxes. Lengths are in pixels
-    of a 256x256 image and are scaled with the shorter side; ranges include both ends.
+    1, 2 or 3 radians (plus 0.01), mirrored in every second stroke. The defaults are LaMa's thick masks, which
+    RAD and RePaint call "wide", `make("thin")` its thin ones, both as in its
+    `configs/data_gen/random_{thick,thin}_256.yaml`; for training, LaMa draws as many masks of boxes as of
+    strokes, with one to four boxes. Lengths are in pixels of a 256x256 image and are scaled with the shorter
+    side; ranges include both ends.
 
     Args:
         strokes: number of strokes.
@@ -213,6 +214,78 @@ class Strokes(MaskGenerator):
 
 
 @dataclass(frozen=True)
+class Blobs(MaskGenerator):
+    """One to three silhouettes with smooth irregular outlines, of the size of objects: like masks of segmentation.
+
+    The outline of a silhouette is star-shaped, with random low harmonics of the logarithm of its radius:
+    `ln r(t) = c + sum_k (u_k cos kt + v_k sin kt)`, k = 2 to 7, u_k and v_k normal of deviation
+    irregularity / k. Its centre is a pixel at least an eighth of the image away from the border, which may
+    cut the outline; silhouettes may overlap.
+
+    Args:
+        blobs: least and largest number of silhouettes.
+        radius: lowest and highest radius of the disc of equal area, as share of the shorter side.
+        irregularity: 0 draws discs, at most 1.
+        max_area: a mask with a larger share of hole is drawn again.
+    """
+
+    blobs: tuple[int, int] = (1, 3)
+    radius: tuple[float, float] = (0.1, 0.3)
+    irregularity: float = 0.35
+    max_area: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.blobs[0] <= self.blobs[1]:
+            raise ValueError(f"blobs={self.blobs}: give (low, high) with 1 <= low <= high")
+        if not 0 < self.radius[0] <= self.radius[1] <= 1:
+            raise ValueError(f"radius={self.radius}: give shares (low, high) with 0 < low <= high <= 1")
+        if not 0 <= self.irregularity <= 1:
+            raise ValueError(f"irregularity={self.irregularity}: give 0 (discs) to 1")
+        _check_share("max_area", self.max_area)
+
+    def __call__(self, generators: Sequence[torch.Generator], height: int, width: int) -> Tensor:
+        return torch.stack([self._draw(generator, height, width)[None] for generator in generators])
+
+    def _draw(self, generator: torch.Generator, height: int, width: int) -> Tensor:
+        low, high = self.blobs
+        for _ in range(100):
+            count = low + _draw_integer(generator, high - low)
+            blobs = [self._draw_blob(generator, height, width) for _ in range(count)]
+            hole = torch.stack(blobs).any(0).float()
+            if hole.mean() <= self.max_area:
+                return hole.to(generator.device)
+        raise ValueError(
+            f"max_area={self.max_area}: 100 masks of {height}x{width} were all larger; raise it or draw less"
+        )
+
+    def _draw_blob(self, generator: torch.Generator, height: int, width: int) -> Tensor:
+        top, left = (
+            length // 8 + _draw_integer(generator, length - 1 - 2 * (length // 8)) for length in (height, width)
+        )
+        share = torch.rand((), generator=generator, device=generator.device).item()
+        radius = min(height, width) * (self.radius[0] + share * (self.radius[1] - self.radius[0]))
+        waves = torch.randn(2, 6, generator=generator, device=generator.device).cpu().double()
+        u, v = self.irregularity * waves / torch.arange(2, 8)
+
+        def log_radius(direction: Tensor) -> Tensor:
+            """By Horner's rule in e^it: six multiplications a pixel and no sine."""
+            total = torch.zeros_like(direction)
+            for coefficient in torch.complex(u, -v).flip(0):
+                total = (total + coefficient) * direction
+            return (total * direction).real
+
+        # The area is the integral of r^2 / 2 over all angles: scaled to that of the disc.
+        angles = torch.arange(256, dtype=torch.float64) * (2 * math.pi / 256)
+        circle = torch.polar(torch.ones_like(angles), angles)
+        radius = radius / (2 * log_radius(circle)).exp().mean().sqrt()
+        down = torch.arange(height, dtype=torch.float64)[:, None].expand(height, width) - top
+        right = torch.arange(width, dtype=torch.float64).expand(height, width) - left
+        distance = torch.hypot(right, down)
+        direction = torch.complex(right, down) / distance.clamp(min=1)
+        return distance <= radius * log_radius(direction).exp()
+
+
+@dataclass(frozen=True)
 class Lettering(MaskGenerator):
     """Lines of random letters over the whole image, and thin straight scratches.
 
@@ -259,18 +332,28 @@ MASKS: dict[str, Callable[[], MaskGenerator]] = {
     "lines": EveryOtherLine,
     "superres": SuperResolve,
     "pixels": RandomPixels,
-    "thick": Strokes,
+    "wide": Strokes,
     "thin": partial(Strokes, strokes=(4, 50), width=(5, 14), length=(10, 49), box_share=0.0),
+    "blobs": Blobs,
     "perlin": Perlin,
     "lettering": Lettering,
 }
 
+# Other names of the same generators: LaMa's for "wide", and those of RePaint.
+ALIASES = {"thick": "wide", "every-other-line": "lines", "super-resolve": "superres", "random": "pixels"}
+MASKS.update({alias: MASKS[name] for alias, name in ALIASES.items()})
+
 
 def make(name: str) -> MaskGenerator:
-    """The generator of that name in `MASKS`, with its default settings; ValueError lists all names."""
+    """The generator of that name in `MASKS`, with its default settings; ValueError lists all names but aliases."""
     if name not in MASKS:
-        raise ValueError(f"no mask is called {name!r}: give one of {', '.join(MASKS)}")
+        raise ValueError(f"no mask is called {name!r}: give one of {', '.join(main_names())}")
     return MASKS[name]()
+
+
+def main_names() -> list[str]:
+    """The names of `MASKS` without `ALIASES`."""
+    return [name for name in MASKS if name not in ALIASES]
 
 
 def _repeat(hole: Tensor, generators: Sequence[torch.Generator]) -> Tensor:

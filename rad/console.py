@@ -1,0 +1,87 @@
+"""What all command lines share: exit codes, one-line errors, messages on stderr, progress."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+EXIT_OK, EXIT_INPUT, EXIT_SOME, EXIT_INTERRUPTED = 0, 2, 3, 130
+
+
+def guarded(run: Callable[[], int]) -> int:
+    """`run`, with what a user can mend as one line on stderr: exit code 2 for input, 130 for Ctrl-C.
+
+    The environment variable RAD_DEBUG shows the traceback instead.
+    """
+    try:
+        return run()
+    except (ValueError, OSError) as error:
+        if os.environ.get("RAD_DEBUG"):
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_INPUT
+    except KeyboardInterrupt:
+        print("interrupted: what was finished is kept", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors are ValueErrors, without the usage of all options before them."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; `{self.prog} --help` lists the options")
+
+
+def tell(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def counted(number: int, what: str) -> str:
+    """ "1 picture", "2 pictures", "2 backward passes"."""
+    plural = f"{what}es" if what.endswith("s") else f"{what}s"
+    return f"{number} {what if number == 1 else plural}"
+
+
+class Progress:
+    """Network calls done: a bar with the time left on a terminal, a line every tenth otherwise."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done, self._bar, self._told = total, 0, None, 0
+        self._task: Any = None
+
+    def __enter__(self) -> "Progress":
+        if sys.stderr.isatty() and self.total:
+            from rich.console import Console
+            from rich.progress import (
+                BarColumn,
+                MofNCompleteColumn,
+                TextColumn,
+                TimeElapsedColumn,
+                TimeRemainingColumn,
+            )
+            from rich.progress import Progress as Bar
+
+            columns = (
+                TextColumn("network calls"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+            )
+            self._bar = Bar(*columns, console=Console(stderr=True))
+            self._bar.start()
+            self._task = self._bar.add_task("", total=self.total)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(self, done: int) -> None:
+        self.done = done
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done)
+        elif self.total and done * 10 // self.total > self._told:
+            self._told = done * 10 // self.total
+            tell(f"{done} of {self.total} network calls")
