@@ -1,6 +1,6 @@
 """Writes the pictures of a comparison: evenly spread over a folder or zip, the middle square, at the model's size, as PNG.
 
-    python benchmarks/pictures.py --source nature64_val.zip --size 32 --count 200 --output runs/pictures32
+python benchmarks/pictures.py --source nature64_val.zip --size 32 --count 200 --output runs/pictures32
 """
 
 import argparse

@@ -10,11 +10,11 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from rad.console import Progress, tell
 from rad.data import PictureData
 from rad.inpainter import Inpainter
 from rad.masks.shapes import Lettering, make
 from rad.pictures import blank, open_picture, to_uint8
-from rad.console import Progress, tell
 from rad.tape import generator
 
 SHOWN = ("center", "half", "thick", "perlin", "box", "thin", "expand", "lettering")

@@ -14,6 +14,7 @@ from peft import PeftModel
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from rad.device import find_device
 from rad.load import Base, load_base
 from rad.lora import AdapterInfo, load_adapter, merged
 from rad.masks.files import read_mask
@@ -129,7 +130,7 @@ class Inpainter:
             FileNotFoundError: something is missing; ValueError: something does not fit.
         """
         folder = Path(path)
-        target = _device(device)
+        target = find_device(device)
         if folder.suffix == ".ckpt":
             raise ValueError(
                 f"{folder} resumes training; to sample give an adapter folder beside it, step=N-ema or step=N"
@@ -470,19 +471,6 @@ def _size_of(unet: RegionAwareUNet, info: AdapterInfo | None) -> tuple[int, int]
     if size is None:
         raise ValueError("the base model does not say its image size: set sample_size in its config.json")
     return (size, size) if isinstance(size, int) else tuple(size)
-
-
-def _device(name: str) -> str:
-    if name != "auto":
-        try:
-            torch.zeros(1, device=name).item()
-        except (RuntimeError, AssertionError, ImportError) as error:
-            raise ValueError(
-                f"device {name!r} cannot be used ({str(error).splitlines()[0]}): try 'auto' or 'cpu'"
-            ) from None
-        return name
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return "cpu" if accelerator is None else accelerator.type
 
 
 def _find_base(folder: Path, info: AdapterInfo) -> str:

@@ -5,7 +5,6 @@ import csv
 import datetime
 import io
 import json
-import os
 import platform
 import shlex
 import subprocess
@@ -15,6 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rad.files import write_text
 from rad.jobs import Cell, Job, Label
 
 if TYPE_CHECKING:
@@ -113,14 +113,6 @@ def read_costs(path: Path) -> dict[str, dict[str, float]]:
     """By image: network calls, backward passes and seconds for all its samples, and the peak memory in MiB."""
     with path.open(newline="") as file:
         return {row["image"]: {name: float(row[name]) for name in COSTS[1:]} for row in csv.DictReader(file)}
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write under a temporary name and rename, so that a file of that name is always whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 def _settings(options: argparse.Namespace, method: "Method", steps: int) -> dict[str, Any]:

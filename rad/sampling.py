@@ -1,7 +1,6 @@
 """Inpainting of files: one picture, a folder or a zip; what is finished stays, what failed is listed at the end."""
 
 import argparse
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from rad.console import EXIT_INPUT, EXIT_OK, EXIT_SOME, Parser, Progress, counted, tell
+from rad.files import replacing
 from rad.jobs import Cell, Job, Label, make_plan
 from rad.masks import MaskGenerator
 from rad.masks.files import looks_inverted, write_mask
@@ -309,25 +309,15 @@ def _report(options: argparse.Namespace, failures: _Failures) -> None:
 
 
 def write_picture(path: Path, image: Image.Image) -> None:
-    """Write a PNG under a temporary name and rename it, so that a file of that name is always whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
+    """Write a PNG, which is whole if it is there."""
+    with replacing(path) as temporary:
         image.save(temporary, format="PNG")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_hole(path: Path, hole: Tensor) -> None:
-    """Write a mask under a temporary name and rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp.png")
-    try:
+    """Write a mask, which is whole if it is there."""
+    with replacing(path) as temporary:
         write_mask(temporary, hole)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def check_known(path: Path, picture: Image.Image, hole: Tensor) -> None:
@@ -415,6 +405,12 @@ def parser() -> Parser:
         action="store_true",
         help="then score the files: metrics.csv, summary.md and report.html in --output",
     )
+    made.add_argument("--feature_net", nargs="+", default=[], help="for --report: feature networks, see rad.evaluation")
+    made.add_argument(
+        "--lpips", nargs="+", default=[], choices=["alex", "vgg", "squeeze"], help="for --report: LPIPS by these"
+    )
+    made.add_argument("--fid", action="store_true", help="for --report: FID and KID by Inception")
+    made.add_argument("--baseline", help="for --report: what the others are compared with; rad, or the first")
     made.add_argument("--overwrite", action="store_true", help="make finished pictures again")
     return made
 

@@ -58,7 +58,9 @@ def test_several_masks_make_a_tree_with_costs_and_a_record(sample, pictures):
     assert code == 0, err
     expected = {f"{n}-{s}{r}.png" for n in ("a", "b", "c", "d", "e", "more/f") for s in (0, 1) for r in ("", "-raw")}
     for mask in ("half", "box"):
-        assert set(files(pictures / "out" / mask / "masks")) == {f"{n}.png" for n in ("a", "b", "c", "d", "e", "more/f")}
+        assert set(files(pictures / "out" / mask / "masks")) == {
+            f"{n}.png" for n in ("a", "b", "c", "d", "e", "more/f")
+        }
         for label in ("rad@2", "pigdm@6nfe", "mean"):
             assert set(files(pictures / "out" / mask / label)) == {*expected, "costs.csv"}
     assert {"out/half/methods.png", "out/box/methods.png", "out/half/rad@2/more/f-1.png"} <= set(out)
@@ -74,7 +76,9 @@ def test_several_masks_make_a_tree_with_costs_and_a_record(sample, pictures):
 
     costs = read_costs(pictures / "out" / "half" / "rad@2" / "costs.csv")
     assert list(costs) == ["a", "b", "c", "d", "e", "more/f"]
-    assert all(row["nfe"] == 4 and row["vjp"] == 0 and row["seconds"] > 0 for row in costs.values()), "2 samples of 2 steps"
+    assert all(row["nfe"] == 4 and row["vjp"] == 0 and row["seconds"] > 0 for row in costs.values()), (
+        "2 samples of 2 steps"
+    )
     assert all(row["nfe"] == row["vjp"] == 4 for row in read_costs(pictures / "out/box/pigdm@6nfe/costs.csv").values())
     assert all(row["nfe"] == 0 for row in read_costs(pictures / "out/box/mean/costs.csv").values())
 
@@ -97,7 +101,7 @@ def test_results_are_those_of_single_runs(sample, pictures):
 def test_a_tree_grows_by_methods_and_masks_and_keeps_what_is_there(sample, pictures):
     assert sample("--mask half box --method rad@2 mean")[0] == 0
     before = {name: (pictures / "out" / name).stat().st_mtime_ns for name in files(pictures / "out") if "rad@2" in name}
-    code, out, err = sample("--mask half box lines --method rad@2 ddnm@2")
+    code, _, err = sample("--mask half box lines --method rad@2 ddnm@2")
     assert code == 0
     assert "rad@2 on half: the files of 6 of 6 pictures are there already" in err
     assert all((pictures / "out" / name).stat().st_mtime_ns == time for name, time in before.items())
@@ -163,7 +167,9 @@ def test_masks_of_a_folder_by_order(sample, pictures):
     assert "--mask_by order" in err
     assert sample("--mask holes half --mask_by order --method rad@1 --limit 3")[0] == 0
     found = {name: np.asarray(Image.open(pictures / "out/holes/masks" / name)) for name in ("a.png", "c.png", "e.png")}
-    assert [int(pixels[:, 0].argmax()) for pixels in found.values()] == [0, 2, 4], "a picture keeps its mask under a limit"
+    assert [int(pixels[:, 0].argmax()) for pixels in found.values()] == [0, 2, 4], (
+        "a picture keeps its mask under a limit"
+    )
     (pictures / "holes" / "000000.png").unlink()
     (pictures / "holes" / "000001.png").unlink()
     code, _, err = sample("--mask holes --mask_by order --method rad@1")
@@ -180,7 +186,7 @@ def test_a_method_that_fails_does_not_lose_the_others(sample, pictures, monkeypa
         return whole(self, images, masks, method=method, names=names, **options)
 
     monkeypatch.setattr(Inpainter, "__call__", fail)
-    code, out, err = sample("--mask half box --method ddnm@1 rad@1 --batch_size 2")
+    code, _, err = sample("--mask half box --method ddnm@1 rad@1 --batch_size 2")
     assert code == 3
     assert files(pictures / "out/half/ddnm@1") == ["a.png", "b.png", "costs.csv", "e.png", "more/f.png"]
     assert len(files(pictures / "out/box/rad@1")) == 7

@@ -11,7 +11,6 @@ The overview lies beside the folder, for programs take every PNG of a folder for
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -23,6 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from rad import __version__
+from rad.files import replacing, write_text
 from rad.masks.files import read_mask, write_mask
 from rad.masks.shapes import ALIASES, make
 from rad.pictures import Archive, Picture, list_pictures
@@ -186,10 +186,9 @@ def write_set(folder: str | Path, name: str, *, size: tuple[int, int], count: in
     }
     title = f"{head['set']}, {size[0]}x{size[1]}, seed {seed}: {len(shown)} of {count} masks, hash {manifest['hash']}"
     sheet = folder.resolve().with_name(f"{folder.resolve().name}-overview.png")
-    overview(shown, title=title).save(folder / ".overview.png")
-    os.replace(folder / ".overview.png", sheet)
-    (folder / f".{MANIFEST}").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    os.replace(folder / f".{MANIFEST}", folder / MANIFEST)
+    with replacing(sheet) as temporary:
+        overview(shown, title=title).save(temporary)
+    write_text(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
     pictures = {entry.name: Picture(f"{entry.name}.png", folder / f"{entry.name}.png") for entry in entries}
     return MaskSet(folder, "white_is_fill", pictures, tuple(entries), manifest)
 
@@ -251,9 +250,8 @@ def _put(folder: Path, mask: str, hole: Tensor, head: Mapping[str, Any]) -> None
     """Write a mask under a hidden name and rename it, or compare it with the file that is there."""
     path = folder / f"{mask}.png"
     if not path.exists():
-        temporary = folder / f".{mask}.png"
-        write_mask(temporary, hole)
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            write_mask(temporary, hole)
     elif not torch.equal(read_mask(path), hole):
         raise ValueError(
             f"{path} is not mask {mask} of the set {head['set']} of {head['height']}x{head['width']} with seed "

@@ -1,0 +1,1 @@
+"""Evaluation over files: metrics with passports, paired statistics, tables and a report."""

@@ -1,0 +1,146 @@
+"""Scores from the command line: `python -m rad.evaluation --results DIR`, or with --reference and --mask for any other system."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rad.console import EXIT_OK, EXIT_SOME, Parser, guarded, tell
+from rad.evaluation.compare import BATCH_SIZE, evaluate, evaluate_folders, extractors
+from rad.evaluation.layout import is_tree, read_run
+from rad.evaluation.results import Comparison
+
+FILES = ("metrics.csv", "sets.csv", "passports.json")
+NETS = ("alex", "vgg", "squeeze")
+
+
+def parser() -> Parser:
+    """The options of `python -m rad.evaluation`."""
+    made = Parser(
+        prog="python -m rad.evaluation",
+        description="Score inpainted pictures: tables with passports, intervals and paired tests, and a report.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    made.add_argument(
+        "--results",
+        required=True,
+        nargs="+",
+        metavar="LABEL=DIR",
+        help="--output of sample.py with several masks; or a folder for each of other systems (the label may be left out)",
+    )
+    made.add_argument(
+        "--reference", help="folder, zip or file of the original pictures; that of sample.py if not given"
+    )
+    made.add_argument("--mask", help="for other systems: a picture for all, or a folder or zip of them by name")
+    made.add_argument("--mask_polarity", default="white_is_fill", choices=["white_is_fill", "white_is_known"])
+    made.add_argument(
+        "--feature_net", nargs="+", default=[], metavar="PATH", help="networks for perceptual and set distances"
+    )
+    made.add_argument("--lpips", nargs="+", default=[], choices=NETS, metavar="NET", help=f"LPIPS: {', '.join(NETS)}")
+    made.add_argument("--fid", action="store_true", help="FID and KID with the Inception network of torch-fidelity")
+    made.add_argument("--baseline", help="the method that others are compared with; rad, or else the first")
+    made.add_argument("--output", help="folder of the tables; --results of sample.py, or else `evaluation`")
+    made.add_argument("--seed", type=int, default=0, help="of the resamples")
+    made.add_argument("--batch_size", type=int, default=BATCH_SIZE, help="images that go through a network together")
+    made.add_argument("--device", default="auto")
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Carry out the command. Written paths go to stdout, everything else to stderr. Returns the exit code."""
+    options = parser().parse_args(arguments)
+    folders = _folders(options.results)
+    first = next(iter(folders.values()))
+    tree = not options.mask and len(folders) == 1 and is_tree(first)
+    missing = [f"--{name}" for name, value in vars(options).items() if name in ("reference", "mask") and value is None]
+    if not tree and missing:
+        raise ValueError(
+            f"--results {first} is not a folder that sample.py wrote for several masks: give {' and '.join(missing)} too"
+        )
+    if tree and options.mask_polarity != "white_is_fill":
+        tell("warning: --mask_polarity has no effect, for the masks that sample.py writes are white = fill")
+    reference = Path(_reference(first)) if options.reference is None else Path(options.reference)
+    networks = extractors(options.feature_net, options.lpips, options.fid, device=options.device)
+    if not networks:
+        tell("note: pixels only; --feature_net, --lpips or --fid add perceptual distances and distances between sets")
+    output = Path(options.output or (first if tree else "evaluation"))
+    progress = _Progress()
+    if tree:
+        comparison = evaluate(
+            first,
+            tables=output,
+            references=reference,
+            extractors=networks,
+            baseline=options.baseline,
+            seed=options.seed,
+            batch_size=options.batch_size,
+            on_progress=progress,
+        )
+    else:
+        comparison = evaluate_folders(
+            folders,
+            output=output,
+            references=reference,
+            mask=Path(options.mask),
+            mask_polarity=options.mask_polarity,
+            extractors=networks,
+            baseline=options.baseline,
+            seed=options.seed,
+            batch_size=options.batch_size,
+            on_progress=progress,
+        )
+    _report(comparison, output)
+    complete = len(comparison.results) == progress.total and not any(row.failed for row in comparison.rows)
+    return EXIT_OK if complete else EXIT_SOME
+
+
+def _report(comparison: Comparison, output: Path) -> None:
+    from rad.evaluation.report import write_report
+
+    for path in (*(output / name for name in FILES), *write_report(comparison, output)):
+        print(path)
+    for note in comparison.notes:
+        tell(f"note: {note}")
+
+
+def _folders(given: Sequence[str]) -> dict[str, Path]:
+    """Folders by label: what stands before "=", or the name of the folder."""
+    folders: dict[str, Path] = {}
+    for text in given:
+        label, equals, rest = text.partition("=")
+        labelled = bool(equals) and not Path(text).exists()
+        path = Path(rest if labelled else text)
+        if not path.is_dir():
+            raise ValueError(f"--results {text}: there is no folder {path}")
+        label = label if labelled else path.resolve().name
+        if label in folders:
+            raise ValueError(f"--results: two folders are called {label}; give them labels, as in other={path}")
+        folders[label] = path
+    return folders
+
+
+def _reference(folder: Path) -> str:
+    """What sample.py was given as --image."""
+    image = str(read_run(folder).get("options", {}).get("image") or "")
+    if not image:
+        raise ValueError(f"{folder / 'run.json'} does not say where the original pictures are: give --reference")
+    if not Path(image).exists():
+        raise ValueError(f"the original pictures {image} are not there any more: give --reference")
+    return image
+
+
+class _Progress:
+    """A line every tenth of the files."""
+
+    def __init__(self) -> None:
+        self.total, self._told = 0, 0
+
+    def __call__(self, done: int, total: int) -> None:
+        self.total = total
+        if done * 10 // total > self._told:
+            self._told = done * 10 // total
+            tell(f"{done} of {total} files scored")
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))

@@ -1,0 +1,320 @@
+"""A small classifier of photographs whose layers serve as a feature network: `python -m rad.evaluation.classifier`.
+
+The class of a picture is the name of its folder. Half of the training images are reduced to half their side and
+enlarged again, so that the features also judge images of half the size. After training the network is measured on
+the held-out pictures: its distances have to grow with blur, noise, foreign blocks and a shift of colours.
+"""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule, Trainer, seed_everything
+from PIL import Image, ImageOps
+from safetensors import torch as safetensors
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, TensorDataset
+from torchvision.models.resnet import BasicBlock, ResNet
+from torchvision.transforms.v2.functional import gaussian_blur
+
+from rad.console import guarded
+from rad.evaluation.features import Extractor, feature_net
+from rad.evaluation.metrics import ReferenceFeatures, frechet_distance
+from rad.pictures import list_pictures
+from rad.tape import generator
+
+BLOCKS = [1, 1, 1, 1]  # of the four stages; 4.9 million parameters
+SHIFT = 8  # of the random crop, in pixels of a 64 pixel image
+DISTANCE_LAYERS = ["relu", "layer1", "layer2", "layer3", "layer4"]
+FEATURE_LAYER = "flatten"  # the last stage, pooled: 512 numbers
+
+
+def read_classes(
+    source: str | Path, *, size: int, classes: Sequence[str] | None = None
+) -> tuple[Tensor, Tensor, list[str]]:
+    """All pictures of a folder or zip, decoded once: ((N,size,size,3) uint8, (N) class numbers, names of the classes).
+
+    Pictures of another size are cut to a square at the center and scaled (Lanczos).
+
+    Args:
+        classes: the names in the order of their numbers; None: all names of folders found, sorted.
+
+    Raises:
+        ValueError: no or unreadable pictures, a picture in no folder, or of a class that is not in `classes`.
+    """
+    pictures = list_pictures(source)
+    names = [Path(picture.name).parent.name for picture in pictures]
+    if "" in names:
+        raise ValueError(f"{pictures[names.index('')]} is in no folder: the name of its folder is its class")
+    known = sorted(set(names)) if classes is None else list(classes)
+    if unknown := sorted(set(names) - set(known)):
+        raise ValueError(f"{source} has the class {unknown[0]}, which was not trained: give pictures of {known[:3]}...")
+    images = np.empty((len(pictures), size, size, 3), np.uint8)
+    for index, picture in enumerate(pictures):
+        image = picture.open()
+        if image.size != (size, size):
+            image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+        images[index] = np.asarray(image)
+    number = {name: index for index, name in enumerate(known)}
+    return torch.from_numpy(images), torch.tensor([number[name] for name in names]), known
+
+
+def coarsen(images: Tensor) -> Tensor:
+    """(B,C,H,W) reduced to half its sides and enlarged again, both bilinear with antialias."""
+    height, width = images.shape[-2:]
+    half = functional.interpolate(images, (height // 2, width // 2), mode="bilinear", antialias=True)
+    return functional.interpolate(half, (height, width), mode="bilinear", antialias=True)
+
+
+def augment(images: Tensor, random: torch.Generator, *, shift: int) -> Tensor:
+    """Each image (B,C,H,W) moved by up to `shift` pixels (reflected border), mirrored by half, coarsened by half."""
+    count, _, height, width = images.shape
+    top, left = torch.randint(0, 2 * shift + 1, (2, count, 1), generator=random)
+    mirror, coarse = torch.rand(2, count, generator=random) < 0.5
+    rows, columns = top + torch.arange(height), left + torch.arange(width)
+    columns = torch.where(mirror[:, None], columns.flip(1), columns)
+    padded = functional.pad(images, (shift,) * 4, mode="reflect").permute(0, 2, 3, 1)
+    moved = padded[torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    return torch.where(coarse.view(-1, 1, 1, 1), coarsen(moved), moved)
+
+
+def normalise(pixels: Tensor) -> Tensor:
+    """(B,H,W,3) uint8 as (B,3,H,W) in [-1, 1], channels last in memory."""
+    return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+class Classifier(LightningModule):
+    """torchvision's ResNet with basic blocks, trained by stochastic gradient descent with one cycle of the learning rate.
+
+    Batches: (images (B,H,W,3) uint8, class numbers (B)). Cross-entropy with labels smoothed by 0.1. After each epoch
+    `accuracy` holds the share of validation images classified rightly, as they are and coarsened.
+    """
+
+    def __init__(self, classes: int, *, learning_rate: float = 0.2, seed: int = 0) -> None:
+        super().__init__()
+        self.network = ResNet(BasicBlock, BLOCKS, num_classes=classes).to(memory_format=torch.channels_last)  # pyright: ignore
+        self.learning_rate, self.seed = learning_rate, seed
+        self.accuracy = (0.0, 0.0)
+        self._right = torch.zeros(3, dtype=torch.long)  # as they are, coarsened, all
+
+    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+        pixels, labels = batch
+        random = generator(self.seed, "augment", self.global_step)
+        images = augment(normalise(pixels.cpu()), random, shift=max(1, SHIFT * pixels.shape[1] // 64))
+        return functional.cross_entropy(self.network(images.to(labels.device)), labels, label_smoothing=0.1)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
+        pixels, labels = batch
+        images = normalise(pixels)
+        right = [(self.network(view).argmax(1) == labels).sum() for view in (images, coarsen(images))]
+        self._right += torch.stack([*right, torch.tensor(len(labels), device=labels.device)]).cpu()
+
+    def on_validation_epoch_end(self) -> None:
+        right, coarse, count = self._right.tolist()
+        self.accuracy = (right / count, coarse / count)
+        self._right.zero_()
+        self.print(f"epoch {self.current_epoch + 1}: accuracy {self.accuracy[0]:.3f}, coarsened {self.accuracy[1]:.3f}")
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(
+            self.parameters(), lr=self.learning_rate, momentum=0.9, nesterov=True, weight_decay=5e-4
+        )
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, total_steps=steps, pct_start=0.2)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def loader(images: Tensor, labels: Tensor, *, batch_size: int, random: torch.Generator | None = None) -> Iterable[Any]:
+    """Batches of (images, labels): shuffled anew in each epoch, whole batches only, with `random`; else all in order."""
+    data = TensorDataset(images, labels)
+    order = SequentialSampler(data) if random is None else RandomSampler(data, generator=random)
+    batches = BatchSampler(order, min(batch_size, len(data)), drop_last=random is not None)
+    return DataLoader(data, sampler=batches, batch_size=None)
+
+
+def fit(
+    data: str | Path, val_data: str | Path, *, epochs: int, batch_size: int, size: int, seed: int
+) -> tuple[Classifier, int, list[str]]:
+    """Train on `data`: (the classifier, the number of training pictures, the names of its classes); errors: `read_classes`."""
+    for name, value, least in (("epochs", epochs, 1), ("batch_size", batch_size, 2), ("size", size, 32)):
+        if value < least:
+            raise ValueError(f"{name}={value}: it must be at least {least}")
+    images, labels, classes = read_classes(data, size=size)
+    held_images, held_labels, _ = read_classes(val_data, size=size, classes=classes)
+    module = Classifier(len(classes), seed=seed)
+    trainer = Trainer(
+        accelerator="auto",
+        devices=1,
+        max_epochs=epochs,
+        precision="bf16-mixed",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=sys.stderr.isatty(),
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    trainer.fit(
+        module,
+        loader(images, labels, batch_size=batch_size, random=generator(seed, "order")),
+        loader(held_images, held_labels, batch_size=batch_size),
+    )
+    return module, len(images), classes
+
+
+def save(module: Classifier, folder: Path, *, name: str, classes: int, size: int) -> None:
+    """model.safetensors in half precision and model.json, as `rad.evaluation.features.feature_net` reads them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {key: value.cpu() for key, value in module.network.state_dict().items() if value.is_floating_point()}
+    half = {key: value.half().contiguous() for key, value in state.items()}
+    (folder / "model.safetensors").write_bytes(
+        safetensors.save(half)
+    )  # `save_file` makes it readable by its owner only
+    settings = {
+        "name": name,
+        "format": "safetensors",
+        "architecture": {"class": "ResNet", "block": "BasicBlock", "layers": BLOCKS, "num_classes": classes},
+        "size": size,
+        "resize": "bilinear",
+        "range": [-1, 1],
+        "features": FEATURE_LAYER,
+        "distance": DISTANCE_LAYERS,
+    }
+    (folder / "model.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def spoil(images: Tensor, kind: str, strength: float, random: torch.Generator) -> Tensor:
+    """Images (B,3,H,W) in [0,1], spoilt; stays in [0,1].
+
+    Args:
+        kind: "blur": Gaussian, its standard deviation in pixels; "noise": Gaussian, its standard deviation; "blocks":
+            the share of squares of an eighth of the side that the next image's take the place of; "colour": what is added
+            to red and taken from blue.
+        strength: of the change; 0: none.
+    """
+    count, _, height, width = images.shape
+    if kind == "blur":
+        return gaussian_blur(images, [2 * math.ceil(3 * strength) + 1] * 2, [strength] * 2)
+    if kind == "noise":
+        return (images + strength * torch.randn(images.shape, generator=random)).clamp(0, 1)
+    if kind == "blocks":
+        chosen = (torch.rand(count, 1, 8, 8, generator=random) < strength).float()
+        return torch.lerp(images, images.roll(1, 0), functional.interpolate(chosen, (height, width)))
+    assert kind == "colour"
+    return (images + strength * torch.tensor([1.0, 0.0, -1.0]).view(3, 1, 1)).clamp(0, 1)
+
+
+SPOILT = {
+    "blur": (0.5, 1.0, 2.0, 4.0),
+    "noise": (0.02, 0.05, 0.1, 0.2),
+    "blocks": (1 / 16, 1 / 8, 1 / 4, 1 / 2),
+    "colour": (0.02, 0.05, 0.1, 0.2),
+}
+
+
+def measure(net: Extractor, images: Tensor, *, sides: Sequence[int], seed: int = 0) -> list[str]:
+    """Lines of a Markdown table: how the distances of `net` grow as one half of `images` is spoilt.
+
+    Its columns, for each side: the mean perceptual distance of a spoilt image from itself, and the Fréchet distance
+    of the spoilt half from the other half. The first row is the floor: the half as it is.
+
+    Args:
+        images: (N,3,H,W) in [0,1]; odd ones are spoilt, even ones are the reference.
+        sides: of squares that images are reduced to first, in pixels.
+    """
+    columns: list[list[str]] = []
+    for side in sides:
+        small = functional.interpolate(images, (side, side), mode="bilinear", antialias=True).clamp(0, 1)
+        half = small[1::2]
+        reference = ReferenceFeatures(_by_hundreds(net.features, small[::2]))
+        distances, sets = ["0"], [f"{frechet_distance(_by_hundreds(net.features, half), reference):.2f}"]
+        for kind, strengths in SPOILT.items():
+            for strength in strengths:
+                spoilt = spoil(half, kind, strength, generator(seed, kind, side))
+                distances.append(f"{_by_hundreds(net.distance, half, spoilt).mean():.4f}")
+                sets.append(f"{frechet_distance(_by_hundreds(net.features, spoilt), reference):.2f}")
+        columns += [distances, sets]
+    heads = [f"{name}, {side}x{side}" for side in sides for name in (net.distance_name, net.frechet_name)]
+    changes = ["none", *(f"{kind} {strength:g}" for kind, strengths in SPOILT.items() for strength in strengths)]
+    rows = [[change, *values] for change, *values in zip(changes, *columns, strict=True)]
+    return [f"| {' | '.join(row)} |" for row in [["change", *heads], ["---"] * (1 + len(heads)), *rows]]
+
+
+def _by_hundreds(judge: Callable[..., Tensor], *images: Tensor) -> Tensor:
+    return torch.cat([judge(*parts) for parts in zip(*(tensor.split(100) for tensor in images), strict=True)])
+
+
+def write_card(folder: Path, *, name: str, facts: Sequence[str], table: Sequence[str]) -> None:
+    lines = [
+        f"# {folder.name}",
+        "",
+        f"A small classifier of photographs; its layers judge images as `perceptual/{name}`, `fd/{name}` and `kd/{name}`.",
+        "These are not LPIPS, FID or KID, and cannot be compared with them.",
+        "",
+        *[f"- {fact}" for fact in facts],
+        "",
+        *table,
+    ]
+    (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def parser() -> argparse.ArgumentParser:
+    described = argparse.ArgumentParser("python -m rad.evaluation.classifier", description=__doc__)
+    described.add_argument(
+        "--data",
+        help="zip or folder of training pictures, a folder for each class; without it, --output is only measured",
+    )
+    described.add_argument("--val_data", required=True, help="the same, held out")
+    described.add_argument("--output", required=True, help="folder for model.safetensors, model.json and README.md")
+    described.add_argument("--name", default="nature64-resnet", help="what its metrics are called")
+    described.add_argument("--epochs", type=int, default=20)
+    described.add_argument("--batch_size", type=int, default=128)
+    described.add_argument("--size", type=int, default=64, help="side of the images, in pixels")
+    described.add_argument("--seed", type=int, default=0, help="of the first weights, order and augmentation")
+    return described
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    words = sys.argv[1:] if arguments is None else arguments
+    options = parser().parse_args(words)
+    folder = Path(options.output)
+    facts = train(options, folder, words) if options.data else []
+    images, _, _ = read_classes(options.val_data, size=options.size)
+    table = measure(
+        feature_net(folder), images.permute(0, 3, 1, 2).float() / 255, sides=(options.size, options.size // 2)
+    )
+    print("\n".join(table))
+    if facts:
+        write_card(folder, name=options.name, facts=facts, table=table)
+    return 0
+
+
+def train(options: argparse.Namespace, folder: Path, words: Sequence[str]) -> list[str]:
+    """Write the network to `folder`; the facts of its training, for the card."""
+    seed_everything(options.seed, verbose=False)
+    module, count, classes = fit(
+        options.data,
+        options.val_data,
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        size=options.size,
+        seed=options.seed,
+    )
+    save(module, folder, name=options.name, classes=len(classes), size=options.size)
+    whole, coarse = module.accuracy
+    return [
+        f"**Data**: {count:,} pictures of {len(classes)} classes, {options.size}x{options.size}.",
+        f"**Training**: `python -m rad.evaluation.classifier {' '.join(words)}`",
+        f"**Accuracy** on held-out pictures: {whole:.1%}; reduced to half and enlarged: {coarse:.1%}.",
+        "**Distances** of held-out pictures, from a spoilt image to itself and from a spoilt half to the other half:",
+    ]
+
+
+if __name__ == "__main__":
+    raise SystemExit(guarded(main))
