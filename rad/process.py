@@ -13,7 +13,7 @@ computed for the K levels of an image, in float64, and only looked up for the pi
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from torch import Tensor
 CLEAN = -1
 """The time before time 0: no noise anywhere."""
 
-TimeOrigin = Literal["official", "adm"]
+TimeOrigin = Literal["official", "adm", "image"]
 
 
 @dataclass(frozen=True)
@@ -166,14 +166,15 @@ class RegionAware:
     Args:
         betas: (T1,) in (0,1), the schedule of either phase; T = 2 T1 steps in all.
         time_origin: what the network is told of a level. "official": the paper's fractional index tau (0 clean, j for the
-            noise of DDPM step j-1). "adm": max(tau - 1, 0), which is what the pretrained network was trained with.
+            noise of DDPM step j-1). "adm": max(tau - 1, 0), which is what the pretrained network was trained with. "image":
+            the same of the noisiest pixel, for all pixels: no spatial embedding, for the ablation.
     """
 
     def __init__(self, betas: Tensor, *, time_origin: TimeOrigin = "adm") -> None:
-        if time_origin not in ("official", "adm"):
-            raise ValueError(f"time_origin is {time_origin!r}; allowed are 'official' and 'adm'")
+        if time_origin not in get_args(TimeOrigin):
+            raise ValueError(f"time_origin is {time_origin!r}; allowed are {', '.join(get_args(TimeOrigin))}")
         self.betas = betas.to(torch.float64)
-        self.time_origin = time_origin
+        self.time_origin: TimeOrigin = time_origin
         self.sampled_steps = len(betas)
         self.steps = 2 * len(betas)
         self.log_A = log_cumulative(self.betas)
@@ -196,9 +197,7 @@ class RegionAware:
         _check_times(t, self.steps)
         log_abar = self.log_abar(t, regions.values)
         times = fractional_times(-torch.expm1(log_abar), self.grid.to(t.device))
-        if self.time_origin == "adm":
-            times = (times - 1).clamp(min=0)
-        return Noise(*_amplitudes(log_abar), times=times, index=regions.index)
+        return Noise(*_amplitudes(log_abar), times=_told(times, self.time_origin), index=regions.index)
 
 
 class PerPixel:
@@ -258,9 +257,17 @@ class Bands:
 
 
 def _whole_steps(log_A: Tensor, times: Tensor, regions: Regions, origin: TimeOrigin) -> Noise:
-    """Levels at the whole times (B,K) of one schedule; the network is told t + 1 ("official", 0 is clean) or t ("adm")."""
-    told = (times + (origin == "official")).clamp(min=0).to(torch.float64)
+    """Levels at the whole times (B,K) of one schedule; tau is t + 1, for 0 is clean."""
+    told = _told((times + 1).to(torch.float64), origin)
     return Noise(*_amplitudes(log_A.to(times.device)[times]), times=told, index=regions.index)
+
+
+def _told(tau: Tensor, origin: TimeOrigin) -> Tensor:
+    """What the network is told of the fractional indices tau (B,K), by `origin`; see `RegionAware`."""
+    if origin == "official":
+        return tau
+    times = (tau - 1).clamp(min=0)
+    return times.amax(dim=1, keepdim=True).expand_as(times) if origin == "image" else times
 
 
 def _amplitudes(log_abar: Tensor) -> tuple[Tensor, Tensor]:

@@ -510,3 +510,17 @@ def test_overlay_tints_the_hole_and_nothing_else():
     assert torch.allclose(picture[..., 4:], expected[..., 4:])
     with pytest.raises(ValueError, match=r"\(3, 6, 8\).*\(1, 8, 6\)"):
         overlay(image, hole.transpose(1, 2))
+
+
+def test_the_share_of_random_pixels_may_be_drawn():
+    holes = RandomPixels(fraction=(0.2, 0.6))([torch.Generator().manual_seed(n) for n in range(64)], 20, 20)
+    shares = holes.mean(dim=(1, 2, 3))
+    assert 0.2 <= shares.min() < 0.25
+    assert 0.55 < shares.max() <= 0.6
+    assert shares.mean() == pytest.approx(0.4, abs=3 * 0.4 / 12**0.5 / 8)
+    neighbours = (holes[:, :, :, 1:] == holes[:, :, :, :-1]).float().mean(dim=(1, 2, 3))
+    expected = shares**2 + (1 - shares) ** 2
+    torch.testing.assert_close(neighbours.mean(), expected.mean(), atol=0.02, rtol=0)
+    for wrong in ((0.6, 0.2), (0.0, 0.5), (0.5, 1.1)):
+        with pytest.raises(ValueError, match="fraction"):
+            RandomPixels(fraction=wrong)

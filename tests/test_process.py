@@ -8,6 +8,7 @@ import torch
 
 from rad.process import (
     CLEAN,
+    PerPixel,
     RegionAware,
     Regions,
     Uniform,
@@ -153,6 +154,12 @@ def test_time_origins():
     torch.testing.assert_close(
         adm.times, torch.tensor([[0.0, 0], [0, 500], [0, 999]], dtype=torch.float64), atol=1e-5, rtol=0
     )
+    _, image = levels([0, 500, 999], 0.0, 1.0, time_origin="image")
+    assert torch.equal(image.times, adm.times[:, 1:].expand(3, 2)), "every pixel is told the time of the noisiest"
+    hole = torch.tensor([0.0, 1.0]).view(1, 1, 1, 2)
+    whole = PerPixel(BETAS, time_origin="image").noise(torch.tensor([500]), Regions.of(hole))
+    assert whole.times.tolist() == [[500, 500]]
+    assert whole.levels_s[0, 0] == 0, "the known pixel is clean all the same"
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 100, 999, 1000])

@@ -200,7 +200,7 @@ def spoil(images: Tensor, kind: str, strength: float, random: torch.Generator) -
     """
     count, _, height, width = images.shape
     if kind == "blur":
-        return gaussian_blur(images, [2 * math.ceil(3 * strength) + 1] * 2, [strength] * 2)
+        return gaussian_blur(images, [2 * math.ceil(3 * strength) + 1] * 2, [strength] * 2).clamp(0, 1)
     if kind == "noise":
         return (images + strength * torch.randn(images.shape, generator=random)).clamp(0, 1)
     if kind == "blocks":

@@ -223,8 +223,8 @@ def _describe(
     features: Mapping[int, Tensor],
     digests: dict[str, str],
 ) -> list[Metric]:
-    """All columns that these results can have."""
-    made = metrics.pixel_metrics(raw=any("known-raw" in result.values for result in results))
+    """All columns that these results can have, those of networks first."""
+    made: list[Metric] = []
     samples = any(result.sample > 0 for result in results)
     for number, extractor in enumerate(extractors):
         if extractor.distance_name is not None:
@@ -234,7 +234,7 @@ def _describe(
             made += metrics.set_metrics(
                 extractor.frechet_name, extractor.kernel_name, extractor.passport, references=known
             )
-    return made
+    return made + metrics.pixel_metrics(raw=any("known-raw" in result.values for result in results))
 
 
 def _present(described: list[Metric], rows: list[Row]) -> list[Metric]:

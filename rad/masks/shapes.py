@@ -114,21 +114,33 @@ class SuperResolve(MaskGenerator):
 
 @dataclass(frozen=True)
 class RandomPixels(MaskGenerator):
-    """Scattered pixels, a fixed number an image: 92% as in DPS, arXiv 2209.14687 (RAD: 90 to 95%).
+    """Scattered pixels: 92% as in DPS, arXiv 2209.14687 (RAD: 90 to 95%).
 
     Args:
-        fraction: share of the pixels that are hole, in (0,1], rounded to a whole number of pixels.
+        fraction: share of the pixels that are hole, in (0,1], rounded to a whole number of pixels; or (low, high), between
+            which the share of each image is drawn.
     """
 
-    fraction: float = 0.92
+    fraction: float | tuple[float, float] = 0.92
 
     def __post_init__(self) -> None:
-        _check_share("fraction", self.fraction)
+        low, high = self._range()
+        _check_share("fraction", low)
+        _check_share("fraction", high)
+        if low > high:
+            raise ValueError(f"fraction={self.fraction}: give (low, high) with low <= high")
 
     def __call__(self, generators: Sequence[torch.Generator], height: int, width: int) -> Tensor:
         noise = torch.stack([torch.rand(height, width, generator=g, device=g.device) for g in generators])
-        count = round(self.fraction * height * width)
-        return threshold_by_rank(noise, torch.full((len(generators),), count, device=noise.device))
+        low, high = self._range()
+        shares = torch.full((len(generators),), low, device=noise.device, dtype=torch.float64)
+        if low < high:
+            draws = [torch.rand((), generator=g, device=g.device, dtype=torch.float64) for g in generators]
+            shares = low + (high - low) * torch.stack(draws)
+        return threshold_by_rank(noise, (shares * height * width).round().long())
+
+    def _range(self) -> tuple[float, float]:
+        return self.fraction if isinstance(self.fraction, tuple) else (self.fraction, self.fraction)
 
 
 @dataclass(frozen=True)
