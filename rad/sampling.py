@@ -21,6 +21,7 @@ from rad.pictures import Picture
 from rad.record import add_costs, describe
 
 if TYPE_CHECKING:
+    from rad.evaluation.features import Extractor
     from rad.inpainter import Inpainted, Inpainter
     from rad.sampler import Method
 
@@ -56,6 +57,9 @@ def run(options: argparse.Namespace) -> int:
         tell("warning: --margin has no effect without --size_policy crop")
     if options.mask_polarity != "white_is_fill" and isinstance(plan.cells[0].jobs[0].mask, MaskGenerator):
         tell(f"warning: --mask_polarity has no effect on the generator {plan.cells[0].mask}")
+    if not options.report and (options.feature_net or options.lpips or options.fid or options.baseline):
+        tell("warning: --feature_net, --lpips, --fid and --baseline have no effect without --report")
+    networks = _networks(options, labels) if options.report else []
     failures = _Failures()
     if fresh:
         _make(options, methods, fresh, plan.tree, failures)
@@ -63,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
         cells = [cell for cell in plan.cells if cell.folder.parent == sheet.parent]
         _write_sheet(options, sheet, {cell.label.text: cell.jobs for cell in cells}, failures)
     if options.report:
-        _report(options, failures)
+        _report(options, networks, failures)
     for message in failures.messages:
         tell(f"failed: {' '.join(message.split())}")
     if not failures.messages:
@@ -290,21 +294,34 @@ def _write_sheet(options: argparse.Namespace, sheet: Path, jobs: dict[str, list[
         failures.add(f"{sheet} cannot be written: {error}")
 
 
-def _report(options: argparse.Namespace, failures: _Failures) -> None:
+def _networks(options: argparse.Namespace, labels: Sequence[Label]) -> list["Extractor"]:
+    """The networks of the report, so that a mistake is told before hours of sampling."""
+    from rad.evaluation.compare import extractors
+
+    if options.baseline is not None and options.baseline not in [label.text for label in labels]:
+        raise ValueError(
+            f"--baseline {options.baseline}: give one of --method, {', '.join(one.text for one in labels)}"
+        )
+    return extractors(options.feature_net, options.lpips, options.fid, device=options.device)
+
+
+def _report(options: argparse.Namespace, networks: list["Extractor"], failures: _Failures) -> None:
     """Score what was written, in a second pass over the files."""
-    from rad.evaluation.compare import evaluate, extractors
+    from rad.evaluation.compare import BASELINE, evaluate
     from rad.evaluation.report import write_report
 
+    output = Path(options.output)
     try:
-        networks = extractors(options.feature_net, options.lpips, options.fid, device=options.device)
         comparison = evaluate(
-            Path(options.output), references=options.image, extractors=networks, baseline=options.baseline
+            output, references=options.image, extractors=networks, baseline=options.baseline or BASELINE
         )
-        for path in write_report(comparison, Path(options.output)):
+        for path in write_report(comparison, output):
             print(path)
+        for note in comparison.notes:
+            tell(f"note: {note}")
     except (ValueError, OSError) as error:
         failures.add(
-            f"the report: {error}; the pictures are there: python -m rad.evaluation --results {options.output}"
+            f"the report: {error}; pictures are kept: `python -m rad.evaluation --results {output}` tries again"
         )
 
 

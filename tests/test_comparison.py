@@ -231,3 +231,51 @@ def test_two_masks_of_one_name_are_an_error(sample, pictures):
     code, _, err = sample("--mask half x/half.png --method rad@1")
     assert code == 2
     assert "two masks of one name" in err
+
+
+def test_a_report_of_one_mask(sample, pictures):
+    code, out, err = sample("--mask half --method rad@1 mean --limit 3 --report")
+    assert code == 0, err
+    assert out[-2:] == ["out/summary.md", "out/report.html"]
+    lines = (pictures / "out" / "metrics.csv").read_text().splitlines()
+    assert len(lines) == 1 + 2 * 3
+    head = lines[0].split(",")
+    row = dict(zip(head, lines[1].split(","), strict=True))
+    assert (row["mask"], row["method"], row["image"], row["nfe"]) == ("half", "rad@1", "a", "1")
+    hole, whole = float(row["psnr-hole"]), float(row["psnr"])
+    assert whole - hole == pytest.approx(10 * np.log10(2), abs=1e-4), "half of the pixels are without error"
+    before = {name: (pictures / "out" / name).stat().st_mtime_ns for name in files(pictures / "out") if "rad@1" in name}
+    assert sample("--mask half --method rad@1 mean --limit 3 --report")[0] == 0, "scored again, not made again"
+    assert all((pictures / "out" / name).stat().st_mtime_ns == time for name, time in before.items())
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        ("--feature_net nothing", "nothing"),
+        ("--baseline ddnm", "--baseline ddnm: give one of --method, rad@1, mean"),
+    ],
+)
+def test_a_mistake_of_the_report_is_told_before_anything_is_made(sample, pictures, words, part):
+    code, _, err = sample(f"--mask half --method rad@1 mean --report {words}")
+    assert code == 2
+    assert part in err.splitlines()[-1]
+    assert not (pictures / "out").exists()
+
+
+def test_a_report_that_fails_loses_no_pictures(sample, pictures, monkeypatch):
+    def fail(*_, **__):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr("rad.evaluation.report.write_report", fail)
+    code, out, err = sample("--mask half --method mean --report")
+    assert code == 3
+    assert "the disk is full" in err
+    assert "python -m rad.evaluation --results out" in err
+    assert len([line for line in out if line.endswith(".png")]) == 6
+
+
+def test_networks_without_a_report_are_told(sample):
+    code, _, err = sample("--mask half box --method mean --fid")
+    assert code == 0
+    assert "have no effect without --report" in err

@@ -40,7 +40,7 @@ def desk(tmp_path, monkeypatch):
 
 def commands(script):
     lines = [line for block in blocks("bash") for line in block.splitlines() if line.startswith(f"python {script}")]
-    assert len(lines) >= 2
+    assert lines
     return [shlex.split(line)[2:] for line in lines]
 
 
@@ -53,7 +53,8 @@ def test_sampling_commands(desk):
         elif "--budget_nfe" in arguments:
             assert cli.sample([*arguments, "--budget_nfe", "3"]) == 0
         else:
-            assert cli.sample([*arguments, "--steps", "2"]) == 0
+            shorter = [re.sub(r"@\d+", "@2", word) for word in arguments]
+            assert cli.sample([*shorter, *([] if shorter != arguments else ["--steps", "2"])]) == 0
     truth, filled = (np.asarray(Image.open(desk / name)) for name in ("photo.png", "filled.png"))
     hole = np.asarray(Image.open(desk / "mask.png")) == 255
     assert (truth[~hole] == filled[~hole]).all()
@@ -61,6 +62,37 @@ def test_sampling_commands(desk):
     assert len(list((desk / "filled").iterdir())) == 12
     assert len(list((desk / "restored").iterdir())) == 12
     assert {path.name for path in (desk / "compared").iterdir()} == {"rad", "ddnm", "pigdm", "mean", "methods.png"}
+
+
+def test_evaluation_commands(desk):
+    from rad.evaluation import __main__ as evaluation
+    from rad.masks import __main__ as masks
+
+    (made,) = (words for words in commands("sample.py") if "--report" in words)
+    assert cli.sample([re.sub(r"@\d+", "@1", word) for word in made]) == 0
+    page = (desk / "scored" / "report.html").read_bytes()
+    (scored,) = commands("-m rad.evaluation")
+    (written,) = commands("-m rad.masks")
+    assert evaluation.main(scored[1:]) == 0
+    assert len(page) > 100_000
+    assert len((desk / "scored" / "metrics.csv").read_text().splitlines()) == 1 + 2 * 3 * 6
+    assert "perceptual-crop/nature64-resnet" in (desk / "scored" / "sets.csv").read_text()
+    assert masks.main(written[1:]) == 0
+    assert len(list((desk / "masks_wide").glob("*.png"))) == 12
+
+
+def test_the_commands_of_the_page_on_evaluation_are_valid():
+    from rad import sampling
+    from rad.evaluation import __main__ as evaluation
+    from rad.masks import __main__ as masks
+
+    parsers = {"sample.py": sampling.parser(), "rad.evaluation": evaluation.parser(), "rad.masks": masks.parser()}
+    text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    lines = [line for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    assert len(lines) == 6
+    for line in lines:
+        program, *words = shlex.split(line.removeprefix("python ").removeprefix("-m "))
+        assert parsers[program].parse_args(words)
 
 
 def test_training_commands(desk):

@@ -148,6 +148,10 @@ def fit(
             raise ValueError(f"{name}={value}: it must be at least {least}")
     images, labels, classes = read_classes(data, size=size)
     held_images, held_labels, _ = read_classes(val_data, size=size, classes=classes)
+    if len(held_images) < 4:
+        raise ValueError(
+            f"{val_data} holds {len(held_images)} pictures: give at least 4, so that two halves can be compared"
+        )
     module = Classifier(len(classes), seed=seed)
     trainer = Trainer(
         accelerator="auto",
