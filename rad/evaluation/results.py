@@ -10,7 +10,7 @@ class Metric:
     """What a column means.
 
     Args:
-        name: as in metrics.csv: "psnr", "lpips-crop/nature64-resnet", "fd/nature64-resnet".
+        name: as in metrics.csv: "psnr", "perceptual-crop/nature64-resnet", "fd/nature64-resnet".
         title: a few words for the head of a table.
         better: which way is better; "none" where neither is (diversity).
         digits: decimals to be shown.
