@@ -144,15 +144,19 @@ class Checkpoint(ModelCheckpoint):
 
 
 def export(module: Diffusion, trainer: L.Trainer, folder: Path, *, ema: bool) -> None:
-    """Write the model as it is now: an adapter folder, or a diffusers folder when all weights are trained."""
-    size = (module.image_size, module.image_size)
+    """Write the model as it is now: an adapter folder, or a diffusers folder when all weights are trained.
+
+    What was trained for per-pixel noise has a rad_config.json, in either form.
+    """
+    info = module.adapter_info(size=(module.image_size, module.image_size), ema=ema)
     if isinstance(module.network, PeftModel):
-        info = module.adapter_info(size=size, ema=ema)
         save_adapter(module.network, folder, info, card=card(module, trainer, ema=ema))
     else:
         from rad.load import save_base
 
         save_base(folder, module.unet, betas=module.base_info.betas, half=False)
+        if module.process_kind != "uniform":
+            info.write(folder)
         (folder / "README.md").write_text(card(module, trainer, ema=ema))
 
 

@@ -120,7 +120,8 @@ class Inpainter:
         """Load an adapter folder with its base, or a base model.
 
         Args:
-            path: adapter folder, or a base model: diffusers folder, hub id, guided-diffusion .pt.
+            path: adapter folder, or a base model: diffusers folder, hub id, guided-diffusion .pt; or the folder of a model that
+                was trained as a whole (a diffusers folder with rad_config.json), for RAD alone.
             base: the base of an adapter, where it is not found by what the adapter says (that path; the folder of that name
                 beside the adapter; that hub id). Its weights are compared with the hash in the adapter.
             device: "auto": an accelerator if there is one.
@@ -137,6 +138,10 @@ class Inpainter:
             )
         if (folder / "adapter_config.json").exists() or (folder / "rad_config.json").exists():
             info = AdapterInfo.read(folder)
+            if (folder / "unet").is_dir():  # all weights were trained: there is no adapter that could be switched off
+                loaded = load_base(folder)
+                unet = patch(loaded.unet).requires_grad_(False)
+                return cls(unet, loaded, info=info, device=target, precision=precision)
             source = _find_base(folder, info) if base is None else str(base)
             loaded = load_base(
                 source,
@@ -242,6 +247,11 @@ class Inpainter:
             zero_shot = ", ".join(n for n, kind in METHODS.items() if kind.weights != "adapter" and n != method.name)
             raise ValueError(
                 f"method {method.name!r} needs an adapter, and {self.base.source} is a base model: use one of {zero_shot}"
+            )
+        if method.weights == "base" and self.info is not None and self.peft is None:
+            raise ValueError(
+                f"method {method.name!r} needs a base model, and all weights of {self.base.source} were trained for per-pixel "
+                f"noise: use rad, or give the model it was trained from, {self.info.base!r}"
             )
         if method.needs_grad and self.precision == "bf16":
             free = ", ".join(n for n, kind in METHODS.items() if not kind.needs_grad and n != method.name)

@@ -686,6 +686,24 @@ def test_a_run_its_folder_and_its_end_to_end_use(config, train, sample):
     assert not Path("runs/other").exists()
 
 
+def test_a_model_trained_as_a_whole_is_for_rad_alone(config, train, sample, base):
+    code, err = train("--config", "c.yaml", "--model.lora", "null", "--model.learning_rate", "0.01")
+    assert code == 0, err
+    whole = Path("runs/c/checkpoints/step=2")
+    assert json.loads((whole / "rad_config.json").read_text())["process"] == "region_aware"
+    make_inputs()
+    assert sample(checkpoint=whole)[0] == 0
+    code, _, err = sample("--overwrite", checkpoint=whole, method="ddnm")
+    assert code == 2
+    assert_one_error(err, "ddnm", "trained for per-pixel noise", str(base))
+    inpainter = Inpainter.from_pretrained(whole)
+    assert inpainter.peft is None
+    assert inpainter.info.size == (SIZE, SIZE)
+    filled = np.asarray(Image.open("out/a.png"))
+    again = inpainter("in/a.png", "masks/a.png", steps=1, names=["a.png"]).images[0]
+    assert np.array_equal(filled, np.asarray(again))
+
+
 def test_the_printed_configuration_trains_under_any_name(config, train, capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.train(["--config", "c.yaml", "--print_config"])
