@@ -1,0 +1,86 @@
+"""RAD's ablations at a small scale: equal short trainings that differ in one thing, then equal sampling and scoring.
+
+    python benchmarks/ablations.py --data TRAIN.zip --val_data VAL.zip --pictures runs/pictures32 --output runs/ablations
+
+The commands are written to OUTPUT/commands.txt; what is finished is not made again.
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+MASKS = "--model.masks.class_path=rad.masks.shapes."
+WHOLE = ["--model.lora=null", "--model.learning_rate=5e-4"]
+VARIANTS: dict[str, list[str]] = {
+    "rad": [],
+    "no-spatial-embedding": ["--model.time_origin=image"],
+    "pixel-masks": [f"{MASKS}RandomPixels", "--model.masks.init_args.fraction=[0.02,0.98]"],
+    "box-masks": [f"{MASKS}Box"],
+    "all-weights": WHOLE,
+    "from-scratch": [*WHOLE, "--model.base=null"],
+    "rank-4": ["--model.lora.rank=4", "--model.lora.alpha=4"],
+    "rank-64": ["--model.lora.rank=64", "--model.lora.alpha=64"],
+    "lora-time-layers": ["--model.lora.time_layers=lora"],
+    "tdpaint": ["--model.process=tdpaint", "--model.loss_region=moving"],
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="training photographs: folder or zip")
+    parser.add_argument("--val_data", required=True)
+    parser.add_argument("--pictures", type=Path, required=True, help="folder to be filled, see benchmarks/pictures.py")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--training_steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=50, help="of sampling")
+    parser.add_argument("--limit", type=int, default=100, help="pictures")
+    parser.add_argument("--mask", nargs="+", default=["box", "wide", "half", "thin"])
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    for name in options.variants:
+        model = options.output / "runs" / name / "checkpoints" / f"step={options.training_steps}-ema"
+        if not (model / "rad_config.json").is_file():
+            call(options, training(options, name))
+        call(options, sampling(options, name, model))
+
+
+def training(options: argparse.Namespace, name: str) -> list[str]:
+    """The command that trains a variant; all have the same steps, batch, data and seed."""
+    steps = options.training_steps
+    words = ["train.py", "--config", "rad_nature32.yaml", "--name", name, "--model.weight_limit=15"]
+    words += ["--model.lora.rank=16", "--model.lora.alpha=16"] if "--model.lora=null" not in VARIANTS[name] else []
+    words += VARIANTS[name]
+    if name == "from-scratch":
+        unet = json.loads((ROOT / "checkpoints/base-nature32/unet/config.json").read_text())
+        words.append(f"--model.unet={json.dumps({key: value for key, value in unet.items() if key[0] != '_'})}")
+    words += [f"--trainer.max_steps={steps}", f"--trainer.val_check_interval={steps}", "--data.in_memory=true"]
+    words += ["--trainer.enable_progress_bar=false"]
+    words += [f"--data.path={Path(options.data).resolve()}", f"--data.val_path={Path(options.val_data).resolve()}"]
+    return words
+
+
+def sampling(options: argparse.Namespace, name: str, model: Path) -> list[str]:
+    """The command that fills and scores the pictures with a variant."""
+    method = "tdpaint" if name == "tdpaint" else "rad"
+    words = ["sample.py", "--checkpoint", str(model.resolve()), "--image", str(options.pictures.resolve())]
+    words += ["--mask", *options.mask, "--method", f"{method}@{options.steps}", "--limit", str(options.limit)]
+    words += ["--output", str((options.output / "results" / name).resolve()), "--batch_size", "25", "--report"]
+    return [*words, "--feature_net", str(ROOT / "checkpoints/features-nature64")]
+
+
+def call(options: argparse.Namespace, words: list[str]) -> None:
+    """Run a script of the project in the output folder, where train.py puts its runs."""
+    with (options.output / "commands.txt").open("a") as file:
+        print("python", shlex.join(words), file=file)
+    (options.output / "checkpoints").exists() or (options.output / "checkpoints").symlink_to(ROOT / "checkpoints")
+    subprocess.run([sys.executable, str(ROOT / words[0]), *words[1:]], cwd=options.output, check=True)
+
+
+if __name__ == "__main__":
+    main()
