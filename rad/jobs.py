@@ -11,15 +11,19 @@ from torch import Tensor
 from rad.masks import MaskGenerator
 from rad.masks.files import read_mask
 from rad.masks.shapes import MASKS, main_names, make
-from rad.pictures import Picture, list_pictures
+from rad.pictures import Picture, list_pictures, top_folder
 from rad.tape import generator
 
 
 @dataclass(frozen=True)
 class Job:
-    """A picture, where its mask comes from, and the files to be written: (samples, raw samples, mask)."""
+    """A picture, where its mask comes from, and the files to be written: (samples, raw samples, mask).
+
+    `identity`: the name of its results, the picture's path in its folder or zip without the suffix.
+    """
 
     picture: Picture
+    identity: str
     mask: Picture | MaskGenerator | None
     outputs: list[Path]
     raw: list[Path]
@@ -34,11 +38,6 @@ class Job:
     def name(self) -> str:
         """The identity of the picture for masks and noise: its file name, wherever it lies."""
         return PurePosixPath(self.picture.name).name
-
-    @property
-    def identity(self) -> str:
-        """The picture's path in its folder or zip without the suffix: the name of its results."""
-        return str(PurePosixPath(self.picture.name.lstrip("/")).with_suffix(""))
 
     def hole(self, size: tuple[int, int], options: argparse.Namespace) -> Tensor:
         """(1,H,W) in [0,1], 1 = fill, for a picture of that (height, width)."""
@@ -109,7 +108,7 @@ def make_plan(options: argparse.Namespace, labels: Sequence[Label]) -> Plan:
         return Plan([Cell(masks[0], labels[0], output, plan(options, masks[0], output))], tree, [])
     if output.suffix.lower() == ".png" and not output.is_dir():
         raise ValueError(f"--output {output}: several methods or masks write a folder each; give a folder")
-    names = {mask: Path(mask).stem if Path(mask).exists() else mask for mask in masks}
+    names = {mask: mask_name(mask) for mask in masks}
     if len(set(names.values())) < len(masks):
         raise ValueError(f"--mask {' '.join(masks)}: two masks of one name; their results would lie in the same folder")
     roots = {mask: output / names[mask] if tree else output for mask in masks}
@@ -126,6 +125,14 @@ def make_plan(options: argparse.Namespace, labels: Sequence[Label]) -> Plan:
     return Plan(cells, tree, sheets)
 
 
+def mask_name(mask: str) -> str:
+    """What a mask of the command line is called: the name of the file (without suffix), folder or generator."""
+    path = Path(mask)
+    if not path.exists():
+        return mask
+    return path.resolve().name if path.is_dir() else path.stem
+
+
 def plan(
     options: argparse.Namespace, mask: str, output: Path, *, sheet: Path | None = None, holes: Path | None = None
 ) -> list[Job]:
@@ -136,7 +143,7 @@ def plan(
         holes: folder for the masks; None: beside the results, where --save_mask asks for them.
     """
     pictures = list_pictures(options.image)
-    source = Path(options.image)
+    source, top = Path(options.image), top_folder(pictures)
     one = source.is_file() and source.suffix.lower() != ".zip"
     if not one and output.suffix.lower() == ".png" and not output.is_dir():
         raise ValueError(f"--output {output}: {source} holds several pictures; give a folder")
@@ -158,7 +165,7 @@ def plan(
         pictures = [pictures[number * len(pictures) // count] for number in range(count)]
     jobs = []
     for picture in pictures:
-        relative = PurePosixPath(picture.name.lstrip("/")).with_suffix("")  # a zip may hold absolute names
+        relative = _relative(picture, top)
         stem = output.with_suffix("") if into_file else output / relative
         stems = (
             [stem]
@@ -170,7 +177,7 @@ def plan(
         mask_output = stem.with_name(f"{stem.name}-mask.png") if options.save_mask else None
         if holes is not None:
             mask_output = (holes / relative).with_name(f"{relative.name}.png")
-        jobs.append(Job(picture, find_mask(picture), outputs, raw, mask_output))
+        jobs.append(Job(picture, str(relative), find_mask(picture), outputs, raw, mask_output))
     written = Counter(path for job in jobs for path in job.files)
     double = sorted(str(path) for path, count in written.items() if count > 1)
     if double:
@@ -211,8 +218,14 @@ def _mask_finder(
         by_place = dict(zip(pictures, found, strict=False))
         return lambda picture: by_place[picture]
     by_stem: dict[PurePosixPath, Picture] = {}
+    top, top_of_pictures = top_folder(found), top_folder(pictures)
     for entry in found:
-        other = by_stem.setdefault(PurePosixPath(entry.name).with_suffix(""), entry)
+        other = by_stem.setdefault(_relative(entry, top), entry)
         if other is not entry:
             raise ValueError(f"--mask {mask} has two masks for one picture, {other.name} and {entry.name}: remove one")
-    return lambda picture: by_stem.get(PurePosixPath(picture.name).with_suffix(""))
+    return lambda picture: by_stem.get(_relative(picture, top_of_pictures))
+
+
+def _relative(picture: Picture, top: str) -> PurePosixPath:
+    """The path in the folder or zip, without the suffix and without a top folder that holds all of a zip."""
+    return PurePosixPath(picture.name.removeprefix(top).lstrip("/")).with_suffix("")  # a zip may hold absolute names

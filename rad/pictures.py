@@ -169,6 +169,15 @@ def list_pictures(source: str | Path) -> list[Picture]:
     return pictures
 
 
+def top_folder(pictures: Sequence["Picture"]) -> str:
+    """The folder, with its "/", in which all that a zip holds lies; empty for a folder, which is at its top already."""
+    tops = {picture.name.partition("/")[0] for picture in pictures if "/" in picture.name}
+    at_top = any("/" not in picture.name for picture in pictures)
+    if not isinstance(pictures[0].source, Archive) or at_top or len(tops) != 1 or "" in tops:
+        return ""
+    return f"{tops.pop()}/"
+
+
 def _is_picture(name: str) -> bool:
     hidden = any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
     return name.lower().endswith(SUFFIXES) and not hidden

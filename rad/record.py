@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rad.files import write_text
-from rad.jobs import Cell, Job, Label
+from rad.jobs import Cell, Job, Label, mask_name
 
 if TYPE_CHECKING:
     from rad.inpainter import Inpainted, Inpainter
@@ -26,68 +26,120 @@ SAME = ("image", "seed", "num_samples", "size_policy", "margin", "mask_polarity"
 """Options that all results of a folder have in common: without them they could not be compared."""
 
 
-def describe(
-    options: argparse.Namespace, inpainter: "Inpainter", methods: Mapping[Label, "Method"], steps: Mapping[Label, int]
-) -> None:
-    """Write OUTPUT/run.json, or add this run to the one that is there.
+class Record:
+    """OUTPUT/run.json of a comparison: what is there already, and what this run adds once it has made something.
+
+    Args:
+        options: of sample.py; methods: with their settings.
 
     Raises:
-        ValueError: the results in the folder come from another model, other pictures or other settings.
+        ValueError: the results in the folder come from other pictures, masks or settings.
     """
-    path = Path(options.output) / "run.json"
-    settings = {label.text: _settings(options, method, steps[label]) for label, method in methods.items()}
-    model = {"checkpoint": options.checkpoint, "base": inpainter.base.source, "base_hash": inpainter.base.hash}
-    if inpainter.peft is not None:
-        from safetensors.torch import load_file
 
-        from rad.load import weights_hash
+    def __init__(self, options: argparse.Namespace, methods: Mapping[Label, "Method"]) -> None:
+        self.path = Path(options.output) / "run.json"
+        self.before = _read(self.path)
+        self.options = {**vars(options), "image": str(Path(options.image).resolve())}
+        self.masks = {
+            mask_name(mask): {
+                "mask": str(Path(mask).resolve()) if Path(mask).exists() else mask,
+                "mask_by": options.mask_by,
+            }
+            for mask in dict.fromkeys(options.mask)
+        }
+        self.settings = {label.text: _settings(options, method) for label, method in methods.items()}
+        self.model: dict[str, str] = {}
+        self.environment: dict[str, Any] = {}
+        self._written = False
+        for name in SAME:
+            self._compare(f"--{name}", self.before["options"].get(name, self.options[name]), self.options[name])
+        for name, source in self.masks.items():
+            self._compare(f"masks {name}", self.before["mask_sources"].get(name, source), source)
+        for label, own in self.settings.items():
+            there = self.before["settings"].get(label, {})
+            self._compare(label, {name: there.get(name, value) for name, value in own.items()}, own)
+        adapter = Path(options.checkpoint) / "adapter_model.safetensors"
+        if adapter.is_file():
+            self.model["adapter_hash"] = _hash(adapter)
+            self._compare_model()
 
-        model["adapter_hash"] = weights_hash(load_file(Path(options.checkpoint) / "adapter_model.safetensors"))
-    run: dict[str, Any] = {
-        "command": [_command()],
-        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": _commit(),
-        "environment": _environment(inpainter),
-        "options": vars(options),
-        "model": model,
-        "masks": [Path(mask).stem if Path(mask).exists() else mask for mask in dict.fromkeys(options.mask)],
-        "methods": list(settings),
-        "settings": settings,
-    }
-    if path.exists():
-        run = _joined(json.loads(path.read_text()), run, path, overwrite=options.overwrite)
-    write_text(path, json.dumps(run, indent=2, default=str) + "\n")
+    def complete(self, inpainter: "Inpainter", steps: Mapping[Label, int]) -> None:
+        """With the model, and the steps on it. Raises ValueError as above."""
+        self.model.update(
+            checkpoint=self.options["checkpoint"], base=inpainter.base.source, base_hash=inpainter.base.hash
+        )
+        self._compare_model()
+        for label, count in steps.items():
+            own = self.settings[label.text]
+            if "eta" in own:
+                own["steps"] = count
+            there = self.before["settings"].get(label.text, own)
+            self._compare(label.text, {name: value for name, value in there.items() if name != "run"}, own)
+        self.environment = _environment(inpainter)
 
+    def write(self) -> None:
+        """Add this run to run.json, the first time that it is called."""
+        if self._written:
+            return
+        self._written = True
+        run = {
+            "command": shlex.join(["python", *sys.argv]),
+            "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "commit": _commit(),
+            "environment": self.environment,
+        }
+        before, number = self.before, len(self.before["runs"])
+        content = {
+            "runs": [*before["runs"], run],
+            "options": before["options"] or self.options,
+            "model": {**before["model"], **self.model},
+            "masks": list(dict.fromkeys([*before["masks"], *self.masks])),
+            "mask_sources": {**before["mask_sources"], **self.masks},
+            "methods": list(dict.fromkeys([*before["methods"], *self.settings])),
+            "settings": {**before["settings"], **{n: {"run": number, **own} for n, own in self.settings.items()}},
+        }
+        write_text(self.path, json.dumps(content, indent=2, default=str) + "\n")
 
-def _joined(before: dict[str, Any], run: dict[str, Any], path: Path, *, overwrite: bool) -> dict[str, Any]:
-    """The record of a folder after one more run."""
-    for name in SAME:
-        old, new = before["options"].get(name), run["options"].get(name)
-        if old != new:
-            raise ValueError(f"{path.parent} holds results of --{name} {old}, this is {new}: give another --output")
-    for name in ("base_hash", "adapter_hash"):
-        old, new = before["model"].get(name), run["model"].get(name)
-        if old != new and not (
-            name == "adapter_hash" and None in (old, new)
-        ):  # the base alone fits to any of its adapters
+    def _compare_model(self) -> None:
+        for name, new in self.model.items():
+            if name.endswith("hash"):  # a run of the base alone has no adapter, and fits to any of its adapters
+                self._compare(f"the model's {name}", self.before["model"].get(name, new), new)
+
+    def _compare(self, what: str, old: object, new: object) -> None:
+        if json.dumps(old, default=str, sort_keys=True) != json.dumps(new, default=str, sort_keys=True):
             raise ValueError(
-                f"{path.parent} holds results of {before['model']['checkpoint']} ({name} {old}), "
-                f"this is {run['model']['checkpoint']} ({new}): give another --output"
+                f"{self.path.parent} holds results of {what} {old}, this is {new}: give another --output, or delete those"
             )
-    for label in before["settings"].keys() & run["settings"].keys():
-        if before["settings"][label] != run["settings"][label] and not overwrite:
-            raise ValueError(
-                f"{path.parent} holds results of {label} with {before['settings'][label]}, this is "
-                f"{run['settings'][label]}: give another --output, or --overwrite"
-            )
-    return {
-        **run,
-        "model": {**before["model"], **run["model"]},
-        "command": list(dict.fromkeys([*before["command"], *run["command"]])),
-        "masks": list(dict.fromkeys([*before["masks"], *run["masks"]])),
-        "methods": list(dict.fromkeys([*before["methods"], *run["methods"]])),
-        "settings": {**before["settings"], **run["settings"]},
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """run.json, or an empty one. Raises ValueError for what is none."""
+    empty: dict[str, Any] = {
+        "runs": [],
+        "options": {},
+        "model": {},
+        "masks": [],
+        "mask_sources": {},
+        "methods": [],
+        "settings": {},
     }
+    if not path.exists():
+        return empty
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read ({error}): delete it, or give another --output") from None
+    if not isinstance(content, dict) or any(type(content.get(key)) is not type(value) for key, value in empty.items()):
+        raise ValueError(f"{path} is not the record of a comparison: give another --output")
+    return content
+
+
+def _hash(adapter: Path) -> str:
+    from safetensors.torch import load_file
+
+    from rad.load import weights_hash
+
+    return weights_hash(load_file(adapter))
 
 
 def add_costs(cell: Cell, jobs: Sequence[Job], result: "Inpainted", windows: Sequence[int]) -> None:
@@ -110,22 +162,25 @@ def add_costs(cell: Cell, jobs: Sequence[Job], result: "Inpainted", windows: Seq
 
 
 def read_costs(path: Path) -> dict[str, dict[str, float]]:
-    """By image: network calls, backward passes and seconds for all its samples, and the peak memory in MiB."""
-    with path.open(newline="") as file:
-        return {row["image"]: {name: float(row[name]) for name in COSTS[1:]} for row in csv.DictReader(file)}
+    """By image: network calls, backward passes and seconds for all its samples, and the peak memory in MiB.
+
+    Raises ValueError for a file that says something else.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return {row["image"]: {name: float(row[name]) for name in COSTS[1:]} for row in csv.DictReader(file)}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error}): delete it") from None
 
 
-def _settings(options: argparse.Namespace, method: "Method", steps: int) -> dict[str, Any]:
-    eta = options.eta if options.eta is not None and method.uses_eta else method.preset_eta
+def _settings(options: argparse.Namespace, method: "Method") -> dict[str, Any]:
+    """Of a method as it is called; the steps are known with the model only."""
     own = {one.name: getattr(method, one.name) for one in fields(method)}
     shown = {name: value if isinstance(value, int | float | str | None) else str(value) for name, value in own.items()}
     if method.weights == "none":
         return {"method": method.name, **shown}
-    return {"method": method.name, "steps": steps, "eta": eta, "precision": options.precision, **shown}
-
-
-def _command() -> str:
-    return shlex.join(["python", *sys.argv])
+    eta = options.eta if options.eta is not None and method.uses_eta else method.preset_eta
+    return {"method": method.name, "eta": eta, "precision": options.precision, **shown}
 
 
 def _commit() -> str | None:

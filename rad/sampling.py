@@ -15,10 +15,10 @@ from rad.console import EXIT_INPUT, EXIT_OK, EXIT_SOME, Parser, Progress, counte
 from rad.files import replacing
 from rad.jobs import Cell, Job, Label, make_plan
 from rad.masks import MaskGenerator
-from rad.masks.files import looks_inverted, write_mask
+from rad.masks.files import looks_inverted, read_mask, write_mask
 from rad.masks.shapes import main_names
 from rad.pictures import Picture
-from rad.record import add_costs, describe
+from rad.record import Record, add_costs
 
 if TYPE_CHECKING:
     from rad.evaluation.features import Extractor
@@ -39,6 +39,7 @@ def run(options: argparse.Namespace) -> int:
     methods = {label: create(label.method, settings[label.method]) for label in labels}
     _check_numbers(options)
     plan = make_plan(options, labels)
+    record = Record(options, methods) if plan.tree else None
     fresh = [
         replace(cell, jobs=[job for job in cell.jobs if options.overwrite or not all(p.exists() for p in job.files)])
         for cell in plan.cells
@@ -62,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
     networks = _networks(options, labels) if options.report else []
     failures = _Failures()
     if fresh:
-        _make(options, methods, fresh, plan.tree, failures)
+        _make(options, methods, fresh, record, failures)
     for sheet in plan.sheets:
         cells = [cell for cell in plan.cells if cell.folder.parent == sheet.parent]
         _write_sheet(options, sheet, {cell.label.text: cell.jobs for cell in cells}, failures)
@@ -109,7 +110,7 @@ def _make(
     options: argparse.Namespace,
     methods: dict[Label, "Method"],
     fresh: list[Cell],
-    tree: bool,
+    record: Record | None,
     failures: _Failures,
 ) -> None:
     """Fill the fresh jobs of each method. What cannot be done at all is said before anything is."""
@@ -128,16 +129,16 @@ def _make(
             tell(f"warning: --eta has no effect on {label.text}")
         if options.steps is not None and method.weights == "none":
             tell(f"warning: --steps has no effect on {label.text}")
-    if tree:
-        describe(options, inpainter, methods, steps)
+    if record is not None:
+        record.complete(inpainter, steps)
     windows: dict[str, dict[Picture, int]] = {}
+    for mask in dict.fromkeys(cell.mask for cell in fresh):
+        jobs = {job.picture: job for cell in fresh if cell.mask == mask for job in cell.jobs}
+        windows[mask] = _windows(inpainter, list(jobs.values()), options, failures, shared=record is not None)
     for cell in fresh:
-        if cell.mask not in windows:
-            jobs = {job.picture: job for other in fresh if other.mask == cell.mask for job in other.jobs}
-            windows[cell.mask] = _windows(inpainter, list(jobs.values()), options, failures)
         ready = [job for job in cell.jobs if job.picture in windows[cell.mask]]
         if ready:
-            filling = Filling(inpainter, methods[cell.label], steps[cell.label], cell, options, failures, tree)
+            filling = Filling(inpainter, methods[cell.label], steps[cell.label], cell, options, failures, record)
             filling.run(ready, windows[cell.mask])
 
 
@@ -166,18 +167,30 @@ def _steps(label: Label, method: "Method", options: argparse.Namespace, betas: T
 
 
 def _windows(
-    inpainter: "Inpainter", jobs: Sequence[Job], options: argparse.Namespace, failures: _Failures
+    inpainter: "Inpainter",
+    jobs: Sequence[Job],
+    options: argparse.Namespace,
+    failures: _Failures,
+    *,
+    shared: bool,
 ) -> dict[Picture, int]:
-    """The number of windows of each picture that can be done."""
+    """The number of windows of each picture that can be done. `shared`: its mask file belongs to other methods' results too."""
     windows: dict[Picture, int] = {}
     for job in jobs:
         try:
             picture = job.picture.open()
             hole = job.hole((picture.height, picture.width), options)
             count = inpainter.count_windows(hole, size_policy=options.size_policy, margin=options.margin)
+            there = job.mask_output if shared and job.mask_output and job.mask_output.exists() else None
+            same = there is None or same_mask(there, hole)
         except (ValueError, OSError) as error:
             failures.add(f"{job.picture}: {error}", job.picture)
             continue
+        if not same:
+            raise ValueError(
+                f"{there} is another mask than that of {job.picture} now, so results would not be comparable: "
+                "give another --output, or delete those"
+            )
         if options.mask_polarity == "white_is_fill" and isinstance(job.mask, Picture) and looks_inverted(hole):
             tell(
                 f"warning: the mask of {job.picture.name} looks inverted; for white = known use --mask_polarity white_is_known"
@@ -196,7 +209,7 @@ class Filling:
     cell: Cell
     options: argparse.Namespace
     failures: _Failures
-    tree: bool
+    record: Record | None
 
     def run(self, jobs: list[Job], windows: dict[Picture, int]) -> None:
         """Fill `jobs`; `windows`: how many each picture needs."""
@@ -206,7 +219,7 @@ class Filling:
         backward = f" and {counted(count * work.vjp, 'backward pass')}" if work.vjp else ""
         how = f" with {counted(self.steps, 'step')}" if work.nfe else ""
         tell(
-            f"{f'{self.cell.mask}: ' if self.tree else ''}"
+            f"{f'{self.cell.mask}: ' if self.record else ''}"
             f"{counted(len(jobs), 'picture')}, {counted(count, 'window')}, {label}{how}: "
             f"{counted(count * work.nfe, 'network call')}{backward} "
             f"of a {self.inpainter.size[1]}x{self.inpainter.size[0]} image on {self.inpainter.device}"
@@ -223,19 +236,28 @@ class Filling:
                     ]
                     result = self._inpaint(chunk, pictures, holes, progress)
                 except (ValueError, RuntimeError, OSError) as error:
-                    if not self.tree:
+                    if self.record is None:
                         raise
                     for job in chunk:
                         self.failures.add(f"{job.picture} by {label} on {self.cell.mask}: {error}", job.picture)
                     continue
                 nfe, vjp, seconds = nfe + result.nfe, vjp + result.vjp, seconds + result.seconds
                 peak = max(peak, result.peak_memory)
-                if self.tree:
-                    add_costs(self.cell, chunk, result, [windows[job.picture] for job in chunk])
+                self._record(chunk, result, [windows[job.picture] for job in chunk])
                 self._write(chunk, pictures, holes, result)
         backward = f", {vjp} VJP" if vjp else ""
         each = f", {1000 * seconds / nfe:.1f} ms a network call of one image" if nfe else ""
         tell(f"{label}: {nfe} NFE{backward}, {seconds:.1f} s in the sampler{each}, peak memory {peak / 2**20:.0f} MiB")
+
+    def _record(self, jobs: list[Job], result: "Inpainted", windows: list[int]) -> None:
+        """Of a comparison, what the batch cost; a failure loses no pictures."""
+        if self.record is None:
+            return
+        try:
+            self.record.write()
+            add_costs(self.cell, jobs, result, windows)
+        except (ValueError, OSError) as error:
+            self.failures.add(f"costs of {self.cell.label.text} on {self.cell.mask}: {error}")
 
     def _inpaint(
         self, jobs: list[Job], pictures: list[Image.Image], holes: list[Tensor], progress: "Progress"
@@ -335,6 +357,12 @@ def write_hole(path: Path, hole: Tensor) -> None:
     """Write a mask, which is whole if it is there."""
     with replacing(path) as temporary:
         write_mask(temporary, hole)
+
+
+def same_mask(path: Path, hole: Tensor) -> bool:
+    """Whether a mask that was written is this hole (1,H,W), in 8 bits."""
+    there = read_mask(path)
+    return there.shape == hole.shape and torch.equal(there.mul(255).round(), hole.mul(255).round())
 
 
 def check_known(path: Path, picture: Image.Image, hole: Tensor) -> None:

@@ -84,11 +84,14 @@ def test_several_masks_make_a_tree_with_costs_and_a_record(sample, pictures):
 
     run = json.loads((pictures / "out" / "run.json").read_text())
     assert (run["masks"], run["methods"]) == (["half", "box"], ["rad@2", "pigdm@6nfe", "mean"])
-    assert run["settings"]["rad@2"] == {"method": "rad", "steps": 2, "eta": 1.0, "precision": "32"}
+    assert run["settings"]["rad@2"] == {"run": 0, "method": "rad", "steps": 2, "eta": 1.0, "precision": "32"}
     assert run["settings"]["pigdm@6nfe"]["steps"] == 2, "a VJP counts as two calls"
     assert run["options"]["seed"] == 0
     assert len(run["model"]["base_hash"]) == len(run["model"]["adapter_hash"]) == 64
-    assert run["environment"]["torch"] == torch.__version__
+    (only,) = run["runs"]
+    assert only["environment"]["torch"] == torch.__version__
+    assert only["created"].startswith("20")
+    assert run["mask_sources"] == {name: {"mask": name, "mask_by": "name"} for name in ("half", "box")}
 
 
 def test_results_are_those_of_single_runs(sample, pictures):
@@ -108,7 +111,8 @@ def test_a_tree_grows_by_methods_and_masks_and_keeps_what_is_there(sample, pictu
     run = json.loads((pictures / "out" / "run.json").read_text())
     assert run["masks"] == ["half", "box", "lines"]
     assert run["methods"] == ["rad@2", "mean", "ddnm@2"]
-    assert run["settings"].keys() == {"rad@2", "mean", "ddnm@2"}
+    assert {label: each["run"] for label, each in run["settings"].items()} == {"rad@2": 1, "mean": 0, "ddnm@2": 1}
+    assert len(run["runs"]) == 2
     assert (pictures / "out/lines/rad@2/a.png").exists()
 
 
@@ -123,8 +127,15 @@ def test_results_of_the_base_model_and_of_its_adapter_go_together(sample, base):
     [
         ("--method rad@2 --seed 1", "results of --seed 0, this is 1"),
         ("--method rad@2 mean --num_samples 2", "results of --num_samples 1, this is 2"),
-        ("--method ddnm@2 --set ddnm.eta=0.5", "holds results of ddnm@2 with"),
-        ("--method ddnm@2 --precision bf16 --limit 3", "--overwrite"),
+        ("--method ddnm@2 --set ddnm.eta=0.5", "holds results of ddnm@2"),
+        ("--method ddnm@2 --precision bf16 --limit 3", "holds results of ddnm@2"),
+        ("--method rad@2 --eta 0.5 --overwrite", "holds results of rad@2"),
+        ("--method ddnm@2 --limit 2 --seed 1", "results of --seed 0, this is 1"),
+        ("--method ddnm@2 --limit 2 --set ddnm.eta=0.5", "holds results of ddnm@2"),
+        ("--method mean --image in/a.png", "--image"),
+        ("--method mean --size_policy crop", "--size_policy error, this is crop"),
+        ("--method mean --mask_polarity white_is_known", "--mask_polarity"),
+        ("--method mean --mask_by order", "masks half"),
     ],
 )
 def test_what_cannot_be_compared_does_not_go_into_one_tree(sample, pictures, words, part):
@@ -279,3 +290,86 @@ def test_networks_without_a_report_are_told(sample):
     code, _, err = sample("--mask half box --method mean --fid")
     assert code == 0
     assert "have no effect without --report" in err
+
+
+def test_a_mask_of_the_same_name_with_other_pixels_does_not_go_into_a_tree(sample, pictures):
+    for folder, rows in (("m1", 4), ("m2", 9)):
+        pixels = np.zeros((SIZE, SIZE), np.uint8)
+        pixels[:rows] = 255
+        (pictures / folder).mkdir()
+        Image.fromarray(pixels).save(pictures / folder / "hole.png")
+    assert sample("--mask m1/hole.png half --method mean")[0] == 0
+    code, _, err = sample("--mask m2/hole.png half --method rad@1")
+    assert code == 2
+    assert "holds results of masks hole" in err
+    (pictures / "m2" / "hole.png").replace(pictures / "m1" / "hole.png")
+    code, _, err = sample("--mask m1/hole.png half --method rad@1")
+    assert code == 2
+    assert "another mask" in err
+    assert not (pictures / "out" / "hole" / "rad@1").exists()
+    assert not (pictures / "out" / "half" / "rad@1").exists(), "nothing is begun"
+
+
+def test_a_run_that_made_nothing_leaves_no_record(sample, pictures):
+    for name in ("a", "b"):
+        random_picture(SIZE + 4, SIZE + 4).save(pictures / "in" / f"{name}.png")
+    for name in ("c", "d", "e", "more/f"):
+        (pictures / "in" / f"{name}.png").unlink()
+    code, _, err = sample("--mask half box --method rad@1")
+    assert code == 2
+    assert "size_policy" in err
+    assert not (pictures / "out" / "run.json").exists()
+    assert sample("--mask half box --method rad@1 --size_policy crop")[0] == 0
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "3", '{"runs": []}', '{"runs": {}, "options": []}'])
+def test_a_broken_record_is_one_line(sample, pictures, content):
+    assert sample("--mask half box --method mean")[0] == 0
+    (pictures / "out" / "run.json").write_text(content)
+    code, _, err = sample("--mask half box --method rad@1")
+    assert code == 2
+    assert "run.json" in err.splitlines()[-1]
+
+
+def test_a_broken_list_of_costs_is_told_by_name(sample, pictures):
+    assert sample("--mask half box --method mean --limit 2")[0] == 0
+    (pictures / "out/half/mean/costs.csv").write_text("image,nfe\na,x\n")
+    code, _, err = sample("--mask half box --method mean")
+    assert code == 3
+    assert "costs.csv cannot be read" in err
+    assert len(files(pictures / "out/box/mean")) == 7
+
+
+def test_a_path_may_be_spelled_in_another_way(sample, pictures):
+    assert sample("--mask half box --method mean")[0] == 0
+    assert sample("--mask half box --method rad@1", image="in/")[0] == 0
+    assert sample("--mask half box --method rad@2", image=pictures / "in")[0] == 0
+
+
+def test_a_zip_with_one_top_folder_is_as_its_folder(sample, pictures):
+    import zipfile
+
+    (pictures / "holes" / "more").mkdir(parents=True)
+    for name in ("a", "b", "c", "d", "e", "more/f"):
+        Image.new("L", (SIZE, SIZE), 255).save(pictures / "holes" / f"{name}.png")
+    with zipfile.ZipFile(pictures / "in.zip", "w") as archive:
+        for path in sorted((pictures / "in").rglob("*.png")):
+            archive.write(path, f"photos/{path.relative_to(pictures / 'in')}")
+    code, _, err = sample("--mask holes half --method rad@1", image="in.zip")
+    assert code == 0, err
+    assert files(pictures / "out/holes/masks") == ["a.png", "b.png", "c.png", "d.png", "e.png", "more/f.png"]
+    assert sample("--mask holes half --method rad@1", output="plain")[0] == 0
+    assert (pictures / "out/half/rad@1/more/f.png").read_bytes() == (
+        pictures / "plain/half/rad@1/more/f.png"
+    ).read_bytes()
+
+
+def test_costs_are_shared_out_by_windows(sample, pictures):
+    for name in ("c", "d", "e", "more/f"):
+        (pictures / "in" / f"{name}.png").unlink()
+    random_picture(SIZE, 3 * SIZE).save(pictures / "in" / "b.png")
+    code, _, err = sample("--mask lines half --method rad@2 --size_policy crop --margin 0")
+    assert code == 0, err
+    costs = read_costs(pictures / "out/lines/rad@2/costs.csv")
+    assert (costs["a"]["nfe"], costs["b"]["nfe"]) == (2, 6)
+    assert costs["b"]["seconds"] == pytest.approx(3 * costs["a"]["seconds"], rel=1e-4)

@@ -281,7 +281,7 @@ def test_an_interrupted_set_is_continued(tmp_path, monkeypatch):
         os.rename(source, target)
 
     with monkeypatch.context() as patched:
-        patched.setattr("rad.masks.sets.os.replace", replace)
+        patched.setattr("rad.files.os.replace", replace)
         with pytest.raises(KeyboardInterrupt):
             written(tmp_path / "set", count=5)
     assert [picture.name for picture in list_pictures(tmp_path / "set")] == ["000000.png", "000001.png"]

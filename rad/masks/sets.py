@@ -25,7 +25,7 @@ from rad import __version__
 from rad.files import replacing, write_text
 from rad.masks.files import read_mask, write_mask
 from rad.masks.shapes import ALIASES, make
-from rad.pictures import Archive, Picture, list_pictures
+from rad.pictures import Archive, Picture, list_pictures, top_folder
 from rad.tape import generator
 
 MANIFEST, FORMAT = "manifest.json", "rad-masks-1"
@@ -207,7 +207,7 @@ def read_set(source: str | Path, *, polarity: Polarity = "white_is_fill") -> Mas
     """
     path = Path(source)
     listed = list_pictures(path)
-    top = _top_folder(listed)
+    top = top_folder(listed)
     pictures: dict[str, Picture] = {}
     for picture in listed:
         name = PurePosixPath(picture.name.removeprefix(top)).with_suffix("").as_posix()
@@ -297,15 +297,6 @@ def _read(picture: Picture, polarity: Polarity) -> Tensor:
     except ValueError as error:
         # What comes out of a zip has no name of its own.
         raise ValueError(str(error) if str(picture) in str(error) else f"{picture}: {error}") from error
-
-
-def _top_folder(pictures: list[Picture]) -> str:
-    """The folder with its "/" in which all that a zip holds lies; empty for a folder, which is at its top already."""
-    tops = {picture.name.partition("/")[0] for picture in pictures if "/" in picture.name}
-    at_top = any("/" not in picture.name for picture in pictures)
-    if not isinstance(pictures[0].source, Archive) or at_top or len(tops) != 1:
-        return ""
-    return f"{tops.pop()}/"
 
 
 def _read_manifest(path: Path, picture: Picture, top: str) -> dict[str, Any] | None:
