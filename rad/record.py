@@ -63,6 +63,11 @@ class Record:
             self.model["adapter_hash"] = _hash(adapter)
             self._compare_model()
 
+    @property
+    def methods(self) -> list[str]:
+        """The labels of all methods whose results are in the folder, or will be."""
+        return list(dict.fromkeys([*self.before["methods"], *self.settings]))
+
     def complete(self, inpainter: "Inpainter", steps: Mapping[Label, int]) -> None:
         """With the model, and the steps on it. Raises ValueError as above."""
         self.model.update(
@@ -95,7 +100,7 @@ class Record:
             "model": {**before["model"], **self.model},
             "masks": list(dict.fromkeys([*before["masks"], *self.masks])),
             "mask_sources": {**before["mask_sources"], **self.masks},
-            "methods": list(dict.fromkeys([*before["methods"], *self.settings])),
+            "methods": self.methods,
             "settings": {**before["settings"], **{n: {"run": number, **own} for n, own in self.settings.items()}},
         }
         write_text(self.path, json.dumps(content, indent=2, default=str) + "\n")

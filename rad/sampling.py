@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
         tell(f"warning: --mask_polarity has no effect on the generator {plan.cells[0].mask}")
     if not options.report and (options.feature_net or options.lpips or options.fid or options.baseline):
         tell("warning: --feature_net, --lpips, --fid and --baseline have no effect without --report")
-    networks = _networks(options, labels) if options.report else []
+    networks = _networks(options, record.methods) if options.report and record else []
     failures = _Failures()
     if fresh:
         _make(options, methods, fresh, record, failures)
@@ -316,14 +316,12 @@ def _write_sheet(options: argparse.Namespace, sheet: Path, jobs: dict[str, list[
         failures.add(f"{sheet} cannot be written: {error}")
 
 
-def _networks(options: argparse.Namespace, labels: Sequence[Label]) -> list["Extractor"]:
+def _networks(options: argparse.Namespace, methods: Sequence[str]) -> list["Extractor"]:
     """The networks of the report, so that a mistake is told before hours of sampling."""
     from rad.evaluation.compare import extractors
 
-    if options.baseline is not None and options.baseline not in [label.text for label in labels]:
-        raise ValueError(
-            f"--baseline {options.baseline}: give one of --method, {', '.join(one.text for one in labels)}"
-        )
+    if options.baseline is not None and options.baseline not in methods:
+        raise ValueError(f"--baseline {options.baseline}: give one of {', '.join(methods)}")
     return extractors(options.feature_net, options.lpips, options.fid, device=options.device)
 
 

@@ -264,7 +264,7 @@ def test_a_report_of_one_mask(sample, pictures):
     ("words", "part"),
     [
         ("--feature_net nothing", "nothing"),
-        ("--baseline ddnm", "--baseline ddnm: give one of --method, rad@1, mean"),
+        ("--baseline ddnm", "--baseline ddnm: give one of rad@1, mean"),
     ],
 )
 def test_a_mistake_of_the_report_is_told_before_anything_is_made(sample, pictures, words, part):

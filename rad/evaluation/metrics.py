@@ -5,7 +5,7 @@ Numbers are computed in float64; SSIM in float32 as torchmetrics does, where rou
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Literal
 
@@ -26,6 +26,9 @@ PSNR_LIMIT = 10 * math.log10(12 * 255**2)
 """58.92 dB: that of the rounding to 8 bits, mean squared error (1/255)^2/12. Files say nothing about smaller errors."""
 
 NEIGHBOURS = 3
+
+ROWS = 1024
+"""Of a matrix of distances or kernels between all images that are in memory at once."""
 
 Box = tuple[int, int, int, int]
 """top, left, bottom, right, in pixels; bottom and right are the first pixels outside."""
@@ -123,10 +126,15 @@ def _levels(image: Tensor, reference: Tensor, weight: Tensor) -> Tensor:
 
 
 class ReferenceFeatures:
-    """Features (N,D) of the references, and what is computed of them once for all methods; float64."""
+    """Features (N,D) of the references, and what is computed of them once for all methods; float64.
 
-    def __init__(self, features: Tensor) -> None:
-        self.features = features.double()
+    Args:
+        names: of the pictures. A result of a picture of that name is not compared with it, where a metric is over pairs:
+            the filled image shares the known pixels of its own original, unlike those of a picture drawn anew.
+    """
+
+    def __init__(self, features: Tensor, names: Sequence[str] = ()) -> None:
+        self.features, self.names = features.double(), names
 
     @cached_property
     def radii(self) -> Tensor:
@@ -152,9 +160,8 @@ class ReferenceFeatures:
     @cached_property
     def kernel_mean(self) -> float:
         """Mean kernel of two different references."""
-        kernel = poly_kernel(self.features, self.features)
-        count = len(kernel)
-        return float((kernel.sum() - kernel.trace()) / (count * (count - 1)))
+        own = torch.arange(len(self.features))
+        return float(_mean_kernels(self.features, self.features, own).mean())
 
 
 class _AsGiven(nn.Module):
@@ -171,7 +178,8 @@ class _AsGiven(nn.Module):
 def frechet_distance(features: Tensor, reference: ReferenceFeatures) -> float:
     """Frechet distance (Heusel et al. 2017) of features (N,D) from those of the references, by torchmetrics, float64.
 
-    Biased upwards for few images: only rows of equal counts can be compared. Where D exceeds the number of all
+    All samples of all images are one set. Biased upwards for few images, and downwards where the originals of the results
+    are among the references: only rows of equal counts and references can be compared. Where D exceeds the number of all
     images, both sets are first rotated into the space that they span, which changes no distance and is quicker.
 
     Raises ValueError for less than two images in either set.
@@ -187,17 +195,20 @@ def frechet_distance(features: Tensor, reference: ReferenceFeatures) -> float:
     return float(metric.compute())
 
 
-def kernel_distance(features: Tensor, reference: ReferenceFeatures) -> float:
+def kernel_distance(features: Tensor, reference: ReferenceFeatures, images: Sequence[str] | None = None) -> float:
     """Squared maximum mean discrepancy of features (N,D) with the cubic kernel (1 + <x,y>/D)^3 of KID (Binkowski et al. 2018).
 
-    Over all pairs of both sets: unbiased, without random subsets. The kernel is that of torchmetrics; the sum is
-    here, because that of torchmetrics is right only for sets of equal size. The value may be negative, and is for
-    results equal to the references: unbiased is meant for independent sets.
+    Over all pairs of different images in both sets and between them, without random subsets: unbiased, for a result is
+    not paired with its own original or with another sample of its image. The kernel is that of torchmetrics; the
+    sum is here, because that of torchmetrics is right only for sets of equal size. The value may be negative.
+
+    Args:
+        images: (N) name of the image that each result is a sample of; None: each is of an image of its own.
 
     Raises ValueError for less than two images in either set.
     """
     _need_two(features, reference)
-    return KernelTerms(features, reference).distance(torch.ones(len(features), dtype=torch.float64))
+    return KernelTerms(features, reference, images).distance(torch.ones(len(features), dtype=torch.float64))
 
 
 class FrechetTerms:
@@ -228,15 +239,17 @@ class FrechetTerms:
 class KernelTerms:
     """The kernels that `kernel_distance` sums: computed once, summed for many resamples."""
 
-    def __init__(self, features: Tensor, reference: ReferenceFeatures) -> None:
-        features = features.double()
-        self.between = poly_kernel(features, reference.features).mean(1)
-        self.within = poly_kernel(features, features).fill_diagonal_(0)
+    def __init__(self, features: Tensor, reference: ReferenceFeatures, images: Sequence[str] | None = None) -> None:
+        features, own = features.double(), _places(images or [""] * len(features), reference.names)
+        self.between = _mean_kernels(features, reference.features, own)
+        self.owner = _places(images, sorted(set(images))) if images else torch.arange(len(features))
+        self.within = poly_kernel(features, features).masked_fill_(self.owner[:, None] == self.owner, 0)
         self.reference = reference.kernel_mean
 
     def distance(self, weight: Tensor) -> float:
-        """The distance where image n is taken weight[n] times; pairs of an image with itself are left out."""
-        pairs = weight.sum() ** 2 - weight.square().sum()
+        """The distance where result n is taken weight[n] times; pairs of an image with itself are left out."""
+        counts = torch.zeros_like(weight).index_add_(0, self.owner, weight)
+        pairs = weight.sum() ** 2 - counts.square().sum()
         within = weight @ self.within @ weight / pairs
         return float(within + self.reference - 2 * (weight @ self.between) / weight.sum())
 
@@ -249,30 +262,72 @@ def _need_two(features: Tensor, reference: ReferenceFeatures) -> None:
         )
 
 
-def precise(features: Tensor, reference: ReferenceFeatures) -> Tensor:
+def precise(features: Tensor, reference: ReferenceFeatures, images: Sequence[str] | None = None) -> Tensor:
     """(N) float64: 1 for a result that lies among the references. The mean is the precision.
 
     Improved precision (Kynkaanniemi et al. 2019, arXiv:1904.06991, equation 1): within the distance of some
-    reference to its third nearest other one.
+    reference, not its own original, to its third nearest other one.
+
+    Args:
+        images: (N) name of the image of each result; None: no original is among the references.
     """
-    return _covered(features.double(), reference.features, reference.radii)
+    own = _places(images or [""] * len(features), reference.names)
+    return _covered(features.double(), reference.features, reference.radii, own)
 
 
-def recalled(features: Tensor, reference: ReferenceFeatures) -> Tensor:
-    """(number of references) float64: 1 for a reference that lies among the results. The mean is the recall; see `precise`."""
+def recalled(features: Tensor, reference: ReferenceFeatures, images: Sequence[str] | None = None) -> Tensor:
+    """(number of references) float64: 1 for a reference that lies among the results. The mean is the recall; see `precise`.
+
+    Of results (N,D), one an image: other samples of an image would be neighbours that are no images of their own.
+    """
     features = features.double()
-    return _covered(reference.features, features, _radii(features))
+    own = _places(reference.names or [""] * len(reference.features), images or ())
+    return _covered(reference.features, features, _radii(features), own)
+
+
+def _places(names: Sequence[str], among: Sequence[str]) -> Tensor:
+    """(N) where each name is in another list, -1 where it is not."""
+    known = {name: place for place, name in enumerate(among)}
+    return torch.tensor([known.get(name, -1) for name in names])
+
+
+def _blocks(points: Tensor, own: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """`ROWS` of the points at a time; those of them that have an own one among the others, and where that is."""
+    for some, places in zip(points.split(ROWS), own.split(ROWS), strict=True):
+        with_own = (places >= 0).nonzero()[:, 0]
+        yield some, with_own, places[with_own]
+
+
+def _mean_kernels(points: Tensor, others: Tensor, own: Tensor) -> Tensor:
+    """(N) mean kernel of each point (N,D) with all others (M,D) but that at its place `own` (N), -1 for none."""
+    means = []
+    for some, with_own, places in _blocks(points, own):
+        kernel = poly_kernel(some, others)
+        kernel[with_own, places] = 0
+        counts = torch.full((len(some),), len(others)).index_add_(0, with_own, -torch.ones_like(with_own))
+        means.append(kernel.sum(1) / counts)
+    return torch.cat(means)
 
 
 def _radii(features: Tensor) -> Tensor:
     if len(features) <= NEIGHBOURS:
         raise ValueError(f"precision and recall need more than {NEIGHBOURS} images, not {len(features)}")
-    distances = torch.cdist(features, features).fill_diagonal_(0)
-    return distances.kthvalue(NEIGHBOURS + 1).values  # the first is the image itself
+    radii = []
+    for some, rows, places in _blocks(features, torch.arange(len(features))):
+        distances = torch.cdist(some, features)
+        distances[rows, places] = math.inf
+        radii.append(distances.kthvalue(NEIGHBOURS).values)
+    return torch.cat(radii)
 
 
-def _covered(points: Tensor, centres: Tensor, radii: Tensor) -> Tensor:
-    return (torch.cdist(points, centres) <= radii).any(1).double()
+def _covered(points: Tensor, centres: Tensor, radii: Tensor, own: Tensor) -> Tensor:
+    """(N) whether each point is within the radius of any centre but its own one; equal distances whatever their rounding."""
+    covered = []
+    for some, with_own, places in _blocks(points, own):
+        distances = torch.cdist(some, centres)
+        distances[with_own, places] = math.inf
+        covered.append((distances <= radii * (1 + 1e-9)).any(1).double())
+    return torch.cat(covered)
 
 
 def diversity(distance: Callable[[Tensor, Tensor], Tensor], samples: Tensor, *, batch_size: int) -> float:
@@ -359,7 +414,7 @@ def set_metrics(
             made.append(Metric(cropped(name), f"{_title(name)} crop", better, digits, bounds | more))
 
     add(frechet, "lower", 2, {"computed": exact})
-    add(kernel, "lower", 4, {"computed": exact, "kernel": "(1 + <x,y>/D)^3, all pairs, unbiased"})
+    add(kernel, "lower", 4, {"computed": exact, "kernel": "(1 + <x,y>/D)^3, all pairs of different images"})
     if frechet is not None:
         add(renamed(frechet, "precision"), "higher", 3, among)
         add(renamed(frechet, "recall"), "higher", 3, among)

@@ -27,7 +27,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Interval:
-    """A value with its bootstrap 95 % interval over images."""
+    """A value with its bootstrap 95 % interval over images; its ends are NaN where there is none."""
 
     value: float
     low: float
@@ -39,6 +39,7 @@ class Difference:
     """A method minus the baseline, on the images that both have.
 
     Args:
+        low, high: of the bootstrap 95 % interval; NaN where there is none.
         p: of the paired test, adjusted for the number of methods compared (Holm); None where there are too few images.
         images: how many both have.
     """
@@ -57,7 +58,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Cost:
-    """Means over the images of a row; None where it is not known. `peak_mib`: the largest."""
+    """Of one sample, mean over the images of a row; None where it is not known. `peak_mib`: the largest."""
 
     nfe: float | None = None
     vjp: float | None = None
@@ -74,7 +75,8 @@ class Row:
         images, samples: number of images, and of samples of each.
         values: by name of the metric; absent where it could not be computed.
         against: differences from the baseline, by name of the metric; empty for the baseline itself.
-        failed: images that the method did not produce though others did.
+        missing: number of images that others have and this method has not.
+        passport: number and hash of the references, hash of the masks.
     """
 
     mask: str
@@ -85,7 +87,8 @@ class Row:
     values: dict[str, Interval]
     against: dict[str, Difference] = field(default_factory=dict)
     cost: Cost = Cost()
-    failed: int = 0
+    missing: int = 0
+    passport: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ class Comparison:
     Args:
         baseline: the method that others are compared with.
         rank_by: name of the metric by which rows are sorted and best and worst cases are chosen.
-        run: how the results were made, from run.json (command, configuration, commit, environment); empty for others' files.
+        run: how the results were made, from run.json (commands, commits, environments, options); empty for others' files.
         notes: remarks for the reader, such as a metric that was left out and why.
     """
 

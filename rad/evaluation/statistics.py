@@ -3,6 +3,7 @@
 Every function is given its seed, and draws from nothing else.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -19,7 +20,8 @@ LEAST_IMAGES = 6
 def interval(values: Sequence[float], *, seed: int) -> Interval:
     """The mean of values, one an image, with its percentile bootstrap 95 % interval.
 
-    The samples of an image are averaged before. The bounds equal the mean for a single value and for equal ones.
+    The samples of an image are averaged before. The ends are NaN where all values are equal: their resamples are so, too,
+    which says nothing of other images.
 
     Raises ValueError where there is no value.
     """
@@ -30,7 +32,7 @@ def interval(values: Sequence[float], *, seed: int) -> Interval:
         raise ValueError("no values: an interval needs at least one image")
     mean = float(numbers.mean())
     if np.ptp(numbers) == 0:
-        return Interval(mean, mean, mean)
+        return Interval(mean, math.nan, math.nan)
     found = stats.bootstrap(
         (numbers,),
         np.mean,
@@ -125,6 +127,6 @@ def set_interval(
         found.append(distance(torch.from_numpy(counts).double()[owner]))
     finite = np.array([one for one in found if np.isfinite(one)])
     if not len(finite):
-        return Interval(value, value, value)
+        return Interval(value, math.nan, math.nan)
     low, high = value + np.quantile(finite - finite.mean(), [0.025, 0.975])
     return Interval(value, min(max(float(low), least), value), max(float(high), value))
