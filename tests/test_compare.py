@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from functools import partial
@@ -142,7 +143,7 @@ def test_rows_are_in_the_order_of_the_run(compared: Comparison):
     assert (compared.baseline, compared.rank_by) == ("rad", "perceptual-crop/means")
     assert len(compared.results) == 8 * len(NAMES)
     assert {one.images for one in compared.rows} == {len(NAMES)}
-    assert {one.failed for one in compared.rows} == {0}
+    assert {one.missing for one in compared.rows} == {0}
 
 
 def test_numbers_are_those_of_the_metrics_on_the_files(compared: Comparison, tree: tuple[Path, Path]):
@@ -168,7 +169,9 @@ def test_means_intervals_and_set_metrics_are_there(compared: Comparison):
     assert {f"{kind}{crop}/means" for kind in kinds for crop in ("", "-crop")} < names
     for one in compared.rows:
         assert set(one.values) == names
-        assert all(value.low <= value.value <= value.high for value in one.values.values())
+        for value in one.values.values():
+            assert value.low <= value.value <= value.high or (math.isnan(value.low) and math.isnan(value.high))
+    assert row(compared, "half", "copy").values["fd/means"].low == 0  # nor less, however far resamples reach
     psnr = [r.values["psnr"] for r in compared.results if (r.mask, r.method) == ("half", "bad")]
     assert row(compared, "half", "bad").values["psnr"].value == pytest.approx(sum(psnr) / len(psnr))
 
@@ -182,6 +185,26 @@ def test_distances_between_sets_are_those_of_the_features(compared: Comparison, 
         reference = metrics.ReferenceFeatures(net.features(originals[..., crop]))
         expected = metrics.frechet_distance(net.features(images[..., crop]), reference)
         assert row(compared, "half", "bad").values[name].value == pytest.approx(expected, rel=1e-6)
+
+
+def test_references_beyond_the_results_count_in_every_distance_between_sets(tree: tuple[Path, Path], tmp_path: Path):
+    results, references = copied(tree, tmp_path)
+    for number in range(8, 20):
+        save(references / f"z{number}.png", smooth(number))
+    found = evaluate(results, references=references, extractors=[Averages()])
+    net, names = Averages(), [*NAMES, *(f"z{number}" for number in range(8, 20))]
+    originals = metrics.ReferenceFeatures(net.features(torch.stack([smooth(n) for n in range(20)])), names)
+    made = net.features(torch.stack([to_tensor(Image.open(results / f"half/bad/{name}.png")) for name in NAMES]))
+    values = {name: one.value for name, one in row(found, "half", "bad").values.items()}
+    assert values["fd/means"] == pytest.approx(metrics.frechet_distance(made, originals), rel=1e-5)
+    assert values["kd/means"] == pytest.approx(metrics.kernel_distance(made, originals, NAMES), rel=1e-5)
+    precision, recall = (some(made, originals, NAMES).mean().item() for some in (metrics.precise, metrics.recalled))
+    assert (values["precision/means"], values["recall/means"]) == pytest.approx((precision, recall))
+    assert precision != recall
+    passports = {metric.name: metric.passport for metric in found.metrics}
+    assert passports["fd/means"]["references"] == "20, the originals of these results among them"
+    assert passports["fd-crop/means"]["references"] == "crops of the originals of these results"
+    assert any("originals of these results are among the references" in note for note in found.notes)
 
 
 def test_better_methods_score_better(compared: Comparison):
@@ -200,6 +223,29 @@ def test_differences_are_against_the_baseline_and_adjusted(compared: Comparison)
     assert good.images == len(NAMES)
     assert good.p == bad.p == pytest.approx(3 * 2 / 2**8)  # the least p of eight images, times three methods
     assert not good.is_noise
+
+
+def test_p_values_are_adjusted_step_by_step(tmp_path: Path):
+    results, references = make_tree(
+        tmp_path, methods={"rad": 0.05, "bad": 0.2, "alike": 0.05, "near": 0.05}, masks=("half",)
+    )
+    for number, name in enumerate(NAMES):
+        for label, errors in (("alike", (0.1, 0.02)), ("near", (0.03, 0.03, 0.03, 0.055))):
+            error = errors[number % len(errors)]
+            save(
+                results / f"half/{label}/{name}.png",
+                filled(smooth(number), hole_of("half", number), error=error, seed=number),
+            )
+    found = evaluate(results, references=references)
+    values = {
+        label: [one.values["psnr"] for one in found.results if one.method == label]
+        for label in ("rad", "bad", "alike", "near")
+    }
+    raw = [statistics.sign_flip(np.subtract(values[n], values["rad"]), seed=0) for n in ("bad", "alike", "near")]
+    assert len(set(raw)) == 3
+    adjusted = [row(found, "half", label).against["psnr"].p for label in ("bad", "alike", "near")]
+    assert adjusted == pytest.approx(statistics.holm(raw))
+    assert adjusted != pytest.approx([min(1, 3 * p) for p in raw])
 
 
 def test_no_method_changes_the_numbers_of_another(compared: Comparison, tree: tuple[Path, Path], tmp_path: Path):
@@ -249,11 +295,12 @@ def test_tables_hold_what_the_comparison_holds(compared: Comparison, tree: tuple
     for line, one in zip(lines, compared.rows, strict=True):
         assert (line["mask"], line["method"], line["group"]) == (one.mask, one.method, one.group)
         for name, value in one.values.items():
-            found = [float(line[key]) for key in (name, f"{name}_low", f"{name}_high")]
-            assert found == pytest.approx([value.value, value.low, value.high], rel=1e-6)
+            found = [float(line[key] or "nan") for key in (name, f"{name}_low", f"{name}_high")]
+            assert found == pytest.approx([value.value, value.low, value.high], rel=1e-6, nan_ok=True)
     passports = json.loads((tree[0] / "passports.json").read_text())
     assert set(passports["metrics"]) == {metric.name for metric in compared.metrics}
-    assert passports["metrics"]["fd/means"]["passport"]["references"] == str(len(NAMES))
+    assert passports["metrics"]["fd/means"]["passport"]["references"] == "8, the originals of these results among them"
+    assert passports["rows"][0]["references"] == "8"
     assert passports["rows"][0]["masks hash"] != passports["rows"][-1]["masks hash"]
     assert not list(tree[0].rglob("*.tmp"))
 
@@ -289,16 +336,17 @@ def test_groups_part_what_cannot_be_compared(compared: Comparison, tree: tuple[P
     assert group(method="copy") != pixels == group()
 
 
+@pytest.mark.parametrize("top", ["", "photos/"])
 def test_lists_and_zips_of_references_are_as_good_as_folders(
-    compared: Comparison, tree: tuple[Path, Path], tmp_path: Path
+    compared: Comparison, tree: tuple[Path, Path], tmp_path: Path, top: str
 ):
     with ZipFile(tmp_path / "all.zip", "w") as archive:
         for path in sorted(tree[1].rglob("*.png")):
-            archive.write(path, path.relative_to(tree[1]))
+            archive.write(path, f"{top}{path.relative_to(tree[1])}")
     other = evaluate(tree[0], references=tmp_path / "all.zip", extractors=[Averages()], tables=tmp_path)
     assert [one.values for one in other.rows] == [one.values for one in compared.rows]
     assert [one.group for one in other.rows] == [one.group for one in compared.rows]
-    assert str(other.results[0].reference).endswith("all.zip:0.png")
+    assert str(other.results[0].reference).endswith(f"all.zip:{top}0.png")
 
 
 # what is broken
@@ -312,7 +360,7 @@ def test_a_broken_and_a_missing_file_cost_their_own_numbers(
     (results / "wide/bad/people/1.png").unlink()
     save(results / "half/rad/4.png", smooth(4, side=30))
     other = evaluate(results, references=references, extractors=[Averages()])
-    assert [one.failed for one in other.rows] == [0, 1, 0, 1, 0, 1, 0, 0]
+    assert [one.missing for one in other.rows] == [0, 1, 0, 1, 0, 1, 0, 0]
     assert [one.images for one in other.rows] == [8, 7, 8, 7, 8, 7, 8, 8]
     assert len(other.results) == len(compared.results) - 3
     assert row(other, "wide", "copy").values == row(compared, "wide", "copy").values
@@ -331,20 +379,56 @@ def test_a_reference_that_is_missing_or_an_empty_hole_leaves_a_note(tree: tuple[
     write_mask(results / "wide/masks/2.png", torch.zeros(1, SIDE, SIDE))
     other = evaluate(results, references=references)
     assert {one.images for one in other.rows if one.mask == "wide"} == {6}
-    assert {one.failed for one in other.rows} == {0}
+    assert {one.missing for one in other.rows} == {0}
     assert any("image 0 is left out: there is no reference" in note for note in other.notes)
     assert any("image 2 is left out: the mask is empty" in note for note in other.notes)
+
+
+def test_a_mask_set_of_which_nothing_can_be_scored_leaves_notes(tree: tuple[Path, Path], tmp_path: Path):
+    results, references = copied(tree, tmp_path)
+    for name in NAMES:
+        write_mask(results / f"wide/masks/{name}.png", torch.zeros(1, SIDE, SIDE))
+    other = evaluate(results, references=references, extractors=[Averages()])
+    assert {one.mask for one in other.rows} == {"half"}
+    assert any("wide: none of the files of rad can be scored" in note for note in other.notes)
 
 
 def test_broken_costs_leave_a_note(tree: tuple[Path, Path], tmp_path: Path):
     results, references = copied(tree, tmp_path)
     (results / "wide/rad/costs.csv").write_text("image,nfe,vjp,seconds,peak_mib\n0,many,,,\n")
     (results / "wide/bad/costs.csv").unlink()
-    (results / "half/rad/costs.csv").write_text("image,nfe,vjp,seconds,peak_mib\n0,50,,1.5,\n")
     other = evaluate(results, references=references)
     assert row(other, "wide", "rad").cost.nfe is row(other, "wide", "bad").cost.nfe is None
-    assert (row(other, "half", "rad").cost.nfe, row(other, "half", "rad").cost.peak_mib) == (50, None)
-    assert [note for note in other.notes if "costs.csv" in note] != []
+    assert row(other, "half", "rad").cost.nfe == 200
+    assert [note for note in other.notes if "wide/rad/costs.csv" in note and "left out" in note] != []
+
+
+def test_two_files_of_one_name_cost_that_image_only(tree: tuple[Path, Path], tmp_path: Path):
+    results, references = copied(tree, tmp_path)
+    Image.open(results / "wide/bad/0.png").save(results / "wide/bad/0.jpg")
+    found = evaluate(results, references=references)
+    assert [one.missing for one in found.rows] == [0, 0, 0, 1, 0, 0, 0, 0]
+    assert any("0.jpg and " in note and "wide/bad/0.png; remove one" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({}, None),
+        ({"torch": "3"}, None),
+        ({"device": "cuda"}, "seconds are not comparable: runs differ in device cpu and cuda"),
+        ({"cpu": "b", "threads": 2}, "seconds are not comparable: runs differ in cpu a and b, threads 1 and 2"),
+    ],
+)
+def test_runs_on_different_machines_are_told(
+    tree: tuple[Path, Path], tmp_path: Path, changes: dict[str, object], told: str | None
+):
+    results, references = copied(tree, tmp_path)
+    run = json.loads((results / "run.json").read_text())
+    environment = {"device": "cpu", "cpu": "a", "threads": 1, "torch": "2"}
+    run["runs"] = [{"environment": one} for one in (environment, environment, environment | changes)]
+    (results / "run.json").write_text(json.dumps(run))
+    assert evaluate(results, references=references).notes == ([told] if told else [])
 
 
 def test_a_hole_without_border_has_no_seam(tree: tuple[Path, Path], tmp_path: Path):
@@ -368,6 +452,7 @@ def test_few_images_have_few_set_metrics(tree: tuple[Path, Path], tmp_path: Path
     found = {name.split("/")[0] for name in row(other, "wide", "rad").values if "/" in name}
     assert {name for name in found if not name.startswith("perceptual") and "-crop" not in name} == known
     assert row(other, "wide", "bad").against["psnr"].p is None
+    assert "nan" not in (results / "sets.csv").read_text()
     assert any("no distances between sets" in note or "no precision and recall" in note for note in other.notes) == (
         count < 4
     )
@@ -381,6 +466,20 @@ def test_errors_of_the_whole(tree: tuple[Path, Path], tmp_path: Path):
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(ValueError, match="is broken"):
         evaluate(tmp_path, references=tree[1])
+    for content in (
+        {"options": []},
+        {"options": {"num_samples": "two"}},
+        {"masks": 3},
+        {"methods": [["rad"]]},
+        {"settings": {"rad": 1}},
+        {"runs": {}},
+        {"runs": ["python"]},
+        {"runs": [{"environment": 1}]},
+    ):
+        (tmp_path / "wide/masks").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "run.json").write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=r"run\.json is broken"):
+            evaluate(tmp_path, references=tree[1])
     save(tmp_path / "others/elsewhere.png", smooth(0))
     with pytest.raises(ValueError, match="nothing can be scored"):
         evaluate(tree[0], references=tmp_path / "others")
@@ -414,8 +513,78 @@ def test_samples_are_averaged_and_their_diversity_is_measured(tmp_path: Path):
     assert bad.values["diversity/means"].value > 2 * good.values["diversity/means"].value
     (results / "wide/rad/0-1.png").unlink()
     fewer = row(evaluate(results, references=references), "wide", "rad")
-    assert (fewer.images, fewer.samples, fewer.failed) == (len(NAMES), 3, 0)
+    assert (fewer.images, fewer.samples, fewer.missing) == (len(NAMES), 3, 0)
     assert fewer.group != row(evaluate(results, references=references), "wide", "bad").group
+
+
+def test_distances_between_sets_of_several_samples_by_hand(tmp_path: Path):
+    """All samples together, without pairs of one image; recall is that of each sample's set on average."""
+    results, references = make_tree(tmp_path, methods={"rad": 0.1}, masks=("half",), samples=3)
+    for number, name in enumerate(NAMES):
+        for sample in range(3):
+            image = filled(smooth(number), hole_of("half", number), error=0.1 * (sample + 1), seed=10 * number + sample)
+            save(results / f"half/rad/{name}-{sample}.png", image)
+    found = evaluate(results, references=references, extractors=[Averages()])
+    net = Averages()
+    by_sample = [
+        net.features(
+            torch.stack([to_tensor(Image.open(results / f"half/rad/{name}-{n}.png")) for name in NAMES])
+        ).double()
+        for n in range(3)
+    ]
+    features = net.features(torch.stack([smooth(n) for n in range(8)]))
+    originals = metrics.ReferenceFeatures(features, NAMES)
+    values = {name: one.value for name, one in row(found, "half", "rad").values.items()}
+    together = torch.cat(by_sample)
+    assert values["fd/means"] == pytest.approx(metrics.frechet_distance(together, originals), rel=1e-5)
+    assert values["kd/means"] == pytest.approx(metrics.kernel_distance(together, originals, 3 * NAMES), rel=1e-5)
+    recalls = [metrics.recalled(some, originals, NAMES).mean().item() for some in by_sample]
+    precisions = [metrics.precise(some, originals, NAMES).mean().item() for some in by_sample]
+    assert values["recall/means"] == pytest.approx(sum(recalls) / 3)
+    assert values["precision/means"] == pytest.approx(sum(precisions) / 3)
+    assert (sum(recalls), sum(precisions)) == (1.625, 1.75), "neither is the other, nor that of the first samples"
+    assert recalls[0] == precisions[0] == 0.75
+    psnr = [one.values["psnr"] for one in found.results]
+    assert values["psnr"] == pytest.approx(sum(psnr) / 24)
+
+
+def test_intervals_are_over_images_and_not_over_samples(tmp_path: Path):
+    """Three equal samples of each image are no more images."""
+    found = []
+    for samples in (1, 3):
+        results, references = make_tree(tmp_path / str(samples), methods={"rad": 0.1}, masks=("half",), samples=samples)
+        for number, name in enumerate(NAMES):
+            image = filled(smooth(number), hole_of("half", number), error=0.02 * (number + 1), seed=number)
+            for sample in range(samples):
+                save(results / f"half/rad/{name}{f'-{sample}' if samples > 1 else ''}.png", image)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(compare, "set_interval", partial(set_interval, resamples=200))
+            patch.setattr(statistics, "RESAMPLES", 1000)
+            found.append(row(evaluate(results, references=references, extractors=[Averages()]), "half", "rad").values)
+    for name in ("psnr", "fd/means", "kd/means", "precision/means", "recall/means"):
+        one, three = (values[name] for values in found)
+        if name != "fd/means":  # the covariance of a sample is that of n / (n - 1) images
+            assert three.value == pytest.approx(one.value)
+        assert three.high - three.low == pytest.approx(one.high - one.low, rel=0.2), name
+
+
+def test_costs_are_those_of_one_sample(tmp_path: Path):
+    results, references = make_tree(tmp_path, methods={"rad": 0.1, "bad": 0.1}, masks=("wide",), samples=2)
+    for _ in range(2):
+        found = evaluate(results, references=references)
+        cost = row(found, "wide", "bad").cost
+        assert (cost.nfe, cost.vjp, cost.seconds, cost.peak_mib) == (100, 0.5, 0.25, 17)
+        assert {line["nfe"] for line in read(results / "metrics.csv") if line["method"] == "bad"} == {"100"}
+        (results / "run.json").unlink(missing_ok=True)
+
+
+def test_a_picture_called_raw_is_no_raw_output(tmp_path: Path):
+    results, references = make_tree(tmp_path, methods={"rad": 0.1}, masks=("wide",))
+    for folder in (references, results / "wide/masks", results / "wide/rad"):
+        shutil.copy(folder / "2.png", folder / "0-raw.png")
+    found = evaluate(results, references=references)
+    assert row(found, "wide", "rad").images == len(NAMES) + 1
+    assert "known-raw" not in row(found, "wide", "rad").values
 
 
 def test_raw_outputs_are_scored_where_they_are(tmp_path: Path):
@@ -432,14 +601,12 @@ def test_raw_outputs_are_scored_where_they_are(tmp_path: Path):
 def test_samples_are_told_from_pictures_whose_names_end_in_numbers(tmp_path: Path):
     for name in ("a", "a-0", "b-0", "b-1", "c-7", "c-x"):
         save(tmp_path / f"{name}.png", smooth(0))
-    found = find_results(tmp_path, {"a", "a-0", "b", "c", "d"})
+    find = partial(find_results, tmp_path, notes=[])
+    found = find({"a", "a-0", "b", "c", "d"})
     numbers = {name: {n: path.stem for n, path in some.items()} for name, some in found.items()}
     assert numbers == {"a": {0: "a"}, "a-0": {0: "a-0"}, "b": {0: "b-0", 1: "b-1"}, "c": {7: "c-7"}}
-    assert set(find_results(tmp_path, {"a", "b"}, samples=1)) == {"a"}
-    assert {name: sorted(some) for name, some in find_results(tmp_path, {"a", "b"}, samples=2).items()} == {
-        "a": [0],
-        "b": [0, 1],
-    }
+    assert set(find({"a", "b"}, samples=1)) == {"a"}
+    assert {name: sorted(some) for name, some in find({"a", "b"}, samples=2).items()} == {"a": [0], "b": [0, 1]}
 
 
 # other systems
@@ -477,8 +644,25 @@ def test_polarity_of_others_masks(tree: tuple[Path, Path], tmp_path: Path):
     numbers = [one.rows[0].values["psnr-hole"].value for one in (right, wrong, plain)]
     assert numbers[0] == numbers[2] < 40
     assert numbers[1] == pytest.approx(metrics.PSNR_LIMIT)
+    assert right.notes == plain.notes == []
+    told = "\n".join(wrong.notes)
+    assert "known: ARE THE MASKS INVERTED? Known pixels of rad differ" in told
+    assert "against 0 grey levels): look at --mask_polarity" in told
+    assert "known: 8 of 8 masks look inverted, such as that of 0" in told
+    assert "which is white_is_fill" in told
     written = (tmp_path / "right/known/masks/0.png").read_bytes()
     assert written == (tree[0] / "wide/masks/0.png").read_bytes()
+
+
+def test_changed_known_pixels_are_told_with_their_size(tree: tuple[Path, Path], tmp_path: Path):
+    results, references = copied(tree, tmp_path)
+    for number in (0, 2):
+        path = results / f"wide/bad/{number}.png"
+        save(path, to_tensor(Image.open(path)) + 3 / 255 * (1 - hole_of("wide", number)))
+    found = evaluate(results, references=references)
+    assert found.notes == [
+        "wide: known pixels of 2 of 8 results of bad differ from the original, by 3 grey levels on average"
+    ]
 
 
 def test_one_mask_for_all_and_results_of_any_format(tree: tuple[Path, Path], tmp_path: Path):
@@ -490,7 +674,7 @@ def test_one_mask_for_all_and_results_of_any_format(tree: tuple[Path, Path], tmp
     found = evaluate_folders(
         {"other": tmp_path / "other"}, references=tree[1], mask=tmp_path / "right.png", output=tmp_path / "out"
     )
-    assert (found.rows[0].mask, found.rows[0].images, found.rows[0].failed) == ("right", 3, 0)
+    assert (found.rows[0].mask, found.rows[0].images, found.rows[0].missing) == ("right", 3, 0)
     assert found.baseline == "other"
 
 

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -252,6 +253,92 @@ def test_precision_by_hand_of_points_on_a_line():
     assert metrics.precise(results, reference).tolist() == [1, 0, 1, 1, 0]
     with pytest.raises(ValueError, match="more than 3"):
         _ = ReferenceFeatures(results[:3]).radii
+
+
+def test_no_result_is_within_its_own_original():
+    """1 lies within the radius of 1 alone; 2.2 within those of 2 and 4; 40 within that of 40 alone."""
+    reference = ReferenceFeatures(
+        torch.tensor([[1.0], [2], [3], [4], [40], [100], [101], [102], [103]]), list("abcdefghi")
+    )
+    assert reference.radii.tolist() == [3, 2, 2, 3, 38, 3, 2, 2, 3]
+    results = torch.tensor([[-2.0], [6.9], [77.9]])
+    assert metrics.precise(results, reference).tolist() == [1, 1, 1]
+    assert metrics.precise(results, reference, ["a", "x", "y"]).tolist() == [0, 1, 1]
+    assert metrics.precise(results, reference, ["b", "d", "e"]).tolist() == [1, 1, 0]
+
+
+def test_a_copy_counts_for_those_originals_whose_neighbour_it_is():
+    """It is as far from them as their radius, and no further."""
+    features, names = normal(60, 6, seed=0) + 100, [str(n) for n in range(60)]
+    distances = (features[:, None] - features).square().sum(2).fill_diagonal_(math.inf)
+    neighbours = set(distances.topk(3, largest=False).indices.flatten().tolist())
+    expected = [float(n in neighbours) for n in range(60)]
+    assert 0 < sum(expected) < 60
+    assert metrics.precise(features[:7], ReferenceFeatures(features, names), names[:7]).tolist() == expected[:7]
+    assert metrics.precise(features, ReferenceFeatures(features, names), names).tolist() == expected
+
+
+def test_no_original_is_within_its_own_result():
+    results = torch.tensor([[0.0], [1], [2], [3], [10]])  # radii 3, 2, 2, 3, 9
+    reference = ReferenceFeatures(torch.tensor([[-3.0], [19], [2.0], [-9]]), list("abcd"))
+    assert metrics.recalled(results, reference).tolist() == [1, 1, 1, 0]
+    assert metrics.recalled(results, reference, list("axyzb")).tolist() == [0, 0, 1, 0]
+    assert metrics.recalled(results, reference, list("cwxyz")).tolist() == [1, 1, 1, 0]
+
+
+def test_kernel_distance_by_hand_of_samples_and_own_originals():
+    """All pairs of results of different images, of different originals, and of a result and another image's original."""
+    results, originals = normal(6, 3, seed=1), normal(4, 3, seed=2)
+    images, names = ["a", "a", "b", "c", "c", "c"], ["b", "c", "d", "a"]
+
+    def mean(first: Tensor, second: Tensor, one: list[str], two: list[str]) -> float:
+        pairs = [(1 + float(x @ y) / 3) ** 3 for x, a in zip(first, one, strict=True)
+                 for y, b in zip(second, two, strict=True) if a != b]  # fmt: skip
+        return sum(pairs) / len(pairs)
+
+    expected = mean(results, results, images, images) + mean(originals, originals, names, names)
+    expected -= 2 * mean(results, originals, images, names)
+    found = metrics.kernel_distance(results, ReferenceFeatures(originals, names), images)
+    assert found == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("samples", [1, 4])
+def test_kernel_distance_is_zero_on_average_for_results_that_are_paired_with_their_originals(samples: int):
+    """Half of a result is its original: drawn anew together with it, and equal in law."""
+    found, naive = [], []
+    names = [str(n) for n in range(8)]
+    images = [name for name in names for _ in range(samples)]
+    for drawn in normal(300 * 8 * (samples + 1), 3, seed=5).view(300, -1, 3):
+        originals = drawn[:8]
+        results = (originals.repeat_interleave(samples, 0) + drawn[8:]) / 2**0.5
+        found.append(metrics.kernel_distance(results, ReferenceFeatures(originals, names), images))
+        naive.append(metrics.kernel_distance(results, ReferenceFeatures(originals)))
+    assert abs(np.mean(found)) < 3 * np.std(found) / 300**0.5
+    assert np.mean(naive) < -10 * np.std(naive) / 300**0.5
+
+
+def test_sets_in_blocks_are_as_whole(monkeypatch: pytest.MonkeyPatch):
+    features, names = normal(10, 3, seed=0), list("abcdefghij")
+    results, images = normal(7, 3, seed=1), list("bdxfhja")
+
+    def numbers() -> list[float]:
+        reference = ReferenceFeatures(features, names)
+        parts = [metrics.precise(results, reference, images), metrics.recalled(results, reference, images)]
+        return [*torch.cat([*parts, reference.radii]).tolist(), metrics.kernel_distance(results, reference, images)]
+
+    whole = numbers()
+    seen = []
+    cdist = torch.cdist
+    monkeypatch.setattr(torch, "cdist", lambda *given: seen.append(len(given[0])) or cdist(*given))
+    monkeypatch.setattr(metrics, "ROWS", 4)
+    assert numbers() == pytest.approx(whole)
+    assert max(seen) == 4
+
+
+def test_error_of_the_hole_ignores_known_pixels():
+    reference, hole = noise(1, 3, 16, 16) / 2, box_hole(16, 16, 2, 2, 10, 10)[None]
+    assert metrics.hole_error(changed(reference, 1 - hole, 0.4), reference, hole).item() == 0
+    assert metrics.hole_error(changed(reference, hole, -3 / 255), reference, hole).item() == pytest.approx(3, abs=1e-4)
 
 
 def test_diversity_is_the_mean_over_pairs_of_different_samples():

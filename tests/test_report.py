@@ -88,10 +88,12 @@ def example(
             }
             cost = Cost(nfe, 0, seconds)
             rows.append(Row(mask, method, "0123456789abcdef", images, 1, values, cost=cost))
+    environment = {"torch": "2.6.0", "cpu": "one"}
     run = {
-        "command": ["python sample.py --image 'my photos'", "python sample.py --method mean"],
-        "commit": "0a1ed04",
-        "environment": {"torch": "2.6.0"},
+        "runs": [
+            {"command": "python sample.py --image 'my photos'", "commit": "0a1ed04", "environment": environment},
+            {"command": "python sample.py --method mean", "commit": "1b2c3d4", "environment": environment},
+        ],
         "options": {"seed": 7},
         "model": {"base_hash": "5be1c0e2"},
     }
@@ -143,16 +145,56 @@ def test_rows_are_sorted_by_the_ranking_metric(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("no_plots")
 def test_best_is_bold_in_the_sense_of_each_metric(tmp_path: Path) -> None:
     comparison = change(
-        example(tmp_path / "data"), "mean", values={"psnr": Interval(15, 14, 16), "lpips/small": Interval(0.01, 0, 1)}
+        example(tmp_path / "data"),
+        "mean",
+        values={"psnr": Interval(15, 14, 16), "lpips/small": Interval(0.01, 0, 0.05)},
     )
     rows = {row[0]: row[-2:] for row in table(written(comparison, tmp_path)[0])}
     assert rows["good@50"] == ["**25.00** [24.00, 26.00]", "0.150 [0.100, 0.300]"]
-    assert rows["mean"] == ["15.00 [14.00, 16.00]", "**0.010** [0.000, 1.000]"]
+    assert rows["mean"] == ["15.00 [14.00, 16.00]", "**0.010** [0.000, 0.050]"]
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<b>25.00</b>" in text
     assert "<b>0.010</b>" in text
     assert "<b>15.00</b> part" in text  # in the captions of cases only
     assert text.count("><b>") - text.count("<figcaption><b>") == 2
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_what_cannot_be_told_from_the_best_is_bold_too(tmp_path: Path) -> None:
+    def bold(**changes: dict[str, Any]) -> list[str]:
+        comparison = example(tmp_path / "data")
+        for method, change_of in changes.items():
+            comparison = change(comparison, {"half": "good@50", "fifth": "good@20"}.get(method, method), **change_of)
+        return sorted(row[0] for row in table(written(comparison, tmp_path)[0]) if row[-2].startswith("**"))
+
+    def has(value: float, low: float, high: float) -> dict[str, Any]:
+        return {"values": {"psnr": Interval(value, low, high)}}
+
+    assert bold() == ["good@50"]  # 25 [24, 26], 22 [21, 23], 20 of the baseline, 15
+    assert bold(fifth=has(22, 20, 24.5)) == ["good@20", "good@50"]
+    assert bold(fifth=has(22, 20, 24.5), half=has(25, 24.6, 26)) == ["good@50"]
+    assert bold(fifth=has(22, 0, 50), slow=has(20, 0, 50), mean=has(15, 0, 50)) == [], "nothing can be told apart"
+    # Where one of the two is the baseline, the paired test decides, whether intervals overlap or not.
+    noise, sure = ({"against": {"psnr": Difference(5, -1, 9, p, 8)}} for p in (0.2, 0.001))
+    assert bold(half=noise) == ["good@50", "slow (baseline)"]
+    assert bold(half=sure, slow=has(20, 10, 30)) == ["good@50"]
+    assert bold(slow=has(30, 29, 31), half=has(25, 20, 30) | noise, fifth=sure) == ["good@50", "slow (baseline)"]
+    # Without an interval, nothing is known of a value.
+    assert bold(half=has(25, math.nan, math.nan)) == []
+    assert bold(mean=has(15, math.nan, math.nan)) == ["good@50"]
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_how_to_read_the_tables_is_on_both_pages(tmp_path: Path) -> None:
+    summary, page = written(example(tmp_path / "data"), tmp_path)
+    for words in (
+        "paired sign-flip test, Holm over the methods of one metric and mask set, not over metrics or mask sets",
+        "Distances between sets, precision and recall are not tested",
+        "otherwise because their intervals overlap",
+    ):
+        assert words in summary
+        assert words in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.find("th", title="network calls for one sample of an image")
 
 
 @pytest.mark.usefixtures("no_plots")
@@ -163,7 +205,10 @@ def test_noise_is_marked_and_directions_are_named(tmp_path: Path) -> None:
     comparison = change(
         comparison,
         "mean",
-        against={"psnr": Difference(-5, -6, -4, None, 2), "lpips/small": Difference(0.05, 0.04, 0.06, 0.04, 4)},
+        against={
+            "psnr": Difference(-5, math.nan, math.nan, None, 2),
+            "lpips/small": Difference(0.05, 0.04, 0.06, 0.04, 4),
+        },
     )
     summary, page = written(comparison, tmp_path)
     rows = {row[0]: row[-2:] for row in table(summary)}
@@ -176,7 +221,7 @@ def test_noise_is_marked_and_directions_are_named(tmp_path: Path) -> None:
     hints = [mark["title"] for mark in page.find("span", **{"class": "mark noise"}) if "title" in mark]
     assert len(hints) == 2
     assert "+2.000 [-1.000, +5.000] from slow on 4 images; paired test, p = 0.050" in hints[0]
-    assert "too few" in hints[1]
+    assert "may be chance: -5.000 from slow on 2 images, too few" in hints[1]
 
 
 @pytest.mark.usefixtures("no_plots")
@@ -202,7 +247,7 @@ def test_a_single_row_is_not_best_and_unknown_values_come_last(tmp_path: Path) -
     assert table(summary)[-1][-2:] == ["–", "–"]
     perfect = change(comparison, "mean", values={"psnr": Interval(math.inf, math.nan, math.nan)})
     summary, page = written(perfect, tmp_path)
-    assert table(summary)[1][-2] == "**∞**"
+    assert table(summary)[1][-2] == "∞"
     assert page.find("td", **{"data-value": "Infinity"})
 
 
@@ -247,7 +292,7 @@ def test_names_are_text(tmp_path: Path) -> None:
     comparison = example(tmp_path / "data")
     results = [replace(result, image=evil, method=evil, mask=evil) for result in comparison.results[:1]]
     rows = [replace(comparison.rows[0], method=evil, mask=evil)]
-    run = {"command": [evil], "environment": {evil: evil}, evil: {evil: [evil]}}
+    run = {"runs": [{"command": evil, "environment": {evil: evil}}], evil: {evil: [evil]}}
     metrics = [replace(PSNR, title=evil, passport={evil: evil})]
     comparison = Comparison(metrics, rows, results, evil, "psnr", run, [evil])
     summary, page = written(comparison, tmp_path)
@@ -319,12 +364,12 @@ def test_best_and_worst_cases(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_plots")
-def test_samples_and_failures_are_named(tmp_path: Path) -> None:
-    comparison = change(example(tmp_path / "data"), "slow", samples=2, failed=1)
+def test_samples_and_missing_images_are_named(tmp_path: Path) -> None:
+    comparison = change(example(tmp_path / "data"), "slow", samples=2, missing=1)
     second = [replace(result, sample=1) for result in comparison.results if result.method == "slow"]
     comparison = replace(comparison, results=second + comparison.results)
     summary, page = written(comparison, tmp_path)
-    assert {row[0]: row[4] for row in table(summary)}["slow (baseline)"] == "4 × 2 (1 failed)"
+    assert {row[0]: row[4] for row in table(summary)}["slow (baseline)"] == "4 × 2 (1 missing)"
     assert pictures(page, "part/image0, sample 1, filled by slow")
     assert {case.result.sample for _, row in report._mask_set(comparison, "wide").sheet for case in row.values()} == {0}
 
@@ -348,8 +393,9 @@ def test_the_run_is_told(tmp_path: Path) -> None:
     summary, page = written(example(tmp_path / "data"), tmp_path)
     assert "\n    python sample.py --image 'my photos'\n    python sample.py --method mean\n" in summary
     for fact in (
-        "commit: 0a1ed04",
+        "commit: run 0: 0a1ed04; run 1: 1b2c3d4",
         "seed: 7",
+        "environment cpu: one",
         "environment torch: 2.6.0",
         "model base_hash: 5be1c0e2",
     ):
@@ -408,6 +454,21 @@ def test_the_plot_has_a_point_or_a_line_for_each_method(tmp_path: Path) -> None:
     unknown = [replace(row, cost=Cost()) for row in rows]
     assert plot_quality(unknown, PSNR, families=["slow", "good", "mean"], prefix="p") is None
     assert plot_quality(rows, FRECHET, families=["slow", "good", "mean"], prefix="p") is None
+
+
+def test_intervals_of_the_plot_reach_as_far_as_they_do(tmp_path: Path) -> None:
+    """The bar of an interval that is long below its value is as long below its marker."""
+    row = Row("wide", "slow", "0", 4, 1, {"psnr": Interval(20, 12, 21)}, cost=Cost(100))
+    picture = plot_quality([row], PSNR, families=["slow"], prefix="p")
+    assert picture is not None
+    bars = re.search(r'id="p-LineCollection_1">.*?d="M [\d.]+ ([\d.]+) \s*L [\d.]+ ([\d.]+)', picture, re.DOTALL)
+    assert bars is not None
+    lowest, highest = sorted(map(float, bars.groups()), reverse=True)  # y of SVG points down
+    marker = re.findall(r'<use xlink:href="#p-[^"]*" x="[\d.]+" y="([\d.]+)" style="fill: #1f5f8b', picture)
+    assert lowest - highest > 0
+    inside = [float(y) for y in marker if highest + 0.1 < float(y) < lowest - 0.1]
+    assert inside != []
+    assert inside[0] - highest == pytest.approx((lowest - highest) / 9, rel=1e-3)
 
 
 def test_overlap_of_boxes() -> None:

@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             on_progress=progress,
         )
     _report(comparison, output)
-    complete = len(comparison.results) == progress.total and not any(row.failed for row in comparison.rows)
+    complete = len(comparison.results) == progress.total and not any(row.missing for row in comparison.rows)
     return EXIT_OK if complete else EXIT_SOME
 
 

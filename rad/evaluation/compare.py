@@ -15,13 +15,14 @@ from torch import Tensor
 
 from rad.device import find_device
 from rad.evaluation import metrics
-from rad.evaluation.layout import COSTS, MaskResults, Polarity, by_name, read_folders, read_run, read_tree
+from rad.evaluation.layout import MaskResults, Polarity, by_name, read_folders, read_run, read_tree, unlike
 from rad.evaluation.results import Comparison, Cost, Interval, Metric, Result, Row
 from rad.evaluation.scoring import Scored, has_features, reference_features, score
 from rad.evaluation.statistics import difference, holm, interval, set_interval
 from rad.files import write_text
 from rad.masks.sets import hash_entries
 from rad.pictures import Picture
+from rad.record import COSTS
 from rad.tape import key
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def evaluate(
     """Score all that sample.py wrote into a folder, and write metrics.csv, sets.csv and passports.json.
 
     Its masks are white = fill, whatever the polarity of those that sample.py was given. A file that is missing, broken or of
-    another size than its reference costs its own numbers alone, leaves a note, and counts in `Row.failed`.
+    another size than its reference costs its own numbers alone, leaves a note, and counts in `Row.missing`.
 
     Args:
         output: folder with MASK/masks/NAME.png and MASK/METHOD/NAME.png, and run.json for the order of rows.
@@ -64,7 +65,8 @@ def evaluate(
     Raises:
         ValueError: there is nothing that can be scored, no method is called `baseline`, or pictures share a name.
     """
-    run, notes = read_run(output), []
+    run = read_run(output)
+    notes = unlike(run)
     files = read_tree(output, run, notes=notes)
     return _compare(
         tables or output,
@@ -167,10 +169,13 @@ def _compare(
     methods = list(dict.fromkeys(label for one in files for label in one.files))
     chosen = _choose_baseline(baseline, methods)
     digests: dict[str, str] = {}
-    features: dict[int, Tensor] = {}
+    sets: dict[int, metrics.ReferenceFeatures] = {}
     if any(has_features(extractor) for extractor in extractors):
-        features, digests = reference_features(references, extractors, batch_size=batch_size, notes=notes)
-    sets = {number: metrics.ReferenceFeatures(some) for number, some in features.items()}
+        sets, digests = reference_features(references, extractors, batch_size=batch_size, notes=notes)
+        notes.append(
+            "the originals of these results are among the references: Frechet distances are smaller than from other "
+            "pictures; kernel distances, precision and recall compare no image with its own original"
+        )
 
     total = sum(len(some) for one in files for images in one.files.values() for some in images.values())
     done = 0
@@ -186,7 +191,7 @@ def _compare(
     results = [result for one in scored.values() for result in one.results]
     if not results:
         raise ValueError(f"nothing can be scored{': ' + notes[0] if notes else ', for there are no results'}")
-    described = _describe(extractors, results, features, digests)
+    described = _describe(extractors, results, sets, digests)
     rows = []
     for one in files:
         made = _rows(one, scored[one.name], described, digests, seed=seed, notes=notes)
@@ -203,7 +208,7 @@ def _compare(
         run=run,
         notes=list(dict.fromkeys(" ".join(note.split()) for note in notes)),
     )
-    _write(comparison, output, files, scored, digests, seed)
+    _write(comparison, output, files, seed)
     return comparison
 
 
@@ -220,7 +225,7 @@ def _choose_baseline(baseline: str | None, methods: list[str]) -> str:
 def _describe(
     extractors: Sequence["Extractor"],
     results: Sequence[Result],
-    features: Mapping[int, Tensor],
+    sets: Mapping[int, metrics.ReferenceFeatures],
     digests: dict[str, str],
 ) -> list[Metric]:
     """All columns that these results can have, those of networks first."""
@@ -229,8 +234,9 @@ def _describe(
     for number, extractor in enumerate(extractors):
         if extractor.distance_name is not None:
             made += metrics.distance_metrics(extractor.distance_name, extractor.passport, samples=samples)
-        if number in features:
-            known = {"references": str(len(features[number])), "references hash": _hash(digests)}
+        if number in sets:
+            count = f"{len(sets[number].features)}, the originals of these results among them"
+            known = {"references": count, "references hash": _hash(digests)}
             made += metrics.set_metrics(
                 extractor.frechet_name, extractor.kernel_name, extractor.passport, references=known
             )
@@ -301,12 +307,13 @@ def _rows(
             numbers = list(_by_image(some, metric.name).values())
             if numbers:
                 values[metric.name] = interval(numbers, seed=key(seed, "interval", files.name, label, metric.name))
-        parts = {
-            "masks": hash_entries([scored.holes[image] for image in counts]),
-            "samples": counts,
-            "references": _hash(digests or {image: scored.digests[image] for image in counts}),
-            "passports": {metric.name: metric.passport for metric in described},
+        compared_with = digests or {image: scored.digests[image] for image in counts}
+        passport = {
+            "masks hash": hash_entries([scored.holes[image] for image in counts]),
+            "references": str(len(compared_with)),
+            "references hash": _hash(compared_with),
         }
+        parts = [passport, counts, {metric.name: metric.passport for metric in described}]
         rows.append(
             Row(
                 mask=files.name,
@@ -316,7 +323,8 @@ def _rows(
                 samples=samples,
                 values=values,
                 cost=_mean_cost(files.costs.get(label, {}), counts),
-                failed=len(missing),
+                missing=len(missing),
+                passport=passport,
             )
         )
     return rows
@@ -344,22 +352,14 @@ def _with_sets(
     notes: list[str],
 ) -> list[Row]:
     """The rows with the distances between sets as well."""
+    if not rows:
+        return []
     for number, whole in references.items():
         extractor = extractors[number]
-        regions = {"whole": whole}
-        if number in scored.crops:
-            regions["crop"] = metrics.ReferenceFeatures(scored.crops[number])
-        for region, reference in regions.items():
+        for region, reference in (("whole", whole), ("crop", scored.crops[number])):
             for place, row in enumerate(rows):
-                found = sorted(scored.features[number, region, row.method], key=lambda entry: entry[0])
-                made = _set_values(
-                    extractor,
-                    region,
-                    [image for image, _ in found],
-                    torch.stack([features for _, features in found]),
-                    reference,
-                    key(seed, "sets", mask, row.method),
-                )
+                found = scored.features[number, region, row.method]
+                made = _set_values(extractor, region, found, reference, key(seed, "sets", mask, row.method))
                 rows[place] = replace(row, values=row.values | made)
                 least = min(row.images, len(reference.features))
                 if least < 2:
@@ -377,34 +377,44 @@ def _with_sets(
 def _set_values(
     extractor: "Extractor",
     region: str,
-    images: list[str],
-    features: Tensor,
+    found: Mapping[tuple[str, int], Tensor],
     reference: metrics.ReferenceFeatures,
     seed: int,
 ) -> dict[str, Interval]:
+    """Of features (D) by image and sample."""
+    order = sorted(found)
+    images, features = [image for image, _ in order], torch.stack([found[one] for one in order])
     made: dict[str, Interval] = {}
+
+    def named(name: str) -> str:
+        return name if region == "whole" else metrics.cropped(name)
+
     least = min(len(set(images)), len(reference.features))
-    for name, distance, terms, bound in (
-        (extractor.frechet_name, metrics.frechet_distance, metrics.FrechetTerms, 0.0),
-        (extractor.kernel_name, metrics.kernel_distance, metrics.KernelTerms, -math.inf),
-    ):
-        if name is not None and least >= 2:
-            value = distance(features, reference)
-            column = name if region == "whole" else metrics.cropped(name)
-            made[column] = set_interval(
-                value, terms(features, reference).distance, images, seed=key(seed, column), least=bound
-            )
+    if extractor.frechet_name is not None and least >= 2:
+        column, terms = named(extractor.frechet_name), metrics.FrechetTerms(features, reference)
+        value = metrics.frechet_distance(features, reference)
+        made[column] = set_interval(value, terms.distance, images, seed=key(seed, column), least=0)
+    if extractor.kernel_name is not None and least >= 2:
+        column, terms = named(extractor.kernel_name), metrics.KernelTerms(features, reference, images)
+        made[column] = set_interval(terms.whole, terms.distance, images, seed=key(seed, column))
     if extractor.frechet_name is not None and least > metrics.NEIGHBOURS:
         inside: dict[str, list[float]] = {}
-        for image, value in zip(images, metrics.precise(features, reference).tolist(), strict=True):
+        for image, value in zip(images, metrics.precise(features, reference, images).tolist(), strict=True):
             inside.setdefault(image, []).append(value)
-        for kind, numbers in (
-            ("precision", [sum(some) / len(some) for some in inside.values()]),
-            ("recall", metrics.recalled(features, reference).tolist()),
-        ):
-            name = metrics.renamed(extractor.frechet_name, kind)
-            column = name if region == "whole" else metrics.cropped(name)
-            made[column] = interval(numbers, seed=key(seed, column))
+        numbers = {"precision": [sum(some) / len(some) for some in inside.values()]}
+        of_samples = [
+            [row for row, one in enumerate(order) if one[1] == sample] for sample in sorted({n for _, n in order})
+        ]
+        recalls = [
+            metrics.recalled(features[rows], reference, [images[row] for row in rows])
+            for rows in of_samples
+            if len(rows) > metrics.NEIGHBOURS
+        ]
+        if recalls:
+            numbers["recall"] = torch.stack(recalls).mean(0).tolist()
+        for kind, some in numbers.items():
+            column = named(metrics.renamed(extractor.frechet_name, kind))
+            made[column] = interval(some, seed=key(seed, column))
     return made
 
 
@@ -441,14 +451,12 @@ def _write(
     comparison: Comparison,
     output: Path,
     files: list[MaskResults],
-    scored: Mapping[str, Scored],
-    digests: dict[str, str],
     seed: int,
 ) -> None:
     """metrics.csv, sets.csv and passports.json, each whole or not at all."""
     single = [metric.name for metric in comparison.metrics if any(metric.name in r.values for r in comparison.results)]
     costs = {one.name: one.costs for one in files}
-    lines: list[list[object]] = [["mask", "method", "image", "sample", *single, *COSTS]]
+    lines: list[list[object]] = [["mask", "method", "image", "sample", *single, *COSTS[1:]]]
     for result in comparison.results:
         cost = costs[result.mask].get(result.method, {}).get(result.image, Cost())
         numbers = [result.values.get(name) for name in single]
@@ -457,18 +465,15 @@ def _write(
 
     names = [metric.name for metric in comparison.metrics]
     heads = [head for name in names for head in (name, f"{name}_low", f"{name}_high")]
-    lines = [["mask", "method", "group", "images", "samples", "failed", *COSTS, *heads]]
+    lines = [["mask", "method", "group", "images", "samples", "missing", *COSTS[1:], *heads]]
     for row in comparison.rows:
         bounds = [asdict(row.values[name]) if name in row.values else {} for name in names]
         numbers = [one.get(part) for one in bounds for part in ("value", "low", "high")]
         lines.append(
-            [row.mask, row.method, row.group, row.images, row.samples, row.failed, *_cells(row.cost), *numbers]
+            [row.mask, row.method, row.group, row.images, row.samples, row.missing, *_cells(row.cost), *numbers]
         )
     write_text(output / "sets.csv", _csv(lines))
 
-    by_row: dict[tuple[str, str], set[str]] = {}
-    for result in comparison.results:
-        by_row.setdefault((result.mask, result.method), set()).add(result.image)
     passports = {
         "metrics": {metric.name: asdict(metric) for metric in comparison.metrics},
         "rows": [
@@ -478,11 +483,7 @@ def _write(
                 "group": row.group,
                 "images": row.images,
                 "samples": row.samples,
-                "masks hash": hash_entries([scored[row.mask].holes[image] for image in by_row[row.mask, row.method]]),
-                "references": len(digests or by_row[row.mask, row.method]),
-                "references hash": _hash(
-                    digests or {image: scored[row.mask].digests[image] for image in by_row[row.mask, row.method]}
-                ),
+                **row.passport,
             }
             for row in comparison.rows
         ],
@@ -494,11 +495,17 @@ def _write(
 
 
 def _cells(cost: Cost) -> list[float | None]:
-    return [getattr(cost, name) for name in COSTS]
+    return [getattr(cost, name) for name in COSTS[1:]]
 
 
 def _csv(lines: Iterable[Sequence[object]]) -> str:
     text = StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([f"{cell:.8g}" if isinstance(cell, float) else cell for cell in line] for line in lines)
+    writer.writerows([_written(cell) for cell in line] for line in lines)
     return text.getvalue()
+
+
+def _written(cell: object) -> object:
+    if not isinstance(cell, float):
+        return cell
+    return "" if math.isnan(cell) else f"{cell:.8g}"

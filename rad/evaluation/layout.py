@@ -1,6 +1,5 @@
 """Which files belong together: results, holes and costs, in a folder of sample.py or in folders of any other system."""
 
-import csv
 import json
 import re
 from collections.abc import Mapping
@@ -9,8 +8,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from rad.evaluation.results import Cost
-from rad.masks.files import read_mask, write_mask
-from rad.pictures import SUFFIXES, Picture, list_pictures
+from rad.masks.files import looks_inverted, read_mask, write_mask
+from rad.pictures import SUFFIXES, Picture, list_pictures, top_folder
+from rad.record import read_costs
 
 Polarity = Literal["white_is_fill", "white_is_known"]
 Files = dict[str, dict[int, Path]]
@@ -25,7 +25,7 @@ class MaskResults:
         name: of the mask set.
         holes: the hole of each image, white = fill, in files.
         files: the results of each method, in the order in which methods are shown.
-        costs: of each method and image, where they are known; for all samples of the image together.
+        costs: of each method and image, where they are known; of one sample.
     """
 
     name: str
@@ -40,13 +40,15 @@ class MaskResults:
 
 
 def by_name(pictures: list[Picture] | str | Path) -> dict[str, Picture]:
-    """Pictures by their relative path without suffix, as results are named.
+    """Pictures by their relative path without suffix, and in a zip without a folder that holds all of it, as results are named.
 
     Raises ValueError for two pictures of one name, and as `list_pictures`.
     """
+    listed = list_pictures(pictures) if isinstance(pictures, str | Path) else pictures
+    top = top_folder(listed) if listed else ""
     named: dict[str, Picture] = {}
-    for picture in list_pictures(pictures) if isinstance(pictures, str | Path) else pictures:
-        name = stem(picture.name)
+    for picture in listed:
+        name = stem(picture.name.removeprefix(top))
         if name in named:
             raise ValueError(f"two pictures are called {name}, {named[name].name} and {picture.name}: rename one")
         named[name] = picture
@@ -64,7 +66,7 @@ def is_tree(folder: Path) -> bool:
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """What run.json says; empty where there is none. Raises ValueError for a broken one."""
+    """What run.json says; empty where there is none. Raises ValueError for a broken one, and for entries of another kind."""
     path = folder / "run.json"
     if not path.is_file():
         return {}
@@ -74,7 +76,37 @@ def read_run(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is broken ({error}): remove it, or sample again") from error
     if not isinstance(run, dict):
         raise ValueError(f"{path} is broken (not an object): remove it, or sample again")
+    for name, (outer, inner) in RUN.items():
+        value = run.get(name, outer())
+        parts = value.values() if isinstance(value, dict) else value
+        if not isinstance(value, outer) or not all(isinstance(part, inner) for part in parts):
+            raise ValueError(f"{path} is broken ({name} is {json.dumps(value)[:60]}): remove it, or sample again")
+    for run_number, one in enumerate(run.get("runs", [])):
+        if not isinstance(one.get("environment", {}), dict):
+            raise ValueError(f"{path} is broken (environment of run {run_number}): remove it, or sample again")
     return run
+
+
+RUN: dict[str, tuple[type, type]] = {
+    "runs": (list, dict),
+    "options": (dict, object),
+    "model": (dict, object),
+    "masks": (list, str),
+    "mask_sources": (dict, dict),
+    "methods": (list, str),
+    "settings": (dict, dict),
+}
+"""Entries of run.json, and what they hold."""
+
+
+def unlike(run: Mapping[str, Any]) -> list[str]:
+    """A remark where results were made on different machines, as far as `run.json` says."""
+    different = []
+    for name in ("device", "cpu", "threads"):
+        found = list(dict.fromkeys(str(one.get("environment", {}).get(name)) for one in run.get("runs", [])))
+        if len(found) > 1:
+            different.append(f"{name} {' and '.join(found)}")
+    return [f"seconds are not comparable: runs differ in {', '.join(different)}"] if different else []
 
 
 def read_tree(folder: Path, run: Mapping[str, Any], *, notes: list[str]) -> list[MaskResults]:
@@ -88,14 +120,17 @@ def read_tree(folder: Path, run: Mapping[str, Any], *, notes: list[str]) -> list
     if not found:
         raise ValueError(f"{folder} holds no results: expected MASK/masks/NAME.png and MASK/METHOD/NAME.png in it")
     samples = run.get("options", {}).get("num_samples")
+    if not isinstance(samples, int | None):
+        raise ValueError(f"{folder / 'run.json'} is broken (num_samples is {samples}): remove it, or sample again")
     sets = []
     for mask in _ordered(found, run.get("masks", [])):
-        holes = _pictures(folder / mask / "masks")
+        holes = _pictures(folder / mask / "masks", notes)
         labels = {path.name for path in (folder / mask).iterdir() if path.is_dir() and not path.name.startswith(".")}
         files, costs = {}, {}
         for label in _ordered(labels - {"masks"}, run.get("methods", [])):
-            files[label] = find_results(folder / mask / label, set(holes), samples=samples)
-            costs[label] = read_costs(folder / mask / label / "costs.csv", notes=notes)
+            files[label] = find_results(folder / mask / label, set(holes), samples=samples, notes=notes)
+            count = samples or max((len(some) for some in files[label].values()), default=1)
+            costs[label] = _costs_of_one(folder / mask / label / "costs.csv", count, notes)
         notes += [f"{mask}: there are no results of {label}" for label in run.get("methods", []) if label not in files]
         sets.append(MaskResults(mask, holes, files, costs))
     return sets
@@ -105,14 +140,15 @@ def _ordered(found: set[str], wanted: list[str]) -> list[str]:
     return [name for name in dict.fromkeys(wanted) if name in found] + sorted(found - set(wanted))
 
 
-def find_results(folder: Path, names: set[str], *, samples: int | None = None) -> Files:
+def find_results(folder: Path, names: set[str], *, samples: int | None = None, notes: list[str]) -> Files:
     """The result files in a folder for the images called `names`: NAME.png, or NAME-0.png, NAME-1.png ...
 
     Args:
         samples: how many there are of each image, which tells sample 0 of "a" from the image "a-0"; None: numbered files are
             samples where there is neither a file nor a picture of their full name.
+        notes: remarks are added.
     """
-    found = _pictures(folder)
+    found = _pictures(folder, notes)
     if samples is not None and samples > 1:
         numbered = {name: {n: found[f"{name}-{n}"] for n in range(samples) if f"{name}-{n}" in found} for name in names}
         return {name: files for name, files in numbered.items() if files}
@@ -125,32 +161,35 @@ def find_results(folder: Path, names: set[str], *, samples: int | None = None) -
     return results
 
 
-def _pictures(folder: Path) -> dict[str, Path]:
-    """The picture files of a folder, by relative path without suffix; none at all is not an error here."""
+def _pictures(folder: Path, notes: list[str]) -> dict[str, Path]:
+    """The picture files of a folder, by relative path without suffix; none at all is not an error here.
+
+    Of two files of one name neither is taken, with a note.
+    """
     if not any(path.suffix.lower() in SUFFIXES for path in folder.rglob("*")):
         return {}
-    try:
-        return {name: Path(str(picture)) for name, picture in by_name(folder).items()}
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from error
+    files: dict[str, list[Path]] = {}
+    for picture in list_pictures(folder):
+        files.setdefault(stem(picture.name), []).append(Path(str(picture)))
+    for name, some in files.items():
+        if len(some) > 1:
+            notes.append(f"{name} is left out: there are {' and '.join(str(path) for path in some)}; remove one")
+    return {name: some[0] for name, some in files.items() if len(some) == 1}
 
 
-def read_costs(path: Path, *, notes: list[str]) -> dict[str, Cost]:
-    """The lines of a costs.csv by image; without it nothing, and with a broken one a note."""
+def _costs_of_one(path: Path, samples: int, notes: list[str]) -> dict[str, Cost]:
+    """By image what one of its samples cost; without the file nothing, and with a broken one a note."""
     if not path.is_file():
         return {}
     try:
-        with path.open(newline="", encoding="utf-8") as stream:
-            return {
-                line["image"]: Cost(*(float(line[key]) if line[key] else None for key in COSTS))
-                for line in csv.DictReader(stream)
-            }
-    except (KeyError, ValueError, TypeError) as error:
-        notes.append(f"{path} cannot be read ({type(error).__name__}: {error}): costs are left out")
+        found = read_costs(path)
+    except (ValueError, OSError) as error:
+        notes.append(f"{error}; costs are left out")
         return {}
-
-
-COSTS = ("nfe", "vjp", "seconds", "peak_mib")
+    return {
+        image: Cost(one["nfe"] / samples, one["vjp"] / samples, one["seconds"] / samples, one["peak_mib"])
+        for image, one in found.items()
+    }
 
 
 def read_folders(
@@ -177,7 +216,7 @@ def read_folders(
     for label, folder in results.items():
         if not folder.is_dir():
             raise ValueError(f"{folder} is not a folder: give the folder with the results of {label}")
-        files[label] = find_results(folder, names)
+        files[label] = find_results(folder, names, notes=notes)
         if not files[label]:
             raise ValueError(f"{folder} holds no picture called like a reference, such as {min(names)}.png")
     images = sorted({image for some in files.values() for image in some})
@@ -188,7 +227,7 @@ def read_folders(
     folder = output / name / "masks"
     if mask.exists() and folder.resolve().is_relative_to(mask.resolve()):
         raise ValueError(f"--output {output} would write into the masks in {mask}: give another folder")
-    holes = {}
+    holes, inverted = {}, []
     for image in images:
         if image not in masks:
             notes.append(f"{image} has no mask in {mask}: left out")
@@ -198,9 +237,15 @@ def read_folders(
         except ValueError as error:
             notes.append(f"{image}: {error}: left out")
             continue
+        inverted += [image] if looks_inverted(hole) else []
         holes[image] = folder / f"{image}.png"
         holes[image].parent.mkdir(parents=True, exist_ok=True)
         write_mask(holes[image], hole)
     if not holes:
         raise ValueError(f"no mask in {mask} is called like a result, such as {images[0]}.png")
+    if inverted:
+        notes.append(
+            f"{name}: {len(inverted)} of {len(holes)} masks look inverted, such as that of {inverted[0]} (so do those of "
+            f"outpainting): look at --mask_polarity, which is {polarity}"
+        )
     return MaskResults(name, holes, files)

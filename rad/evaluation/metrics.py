@@ -112,9 +112,14 @@ def seam(image: Tensor, reference: Tensor, hole: Tensor) -> Tensor:
 def known_error(raw: Tensor, reference: Tensor, hole: Tensor) -> Tensor:
     """(B) float64: mean absolute error in grey levels (0 to 255) of known pixels; NaN where there is none.
 
-    For the raw output, before known pixels are put back.
+    That of results is 0, that of raw outputs, before known pixels are put back, is not.
     """
     return _levels(raw, reference, (hole <= 0).double())
+
+
+def hole_error(image: Tensor, reference: Tensor, hole: Tensor) -> Tensor:
+    """(B) float64: mean absolute error in grey levels (0 to 255) of the pixels of the hole; NaN for an empty one."""
+    return _levels(image, reference, (hole > 0).double())
 
 
 def _levels(image: Tensor, reference: Tensor, weight: Tensor) -> Tensor:
@@ -208,7 +213,7 @@ def kernel_distance(features: Tensor, reference: ReferenceFeatures, images: Sequ
     Raises ValueError for less than two images in either set.
     """
     _need_two(features, reference)
-    return KernelTerms(features, reference, images).distance(torch.ones(len(features), dtype=torch.float64))
+    return KernelTerms(features, reference, images).whole
 
 
 class FrechetTerms:
@@ -245,6 +250,11 @@ class KernelTerms:
         self.owner = _places(images, sorted(set(images))) if images else torch.arange(len(features))
         self.within = poly_kernel(features, features).masked_fill_(self.owner[:, None] == self.owner, 0)
         self.reference = reference.kernel_mean
+
+    @property
+    def whole(self) -> float:
+        """The distance of all results."""
+        return self.distance(torch.ones_like(self.between))
 
     def distance(self, weight: Tensor) -> float:
         """The distance where result n is taken weight[n] times; pairs of an image with itself are left out."""
@@ -321,12 +331,12 @@ def _radii(features: Tensor) -> Tensor:
 
 
 def _covered(points: Tensor, centres: Tensor, radii: Tensor, own: Tensor) -> Tensor:
-    """(N) whether each point is within the radius of any centre but its own one; equal distances whatever their rounding."""
+    """(N) whether each point is within the radius of any centre but its own one."""
     covered = []
     for some, with_own, places in _blocks(points, own):
         distances = torch.cdist(some, centres)
         distances[with_own, places] = math.inf
-        covered.append((distances <= radii * (1 + 1e-9)).any(1).double())
+        covered.append((distances <= radii).any(1).double())
     return torch.cat(covered)
 
 
@@ -403,7 +413,7 @@ def set_metrics(
         references: number and hash of the pictures that the results are compared with.
     """
     whole = passport | references | {"region": "whole image"}
-    bounds = passport | references | {"region": f"{REGION_CROP}; of the original pictures likewise"}
+    bounds = passport | {"references": "crops of the originals of these results", "region": REGION_CROP}
     exact = f"torchmetrics {torchmetrics.__version__}, float64"
     among = {"neighbours": str(NEIGHBOURS), "definition": "improved precision and recall, arXiv:1904.06991"}
     made: list[Metric] = []
@@ -413,8 +423,10 @@ def set_metrics(
             made.append(Metric(name, _title(name), better, digits, whole | more))
             made.append(Metric(cropped(name), f"{_title(name)} crop", better, digits, bounds | more))
 
-    add(frechet, "lower", 2, {"computed": exact})
-    add(kernel, "lower", 4, {"computed": exact, "kernel": "(1 + <x,y>/D)^3, all pairs of different images"})
+    apart = {"own originals": "never compared with their own results"}
+    among |= apart
+    add(frechet, "lower", 2, {"computed": exact, "samples": "all together"})
+    add(kernel, "lower", 4, {"computed": exact, "kernel": "(1 + <x,y>/D)^3, all pairs of different images"} | apart)
     if frechet is not None:
         add(renamed(frechet, "precision"), "higher", 3, among)
         add(renamed(frechet, "recall"), "higher", 3, among)

@@ -18,7 +18,7 @@ Box = tuple[float, float, float, float]  # left, bottom, right, top
 
 
 def plot_quality(rows: Sequence[Row], metric: Metric, *, families: Sequence[str], prefix: str) -> str | None:
-    """An <svg> of `metric` with its intervals against NFE and against seconds an image, or None where nothing is known.
+    """An <svg> of `metric` with its intervals against NFE and against seconds for one sample, or None where nothing is known.
 
     Rows of one method with several steps (`ddnm@20`, `ddnm@50`) share a colour and are joined. Methods that never call
     the network are horizontal lines, in both panels. Each group of rows has its own marker.
@@ -59,7 +59,7 @@ def plot_quality(rows: Sequence[Row], metric: Metric, *, families: Sequence[str]
     return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", picture)
 
 
-COSTS = {"nfe": "network calls an image (NFE)", "seconds": "seconds an image"}
+COSTS = {"nfe": "network calls for one sample (NFE)", "seconds": "seconds for one sample"}
 
 
 def family(method: str) -> str:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from rad.console import counted
 from rad.evaluation.plots import family, plot_quality
-from rad.evaluation.results import Comparison, Difference, Metric, Result, Row
+from rad.evaluation.results import Comparison, Difference, Interval, Metric, Result, Row
 from rad.files import write_text
 from rad.masks.files import read_mask
 from rad.pictures import Archive, Picture, blank, open_picture, to_tensor
@@ -35,11 +35,21 @@ LADDER = (
 )  # longest side and WebP quality; 100: files as they are
 TINY, SHEET_ROWS, CASES = 48, 8, 3
 COSTS = {
-    "nfe": ("NFE", "network calls an image, for all its samples together"),
-    "vjp": ("VJP", "backward passes through the network an image, for all its samples together"),
-    "seconds": ("seconds", "an image, for all its samples together"),
+    "nfe": ("NFE", "network calls for one sample of an image"),
+    "vjp": ("VJP", "backward passes through the network for one sample of an image"),
+    "seconds": ("seconds", "for one sample of an image"),
     "peak_mib": ("peak MiB", "the largest memory of all images"),
 }
+READING = (
+    "Numbers in brackets are bootstrap 95 % intervals over images; there is none where all values are equal.",
+    "the best value of a group and all that cannot be told from it, by the test where one of the two is the baseline, "
+    "otherwise because their intervals overlap; nothing where that would be all, or where the best has no interval.",
+    "Means over images are compared with the baseline on the images that both have: paired sign-flip test, Holm over the "
+    "methods of one metric and mask set, not over metrics or mask sets.",
+    "marks a difference that may be chance (p ≥ 0.05, or too few images); for the others p is given. Distances between "
+    "sets, precision and recall are not tested: look at their intervals.",
+)
+"""How to read the tables: intervals, what is bold, what is tested, and what the sign "≈" says."""
 Kind = Literal["input", "result", "original"]
 Opener = Callable[[Result], Image.Image]
 
@@ -153,12 +163,14 @@ def write_report(comparison: Comparison, output: Path, *, open_reference: Opener
     pictures.fit(_all_pictures(mask_sets))
     content: dict[str, Any] = {
         "comparison": comparison,
+        "commands": [str(run["command"]) for run in comparison.run.get("runs", []) if "command" in run],
         "facts": _facts(comparison.run),
         "columns": _columns(comparison),
         "mask_sets": mask_sets,
         "plots": plots,
         "ranked": ranked,
         "picture": pictures.show,
+        "reading": READING,
         "reduction": pictures.describe(),
         "method_count": len({row.method for row in comparison.rows}),
         "passport_keys": list(dict.fromkeys(key for metric in comparison.metrics for key in metric.passport)),
@@ -195,15 +207,26 @@ def _plain(text: object) -> str:
 
 
 def _facts(run: dict[str, Any]) -> dict[str, dict[str, str]]:
-    """run.json as titled lists, the single values first; its names of masks and methods are in the tables already."""
-    single = {key: _text(value) for key, value in run.items() if not isinstance(value, dict)}
-    several = {
-        key: {str(k): _text(v) for k, v in value.items()} for key, value in run.items() if isinstance(value, dict)
-    }
-    listed = {key: value for key, value in single.items() if key not in ("masks", "methods")}
-    if "seed" in several.get("options", {}):
-        listed["seed"] = several["options"]["seed"]
-    return ({"run": listed} if listed else {}) | several
+    """run.json as titled lists; its commands, and its names of masks and methods, are elsewhere on the page."""
+    runs = run.get("runs", [])
+    facts = {"run": _of_runs([{key: one[key] for key in ("created", "commit") if key in one} for one in runs])}
+    if "seed" in run.get("options", {}):
+        facts["run"]["seed"] = _text(run["options"]["seed"])
+    facts["environment"] = _of_runs([one.get("environment", {}) for one in runs])
+    for title, entries in run.items():
+        if isinstance(entries, dict):
+            facts[title] = {str(key): _text(value) for key, value in entries.items()}
+    return {title: entries for title, entries in facts.items() if entries}
+
+
+def _of_runs(runs: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """What is equal in all runs once, otherwise that of each, numbered as in the settings of the methods."""
+    facts = {}
+    for key in dict.fromkeys(key for one in runs for key in one):
+        texts = [_text(one.get(key)) for one in runs]
+        each = "; ".join(f"run {number}: {text}" for number, text in enumerate(texts))
+        facts[str(key)] = each if len(set(texts)) > 1 else texts[0]
+    return facts
 
 
 def _text(value: Any) -> str:
@@ -242,7 +265,7 @@ def _mask_set(comparison: Comparison, name: str) -> MaskSet:
     groups: dict[str, list[Line]] = {}
     for key in dict.fromkeys(row.group for row in rows):
         some = sorted((row for row in rows if row.group == key), key=lambda row: _rank(row, comparison))
-        best = {metric.name: _best(metric, some) for metric in comparison.metrics}
+        best = {metric.name: _best(metric, some, comparison.baseline) for metric in comparison.metrics}
         groups[key] = [Line(row, _cells(row, comparison, best)) for row in some]
     methods = list(dict.fromkeys(line.row.method for lines in groups.values() for line in lines))
     results = {method: [] for method in methods}
@@ -271,24 +294,40 @@ def _rank(row: Row, comparison: Comparison) -> tuple[bool, float]:
     return False, interval.value if better == "lower" else -interval.value
 
 
-def _best(metric: Metric, rows: Sequence[Row]) -> str | None:
-    """The best value as it is shown, so that what looks equal is marked alike; None where nothing competes."""
-    values = [row.values[metric.name].value for row in rows if metric.name in row.values]
-    values = [value for value in values if not math.isnan(value)]
-    if len(values) < 2 or metric.better == "none":
-        return None
-    return _number(max(values) if metric.better == "higher" else min(values), metric.digits)
+def _best(metric: Metric, rows: Sequence[Row], baseline: str) -> set[str]:
+    """The methods of the best value of a group and of those that cannot be told from it.
+
+    None where that would be all, and where the best has no interval.
+    """
+    known = [row for row in rows if metric.name in row.values and not math.isnan(row.values[metric.name].value)]
+    if metric.better == "none" or not known:
+        return set()
+    best = (max if metric.better == "higher" else min)(known, key=lambda row: row.values[metric.name].value)
+    alike = {row.method for row in known if _is_alike(row, best, metric, baseline)}
+    return set() if math.isnan(best.values[metric.name].low) or len(alike) == len(known) else alike
 
 
-def _cells(row: Row, comparison: Comparison, best: dict[str, str | None]) -> list[Cell]:
+def _is_alike(row: Row, best: Row, metric: Metric, baseline: str) -> bool:
+    """Whether a value cannot be told from the best one: by the paired test where one is the baseline, or else by intervals."""
+    one, other = row.values[metric.name], best.values[metric.name]
+    if _number(one.value, metric.digits) == _number(other.value, metric.digits):
+        return True
+    if baseline in (row.method, best.method):
+        tested = (best if row.method == baseline else row).against.get(metric.name)
+        if tested is not None:
+            return tested.is_noise
+    return one.low <= other.high and other.low <= one.high
+
+
+def _cells(row: Row, comparison: Comparison, best: dict[str, set[str]]) -> list[Cell]:
     cells = [_cost(getattr(row.cost, name)) for name in _known_costs(comparison)]
     cells.append(
         Cell(
             f"{row.images}" if row.samples == 1 else f"{row.images} × {row.samples}",
             row.images * row.samples,
-            mark=f"{row.failed} failed" if row.failed else "",
+            mark=f"{row.missing} missing" if row.missing else "",
             verdict="worse",
-            hint="images that others have and this method has not" if row.failed else "",
+            hint="images that others have and this method has not" if row.missing else "",
         )
     )
     for metric in _known_metrics(comparison):
@@ -297,18 +336,27 @@ def _cells(row: Row, comparison: Comparison, best: dict[str, str | None]) -> lis
             cells.append(Cell(hint="not known"))
             continue
         text = _number(interval.value, metric.digits)
-        ends = [_number(end, metric.digits) for end in (interval.low, interval.high)]
         difference = row.against.get(metric.name)
         mark, verdict, hint = _judge(difference, metric, comparison.baseline) if difference else ("", "", "")
-        shown = "" if math.isnan(interval.low) or math.isnan(interval.high) else f"[{ends[0]}, {ends[1]}]"
-        cells.append(Cell(text, interval.value, shown, mark, verdict, hint, text == best[metric.name]))
+        ends = _ends(interval, lambda end, metric=metric: _number(end, metric.digits))
+        cells.append(Cell(text, interval.value, ends, mark, verdict, hint, row.method in best[metric.name]))
     return cells
+
+
+def _ends(interval: Interval | Difference, written: Callable[[float], str]) -> str:
+    """[low, high], nothing where it is not known."""
+    ends = interval.low, interval.high
+    return "" if any(math.isnan(end) for end in ends) else f"[{written(ends[0])}, {written(ends[1])}]"
 
 
 def _judge(difference: Difference, metric: Metric, baseline: str) -> tuple[str, str, str]:
     """(mark, verdict, explanation) of a difference from the baseline."""
-    size, low, high = (f"{end:+.{metric.digits + 1}f}" for end in (difference.value, difference.low, difference.high))
-    said = f"{size} [{low}, {high}] from {baseline} on {difference.images} images"
+
+    def signed(value: float) -> str:
+        return f"{value:+.{metric.digits + 1}f}"
+
+    size = " ".join(part for part in (signed(difference.value), _ends(difference, signed)) if part)
+    said = f"{size} from {baseline} on {difference.images} images"
     if difference.p is None:
         return "≈", "noise", f"may be chance: {said}, too few for a test"
     p = "p < 0.001" if difference.p < 0.001 else f"p = {difference.p:.3f}"

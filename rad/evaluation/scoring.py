@@ -1,7 +1,7 @@
 """One pass over the files of a mask set: the numbers of every image, and the features that distances between sets need."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -44,6 +44,8 @@ class _Item:
     image: Tensor
     raw: Tensor | None
     values: dict[str, float] = field(default_factory=dict)
+    errors: tuple[float, float] = (0.0, 0.0)
+    """Mean errors of known and of filled pixels, in grey levels; NaN where there are none."""
 
 
 @dataclass
@@ -52,16 +54,16 @@ class Scored:
 
     Args:
         results: in the order of methods, images and samples.
-        features: by extractor (its number), region ("whole", "crop") and method: the image and the features (D) of each result.
-        crops: by extractor: the features (N,D) of the crops of the original pictures.
+        features: by extractor (its number), region ("whole", "crop") and method: the features (D) by image and sample.
+        crops: by extractor: the features of the crops of the original pictures.
         holes: what stands for the hole of each image, for the hash of the set.
         digests: of the pixels of each reference.
         notes: what was left out and why.
     """
 
     results: list[Result] = field(default_factory=list)
-    features: dict[tuple[int, str, str], list[tuple[str, Tensor]]] = field(default_factory=dict)
-    crops: dict[int, Tensor] = field(default_factory=dict)
+    features: dict[tuple[int, str, str], dict[tuple[str, int], Tensor]] = field(default_factory=dict)
+    crops: dict[int, metrics.ReferenceFeatures] = field(default_factory=dict)
     holes: dict[str, Entry] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -90,8 +92,8 @@ def grouped(elements: Iterable[Element], shape: Callable[[Element], object], siz
 
 def reference_features(
     pictures: Mapping[str, Picture], extractors: Sequence["Extractor"], *, batch_size: int, notes: list[str]
-) -> tuple[dict[int, Tensor], dict[str, str]]:
-    """Features (N,D) of whole original pictures by the number of the extractor, and the digest of each picture.
+) -> tuple[dict[int, metrics.ReferenceFeatures], dict[str, str]]:
+    """Features of whole original pictures by the number of the extractor, and the digest of each picture.
 
     What cannot be read is left out with a note.
     """
@@ -111,8 +113,16 @@ def reference_features(
             images = torch.stack([loaded[name] for name in group])
             for number, features in found.items():
                 features.update(zip(group, extractors[number].features(images).cpu(), strict=True))
-    stacked = {n: torch.stack([some[name] for name in sorted(some)]) for n, some in found.items() if some}
-    return stacked, digests
+    return _as_references(found), digests
+
+
+def _as_references(found: Mapping[int, Mapping[str, Tensor]]) -> dict[int, metrics.ReferenceFeatures]:
+    """Of features (D) by extractor and name."""
+    return {
+        number: metrics.ReferenceFeatures(torch.stack([some[name] for name in sorted(some)]), sorted(some))
+        for number, some in found.items()
+        if some
+    }
 
 
 def score(
@@ -131,7 +141,9 @@ def score(
         on_file: called after every file, scored or not.
     """
     scored = Scored()
+    errors: dict[str, list[tuple[float, float]]] = {}
     crops: dict[int, dict[str, Tensor]] = {n: {} for n, extractor in enumerate(extractors) if has_features(extractor)}
+    taken = {label: {path for one in some.values() for path in one.values()} for label, some in files.files.items()}
     for names in _blocks(files, batch_size):
         truths: dict[str, _Truth] = {}
         items = []
@@ -142,7 +154,7 @@ def score(
             for label, some in files.files.items():
                 for sample, path in sorted(some.get(name, {}).items()):
                     if truth is not None:
-                        items += _read_item(label, name, sample, path, truth, scored)
+                        items += _read_item(label, name, sample, path, truth, scored, taken[label])
                     on_file()
         _score_pixels(items, batch_size)
         for number, extractor in enumerate(extractors):
@@ -152,6 +164,7 @@ def score(
                     images = torch.stack([metrics.crop(truths[name].image, truths[name].box) for name in group])
                     crops[number].update(zip(group, extractor.features(images).cpu(), strict=True))
         for item in items:
+            errors.setdefault(item.method, []).append(item.errors)
             source = references[item.name].source
             scored.results.append(
                 Result(
@@ -165,10 +178,31 @@ def score(
                     values=item.values,
                 )
             )
-    scored.crops = {n: torch.stack([some[name] for name in sorted(some)]) for n, some in crops.items() if some}
+    scored.notes += _on_known(files.name, errors)
+    scored.crops = _as_references(crops)
     order = {label: number for number, label in enumerate(files.files)}
     scored.results.sort(key=lambda result: (order[result.method], result.image, result.sample))
     return scored
+
+
+def _on_known(mask: str, errors: Mapping[str, list[tuple[float, float]]]) -> list[str]:
+    """Remarks on known pixels that differ from the original, by the errors of known and filled pixels of each method."""
+    notes = []
+    for method, some in errors.items():
+        changed = [(known, filled) for known, filled in some if known > 0]
+        if not changed:
+            continue
+        known, filled = (sum(numbers) / len(changed) for numbers in zip(*changed, strict=True))
+        notes.append(
+            f"{mask}: known pixels of {len(changed)} of {len(some)} results of {method} differ from the original, by "
+            f"{known:.3g} grey levels on average"
+        )
+        if known > filled:
+            notes.append(
+                f"{mask}: ARE THE MASKS INVERTED? Known pixels of {method} differ more from the original than filled ones "
+                f"({known:.3g} against {filled:.3g} grey levels): look at --mask_polarity"
+            )
+    return notes
 
 
 def _blocks(files: MaskResults, batch_size: int) -> Iterator[list[str]]:
@@ -198,7 +232,10 @@ def _read_truth(files: MaskResults, references: Mapping[str, Picture], name: str
     return truth
 
 
-def _read_item(method: str, name: str, sample: int, path: Path, truth: _Truth, scored: Scored) -> list[_Item]:
+def _read_item(
+    method: str, name: str, sample: int, path: Path, truth: _Truth, scored: Scored, taken: Set[Path]
+) -> list[_Item]:
+    """`taken`: files that are results of the method, whatever they are called."""
     try:
         item = _Item(method, name, sample, path, truth, _read(path, truth), raw=None)
     except (ValueError, OSError) as error:
@@ -206,7 +243,7 @@ def _read_item(method: str, name: str, sample: int, path: Path, truth: _Truth, s
         return []
     raw = path.with_name(f"{path.stem}-raw{path.suffix}")
     try:
-        item.raw = _read(raw, truth) if raw.is_file() else None
+        item.raw = _read(raw, truth) if raw.is_file() and raw not in taken else None
     except (ValueError, OSError) as error:
         scored.notes.append(f"{method}: a raw output is left out: {error}")
     return [item]
@@ -254,6 +291,9 @@ def _score_pixels(items: Sequence[_Item], batch_size: int) -> None:
         _put(group, "psnr-hole", metrics.psnr(image, reference, hole))
         _put(group, "ssim", metrics.ssim(image, reference))
         _put(group, "seam", metrics.seam(image, reference, hole))
+        known, inside = metrics.known_error(image, reference, hole), metrics.hole_error(image, reference, hole)
+        for item, *errors in zip(group, known.tolist(), inside.tolist(), strict=True):
+            item.errors = errors[0], errors[1]
         for item in group:
             if item.raw is not None:
                 known = metrics.known_error(item.raw[None], item.truth.image[None], item.truth.hole[None])
@@ -274,7 +314,8 @@ def _score_network(
                 _put(group, name, extractor.distance(image, reference))
             if has_features(extractor):
                 for item, features in zip(group, extractor.features(image).cpu(), strict=True):
-                    scored.features.setdefault((number, region, item.method), []).append((item.name, features))
+                    some = scored.features.setdefault((number, region, item.method), {})
+                    some[item.name, item.sample] = features
     if distance is None:
         return
     samples: dict[tuple[str, str], list[_Item]] = {}
