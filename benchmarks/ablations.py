@@ -78,7 +78,9 @@ def call(options: argparse.Namespace, words: list[str]) -> None:
     """Run a script of the project in the output folder, where train.py puts its runs."""
     with (options.output / "commands.txt").open("a") as file:
         print("python", shlex.join(words), file=file)
-    (options.output / "checkpoints").exists() or (options.output / "checkpoints").symlink_to(ROOT / "checkpoints")
+    models = options.output / "checkpoints"
+    if not models.exists():
+        models.symlink_to(ROOT / "checkpoints")
     subprocess.run([sys.executable, str(ROOT / words[0]), *words[1:]], cwd=options.output, check=True)
 
 

@@ -136,12 +136,10 @@ class Inpainter:
             raise ValueError(
                 f"{folder} resumes training; to sample give an adapter folder beside it, step=N-ema or step=N"
             )
-        if (folder / "adapter_config.json").exists() or (folder / "rad_config.json").exists():
-            info = AdapterInfo.read(folder)
-            if (folder / "unet").is_dir():  # all weights were trained: there is no adapter that could be switched off
-                loaded = load_base(folder)
-                unet = patch(loaded.unet).requires_grad_(False)
-                return cls(unet, loaded, info=info, device=target, precision=precision)
+        whole = (folder / "unet").is_dir()  # a base model, or one of which all weights were trained
+        described = (folder / "adapter_config.json").exists() or (folder / "rad_config.json").exists()
+        info = AdapterInfo.read(folder) if described else None
+        if info is not None and not whole:
             source = _find_base(folder, info) if base is None else str(base)
             loaded = load_base(
                 source,
@@ -154,10 +152,10 @@ class Inpainter:
             return cls(unet, loaded, peft=peft, info=info, device=target, precision=precision)
         if base is not None:
             raise ValueError(
-                f"{path} is not an adapter folder (it has no rad_config.json), so base={str(base)!r} has no use"
+                f"{path} is not an adapter folder, with rad_config.json and no unet, so base={str(base)!r} has no use"
             )
         loaded = load_base(path)
-        return cls(patch(loaded.unet).requires_grad_(False), loaded, device=target, precision=precision)
+        return cls(patch(loaded.unet).requires_grad_(False), loaded, info=info, device=target, precision=precision)
 
     def __call__(
         self,

@@ -2,7 +2,7 @@
 
 import argparse
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from rad.masks import MaskGenerator
 from rad.masks.files import read_mask
 from rad.masks.shapes import MASKS, main_names, make
-from rad.pictures import Picture, list_pictures, top_folder
+from rad.pictures import Picture, by_stem, list_pictures, stems
 from rad.tape import generator
 
 
@@ -19,7 +19,7 @@ from rad.tape import generator
 class Job:
     """A picture, where its mask comes from, and the files to be written: (samples, raw samples, mask).
 
-    `identity`: the name of its results, the picture's path in its folder or zip without the suffix.
+    `identity`: the name of its results, see `rad.pictures.stems`.
     """
 
     picture: Picture
@@ -48,6 +48,10 @@ class Job:
         if isinstance(self.mask, Picture):
             return read_mask(self.mask.file(), polarity=options.mask_polarity, size=size)
         return self.mask([generator(options.seed, "mask", self.name)], *size)[0]
+
+
+Input = tuple[Picture, str, Picture | MaskGenerator | None]
+"""A picture, the name of its results, and where its mask comes from."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +108,10 @@ def make_plan(options: argparse.Namespace, labels: Sequence[Label]) -> Plan:
     output = Path(options.output)
     masks = list(dict.fromkeys(options.mask))
     tree = len(masks) > 1 or options.report
+    pictures = list_pictures(options.image)
     if not tree and len(labels) == 1:
-        return Plan([Cell(masks[0], labels[0], output, plan(options, masks[0], output))], tree, [])
+        jobs = plan(options, _inputs(options, masks[0], pictures), output)
+        return Plan([Cell(masks[0], labels[0], output, jobs)], tree, [])
     if output.suffix.lower() == ".png" and not output.is_dir():
         raise ValueError(f"--output {output}: several methods or masks write a folder each; give a folder")
     names = {mask: mask_name(mask) for mask in masks}
@@ -118,9 +124,10 @@ def make_plan(options: argparse.Namespace, labels: Sequence[Label]) -> Plan:
             raise ValueError(f"--output {output}: the contact sheet {sheet} cannot be written, for it is a folder")
     cells = []
     for mask, root in roots.items():
+        inputs = _inputs(options, mask, pictures)
+        sheet, holes = root / "methods.png" if sheets else None, root / "masks" if tree else None
         for label in labels:
-            holes = root / "masks" if tree else None
-            jobs = plan(options, mask, root / label.text, sheet=root / "methods.png" if sheets else None, holes=holes)
+            jobs = plan(options, inputs, root / label.text, sheet=sheet, holes=holes)
             cells.append(Cell(names[mask], label, root / label.text, jobs))
     return Plan(cells, tree, sheets)
 
@@ -134,16 +141,20 @@ def mask_name(mask: str) -> str:
 
 
 def plan(
-    options: argparse.Namespace, mask: str, output: Path, *, sheet: Path | None = None, holes: Path | None = None
+    options: argparse.Namespace,
+    inputs: Sequence[Input],
+    output: Path,
+    *,
+    sheet: Path | None = None,
+    holes: Path | None = None,
 ) -> list[Job]:
-    """One job a picture of --image, with its mask and its files in `output`; nothing is read yet but lists of names.
+    """One job a picture, with its mask and its files in `output`.
 
     Args:
         sheet: a further file that will be written.
         holes: folder for the masks; None: beside the results, where --save_mask asks for them.
     """
-    pictures = list_pictures(options.image)
-    source, top = Path(options.image), top_folder(pictures)
+    source = Path(options.image)
     one = source.is_file() and source.suffix.lower() != ".zip"
     if not one and output.suffix.lower() == ".png" and not output.is_dir():
         raise ValueError(f"--output {output}: {source} holds several pictures; give a folder")
@@ -159,14 +170,9 @@ def plan(
         )
     if any(path.is_file() for path in (folder, *folder.parents)):
         raise ValueError(f"--output {output} cannot be written: there is a file where the folder {folder} has to be")
-    find_mask = _mask_finder(mask, pictures, in_order=options.mask_by == "order")
-    if options.limit is not None:  # evenly spread, so that a class or folder is not left out
-        count = min(options.limit, len(pictures))
-        pictures = [pictures[number * len(pictures) // count] for number in range(count)]
     jobs = []
-    for picture in pictures:
-        relative = _relative(picture, top)
-        stem = output.with_suffix("") if into_file else output / relative
+    for picture, identity, mask in inputs:
+        stem = output.with_suffix("") if into_file else output / identity
         stems = (
             [stem]
             if options.num_samples == 1
@@ -176,8 +182,8 @@ def plan(
         raw = [path.with_name(f"{path.name}-raw.png") for path in stems] if options.raw else []
         mask_output = stem.with_name(f"{stem.name}-mask.png") if options.save_mask else None
         if holes is not None:
-            mask_output = (holes / relative).with_name(f"{relative.name}.png")
-        jobs.append(Job(picture, str(relative), find_mask(picture), outputs, raw, mask_output))
+            mask_output = holes / f"{identity}.png"
+        jobs.append(Job(picture, identity, mask, outputs, raw, mask_output))
     written = Counter(path for job in jobs for path in job.files)
     double = sorted(str(path) for path, count in written.items() if count > 1)
     if double:
@@ -196,36 +202,31 @@ def plan(
     return jobs
 
 
-def _mask_finder(
-    mask: str, pictures: Sequence[Picture], *, in_order: bool
-) -> Callable[[Picture], Picture | MaskGenerator | None]:
+def _inputs(options: argparse.Namespace, mask: str, pictures: Sequence[Picture]) -> list[Input]:
+    """All pictures with their masks, or as many as --limit says; nothing is read but lists of names."""
+    names = stems(pictures)
+    given = list(zip(pictures, names, _find_masks(mask, names, in_order=options.mask_by == "order"), strict=True))
+    if options.limit is None:
+        return given
+    count = min(options.limit, len(given))  # evenly spread, so that a class or folder is not left out
+    return [given[number * len(given) // count] for number in range(count)]
+
+
+def _find_masks(mask: str, names: Sequence[str], *, in_order: bool) -> Sequence[Picture | MaskGenerator | None]:
+    """Where the mask of each name comes from; None where there is none."""
     path = Path(mask)
     if not path.exists():
         if mask not in MASKS:
             raise ValueError(
                 f"--mask {mask} is neither a file, a folder, a zip nor a generator; there are {', '.join(main_names())}"
             )
-        made = make(mask)
-        return lambda _: made
+        return [make(mask)] * len(names)
     found = list_pictures(path)
     if path.is_file() and path.suffix.lower() != ".zip":
-        return lambda _: found[0]
+        return found * len(names)
     if in_order:
-        if len(found) < len(pictures):
-            raise ValueError(
-                f"--mask {mask} has {len(found)} masks for {len(pictures)} pictures: give at least as many"
-            )
-        by_place = dict(zip(pictures, found, strict=False))
-        return lambda picture: by_place[picture]
-    by_stem: dict[PurePosixPath, Picture] = {}
-    top, top_of_pictures = top_folder(found), top_folder(pictures)
-    for entry in found:
-        other = by_stem.setdefault(_relative(entry, top), entry)
-        if other is not entry:
-            raise ValueError(f"--mask {mask} has two masks for one picture, {other.name} and {entry.name}: remove one")
-    return lambda picture: by_stem.get(_relative(picture, top_of_pictures))
-
-
-def _relative(picture: Picture, top: str) -> PurePosixPath:
-    """The path in the folder or zip, without the suffix and without a top folder that holds all of a zip."""
-    return PurePosixPath(picture.name.removeprefix(top).lstrip("/")).with_suffix("")  # a zip may hold absolute names
+        if len(found) < len(names):
+            raise ValueError(f"--mask {mask} has {len(found)} masks for {len(names)} pictures: give at least as many")
+        return found[: len(names)]
+    named = by_stem(found, where=f"--mask {mask}", what="masks")
+    return [named.get(name) for name in names]

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import numpy as np
@@ -169,7 +169,32 @@ def list_pictures(source: str | Path) -> list[Picture]:
     return pictures
 
 
-def top_folder(pictures: Sequence["Picture"]) -> str:
+def stems(pictures: Sequence[Picture]) -> list[str]:
+    """How pictures are called beside their results and masks: the path in the folder or zip, without the suffix.
+
+    A folder that holds all of a zip does not count, and no name is absolute.
+    """
+    top = top_folder(pictures) if pictures else ""
+    return [str(PurePosixPath(picture.name.removeprefix(top).lstrip("/")).with_suffix("")) for picture in pictures]
+
+
+def by_stem(pictures: Sequence[Picture], *, where: str | Path, what: str = "pictures") -> dict[str, Picture]:
+    """Pictures by their names as in `stems`.
+
+    Raises:
+        ValueError: two have one name; the message begins with `where` they are and `what`.
+    """
+    named: dict[str, Picture] = {}
+    for name, picture in zip(stems(pictures), pictures, strict=True):
+        other = named.setdefault(name, picture)
+        if other is not picture:
+            raise ValueError(
+                f"{where} has two {what} called {name}, {other.name} and {picture.name}: rename or remove one"
+            )
+    return named
+
+
+def top_folder(pictures: Sequence[Picture]) -> str:
     """The folder, with its "/", in which all that a zip holds lies; empty for a folder, which is at its top already."""
     tops = {picture.name.partition("/")[0] for picture in pictures if "/" in picture.name}
     at_top = any("/" not in picture.name for picture in pictures)

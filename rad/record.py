@@ -37,8 +37,11 @@ class Record:
     """
 
     def __init__(self, options: argparse.Namespace, methods: Mapping[Label, "Method"]) -> None:
-        self.path = Path(options.output) / "run.json"
-        self.before = _read(self.path)
+        self.path = Path(options.output) / RUN
+        self.before = read_run(self.path.parent)
+        if self.path.is_file() and ENTRIES.keys() - self.before.keys():
+            raise ValueError(f"{self.path} is not the record of a comparison: give another --output")
+        self.before = self.before or {name: outer() for name, (outer, _) in ENTRIES.items()}
         self.options = {**vars(options), "image": str(Path(options.image).resolve())}
         self.masks = {
             mask_name(mask): {
@@ -117,26 +120,39 @@ class Record:
             )
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """run.json, or an empty one. Raises ValueError for what is none."""
-    empty: dict[str, Any] = {
-        "runs": [],
-        "options": {},
-        "model": {},
-        "masks": [],
-        "mask_sources": {},
-        "methods": [],
-        "settings": {},
-    }
-    if not path.exists():
-        return empty
+RUN = "run.json"
+ENTRIES: dict[str, tuple[type, type]] = {
+    "runs": (list, dict),
+    "options": (dict, object),
+    "model": (dict, object),
+    "masks": (list, str),
+    "mask_sources": (dict, dict),
+    "methods": (list, str),
+    "settings": (dict, dict),
+}
+"""Entries of run.json, and what they hold."""
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """What run.json says; empty where there is none. Raises ValueError for a broken one, and for entries of another kind."""
+    path = folder / RUN
+    if not path.is_file():
+        return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        run = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} cannot be read ({error}): delete it, or give another --output") from None
-    if not isinstance(content, dict) or any(type(content.get(key)) is not type(value) for key, value in empty.items()):
-        raise ValueError(f"{path} is not the record of a comparison: give another --output")
-    return content
+        raise ValueError(f"{path} is broken ({error}): remove it, or sample again") from error
+    if not isinstance(run, dict):
+        raise ValueError(f"{path} is broken (not an object): remove it, or sample again")
+    for name, (outer, inner) in ENTRIES.items():
+        value = run.get(name, outer())
+        parts = value.values() if isinstance(value, dict) else value
+        if not isinstance(value, outer) or not all(isinstance(part, inner) for part in parts):
+            raise ValueError(f"{path} is broken ({name} is {json.dumps(value)[:60]}): remove it, or sample again")
+    for number, one in enumerate(run.get("runs", [])):
+        if not isinstance(one.get("environment", {}), dict):
+            raise ValueError(f"{path} is broken (environment of run {number}): remove it, or sample again")
+    return run
 
 
 def _hash(adapter: Path) -> str:

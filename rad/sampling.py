@@ -15,7 +15,7 @@ from rad.console import EXIT_INPUT, EXIT_OK, EXIT_SOME, Parser, Progress, counte
 from rad.files import replacing
 from rad.jobs import Cell, Job, Label, make_plan
 from rad.masks import MaskGenerator
-from rad.masks.files import looks_inverted, read_mask, write_mask
+from rad.masks.files import looks_inverted, same_mask, write_mask
 from rad.masks.shapes import main_names
 from rad.pictures import Picture
 from rad.record import Record, add_costs
@@ -289,7 +289,7 @@ class Filling:
                     if job.raw:
                         write_picture(job.raw[sample], result.raw[index])
                 if job.mask_output is not None:
-                    write_hole(job.mask_output, hole)
+                    write_mask(job.mask_output, hole)
             except OSError as error:
                 self.failures.add(f"{job.picture}: cannot be written: {error}", job.picture)
                 continue
@@ -351,18 +351,6 @@ def write_picture(path: Path, image: Image.Image) -> None:
         image.save(temporary, format="PNG")
 
 
-def write_hole(path: Path, hole: Tensor) -> None:
-    """Write a mask, which is whole if it is there."""
-    with replacing(path) as temporary:
-        write_mask(temporary, hole)
-
-
-def same_mask(path: Path, hole: Tensor) -> bool:
-    """Whether a mask that was written is this hole (1,H,W), in 8 bits."""
-    there = read_mask(path)
-    return there.shape == hole.shape and torch.equal(there.mul(255).round(), hole.mul(255).round())
-
-
 def check_known(path: Path, picture: Image.Image, hole: Tensor) -> None:
     """Read the file again and compare its known pixels with the input's, bit for bit."""
     known = (hole[0] == 0).numpy()
@@ -380,6 +368,7 @@ class _ListMethods(argparse.Action):
 
 def parser() -> Parser:
     """The options of sample.py."""
+    from rad.evaluation.options import add_options
     from rad.methods import METHODS
 
     made = Parser(
@@ -448,13 +437,8 @@ def parser() -> Parser:
         action="store_true",
         help="then score the files: metrics.csv, summary.md and report.html in --output",
     )
-    made.add_argument("--feature_net", nargs="+", default=[], help="for --report: feature networks, see rad.evaluation")
-    made.add_argument(
-        "--lpips", nargs="+", default=[], choices=["alex", "vgg", "squeeze"], help="for --report: LPIPS by these"
-    )
-    made.add_argument("--fid", action="store_true", help="for --report: FID and KID by Inception")
-    made.add_argument("--baseline", help="for --report: what the others are compared with; rad, or the first")
     made.add_argument("--overwrite", action="store_true", help="make finished pictures again")
+    add_options(made.add_argument_group("for --report"))
     return made
 
 

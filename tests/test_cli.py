@@ -696,6 +696,8 @@ def test_a_model_trained_as_a_whole_is_for_rad_alone(config, train, sample, base
     code, _, err = sample("--overwrite", checkpoint=whole, method="ddnm")
     assert code == 2
     assert_one_error(err, "ddnm", "trained for per-pixel noise", str(base))
+    with pytest.raises(ValueError, match="has no use"):
+        Inpainter.from_pretrained(whole, base=base)
     inpainter = Inpainter.from_pretrained(whole)
     assert inpainter.peft is None
     assert inpainter.info.size == (SIZE, SIZE)

@@ -373,3 +373,15 @@ def test_costs_are_shared_out_by_windows(sample, pictures):
     costs = read_costs(pictures / "out/lines/rad@2/costs.csv")
     assert (costs["a"]["nfe"], costs["b"]["nfe"]) == (2, 6)
     assert costs["b"]["seconds"] == pytest.approx(3 * costs["a"]["seconds"], rel=1e-4)
+
+
+def test_a_picture_of_a_zip_that_cannot_be_read_is_told_once_a_mask(sample, pictures):
+    import zipfile
+
+    with zipfile.ZipFile(pictures / "in.zip", "w") as archive:
+        archive.write(pictures / "in" / "a.png", "a.png")
+        archive.writestr("b.png", b"no picture")
+    code, _, err = sample("--mask half box --method rad@1 ddnm@1 mean", image="in.zip")
+    assert code == 3
+    assert sum(line.startswith("failed:") for line in err.splitlines()) == 2
+    assert err.splitlines()[-1] == "1 of 2 pictures failed"

@@ -14,7 +14,7 @@ from PIL import Image
 from scipy import ndimage, stats
 
 from rad.masks import MaskGenerator
-from rad.masks.files import looks_inverted, overlay, read_mask, write_mask
+from rad.masks.files import looks_inverted, overlay, read_mask, same_mask, write_mask
 from rad.masks.perlin import Perlin, Pnoise, perlin_noise, soften, threshold_by_rank
 from rad.masks.shapes import MASKS, Blobs, Box, CenterBox, Expand, Lettering, RandomPixels, Strokes, make
 
@@ -404,6 +404,26 @@ def test_what_is_no_hole_is_not_written(tmp_path, path, hole, message):
     with pytest.raises(ValueError, match=message):
         write_mask(tmp_path / path, hole)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_mask_that_is_there_is_whole_and_can_be_compared(tmp_path, monkeypatch):
+    hole = torch.tensor([[[0.0, 1.0, 0.4]]])
+    path = tmp_path / "new" / "mask.png"
+    write_mask(path, hole)
+    assert same_mask(path, hole)
+    assert not same_mask(path, 1 - hole)
+    assert not same_mask(path, hole[:, :, :2])
+    before = path.read_bytes()
+
+    def fails(self, file, **_):
+        Path(file).write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Image.Image, "save", fails)
+    with pytest.raises(OSError, match="disk full"):
+        write_mask(path, 1 - hole)
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir()] == ["mask.png"]
 
 
 def test_modes_of_images(tmp_path):

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from rad.console import EXIT_OK, EXIT_SOME, Parser, guarded, tell
 from rad.evaluation.compare import BATCH_SIZE, evaluate, evaluate_folders, extractors
-from rad.evaluation.layout import is_tree, read_run
+from rad.evaluation.layout import is_tree
+from rad.evaluation.options import add_options
 from rad.evaluation.results import Comparison
+from rad.record import RUN, read_run
 
 FILES = ("metrics.csv", "sets.csv", "passports.json")
-NETS = ("alex", "vgg", "squeeze")
 
 
 def parser() -> Parser:
@@ -33,12 +34,7 @@ def parser() -> Parser:
     )
     made.add_argument("--mask", help="for other systems: a picture for all, or a folder or zip of them by name")
     made.add_argument("--mask_polarity", default="white_is_fill", choices=["white_is_fill", "white_is_known"])
-    made.add_argument(
-        "--feature_net", nargs="+", default=[], metavar="PATH", help="networks for perceptual and set distances"
-    )
-    made.add_argument("--lpips", nargs="+", default=[], choices=NETS, metavar="NET", help=f"LPIPS: {', '.join(NETS)}")
-    made.add_argument("--fid", action="store_true", help="FID and KID with the Inception network of torch-fidelity")
-    made.add_argument("--baseline", help="the method that others are compared with; rad, or else the first")
+    add_options(made)
     made.add_argument("--output", help="folder of the tables; --results of sample.py, or else `evaluation`")
     made.add_argument("--seed", type=int, default=0, help="of the resamples")
     made.add_argument("--batch_size", type=int, default=BATCH_SIZE, help="images that go through a network together")
@@ -123,7 +119,7 @@ def _reference(folder: Path) -> str:
     """What sample.py was given as --image."""
     image = str(read_run(folder).get("options", {}).get("image") or "")
     if not image:
-        raise ValueError(f"{folder / 'run.json'} does not say where the original pictures are: give --reference")
+        raise ValueError(f"{folder / RUN} does not say where the original pictures are: give --reference")
     if not Path(image).exists():
         raise ValueError(f"the original pictures {image} are not there any more: give --reference")
     return image

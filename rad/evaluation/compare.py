@@ -15,14 +15,14 @@ from torch import Tensor
 
 from rad.device import find_device
 from rad.evaluation import metrics
-from rad.evaluation.layout import MaskResults, Polarity, by_name, read_folders, read_run, read_tree, unlike
+from rad.evaluation.layout import MaskResults, Polarity, by_name, read_folders, read_tree, unlike
 from rad.evaluation.results import Comparison, Cost, Interval, Metric, Result, Row
 from rad.evaluation.scoring import Scored, has_features, reference_features, score
 from rad.evaluation.statistics import difference, holm, interval, set_interval
 from rad.files import write_text
 from rad.masks.sets import hash_entries
 from rad.pictures import Picture
-from rad.record import COSTS
+from rad.record import COSTS, read_run
 from rad.tape import key
 
 if TYPE_CHECKING:

@@ -1,16 +1,15 @@
 """Which files belong together: results, holes and costs, in a folder of sample.py or in folders of any other system."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
 from rad.evaluation.results import Cost
 from rad.masks.files import looks_inverted, read_mask, write_mask
-from rad.pictures import SUFFIXES, Picture, list_pictures, top_folder
-from rad.record import read_costs
+from rad.pictures import SUFFIXES, Picture, by_stem, list_pictures, stems
+from rad.record import RUN, read_costs
 
 Polarity = Literal["white_is_fill", "white_is_known"]
 Files = dict[str, dict[int, Path]]
@@ -44,59 +43,14 @@ def by_name(pictures: list[Picture] | str | Path) -> dict[str, Picture]:
 
     Raises ValueError for two pictures of one name, and as `list_pictures`.
     """
-    listed = list_pictures(pictures) if isinstance(pictures, str | Path) else pictures
-    top = top_folder(listed) if listed else ""
-    named: dict[str, Picture] = {}
-    for picture in listed:
-        name = stem(picture.name.removeprefix(top))
-        if name in named:
-            raise ValueError(f"two pictures are called {name}, {named[name].name} and {picture.name}: rename one")
-        named[name] = picture
-    return named
-
-
-def stem(name: str) -> str:
-    """The relative path without suffix."""
-    return str(PurePosixPath(name.lstrip("/")).with_suffix(""))
+    if isinstance(pictures, str | Path):
+        return by_stem(list_pictures(pictures), where=pictures)
+    return by_stem(pictures, where="the list")
 
 
 def is_tree(folder: Path) -> bool:
     """Whether a folder is one that sample.py wrote: it has a run.json, or mask sets with their masks."""
-    return (folder / "run.json").is_file() or any(folder.glob("*/masks"))
-
-
-def read_run(folder: Path) -> dict[str, Any]:
-    """What run.json says; empty where there is none. Raises ValueError for a broken one, and for entries of another kind."""
-    path = folder / "run.json"
-    if not path.is_file():
-        return {}
-    try:
-        run = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is broken ({error}): remove it, or sample again") from error
-    if not isinstance(run, dict):
-        raise ValueError(f"{path} is broken (not an object): remove it, or sample again")
-    for name, (outer, inner) in RUN.items():
-        value = run.get(name, outer())
-        parts = value.values() if isinstance(value, dict) else value
-        if not isinstance(value, outer) or not all(isinstance(part, inner) for part in parts):
-            raise ValueError(f"{path} is broken ({name} is {json.dumps(value)[:60]}): remove it, or sample again")
-    for run_number, one in enumerate(run.get("runs", [])):
-        if not isinstance(one.get("environment", {}), dict):
-            raise ValueError(f"{path} is broken (environment of run {run_number}): remove it, or sample again")
-    return run
-
-
-RUN: dict[str, tuple[type, type]] = {
-    "runs": (list, dict),
-    "options": (dict, object),
-    "model": (dict, object),
-    "masks": (list, str),
-    "mask_sources": (dict, dict),
-    "methods": (list, str),
-    "settings": (dict, dict),
-}
-"""Entries of run.json, and what they hold."""
+    return (folder / RUN).is_file() or any(folder.glob("*/masks"))
 
 
 def unlike(run: Mapping[str, Any]) -> list[str]:
@@ -121,7 +75,7 @@ def read_tree(folder: Path, run: Mapping[str, Any], *, notes: list[str]) -> list
         raise ValueError(f"{folder} holds no results: expected MASK/masks/NAME.png and MASK/METHOD/NAME.png in it")
     samples = run.get("options", {}).get("num_samples")
     if not isinstance(samples, int | None):
-        raise ValueError(f"{folder / 'run.json'} is broken (num_samples is {samples}): remove it, or sample again")
+        raise ValueError(f"{folder / RUN} is broken (num_samples is {samples}): remove it, or sample again")
     sets = []
     for mask in _ordered(found, run.get("masks", [])):
         holes = _pictures(folder / mask / "masks", notes)
@@ -169,8 +123,9 @@ def _pictures(folder: Path, notes: list[str]) -> dict[str, Path]:
     if not any(path.suffix.lower() in SUFFIXES for path in folder.rglob("*")):
         return {}
     files: dict[str, list[Path]] = {}
-    for picture in list_pictures(folder):
-        files.setdefault(stem(picture.name), []).append(Path(str(picture)))
+    pictures = list_pictures(folder)
+    for name, picture in zip(stems(pictures), pictures, strict=True):
+        files.setdefault(name, []).append(Path(str(picture)))
     for name, some in files.items():
         if len(some) > 1:
             notes.append(f"{name} is left out: there are {' and '.join(str(path) for path in some)}; remove one")
@@ -223,7 +178,7 @@ def read_folders(
     masks = by_name(mask)
     if mask.is_file() and mask.suffix.lower() != ".zip":
         masks = dict.fromkeys(images, next(iter(masks.values())))
-    name = mask.parent.name if mask.name == "masks" and mask.parent.name else stem(mask.name)
+    name = mask.parent.name if mask.name == "masks" and mask.parent.name else mask.stem
     folder = output / name / "masks"
     if mask.exists() and folder.resolve().is_relative_to(mask.resolve()):
         raise ValueError(f"--output {output} would write into the masks in {mask}: give another folder")
@@ -239,7 +194,6 @@ def read_folders(
             continue
         inverted += [image] if looks_inverted(hole) else []
         holes[image] = folder / f"{image}.png"
-        holes[image].parent.mkdir(parents=True, exist_ok=True)
         write_mask(holes[image], hole)
     if not holes:
         raise ValueError(f"no mask in {mask} is called like a result, such as {images[0]}.png")

@@ -8,6 +8,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from rad.files import replacing
+
 
 def read_mask(
     source: str | Path | BinaryIO | Image.Image,
@@ -52,7 +54,10 @@ def read_mask(
 
 
 def write_mask(path: str | Path, hole: Tensor) -> None:
-    """Write a hole (1,H,W) in [0,1] as an 8-bit grey PNG, white = fill, rounded to the nearest grey."""
+    """Write a hole (1,H,W) in [0,1] as an 8-bit grey PNG, white = fill, rounded to the nearest grey.
+
+    The file is whole if it is there, and its folder is made if need be.
+    """
     if Path(path).suffix.lower() != ".png":
         raise ValueError(f"{path}: masks are written as PNG, which keeps every pixel; end the name in .png")
     if hole.ndim != 3 or hole.shape[0] != 1:
@@ -60,7 +65,13 @@ def write_mask(path: str | Path, hole: Tensor) -> None:
     if not ((hole >= 0) & (hole <= 1)).all():
         raise ValueError(f"{path}: a hole lies in [0,1], this one in [{hole.min():.3g},{hole.max():.3g}]")
     grey = (255 * hole[0].float()).round().to(torch.uint8).cpu().numpy()
-    Image.fromarray(grey).save(path, format="PNG")
+    with replacing(Path(path)) as temporary:
+        Image.fromarray(grey).save(temporary, format="PNG")
+
+
+def same_mask(path: str | Path, hole: Tensor) -> bool:
+    """Whether a mask in a file (white = fill) is what `write_mask` makes of this hole (1,H,W) in [0,1]."""
+    return torch.equal(read_mask(path), hole.mul(255).round().div(255))
 
 
 def looks_inverted(hole: Tensor) -> bool:

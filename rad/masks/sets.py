@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -23,9 +23,9 @@ from torch import Tensor
 
 from rad import __version__
 from rad.files import replacing, write_text
-from rad.masks.files import read_mask, write_mask
+from rad.masks.files import read_mask, same_mask, write_mask
 from rad.masks.shapes import ALIASES, make
-from rad.pictures import Archive, Picture, list_pictures, top_folder
+from rad.pictures import Archive, Picture, by_stem, list_pictures, top_folder
 from rad.tape import generator
 
 MANIFEST, FORMAT = "manifest.json", "rad-masks-1"
@@ -207,15 +207,8 @@ def read_set(source: str | Path, *, polarity: Polarity = "white_is_fill") -> Mas
     """
     path = Path(source)
     listed = list_pictures(path)
-    top = top_folder(listed)
-    pictures: dict[str, Picture] = {}
-    for picture in listed:
-        name = PurePosixPath(picture.name.removeprefix(top)).with_suffix("").as_posix()
-        other = pictures.setdefault(name, picture)
-        if other is not picture:
-            raise ValueError(f"{path} has two masks called {name}, {other.name} and {picture.name}: remove one")
-    pictures = dict(sorted(pictures.items()))
-    manifest = _read_manifest(path, listed[0], top)
+    pictures = dict(sorted(by_stem(listed, where=path, what="masks").items()))
+    manifest = _read_manifest(path, listed[0], top_folder(listed))
     if manifest is not None and manifest["polarity"] != polarity:
         raise ValueError(f"polarity {polarity}: the {MANIFEST} of {path} says {manifest['polarity']}; use that")
     entries = tuple(Entry.of(name, _read(picture, polarity)) for name, picture in pictures.items())
@@ -247,12 +240,11 @@ def overview(masks: Sequence[tuple[Entry, Tensor]], *, title: str) -> Image.Imag
 
 
 def _put(folder: Path, mask: str, hole: Tensor, head: Mapping[str, Any]) -> None:
-    """Write a mask under a hidden name and rename it, or compare it with the file that is there."""
+    """Write a mask, or compare it with the file that is there."""
     path = folder / f"{mask}.png"
     if not path.exists():
-        with replacing(path) as temporary:
-            write_mask(temporary, hole)
-    elif not torch.equal(read_mask(path), hole):
+        write_mask(path, hole)
+    elif not same_mask(path, hole):
         raise ValueError(
             f"{path} is not mask {mask} of the set {head['set']} of {head['height']}x{head['width']} with seed "
             f"{head['seed']}, or was drawn by another version of Pillow or torch: give another folder"
