@@ -10,9 +10,13 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from peft import PeftModel
+from safetensors import SafetensorError
 from torch import Tensor
 
+from rad.checkpoints import WholeCheckpointIO
+from rad.files import replacing_folder
 from rad.lora import save_adapter, swapped, trainable
 from rad.masks.shapes import make
 from rad.module import Diffusion
@@ -99,7 +103,7 @@ class Checkpoint(ModelCheckpoint):
     """ModelCheckpoint in optimiser steps that writes models ready for use beside each `.ckpt`.
 
     `step=N.ckpt` resumes the run. `step=N/` and `step=N-ema/` hold the adapter (or, of a base model, the diffusers folder)
-    with the raw and the averaged weights.
+    with the raw and the averaged weights. Whatever stops the program, what bears these names is whole.
 
     Args:
         every_n_train_steps: distance of checkpoints in optimiser steps.
@@ -115,18 +119,29 @@ class Checkpoint(ModelCheckpoint):
             every_n_train_steps=every_n_train_steps,
             save_top_k=save_top_k,
             save_on_train_epoch_end=True,
+            enable_version_counter=False,  # a step that is trained again takes the place of what was left of it
             **newest,  # pyright: ignore[reportArgumentType]
         )
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = WholeCheckpointIO()
+
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
-        super()._save_checkpoint(trainer, filepath)
         module = trainer.lightning_module
         if isinstance(module, Diffusion) and trainer.is_global_zero and Path(filepath).stem != "last":
             folder = Path(filepath).with_suffix("")
-            export(module, trainer, folder, ema=False)
-            with averaged(trainer, module) as available:
-                if available:
-                    export(module, trainer, folder.with_name(f"{folder.name}-ema"), ema=True)
+            try:
+                export(module, trainer, folder, ema=False)
+                with averaged(trainer, module) as available:
+                    if available:
+                        export(module, trainer, folder.with_name(f"{folder.name}-ema"), ema=True)
+            except SafetensorError as error:
+                raise OSError(
+                    f"{folder} cannot be written: {error}; make room and go on with --ckpt_path last"
+                ) from error
+        super()._save_checkpoint(trainer, filepath)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The last step is kept, whether or not it is a multiple of the distance."""
@@ -149,15 +164,16 @@ def export(module: Diffusion, trainer: L.Trainer, folder: Path, *, ema: bool) ->
     What was trained for per-pixel noise has a rad_config.json, in either form.
     """
     info = module.adapter_info(size=(module.image_size, module.image_size), ema=ema)
-    if isinstance(module.network, PeftModel):
-        save_adapter(module.network, folder, info, card=card(module, trainer, ema=ema))
-    else:
-        from rad.load import save_base
+    with replacing_folder(folder) as place:
+        if isinstance(module.network, PeftModel):
+            save_adapter(module.network, place, info, card=card(module, trainer, ema=ema))
+        else:
+            from rad.load import save_base
 
-        save_base(folder, module.unet, betas=module.base_info.betas, half=False)
-        if module.process_kind != "uniform":
-            info.write(folder)
-        (folder / "README.md").write_text(card(module, trainer, ema=ema))
+            save_base(place, module.unet, betas=module.base_info.betas, half=False)
+            if module.process_kind != "uniform":
+                info.write(place)
+            (place / "README.md").write_text(card(module, trainer, ema=ema))
 
 
 def card(module: Diffusion, trainer: L.Trainer, *, ema: bool) -> str:

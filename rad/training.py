@@ -1,6 +1,5 @@
 """Training from a configuration: LightningCLI with `fit` implied, one run folder a run, no silent fresh start."""
 
-import zipfile
 from argparse import ArgumentError
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,10 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from rad.checkpoints import find_checkpoint
+from rad.console import EXIT_INTERRUPTED, EXIT_OK
 from rad.data import PictureData
+from rad.guards import FiniteGuard, StopOnSignal
 from rad.module import Diffusion
 
 
@@ -24,7 +26,8 @@ class TrainCLI(LightningCLI):
             "--ckpt_path",
             type=str | None,
             default=None,
-            help="checkpoint to resume from: a .ckpt file, or `last` for the newest of this run; a missing one is an error",
+            help="checkpoint to resume from: a .ckpt file; `last`: the newest whole one of this run, an error if there is none; "
+            "`auto`: the same, and a new run if there is none",
         )
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
@@ -35,7 +38,7 @@ class TrainCLI(LightningCLI):
         self.config = parser.parse_args(args)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """With the run folder, which is no part of the configuration: a saved one may be used for another run."""
+        """With the run folder, which is no part of the configuration (a saved one may be used for another run), and guards."""
         config: Any = self.config_init
         if not config.name:
             raise ValueError("--name is empty: give the run a name, or leave the option out")
@@ -43,6 +46,12 @@ class TrainCLI(LightningCLI):
             kwargs["default_root_dir"] = str(Path("runs") / config.name)
         if config.trainer.logger in (None, True):
             kwargs["logger"] = TensorBoardLogger("runs", name=config.name, version="")
+        given = config.trainer.callbacks or []
+        callbacks = list(given) if isinstance(given, list) else [given]
+        missing = [
+            guard for guard in (StopOnSignal, FiniteGuard) if not any(isinstance(one, guard) for one in callbacks)
+        ]
+        kwargs["callbacks"] = callbacks + [guard() for guard in missing]
         return super().instantiate_trainer(**kwargs)
 
 
@@ -76,21 +85,8 @@ def fit(arguments: Sequence[str]) -> int:
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=ckpt, weights_only=True)
     except SystemExit:  # what Lightning makes of Ctrl-C
         raise KeyboardInterrupt from None
-    return 0
-
-
-def find_checkpoint(ckpt_path: str | None, folder: Path) -> str | None:
-    """The checkpoint to resume from. Raises if it is missing, or if a fresh start would run into an earlier run."""
-    checkpoints = folder / "checkpoints"
-    if ckpt_path is None:
-        if any(checkpoints.glob("*.ckpt")):
-            raise ValueError(
-                f"{checkpoints} holds an earlier run: continue it with --ckpt_path last, or give this one another --name"
-            )
-        return None
-    path = checkpoints / "last.ckpt" if ckpt_path == "last" else Path(ckpt_path)
-    if not path.is_file():
-        raise FileNotFoundError(f"checkpoint {path} does not exist: without --ckpt_path a new run is started")
-    if not zipfile.is_zipfile(path):  # the format of torch.save; a file cut short has no table of contents
-        raise ValueError(f"checkpoint {path} is damaged: resume from an older one of {path.parent}")
-    return str(path)
+    except FloatingPointError as error:
+        raise ValueError(error) from None
+    callbacks: list[Any] = cli.trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+    stopped = any(isinstance(callback, StopOnSignal) and callback.received for callback in callbacks)
+    return EXIT_INTERRUPTED if stopped and cli.trainer.is_global_zero else EXIT_OK  # launchers take others' for crashes

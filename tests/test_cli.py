@@ -24,7 +24,6 @@ from rad.pictures import open_picture
 from rad.prior import UNetPrior
 from rad.process import linear_betas
 from rad.sampling import write_picture
-from rad.training import find_checkpoint
 from tests.conftest import SIZE, box_hole, random_picture
 from tests.networks import small_unet
 
@@ -767,19 +766,6 @@ def test_a_run_is_called_by_its_configuration_unless_it_is_told_otherwise():
     assert resolve(["--config=x.yaml", "--a", "1"]) == ["--name", "x", "--config", "x.yaml", "--a", "1"]
     assert resolve(["-c", "x.yaml", "--name", "y"]) == ["--name", "x", "--config", "x.yaml", "--name", "y"]
     assert resolve(["--help"]) == ["--help"]
-
-
-def test_the_checkpoint_to_resume_from(tmp_path):
-    assert find_checkpoint(None, tmp_path) is None
-    (tmp_path / "checkpoints").mkdir()
-    torch.save({}, tmp_path / "checkpoints" / "last.ckpt")
-    with pytest.raises(ValueError, match="earlier run"):
-        find_checkpoint(None, tmp_path)
-    assert find_checkpoint("last", tmp_path) == str(tmp_path / "checkpoints" / "last.ckpt")
-    (tmp_path / "checkpoints" / "last.ckpt").unlink()
-    (tmp_path / "checkpoints" / "last.ckpt").symlink_to("step=9.ckpt")
-    with pytest.raises(FileNotFoundError, match=r"last\.ckpt"):
-        find_checkpoint("last", tmp_path)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
