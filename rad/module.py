@@ -12,6 +12,7 @@ import torch
 from diffusers import UNet2DModel
 from peft import PeftModel
 from torch import Tensor
+from torchmetrics import MeanMetric
 
 from rad.load import Base, QkvOrder, load_base, weights_hash
 from rad.lora import AdapterInfo, LoRA, inject, load_adapter, trainable
@@ -56,6 +57,8 @@ class Diffusion(L.LightningModule):
         gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
         channels_last: memory format of the network.
         compile: run the network through torch.compile.
+        shard_optimizer: each of several processes keeps the optimiser's state of a part of the weights (ZeRO stage 1): for a
+            large base that is trained as a whole, 8 bytes a weight are divided by the number of processes.
         seed: of masks, times, noise and new weights.
     """
 
@@ -86,6 +89,7 @@ class Diffusion(L.LightningModule):
         gradient_checkpointing: bool = False,
         channels_last: bool = False,
         compile: bool = False,
+        shard_optimizer: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -145,6 +149,7 @@ class Diffusion(L.LightningModule):
         self.phase2, self.vlb_weight, self.weight_limit = phase2, vlb_weight, weight_limit
         self.learning_rate, self.adam_betas, self.weight_decay = learning_rate, betas, weight_decay
         self.warmup_steps, self.schedule, self.seed = warmup_steps, schedule, seed
+        self.shard_optimizer = shard_optimizer
         self.image_size = image_size
         self.masks: MaskGenerator = masks if masks is not None else Perlin()
         if gradient_checkpointing:
@@ -157,6 +162,8 @@ class Diffusion(L.LightningModule):
         else:
             self.network = network.requires_grad_(True) if lora is None else inject(network, lora, seed=seed)
         self.network.train()
+        # Lightning's own mean over processes goes wrong when they hold unequal numbers of pictures.
+        self.val_means = torch.nn.ModuleDict({name: MeanMetric() for name in ("loss", "simple", "vlb")})
         self.forward_network: Callable[..., Any] = torch.compile(self.network) if compile else self.network
 
     @property
@@ -197,9 +204,10 @@ class Diffusion(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         losses, _, hole = self.losses(batch, "val")
-        self.log("val/loss", losses.total.mean(), prog_bar=True, batch_size=len(hole), sync_dist=True)
-        self.log("val/simple", losses.simple.mean(), batch_size=len(hole), sync_dist=True)
-        self.log("val/vlb", losses.vlb.mean(), batch_size=len(hole), sync_dist=True)
+        for name, values in (("loss", losses.total), ("simple", losses.simple), ("vlb", losses.vlb)):
+            mean: Any = self.val_means[name]
+            mean.update(values)
+            self.log(f"val/{name}", mean, prog_bar=name == "loss", batch_size=len(hole))
 
     def losses(self, batch: Batch, purpose: str) -> tuple[Losses, Tensor, Tensor]:
         """Losses, times t and holes of a batch; all draws keyed by (seed, purpose, position).
@@ -271,12 +279,15 @@ class Diffusion(L.LightningModule):
             self.log("train/gradient_norm", torch.nn.utils.get_total_norm(grads))
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.AdamW(
-            [p for p in self.parameters() if p.requires_grad],
-            lr=self.learning_rate,
-            betas=self.adam_betas,
-            weight_decay=self.weight_decay,
-        )
+        settings = {"lr": self.learning_rate, "betas": self.adam_betas, "weight_decay": self.weight_decay}
+        trained = [p for p in self.parameters() if p.requires_grad]
+        optimizer: torch.optim.Optimizer
+        if self.shard_optimizer and self.trainer.world_size > 1:
+            from torch.distributed.optim import ZeroRedundancyOptimizer
+
+            optimizer = ZeroRedundancyOptimizer(trained, torch.optim.AdamW, **settings)
+        else:
+            optimizer = torch.optim.AdamW(trained, **settings)
         total = self.trainer.max_steps
         if self.schedule != "constant" and total <= 0:
             raise ValueError(f"schedule {self.schedule!r} needs to know the length of the run: set trainer.max_steps")
