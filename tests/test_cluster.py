@@ -163,3 +163,34 @@ def assert_equal_optimizers(step):
     states = checkpoint("c", step)["optimizer_states"][0]["state"]
     weights = checkpoint("c", step)["state_dict"]
     assert len(states) == len(weights), "the state of all weights, though each process holds a part"
+
+
+def test_the_sbatch_file_starts_what_it_says(tmp_path):
+    """With stand-ins for srun and the environment: the job's size goes to the trainer, the user's words come last."""
+    for name, text in {".venv/bin/activate": "", "bin/srun": '#!/bin/sh\nprintf "%s\\n" "$@" > told\n'}.items():
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / "bin/srun").chmod(0o755)
+    script = ROOT / "examples/slurm/train.sbatch"
+    job = {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_NNODES": "4", "SLURM_NTASKS_PER_NODE": "8"}
+    environment = {**os.environ, **job, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    words = ["rad_ffhq.yaml", "--data.path", "/a b"]
+    subprocess.run(["bash", str(script), *words], env=environment, check=True)
+    told = (tmp_path / "told").read_text().splitlines()
+    assert told[1:3] == ["python", "train.py"]
+    options = dict(zip(told[3::2], told[4::2], strict=True))
+    assert options == {
+        "--config": "rad_ffhq.yaml",
+        "--ckpt_path": "auto",
+        "--trainer.num_nodes": "4",
+        "--trainer.devices": "8",
+        "--trainer.strategy": "ddp",
+        "--trainer.enable_progress_bar": "false",
+        "--data.path": "/a b",
+    }
+    done = subprocess.run(["bash", str(script)], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "rad_ffhq.yaml" in done.stderr
+    header = [line.split("#")[1].split() for line in script.read_text().splitlines() if line.startswith("#SBATCH")]
+    assert ["SBATCH", "--signal=USR1@300"] in header
+    assert ["SBATCH", "--requeue"] in header
