@@ -144,11 +144,11 @@ def equal(a: object, b: object) -> bool:
 
 
 def fill_disk(steps: int) -> None:
-    """Checkpoints on a disk of 2 MB, all of them kept: the run ends with one line; with room it goes on to the same end."""
+    """Checkpoints on a disk of 4 MB, all of them kept: the run ends with one line; with room it goes on to the same end."""
     place = Path("runs/disk")
     place.mkdir(parents=True)
     mount = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)], capture_output=True, text=True
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)], capture_output=True, text=True
     )
     if mount.returncode:
         print(f"full disk: not tried, {mount.stderr.strip()}")
