@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -13,6 +14,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from rad.data import PictureData
 from rad.module import Diffusion
+
+ENTRIES = {"pytorch-lightning_version", "state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "rad"}
+"""What a checkpoint must hold to be resumed from."""
 
 
 class TrainCLI(LightningCLI):
@@ -72,6 +76,8 @@ def fit(arguments: Sequence[str]) -> int:
         raise ValueError(f"{error}; `python train.py --help` lists the settings") from None
     config: Any = cli.config
     ckpt = find_checkpoint(config.ckpt_path, Path("runs") / config.name)
+    if ckpt is not None:
+        check_checkpoint(Path(ckpt))
     try:
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=ckpt, weights_only=True)
     except SystemExit:  # what Lightning makes of Ctrl-C
@@ -89,8 +95,28 @@ def find_checkpoint(ckpt_path: str | None, folder: Path) -> str | None:
             )
         return None
     path = checkpoints / "last.ckpt" if ckpt_path == "last" else Path(ckpt_path)
+    if ckpt_path == "last" and not path.is_file():  # killed between the removal of the link and the new one
+        path = max(checkpoints.glob("step=*.ckpt"), key=lambda file: file.stat().st_mtime_ns, default=path)
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist: without --ckpt_path a new run is started")
-    if not zipfile.is_zipfile(path):  # the format of torch.save; a file cut short has no table of contents
-        raise ValueError(f"checkpoint {path} is damaged: resume from an older one of {path.parent}")
     return str(path)
+
+
+def check_checkpoint(path: Path) -> None:
+    """Raise ValueError for a file that training did not write, or that is not as it was written; no pickled code is run.
+
+    A file of torch.save is a zip, whose checksums torch itself does not look at.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        content = torch.load(path, map_location="meta", weights_only=True, mmap=True)
+    except Exception as error:  # damaged zips and pickles raise almost anything
+        raise ValueError(
+            f"checkpoint {path} is damaged, or holds more than weights and numbers ({type(error).__name__}): "
+            f"resume from an older one of {path.parent}"
+        ) from error
+    if damaged is not None:
+        raise ValueError(f"checkpoint {path} is damaged ({damaged}): resume from an older one of {path.parent}")
+    if not isinstance(content, dict) or not content.keys() >= ENTRIES:
+        raise ValueError(f"checkpoint {path} was not written by rad: give a .ckpt of runs/NAME/checkpoints")
