@@ -10,6 +10,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from rad.files import replacing
 
+ENTRIES = {"pytorch-lightning_version", "state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "rad"}
+"""What a checkpoint must hold to be resumed from."""
+
 
 class WholeCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint under a hidden name in its own folder, and renames it when it is on the disk.
@@ -76,18 +79,22 @@ def find_checkpoint(ckpt_path: str | None, folder: Path) -> str | None:
 
 
 def find_damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint file, by its table of contents and checksums; None if it is whole.
+    """What is wrong with a checkpoint that training should have written, None if nothing is; no pickled code is run.
 
-    A folder (a sharded checkpoint) is taken as it is.
+    A file of torch.save is a zip, whose checksums torch itself does not look at. A folder (a sharded checkpoint) is taken as it is.
     """
     if path.is_dir():
         return None
     try:
-        with zipfile.ZipFile(path) as archive:  # the format of torch.save
+        with zipfile.ZipFile(path) as archive:
             member = archive.testzip()
-    except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
-        return str(error)
-    return None if member is None else f"the checksum of {member} is wrong"
+        if member is not None:
+            return f"the checksum of {member} is wrong"
+        content = torch.load(path, map_location="meta", weights_only=True, mmap=True)
+    except Exception as error:  # damaged zips and pickles raise almost anything
+        return f"cut short, changed, or more than weights and numbers: {type(error).__name__}"
+    whole = isinstance(content, dict) and content.keys() >= ENTRIES
+    return None if whole else "not written by rad, whose are runs/NAME/checkpoints/step=N.ckpt"
 
 
 def _step(path: Path) -> int:

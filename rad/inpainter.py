@@ -473,12 +473,14 @@ def _peak_memory(device: torch.device) -> int:
 
 
 def _size_of(unet: RegionAwareUNet, info: AdapterInfo | None) -> tuple[int, int]:
-    if info is not None:
-        return info.size
-    size = unet.config["sample_size"]
+    size = unet.config["sample_size"] if info is None else info.size
     if size is None:
         raise ValueError("the base model does not say its image size: set sample_size in its config.json")
-    return (size, size) if isinstance(size, int) else tuple(size)
+    height, width = (size, size) if isinstance(size, int) else size
+    halved = len(unet.config["block_out_channels"]) - 1
+    if height % 2**halved or width % 2**halved:
+        raise ValueError(f"the model's images are {width}x{height}, which its network cannot halve {halved} times")
+    return height, width
 
 
 def _find_base(folder: Path, info: AdapterInfo) -> str:

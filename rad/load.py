@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 WEIGHT_FILES = tuple(f"diffusion_pytorch_model{e}" for e in (".safetensors", ".fp16.safetensors", ".bin"))
+MOST_STEPS = 100_000
 DDPM_SCHEDULE = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "num_train_timesteps": 1000}
 # ADM's sinusoid: cosines first, frequencies exp(-ln(10000) i / half).
 
@@ -92,7 +93,7 @@ def load_base(
         eps = 1e-5 if norm_eps is None else norm_eps
         size: dict[str, Any] = {"image_size": image_size, "head_channels": head_channels}
         state = _read_weights(path)
-        with _naming(path):
+        with _describing(path):
             unet = convert_adm(state, **size, norm_eps=eps, qkv_order=qkv_order)
         betas, prediction_type = _betas(DDPM_SCHEDULE), "epsilon"
     inputs, outputs = unet.config["in_channels"], unet.config["out_channels"]
@@ -181,7 +182,7 @@ def _locate(source: str | Path, revision: str | None) -> tuple[Path, str | None]
             f"no base model at {str(source)!r}: give a diffusers folder, a guided-diffusion .pt file or a hub"
             " id 'organisation/name'"
         )
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
 
     settings = ["config.json", "unet/config.json", "scheduler_config.json", "scheduler/scheduler_config.json"]
     try:
@@ -191,6 +192,11 @@ def _locate(source: str | Path, revision: str | None) -> tuple[Path, str | None]
             if (folder / weights).is_file() or (folder / "unet" / weights).is_file():
                 break
     except Exception as error:  # the hub client raises the errors of whichever HTTP library its version uses
+        if constants.HF_HUB_OFFLINE:
+            raise ValueError(
+                f"{source!r} is no local path, and was not looked for on the Hugging Face hub, since HF_HUB_OFFLINE is set and"
+                f" {constants.HF_HUB_CACHE} does not hold it: unset the variable, or give a local folder"
+            ) from error
         raise ValueError(
             f"{source!r} is no local path and could not be fetched from the Hugging Face hub"
             f" ({type(error).__name__}): check name, revision and connection, or give a local folder"
@@ -208,7 +214,7 @@ def _read_unet(folder: Path, *, norm_eps: float | None, qkv_order: QkvOrder) -> 
     old = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
     pattern = re.compile(r"(?<=\d\.)(query|key|value|proj_attn)(?=\.)")
     state = {pattern.sub(lambda m: old[m[0]], name): value for name, value in _read_weights(weights).items()}
-    with _naming(place):
+    with _describing(place):
         if per_head:
             state |= _sorted_rows(state, config.get("attention_head_dim", 8))
         return _build(config, state)
@@ -265,18 +271,21 @@ def _read_schedule(folder: Path) -> tuple[Tensor, str]:
     prediction_type = config.get("prediction_type", "epsilon")
     if prediction_type not in PREDICTION_TYPES:
         raise ValueError(f"{path}: prediction_type {prediction_type!r} is not one of {', '.join(PREDICTION_TYPES)}")
-    with _naming(path):
-        return _betas(config), prediction_type
+    with _describing(path):
+        return _check_betas(_betas(config)), prediction_type
 
 
 def _betas(config: Mapping[str, Any]) -> Tensor:
     """(T,) float64 betas of a diffusers scheduler config; the cosine is Nichol and Dhariwal 2021, eq. 17."""
     if config.get("rescale_betas_zero_snr"):
         raise ValueError("rescale_betas_zero_snr=true is not supported: use a model that keeps some signal at T")
+    steps = config.get("num_train_timesteps", 1000)
+    if not (isinstance(steps, int) and 1 <= steps <= MOST_STEPS):
+        raise ValueError(f"num_train_timesteps is {steps!r}: allowed are 1 to {MOST_STEPS}")
     if config.get("trained_betas") is not None:
         return torch.tensor(config["trained_betas"], dtype=torch.float64)
     start, end = config.get("beta_start", 1e-4), config.get("beta_end", 0.02)
-    steps, schedule = config.get("num_train_timesteps", 1000), config.get("beta_schedule")
+    schedule = config.get("beta_schedule")
     if schedule == "linear":
         return torch.linspace(start, end, steps, dtype=torch.float64)
     if schedule == "scaled_linear":
@@ -289,11 +298,20 @@ def _betas(config: Mapping[str, Any]) -> Tensor:
     raise ValueError(f"beta_schedule is {schedule!r}: use a model with {allowed}")
 
 
+def _check_betas(betas: Tensor) -> Tensor:
+    if betas.ndim != 1 or len(betas) == 0 or not bool(((betas > 0) & (betas < 1)).all()):
+        raise ValueError("the betas are no list of numbers between 0 and 1: fetch the file again")
+    return betas
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}): fetch it again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no JSON object: fetch it again")
+    return content
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
@@ -315,12 +333,20 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Put the path before the message of a ValueError."""
+def _describing(path: Path) -> Iterator[None]:
+    """What settings or shapes out of a file make diffusers and torch raise, in one line with its path."""
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{path}: {_flat(error)}") from error
+    except Exception as error:  # settings of a wrong type or size fail anywhere, with anything
+        raise ValueError(
+            f"{path} cannot be used, a setting or shape is wrong ({type(error).__name__}: {_flat(error)})"
+        ) from error
+
+
+def _flat(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 # ---- building ------------------------------------------------------------------------------------
@@ -336,11 +362,39 @@ def _empty_unet(config: Mapping[str, Any]) -> UNet2DModel:
 
 def _build(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> UNet2DModel:
     """The network of `config` with a float32 copy of `state`, every name and shape matched, in eval mode."""
+    layers = config.get("layers_per_block", 2)
+    if not (isinstance(layers, int) and layers <= len(state)):  # each has weights; a million layers would take hours
+        raise ValueError(
+            f"layers_per_block is {layers!r}, for {len(state)} weights: use the config they were saved with"
+        )
     unet = _empty_unet(config)
     _require_fit(unet, state)
+    require_run(unet)
     unet.to_empty(device=next(iter(state.values())).device)
     unet.load_state_dict(state)
     return unet.eval()
+
+
+def require_run(unet: UNet2DModel) -> None:
+    """Raise ValueError if the network, whose parameters have shapes alone (device "meta"), cannot predict an image."""
+    size = unet.config["sample_size"]
+    sides = (size, size) if isinstance(size, int) else size
+    if sides is None or unet.config["class_embed_type"] is not None:  # of an unknown size, or with labels of any kind
+        return
+    right = isinstance(sides, list | tuple) and len(sides) == 2 and all(isinstance(n, int) for n in sides)
+    if not (right and all(1 <= n <= 8192 for n in sides)):
+        raise ValueError(f"sample_size is {size!r}: give 1 to 8192 pixels a side, or [height, width]")
+    image = torch.empty(1, unet.config["in_channels"], *sides, device="meta")
+    label = None if unet.class_embedding is None else torch.zeros(1, dtype=torch.long, device="meta")
+    try:
+        with torch.no_grad():
+            shape = unet(image, torch.zeros(1, device="meta"), class_labels=label).sample.shape
+    except Exception as error:  # whatever does not fit inside
+        raise ValueError(
+            f"the network cannot run on {tuple(image.shape)} ({_flat(error)}): check its config"
+        ) from error
+    if shape[2:] != image.shape[2:]:
+        raise ValueError(f"the network makes {tuple(shape)} of {tuple(image.shape)}: check sample_size in its config")
 
 
 def _require_fit(unet: UNet2DModel, state: Mapping[str, Tensor]) -> None:

@@ -5,18 +5,18 @@ RAD trains rank 16 on the layers below, and the time layers fully. An adapter is
 """
 
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from diffusers import UNet2DModel
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -99,13 +99,18 @@ class AdapterInfo:
                 raise ValueError("not a JSON object")
         except FileNotFoundError:
             raise FileNotFoundError(f"{path} is missing: {folder} is not a RAD adapter folder") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} cannot be read ({error}): restore it, or export the adapter again") from None
         unknown = set(content) - {field.name for field in fields(cls)}
         if content.get("format") != FORMAT or unknown:
             raise ValueError(
                 f"{path} has format {content.get('format')} and unknown keys {sorted(unknown)}; "
                 f"this version of rad reads format {FORMAT}"
+            )
+        wrong = [name for name, allowed in _INFO.items() if name in content and not allowed(content[name])]
+        if wrong:
+            raise ValueError(
+                f"{path} is damaged ({wrong[0]} is {json.dumps(content[wrong[0]])[:60]}): restore it, or export the adapter again"
             )
         try:
             return cls(**{**content, "size": tuple(content["size"])})
@@ -114,6 +119,28 @@ class AdapterInfo:
 
     def write(self, folder: Path) -> None:
         (folder / "rad_config.json").write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and value >= 1
+
+
+_INFO: dict[str, Callable[[Any], bool]] = {
+    "base": lambda value: isinstance(value, str) and value != "",
+    "base_hash": lambda value: isinstance(value, str),
+    "time_origin": lambda value: value in get_args(TimeOrigin),
+    "steps": _is_count,
+    "size": lambda value: (
+        isinstance(value, list) and len(value) == 2 and all(_is_count(n) and n <= 8192 for n in value)
+    ),
+    "base_revision": lambda value: value is None or isinstance(value, str),
+    "trained_steps": lambda value: isinstance(value, int),
+    "ema": lambda value: isinstance(value, bool),
+    "qkv_order": lambda value: value in get_args(QkvOrder),
+    "learned_variance": lambda value: isinstance(value, bool),
+    "process": lambda value: value in ("region_aware", "tdpaint"),
+}
+"""What the entries of rad_config.json may be; for a file may say anything."""
 
 
 def inject(unet: UNet2DModel, lora: LoRA, *, seed: int = 0) -> PeftModel:
@@ -178,15 +205,16 @@ def load_adapter(
             raise FileNotFoundError(f"{path} is missing: copy the whole adapter folder, or export it again")
     try:
         state = load_file(weights)
-    except (SafetensorError, OSError) as error:
+    except Exception as error:  # a damaged header can raise almost anything
         raise ValueError(f"{weights} is corrupt ({error}): copy it again, or export the adapter again") from None
     try:
-        content = json.loads(config_file.read_text())
-        config = LoraConfig(**{**content, "inference_mode": not trained, "base_model_name_or_path": None})
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{config_file} cannot be read ({error}): export the adapter again") from None
-    with torch.random.fork_rng():
-        model = get_peft_model(unet, config)  # pyright: ignore[reportArgumentType]
+        config = replace(_read_peft_config(config_file, state), inference_mode=not trained)
+        with torch.random.fork_rng():
+            model = get_peft_model(unet, config)  # pyright: ignore[reportArgumentType]
+    except Exception as error:  # names of layers that the base lacks, or what peft makes of any other value
+        raise ValueError(
+            f"{config_file} cannot be used ({' '.join(str(error).split())}): export the adapter again"
+        ) from None
     assert isinstance(model, PeftModel)
     expected = {name: w.shape for name, w in _adapter_state(model).items()}
     given = {name: w.shape for name, w in state.items()}
@@ -198,6 +226,48 @@ def load_adapter(
         )
     set_peft_model_state_dict(model, {name: w.float() for name, w in state.items()})
     return model if trained else model.eval().requires_grad_(False)
+
+
+OWN = ("r", "lora_alpha", "target_modules", "modules_to_save")
+
+
+def _read_peft_config(path: Path, state: Mapping[str, Tensor]) -> LoraConfig:
+    """The settings of an adapter that `inject` made, which the weights `state` agree with.
+
+    peft's other settings change what is computed, and may ask for any amount of memory: a file that sets one is refused.
+    """
+    content = json.loads(path.read_text())
+    if not isinstance(content, dict):
+        raise ValueError("not a JSON object")
+    missing = [name for name in OWN if name not in content]
+    if missing:
+        raise ValueError(f"{missing[0]} is missing")
+    rank, alpha, targets, full = (content[name] for name in OWN)
+    ranks = {len(w) if w.ndim else 0 for name, w in state.items() if ".lora_A." in name}
+    if ranks != {rank} or not isinstance(rank, int):
+        raise ValueError(f"r is {rank!r}, the weights have {sorted(ranks)}")
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        raise ValueError(f"lora_alpha is {alpha!r}")
+    if not _is_names(targets) or not (full is None or _is_names(full)):
+        raise ValueError("target_modules and modules_to_save are lists of names")
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # pyright: ignore[reportArgumentType]
+        target_modules=targets,
+        modules_to_save=full,
+        init_lora_weights="gaussian",
+    )
+    plain = LoraConfig().to_dict()
+    own = {*OWN, "init_lora_weights", "inference_mode", "base_model_name_or_path", "peft_version"}
+    given = {name: value for name, value in content.items() if name not in own and value}  # what is not off
+    foreign = sorted(name for name, value in given.items() if name not in plain or value != plain[name])
+    if foreign:
+        raise ValueError(f"{foreign[0]} is {json.dumps(content[foreign[0]])[:60]}, which no adapter of rad has")
+    return config
+
+
+def _is_names(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(name, str) and name for name in value)
 
 
 def _adapter_state(model: PeftModel) -> dict[str, Tensor]:

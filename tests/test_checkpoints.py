@@ -3,20 +3,21 @@
 import os
 import resource
 import signal
+from pathlib import Path
 
 import pytest
 import torch
 
 from rad import checkpoints, files
 from rad.callbacks import Checkpoint
-from rad.checkpoints import WholeCheckpointIO, find_checkpoint, find_damage
+from rad.checkpoints import ENTRIES, WholeCheckpointIO, find_checkpoint, find_damage
 
 
 def save(folder, *steps):
     (folder / "checkpoints").mkdir(exist_ok=True)
     paths = [folder / "checkpoints" / f"step={step}.ckpt" for step in steps]
     for path in paths:
-        torch.save({"weights": torch.arange(5000.0)}, path)
+        torch.save({**dict.fromkeys(ENTRIES, 0), "state_dict": {"w": torch.full((5000,), 1.5)}}, path)
     return [str(path) for path in paths]
 
 
@@ -72,6 +73,23 @@ def test_a_damaged_one_is_told_and_the_one_before_it_used(tmp_path, damage):
         find_checkpoint("auto", tmp_path)
 
 
+def test_a_single_changed_byte_is_found(tmp_path):
+    """torch itself does not look at the checksums, and would go on with other weights."""
+    (path,) = map(Path, save(tmp_path, 1))
+    assert find_damage(path) is None
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.full((100,), 1.5).numpy().tobytes()) + 7] ^= 1
+    path.write_bytes(content)
+    assert torch.load(path, weights_only=True)["state_dict"]["w"].unique().numel() == 2
+    assert "checksum" in str(find_damage(path))
+
+
+def test_what_others_wrote_is_no_checkpoint(tmp_path):
+    (path,) = map(Path, save(tmp_path, 1))
+    torch.save({name: 0 for name in ENTRIES - {"rad"}}, path)
+    assert "not written by rad" in str(find_damage(path))
+
+
 def test_a_named_checkpoint_is_itself_or_an_error(tmp_path):
     older, _ = save(tmp_path, 1, 2)
     assert find_checkpoint(older, tmp_path) == older
@@ -101,7 +119,7 @@ def test_a_file_gets_its_name_when_it_is_on_the_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(files.os, "replace", lambda *paths: (calls.append("rename"), rename(*paths)))
     WholeCheckpointIO().save_checkpoint({"a": 1}, tmp_path / "x.ckpt")
     assert calls == ["sync", "rename"]
-    assert find_damage(tmp_path / "x.ckpt") is None
+    assert torch.load(tmp_path / "x.ckpt", weights_only=True) == {"a": 1}
 
 
 def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path):

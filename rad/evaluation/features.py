@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import pickle
 import re
 import warnings
@@ -299,17 +300,33 @@ def _last_line(error: Exception) -> str:
 
 @contextmanager
 def _cached(purpose: str, url: str) -> Iterator[None]:
-    """Say which file is missing when a library cannot load its weights."""
+    """Say which file is missing when a library cannot load its weights; and let it run no pickled code."""
     file = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
     there = file.is_file()
     try:
-        yield
+        with _weights_only():
+            yield
     except _DAMAGE as error:
         state = "is damaged or of another network" if there else "is not there and cannot be downloaded"
         raise ValueError(
             f"{purpose} needs {file.name} in {file.parent}, which {state} ({_last_line(error)}): put the file there "
             f"(from {url}), or give --feature_net FOLDER, which works offline"
         ) from error
+
+
+@contextmanager
+def _weights_only() -> Iterator[None]:
+    """torchvision and torch-fidelity unpickle whatever lies in the cache; torch has this switch against it."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def _find_weights(path: Path) -> Path:

@@ -41,7 +41,7 @@ def read_mask(
     if channel not in ("grey", "alpha"):
         raise ValueError(f"channel={channel!r}: give grey or alpha")
     name = _name(source)
-    image = ImageOps.exif_transpose(_decode(source, name))
+    image = _decode(source, name)
     if size is not None and (image.height, image.width) != tuple(size):
         raise ValueError(
             f"{name}: the mask is {image.height}x{image.width} (height x width), not {size[0]}x{size[1]}; "
@@ -111,14 +111,12 @@ def _name(source: str | Path | BinaryIO | Image.Image) -> str:
 def _decode(source: str | Path | BinaryIO | Image.Image, name: str) -> Image.Image:
     try:
         if isinstance(source, Image.Image):
-            source.load()
-            return source
+            return ImageOps.exif_transpose(source)
         with Image.open(source) as image:
-            image.load()
-            return image
+            return ImageOps.exif_transpose(image)
     except (FileNotFoundError, PermissionError):
         raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # damaged input makes Pillow raise almost anything
         raise ValueError(f"{name}: not a readable image ({error}); give a PNG or another image file") from error
 
 
