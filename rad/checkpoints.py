@@ -81,7 +81,8 @@ def find_checkpoint(ckpt_path: str | None, folder: Path) -> str | None:
 def find_damage(path: Path) -> str | None:
     """What is wrong with a checkpoint that training should have written, None if nothing is; no pickled code is run.
 
-    A file of torch.save is a zip, whose checksums torch itself does not look at. A folder (a sharded checkpoint) is taken as it is.
+    A file of torch.save is a zip, whose checksums torch itself does not look at. A folder (a sharded checkpoint) is taken as it
+    is.
     """
     if path.is_dir():
         return None

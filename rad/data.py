@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.resources import files
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
@@ -22,8 +24,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from rad.masks import MaskGenerator
-from rad.pictures import Decoded, Picture, find_readable, list_pictures, open_readable, to_tensor
-from rad.tape import generator, key
+from rad.pictures import (
+    Decoded,
+    Gathered,
+    Listing,
+    Picture,
+    find_readable,
+    list_pictures,
+    open_readable,
+    to_tensor,
+)
+from rad.tape import generator, key, key_of
 
 Source = Picture | Decoded
 Resize = Literal["short_side", "none"]
@@ -136,23 +147,29 @@ def draw_hole(masks: MaskGenerator | None, size: int, random: torch.Generator) -
     return {} if masks is None else {"hole": masks([random], size, size)[0]}
 
 
-def list_source(source: str, *, held_out: bool = False) -> list[Picture]:
-    """Pictures of a folder, zip or file, or one part of the photographs inside scikit-image ("skimage")."""
+def list_source(source: str, *, held_out: bool = False) -> Sequence[Picture]:
+    """Pictures as of `list_pictures`, or one part of the photographs inside scikit-image ("skimage")."""
     if source != "skimage":
         return list_pictures(source)
     folder = Path(str(files("skimage"))) / "data"
     return [Picture(name, folder / name) for name in (SKIMAGE_HELD_OUT if held_out else SKIMAGE_TRAIN)]
 
 
-def hold_out(pictures: Sequence[Source], count: int) -> tuple[list[Source], list[Source]]:
+def hold_out(pictures: Sequence[Source], count: int) -> tuple[Sequence[Source], Sequence[Source]]:
     """(the rest, the `count` with the smallest hash of their name): a new picture moves at most one other."""
     if count >= len(pictures):
         raise ValueError(
             f"val_count={count} leaves none of {len(pictures)} pictures to train on: lower it or set val_path"
         )
-    ranked = sorted(range(len(pictures)), key=lambda index: key("held out", pictures[index].name))
-    rest, chosen = sorted(ranked[count:]), sorted(ranked[:count])
-    return [pictures[index] for index in rest], [pictures[index] for index in chosen]
+    hashes = np.fromiter((key("held out", picture.name) for picture in pictures), np.int64, len(pictures))
+    ranked = np.argsort(hashes, kind="stable")
+    return _choose(pictures, np.sort(ranked[count:])), _choose(pictures, np.sort(ranked[:count]))
+
+
+def _choose(pictures: Sequence[Source], numbers: np.ndarray) -> Sequence[Source]:
+    if isinstance(pictures, list):
+        return [pictures[number] for number in numbers]
+    return Gathered([pictures], numbers)
 
 
 class PositionSampler(Sampler[list[int]]):
@@ -209,11 +226,14 @@ class PictureData(LightningDataModule):
     `use_distributed_sampler=False`.
 
     Unreadable pictures are skipped with one warning that counts and names them; one whose damage shows only
-    when it is decoded is replaced by the next of the list. Pictures smaller than `size` are enlarged. Scaling
-    is Lanczos.
+    when it is decoded is replaced by the next of the list. In tars, LMDB and datasets, where it would take hours
+    to look at every picture before the first step, all damage shows only then. Pictures smaller than `size` are
+    enlarged. Scaling is Lanczos.
 
     Args:
-        path: folder of any depth, zip, or "skimage" for photographs inside scikit-image; or a list of these.
+        path: folder of any depth, zip, tar, SHARD-{0000..0099}.tar, folder of tars, folder of an LMDB,
+            "hf:ID:SPLIT:COLUMN" for a Hugging Face dataset, or "skimage" for photographs inside scikit-image; or a
+            list of these. See docs/data.md.
         val_path: one such source for validation. None: hold out `val_count` pictures of `path`, chosen by a
             hash of their names, or with "skimage" the photographs kept for this.
         val_count: pictures to hold out when there is no `val_path`; 0: no validation. With "skimage" and
@@ -270,31 +290,43 @@ class PictureData(LightningDataModule):
         self.framing = Framing(size, resize, crop, scale_range, flip)
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.strict, self.masks, self.in_memory = strict, masks, in_memory
-        self.train_pictures: list[Source] = []
-        self.val_pictures: list[Source] = []
+        self.train_pictures: Sequence[Source] = []
+        self.val_pictures: Sequence[Source] = []
+        self._names: int | None = None
         self._resumed = _FRESH
 
     def setup(self, stage: str) -> None:
         if not self.train_pictures:
-            pictures = self._readable([picture for path in self.paths for picture in list_source(path)])
+            pictures = self._readable([list_source(path) for path in self.paths])
             if self.val_path is None:
                 self.train_pictures, self.val_pictures = hold_out(pictures, self.val_count)
             else:
-                self.val_pictures = self._readable(list_source(self.val_path, held_out=True))
+                self.val_pictures = self._readable([list_source(self.val_path, held_out=True)])
                 self.train_pictures = pictures
         if stage == "fit" and self.trainer is not None:
             self._resumed = _FRESH  # Lightning calls `load_state_dict` after `setup`
             self._count_in_steps(self.trainer)
 
-    def _readable(self, pictures: list[Picture]) -> list[Source]:
-        good, bad = find_readable(pictures, decode=self.in_memory)
+    def _readable(self, parts: Sequence[Sequence[Picture]]) -> Sequence[Source]:
+        """All that can be read, one part after another; a `Listing` as it is, unless it goes into memory."""
+        kept: list[Sequence[Source]] = []
+        bad: list[str] = []
+        for part in parts:
+            good, broken = (part, []) if self._is_unseen(part) else find_readable(part, decode=self.in_memory)
+            kept.append(good)
+            bad += broken
         if bad:
             names = ", ".join(bad[:5]) + (", ..." if len(bad) > 5 else "")
-            message = f"{len(bad)} of {len(pictures)} pictures cannot be read: {names}"
-            if self.strict or not good:
+            message = f"{len(bad)} of {sum(map(len, parts))} pictures cannot be read: {names}"
+            if self.strict or not any(kept):
                 raise ValueError(f"{message}; repair or remove them")
             rank_zero_warn(f"{message}; they are skipped")
-        return good
+        if any(map(self._is_unseen, kept)):
+            return kept[0] if len(kept) == 1 else Gathered(kept)
+        return [picture for part in kept for picture in part]
+
+    def _is_unseen(self, part: Sequence[Source]) -> bool:
+        return isinstance(part, Listing) and not self.in_memory
 
     def _count_in_steps(self, trainer: Trainer) -> None:
         """Make Lightning stop by steps alone: an epoch of its own would end and begin the loader."""
@@ -324,7 +356,9 @@ class PictureData(LightningDataModule):
         return self._resumed["position"] + batches * self.batch_size * self._rank_and_world()[1]
 
     def _fingerprint(self) -> int:
-        return key(self.seed, *(picture.name for picture in self.train_pictures))
+        if self._names is None:
+            self._names = key_of(chain([self.seed], (picture.name for picture in self.train_pictures)))
+        return self._names
 
     def state_dict(self) -> dict[str, int]:
         """The position, so that a run may resume with another batch size, and what its meaning depends on."""

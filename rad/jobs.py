@@ -11,7 +11,7 @@ from torch import Tensor
 from rad.masks import MaskGenerator
 from rad.masks.files import read_mask
 from rad.masks.shapes import MASKS, main_names, make
-from rad.pictures import Picture, by_stem, list_pictures, stems
+from rad.pictures import Picture, by_stem, holds_one, is_source, list_pictures, stems
 from rad.tape import generator
 
 
@@ -135,7 +135,7 @@ def make_plan(options: argparse.Namespace, labels: Sequence[Label]) -> Plan:
 def mask_name(mask: str) -> str:
     """What a mask of the command line is called: the name of the file (without suffix), folder or generator."""
     path = Path(mask)
-    if not path.exists():
+    if not is_source(mask):
         return mask
     return path.resolve().name if path.is_dir() else path.stem
 
@@ -155,7 +155,7 @@ def plan(
         holes: folder for the masks; None: beside the results, where --save_mask asks for them.
     """
     source = Path(options.image)
-    one = source.is_file() and source.suffix.lower() != ".zip"
+    one = holds_one(source)
     if not one and output.suffix.lower() == ".png" and not output.is_dir():
         raise ValueError(f"--output {output}: {source} holds several pictures; give a folder")
     into_file = one and holes is None and output.suffix != "" and not output.is_dir()
@@ -214,16 +214,16 @@ def _inputs(options: argparse.Namespace, mask: str, pictures: Sequence[Picture])
 
 def _find_masks(mask: str, names: Sequence[str], *, in_order: bool) -> Sequence[Picture | MaskGenerator | None]:
     """Where the mask of each name comes from; None where there is none."""
-    path = Path(mask)
-    if not path.exists():
+    if not is_source(mask):
         if mask not in MASKS:
             raise ValueError(
-                f"--mask {mask} is neither a file, a folder, a zip nor a generator; there are {', '.join(main_names())}"
+                f"--mask {mask} is neither a file, a folder, an archive nor a generator; "
+                f"there are {', '.join(main_names())}"
             )
         return [make(mask)] * len(names)
-    found = list_pictures(path)
-    if path.is_file() and path.suffix.lower() != ".zip":
-        return found * len(names)
+    found = list_pictures(mask)
+    if holds_one(mask):
+        return [found[0]] * len(names)
     if in_order:
         if len(found) < len(names):
             raise ValueError(f"--mask {mask} has {len(found)} masks for {len(names)} pictures: give at least as many")

@@ -1,4 +1,4 @@
-"""Reading and writing pictures: any file Pillow opens becomes 8-bit RGB; folders, zips, tensors in [0, 1]."""
+"""Reading and writing pictures: any file Pillow opens becomes 8-bit RGB; folders and archives, tensors in [0, 1]."""
 
 import os
 import warnings
@@ -9,12 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, Any, overload
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
+
+from rad.archives import TARS, Database, Numbered, Rows, Tars, expand
 
 LARGEST = 2**30
 """Bytes of a picture inside a zip: a few thousand bytes may unpack to more than any memory holds."""
@@ -88,21 +90,25 @@ class Picture:
     """A picture that can be opened when needed.
 
     Attributes:
-        name: path inside the folder or zip it came from, with "/"; the file's name for a single file.
-        source: the file, or the zip that holds it as member `name`.
+        name: path inside the folder or archive it came from, with "/"; the file's name for a single file.
+        source: the file, the zip that holds it as member `name`, or an archive that holds it as number `number`.
+        number: in an archive that goes by numbers.
     """
 
     name: str
-    source: Path | Archive
+    source: Path | Archive | Numbered
+    number: int = 0
 
     def __str__(self) -> str:
-        return f"{self.source.path}:{self.name}" if isinstance(self.source, Archive) else str(self.source)
+        return str(self.source) if isinstance(self.source, Path) else f"{self.source.path}:{self.name}"
 
     def file(self) -> Path | BytesIO:
-        """What Pillow can open: the path, or the bytes out of the zip. Errors as in `open_picture`."""
-        if not isinstance(self.source, Archive):
+        """What Pillow can open: the path, or the bytes out of the archive. Errors as in `open_picture`."""
+        if isinstance(self.source, Path):
             return self.source
         with _naming(str(self)):
+            if not isinstance(self.source, Archive):
+                return BytesIO(self.source.read(self.number))
             size = self.source.handle().getinfo(self.name).file_size
             if size > LARGEST:
                 raise ValueError(f"{size} bytes once unpacked, and at most {LARGEST} are read")
@@ -114,12 +120,13 @@ class Picture:
 
     def check(self) -> None:
         """Read the header only, which is quick and misses truncation; errors as in `open_picture`."""
-        with _naming(str(self)):
-            if not isinstance(self.source, Archive):
-                Image.open(self.source).close()
-                return
-            with self.source.handle().open(self.name) as stream:
+        if isinstance(self.source, Archive):
+            with _naming(str(self)), self.source.handle().open(self.name) as stream:
                 Image.open(stream).close()
+            return
+        file = self.file()
+        with _naming(str(self)):
+            Image.open(file).close()
 
 
 @dataclass(frozen=True)
@@ -133,20 +140,79 @@ class Decoded:
         return self.image
 
 
-def list_pictures(source: str | Path) -> list[Picture]:
-    """All pictures of a folder of any depth, of a zip, or the one in a single file, sorted by name.
+class Listing(Sequence[Picture]):
+    """The pictures of an archive that goes by numbers; a `Picture` is made when it is asked for, and not kept."""
 
-    Folders and zips are searched for the endings in `SUFFIXES`, in any case; hidden ones are left out.
+    def __init__(self, source: Numbered) -> None:
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @overload
+    def __getitem__(self, index: int) -> Picture: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Picture]: ...
+    def __getitem__(self, index: int | slice) -> Picture | Sequence[Picture]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(len(self))[index]]
+        number = range(len(self))[index]
+        return Picture(self.source.name(number), self.source, number)
+
+
+class Gathered(Sequence[Picture | Decoded]):
+    """Several sequences of pictures one after another, or the `chosen` of them by number; nothing is copied."""
+
+    def __init__(self, parts: Sequence[Sequence[Picture | Decoded]], chosen: np.ndarray | None = None) -> None:
+        self.parts, self.chosen = parts, chosen
+        self.ends = np.cumsum([len(part) for part in parts])
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if self.chosen is None else len(self.chosen)
+
+    @overload
+    def __getitem__(self, index: int) -> Picture | Decoded: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Picture | Decoded]: ...
+    def __getitem__(self, index: int | slice) -> Picture | Decoded | Sequence[Picture | Decoded]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(len(self))[index]]
+        number = range(len(self))[index]
+        number = number if self.chosen is None else int(self.chosen[number])
+        part = int(np.searchsorted(self.ends, number, side="right"))
+        return self.parts[part][number - int(self.ends[part])]  # counted from the end of the part
+
+
+def list_pictures(source: str | Path) -> Sequence[Picture]:
+    """All pictures of a folder of any depth, of an archive, or the one in a single file, sorted by name.
+
+    Folders, zips and tars are searched for the endings in `SUFFIXES`, in any case; hidden ones are left out. A folder
+    without pictures may hold tars instead. Tars, LMDB and datasets give a `Listing`, see `rad.archives`.
+
+    Args:
+        source: folder, folder of an LMDB, .zip, .tar, tars as SHARD-{0000..0099}.tar, "hf:ID:SPLIT:COLUMN", or a file.
 
     Raises:
-        ValueError: `source` does not exist, is a broken zip, or holds no picture.
+        ValueError: `source` does not exist, is broken, holds no picture, or needs a package that is not installed.
     """
     path = Path(source)
+    if str(source).startswith("hf:"):
+        return _number(Rows(str(source)))
+    if not path.exists() and (shards := expand(str(source))):
+        return _number(Tars(str(source), shards, wanted=_is_picture))
     if not path.exists():
-        raise ValueError(f"no such file or folder: {path}; give a folder of pictures, a zip or a single picture")
+        raise ValueError(f"no such file or folder: {path}; give a folder of pictures, an archive or a single picture")
+    if (path / "data.mdb").is_file():
+        return _number(Database(path))
     if path.is_dir():
-        files = (Path(folder, file) for folder, _, names in os.walk(path, followlinks=True) for file in names)
+        files = [Path(folder, file) for folder, _, names in os.walk(path, followlinks=True) for file in names]
         pictures = [Picture(file.relative_to(path).as_posix(), file) for file in files]
+        tars = [file for file in files if file.name.lower().endswith(TARS)]
+        tars = [file for file in tars if not _is_hidden(file.relative_to(path).as_posix())]
+        if tars and not any(_is_picture(picture.name) for picture in pictures):
+            return _number(Tars(str(path), tars, wanted=_is_picture))
+    elif path.name.lower().endswith(TARS):
+        return _number(Tars(str(path), [path], wanted=_is_picture))
     elif path.suffix.lower() == ".zip":
         archive = Archive(path)
         try:
@@ -161,13 +227,42 @@ def list_pictures(source: str | Path) -> list[Picture]:
     return pictures
 
 
+def _number(source: Numbered) -> Listing:
+    if not len(source):
+        looked = f": looked for members ending in {', '.join(SUFFIXES)}" if isinstance(source, Tars) else ""
+        raise ValueError(f"no pictures in {source.path}{looked}")
+    return Listing(source)
+
+
+def is_source(source: str | Path) -> bool:
+    """Whether `list_pictures` could read it: something that exists, a pattern of tars that do, or a dataset."""
+    return str(source).startswith("hf:") or Path(source).exists() or bool(expand(str(source)))
+
+
+def absolute(source: str | Path) -> str:
+    """The same source, called so from any working folder; a dataset as it is."""
+    return str(source) if str(source).startswith("hf:") else str(Path(source).resolve())
+
+
+def holds_one(source: str | Path) -> bool:
+    """Whether it is the file of a single picture."""
+    return Path(source).is_file() and not str(source).lower().endswith((".zip", *TARS))
+
+
 def stems(pictures: Sequence[Picture]) -> list[str]:
     """How pictures are called beside their results and masks: the path in the folder or zip, without the suffix.
 
-    A folder that holds all of a zip does not count, and no name is absolute.
+    A folder that holds all of a zip or tar does not count, and no name is absolute. The keys of an LMDB stay whole, unless
+    they end like files of pictures.
     """
     top = top_folder(pictures) if pictures else ""
-    return [str(PurePosixPath(picture.name.removeprefix(top).lstrip("/")).with_suffix("")) for picture in pictures]
+    return [_stem(picture, top) for picture in pictures]
+
+
+def _stem(picture: Picture, top: str) -> str:
+    name = picture.name.removeprefix(top).lstrip("/")
+    whole = isinstance(picture.source, Database) and not name.lower().endswith(SUFFIXES)
+    return name if whole else str(PurePosixPath(name).with_suffix(""))
 
 
 def by_stem(pictures: Sequence[Picture], *, where: str | Path, what: str = "pictures") -> dict[str, Picture]:
@@ -187,17 +282,29 @@ def by_stem(pictures: Sequence[Picture], *, where: str | Path, what: str = "pict
 
 
 def top_folder(pictures: Sequence[Picture]) -> str:
-    """The folder, with its "/", in which all that a zip holds lies; empty for a folder, which is at its top already."""
-    tops = {picture.name.partition("/")[0] for picture in pictures if "/" in picture.name}
-    at_top = any("/" not in picture.name for picture in pictures)
-    if not isinstance(pictures[0].source, Archive) or at_top or len(tops) != 1 or "" in tops:
-        return ""
-    return f"{tops.pop()}/"
+    """The folder, with its "/", in which all that a zip holds lies; empty for a folder, which is at its top already.
+
+    In a single tar it comes after the tar's own name.
+    """
+    source, names = pictures[0].source, [picture.name for picture in pictures]
+    if isinstance(source, Tars):
+        shard = _top(names)
+        return shard and shard + _top([name.removeprefix(shard) for name in names])
+    return _top(names) if isinstance(source, Archive) else ""
+
+
+def _top(names: Sequence[str]) -> str:
+    tops = {name.partition("/")[0] for name in names if "/" in name}
+    at_top = any("/" not in name for name in names)
+    return "" if at_top or len(tops) != 1 or "" in tops else f"{tops.pop()}/"
 
 
 def _is_picture(name: str) -> bool:
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
-    return name.lower().endswith(SUFFIXES) and not hidden
+    return name.lower().endswith(SUFFIXES) and not _is_hidden(name)
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
 
 
 def find_readable(pictures: Sequence[Picture], *, decode: bool = False) -> tuple[list[Picture | Decoded], list[str]]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from rad.files import write_text
 from rad.jobs import Cell, Job, Label, mask_name
+from rad.pictures import absolute, is_source
 
 if TYPE_CHECKING:
     from rad.inpainter import Inpainted, Inpainter
@@ -42,10 +43,10 @@ class Record:
         if self.path.is_file() and ENTRIES.keys() - self.before.keys():
             raise ValueError(f"{self.path} is not the record of a comparison: give another --output")
         self.before = self.before or {name: outer() for name, (outer, _) in ENTRIES.items()}
-        self.options = {**vars(options), "image": str(Path(options.image).resolve())}
+        self.options = {**vars(options), "image": absolute(options.image)}
         self.masks = {
             mask_name(mask): {
-                "mask": str(Path(mask).resolve()) if Path(mask).exists() else mask,
+                "mask": absolute(mask) if is_source(mask) else mask,
                 "mask_by": options.mask_by,
             }
             for mask in dict.fromkeys(options.mask)

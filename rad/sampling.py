@@ -380,13 +380,13 @@ def parser() -> Parser:
         "--checkpoint", required=True, help="adapter folder; or a base model: diffusers folder, hub id, .pt"
     )
     made.add_argument("--base", help="base model of the adapter, where it is not found by itself")
-    made.add_argument("--image", required=True, help="picture, folder of any depth, or zip")
+    made.add_argument("--image", required=True, help="picture, folder of any depth, zip, tar or LMDB")
     made.add_argument(
         "--mask",
         required=True,
         nargs="+",
         action="extend",
-        help="picture (for all), folder or zip (by name), or a generator; of several, each has its folder of results: "
+        help="picture (for all), folder or archive (by name), or a generator; of several, each has its folder of results: "
         f"{', '.join(main_names())}",
     )
     made.add_argument(

@@ -5,7 +5,7 @@ run on equal noise.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
@@ -17,6 +17,15 @@ def key(*parts: int | str) -> int:
     """A 63-bit integer that depends on every part and on their order (BLAKE2b of the parts)."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
+
+
+def key_of(parts: Iterable[int | str]) -> int:
+    """`key` of so many parts that they are better not all in memory at once."""
+    digest, count = hashlib.blake2b(b"(", digest_size=8), 0
+    for count, part in enumerate(parts, start=1):
+        digest.update(f"{', ' if count > 1 else ''}{part!r}".encode())
+    digest.update(b",)" if count == 1 else b")")
+    return int.from_bytes(digest.digest(), "big") >> 1
 
 
 def generator(*parts: int | str, device: str | torch.device = "cpu") -> torch.Generator:

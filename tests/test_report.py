@@ -19,6 +19,7 @@ from rad.evaluation import report
 from rad.evaluation.plots import _overlap, plot_quality
 from rad.evaluation.report import open_reference, write_report
 from rad.evaluation.results import Comparison, Cost, Difference, Interval, Metric, Result, Row
+from rad.pictures import list_pictures
 
 PSNR = Metric("psnr", "PSNR", "higher", 2, {"library": "torchmetrics 1.9", "range": "[0, 1]"})
 LPIPS = Metric("lpips/small", "LPIPS small", "lower", 3, {"extractor": "small", "weights": "sha256 0123abcd"})
@@ -426,11 +427,12 @@ def test_references_out_of_a_zip(tmp_path: Path) -> None:
     comparison = example(tmp_path / "data", images=1)
     result = comparison.results[0]
     with zipfile.ZipFile(tmp_path / "all.ZIP", "w") as archive:
-        archive.write(result.reference, "a/one.png")
-    inside = replace(result, reference=f"{tmp_path / 'all.ZIP'}:a/one.png")
-    assert np.array_equal(np.asarray(open_reference(inside)), np.asarray(Image.open(result.reference)))
-    for wrong in (f"{tmp_path / 'all.ZIP'}:a/two.png", f"{tmp_path / 'none.zip'}:a/one.png", f"{tmp_path}/none.png"):
-        with pytest.raises(ValueError, match=r"cannot read picture .*(one|two|none)"):
+        archive.write(str(result.reference), "a/one.png")
+        archive.writestr("a/two.png", b"no picture")
+    one, two = list_pictures(tmp_path / "all.ZIP")
+    assert np.array_equal(open_reference(replace(result, reference=one)), open_reference(result))
+    for wrong in (two, tmp_path / "none.png"):
+        with pytest.raises(ValueError, match=r"cannot read picture .*(two|none)"):
             open_reference(replace(result, reference=wrong))
     white = Image.new("RGB", (8, 8), "white")
     write_report(comparison, tmp_path, open_reference=lambda _: white)

@@ -17,7 +17,6 @@ from rad import cli
 from rad.evaluation.features import feature_net, inception, lpips
 from rad.inpainter import Inpainter
 from rad.load import load_base
-from rad.training import check_checkpoint
 from tests.conftest import SIZE, random_picture
 
 PACKAGE = Path(__file__).resolve().parents[1] / "rad"

@@ -10,6 +10,7 @@ from rad.evaluation.compare import BATCH_SIZE, evaluate, evaluate_folders, extra
 from rad.evaluation.layout import is_tree
 from rad.evaluation.options import add_options
 from rad.evaluation.results import Comparison
+from rad.pictures import is_source
 from rad.record import RUN, read_run
 
 FILES = ("metrics.csv", "sets.csv", "passports.json")
@@ -120,7 +121,7 @@ def _reference(folder: Path) -> str:
     image = str(read_run(folder).get("options", {}).get("image") or "")
     if not image:
         raise ValueError(f"{folder / RUN} does not say where the original pictures are: give --reference")
-    if not Path(image).exists():
+    if not is_source(image):
         raise ValueError(f"the original pictures {image} are not there any more: give --reference")
     return image
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from rad.evaluation.results import Cost
 from rad.masks.files import looks_inverted, read_mask, write_mask
-from rad.pictures import SUFFIXES, Picture, by_stem, list_pictures, stems
+from rad.pictures import SUFFIXES, Picture, by_stem, holds_one, list_pictures, stems
 from rad.record import RUN, read_costs
 
 Polarity = Literal["white_is_fill", "white_is_known"]
@@ -176,7 +176,7 @@ def read_folders(
             raise ValueError(f"{folder} holds no picture called like a reference, such as {min(names)}.png")
     images = sorted({image for some in files.values() for image in some})
     masks = by_name(mask)
-    if mask.is_file() and mask.suffix.lower() != ".zip":
+    if holds_one(mask):
         masks = dict.fromkeys(images, next(iter(masks.values())))
     name = mask.parent.name if mask.name == "masks" and mask.parent.name else mask.stem
     folder = output / name / "masks"

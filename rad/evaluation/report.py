@@ -20,7 +20,7 @@ from rad.evaluation.plots import family, plot_quality
 from rad.evaluation.results import Comparison, Difference, Interval, Metric, Result, Row
 from rad.files import write_text
 from rad.masks.files import read_mask
-from rad.pictures import Archive, Picture, blank, open_picture, to_tensor
+from rad.pictures import Picture, blank, open_picture, to_tensor
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -123,20 +123,9 @@ class Shown:
 
 
 def open_reference(result: Result) -> Image.Image:
-    """The reference of a result as 8-bit RGB; "ZIP:NAME" is a member of a zip.
-
-    Raises ValueError where it cannot be read.
-    """
-    text = str(result.reference)
-    member = re.match(r"(.*?\.zip):(.+)", text, re.IGNORECASE | re.DOTALL)
-    if member is None or Path(text).exists():
-        return open_picture(text, name=text)
-    if not Path(member[1]).is_file():
-        raise ValueError(f"cannot read picture {text}: there is no zip {member[1]}")
-    try:
-        return Picture(member[2], Archive(member[1])).open()
-    except KeyError:
-        raise ValueError(f"cannot read picture {text}: the zip has no such member") from None
+    """The reference of a result as 8-bit RGB. Raises ValueError where it cannot be read."""
+    reference = result.reference
+    return reference.open() if isinstance(reference, Picture) else open_picture(reference)
 
 
 def write_report(comparison: Comparison, output: Path, *, open_reference: Opener = open_reference) -> list[Path]:

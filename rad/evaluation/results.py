@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from rad.pictures import Picture
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -100,7 +102,7 @@ class Result:
     image: str
     sample: int
     file: Path
-    reference: Path | str
+    reference: Path | Picture
     hole: Path
     values: dict[str, float]
 

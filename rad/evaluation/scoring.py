@@ -165,7 +165,7 @@ def score(
                     crops[number].update(zip(group, extractor.features(images).cpu(), strict=True))
         for item in items:
             errors.setdefault(item.method, []).append(item.errors)
-            source = references[item.name].source
+            reference = references[item.name]
             scored.results.append(
                 Result(
                     mask=files.name,
@@ -173,7 +173,7 @@ def score(
                     image=item.name,
                     sample=item.sample,
                     file=item.file,
-                    reference=source if isinstance(source, Path) else str(references[item.name]),
+                    reference=reference.source if isinstance(reference.source, Path) else reference,
                     hole=files.holes[item.name],
                     values=item.values,
                 )
