@@ -373,10 +373,8 @@ def _load_dataset(identity: str, split: str) -> Any:
     if path.is_dir() and any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
         saved = load_from_disk(identity)
         if isinstance(saved, Dataset):
-            if split not in ("", str(saved.split)):
-                raise ValueError(
-                    f"it was saved as a single split, {saved.split or 'without a name'}: leave {split} out"
-                )
+            if split not in ("", name := str(saved.split or "train")):
+                raise ValueError(f"it was saved as the single split {name}: leave {split} out")
             return saved
         if (split or "train") not in saved:
             raise ValueError(f"there is no split {split or 'train'}; there are {', '.join(map(str, saved))}")

@@ -80,6 +80,13 @@ def stored(picture: Picture) -> bytes:
     return file.getvalue()
 
 
+def plain_rows(count: int, colour: int = 0) -> list[dict | None]:
+    files = [BytesIO() for _ in range(count)]
+    for number, file in enumerate(files):
+        Image.new("RGB", (4, 4), (colour, number, 0)).save(file, "PNG")
+    return [{"bytes": file.getvalue(), "path": None} for file in files]
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     """The files of a folder of any depth, by their names, sorted."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -381,8 +388,11 @@ def test_names_cannot_leave_the_output(tmp_path: Path, monkeypatch: pytest.Monke
     write_lmdb(
         tmp_path / "db", dict.fromkeys([*map(str.encode, bad), b"\xff\x00", b"x/", b"a.1", b"a.2", b"."], b"data")
     )
-    for source, count in (("in-0.tar", 3), ("in-{0..1}.tar", 6), ("...tar", 3), ("db", 10)):
-        words = ["--checkpoint", "any", "--image", source, "--mask", "half", "box", "--output", "out"]
+    write_rows(tmp_path / "deep" / "rows", plain_rows(2))
+    pattern = str(tmp_path / "in-{0..1}.tar")
+    sources = (("in-0.tar", 3), ("in-{0..1}.tar", 6), ("...tar", 3), ("db", 10), ("hf:deep/rows:train", 2))
+    for source, count in sources:
+        words = f"--checkpoint any --image {source} --mask {pattern} hf:deep/rows --output out".split()
         cells = make_plan(sampling.parser().parse_args(words), [Label.of("mean")]).cells
         files = [file for cell in cells for job in cell.jobs for file in job.files]
         assert len(files) == 4 * count, source
@@ -475,13 +485,6 @@ def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-
-
-def plain_rows(count: int, colour: int = 0) -> list[dict | None]:
-    files = [BytesIO() for _ in range(count)]
-    for number, file in enumerate(files):
-        Image.new("RGB", (4, 4), (colour, number, 0)).save(file, "PNG")
-    return [{"bytes": file.getvalue(), "path": None} for file in files]
 
 
 def first_colours(source: str) -> list[tuple]:
