@@ -1,5 +1,7 @@
 """Devices by name."""
 
+from collections.abc import Sequence
+
 import torch
 
 
@@ -15,3 +17,27 @@ def find_device(name: str) -> str:
         return name
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return "cpu" if accelerator is None else accelerator.type
+
+
+def find_devices(name: str, count: int) -> list[str]:
+    """The devices of `count` processes: an accelerator each, or the CPU for all.
+
+    Raises ValueError if there are fewer, and for one of several accelerators by its number.
+    """
+    if count == 1:
+        return [find_device(name)]
+    name = find_device(name) if name == "auto" else name
+    if name == "cpu":
+        return [name] * count
+    accelerator = torch.accelerator.current_accelerator()
+    there = torch.accelerator.device_count() if accelerator is not None and accelerator.type == name else 0
+    if there < count:
+        raise ValueError(
+            f"{count} devices {name!r} are asked for, and there are {there}: give fewer, or 'auto' or 'cpu'"
+        )
+    return [f"{name}:{number}" for number in range(count)]
+
+
+def threads_of_each(devices: Sequence[str]) -> int:
+    """CPU threads of each of several processes, which share those of this one."""
+    return max(1, torch.get_num_threads() // len(devices))

@@ -1,6 +1,7 @@
 """Files that are always whole: written under a hidden name, and renamed when done."""
 
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,14 +9,15 @@ from pathlib import Path
 
 
 @contextmanager
-def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
+def replacing(path: Path, *, durable: bool = False, shared: bool = False) -> Iterator[Path]:
     """The name to write to, hidden and with the same suffix; it becomes `path` at the end, and vanishes after an error.
 
     The folder is made if need be. `durable`: the content is on the disk before it gets its name, so that not even a power
-    cut leaves half a file.
+    cut leaves half a file. `shared`: other processes may write the same file now, so the name is like no other.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    own = f".{secrets.token_hex(4)}" if shared else ""
+    temporary = path.with_name(f".{path.stem}{own}.tmp{path.suffix}")
     try:
         yield temporary
         if durable:

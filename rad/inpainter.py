@@ -11,16 +11,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from peft import PeftModel
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
+from rad.canvas import Canvas
 from rad.device import find_device
 from rad.load import Base, load_base
 from rad.lora import AdapterInfo, load_adapter, merged
 from rad.masks.files import read_mask
 from rad.methods import METHODS
 from rad.methods.m2s import M2S, Coarse
-from rad.pictures import open_picture, to_tensor, to_uint8
+from rad.pictures import open_picture, to_rgb, to_tensor, to_uint8
 from rad.prior import UNetPrior
 from rad.process import Uniform
 from rad.sampler import Cost, Loop, Method, Sample, Sampler, SamplingCallback, Task
@@ -42,7 +43,8 @@ class Inpainted:
     """Results in the order of the input, the samples of an image side by side: image i, sample j is number i * num_samples + j.
 
     Args:
-        images: in the size of the input, equal to it where the hole is 0, bit for bit.
+        images: in the size of the input, equal to it where the hole is 0, bit for bit; with its colour profile, if it has one,
+            in `info`, from where Pillow saves it.
         raw: the same before known pixels are put back.
         nfe, vjp: network calls and backward passes of the whole run, counted for each image that went through the network.
         seconds: of the sampling loops.
@@ -55,29 +57,6 @@ class Inpainted:
     vjp: int
     seconds: float
     peak_memory: int
-
-
-@dataclass
-class _Canvas:
-    """A picture on its way: `pixels` (3,H,W) in [-1,1] and what of it is still unknown, `hole` (1,H,W).
-
-    `known` (1,H,W) bool is what was never unknown; there `raw` holds what the method made of it, and elsewhere `pixels`.
-    """
-
-    name: str
-    sample: int
-    pixels: Tensor
-    hole: Tensor
-    windows: list[Window]
-
-    def __post_init__(self) -> None:
-        self.known, self.raw = self.hole == 0, self.pixels.clone()
-
-    def job_name(self, window: Window) -> str:
-        """An identity for the noise tape; a picture of the model's own size is known by its name alone."""
-        top, left, bottom, right = window.window
-        whole = self.hole.shape[1:] == (bottom - top, right - left)
-        return self.name if whole else f"{self.name}@{top},{left}"
 
 
 class Inpainter:
@@ -208,16 +187,16 @@ class Inpainter:
         pictures = [_picture(one) for one in images]
         holes = [_hole(one, picture, mask_polarity) for one, picture in zip(masks, pictures, strict=True)]
         canvases = [
-            self._canvas(picture, hole, name, sample, size_policy, margin)
+            canvas
             for picture, hole, name in zip(pictures, holes, names, strict=True)
-            for sample in range(num_samples)
+            for canvas in self._canvases(picture, hole, name, num_samples, size_policy, margin)
         ]
         total = sampler.cost.nfe * sum(len(canvas.windows) for canvas in canvases)
         spent, seconds, planned = Cost(0), 0.0, 0
         _forget_peak(self.device)
         with self._weights(sampler):
             while any(canvas.windows for canvas in canvases):
-                jobs = [(c, w) for c in canvases if c.windows for w in next_wave(c.hole[0].numpy() > 0, c.windows)]
+                jobs = [(c, w) for c in canvases if c.windows for w in next_wave(c.unknown, list(c.windows))]
                 cost, taken = self._fill(
                     sampler,
                     jobs,
@@ -227,9 +206,10 @@ class Inpainter:
                 )
                 spent, seconds, planned = spent + cost, seconds + taken, planned + sampler.cost.nfe * len(jobs)
         finished, raw = [], []
-        for number, canvas in enumerate(canvases):
+        for number in range(len(canvases)):
             picture, hole = pictures[number // num_samples], holes[number // num_samples]
-            filled = to_uint8(_back(canvas.raw, picture.size, size_policy) / 2 + 0.5)
+            filled = _back(canvases.pop(0).raw, picture.size)
+            filled.info = dict(picture.info)
             raw.append(filled)
             finished.append(composite(picture, filled, hole))
         return Inpainted(finished, raw, spent.nfe, spent.vjp, seconds, _peak_memory(self.device))
@@ -281,48 +261,46 @@ class Inpainter:
 
     def count_windows(self, hole: Tensor, *, size_policy: SizePolicy = "error", margin: int | None = None) -> int:
         """Windows that a hole (1,H,W) needs; each costs `sampler(...).cost` a sample."""
-        picture = Image.new("RGB", (hole.shape[2], hole.shape[1]))
-        return len(self._canvas(picture, hole, "", 0, size_policy, margin).windows)
+        return len(self._plan(hole, size_policy, margin)[1])
 
-    def _canvas(
-        self,
-        picture: Image.Image,
-        hole: Tensor,
-        name: str,
-        sample: int,
-        policy: SizePolicy,
-        margin: int | None,
-    ) -> _Canvas:
+    def _plan(self, hole: Tensor, policy: SizePolicy, margin: int | None) -> tuple[Tensor, list[Window]]:
+        """The hole (1,H,W) in the size in which it is filled, and its windows."""
         height, width = self.size
-        pixels, hole = to_tensor(picture) * 2 - 1, hole.clone()  # a canvas is written on
+        whole = Window((0, 0, height, width), (0, 0, height, width))
         if policy not in get_args(SizePolicy):
             raise ValueError(f"size_policy is {policy!r}; allowed are {', '.join(get_args(SizePolicy))}")
         if policy == "crop":
             if height != width:
                 raise ValueError(f"size_policy 'crop' needs a square model; this one is {width}x{height}: use 'resize'")
-            pad = (0, max(0, width - picture.width), 0, max(0, height - picture.height))
-            pixels, hole = F.pad(pixels, pad), F.pad(hole, pad, value=1.0)  # what lies outside is unknown too
             margin = height // 8 if margin is None else margin
-            unknown = hole[0].numpy() > 0
-            inside = unknown.copy()
-            inside[picture.height :], inside[:, picture.width :] = False, False
-            return _Canvas(name, sample, pixels, hole, plan_windows(inside, size=height, margin=margin))
-        if picture.size != (width, height):
+            padded = _pad(hole, self.size, 1.0)  # what lies outside is unknown too
+            inside = padded[0].numpy() > 0
+            inside[hole.shape[1] :], inside[:, hole.shape[2] :] = False, False
+            return padded, plan_windows(inside, size=height, margin=margin)
+        if hole.shape[1:] != (height, width):
             if policy == "error":
                 raise ValueError(
-                    f"the picture is {picture.width}x{picture.height} and the model takes {width}x{height}: "
+                    f"the picture is {hole.shape[2]}x{hole.shape[1]} and the model takes {width}x{height}: "
                     "use size_policy 'crop' (a window around each hole) or 'resize'"
                 )
-            # The windows of both poolings are the same, so no known pixel of the small picture has seen the hole.
-            pixels = F.adaptive_avg_pool2d(pixels, (height, width))
             hole = F.adaptive_max_pool2d(hole, (height, width))
-        whole = Window((0, 0, height, width), (0, 0, height, width))
-        return _Canvas(name, sample, pixels, hole, [whole] if bool((hole > 0).any()) else [])
+        return hole, [whole] if bool((hole > 0).any()) else []
+
+    def _canvases(
+        self, picture: Image.Image, hole: Tensor, name: str, samples: int, policy: SizePolicy, margin: int | None
+    ) -> list[Canvas]:
+        hole, windows = self._plan(hole, policy, margin)
+        if policy == "resize" and picture.size != self.size[::-1]:
+            # The windows of both poolings are the same, so no known pixel of the small picture has seen the hole.
+            pixels = F.adaptive_avg_pool2d(to_tensor(picture).mul_(2).sub_(1), self.size)
+        else:
+            pixels = _pad(torch.from_numpy(np.array(picture)).permute(2, 0, 1), self.size, 0)
+        return [Canvas(name, sample, pixels, hole, windows) for sample in range(samples)]
 
     def _fill(
         self,
         sampler: Sampler,
-        jobs: list[tuple[_Canvas, Window]],
+        jobs: list[tuple[Canvas, Window]],
         seed: int,
         batch_size: int,
         on_calls: Callable[[int], None],
@@ -348,25 +326,14 @@ class Inpainter:
             seconds, start = seconds + result.seconds, start + rows
         return cost, seconds
 
-    def _fill_batch(self, sampler: Sampler, batch: list[tuple[_Canvas, Window]], seed: int) -> Sample:
-        def cut(image: Tensor, window: Window) -> Tensor:
-            return image[(slice(None), *window.slices)]
-
-        pixels = torch.stack([cut(canvas.pixels, window) for canvas, window in batch]).to(self.device)
-        hole = torch.stack([cut(canvas.hole, window) for canvas, window in batch]).to(self.device)
+    def _fill_batch(self, sampler: Sampler, batch: list[tuple[Canvas, Window]], seed: int) -> Sample:
+        cuts = [canvas.cut(window) for canvas, window in batch]
+        pixels, hole = (torch.stack(part).to(self.device) for part in zip(*cuts, strict=True))
         names = [canvas.job_name(window) for canvas, window in batch]
         with NoiseTape(seed, names, [canvas.sample for canvas, _ in batch]) as tape, self._autocast():
             result = sampler(self._prior(sampler), Task.of(pixels, hole), noise=tape)
-        for (canvas, window), filled in zip(batch, result.raw.float().cpu(), strict=True):
-            top, left, _, _ = window.window
-            rows, columns = window.core_slices
-            core = (slice(None), rows, columns)
-            made = filled[:, rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
-            unknown = canvas.hole[core] > 0
-            canvas.pixels[core] = torch.where(unknown, made, canvas.pixels[core])
-            canvas.raw[core] = torch.where(unknown | canvas.known[core], made, canvas.raw[core])
-            canvas.hole[core] = 0
-            canvas.windows.remove(window)
+        for (canvas, window), made in zip(batch, result.raw.float().cpu(), strict=True):
+            canvas.paste(window, made)
         return result
 
     def _prior(self, sampler: Sampler) -> UNetPrior:
@@ -410,16 +377,24 @@ class Inpainter:
 
 def composite(picture: Image.Image, filled: Image.Image, hole: Tensor) -> Image.Image:
     """`picture` where hole (1,H,W) is 0, `filled` elsewhere; both RGB of the same size, no arithmetic on the pixels."""
-    known = (hole[0] == 0).numpy()[:, :, None]
-    return Image.fromarray(np.where(known, np.asarray(picture), np.asarray(filled)))
+    composed = picture.copy()
+    composed.paste(filled, mask=Image.fromarray((hole[0] > 0).numpy()))
+    return composed
 
 
-def _back(pixels: Tensor, size: tuple[int, int], policy: SizePolicy) -> Tensor:
-    """To the input's size (width, height): scale what was resized, cut off what was padded."""
+def _pad(image: Tensor, size: tuple[int, int], value: float) -> Tensor:
+    """(C,H,W), made at least `size` (height, width) by rows below and columns on the right."""
+    rows, columns = (max(0, wanted - there) for wanted, there in zip(size, image.shape[1:], strict=True))
+    return F.pad(image, (0, columns, 0, rows), value=value) if rows or columns else image
+
+
+def _back(pixels: Tensor, size: tuple[int, int]) -> Image.Image:
+    """In the input's size (width, height): what was resized is scaled, what was padded is cut off."""
     width, height = size
-    if policy == "resize" and pixels.shape[1:] != (height, width):
-        return F.interpolate(pixels[None], (height, width), mode="bicubic", antialias=True)[0].clamp(-1, 1)
-    return pixels[:, :height, :width]
+    if pixels.is_floating_point():
+        pixels = F.interpolate(pixels[None], (height, width), mode="bicubic", antialias=True)[0]
+        return to_uint8(pixels.clamp_(-1, 1).div_(2).add_(0.5))
+    return Image.fromarray(pixels[:, :height, :width].permute(1, 2, 0).contiguous().numpy())
 
 
 def _picture(image: PictureLike) -> Image.Image:
@@ -435,7 +410,7 @@ def _picture(image: PictureLike) -> Image.Image:
         raise ValueError(
             f"image has mode {image.mode!r}, whose range is not known: give its file, or convert it to 'RGB'"
         )
-    return ImageOps.exif_transpose(image).convert("RGB")
+    return to_rgb(image)
 
 
 def _hole(mask: PictureLike, picture: Image.Image, polarity: Polarity) -> Tensor:

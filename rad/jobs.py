@@ -3,7 +3,7 @@
 import argparse
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from torch import Tensor
@@ -130,6 +130,18 @@ def make_plan(options: argparse.Namespace, labels: Sequence[Label]) -> Plan:
             jobs = plan(options, inputs, root / label.text, sheet=sheet, holes=holes)
             cells.append(Cell(names[mask], label, root / label.text, jobs))
     return Plan(cells, tree, sheets)
+
+
+def share(cells: Sequence[Cell], shard: tuple[int, int], size: int) -> list[Cell]:
+    """Of all jobs, in blocks of `size` counted over all cells, every so-manieth block from a number on (1 is the first)."""
+    number, count = shard
+    kept, before = [], 0
+    for cell in cells:
+        blocks = [cell.jobs[start : start + size] for start in range(0, len(cell.jobs), size)]
+        own = [block for place, block in enumerate(blocks, before) if place % count == number - 1]
+        kept.append(replace(cell, jobs=[job for block in own for job in block]))
+        before += len(blocks)
+    return kept
 
 
 def mask_name(mask: str) -> str:

@@ -18,9 +18,6 @@ from torch import Tensor
 
 from rad.archives import TARS, Database, Numbered, Rows, Tars, expand
 
-LARGEST = 2**30
-"""Bytes of a picture inside a zip: a few thousand bytes may unpack to more than any memory holds."""
-
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 
 
@@ -31,37 +28,89 @@ def _naming(name: str) -> Iterator[None]:
     except Exception as error:  # damaged input makes Pillow and zipfile raise almost anything
         if isinstance(error, UnidentifiedImageError):
             reason = "not a picture"
+        elif isinstance(error, Image.DecompressionBombError):
+            reason = f"{str(error).partition(',')[0]} (sample.py --max_megapixels, PIL.Image.MAX_IMAGE_PIXELS)"
         else:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise ValueError(f"cannot read picture {name}: {reason.splitlines()[0]}") from error
 
 
-def open_picture(file: str | Path | IO[bytes], *, name: str | None = None) -> Image.Image:
-    """The picture in `file` as 8-bit RGB, turned upright by its EXIF orientation.
+@contextmanager
+def pictures_up_to(megapixels: float) -> Iterator[None]:
+    """For commands, since it is Pillow's global limit: larger pictures are refused, and no smaller one makes it warn."""
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, int(megapixels * 500_000)  # Pillow refuses twice as many
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
-    Grey, palette and CMYK pictures are converted; 16-bit grey is divided by 257 (65535 -> 255). Alpha is
-    dropped, not composited: the colour stored under transparent pixels is kept. Of an animation, the first
-    frame is read.
+
+def open_picture(file: str | Path | IO[bytes], *, name: str | None = None) -> Image.Image:
+    """The picture in `file` as 8-bit RGB, turned upright by its EXIF orientation, with its colour profile; see `to_rgb`.
+
+    Of an animation, the first frame is read.
 
     Args:
         file: path or binary stream.
         name: what errors call the picture; None: the path or the stream's own name.
 
     Raises:
-        ValueError: the file is missing, truncated, not a picture, or has float pixels (no agreed range).
+        ValueError: the file is missing, truncated, not a picture, too large for Pillow, or has float pixels (no agreed range).
     """
     with _naming(name or str(getattr(file, "name", file))), Image.open(file) as image:
-        return _to_rgb(ImageOps.exif_transpose(image))
+        return to_rgb(image)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Upright 8-bit RGB.
+
+    Grey, palette and CMYK pictures are converted; 16-bit grey is divided by 257 (65535 -> 255). Alpha is
+    dropped, not composited: the colour stored under transparent pixels is kept.
+
+    Colours keep their meaning: pixels with an RGB profile stay as they are, and the profile stays in `info["icc_profile"]`, from
+    where Pillow writes it into a PNG; pixels with a profile of grey or CMYK are converted to sRGB, which needs none. Nothing else
+    stays in `info`.
+
+    Raises:
+        ValueError: float pixels, or a damaged profile of grey or CMYK.
+    """
     if image.mode == "F":
         raise ValueError("float pixels have no agreed range: convert it to 8 or 16 bits")
+    image = ImageOps.exif_transpose(image)
+    profile = image.info.get("icc_profile") or b""
+    space = profile[16:20]
     if image.mode.startswith("I"):  # Pillow's own conversion of 16 bits clips at 255
-        return Image.fromarray(np.uint8(np.rint(np.clip(np.asarray(image), 0, 65535) / 257))).convert("RGB")
+        image = Image.fromarray(np.uint8(np.rint(np.clip(np.asarray(image), 0, 65535) / 257)))
+    if image.mode in ("1", "LA"):
+        image = image.convert("L")
+    if (image.mode, space) in (("L", b"GRAY"), ("CMYK", b"CMYK")):
+        image = _to_srgb(image, profile)
     if image.mode == "P" and "transparency" in image.info:  # straight to RGB is the same, with a warning
         image = image.convert("RGBA")
-    return image.convert("RGB")
+    keep = space == b"RGB " and image.mode != "CMYK"
+    image = image if image.mode == "RGB" else image.convert("RGB")
+    image.info = {"icc_profile": profile} if keep else {}
+    return image
+
+
+def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    from PIL import ImageCms
+
+    try:
+        converted = ImageCms.profileToProfile(
+            image,
+            BytesIO(profile),  # pyright: ignore[reportArgumentType]
+            ImageCms.createProfile("sRGB"),  # pyright: ignore[reportArgumentType]
+            renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            outputMode="RGB",
+            flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        )
+    except ImageCms.PyCMSError as error:
+        raise ValueError(f"its colour profile cannot be used ({error}): save it as sRGB") from error
+    assert converted is not None
+    return converted
 
 
 class Archive:
@@ -103,15 +152,20 @@ class Picture:
         return str(self.source) if isinstance(self.source, Path) else f"{self.source.path}:{self.name}"
 
     def file(self) -> Path | BytesIO:
-        """What Pillow can open: the path, or the bytes out of the archive. Errors as in `open_picture`."""
+        """What Pillow can open: the path, or the bytes out of the archive. Errors as in `open_picture`.
+
+        A member of a zip is refused unread if it is larger than the largest picture that Pillow opens, at 8 bytes a pixel.
+        """
         if isinstance(self.source, Path):
             return self.source
         with _naming(str(self)):
             if not isinstance(self.source, Archive):
                 return BytesIO(self.source.read(self.number))
-            size = self.source.handle().getinfo(self.name).file_size
-            if size > LARGEST:
-                raise ValueError(f"{size} bytes once unpacked, and at most {LARGEST} are read")
+            size, most = self.source.handle().getinfo(self.name).file_size, Image.MAX_IMAGE_PIXELS
+            if most is not None and size > 2 * 8 * most:
+                raise ValueError(
+                    f"it unpacks to {size / 1e6:.0f} MB, more than a picture of {2 * most / 1e6:.0f} megapixels has"
+                )
             return BytesIO(self.source.handle().read(self.name))
 
     def open(self) -> Image.Image:
@@ -346,13 +400,17 @@ def open_readable(pictures: Sequence[Picture | Decoded], index: int, *, strict: 
 
 def to_tensor(image: Image.Image) -> Tensor:
     """An RGB picture as (3,H,W) float32 in [0, 1]; value v of 8 bits becomes v / 255."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div(255)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div_(255)
 
 
 def to_uint8(image: Tensor) -> Image.Image:
     """(3,H,W) in [0, 1] as an 8-bit RGB picture: clamped, times 255, rounded once (ties to even)."""
-    pixels = image.detach().float().clamp(0, 1).mul(255).round().to("cpu", torch.uint8)
-    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+    return Image.fromarray(round_to_uint8(image.detach()).cpu().permute(1, 2, 0).contiguous().numpy())
+
+
+def round_to_uint8(image: Tensor) -> Tensor:
+    """Values in [0, 1] as those of 8 bits, rounded as in `to_uint8`."""
+    return image.float().clamp(0, 1).mul_(255).round_().to(torch.uint8)
 
 
 def blank(image: Tensor, hole: Tensor) -> Image.Image:

@@ -10,16 +10,16 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rad.files import write_text
-from rad.jobs import Cell, Job, Label, mask_name
+from rad.jobs import Label, mask_name
 from rad.pictures import absolute, is_source
 
 if TYPE_CHECKING:
-    from rad.inpainter import Inpainted, Inpainter
+    from rad.inpainter import Inpainter
     from rad.sampler import Method
 
 COSTS = ("image", "nfe", "vjp", "seconds", "peak_mib")
@@ -72,8 +72,8 @@ class Record:
         """The labels of all methods whose results are in the folder, or will be."""
         return list(dict.fromkeys([*self.before["methods"], *self.settings]))
 
-    def complete(self, inpainter: "Inpainter", steps: Mapping[Label, int]) -> None:
-        """With the model, and the steps on it. Raises ValueError as above."""
+    def complete(self, inpainter: "Inpainter", steps: Mapping[Label, int], devices: Sequence[str]) -> None:
+        """With the model, the steps on it, and the device of each process. Raises ValueError as above."""
         self.model.update(
             checkpoint=self.options["checkpoint"], base=inpainter.base.source, base_hash=inpainter.base.hash
         )
@@ -84,11 +84,12 @@ class Record:
                 own["steps"] = count
             there = self.before["settings"].get(label.text, own)
             self._compare(label.text, {name: value for name, value in there.items() if name != "run"}, own)
-        self.environment = _environment(inpainter)
+        self.environment = _environment(devices)
 
     def write(self) -> None:
-        """Add this run to run.json, the first time that it is called."""
-        if self._written:
+        """Add this run to run.json, the first time that it is called; of the shards of a run the first one does."""
+        shard = self.options["shard"]
+        if self._written or (shard is not None and shard[0] > 1):
             return
         self._written = True
         run = {
@@ -164,23 +165,52 @@ def _hash(adapter: Path) -> str:
     return weights_hash(load_file(adapter))
 
 
-def add_costs(cell: Cell, jobs: Sequence[Job], result: "Inpainted", windows: Sequence[int]) -> None:
-    """Write what a batch cost into the cell's costs.csv, shared out by the windows of each picture."""
-    path, total = cell.folder / "costs.csv", max(1, sum(windows))
-    rows = read_costs(path) if path.exists() else {}
-    for job, share in zip(jobs, windows, strict=True):
-        part = share / total
-        rows[job.identity] = {
-            "nfe": round(result.nfe * part),
-            "vjp": round(result.vjp * part),
-            "seconds": round(result.seconds * part, 6),
-            "peak_mib": round(result.peak_memory / 2**20),
-        }
+@dataclass(frozen=True)
+class Effort:
+    """What was spent: network calls, backward passes, seconds in the sampling loops, and the peak memory in bytes."""
+
+    nfe: int = 0
+    vjp: int = 0
+    seconds: float = 0.0
+    peak_memory: int = 0
+
+    def __add__(self, other: "Effort") -> "Effort":
+        peak = max(self.peak_memory, other.peak_memory)
+        return Effort(self.nfe + other.nfe, self.vjp + other.vjp, self.seconds + other.seconds, peak)
+
+
+class Costs:
+    """costs.csv in the folder of a method. Of an image with two lines the later one counts, so lines are only added.
+
+    Args:
+        shard: (number, of how many) if the run is one of several, each of which has a file of its own.
+    """
+
+    def __init__(self, folder: Path, *, shard: tuple[int, int] | None = None) -> None:
+        self.path = folder / ("costs.csv" if shard is None else f"costs-{shard[0]}of{shard[1]}.csv")
+        self._begun = False
+
+    def add(self, images: Sequence[str], effort: Effort, windows: Sequence[int]) -> None:
+        """Share out the cost of a batch by the windows of each image. Raises ValueError if the file there is broken."""
+        rows = {}
+        for image, share in zip(images, windows, strict=True):
+            part = share / max(1, sum(windows))
+            seconds, peak = round(effort.seconds * part, 6), round(effort.peak_memory / 2**20)
+            rows[image] = (round(effort.nfe * part), round(effort.vjp * part), seconds, peak)
+        if self._begun:
+            with self.path.open("a", encoding="utf-8", newline="") as file:
+                file.write(_lines(rows))
+            return
+        there = read_costs(self.path) if self.path.exists() else {}
+        known = {image: tuple(one.values()) for image, one in there.items()}
+        write_text(self.path, ",".join(COSTS) + "\n" + _lines({**known, **rows}))
+        self._begun = True
+
+
+def _lines(rows: Mapping[str, tuple[object, ...]]) -> str:
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COSTS)
-    writer.writerows([image, *row.values()] for image, row in rows.items())
-    write_text(path, text.getvalue())
+    csv.writer(text, lineterminator="\n").writerows([image, *row] for image, row in rows.items())
+    return text.getvalue()
 
 
 def read_costs(path: Path) -> dict[str, dict[str, float]]:
@@ -216,18 +246,20 @@ def _commit() -> str | None:
     return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
-def _environment(inpainter: "Inpainter") -> dict[str, Any]:
+def _environment(devices: Sequence[str]) -> dict[str, Any]:
     import torch
 
     import rad
+    from rad.device import threads_of_each
 
-    device = inpainter.device
+    first = torch.device(devices[0])
     return {
         "rad": rad.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(first) if first.type == "cuda" else first.type,
+        "processes": len(devices),
+        "threads": threads_of_each(devices),
         "cpu": _cpu(),
         "system": platform.system(),
     }

@@ -1,28 +1,29 @@
 """Inpainting of files: one picture, a folder or a zip; what is finished stays, what failed is listed at the end."""
 
 import argparse
+import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from rad.console import EXIT_INPUT, EXIT_OK, EXIT_SOME, Parser, Progress, counted, tell
-from rad.files import replacing
-from rad.jobs import Cell, Job, Label, make_plan
+from rad.console import EXIT_INPUT, EXIT_OK, EXIT_SOME, Parser, counted, tell
+from rad.device import find_devices
+from rad.filling import Account, Failures, Filler, Need, cut, fill_here, write_picture
+from rad.jobs import Cell, Job, Label, make_plan, share
 from rad.masks import MaskGenerator
-from rad.masks.files import looks_inverted, same_mask, write_mask
+from rad.masks.files import looks_inverted, same_mask
 from rad.masks.shapes import main_names
-from rad.pictures import Picture
-from rad.record import Record, add_costs
+from rad.pictures import Picture, pictures_up_to
+from rad.record import Record
+from rad.workers import Setup, fill_by_workers
 
 if TYPE_CHECKING:
     from rad.evaluation.features import Extractor
-    from rad.inpainter import Inpainted, Inpainter
+    from rad.inpainter import Inpainter
     from rad.sampler import Method
 
 
@@ -39,12 +40,14 @@ def run(options: argparse.Namespace) -> int:
     methods = {label: create(label.method, settings[label.method]) for label in labels}
     _check_numbers(options)
     plan = make_plan(options, labels)
+    whole = options.shard is None
+    cells = plan.cells if whole else share(plan.cells, options.shard, options.batch_size)
     record = Record(options, methods) if plan.tree else None
     fresh = [
         replace(cell, jobs=[job for job in cell.jobs if options.overwrite or not all(p.exists() for p in job.files)])
-        for cell in plan.cells
+        for cell in cells
     ]
-    for cell, new in zip(plan.cells, fresh, strict=True):
+    for cell, new in zip(cells, fresh, strict=True):
         if len(new.jobs) < len(cell.jobs):
             tell(
                 f"{cell.label.text}{f' on {cell.mask}' if plan.tree else ''}: "
@@ -52,7 +55,8 @@ def run(options: argparse.Namespace) -> int:
                 "(--overwrite to make them again)"
             )
     fresh = [cell for cell in fresh if cell.jobs]
-    if not fresh and not options.report and all(sheet.exists() for sheet in plan.sheets):
+    report, sheets = options.report and whole, plan.sheets if whole else []
+    if not fresh and not report and all(sheet.exists() for sheet in sheets):
         return EXIT_OK
     if options.margin is not None and options.size_policy != "crop":
         tell("warning: --margin has no effect without --size_policy crop")
@@ -60,14 +64,15 @@ def run(options: argparse.Namespace) -> int:
         tell(f"warning: --mask_polarity has no effect on the generator {plan.cells[0].mask}")
     if not options.report and (options.feature_net or options.lpips or options.fid or options.baseline):
         tell("warning: --feature_net, --lpips, --fid and --baseline have no effect without --report")
-    networks = _networks(options, record.methods) if options.report and record else []
-    failures = _Failures()
+    networks = _networks(options, record.methods) if report and record else []
+    failures = Failures()
     if fresh:
+        _check_writable(fresh[0].folder, options.output)
         _make(options, methods, fresh, record, failures)
-    for sheet in plan.sheets:
-        cells = [cell for cell in plan.cells if cell.folder.parent == sheet.parent]
-        _write_sheet(options, sheet, {cell.label.text: cell.jobs for cell in cells}, failures)
-    if options.report:
+    for sheet in sheets:
+        shown = {cell.label.text: cell.jobs for cell in cells if cell.folder.parent == sheet.parent}
+        _write_sheet(options, sheet, shown, failures)
+    if report:
         _report(options, networks, failures)
     for message in failures.messages:
         tell(f"failed: {' '.join(message.split())}")
@@ -76,20 +81,6 @@ def run(options: argparse.Namespace) -> int:
     wanted = {job.picture for cell in fresh for job in cell.jobs}
     tell(f"{len(failures.pictures)} of {counted(len(wanted), 'picture')} failed")
     return EXIT_SOME if failures.written or not failures.pictures else EXIT_INPUT
-
-
-class _Failures:
-    """What could not be done: a message each, and the pictures; and how many results were written."""
-
-    def __init__(self) -> None:
-        self.written = 0
-        self.messages: list[str] = []
-        self.pictures: set[Picture] = set()
-
-    def add(self, message: str, picture: Picture | None = None) -> None:
-        self.messages.append(message)
-        if picture is not None:
-            self.pictures.add(picture)
 
 
 def _check_numbers(options: argparse.Namespace) -> None:
@@ -104,6 +95,19 @@ def _check_numbers(options: argparse.Namespace) -> None:
         raise ValueError(f"--limit {options.limit}: give a number of pictures of at least 1")
     if options.margin is not None and options.margin < 0:
         raise ValueError(f"--margin {options.margin}: allowed are 0 to less than half the model's size")
+    if options.devices < 1:
+        raise ValueError(f"--devices {options.devices}: give 1, or the number of devices to share the pictures")
+
+
+def _check_writable(folder: Path, output: str) -> None:
+    """Hours of work are not begun for a folder that takes no files."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    try:
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        raise ValueError(
+            f"--output {output} cannot be written, for {there} takes no files ({error.strerror})"
+        ) from None
 
 
 def _make(
@@ -111,35 +115,56 @@ def _make(
     methods: dict[Label, "Method"],
     fresh: list[Cell],
     record: Record | None,
-    failures: _Failures,
+    failures: Failures,
 ) -> None:
     """Fill the fresh jobs of each method. What cannot be done at all is said before anything is."""
     from rad.inpainter import Inpainter  # the import of peft takes seconds, which an error before need not wait for
 
+    devices, given = find_devices(options.device, options.devices), methods
     inpainter = Inpainter.from_pretrained(
-        options.checkpoint, base=options.base, device=options.device, precision=options.precision
+        options.checkpoint,
+        base=options.base,
+        device=devices[0] if len(devices) == 1 else "cpu",  # several processes have each its own
+        precision=options.precision,
     )
     if options.margin is not None and options.size_policy == "crop" and 2 * options.margin >= inpainter.size[0]:
         raise ValueError(f"--margin {options.margin}: allowed are 0 to {(inpainter.size[0] - 1) // 2} with this model")
     methods = {label: inpainter.complete(method) for label, method in methods.items()}
     steps = {label: _steps(label, method, options, inpainter.base.betas) for label, method in methods.items()}
+    work = {}
     for label, method in methods.items():
-        inpainter.sampler(method, steps=steps[label], eta=options.eta)
+        work[label] = inpainter.sampler(method, steps=steps[label], eta=options.eta).cost
         if options.eta is not None and not method.uses_eta:
             tell(f"warning: --eta has no effect on {label.text}")
         if options.steps is not None and method.weights == "none":
             tell(f"warning: --steps has no effect on {label.text}")
     if record is not None:
-        record.complete(inpainter, steps)
-    windows: dict[str, dict[Picture, int]] = {}
+        record.complete(inpainter, steps, devices)
+    needs: dict[str, dict[Picture, Need]] = {}
     for mask in dict.fromkeys(cell.mask for cell in fresh):
         jobs = {job.picture: job for cell in fresh if cell.mask == mask for job in cell.jobs}
-        windows[mask] = _windows(inpainter, list(jobs.values()), options, failures, shared=record is not None)
-    for cell in fresh:
-        ready = [job for job in cell.jobs if job.picture in windows[cell.mask]]
-        if ready:
-            filling = Filling(inpainter, methods[cell.label], steps[cell.label], cell, options, failures, record)
-            filling.run(ready, windows[cell.mask])
+        needs[mask] = _needs(inpainter, list(jobs.values()), options, failures, shared=record is not None)
+    chunks = [cut(number, cell, needs[cell.mask], options) for number, cell in enumerate(fresh)]
+    accounts = [
+        Account(
+            cell,
+            own,
+            work[cell.label],
+            steps=steps[cell.label],
+            size=inpainter.size,
+            where=", ".join(dict.fromkeys(devices)) + (f" ({len(devices)} processes)" if len(devices) > 1 else ""),
+            options=options,
+            record=record,
+            failures=failures,
+        )
+        for cell, own in zip(fresh, chunks, strict=True)
+    ]
+    if len(devices) == 1:
+        fill_here(Filler(inpainter, methods, steps, options), accounts)
+        return
+    del inpainter, methods
+    setup = Setup(options, given, steps, [chunk for own in chunks for chunk in own])
+    fill_by_workers(setup, accounts, devices, failures)
 
 
 def _steps(label: Label, method: "Method", options: argparse.Namespace, betas: Tensor) -> int:
@@ -166,16 +191,16 @@ def _steps(label: Label, method: "Method", options: argparse.Namespace, betas: T
     return steps
 
 
-def _windows(
+def _needs(
     inpainter: "Inpainter",
     jobs: Sequence[Job],
     options: argparse.Namespace,
-    failures: _Failures,
+    failures: Failures,
     *,
     shared: bool,
-) -> dict[Picture, int]:
-    """The number of windows of each picture that can be done. `shared`: its mask file belongs to other methods' results too."""
-    windows: dict[Picture, int] = {}
+) -> dict[Picture, Need]:
+    """What each picture needs that can be done. `shared`: its mask file belongs to other methods' results too."""
+    needs: dict[Picture, Need] = {}
     for job in jobs:
         try:
             picture = job.picture.open()
@@ -195,110 +220,11 @@ def _windows(
             tell(
                 f"warning: the mask of {job.picture.name} looks inverted; for white = known use --mask_polarity white_is_known"
             )
-        windows[job.picture] = count
-    return windows
+        needs[job.picture] = Need(count, picture.width * picture.height)
+    return needs
 
 
-@dataclass
-class Filling:
-    """One method at work on one mask: fills jobs in batches; a batch that fails does not stop the next."""
-
-    inpainter: "Inpainter"
-    method: "Method"
-    steps: int
-    cell: Cell
-    options: argparse.Namespace
-    failures: _Failures
-    record: Record | None
-
-    def run(self, jobs: list[Job], windows: dict[Picture, int]) -> None:
-        """Fill `jobs`; `windows`: how many each picture needs."""
-        options, label = self.options, self.cell.label.text
-        work = self.inpainter.sampler(self.method, steps=self.steps, eta=options.eta).cost
-        count = options.num_samples * sum(windows[job.picture] for job in jobs)
-        backward = f" and {counted(count * work.vjp, 'backward pass')}" if work.vjp else ""
-        how = f" with {counted(self.steps, 'step')}" if work.nfe else ""
-        tell(
-            f"{f'{self.cell.mask}: ' if self.record else ''}"
-            f"{counted(len(jobs), 'picture')}, {counted(count, 'window')}, {label}{how}: "
-            f"{counted(count * work.nfe, 'network call')}{backward} "
-            f"of a {self.inpainter.size[1]}x{self.inpainter.size[0]} image on {self.inpainter.device}"
-        )
-        nfe, vjp, seconds, peak = 0, 0, 0.0, 0
-        with Progress(count * work.nfe) as progress:
-            for start in range(0, len(jobs), options.batch_size):
-                chunk = jobs[start : start + options.batch_size]
-                try:
-                    pictures = [job.picture.open() for job in chunk]
-                    holes = [
-                        job.hole((picture.height, picture.width), options)
-                        for job, picture in zip(chunk, pictures, strict=True)
-                    ]
-                    result = self._inpaint(chunk, pictures, holes, progress)
-                except (ValueError, RuntimeError, OSError) as error:
-                    if self.record is None:
-                        raise
-                    for job in chunk:
-                        self.failures.add(f"{job.picture} by {label} on {self.cell.mask}: {error}", job.picture)
-                    continue
-                nfe, vjp, seconds = nfe + result.nfe, vjp + result.vjp, seconds + result.seconds
-                peak = max(peak, result.peak_memory)
-                self._record(chunk, result, [windows[job.picture] for job in chunk])
-                self._write(chunk, pictures, holes, result)
-        backward = f", {vjp} VJP" if vjp else ""
-        each = f", {1000 * seconds / nfe:.1f} ms a network call of one image" if nfe else ""
-        tell(f"{label}: {nfe} NFE{backward}, {seconds:.1f} s in the sampler{each}, peak memory {peak / 2**20:.0f} MiB")
-
-    def _record(self, jobs: list[Job], result: "Inpainted", windows: list[int]) -> None:
-        """Of a comparison, what the batch cost; a failure loses no pictures."""
-        if self.record is None:
-            return
-        try:
-            self.record.write()
-            add_costs(self.cell, jobs, result, windows)
-        except (ValueError, OSError) as error:
-            self.failures.add(f"costs of {self.cell.label.text} on {self.cell.mask}: {error}")
-
-    def _inpaint(
-        self, jobs: list[Job], pictures: list[Image.Image], holes: list[Tensor], progress: "Progress"
-    ) -> "Inpainted":
-        options, before = self.options, progress.done
-        return self.inpainter(
-            pictures,
-            holes,
-            method=self.method,
-            steps=self.steps,
-            eta=options.eta,
-            seed=options.seed,
-            num_samples=options.num_samples,
-            size_policy=options.size_policy,
-            margin=options.margin,
-            batch_size=options.batch_size,
-            names=[job.name for job in jobs],
-            on_step=lambda done, _: progress.update(before + done),
-        )
-
-    def _write(self, jobs: list[Job], pictures: list[Image.Image], holes: list[Tensor], result: "Inpainted") -> None:
-        samples = self.options.num_samples
-        for number, (job, picture, hole) in enumerate(zip(jobs, pictures, holes, strict=True)):
-            try:
-                for sample, path in enumerate(job.outputs):
-                    index = number * samples + sample
-                    write_picture(path, result.images[index])
-                    check_known(path, picture, hole)
-                    if job.raw:
-                        write_picture(job.raw[sample], result.raw[index])
-                if job.mask_output is not None:
-                    write_mask(job.mask_output, hole)
-            except OSError as error:
-                self.failures.add(f"{job.picture}: cannot be written: {error}", job.picture)
-                continue
-            self.failures.written += 1
-            for path in job.outputs:
-                print(path)
-
-
-def _write_sheet(options: argparse.Namespace, sheet: Path, jobs: dict[str, list[Job]], failures: _Failures) -> None:
+def _write_sheet(options: argparse.Namespace, sheet: Path, jobs: dict[str, list[Job]], failures: Failures) -> None:
     """Write the contact sheet of the first pictures of which any result is there."""
     from rad.sheet import ROWS, contact_sheet
 
@@ -325,7 +251,7 @@ def _networks(options: argparse.Namespace, methods: Sequence[str]) -> list["Extr
     return extractors(options.feature_net, options.lpips, options.fid, device=options.device)
 
 
-def _report(options: argparse.Namespace, networks: list["Extractor"], failures: _Failures) -> None:
+def _report(options: argparse.Namespace, networks: list["Extractor"], failures: Failures) -> None:
     """Score what was written, in a second pass over the files."""
     from rad.evaluation.compare import BASELINE, evaluate
     from rad.evaluation.report import write_report
@@ -345,17 +271,11 @@ def _report(options: argparse.Namespace, networks: list["Extractor"], failures: 
         )
 
 
-def write_picture(path: Path, image: Image.Image) -> None:
-    """Write a PNG, which is whole if it is there."""
-    with replacing(path) as temporary:
-        image.save(temporary, format="PNG")
-
-
-def check_known(path: Path, picture: Image.Image, hole: Tensor) -> None:
-    """Read the file again and compare its known pixels with the input's, bit for bit."""
-    known = (hole[0] == 0).numpy()
-    with Image.open(path) as written:
-        assert np.array_equal(np.asarray(written)[known], np.asarray(picture)[known]), f"known pixels differ in {path}"
+def _shard(text: str) -> tuple[int, int]:
+    number, slash, count = text.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r}: give 1/4 to 4/4 for the parts of a run on four machines")
+    return int(number), int(count)
 
 
 class _ListMethods(argparse.Action):
@@ -380,7 +300,12 @@ def parser() -> Parser:
         "--checkpoint", required=True, help="adapter folder; or a base model: diffusers folder, hub id, .pt"
     )
     made.add_argument("--base", help="base model of the adapter, where it is not found by itself")
-    made.add_argument("--image", required=True, help="picture, folder of any depth, zip, tar or LMDB")
+    made.add_argument(
+        "--image",
+        required=True,
+        help="picture, folder of any depth, zip, tar or LMDB, or hf:ID:SPLIT; 8 bits are read, of the first frame, "
+        "turned upright, without transparency. An RGB colour profile is kept in the results, grey and CMYK with one become sRGB",
+    )
     made.add_argument(
         "--mask",
         required=True,
@@ -429,7 +354,28 @@ def parser() -> Parser:
     )
     made.add_argument("--batch_size", type=int, default=8, help="windows that go through the network together")
     made.add_argument("--precision", default="32", choices=["32", "bf16"])
-    made.add_argument("--device", default="auto")
+    made.add_argument("--device", default="auto", help="auto: an accelerator if there is one, or cpu")
+    made.add_argument(
+        "--devices",
+        type=int,
+        default=1,
+        help="share the pictures between so many processes, one an accelerator or all on the CPU, whose threads they divide. "
+        "Files are those of one process with as many threads as each; seconds are counted in each, and on a CPU they are not "
+        "those of one that is alone",
+    )
+    made.add_argument(
+        "--shard",
+        type=_shard,
+        metavar="NUMBER/COUNT",
+        help="do only this part of the pictures, as 2/4, for example one on each of four machines that share a disk; "
+        "sheet and report are made by the same call without it, when all are done",
+    )
+    made.add_argument(
+        "--max_megapixels",
+        type=float,
+        default=179,
+        help="larger pictures are refused, for they may be decompression bombs",
+    )
     made.add_argument("--raw", action="store_true", help="also write NAME-raw.png, before known pixels are put back")
     made.add_argument("--save_mask", action="store_true", help="also write NAME-mask.png, white = filled")
     made.add_argument(
@@ -448,8 +394,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise ValueError(
             f"--num_samples {options.num_samples} --batch_size {options.batch_size}: both must be at least 1"
         )
+    if not 0 < options.max_megapixels < float("inf"):
+        raise ValueError(f"--max_megapixels {options.max_megapixels}: give a number of megapixels above 0")
     try:
-        return run(options)
+        with pictures_up_to(options.max_megapixels):
+            return run(options)
     except torch.OutOfMemoryError:
         raise ValueError(
             "not enough memory for a single window: use --device cpu, a smaller model, --precision bf16 or, where the method "

@@ -31,10 +31,6 @@ class Window:
         top, left, bottom, right = self.core
         return slice(top, bottom), slice(left, right)
 
-    def overlaps(self, other: "Window") -> bool:
-        (top, left, bottom, right), (top2, left2, bottom2, right2) = self.window, other.window
-        return top < bottom2 and top2 < bottom and left < right2 and left2 < right
-
 
 def plan_windows(hole: NDArray[np.bool_], *, size: int, margin: int) -> list[Window]:
     """Windows whose cores cover every hole pixel.
@@ -90,7 +86,9 @@ def next_wave(unknown: NDArray[np.bool_], windows: list[Window]) -> list[Window]
     if shares[ordered[0]] == 1.0:
         return ordered[:1]
     wave: list[Window] = []
+    taken = np.zeros_like(unknown)
     for window in ordered:
-        if shares[window] < 1.0 and not any(window.overlaps(other) for other in wave):
+        if shares[window] < 1.0 and not taken[window.slices].any():
+            taken[window.slices] = True
             wave.append(window)
     return wave

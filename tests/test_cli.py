@@ -16,14 +16,14 @@ import torch
 import yaml
 from PIL import Image
 
-from rad import cli, sampling
+from rad import cli
 from rad.console import Progress
+from rad.filling import check_known, write_picture
 from rad.inpainter import Inpainter
 from rad.load import save_base
 from rad.pictures import open_picture
 from rad.prior import UNetPrior
 from rad.process import linear_betas
-from rad.sampling import write_picture
 from tests.conftest import SIZE, box_hole, random_picture
 from tests.networks import small_unet
 
@@ -536,11 +536,11 @@ def test_written_known_pixels_are_compared_with_the_input(tmp_path):
     changed = np.array(picture)
     changed[4, 4] ^= 255
     Image.fromarray(changed).save("inside.png")
-    sampling.check_known(Path("inside.png"), picture, hole)
+    check_known(Path("inside.png"), picture, hole)
     changed[12, 12, 0] ^= 1
     Image.fromarray(changed).save("outside.png")
     with pytest.raises(AssertionError, match=r"known pixels differ in outside\.png"):
-        sampling.check_known(Path("outside.png"), picture, hole)
+        check_known(Path("outside.png"), picture, hole)
 
 
 def test_the_list_of_methods_needs_nothing_else(capsys):

@@ -56,8 +56,8 @@ def is_tree(folder: Path) -> bool:
 def unlike(run: Mapping[str, Any]) -> list[str]:
     """A remark where results were made on different machines, as far as `run.json` says."""
     different = []
-    for name in ("device", "cpu", "threads"):
-        found = list(dict.fromkeys(str(one.get("environment", {}).get(name)) for one in run.get("runs", [])))
+    for name, usual in (("device", None), ("cpu", None), ("threads", None), ("processes", 1)):
+        found = list(dict.fromkeys(str(one.get("environment", {}).get(name, usual)) for one in run.get("runs", [])))
         if len(found) > 1:
             different.append(f"{name} {' and '.join(found)}")
     return [f"seconds are not comparable: runs differ in {', '.join(different)}"] if different else []
@@ -84,7 +84,7 @@ def read_tree(folder: Path, run: Mapping[str, Any], *, notes: list[str]) -> list
         for label in _ordered(labels - {"masks"}, run.get("methods", [])):
             files[label] = find_results(folder / mask / label, set(holes), samples=samples, notes=notes)
             count = samples or max((len(some) for some in files[label].values()), default=1)
-            costs[label] = _costs_of_one(folder / mask / label / "costs.csv", count, notes)
+            costs[label] = _costs_of_one(folder / mask / label, count, notes)
         notes += [f"{mask}: there are no results of {label}" for label in run.get("methods", []) if label not in files]
         sets.append(MaskResults(mask, holes, files, costs))
     return sets
@@ -132,15 +132,14 @@ def _pictures(folder: Path, notes: list[str]) -> dict[str, Path]:
     return {name: some[0] for name, some in files.items() if len(some) == 1}
 
 
-def _costs_of_one(path: Path, samples: int, notes: list[str]) -> dict[str, Cost]:
-    """By image what one of its samples cost; without the file nothing, and with a broken one a note."""
-    if not path.is_file():
-        return {}
-    try:
-        found = read_costs(path)
-    except (ValueError, OSError) as error:
-        notes.append(f"{error}; costs are left out")
-        return {}
+def _costs_of_one(folder: Path, samples: int, notes: list[str]) -> dict[str, Cost]:
+    """By image what one of its samples cost, as costs.csv says, and those of shards; for a broken one a note."""
+    found = {}
+    for path in sorted(folder.glob("costs*.csv")):
+        try:
+            found.update(read_costs(path))
+        except (ValueError, OSError) as error:
+            notes.append(f"{error}; costs are left out")
     return {
         image: Cost(one["nfe"] / samples, one["vjp"] / samples, one["seconds"] / samples, one["peak_mib"])
         for image, one in found.items()

@@ -65,7 +65,7 @@ def write_mask(path: str | Path, hole: Tensor) -> None:
     if not ((hole >= 0) & (hole <= 1)).all():
         raise ValueError(f"{path}: a hole lies in [0,1], this one in [{hole.min():.3g},{hole.max():.3g}]")
     grey = (255 * hole[0].float()).round().to(torch.uint8).cpu().numpy()
-    with replacing(Path(path)) as temporary:
+    with replacing(Path(path), shared=True) as temporary:  # methods in several processes have one mask
         Image.fromarray(grey).save(temporary, format="PNG")
 
 
@@ -123,9 +123,9 @@ def _decode(source: str | Path | BinaryIO | Image.Image, name: str) -> Image.Ima
 def _grey(image: Image.Image, name: str) -> np.ndarray:
     # 16 bits by hand: Pillow has clipped them to 8 in some versions and scaled them in others.
     if image.mode.startswith("I"):
-        grey = np.asarray(image).astype(np.float64) / 65535
+        grey = np.divide(np.asarray(image), 65535, dtype=np.float64)
     else:
-        grey = np.asarray(image.convert("L")).astype(np.float64) / 255
+        grey = np.divide(np.asarray(image.convert("L")), 255, dtype=np.float64)
     if image.mode == "F" or grey.min() < 0 or grey.max() > 1:
         raise ValueError(f"{name}: a mask of mode {image.mode} has no defined white; save it with 8 or 16 bits")
     if image.has_transparency_data and np.ptp(grey) == 0 and np.ptp(_alpha(image, name)) > 0:
