@@ -21,8 +21,8 @@ demo: setup ## train a small RAD adapter, inpaint with it, write runs/demo/panel
 	$(BIN)/python train.py --config rad_demo.yaml --name demo
 	$(BIN)/python -m rad.demo --adapter runs/demo/checkpoints/step=240-ema --output runs/demo/panel.png
 
-test: setup ## run the tests
-	$(BIN)/python -m pytest
+test: setup ## run the tests, on all cores
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: setup ## check style and format
 	$(BIN)/ruff check .
