@@ -418,6 +418,8 @@ def test_two_files_of_one_name_cost_that_image_only(tree: tuple[Path, Path], tmp
         ({"torch": "3"}, None),
         ({"device": "cuda"}, "seconds are not comparable: runs differ in device cpu and cuda"),
         ({"cpu": "b", "threads": 2}, "seconds are not comparable: runs differ in cpu a and b, threads 1 and 2"),
+        ({"processes": 1}, None),
+        ({"processes": 2}, "seconds are not comparable: runs differ in processes 1 and 2"),
     ],
 )
 def test_runs_on_different_machines_are_told(

@@ -10,6 +10,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,13 +18,13 @@ import torch
 from rad import cli, sampling
 from rad.device import find_devices, threads_of_each
 from rad.evaluation.layout import read_tree
-from rad.filling import LARGE, Chunk, Need, cut
+from rad.filling import LARGE, Chunk, Failures, Need, cut
 from rad.jobs import Cell, Job, Label, share
 from rad.masks.shapes import MASKS, make
 from rad.pictures import Picture
 from rad.record import Costs, Effort, read_costs, read_run
 from rad.sampling import parser
-from rad.workers import _Crew, _Messenger
+from rad.workers import Setup, _Crew, _fill, _Messenger
 from tests.conftest import SIZE, random_picture
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -176,6 +177,17 @@ def test_an_error_that_cannot_be_sent_arrives_as_a_plain_one():
         _Messenger(theirs).failed(Chunk(0, Label("rad", "rad"), [], []), error)
         name, arrived = ours.recv()
         assert (name, type(arrived), str(arrived)) == ("failed", kind, "this and that")
+
+
+def test_a_process_that_cannot_begin_says_why():
+    options = parser().parse_args(["--checkpoint", "nowhere", "--image", "in", "--mask", "half", "--output", "out"])
+    ours, theirs = multiprocessing.Pipe()
+    setup, failures = Setup(options, {}, {}, []), Failures()
+    _fill(theirs, setup, "cpu")
+    kind, reason = ours.recv()
+    assert (kind, "nowhere" in reason) == ("lost", True)
+    _Crew(setup, [], failures, print)._hear(SimpleNamespace(device="cuda:1"), kind, reason)
+    assert failures.messages == [f"the process on cuda:1 cannot begin: {reason}"]
 
 
 @pytest.mark.parametrize("name", MASKS)
