@@ -737,7 +737,7 @@ def test_the_printed_configuration_trains_under_any_name(config, train, capsys):
         (["--config", "c.yaml", "--data.val_count", "3"], ["val_count"]),
         (["--config", "c.yaml", "--trainer.accelerator", "tpu"], ["--help"]),
         (["--config", "c.yaml", "--ckpt_path", "nowhere.ckpt"], ["nowhere.ckpt", "does not exist"]),
-        (["--config", "c.yaml", "--ckpt_path", "last"], ["last.ckpt", "does not exist"]),
+        (["--config", "c.yaml", "--ckpt_path", "last"], ["holds no checkpoint", "auto"]),
         (["--config", "c.yaml", "--name="], ["--name"]),
         (["--config", "c.yaml", "--optimizer", "SGD"], ["--optimizer"]),
     ],
