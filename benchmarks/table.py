@@ -1,11 +1,20 @@
 """Prints the Markdown table of one or several scored comparisons: a row a method, columns of each mask set.
 
-python benchmarks/table.py --results runs/compare --metric perceptual-crop/nature64-resnet
+    python benchmarks/table.py --results runs/compare --metric perceptual-crop/nature64-resnet
+    python benchmarks/table.py --results runs/compare --metric perceptual-crop/nature64-resnet --against repaint
+
+The second prints each method minus another on the images that both have: mean and bootstrap 95 % interval, and p of the paired
+sign-flip test, adjusted for the methods of a mask set (Holm).
 """
 
 import argparse
 import csv
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from rad.evaluation.statistics import difference, holm
 
 
 def main() -> None:
@@ -14,7 +23,11 @@ def main() -> None:
     parser.add_argument("--metric", required=True)
     parser.add_argument("--digits", type=int, default=3)
     parser.add_argument("--interval", action="store_true", help="also the 95 %% interval")
+    parser.add_argument("--against", help="a method: print paired differences from it, of metrics of single images")
     options = parser.parse_args()
+    if options.against:
+        print_differences(options)
+        return
     rows = [row for folder in options.results for row in csv.DictReader((folder / "sets.csv").open())]
     if options.metric not in rows[0]:
         raise SystemExit(f"no {options.metric} in {options.results[0] / 'sets.csv'}; there are {', '.join(rows[0])}")
@@ -28,6 +41,35 @@ def main() -> None:
         counts = "/".join(dict.fromkeys(cell["images"] for cell in cells.values()))
         shown = [_cell(cells.get(mask), options) for mask in masks]
         print(f"| `{method}` | {_whole(first['nfe'])} | {_whole(first['vjp'])} | {counts} | {' | '.join(shown)} |")
+
+
+def print_differences(options: argparse.Namespace) -> None:
+    """Method minus baseline for each mask set; several samples of an image count as their mean."""
+    values: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for folder in options.results:
+        for row in csv.DictReader((folder / "metrics.csv").open()):
+            images = values.setdefault(row["mask"], {}).setdefault(row["method"], {})
+            images.setdefault(row["image"], []).append(float(row[options.metric]))
+    means = {
+        mask: {name: {image: sum(v) / len(v) for image, v in images.items()} for name, images in methods.items()}
+        for mask, methods in values.items()
+    }
+    cells: dict[str, dict[str, str]] = {}
+    for mask, methods in means.items():
+        baseline = methods[options.against]
+        names = [name for name in methods if name != options.against]
+        found = {name: difference(methods[name], baseline, seed=0) for name in names}
+        adjusted = holm([None if each is None else each.p for each in found.values()])
+        for (name, each), p in zip(found.items(), adjusted, strict=True):
+            if each is not None:
+                sure = "" if p is None else f", p {p:.4f}"
+                numbers = [f"{number:+.{options.digits}f}" for number in (each.value, each.low, each.high)]
+                cells.setdefault(name, {})[mask] = (
+                    f"{numbers[0]} [{numbers[1]}, {numbers[2]}]{sure} ({each.images} images)"
+                )
+    print(f"| minus {options.against} | {' | '.join(means)} |\n|---|{'---|' * len(means)}")
+    for name, row in cells.items():
+        print(f"| `{name}` | {' | '.join(row.get(mask, '-') for mask in means)} |")
 
 
 def _cell(row: dict[str, str] | None, options: argparse.Namespace) -> str:
