@@ -549,7 +549,7 @@ def test_an_adapter_on_another_base_is_an_error(adapter, other_base):
         (lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"abc"), "corrupt"),
         (lambda folder: (folder / "adapter_model.safetensors").unlink(), "missing"),
         (lambda folder: (folder / "adapter_config.json").unlink(), "missing"),
-        (lambda folder: (folder / "adapter_config.json").write_text("{"), "cannot be read"),
+        (lambda folder: (folder / "adapter_config.json").write_text("{"), "cannot be used"),
         (lambda folder: (folder / "rad_config.json").unlink(), "rad_config.json"),
         (lambda folder: (folder / "rad_config.json").write_text("[]"), "cannot be read"),
         (lambda folder: (folder / "rad_config.json").write_text('{"format": 99}'), "format"),
