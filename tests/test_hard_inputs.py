@@ -134,8 +134,8 @@ def test_of_a_large_picture_only_windows_around_holes_are_touched(adapter):
 
 @pytest.mark.slow
 def test_a_photograph_of_48_megapixels(adapter):
-    """Four samples of it: 2.5 GB beside the libraries, where floats of all pixels would take 6 GB."""
-    random_picture(60, 80).resize((8000, 6000), Image.Resampling.BILINEAR).save("in/a.jpg")
+    """Two samples of it take about 1.5 GB beside the libraries; floats of all their pixels would take 3 GB more."""
+    random_picture(6, 8).resize((8000, 6000), Image.Resampling.NEAREST).save("in/a.jpg")  # quickly compressed
     save_mask("a", spots(6000, 8000))
     script = (
         "import resource, sys, rad.cli, rad.inpainter, skimage.measure\n"
@@ -145,7 +145,7 @@ def test_a_photograph_of_48_megapixels(adapter):
         "sys.exit(code)\n"
     )
     words = (
-        "--image in --mask masks --output out --size_policy crop --steps 1 --num_samples 4 --device cpu --checkpoint"
+        "--image in --mask masks --output out --size_policy crop --steps 1 --num_samples 2 --device cpu --checkpoint"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, *words.split(), str(adapter)],
@@ -157,8 +157,8 @@ def test_a_photograph_of_48_megapixels(adapter):
     assert done.returncode == 0, done.stderr
     assert "warn" not in done.stderr.lower()
     print(done.stdout)
-    assert int(done.stdout.splitlines()[-1]) < 3000
-    given, filled = (np.asarray(Image.open(name)) for name in ("in/a.jpg", "out/a-3.png"))
+    assert int(done.stdout.splitlines()[-1]) < 2200, "MiB"
+    given, filled = (np.asarray(Image.open(name)) for name in ("in/a.jpg", "out/a-1.png"))
     hole = spots(6000, 8000)[0].numpy() > 0
     assert np.array_equal(given[~hole], filled[~hole])
 
