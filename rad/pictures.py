@@ -16,17 +16,17 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-LARGEST = 2**30
-"""Bytes of a picture inside a zip: a few thousand bytes may unpack to more than any memory holds."""
-
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+
+# Damaged input makes Pillow and zipfile raise almost anything.
+_DAMAGE = (Exception,)
 
 
 @contextmanager
 def _naming(name: str) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # damaged input makes Pillow and zipfile raise almost anything
+    except (*_DAMAGE, Image.DecompressionBombError) as error:
         if isinstance(error, UnidentifiedImageError):
             reason = "not a picture"
         else:
@@ -103,9 +103,6 @@ class Picture:
         if not isinstance(self.source, Archive):
             return self.source
         with _naming(str(self)):
-            size = self.source.handle().getinfo(self.name).file_size
-            if size > LARGEST:
-                raise ValueError(f"{size} bytes once unpacked, and at most {LARGEST} are read")
             return BytesIO(self.source.handle().read(self.name))
 
     def open(self) -> Image.Image:

@@ -1,16 +1,14 @@
 """Training from a configuration: LightningCLI with `fit` implied, one run folder a run, no silent fresh start."""
 
 import zipfile
-from argparse import ArgumentError
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from rad.data import PictureData
 from rad.module import Diffusion
@@ -35,8 +33,9 @@ class TrainCLI(LightningCLI):
         parser.link_arguments("data.size", "model.image_size")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """As the parent, without its warning that `args` may not be those of the command line."""
+        """As the parent, without its warning that `args` may not be those of the command line; and empty entries are errors."""
         self.config = parser.parse_args(args)
+        _require_values(self.config)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """With the run folder, which is no part of the configuration: a saved one may be used for another run."""
@@ -48,6 +47,42 @@ class TrainCLI(LightningCLI):
         if config.trainer.logger in (None, True):
             kwargs["logger"] = TensorBoardLogger("runs", name=config.name, version="")
         return super().instantiate_trainer(**kwargs)
+
+
+def _require_values(config: Any) -> None:
+    """Raise ValueError for an entry without a value where there has to be one, which jsonargparse lets pass."""
+    for group, kind in (("model", Diffusion), ("data", PictureData), ("trainer", None)):
+        given = vars(config[group]) if config[group] is not None else {}
+        if not given:
+            raise ValueError(f"the configuration's {group} is empty: fill it in, or remove the line")
+        hints = get_type_hints(kind.__init__) if kind else {}
+        empty = [name for name, hint in hints.items() if name in given and given[name] is None and not _optional(hint)]
+        if empty:
+            raise ValueError(f"{group}.{empty[0]} is empty: give a value, or remove the line")
+
+
+def _optional(hint: Any) -> bool:
+    return type(None) in get_args(hint)
+
+
+def check_checkpoint(path: Path) -> None:
+    """Raise ValueError for a file that training did not write, or that is not as it was written; no pickled code is run.
+
+    A file of torch.save is a zip, whose checksums torch itself does not look at.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        content = torch.load(path, map_location="meta", weights_only=True, mmap=True)
+    except Exception as error:  # damaged zips and pickles raise almost anything
+        raise ValueError(
+            f"checkpoint {path} is damaged, or holds more than weights and numbers ({type(error).__name__}): "
+            f"resume from an older one of {path.parent}"
+        ) from error
+    if damaged is not None:
+        raise ValueError(f"checkpoint {path} is damaged ({damaged}): resume from an older one of {path.parent}")
+    if not isinstance(content, dict) or not content.keys() >= ENTRIES:
+        raise ValueError(f"checkpoint {path} was not written by rad: give a .ckpt of runs/NAME/checkpoints")
 
 
 def fit(arguments: Sequence[str]) -> int:
@@ -72,11 +107,13 @@ def fit(arguments: Sequence[str]) -> int:
                 "enable_model_summary": False,
             },
         )
-    except (ArgumentError, MisconfigurationException, ModuleNotFoundError) as error:
-        raise ValueError(f"{error}; `python train.py --help` lists the settings") from None
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # a value of a type that jsonargparse lets pass fails anywhere, with anything
+        raise ValueError(f"{error}; `python train.py --help` lists the settings") from error
     config: Any = cli.config
     ckpt = find_checkpoint(config.ckpt_path, Path("runs") / config.name)
-    if ckpt is not None:
+    if ckpt is not None and Path(ckpt).is_file():
         check_checkpoint(Path(ckpt))
     try:
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=ckpt, weights_only=True)
@@ -95,28 +132,8 @@ def find_checkpoint(ckpt_path: str | None, folder: Path) -> str | None:
             )
         return None
     path = checkpoints / "last.ckpt" if ckpt_path == "last" else Path(ckpt_path)
-    if ckpt_path == "last" and not path.is_file():  # killed between the removal of the link and the new one
-        path = max(checkpoints.glob("step=*.ckpt"), key=lambda file: file.stat().st_mtime_ns, default=path)
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist: without --ckpt_path a new run is started")
+    if not zipfile.is_zipfile(path):  # the format of torch.save; a file cut short has no table of contents
+        raise ValueError(f"checkpoint {path} is damaged: resume from an older one of {path.parent}")
     return str(path)
-
-
-def check_checkpoint(path: Path) -> None:
-    """Raise ValueError for a file that training did not write, or that is not as it was written; no pickled code is run.
-
-    A file of torch.save is a zip, whose checksums torch itself does not look at.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        content = torch.load(path, map_location="meta", weights_only=True, mmap=True)
-    except Exception as error:  # damaged zips and pickles raise almost anything
-        raise ValueError(
-            f"checkpoint {path} is damaged, or holds more than weights and numbers ({type(error).__name__}): "
-            f"resume from an older one of {path.parent}"
-        ) from error
-    if damaged is not None:
-        raise ValueError(f"checkpoint {path} is damaged ({damaged}): resume from an older one of {path.parent}")
-    if not isinstance(content, dict) or not content.keys() >= ENTRIES:
-        raise ValueError(f"checkpoint {path} was not written by rad: give a .ckpt of runs/NAME/checkpoints")

@@ -17,7 +17,7 @@ from rad import cli
 from rad.evaluation.features import feature_net, inception, lpips
 from rad.inpainter import Inpainter
 from rad.load import load_base
-from rad.training import check_checkpoint
+from rad.training import ENTRIES, check_checkpoint
 from tests.conftest import SIZE, random_picture
 
 PACKAGE = Path(__file__).resolve().parents[1] / "rad"
@@ -172,6 +172,18 @@ def test_checkpoints_of_other_programs_are_told_from_ours(config, capsys, base):
     assert "not written by rad" in refused(capsys, "--config", config, "--ckpt_path", "other.ckpt")
     torch.save(load_file(base / "unet" / "diffusion_pytorch_model.safetensors"), "weights.pt")
     assert "not written by rad" in refused(capsys, "--config", config, "--ckpt_path", "weights.pt")
+
+
+def test_a_single_changed_byte_of_a_checkpoint_is_found():
+    """torch itself does not look at the checksums, and would go on with other weights."""
+    path, weight = Path("a.ckpt"), torch.full((100,), 1.5)
+    torch.save({**dict.fromkeys(ENTRIES, 0), "state_dict": {"w": weight}}, path)
+    check_checkpoint(path)
+    content = bytearray(path.read_bytes())
+    content[content.index(weight.numpy().tobytes()) + 7] ^= 1
+    path.write_bytes(content)
+    assert torch.load(path, weights_only=True)["state_dict"]["w"].unique().numel() == 2
+    assert "a.ckpt is damaged" in one_line(check_checkpoint, path)
 
 
 def test_yaml_makes_no_objects(config, capsys):
