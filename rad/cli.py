@@ -16,7 +16,15 @@ def train(arguments: Sequence[str] | None = None) -> int:
         resolved = resolve_train_arguments(sys.argv[1:] if arguments is None else arguments)
         from rad.training import fit
 
-        return fit(resolved)
+        try:
+            return fit(resolved)
+        except RuntimeError as error:
+            if type(error).__name__ != "OutOfMemoryError" and "can't allocate memory" not in str(error):
+                raise
+            raise ValueError(
+                "not enough memory for a training step: lower data.batch_size and raise trainer.accumulate_grad_batches "
+                "as much, or set model.gradient_checkpointing, or trainer.precision to bf16-mixed"
+            ) from error
 
     return guarded(run)
 

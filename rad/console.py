@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-EXIT_OK, EXIT_INPUT, EXIT_SOME, EXIT_INTERRUPTED = 0, 2, 3, 130
+EXIT_OK, EXIT_FAILED, EXIT_INPUT, EXIT_SOME, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 
 
 def guarded(run: Callable[[], int]) -> int:

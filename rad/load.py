@@ -125,7 +125,7 @@ def save_base(
     config = {key: value for key, value in unet.config.items() if not key.startswith("_")}
     dtype = torch.float16 if half else torch.float32
     weights = {name: value.detach().to("cpu", dtype).contiguous() for name, value in unet.state_dict().items()}
-    _require_fit(_empty_unet(config), weights)
+    _require_fit(empty_unet(config), weights)
     if not all(value.isfinite().all() for value in weights.values()):
         raise ValueError(f"some weights are not finite in {dtype}: save with half=False, or check the training")
     place = Path(folder) / "unet"
@@ -234,7 +234,9 @@ def _read_config(path: Path, *, norm_eps: float | None, qkv_order: QkvOrder) -> 
     legacy = bool(config.pop("attention_legacy_order", False))
     unknown = sorted(config.keys() - inspect.signature(UNet2DModel.__init__).parameters.keys())
     if unknown:
-        raise ValueError(f"{path} has settings unknown to UNet2DModel ({', '.join(unknown[:5])}): remove them")
+        raise ValueError(
+            f"{path} has settings unknown to UNet2DModel ({', '.join(map(repr, unknown[:5]))}): remove them"
+        )
     if legacy or config.get("time_embedding_type") == "adm":
         config |= ADM_TIME
         if config.get("attn_norm_num_groups") is None:
@@ -352,7 +354,7 @@ def _flat(error: Exception) -> str:
 # ---- building ------------------------------------------------------------------------------------
 
 
-def _empty_unet(config: Mapping[str, Any]) -> UNet2DModel:
+def empty_unet(config: Mapping[str, Any]) -> UNet2DModel:
     """The network of `config` without values: costs no time and leaves the global random generator alone."""
     from diffusers.models.unets.unet_2d import UNet2DModel
 
@@ -367,7 +369,7 @@ def _build(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> UNet2DMode
         raise ValueError(
             f"layers_per_block is {layers!r}, for {len(state)} weights: use the config they were saved with"
         )
-    unet = _empty_unet(config)
+    unet = empty_unet(config)
     _require_fit(unet, state)
     require_run(unet)
     unet.to_empty(device=next(iter(state.values())).device)

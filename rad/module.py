@@ -14,7 +14,7 @@ from peft import PeftModel
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from rad.load import Base, QkvOrder, load_base, weights_hash
+from rad.load import Base, QkvOrder, empty_unet, load_base, require_run, weights_hash
 from rad.lora import AdapterInfo, LoRA, inject, load_adapter, trainable
 from rad.losses import Losses, LossRegion, VlbBoundary, hybrid_loss
 from rad.masks import MaskGenerator
@@ -127,6 +127,12 @@ class Diffusion(L.LightningModule):
         if loaded.prediction_type != "epsilon":
             raise ValueError(
                 f"{base} predicts {loaded.prediction_type!r}; training is of networks that predict 'epsilon'"
+            )
+        own = loaded.unet.config
+        if own["in_channels"] != 3 or own["out_channels"] not in (3, 6) or own["num_class_embeds"] is not None:
+            raise ValueError(
+                f"the network has {own['in_channels']} input and {own['out_channels']} output channels and "
+                f"{own['num_class_embeds'] or 'no'} classes; training is of RGB pictures: 3, and 3 or 6, without classes"
             )
         self.process_kind = process
         self.process: Process
@@ -338,9 +344,10 @@ def _from_scratch(fields: dict[str, Any], seed: int) -> Base:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         try:
-            unet = UNet2DModel(**fields)
-        except (TypeError, ValueError, KeyError) as error:
-            raise ValueError(f"model.unet does not describe a UNet2DModel: {error}") from None
+            require_run(empty_unet(fields))
+        except Exception as error:  # settings of a wrong type or size fail anywhere, with anything
+            raise ValueError(f"model.unet does not describe a UNet2DModel: {' '.join(str(error).split())}") from error
+        unet = UNet2DModel(**fields)
     with torch.no_grad():  # ADM starts from a network that predicts zero
         unet.conv_out.weight.zero_()
         unet.conv_out.bias.zero_()  # pyright: ignore[reportOptionalMemberAccess]

@@ -7,13 +7,13 @@ import io
 import json
 import platform
 import shlex
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rad.environment import commit, cpu
 from rad.files import write_text
 from rad.jobs import Label, mask_name
 from rad.pictures import absolute, is_source
@@ -95,7 +95,7 @@ class Record:
         run = {
             "command": shlex.join(["python", *sys.argv]),
             "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "commit": _commit(),
+            "commit": commit(),
             "environment": self.environment,
         }
         before, number = self.before, len(self.before["runs"])
@@ -235,17 +235,6 @@ def _settings(options: argparse.Namespace, method: "Method") -> dict[str, Any]:
     return {"method": method.name, "eta": eta, "precision": options.precision, **shown}
 
 
-def _commit() -> str | None:
-    """The commit of the program, with "+" if its files were changed since; None outside a git checkout."""
-    git = ["git", "-C", str(Path(__file__).resolve().parents[1])]
-    try:
-        commit = subprocess.run([*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True)
-        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
-
-
 def _environment(devices: Sequence[str]) -> dict[str, Any]:
     import torch
 
@@ -260,14 +249,6 @@ def _environment(devices: Sequence[str]) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(first) if first.type == "cuda" else first.type,
         "processes": len(devices),
         "threads": threads_of_each(devices),
-        "cpu": _cpu(),
+        "cpu": cpu(),
         "system": platform.system(),
     }
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

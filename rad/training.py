@@ -1,14 +1,12 @@
 """Training from a configuration: LightningCLI with `fit` implied, one run folder a run, no silent fresh start."""
 
-from argparse import ArgumentError
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from rad.checkpoints import find_checkpoint
 from rad.console import EXIT_INTERRUPTED, EXIT_OK
@@ -34,8 +32,9 @@ class TrainCLI(LightningCLI):
         parser.link_arguments("data.size", "model.image_size")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """As the parent, without its warning that `args` may not be those of the command line."""
+        """As the parent, without its warning that `args` may not be those of the command line; and empty entries are errors."""
         self.config = parser.parse_args(args)
+        _require_values(self.config)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """With the run folder, which is no part of the configuration (a saved one may be used for another run), and guards."""
@@ -53,6 +52,22 @@ class TrainCLI(LightningCLI):
         ]
         kwargs["callbacks"] = callbacks + [guard() for guard in missing]
         return super().instantiate_trainer(**kwargs)
+
+
+def _require_values(config: Any) -> None:
+    """Raise ValueError for an entry without a value where there has to be one, which jsonargparse lets pass."""
+    for group, kind in (("model", Diffusion), ("data", PictureData), ("trainer", None)):
+        given = vars(config[group]) if config[group] is not None else {}
+        if not given:
+            raise ValueError(f"the configuration's {group} is empty: fill it in, or remove the line")
+        hints = get_type_hints(kind.__init__) if kind else {}
+        empty = [name for name, hint in hints.items() if name in given and given[name] is None and not _optional(hint)]
+        if empty:
+            raise ValueError(f"{group}.{empty[0]} is empty: give a value, or remove the line")
+
+
+def _optional(hint: Any) -> bool:
+    return type(None) in get_args(hint)
 
 
 def fit(arguments: Sequence[str]) -> int:
@@ -77,8 +92,10 @@ def fit(arguments: Sequence[str]) -> int:
                 "enable_model_summary": False,
             },
         )
-    except (ArgumentError, MisconfigurationException, ModuleNotFoundError) as error:
-        raise ValueError(f"{error}; `python train.py --help` lists the settings") from None
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # a value of a type that jsonargparse lets pass fails anywhere, with anything
+        raise ValueError(f"{error}; `python train.py --help` lists the settings") from error
     config: Any = cli.config
     ckpt = find_checkpoint(config.ckpt_path, Path("runs") / config.name)
     try:

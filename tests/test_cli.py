@@ -730,6 +730,9 @@ def test_the_printed_configuration_trains_under_any_name(config, train, capsys):
         (["--config", "c.yaml", "--model.colour", "blue"], ["--model.colour"]),
         (["--config", "c.yaml", "--config", "unknown.yaml"], ["modle"]),
         (["--config", "broken.yaml"], ["parsing config"]),
+        (["--config", "c.yaml", "--config", "empty.yaml"], ["model.phase2 is empty"]),
+        (["--config", "no_trainer.yaml"], ["trainer is empty"]),
+        (["--config", "c.yaml", "--config", "no_rank.yaml"], ["LoRA"]),
         (["--config", "c.yaml", "--model.phase2", "much"], ["model.phase2", "much"]),
         (["--config", "c.yaml", "--model.phase2", "7"], ["phase2"]),
         (["--config", "c.yaml", "--model.base", "/nowhere"], ["/nowhere"]),
@@ -745,6 +748,9 @@ def test_the_printed_configuration_trains_under_any_name(config, train, capsys):
 def test_what_cannot_be_trained_is_one_line_and_exit_2(config, train, arguments, parts):
     Path("unknown.yaml").write_text("modle:\n  base: x\n")
     Path("broken.yaml").write_text("model: [1\n")
+    Path("empty.yaml").write_text("model:\n  phase2:\n")
+    Path("no_trainer.yaml").write_text(yaml.safe_dump({**config, "trainer": None}))
+    Path("no_rank.yaml").write_text("model:\n  lora:\n    rank:\n")
     code, err = train(*arguments)
     assert code == 2, err
     assert_one_error(err, *parts)

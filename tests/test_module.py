@@ -304,6 +304,14 @@ def test_bad_settings_and_foreign_checkpoints_are_refused(world, tmp_path):
         fit(tmp_path / "c", module(world, base=str(tmp_path / "other")), data(world), 4, resume=last)
 
 
+@pytest.mark.parametrize(
+    "changes", [{"out_channels": 2}, {"out_channels": 0}, {"in_channels": 4}, {"num_class_embeds": 5}]
+)
+def test_networks_of_other_channels_and_classes_are_refused_before_training(changes):
+    with pytest.raises(ValueError, match="RGB pictures"):
+        Diffusion(unet={**UNET, **changes}, process="uniform", image_size=16)
+
+
 def test_a_batch_with_accumulation_and_bf16(world, tmp_path):
     model = module(world, gradient_checkpointing=True)
     fit(tmp_path, model, data(world), 2, precision="bf16-mixed", accumulate_grad_batches=2)

@@ -60,8 +60,8 @@ class Pnoise(MaskGenerator):
     scale_range: tuple[float, float | None] = (1.0, None)
 
     def __post_init__(self) -> None:
-        if self.octaves < 1:
-            raise ValueError(f"octaves={self.octaves}: give at least 1")
+        if not 1 <= self.octaves <= 32:
+            raise ValueError(f"octaves={self.octaves}: give 1 to 32")
         _check_ranges(self.area_range, self.scale_range)
 
     def __call__(self, generators: Sequence[torch.Generator], height: int, width: int) -> Tensor:
@@ -178,7 +178,7 @@ def _check_ranges(area_range: tuple[float, float], scale_range: tuple[float, flo
     if not 0 <= area_range[0] <= area_range[1] <= 1:
         raise ValueError(f"area_range={area_range}: give shares (low, high) with 0 <= low <= high <= 1")
     low, high = scale_range
-    if low < 1 or (high is not None and (high < low or high <= 1)):
+    if not 1 <= low < math.inf or (high is not None and not (low <= high < math.inf and high > 1)):
         raise ValueError(
             f"scale_range={scale_range}: give pixels (low, high) with 1 <= low <= high and high above 1, "
             "or None for the longer side"

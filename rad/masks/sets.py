@@ -332,7 +332,8 @@ def _check_manifest(name: str, manifest: Mapping[str, Any], entries: Iterable[En
     ]
     if wrong:
         more = f" ({len(wrong)} such masks)" if len(wrong) > 1 else ""
-        raise ValueError(f"{name} does not agree with the files: {wrong[0]}{more}; write the set again")
+        first = " ".join(wrong[0].split())  # a name in JSON may hold anything
+        raise ValueError(f"{name} does not agree with the files: {first}{more}; write the set again")
     if manifest.get("hash") != hash_entries(found.values()):
         raise ValueError(
             f"{name} does not agree with the files: names, sizes and pixels have another hash; write the set again"

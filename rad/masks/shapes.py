@@ -15,6 +15,9 @@ from torch import Tensor
 from rad.masks import MaskGenerator
 from rad.masks.perlin import Perlin, threshold_by_rank
 
+MOST = 1000
+"""Of anything that is drawn one by one, and of its pixels: more would take hours."""
+
 
 @dataclass(frozen=True)
 class Box(MaskGenerator):
@@ -177,8 +180,8 @@ class Strokes(MaskGenerator):
     def __post_init__(self) -> None:
         for name in ("strokes", "width", "length", "boxes", "box_side"):
             low, high = getattr(self, name)
-            if not 1 <= low <= high:
-                raise ValueError(f"{name}={(low, high)}: give (low, high) with 1 <= low <= high")
+            if not 1 <= low <= high <= MOST:
+                raise ValueError(f"{name}={(low, high)}: give (low, high) with 1 <= low <= high <= {MOST}")
         if not 0 <= self.box_margin < 128:
             raise ValueError(f"box_margin={self.box_margin}: give 0 to 127 pixels of a 256x256 image")
         if not 0 <= self.box_share <= 1:
@@ -247,8 +250,8 @@ class Blobs(MaskGenerator):
     max_area: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 1 <= self.blobs[0] <= self.blobs[1]:
-            raise ValueError(f"blobs={self.blobs}: give (low, high) with 1 <= low <= high")
+        if not 1 <= self.blobs[0] <= self.blobs[1] <= MOST:
+            raise ValueError(f"blobs={self.blobs}: give (low, high) with 1 <= low <= high <= {MOST}")
         if not 0 < self.radius[0] <= self.radius[1] <= 1:
             raise ValueError(f"radius={self.radius}: give shares (low, high) with 0 < low <= high <= 1")
         if not 0 <= self.irregularity <= 1:
@@ -312,8 +315,8 @@ class Lettering(MaskGenerator):
     scratches: int = 8
 
     def __post_init__(self) -> None:
-        if self.lines < 1 or self.scratches < 0:
-            raise ValueError(f"lines={self.lines}, scratches={self.scratches}: give at least 1 and 0")
+        if not (1 <= self.lines <= MOST and 0 <= self.scratches <= MOST):
+            raise ValueError(f"lines={self.lines}, scratches={self.scratches}: give at least 1 and 0, at most {MOST}")
 
     def __call__(self, generators: Sequence[torch.Generator], height: int, width: int) -> Tensor:
         return _paint(self._draw, generators, height, width)
