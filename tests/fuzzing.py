@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import signal
+import tarfile
 import typing
 import warnings
 import zipfile
@@ -365,19 +366,36 @@ def set_method(data: st.DataObject, place: Place) -> str:
     return outcome(lambda: create(name, settings))
 
 
-def read_zip(data: st.DataObject, place: Place) -> str:
-    names = st.sampled_from(
-        ("a.png", "../b.png", "/c.png", "d/e.PNG", "__MACOSX/f.png", ".g.png", "h.png/", "i\\j.png")
+def read_archive(data: st.DataObject, place: Place) -> str:
+    """A zip or a tar, with members of names that would leave its folder."""
+    given = data.draw(
+        st.lists(
+            st.sampled_from(
+                ("a.png", "../b.png", "/c.png", "d/e.PNG", "__MACOSX/f.png", ".g.png", "h.png/", "i\\j.png")
+            ),
+            max_size=3,
+        )
     )
-    with zipfile.ZipFile(
-        "z.zip", "w", data.draw(st.sampled_from((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)))
-    ) as archive:
-        for name in data.draw(st.lists(names, max_size=3)):
-            archive.writestr(zipfile.ZipInfo(name), PICTURES["0.png"])
-    Path("z.zip").write_bytes(damaged(data, Path("z.zip").read_bytes()))
+    path = Path(data.draw(st.sampled_from(("z.zip", "t.tar"))))
+    if path.suffix == ".zip":
+        method = data.draw(st.sampled_from((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)))
+        with zipfile.ZipFile(path, "w", method) as archive:
+            for name in given:
+                archive.writestr(zipfile.ZipInfo(name), PICTURES["0.png"])
+    else:
+        with tarfile.open(path, "w") as archive:
+            for name in given:
+                member = tarfile.TarInfo(name)
+                member.size = len(PICTURES["0.png"])
+                member.type = data.draw(st.sampled_from((tarfile.REGTYPE, tarfile.REGTYPE, tarfile.SYMTYPE)))
+                member.linkname = "/etc/hostname"
+                archive.addfile(member, io.BytesIO(PICTURES["0.png"]))
+    path.write_bytes(damaged(data, path.read_bytes()))
+    before = _files()
     found: list[Any] = []
-    outcomes = {outcome(lambda: found.extend(list_pictures("z.zip")))}
+    outcomes = {outcome(lambda: found.extend(list_pictures(path)))}
     outcomes |= {outcome(lambda one=one: (one.check(), one.open())) for one in found}
+    assert _files() == before
     return "refused" if "refused" in outcomes else "result"
 
 
@@ -514,7 +532,7 @@ KINDS: dict[str, tuple[Attempt, int]] = {
     "masks": (read_hole, 1),
     "settings of masks": (draw_mask, 1),
     "settings of methods": (set_method, 1),
-    "zips": (read_zip, 1),
+    "zips and tars": (read_archive, 1),
     "records": (read_records, 2),
     "adapters": (load_adapters, 5),
     "bases": (load_bases, 4),
