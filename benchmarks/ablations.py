@@ -15,14 +15,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 MASKS = "--model.masks.class_path=rad.masks.shapes."
-WHOLE = ["--model.lora=null", "--model.learning_rate=5e-4"]
 VARIANTS: dict[str, list[str]] = {
     "rad": [],
     "no-spatial-embedding": ["--model.time_origin=image"],
     "pixel-masks": [f"{MASKS}RandomPixels", "--model.masks.init_args.fraction=[0.02,0.98]"],
     "box-masks": [f"{MASKS}Box"],
-    "all-weights": WHOLE,
-    "from-scratch": [*WHOLE, "--model.base=null"],
+    "all-weights": ["--model.lora=null"],
+    "from-scratch": ["--model.lora=null", "--model.base=null"],
     "rank-4": ["--model.lora.rank=4", "--model.lora.alpha=4"],
     "rank-64": ["--model.lora.rank=64", "--model.lora.alpha=64"],
     "lora-time-layers": ["--model.lora.time_layers=lora"],
@@ -53,7 +52,8 @@ def main() -> None:
 def training(options: argparse.Namespace, name: str) -> list[str]:
     """The command that trains a variant; all have the same steps, batch, data and seed."""
     steps = options.training_steps
-    words = ["train.py", "--config", "rad_nature32.yaml", "--name", name, "--model.weight_limit=15"]
+    words = ["train.py", "--config", "rad_nature32.yaml", "--name", name, "--seed_everything=5"]
+    words += ["--model.learning_rate=2e-3", "--model.warmup_steps=20"]  # short runs want a high one
     words += ["--model.lora.rank=16", "--model.lora.alpha=16"] if "--model.lora=null" not in VARIANTS[name] else []
     words += VARIANTS[name]
     if name == "from-scratch":
