@@ -2,7 +2,8 @@
 
     python benchmarks/reliability.py --kills 25
 
-A small network is trained with a checkpoint after every step, so that many kills fall into the writing of one. After each stop
+A small network is trained with a checkpoint after every step. Every other stop comes at a random moment, the others as soon as
+the temporary file of a checkpoint or adapter appears. After each stop
 the same command goes on with `--ckpt_path auto`. In the end weights, average, optimiser and place in the pictures are compared
 bit for bit with an uninterrupted run (one CPU thread). The full disk needs the right to mount a small tmpfs.
 """
@@ -99,10 +100,13 @@ def survive(stop: signal.Signals, times: int, steps: int) -> None:
         until = before + max(1, (steps - before) // (times - number + 1))
         while newest(name) < until and running.poll() is None:
             time.sleep(0.01)
-        time.sleep(random.random() * 0.2)
+        if number % 2:  # every other one at a random moment, the others as soon as a file is being written
+            time.sleep(random.random() * 0.2)
+        while not number % 2 and not being_written(name) and running.poll() is None:
+            time.sleep(0.0002)
         running.send_signal(stop)
         fallbacks += running.communicate()[1].count("is damaged")
-        writing += any(Path(f"runs/{name}/checkpoints").glob(".*"))
+        writing += being_written(name)
         done.append(newest(name))
     fallbacks += finish(name, steps).count("is damaged")
     print(
@@ -110,6 +114,11 @@ def survive(stop: signal.Signals, times: int, steps: int) -> None:
         f"{fallbacks} damaged; the end is {compare(name, steps)}",
         flush=True,
     )
+
+
+def being_written(name: str) -> bool:
+    """Whether a checkpoint or adapter lies there under its temporary name."""
+    return any(Path(f"runs/{name}/checkpoints").glob(".*"))
 
 
 def compare(name: str, steps: int) -> str:
