@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import lightning  # noqa: F401  # its log handler keeps the stderr of the moment of its import, which must not be a test's
+import numpy as np
 import pytest
 import torch
 from PIL import Image
