@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -10,32 +10,29 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 import torch.nn.functional as F
-from peft import PeftModel
 from PIL import Image
 from torch import Tensor
 
 from rad.canvas import Canvas
 from rad.device import find_device
-from rad.load import Base, load_base
-from rad.lora import AdapterInfo, load_adapter, merged
+from rad.load import load_base
+from rad.lora import AdapterInfo, load_adapter
 from rad.masks.files import read_mask
 from rad.methods import METHODS
 from rad.methods.m2s import M2S, Coarse
+from rad.model import PLAIN, Condition, Model, PixelModel, size_of
 from rad.pictures import open_picture, to_rgb, to_tensor, to_uint8
 from rad.prior import UNetPrior
 from rad.process import Uniform
-from rad.sampler import Cost, Loop, Method, Sample, Sampler, SamplingCallback, Task
+from rad.sampler import Cost, Loop, Method, Sample, Sampler, SamplingCallback
 from rad.tape import NoiseTape
 from rad.tiles import Window, next_wave, plan_windows
-from rad.unet import RegionAwareUNet, patch
+from rad.unet import patch
 
 Polarity = Literal["white_is_fill", "white_is_known"]
 SizePolicy = Literal["error", "resize", "crop"]
 Precision = Literal["32", "bf16"]
 PictureLike = Image.Image | Tensor | str | Path
-
-CHECKPOINTED_SIZE = 128
-"""From this size of the model's images on, methods that differentiate the network recompute its activations."""
 
 
 @dataclass(frozen=True)
@@ -60,32 +57,18 @@ class Inpainted:
 
 
 class Inpainter:
-    """A model in memory, for RAD (adapter on) and for the zero-shot methods (adapter off): one set of weights for both.
+    """A model in memory, and pictures of any size and number around it.
 
     Args:
-        unet: the patched network; peft: the same with its adapter, or None for a base model.
-        base: where the network came from, with its schedule.
-        info: what the adapter was trained for; None for a base model.
+        model: on `device` already.
+        precision: "bf16": networks run in bfloat16 (autocast).
     """
 
-    def __init__(
-        self,
-        unet: RegionAwareUNet,
-        base: Base,
-        *,
-        peft: PeftModel | None = None,
-        info: AdapterInfo | None = None,
-        device: str | torch.device = "cpu",
-        precision: Precision = "32",
-    ) -> None:
+    def __init__(self, model: Model, *, device: str | torch.device = "cpu", precision: Precision = "32") -> None:
         if precision not in get_args(Precision):
             raise ValueError(f"precision is {precision!r}; allowed are {', '.join(get_args(Precision))}")
-        if unet.config["in_channels"] != 3 or unet.config["num_class_embeds"] is not None:
-            raise ValueError(f"{base.source} is not a model of RGB pictures without classes, which inpainting needs")
-        self.device, self.precision = torch.device(device), precision
-        unet.to(self.device)  # pyright: ignore[reportArgumentType]
-        self.unet, self.peft, self.info, self.base = unet.eval(), peft, info, base
-        self.size = _size_of(unet, info)
+        self.model, self.device, self.precision = model, torch.device(device), precision
+        self.size = model.size
 
     @classmethod
     def from_pretrained(
@@ -128,13 +111,16 @@ class Inpainter:
             )
             unet = patch(loaded.unet)
             peft = load_adapter(unet, folder, base_hash=loaded.hash)
-            return cls(unet, loaded, peft=peft, info=info, device=target, precision=precision)
+            unet.to(target)  # pyright: ignore[reportArgumentType]
+            return cls(PixelModel(unet, loaded, peft=peft, info=info), device=target, precision=precision)
         if base is not None:
             raise ValueError(
                 f"{path} is not an adapter folder, with rad_config.json and no unet, so base={str(base)!r} has no use"
             )
         loaded = load_base(path)
-        return cls(patch(loaded.unet).requires_grad_(False), loaded, info=info, device=target, precision=precision)
+        unet = patch(loaded.unet).requires_grad_(False)
+        unet.to(target)  # pyright: ignore[reportArgumentType]
+        return cls(PixelModel(unet, loaded, info=info), device=target, precision=precision)
 
     def __call__(
         self,
@@ -151,6 +137,7 @@ class Inpainter:
         margin: int | None = None,
         batch_size: int = 8,
         names: Sequence[str] | None = None,
+        condition: Condition | Sequence[Condition] = PLAIN,
         on_step: Callable[[int, int], None] | None = None,
     ) -> Inpainted:
         """Fill the holes of one picture or several.
@@ -169,6 +156,7 @@ class Inpainter:
             margin: for "crop": what a window sees around its core, in pixels; None: an eighth of the model's size.
             batch_size: windows that go through the network together; halved when memory runs out.
             names: an identity of each picture for its noise; None: all pictures get the same noise.
+            condition: what to fill with, for models that take text: one for all, or one for each picture.
             on_step: called with (network calls done, in all) for a progress bar, both counted for single windows.
 
         Raises:
@@ -183,6 +171,11 @@ class Inpainter:
         if num_samples < 1 or batch_size < 1:
             raise ValueError(f"num_samples is {num_samples} and batch_size {batch_size}; both must be at least 1")
         names = [""] * len(images) if names is None else names
+        conditions = [condition] * len(images) if isinstance(condition, Condition) else list(condition)
+        if len(conditions) != len(images):
+            raise ValueError(
+                f"{len(images)} images and {len(conditions)} conditions: give one for all, or one an image"
+            )
         sampler = self.sampler(method, steps=steps, eta=eta)
         pictures = [_picture(one) for one in images]
         holes = [_hole(one, picture, mask_polarity) for one, picture in zip(masks, pictures, strict=True)]
@@ -191,15 +184,18 @@ class Inpainter:
             for picture, hole, name in zip(pictures, holes, names, strict=True)
             for canvas in self._canvases(picture, hole, name, num_samples, size_policy, margin)
         ]
+        asked = {id(canvas): conditions[number // num_samples] for number, canvas in enumerate(canvases)}
         total = sampler.cost.nfe * sum(len(canvas.windows) for canvas in canvases)
         spent, seconds, planned = Cost(0), 0.0, 0
         _forget_peak(self.device)
-        with self._weights(sampler):
+        differentiated = any(method.needs_grad for method in sampler.methods)
+        with self.model.weights(adapter=self._with_adapter(sampler), differentiated=differentiated):
             while any(canvas.windows for canvas in canvases):
                 jobs = [(c, w) for c in canvases if c.windows for w in next_wave(c.unknown, list(c.windows))]
                 cost, taken = self._fill(
                     sampler,
                     jobs,
+                    asked,
                     seed,
                     batch_size,
                     lambda done, before=planned: on_step(before + done, total) if on_step else None,
@@ -221,15 +217,16 @@ class Inpainter:
                 raise ValueError(f"method {method!r} is not known; there are {', '.join(METHODS)}")
             method = METHODS[method]()
         method = self.complete(method)
-        if method.weights == "adapter" and self.info is None:
+        if method.weights == "adapter" and not self.model.has_adapter:
             zero_shot = ", ".join(n for n, kind in METHODS.items() if kind.weights != "adapter" and n != method.name)
             raise ValueError(
-                f"method {method.name!r} needs an adapter, and {self.base.source} is a base model: use one of {zero_shot}"
+                f"method {method.name!r} needs an adapter, and {self.model.source} is a base model: use one of {zero_shot}"
             )
-        if method.weights == "base" and self.info is not None and self.peft is None:
+        if method.weights == "base" and not self.model.has_base:
+            assert self.model.info is not None
             raise ValueError(
-                f"method {method.name!r} needs a base model, and all weights of {self.base.source} were trained for per-pixel "
-                f"noise: use rad, or give the model it was trained from, {self.info.base!r}"
+                f"method {method.name!r} needs a base model, and all weights of {self.model.source} were trained for per-pixel "
+                f"noise: use rad, or give the model it was trained from, {self.model.info.base!r}"
             )
         if method.needs_grad and self.precision == "bf16":
             free = ", ".join(n for n, kind in METHODS.items() if not kind.needs_grad and n != method.name)
@@ -238,7 +235,8 @@ class Inpainter:
                 f"use precision '32', or one of {free}"
             )
         method.check()
-        process = method.process(self.base.betas, "adm" if self.info is None else self.info.time_origin)
+        info = self.model.info
+        process = method.process(self.model.own, "adm" if info is None else info.time_origin)
         steps = method.preset_steps if steps is None else steps
         eta = method.preset_eta if eta is None or not method.uses_eta else eta
         assert isinstance(method, Loop | SamplingCallback)
@@ -251,7 +249,7 @@ class Inpainter:
         loaded = load_base(method.coarse)
         unet = patch(loaded.unet).requires_grad_(False).eval().to(self.device)  # pyright: ignore[reportArgumentType]
         prior = UNetPrior(unet, prediction_type=loaded.prediction_type)  # pyright: ignore[reportArgumentType]
-        size, height = _size_of(unet, None)[0], self.size[0]
+        size, height = size_of(unet, None)[0], self.size[0]
         if height % size or size == height:
             fit = ", ".join(str(n) for n in range(1, height) if height % n == 0)
             raise ValueError(
@@ -301,6 +299,7 @@ class Inpainter:
         self,
         sampler: Sampler,
         jobs: list[tuple[Canvas, Window]],
+        asked: Mapping[int, Condition],
         seed: int,
         batch_size: int,
         on_calls: Callable[[int], None],
@@ -314,7 +313,7 @@ class Inpainter:
                 before + rows * planned * done // all_
             )
             try:
-                result = self._fill_batch(sampler, batch, seed)
+                result = self._fill_batch(sampler, batch, [asked[id(canvas)] for canvas, _ in batch], seed)
             except RuntimeError as error:
                 if not _is_lack_of_memory(error):
                     raise
@@ -326,53 +325,27 @@ class Inpainter:
             seconds, start = seconds + result.seconds, start + rows
         return cost, seconds
 
-    def _fill_batch(self, sampler: Sampler, batch: list[tuple[Canvas, Window]], seed: int) -> Sample:
+    def _fill_batch(
+        self, sampler: Sampler, batch: list[tuple[Canvas, Window]], conditions: list[Condition], seed: int
+    ) -> Sample:
         cuts = [canvas.cut(window) for canvas, window in batch]
         pixels, hole = (torch.stack(part).to(self.device) for part in zip(*cuts, strict=True))
         names = [canvas.job_name(window) for canvas, window in batch]
         with NoiseTape(seed, names, [canvas.sample for canvas, _ in batch]) as tape, self._autocast():
-            result = sampler(self._prior(sampler), Task.of(pixels, hole), noise=tape)
-        for (canvas, window), made in zip(batch, result.raw.float().cpu(), strict=True):
-            canvas.paste(window, made)
+            with torch.no_grad():
+                task = self.model.task(pixels, hole)
+            result = sampler(self.model.prior(conditions, adapter=self._with_adapter(sampler)), task, noise=tape)
+            with torch.no_grad():
+                made = self.model.decode(result.image if task.codec.factor > 1 else result.raw)
+        for (canvas, window), one in zip(batch, made.float().cpu(), strict=True):
+            canvas.paste(window, one)
         return result
-
-    def _prior(self, sampler: Sampler) -> UNetPrior:
-        adapter = self.info if self._with_adapter(sampler) else None
-        return UNetPrior(
-            self.unet,
-            prediction_type=self.base.prediction_type,  # pyright: ignore[reportArgumentType]
-            learned_variance=adapter is None or adapter.learned_variance,
-        )
 
     def _with_adapter(self, sampler: Sampler) -> bool:
         return any(method.weights == "adapter" for method in sampler.methods)
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
-
-    @contextlib.contextmanager
-    def _weights(self, sampler: Sampler) -> Iterator[None]:
-        """RAD runs with the adapter merged, a zero-shot method with it off: the network of the base model.
-
-        A large network that is differentiated keeps few activations and computes the others again.
-        """
-        checkpointed = any(method.needs_grad for method in sampler.methods) and min(self.size) >= CHECKPOINTED_SIZE
-        if checkpointed:
-            self.unet.enable_gradient_checkpointing()
-        try:
-            if self.peft is None:
-                yield
-            elif self._with_adapter(sampler):
-                with merged(self.peft):
-                    yield
-            else:
-                with self.peft.disable_adapter():
-                    yield
-        finally:
-            if checkpointed:
-                self.unet.disable_gradient_checkpointing()
-            if self.peft is not None:
-                self.peft.requires_grad_(False)  # peft makes a layer that it switches on trainable
 
 
 def composite(picture: Image.Image, filled: Image.Image, hole: Tensor) -> Image.Image:
@@ -445,17 +418,6 @@ def _peak_memory(device: torch.device) -> int:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _size_of(unet: RegionAwareUNet, info: AdapterInfo | None) -> tuple[int, int]:
-    size = unet.config["sample_size"] if info is None else info.size
-    if size is None:
-        raise ValueError("the base model does not say its image size: set sample_size in its config.json")
-    height, width = (size, size) if isinstance(size, int) else size
-    halved = len(unet.config["block_out_channels"]) - 1
-    if height % 2**halved or width % 2**halved:
-        raise ValueError(f"the model's images are {width}x{height}, which its network cannot halve {halved} times")
-    return height, width
 
 
 def _find_base(folder: Path, info: AdapterInfo) -> str:

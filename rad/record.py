@@ -75,7 +75,7 @@ class Record:
     def complete(self, inpainter: "Inpainter", steps: Mapping[Label, int], devices: Sequence[str]) -> None:
         """With the model, the steps on it, and the device of each process. Raises ValueError as above."""
         self.model.update(
-            checkpoint=self.options["checkpoint"], base=inpainter.base.source, base_hash=inpainter.base.hash
+            checkpoint=self.options["checkpoint"], base=inpainter.model.source, base_hash=inpainter.model.hash
         )
         self._compare_model()
         for label, count in steps.items():

@@ -15,8 +15,9 @@ from typing import Any, ClassVar, Literal, Protocol, get_args, get_origin, get_t
 import torch
 from torch import Tensor
 
+from rad.codec import PIXELS, Codec, Grid, Prefill, latent_hole, prefill
 from rad.prior import Prior
-from rad.process import Noise, Process, Regions, TimeOrigin, Uniform, spaced_times
+from rad.process import Noise, Process, Regions, TimeOrigin, spaced_times
 from rad.step import Estimate, noised, renoise, reverse_step
 
 
@@ -69,11 +70,17 @@ class Task:
         known: (B,C,H,W) in [-1,1], zero where the hole is 1, so that nothing can read what is to be found.
         hole: (B,1,H,W) in [0,1], 1 = fill; between: kept in part (RAD's soft masks).
         regions: the hole as its distinct values.
+        codec: between what the model works on (pixels, or latents) and pixels.
+        picture: (B,3,H,W) in [-1,1] the known pixels, zero where picture_hole (B,1,H,W) is 1. Of a pixel model these are
+            `known` and `hole`; of a latent one `known` (B,c,h,w) is its encoding, and `hole` the cells that it spoils.
     """
 
     known: Tensor
     hole: Tensor
     regions: Regions
+    codec: Codec
+    picture: Tensor
+    picture_hole: Tensor
 
     @classmethod
     def of(cls, image: Tensor, hole: Tensor) -> "Task":
@@ -82,8 +89,25 @@ class Task:
             raise ValueError(
                 f"image is {tuple(image.shape)} and hole {tuple(hole.shape)}; expected (B,C,H,W) and (B,1,H,W)"
             )
-        regions = Regions.of(hole)
-        return cls(torch.where(hole == 1, 0.0, image), hole.to(image.dtype), regions)
+        known, regions, hole = torch.where(hole == 1, 0.0, image), Regions.of(hole), hole.to(image.dtype)
+        return cls(known, hole, regions, PIXELS, known, hole)
+
+    @classmethod
+    def encoded(
+        cls, picture: Tensor, hole: Tensor, codec: Codec, *, grid: Grid | None = None, fill: Prefill = "smooth"
+    ) -> "Task":
+        """A task for a latent model.
+
+        Args:
+            picture: (B,3,H,W) in [-1,1]; hole: (B,1,H,W) in [0,1]; sides are multiples of codec.factor.
+            grid: how the hole comes to the latent grid; fill: what the hole holds when the picture is encoded, so that known
+                latents have not seen it; "none": its own content (`encode_full` of other programs, which leaks).
+        """
+        plain = cls.of(picture, hole)
+        cells = latent_hole(plain.hole, codec.factor, grid or Grid())
+        latents = codec.encode(prefill(picture if fill == "none" else plain.picture, plain.hole, fill))
+        inner = cls.of(latents, cells)
+        return cls(inner.known, inner.hole, inner.regions, codec, plain.picture, plain.hole)
 
 
 @dataclass(frozen=True)
@@ -169,9 +193,9 @@ class Method:
         """Called before any network call. Raises ValueError where something that the method needs is missing."""
         return None
 
-    def process(self, betas: Tensor, time_origin: TimeOrigin) -> Process:
-        """The noise process that the method runs on, for a model with these betas."""
-        return Uniform(betas)
+    def process(self, own: Process, time_origin: TimeOrigin) -> Process:
+        """The noise process that the method runs on, for a model whose own is `own`."""
+        return own
 
     def regions(self, task: Task) -> Regions:
         """The distinct values that the process tells apart: those of the hole itself."""

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from rad.console import EXIT_INPUT, EXIT_OK, EXIT_SOME, Parser, counted, tell
 from rad.device import find_devices
@@ -24,6 +23,7 @@ from rad.workers import Setup, fill_by_workers
 if TYPE_CHECKING:
     from rad.evaluation.features import Extractor
     from rad.inpainter import Inpainter
+    from rad.process import Process
     from rad.sampler import Method
 
 
@@ -130,7 +130,7 @@ def _make(
     if options.margin is not None and options.size_policy == "crop" and 2 * options.margin >= inpainter.size[0]:
         raise ValueError(f"--margin {options.margin}: allowed are 0 to {(inpainter.size[0] - 1) // 2} with this model")
     methods = {label: inpainter.complete(method) for label, method in methods.items()}
-    steps = {label: _steps(label, method, options, inpainter.base.betas) for label, method in methods.items()}
+    steps = {label: _steps(label, method, options, inpainter.model.own) for label, method in methods.items()}
     work = {}
     for label, method in methods.items():
         work[label] = inpainter.sampler(method, steps=steps[label], eta=options.eta).cost
@@ -167,7 +167,7 @@ def _make(
     fill_by_workers(setup, accounts, devices, failures)
 
 
-def _steps(label: Label, method: "Method", options: argparse.Namespace, betas: Tensor) -> int:
+def _steps(label: Label, method: "Method", options: argparse.Namespace, own: "Process") -> int:
     from rad.catalogue import cost, steps_within
 
     fixed = label.steps is not None or label.budget is not None
@@ -176,11 +176,11 @@ def _steps(label: Label, method: "Method", options: argparse.Namespace, betas: T
         return method.preset_steps
     if budget is None:
         return method.preset_steps if wanted is None else wanted
-    steps = steps_within(method, budget, betas=betas)
-    work = cost(method, steps, betas=betas)
+    steps = steps_within(method, budget, own=own)
+    work = cost(method, steps, own=own)
     unused = ""
-    if 2 * work.units < budget and steps < len(betas):
-        more = cost(method, steps + 1, betas=betas).units
+    if 2 * work.units < budget and steps < own.sampled_steps:
+        more = cost(method, steps + 1, own=own).units
         unused = (
             f"; {counted(steps + 1, 'step')} would cost {more}, so much of the budget is not used: change its settings"
         )

@@ -155,7 +155,7 @@ def law(
     probe = _Probe(d, draws)
     rows = 1 + d + draws * d
     task = Task.of(world.y.expand(rows, *world.y.shape[1:]), world.hole.expand(rows, *world.hole.shape[1:]))
-    process = method.process(linear_betas(), "adm")
+    process = method.process(Uniform(linear_betas()), "adm")
     eta = method.preset_eta if eta is None else eta
     sampler = Sampler(process, (method, probe), steps=steps, eta=eta)
     sampler(world.prior, task, noise=_ProbeTape(probe))  # pyright: ignore[reportArgumentType]
@@ -191,7 +191,7 @@ def distance(world: World, mean: Tensor, covariance: Tensor) -> Distance:
 def sampled(world: World, method: Method, *, steps: int, rows: int, eta: float | None = None, seed: int = 0) -> Tensor:
     """(rows,C,H,W) samples of a method, for those that are not affine in x; `raw`, nothing put back."""
     task = Task.of(world.y.expand(rows, *world.y.shape[1:]), world.hole.expand(rows, *world.hole.shape[1:]))
-    process = method.process(linear_betas(), "adm")
+    process = method.process(Uniform(linear_betas()), "adm")
     eta = method.preset_eta if eta is None else eta
     assert isinstance(method, Loop | SamplingCallback)
     sampler = Sampler(process, method if isinstance(method, Loop) else (method,), steps=steps, eta=eta)

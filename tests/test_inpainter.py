@@ -67,12 +67,12 @@ class Counted(torch.nn.Module):
 @contextmanager
 def counted(inpainter, **options):
     """CPU kernels round differently for another batch size; row by row, what is left to differ is ours."""
-    network = inpainter.unet
-    inpainter.unet = Counted(network, **options)
+    network = inpainter.model.unet
+    inpainter.model.unet = Counted(network, **options)
     try:
-        yield inpainter.unet
+        yield inpainter.model.unet
     finally:
-        inpainter.unet = network
+        inpainter.model.unet = network
 
 
 def pixels(image):
@@ -218,15 +218,15 @@ def test_a_large_network_that_is_differentiated_recomputes_activations(base, mon
     plain = Inpainter.from_pretrained(base)
     picture, hole = random_picture(SIZE, SIZE), box_hole(SIZE, SIZE, 3, 4, 12, 9)
     expected = plain(picture, hole, method="dps", steps=2).images[0]
-    monkeypatch.setattr("rad.inpainter.CHECKPOINTED_SIZE", SIZE)
+    monkeypatch.setattr("rad.model.CHECKPOINTED_SIZE", SIZE)
     seen = []
-    inner = plain.unet.forward
+    inner = plain.model.unet.forward
     monkeypatch.setattr(
-        plain.unet, "forward", lambda *a, **k: (seen.append(plain.unet.is_gradient_checkpointing), inner(*a, **k))[1]
+        plain.model.unet, "forward", lambda *a, **k: (seen.append(plain.model.unet.is_gradient_checkpointing), inner(*a, **k))[1]
     )
     saved = plain(picture, hole, method="dps", steps=2).images[0]
     assert seen == [True, True]
-    assert not plain.unet.is_gradient_checkpointing
+    assert not plain.model.unet.is_gradient_checkpointing
     assert np.abs(pixels(saved) - pixels(expected)).max() <= 1
 
 

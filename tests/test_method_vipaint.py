@@ -33,7 +33,7 @@ class Tape:
 
 
 def state_of(method, rows) -> State:
-    process = method.process(BETAS, "adm")
+    process = method.process(Uniform(BETAS), "adm")
     task = Task.of(WORLD.y.expand(rows, 1, 8, 8), WORLD.hole.expand(rows, 1, 8, 8))
     now, nxt = level(process, 395, task), level(process, 300, task)
     tape = Tape(rows)
@@ -45,7 +45,7 @@ def state_of(method, rows) -> State:
 
 def run(method, *, steps=50, rows=2, seed=0):
     task = Task.of(WORLD.y.expand(rows, 1, 8, 8), WORLD.hole.expand(rows, 1, 8, 8))
-    sampler = Sampler(method.process(BETAS, "adm"), (method,), steps=steps)
+    sampler = Sampler(method.process(Uniform(BETAS), "adm"), (method,), steps=steps)
     tape: Any = Tape(rows, seed)
     sample = sampler(WORLD.prior, task, noise=tape)
     assert (sample.nfe, sample.vjp) == (sampler.cost.nfe, sampler.cost.vjp)
@@ -54,7 +54,7 @@ def run(method, *, steps=50, rows=2, seed=0):
 
 def test_levels_are_those_of_the_papers_window():
     method = VIPaint()
-    process = method.process(BETAS, "adm")
+    process = method.process(Uniform(BETAS), "adm")
     assert process.sampled_steps == TIMES[1] + 1
     noise = process.noise(torch.tensor([565, 566, 395, 396]), None)
     ratio = (noise.levels_a / noise.levels_s).flatten()
@@ -91,8 +91,8 @@ class Dead:
     ("process", "method"),
     [
         (Uniform(BETAS), VIPaint()),  # begins with pure noise
-        (VIPaint().process(BETAS, "adm"), VIPaint(levels=700)),
-        (VIPaint().process(BETAS, "adm"), VIPaint(lowest=0.6)),
+        (VIPaint().process(Uniform(BETAS), "adm"), VIPaint(levels=700)),
+        (VIPaint().process(Uniform(BETAS), "adm"), VIPaint(lowest=0.6)),
     ],
 )
 def test_another_process_is_refused_before_any_call(process, method):
@@ -221,7 +221,7 @@ def test_a_fit_is_an_images_own_unless_it_is_shared():
     def spied(names, task, share):
         with NoiseTape(0, names) as tape:
             method = Spy(iterations=5, share=share)
-            raw = Sampler(method.process(BETAS, "adm"), (method,), steps=5)(WORLD.prior, task, noise=tape).raw
+            raw = Sampler(method.process(Uniform(BETAS), "adm"), (method,), steps=5)(WORLD.prior, task, noise=tape).raw
         return raw, fitted.pop()
 
     raw, own = spied("abc", task, False)
@@ -247,7 +247,7 @@ def test_distance_from_the_exact_posterior(levels):
 
 
 def test_without_its_gradient_it_is_the_plain_chain_below_the_last_level():
-    process = VIPaint().process(BETAS, "adm")
+    process = VIPaint().process(Uniform(BETAS), "adm")
     task = Task.of(WORLD.y, torch.ones_like(WORLD.hole))
     starts = []
 

@@ -9,7 +9,7 @@ from rad.catalogue import cost, create, hooks, parse_settings, steps_within, tab
 from rad.methods import METHODS
 from rad.methods.m2s import M2S
 from rad.prior import GaussianPrior
-from rad.process import Noise
+from rad.process import Noise, Uniform
 from rad.sampler import Loop, Sampler, SamplingCallback, Task
 from rad.tape import NoiseTape
 from tests.gaussian import DOUBLE, make_world, with_needs
@@ -42,7 +42,7 @@ def method_of(name):
 
 def run(name, image, hole, *, names=("a", "b"), scaled=False, seed=0, steps=STEPS):
     method = method_of(name)
-    process = method.process(BETAS, "adm")
+    process = method.process(Uniform(BETAS), "adm")
     if scaled and isinstance(method, M2S):
         method = replace(method, coarse=replace(method.coarse, process=Scaled(method.coarse.process)))
     sampler = Sampler(
@@ -173,7 +173,7 @@ def test_flipping_image_hole_and_noise_flips_the_result(name):
     for tape_class, flip in ((NoiseTape, False), (Flipped, True)):
         image, hole = (PICTURES.flip(-1), BOTH.flip(-1)) if flip else (PICTURES, BOTH)
         loop = method if isinstance(method, Loop) else (method,)
-        sampler = Sampler(method.process(BETAS, "adm"), loop, steps=STEPS, eta=method.preset_eta)
+        sampler = Sampler(method.process(Uniform(BETAS), "adm"), loop, steps=STEPS, eta=method.preset_eta)
         with tape_class(0, ["a", "b"]) as tape:
             results.append(sampler(prior, Task.of(image, hole), noise=tape).raw)
     torch.testing.assert_close(results[0], results[1].flip(-1), rtol=0, atol=1e-6)
@@ -275,7 +275,9 @@ def test_the_table_shows_every_method_with_its_cost():
 
 def test_a_noise_has_levels_for_the_pixels_it_is_asked_for():
     noise: Noise = (
-        METHODS["tdpaint"]().process(BETAS, "adm").noise(torch.tensor([5]), Task.of(WORLD.y, WORLD.hole).regions)
+        METHODS["tdpaint"]()
+        .process(Uniform(BETAS), "adm")
+        .noise(torch.tensor([5]), Task.of(WORLD.y, WORLD.hole).regions)
     )
     assert noise.times.tolist() == [[0, 5]]
     assert float(noise.s[WORLD.hole == 0].max()) == 0

@@ -45,8 +45,8 @@ class Grow(Loop):
 
         return METHODS[self.method]()
 
-    def process(self, betas: Tensor, time_origin: TimeOrigin) -> Process:
-        return self.inner.process(betas, time_origin)
+    def process(self, own: Process, time_origin: TimeOrigin) -> Process:
+        return self.inner.process(own, time_origin)
 
     def cost(self, times: list[int]) -> Cost:
         total, steps = times[0] + 1, self._steps(len(times) - 1)

@@ -11,6 +11,7 @@ q, and from there on each reverse step is followed by x_u <- x_u - zeta grad_x_t
 Hooks: on_start, after_step.
 """
 
+from copy import copy
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from rad.guidance import norm, residual, squared_norm, vp_scale
-from rad.process import CLEAN, Process, TimeOrigin, Uniform
+from rad.process import CLEAN, Process, TimeOrigin
 from rad.sampler import Cost, SamplingCallback, State, Task, setting
 from rad.step import Estimate, posterior_mean, reverse_step, step_levels
 
@@ -61,8 +62,8 @@ class VIPaint(SamplingCallback):
         if self.highest >= self.lowest:
             raise ValueError(f"highest is {self.highest:g}; allowed are a / s below {self.lowest:g}, which is lowest")
 
-    def process(self, betas: Tensor, time_origin: TimeOrigin) -> Process:
-        process = Uniform(betas)
+    def process(self, own: Process, time_origin: TimeOrigin) -> Process:
+        process = copy(own)
         process.sampled_steps = _time_of(process, self.lowest) + 1
         return process
 
