@@ -460,7 +460,7 @@ def test_with_the_adapter_off_it_is_the_base_model(rad, plain):
     assert np.array_equal(pixels(off.raw[0]), pixels(of_base.raw[0]))
     assert np.array_equal(pixels(rad(picture, hole, steps=3).images[0]), pixels(on))
     assert enabled(rad.peft)
-    assert not trainable(rad.unet), "switching leaves nothing trainable behind"
+    assert not trainable(rad.model.unet), "switching leaves nothing trainable behind"
 
 
 def test_the_adapter_is_on_again_after_an_error(rad, monkeypatch):
@@ -474,7 +474,7 @@ def test_the_adapter_is_on_again_after_an_error(rad, monkeypatch):
     with pytest.raises(RuntimeError, match="of a method"):
         rad(picture, hole, method="fails", steps=2)
     assert np.array_equal(pixels(rad(picture, hole, steps=2).images[0]), pixels(on))
-    assert not trainable(rad.unet)
+    assert not trainable(rad.model.unet)
 
 
 def test_adapter_and_base_changes_the_result(rad, models, tmp_path):
