@@ -459,7 +459,7 @@ def test_with_the_adapter_off_it_is_the_base_model(rad, plain):
     of_base = plain(picture, hole, steps=3, method="replacement")
     assert np.array_equal(pixels(off.raw[0]), pixels(of_base.raw[0]))
     assert np.array_equal(pixels(rad(picture, hole, steps=3).images[0]), pixels(on))
-    assert enabled(rad.peft)
+    assert enabled(rad.model.peft)
     assert not trainable(rad.model.unet), "switching leaves nothing trainable behind"
 
 
