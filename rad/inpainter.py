@@ -14,17 +14,20 @@ from PIL import Image
 from torch import Tensor
 
 from rad.canvas import Canvas
+from rad.codec import PIXELS, Grid, Prefill
 from rad.device import find_device
+from rad.latent import LatentModel, is_latent
 from rad.load import load_base
 from rad.lora import AdapterInfo, load_adapter
 from rad.masks.files import read_mask
 from rad.methods import METHODS
 from rad.methods.m2s import M2S, Coarse
 from rad.model import PLAIN, Condition, Model, PixelModel, size_of
+from rad.parts import find_pipeline
 from rad.pictures import open_picture, to_rgb, to_tensor, to_uint8
 from rad.prior import UNetPrior
 from rad.process import Uniform
-from rad.sampler import Cost, Loop, Method, Sample, Sampler, SamplingCallback
+from rad.sampler import Cost, Loop, Method, Sample, Sampler, SamplingCallback, Task
 from rad.tape import NoiseTape
 from rad.tiles import Window, next_wave, plan_windows
 from rad.unet import patch
@@ -83,11 +86,12 @@ class Inpainter:
 
         Args:
             path: adapter folder, or a base model: diffusers folder, hub id, guided-diffusion .pt; or the folder of a model that
-                was trained as a whole (a diffusers folder with rad_config.json), for RAD alone.
+                was trained as a whole (a diffusers folder with rad_config.json), for RAD alone. Of pipelines (model_index.json)
+                those of latent diffusion, of Stable Diffusion 1 to 3.5 and of Flux are known.
             base: the base of an adapter, where it is not found by what the adapter says (that path; the folder of that name
                 beside the adapter; that hub id). Its weights are compared with the hash in the adapter.
             device: "auto": an accelerator if there is one.
-            precision: "bf16": the network runs in bfloat16 (autocast).
+            precision: "bf16": the network runs in bfloat16 (autocast); that of SD3 and Flux lies in memory in it too.
 
         Raises:
             FileNotFoundError: something is missing; ValueError: something does not fit.
@@ -103,11 +107,16 @@ class Inpainter:
         info = AdapterInfo.read(folder) if described else None
         if info is not None and not whole:
             source = _find_base(folder, info) if base is None else str(base)
+            revision = None if base else info.base_revision
+            pipeline = find_pipeline(source, revision)
+            if pipeline is not None and is_latent(pipeline):
+                latent = LatentModel.load(source, device=target, revision=revision, adapter=folder, info=info)
+                return cls(latent, device=target, precision=precision)
             loaded = load_base(
                 source,
                 image_size=info.size[0],
                 qkv_order=info.qkv_order,
-                revision=None if base else info.base_revision,
+                revision=revision,
             )
             unet = patch(loaded.unet)
             peft = load_adapter(unet, folder, base_hash=loaded.hash)
@@ -117,10 +126,7 @@ class Inpainter:
             raise ValueError(
                 f"{path} is not an adapter folder, with rad_config.json and no unet, so base={str(base)!r} has no use"
             )
-        loaded = load_base(path)
-        unet = patch(loaded.unet).requires_grad_(False)
-        unet.to(target)  # pyright: ignore[reportArgumentType]
-        return cls(PixelModel(unet, loaded, info=info), device=target, precision=precision)
+        return cls(_load_model(path, info, target, precision), device=target, precision=precision)
 
     def __call__(
         self,
@@ -138,6 +144,9 @@ class Inpainter:
         batch_size: int = 8,
         names: Sequence[str] | None = None,
         condition: Condition | Sequence[Condition] = PLAIN,
+        grid: Grid | None = None,
+        fill: Prefill = "smooth",
+        feather: int = 0,
         on_step: Callable[[int, int], None] | None = None,
     ) -> Inpainted:
         """Fill the holes of one picture or several.
@@ -157,6 +166,9 @@ class Inpainter:
             batch_size: windows that go through the network together; halved when memory runs out.
             names: an identity of each picture for its noise; None: all pictures get the same noise.
             condition: what to fill with, for models that take text: one for all, or one for each picture.
+            grid: for latent models: how the hole comes to the latent grid; None: `Grid()`.
+            fill: for latent models: what the encoder sees in the hole; "none": its content, as other programs, which leaks.
+            feather: known pixels within so many of the hole pass over into what the model made of them; 0: none does.
             on_step: called with (network calls done, in all) for a progress bar, both counted for single windows.
 
         Raises:
@@ -176,6 +188,9 @@ class Inpainter:
             raise ValueError(
                 f"{len(images)} images and {len(conditions)} conditions: give one for all, or one an image"
             )
+        if feather < 0:
+            raise ValueError(f"feather is {feather}; allowed are 0 (known pixels stay exact) and more pixels")
+        self.check(conditions, grid=grid, fill=fill)
         sampler = self.sampler(method, steps=steps, eta=eta)
         pictures = [_picture(one) for one in images]
         holes = [_hole(one, picture, mask_polarity) for one, picture in zip(masks, pictures, strict=True)]
@@ -196,6 +211,7 @@ class Inpainter:
                     sampler,
                     jobs,
                     asked,
+                    (grid, fill),
                     seed,
                     batch_size,
                     lambda done, before=planned: on_step(before + done, total) if on_step else None,
@@ -207,8 +223,16 @@ class Inpainter:
             filled = _back(canvases.pop(0).raw, picture.size)
             filled.info = dict(picture.info)
             raw.append(filled)
-            finished.append(composite(picture, filled, hole))
+            finished.append(composite(picture, filled, hole, feather=feather))
         return Inpainted(finished, raw, spent.nfe, spent.vjp, seconds, _peak_memory(self.device))
+
+    def check(self, conditions: Sequence[Condition], *, grid: Grid | None = None, fill: Prefill = "smooth") -> None:
+        """Raises ValueError for conditions and settings that this model does not take, or that would change nothing."""
+        self.model.check(conditions)
+        if self.model.codec is PIXELS and (grid is not None or fill != "smooth"):
+            raise ValueError(
+                f"{self.model.source} works on pixels: there is no latent grid, and no encoder that sees the hole"
+            )
 
     def sampler(self, method: str | Method, *, steps: int | None = None, eta: float | None = None) -> Sampler:
         """The loop of a method on this model. Raises ValueError for a method that the model cannot do."""
@@ -244,6 +268,8 @@ class Inpainter:
 
     def complete(self, method: Method) -> Method:
         """The method with what it needs besides this model: the coarse model of M2S is loaded from its path."""
+        if isinstance(method, M2S) and self.model.codec is not PIXELS:
+            raise ValueError(f"m2s needs a model of pixels, and {self.model.source} works on latents: use another method")
         if not isinstance(method, M2S) or not isinstance(method.coarse, str):
             return method
         loaded = load_base(method.coarse)
@@ -300,6 +326,7 @@ class Inpainter:
         sampler: Sampler,
         jobs: list[tuple[Canvas, Window]],
         asked: Mapping[int, Condition],
+        encoding: tuple[Grid | None, Prefill],
         seed: int,
         batch_size: int,
         on_calls: Callable[[int], None],
@@ -313,7 +340,9 @@ class Inpainter:
                 before + rows * planned * done // all_
             )
             try:
-                result = self._fill_batch(sampler, batch, [asked[id(canvas)] for canvas, _ in batch], seed)
+                result = self._fill_batch(
+                    sampler, batch, [asked[id(canvas)] for canvas, _ in batch], encoding, seed
+                )
             except RuntimeError as error:
                 if not _is_lack_of_memory(error):
                     raise
@@ -326,20 +355,29 @@ class Inpainter:
         return cost, seconds
 
     def _fill_batch(
-        self, sampler: Sampler, batch: list[tuple[Canvas, Window]], conditions: list[Condition], seed: int
+        self,
+        sampler: Sampler,
+        batch: list[tuple[Canvas, Window]],
+        conditions: list[Condition],
+        encoding: tuple[Grid | None, Prefill],
+        seed: int,
     ) -> Sample:
         cuts = [canvas.cut(window) for canvas, window in batch]
         pixels, hole = (torch.stack(part).to(self.device) for part in zip(*cuts, strict=True))
         names = [canvas.job_name(window) for canvas, window in batch]
         with NoiseTape(seed, names, [canvas.sample for canvas, _ in batch]) as tape, self._autocast():
             with torch.no_grad():
-                task = self.model.task(pixels, hole)
+                task = self._task(pixels, hole, *encoding)
             result = sampler(self.model.prior(conditions, adapter=self._with_adapter(sampler)), task, noise=tape)
             with torch.no_grad():
-                made = self.model.decode(result.image if task.codec.factor > 1 else result.raw)
+                made = self.model.codec.decode(result.raw if self.model.codec is PIXELS else result.image)
         for (canvas, window), one in zip(batch, made.float().cpu(), strict=True):
             canvas.paste(window, one)
         return result
+
+    def _task(self, pixels: Tensor, hole: Tensor, grid: Grid | None, fill: Prefill) -> Task:
+        codec = self.model.codec
+        return Task.of(pixels, hole) if codec is PIXELS else Task.encoded(pixels, hole, codec, grid=grid, fill=fill)
 
     def _with_adapter(self, sampler: Sampler) -> bool:
         return any(method.weights == "adapter" for method in sampler.methods)
@@ -348,10 +386,21 @@ class Inpainter:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
 
-def composite(picture: Image.Image, filled: Image.Image, hole: Tensor) -> Image.Image:
-    """`picture` where hole (1,H,W) is 0, `filled` elsewhere; both RGB of the same size, no arithmetic on the pixels."""
-    composed = picture.copy()
-    composed.paste(filled, mask=Image.fromarray((hole[0] > 0).numpy()))
+def composite(picture: Image.Image, filled: Image.Image, hole: Tensor, *, feather: int = 0) -> Image.Image:
+    """`picture` where hole (1,H,W) is 0, `filled` elsewhere; both RGB of the same size, no arithmetic on the pixels.
+
+    With `feather` what is known passes into `filled` towards the hole, linearly in the distance, over so many pixels.
+    """
+    composed, inside = picture.copy(), (hole[0] > 0).numpy()
+    if feather and inside.any():
+        from scipy.ndimage import distance_transform_edt
+
+        distance = np.asarray(distance_transform_edt(~inside))
+        share = np.clip(1 - distance / (feather + 1), 0, 1)
+        share[distance > feather] = 0
+        composed.paste(filled, mask=Image.fromarray(np.rint(255 * share).astype(np.uint8)))
+    else:
+        composed.paste(filled, mask=Image.fromarray(inside))
     return composed
 
 
@@ -418,6 +467,35 @@ def _peak_memory(device: torch.device) -> int:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+TEXT_TO_IMAGE = ("StableDiffusion3Pipeline", "FluxPipeline")
+STABLE_DIFFUSION = (
+    "StableDiffusionPipeline",
+    "StableDiffusionImg2ImgPipeline",
+    "StableDiffusionXLPipeline",
+    "StableDiffusionXLImg2ImgPipeline",
+)
+
+
+def _load_model(path: str | Path, info: AdapterInfo | None, device: str, precision: Precision) -> Model:
+    """A base model, or one of which all weights were trained (`info`)."""
+    pipeline = find_pipeline(path)
+    kind = "" if pipeline is None else pipeline.kind
+    if kind in TEXT_TO_IMAGE:
+        from rad.flow import FlowModel
+
+        return FlowModel.load(path, device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
+    if kind in STABLE_DIFFUSION:
+        from rad.stable import StableModel  # pyright: ignore[reportMissingImports]
+
+        return StableModel.load(path, device=device)
+    if pipeline is not None and is_latent(pipeline):
+        return LatentModel.load(path, device=device, info=info)
+    loaded = load_base(path)
+    unet = patch(loaded.unet).requires_grad_(False)
+    unet.to(device)  # pyright: ignore[reportArgumentType]
+    return PixelModel(unet, loaded, info=info)
 
 
 def _find_base(folder: Path, info: AdapterInfo) -> str:

@@ -13,14 +13,14 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rad.adm import ADM_TIME, QkvOrder, adm_config, rename_adm, split_qkv
 
@@ -92,8 +92,8 @@ def load_base(
     else:
         eps = 1e-5 if norm_eps is None else norm_eps
         size: dict[str, Any] = {"image_size": image_size, "head_channels": head_channels}
-        state = _read_weights(path)
-        with _describing(path):
+        state = read_weights(path)
+        with describing(path):
             unet = convert_adm(state, **size, norm_eps=eps, qkv_order=qkv_order)
         betas, prediction_type = _betas(DDPM_SCHEDULE), "epsilon"
     inputs, outputs = unet.config["in_channels"], unet.config["out_channels"]
@@ -125,7 +125,7 @@ def save_base(
     config = {key: value for key, value in unet.config.items() if not key.startswith("_")}
     dtype = torch.float16 if half else torch.float32
     weights = {name: value.detach().to("cpu", dtype).contiguous() for name, value in unet.state_dict().items()}
-    _require_fit(empty_unet(config), weights)
+    require_fit(empty_unet(config), weights)
     if not all(value.isfinite().all() for value in weights.values()):
         raise ValueError(f"some weights are not finite in {dtype}: save with half=False, or check the training")
     place = Path(folder) / "unet"
@@ -171,26 +171,40 @@ def convert_adm(
 
 def _locate(source: str | Path, revision: str | None) -> tuple[Path, str | None]:
     """The local path of `source`, fetched first if it is a hub id, and the hub commit."""
+    path = local_path(source, revision)
+    if path is not None:
+        return path, None
+    settings = ["config.json", "unet/config.json", "scheduler_config.json", "scheduler/scheduler_config.json"]
+    folder = Path()
+    for weights in WEIGHT_FILES:
+        folder = fetch(str(source), revision, [*settings, weights, f"unet/{weights}"])
+        if (folder / weights).is_file() or (folder / "unet" / weights).is_file():
+            break
+    return folder, folder.name  # the hub client names a snapshot's folder by its commit
+
+
+def local_path(source: str | Path, revision: str | None = None) -> Path | None:
+    """Where `source` lies on this machine; None for a hub id. Raises FileNotFoundError for what is neither."""
     path = Path(source).expanduser()
     if path.exists():
         if revision is not None:
-            warnings.warn(f"revision={revision!r} is unused: {path} is a local path", stacklevel=3)
-        return path, None
+            warnings.warn(f"revision={revision!r} is unused: {path} is a local path", stacklevel=4)
+        return path
     is_file_name = path.suffix in (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
     if isinstance(source, Path) or is_file_name or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source):
         raise FileNotFoundError(
             f"no base model at {str(source)!r}: give a diffusers folder, a guided-diffusion .pt file or a hub"
             " id 'organisation/name'"
         )
+    return None
+
+
+def fetch(source: str, revision: str | None, patterns: Sequence[str]) -> Path:
+    """The folder of a hub id with those of its files that match `patterns`; it is called like the commit."""
     from huggingface_hub import constants, snapshot_download
 
-    settings = ["config.json", "unet/config.json", "scheduler_config.json", "scheduler/scheduler_config.json"]
     try:
-        for weights in WEIGHT_FILES:
-            wanted = [*settings, weights, f"unet/{weights}"]
-            folder = Path(snapshot_download(source, revision=revision, allow_patterns=wanted))
-            if (folder / weights).is_file() or (folder / "unet" / weights).is_file():
-                break
+        return Path(snapshot_download(source, revision=revision, allow_patterns=list(patterns)))
     except Exception as error:  # the hub client raises the errors of whichever HTTP library its version uses
         if constants.HF_HUB_OFFLINE:
             raise ValueError(
@@ -201,7 +215,6 @@ def _locate(source: str | Path, revision: str | None) -> tuple[Path, str | None]
             f"{source!r} is no local path and could not be fetched from the Hugging Face hub"
             f" ({type(error).__name__}): check name, revision and connection, or give a local folder"
         ) from error
-    return folder, folder.name  # the hub client names a snapshot's folder by its commit
 
 
 def _read_unet(folder: Path, *, norm_eps: float | None, qkv_order: QkvOrder) -> UNet2DModel:
@@ -210,14 +223,18 @@ def _read_unet(folder: Path, *, norm_eps: float | None, qkv_order: QkvOrder) -> 
     weights = next((place / name for name in WEIGHT_FILES if (place / name).is_file()), None)
     if weights is None:
         raise FileNotFoundError(f"no weights in {place}: put {' or '.join(WEIGHT_FILES)} there")
-    # Attention layers had other names when google/ddpm-* were stored (diffusers before 0.15).
-    old = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-    pattern = re.compile(r"(?<=\d\.)(query|key|value|proj_attn)(?=\.)")
-    state = {pattern.sub(lambda m: old[m[0]], name): value for name, value in _read_weights(weights).items()}
-    with _describing(place):
+    state = with_new_names(read_weights(weights))
+    with describing(place):
         if per_head:
             state |= _sorted_rows(state, config.get("attention_head_dim", 8))
         return _build(config, state)
+
+
+def with_new_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Attention layers had other names when google/ddpm-* and CompVis/ldm-* were stored (diffusers before 0.15)."""
+    old = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+    pattern = re.compile(r"(?<=\d\.)(query|key|value|proj_attn)(?=\.)")
+    return {pattern.sub(lambda m: old[m[0]], name): value for name, value in state.items()}
 
 
 def _read_config(path: Path, *, norm_eps: float | None, qkv_order: QkvOrder) -> tuple[dict[str, Any], bool]:
@@ -226,7 +243,7 @@ def _read_config(path: Path, *, norm_eps: float | None, qkv_order: QkvOrder) -> 
 
     if not path.is_file():
         raise FileNotFoundError(f"no {path}: give a diffusers folder, with unet/ and scheduler/ or both in one")
-    config = _read_json(path)
+    config = read_json(path)
     if config.get("_class_name") != "UNet2DModel":
         raise ValueError(f"{path} describes a {config.get('_class_name')}: only a UNet2DModel can be loaded")
     config = {key: value for key, value in config.items() if not key.startswith("_")}
@@ -269,11 +286,11 @@ def _read_schedule(folder: Path) -> tuple[Tensor, str]:
     if path is None:
         warnings.warn(f"no scheduler_config.json in {folder}: taking DDPM's linear schedule", stacklevel=3)
         return _betas(DDPM_SCHEDULE), "epsilon"
-    config = _read_json(path)
+    config = read_json(path)
     prediction_type = config.get("prediction_type", "epsilon")
     if prediction_type not in PREDICTION_TYPES:
         raise ValueError(f"{path}: prediction_type {prediction_type!r} is not one of {', '.join(PREDICTION_TYPES)}")
-    with _describing(path):
+    with describing(path):
         return _check_betas(_betas(config)), prediction_type
 
 
@@ -306,7 +323,7 @@ def _check_betas(betas: Tensor) -> Tensor:
     return betas
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -316,7 +333,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path) -> dict[str, Tensor]:
     """Name -> tensor, from a .safetensors or a torch file; pickled code is never run."""
     from safetensors.torch import load_file
 
@@ -335,7 +352,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _describing(path: Path) -> Iterator[None]:
+def describing(path: Path) -> Iterator[None]:
     """What settings or shapes out of a file make diffusers and torch raise, in one line with its path."""
     try:
         yield
@@ -370,7 +387,7 @@ def _build(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> UNet2DMode
             f"layers_per_block is {layers!r}, for {len(state)} weights: use the config they were saved with"
         )
     unet = empty_unet(config)
-    _require_fit(unet, state)
+    require_fit(unet, state)
     require_run(unet)
     unet.to_empty(device=next(iter(state.values())).device)
     unet.load_state_dict(state)
@@ -399,8 +416,9 @@ def require_run(unet: UNet2DModel) -> None:
         raise ValueError(f"the network makes {tuple(shape)} of {tuple(image.shape)}: check sample_size in its config")
 
 
-def _require_fit(unet: UNet2DModel, state: Mapping[str, Tensor]) -> None:
-    wanted = {name: value.shape for name, value in [*unet.named_parameters(), *unet.named_buffers()]}
+def require_fit(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless `state` has every name and shape of the network, and no other."""
+    wanted = {name: value.shape for name, value in [*network.named_parameters(), *network.named_buffers()]}
     problems = {
         "missing": wanted.keys() - state.keys(),
         "left over": state.keys() - wanted.keys(),

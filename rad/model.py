@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import nn
 
+from rad.codec import PIXELS, Codec
 from rad.load import Base
 from rad.lora import AdapterInfo, merged
 from rad.prior import Prior, UNetPrior
 from rad.process import Process, Uniform
-from rad.sampler import Task
 from rad.unet import RegionAwareUNet
 
 
@@ -40,34 +40,37 @@ class Model(Protocol):
     Attributes:
         source, hash: where the pretrained weights came from, and `rad.load.weights_hash` of the denoiser.
         size: (height, width) of its pictures in pixels.
+        codec: between pixels and what the denoiser works on; `PIXELS` if these are the same.
         own: the noise process of the pretrained weights.
         info: of the adapter; None for a base model.
         has_base: whether the pretrained weights are there, for zero-shot methods; has_adapter: whether RAD's are.
     """
 
-    source: str
-    hash: str
-    size: tuple[int, int]
-    own: Process
-    info: AdapterInfo | None
-
+    @property
+    def source(self) -> str: ...
+    @property
+    def hash(self) -> str: ...
+    @property
+    def size(self) -> tuple[int, int]: ...
+    @property
+    def codec(self) -> Codec: ...
+    @property
+    def own(self) -> Process: ...
+    @property
+    def info(self) -> AdapterInfo | None: ...
     @property
     def has_base(self) -> bool: ...
     @property
     def has_adapter(self) -> bool: ...
 
-    def task(self, pixels: Tensor, hole: Tensor) -> Task:
-        """pixels (B,3,H,W) in [-1,1] and hole (B,1,H,W), on the model's device, of its size."""
+    def check(self, conditions: Sequence[Condition]) -> None:
+        """Raises ValueError for conditions that the model does not take, or that would change nothing."""
         ...
 
     def prior(self, conditions: Sequence[Condition], *, adapter: bool) -> Prior:
         """The denoiser for a batch with these conditions, with the adapter or as it was pretrained.
 
-        Raises ValueError for conditions that the model does not take."""
-        ...
-
-    def decode(self, x: Tensor) -> Tensor:
-        """What the denoiser works on -> (B,3,H,W) in [-1,1]."""
+        Raises ValueError as `check`."""
         ...
 
     def weights(self, *, adapter: bool, differentiated: bool) -> contextlib.AbstractContextManager[None]:
@@ -76,7 +79,7 @@ class Model(Protocol):
 
 
 CHECKPOINTED_SIZE = 128
-"""From this size of the model's images on, methods that differentiate the network recompute its activations."""
+"""From this size of what the network works on, methods that differentiate the network recompute its activations."""
 
 
 class PixelModel:
@@ -86,18 +89,25 @@ class PixelModel:
         unet: the patched network; peft: the same with its adapter, or None.
         base: where the network came from, with its schedule.
         info: what the adapter was trained for; with no `peft`: all weights were.
+        codec: of a UNet on latents.
     """
 
     def __init__(
-        self, unet: RegionAwareUNet, base: Base, *, peft: PeftModel | None = None, info: AdapterInfo | None = None
+        self,
+        unet: RegionAwareUNet,
+        base: Base,
+        *,
+        peft: PeftModel | None = None,
+        info: AdapterInfo | None = None,
+        codec: Codec = PIXELS,
     ) -> None:
-        if unet.config["in_channels"] != 3 or unet.config["num_class_embeds"] is not None:
+        if unet.config["in_channels"] != codec.channels or unet.config["num_class_embeds"] is not None:
             raise ValueError(f"{base.source} is not a model of RGB pictures without classes, which inpainting needs")
         self.unet: nn.Module = unet.eval()
-        self.peft, self.info, self.base = peft, info, base
+        self.peft, self.info, self.base, self.codec = peft, info, base, codec
         self.source, self.hash = base.source, base.hash
         self.own: Process = Uniform(base.betas)
-        self.size = size_of(unet, info)
+        self.size = size_of(unet, info, factor=codec.factor)
 
     @property
     def has_base(self) -> bool:
@@ -107,27 +117,26 @@ class PixelModel:
     def has_adapter(self) -> bool:
         return self.info is not None
 
-    def task(self, pixels: Tensor, hole: Tensor) -> Task:
-        return Task.of(pixels, hole)
-
-    def prior(self, conditions: Sequence[Condition], *, adapter: bool) -> UNetPrior:
+    def check(self, conditions: Sequence[Condition]) -> None:
         if any(condition != PLAIN for condition in conditions):
             raise ValueError(f"{self.source} takes no text: leave the prompt out, or use a text-to-image model")
+
+    def prior(self, conditions: Sequence[Condition], *, adapter: bool) -> UNetPrior:
+        self.check(conditions)
         info = self.info if adapter else None
         return UNetPrior(
             self.unet,
             prediction_type=self.base.prediction_type,  # pyright: ignore[reportArgumentType]
+            channels=self.codec.channels,
+            clip=self.codec.factor == 1,
             learned_variance=info is None or info.learned_variance,
         )
-
-    def decode(self, x: Tensor) -> Tensor:
-        return x
 
     @contextlib.contextmanager
     def weights(self, *, adapter: bool, differentiated: bool) -> Iterator[None]:
         """A large network that is differentiated keeps few activations and computes the others again."""
         network: Any = self.unet
-        checkpointed = differentiated and min(self.size) >= CHECKPOINTED_SIZE
+        checkpointed = differentiated and min(self.size) >= CHECKPOINTED_SIZE * self.codec.factor
         if checkpointed:
             network.enable_gradient_checkpointing()
         try:
@@ -151,12 +160,17 @@ def adapted(peft: PeftModel | None, *, adapter: bool) -> Iterator[None]:
         peft.requires_grad_(False)  # peft makes a layer that it switches on trainable
 
 
-def size_of(unet: RegionAwareUNet, info: AdapterInfo | None) -> tuple[int, int]:
-    size = unet.config["sample_size"] if info is None else info.size
-    if size is None:
+def size_of(unet: RegionAwareUNet, info: AdapterInfo | None, *, factor: int = 1) -> tuple[int, int]:
+    """(height, width) in pixels, of which a side of what the network works on has one in `factor`.
+
+    Raises ValueError for a base model that does not say it, and for one that the network cannot halve.
+    """
+    size = unet.config["sample_size"]
+    if info is None and size is None:
         raise ValueError("the base model does not say its image size: set sample_size in its config.json")
-    height, width = (size, size) if isinstance(size, int) else size
+    own = (size, size) if isinstance(size, int) or size is None else size
+    height, width = (factor * own[0], factor * own[1]) if info is None else info.size
     halved = len(unet.config["block_out_channels"]) - 1
-    if height % 2**halved or width % 2**halved:
+    if height % (factor * 2**halved) or width % (factor * 2**halved):
         raise ValueError(f"the model's images are {width}x{height}, which its network cannot halve {halved} times")
     return height, width
