@@ -1,7 +1,8 @@
 """Text-to-image models that are rectified flows: Stable Diffusion 3 and 3.5, and Flux.
 
-With x = (1 - s) x0 + s e the network predicts the velocity v = e - x0, so that x0 = x - s v (Liu et al. 2022, arXiv 2209.03003; Esser et
-al. 2024, arXiv 2403.03206). It is told 1000 s of the very s that x has. Classifier-free guidance (arXiv 2207.12598) is linear,
+With x = (1 - s) x0 + s e the network predicts the velocity v = e - x0, so that x0 = x - s v (Liu et al. 2022, arXiv 2209.03003;
+Esser et al. 2024, arXiv 2403.03206). It is told 1000 s, of the very s that x has. Classifier-free guidance (arXiv 2207.12598) is
+linear,
 
     v = v_negative + g (v_prompt - v_negative),
 
@@ -11,7 +12,7 @@ and both branches go through the network as one batch, which counts as one call.
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -72,7 +73,8 @@ class FlowPrior:
 
     def estimate(self, x: Tensor, noise: Noise) -> Estimate:
         """x (B,C,H,W) at one level an image, of a flow."""
-        assert noise.index is None and len(x) == self.count
+        assert noise.index is None
+        assert len(x) == self.count
         times = noise.times[:, 0].to(x.dtype)
         if len(self.guided):
             every = self.velocity(torch.cat([x, x[self.guided]]), torch.cat([times, times[self.guided]]), self.text)
@@ -122,6 +124,7 @@ class FlowModel:
             torch.cat([sigmas[:-1][sigmas[:-1] < 1 - LEAST_SIGNAL], sigmas[-1:]]),
             scale=scheduler.get("num_train_timesteps", 1000),
         )
+        self._hash: str | None = None
         self._encode_kept = lru_cache(maxsize=KEPT_TEXTS)(self._encode)
 
     @staticmethod
@@ -173,7 +176,7 @@ class FlowModel:
     def _assemble(folder: Path, parts: dict[str, str], dtype: torch.dtype) -> Any:
         """diffusers' pipeline of the parts in `folder`; the T5 encoder may be missing."""
         from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
-        from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
+        from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5TokenizerFast  # pyright: ignore[reportAttributeAccessIssue]
 
         with_t5 = "text_encoder_3" in parts
         return StableDiffusion3Pipeline(
@@ -184,7 +187,9 @@ class FlowModel:
             tokenizer=load_tokenizer(CLIPTokenizer, folder / "tokenizer"),
             text_encoder_2=load_text_encoder(CLIPTextModelWithProjection, folder / "text_encoder_2", dtype=dtype),  # pyright: ignore
             tokenizer_2=load_tokenizer(CLIPTokenizer, folder / "tokenizer_2"),
-            text_encoder_3=load_text_encoder(T5EncoderModel, folder / "text_encoder_3", dtype=dtype) if with_t5 else None,  # pyright: ignore
+            text_encoder_3=load_text_encoder(T5EncoderModel, folder / "text_encoder_3", dtype=dtype)
+            if with_t5
+            else None,  # pyright: ignore
             tokenizer_3=load_tokenizer(T5TokenizerFast, folder / "tokenizer_3") if with_t5 else None,  # pyright: ignore
         )
 
@@ -220,10 +225,12 @@ class FlowModel:
 
     # ---- what the inpainter asks for -----------------------------------------------------------
 
-    @cached_property
+    @property
     def hash(self) -> str:
-        """Of the network, as it lies in memory; takes a second for some 10^9 weights."""
-        return weights_hash(self.transformer.state_dict())
+        """Of the network as it lies in memory; made when it is asked for, since that takes seconds."""
+        if self._hash is None:
+            self._hash = weights_hash(self.transformer.state_dict())
+        return self._hash
 
     def check(self, conditions: Sequence[Condition]) -> None:
         for condition in conditions:
@@ -287,7 +294,7 @@ class FluxModel(FlowModel):
     @staticmethod
     def _assemble(folder: Path, parts: dict[str, str], dtype: torch.dtype) -> Any:
         from diffusers import FluxPipeline, FluxTransformer2DModel
-        from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
+        from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast  # pyright: ignore[reportAttributeAccessIssue]
 
         return FluxPipeline(
             transformer=_network(FluxTransformer2DModel, folder / "transformer", dtype),

@@ -81,6 +81,7 @@ class Inpainter:
         base: str | Path | None = None,
         device: str = "auto",
         precision: Precision = "32",
+        size: int | None = None,
     ) -> "Inpainter":
         """Load an adapter folder with its base, or a base model.
 
@@ -92,18 +93,21 @@ class Inpainter:
                 beside the adapter; that hub id). Its weights are compared with the hash in the adapter.
             device: "auto": an accelerator if there is one.
             precision: "bf16": the network runs in bfloat16 (autocast); that of SD3 and Flux lies in memory in it too.
+            size: a side of the pictures in pixels, for SD3 and Flux, which take several; None: the model's own.
 
         Raises:
             FileNotFoundError: something is missing; ValueError: something does not fit.
         """
         folder = Path(path)
         target = find_device(device)
+        described = (folder / "adapter_config.json").exists() or (folder / "rad_config.json").exists()
+        if size is not None and described:
+            raise ValueError(f"size={size} has no use: {path} was trained for pictures of one size")
         if folder.suffix == ".ckpt":
             raise ValueError(
                 f"{folder} resumes training; to sample give an adapter folder beside it, step=N-ema or step=N"
             )
         whole = (folder / "unet").is_dir()  # a base model, or one of which all weights were trained
-        described = (folder / "adapter_config.json").exists() or (folder / "rad_config.json").exists()
         info = AdapterInfo.read(folder) if described else None
         if info is not None and not whole:
             source = _find_base(folder, info) if base is None else str(base)
@@ -126,7 +130,7 @@ class Inpainter:
             raise ValueError(
                 f"{path} is not an adapter folder, with rad_config.json and no unet, so base={str(base)!r} has no use"
             )
-        return cls(_load_model(path, info, target, precision), device=target, precision=precision)
+        return cls(_load_model(path, info, target, precision, size), device=target, precision=precision)
 
     def __call__(
         self,
@@ -269,7 +273,9 @@ class Inpainter:
     def complete(self, method: Method) -> Method:
         """The method with what it needs besides this model: the coarse model of M2S is loaded from its path."""
         if isinstance(method, M2S) and self.model.codec is not PIXELS:
-            raise ValueError(f"m2s needs a model of pixels, and {self.model.source} works on latents: use another method")
+            raise ValueError(
+                f"m2s needs a model of pixels, and {self.model.source} works on latents: use another method"
+            )
         if not isinstance(method, M2S) or not isinstance(method.coarse, str):
             return method
         loaded = load_base(method.coarse)
@@ -340,9 +346,7 @@ class Inpainter:
                 before + rows * planned * done // all_
             )
             try:
-                result = self._fill_batch(
-                    sampler, batch, [asked[id(canvas)] for canvas, _ in batch], encoding, seed
-                )
+                result = self._fill_batch(sampler, batch, [asked[id(canvas)] for canvas, _ in batch], encoding, seed)
             except RuntimeError as error:
                 if not _is_lack_of_memory(error):
                     raise
@@ -478,14 +482,19 @@ STABLE_DIFFUSION = (
 )
 
 
-def _load_model(path: str | Path, info: AdapterInfo | None, device: str, precision: Precision) -> Model:
+def _load_model(
+    path: str | Path, info: AdapterInfo | None, device: str, precision: Precision, size: int | None
+) -> Model:
     """A base model, or one of which all weights were trained (`info`)."""
     pipeline = find_pipeline(path)
     kind = "" if pipeline is None else pipeline.kind
     if kind in TEXT_TO_IMAGE:
         from rad.flow import FlowModel
 
-        return FlowModel.load(path, device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        return FlowModel.load(path, device=device, size=size, dtype=dtype)
+    if size is not None:
+        raise ValueError(f"size={size} has no use: {path} takes pictures of one size; SD3 and Flux take several")
     if kind in STABLE_DIFFUSION:
         from rad.stable import StableModel  # pyright: ignore[reportMissingImports]
 

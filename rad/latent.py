@@ -1,6 +1,6 @@
 """Latent diffusion without text: a UNet2DModel between the two halves of an autoencoder, for RAD and for zero-shot methods.
 
-CompVis/ldm-celebahq-256 and its like (Rombach et al. 2022, arXiv 2112.10752): a folder with `vqvae` or `vae`, `unet` and `scheduler`.
+CompVis/ldm-celebahq-256 and its like (Rombach et al., arXiv 2112.10752): a folder with `vqvae` or `vae`, `unet` and `scheduler`.
 Its prior is that of a pixel UNet without clipping, since latents have no range.
 """
 

@@ -165,11 +165,13 @@ def size_of(unet: RegionAwareUNet, info: AdapterInfo | None, *, factor: int = 1)
 
     Raises ValueError for a base model that does not say it, and for one that the network cannot halve.
     """
-    size = unet.config["sample_size"]
+    size: Any = unet.config["sample_size"]
     if info is None and size is None:
         raise ValueError("the base model does not say its image size: set sample_size in its config.json")
-    own = (size, size) if isinstance(size, int) or size is None else size
-    height, width = (factor * own[0], factor * own[1]) if info is None else info.size
+    if info is not None:
+        height, width = info.size
+    else:
+        height, width = (factor * side for side in ((size, size) if isinstance(size, int) else size))
     halved = len(unet.config["block_out_channels"]) - 1
     if height % (factor * 2**halved) or width % (factor * 2**halved):
         raise ValueError(f"the model's images are {width}x{height}, which its network cannot halve {halved} times")

@@ -1,4 +1,4 @@
-"""Parts of a diffusers pipeline folder (model_index.json), built from JSON and tensors alone: networks, text encoders, tokenizers.
+"""Parts of a diffusers pipeline folder (model_index.json), from JSON and tensors alone: networks, text encoders, tokenizers.
 
 As for base models: no pickled code is run, no class is taken from a file, and a local path never opens a connection.
 """
@@ -56,7 +56,9 @@ class Pipeline:
             for stem in ("diffusion_pytorch_model", "model"):
                 wanted += [f"{part}/{stem}.safetensors", f"{part}/{stem}-*-of-*.safetensors"]
         folder = fetch(self.source, self.revision, wanted)
-        without = [part for part in self.parts if (folder / part / "config.json").is_file() and not _files(folder / part)]
+        without = [
+            part for part in self.parts if (folder / part / "config.json").is_file() and not _files(folder / part)
+        ]
         if without:  # stored before safetensors
             folder = fetch(self.source, self.revision, [*wanted, *(f"{part}/{WEIGHT_FILES[-1]}" for part in without)])
         return Pipeline(self.source, self.revision, folder, self.kind, self.parts)

@@ -11,7 +11,17 @@ import torch
 
 from rad.console import EXIT_INPUT, EXIT_OK, EXIT_SOME, Parser, counted, tell
 from rad.device import find_devices
-from rad.filling import Account, Failures, Filler, Need, cut, fill_here, write_picture
+from rad.filling import (
+    Account,
+    Failures,
+    Filler,
+    Need,
+    condition_of,
+    cut,
+    fill_here,
+    grid_of,
+    write_picture,
+)
 from rad.jobs import Cell, Job, Label, make_plan, share
 from rad.masks import MaskGenerator
 from rad.masks.files import looks_inverted, same_mask
@@ -95,6 +105,10 @@ def _check_numbers(options: argparse.Namespace) -> None:
         raise ValueError(f"--limit {options.limit}: give a number of pictures of at least 1")
     if options.margin is not None and options.margin < 0:
         raise ValueError(f"--margin {options.margin}: allowed are 0 to less than half the model's size")
+    if options.feather < 0 or options.dilate < 0:
+        raise ValueError(f"--feather {options.feather} --dilate {options.dilate}: give 0 (off) or more")
+    if options.guidance is not None and not 0 <= options.guidance < float("inf"):
+        raise ValueError(f"--guidance {options.guidance}: give 0 to 1 (the prompt as it is) or more")
     if options.devices < 1:
         raise ValueError(f"--devices {options.devices}: give 1, or the number of devices to share the pictures")
 
@@ -126,7 +140,9 @@ def _make(
         base=options.base,
         device=devices[0] if len(devices) == 1 else "cpu",  # several processes have each its own
         precision=options.precision,
+        size=options.size,
     )
+    _check_told(inpainter, options, methods, [job for cell in fresh for job in cell.jobs])
     if options.margin is not None and options.size_policy == "crop" and 2 * options.margin >= inpainter.size[0]:
         raise ValueError(f"--margin {options.margin}: allowed are 0 to {(inpainter.size[0] - 1) // 2} with this model")
     methods = {label: inpainter.complete(method) for label, method in methods.items()}
@@ -165,6 +181,17 @@ def _make(
     del inpainter, methods
     setup = Setup(options, given, steps, [chunk for own in chunks for chunk in own])
     fill_by_workers(setup, accounts, devices, failures)
+
+
+def _check_told(
+    inpainter: "Inpainter", options: argparse.Namespace, methods: dict[Label, "Method"], jobs: Sequence[Job]
+) -> None:
+    """What a model is told is said to be of no use before anything is filled."""
+    told = list(dict.fromkeys(condition_of(job, options) for job in jobs))
+    if any(method.weights != "none" for method in methods.values()):
+        inpainter.check(told, grid=grid_of(options), fill="none" if options.encode_full else "smooth")
+    elif any((condition.prompt, condition.negative, condition.guidance) != ("", "", None) for condition in told):
+        raise ValueError("a prompt has no effect on methods that use no network")
 
 
 def _steps(label: Label, method: "Method", options: argparse.Namespace, own: "Process") -> int:
@@ -351,6 +378,31 @@ def parser() -> Parser:
         "--margin",
         type=int,
         help="for crop: pixels that a window sees around its core (an eighth of its size)",
+    )
+    made.add_argument("--feather", type=int, default=0, help="pixels over which what is known passes into the filling")
+    text = made.add_argument_group("for models that take text")
+    text.add_argument("--prompt", help="what to show in the hole")
+    text.add_argument(
+        "--prompts", metavar="FILE.json", help='by name of the picture: {"cat.png": "a cat"}; --prompt for the rest'
+    )
+    text.add_argument("--negative_prompt", default="", help="what not to show")
+    text.add_argument(
+        "--guidance", type=float, help="how much the prompt counts; 1: as it is (the model's own: SD3 7, Flux 3.5)"
+    )
+    text.add_argument(
+        "--size", type=int, help="side of the pictures in pixels, for SD3 and Flux; the model's own if not given"
+    )
+    latent = made.add_argument_group("for models that work on latents")
+    latent.add_argument(
+        "--grid",
+        choices=["average", "bilinear", "nearest"],
+        help="how the hole comes to the latent grid; average, where a cell is known if 95%% of it is, if not given",
+    )
+    latent.add_argument("--dilate", type=int, default=0, help="rings of cells that are added to the hole")
+    latent.add_argument(
+        "--encode_full",
+        action="store_true",
+        help="let the encoder see what is in the hole, as other programs do: the result knows something of it",
     )
     made.add_argument("--batch_size", type=int, default=8, help="windows that go through the network together")
     made.add_argument("--precision", default="32", choices=["32", "bf16"])

@@ -44,7 +44,7 @@ class Setup:
 
         options = self.options
         inpainter = Inpainter.from_pretrained(
-            options.checkpoint, base=options.base, device=device, precision=options.precision
+            options.checkpoint, base=options.base, device=device, precision=options.precision, size=options.size
         )
         methods = {label: inpainter.complete(method) for label, method in self.methods.items()}
         return Filler(inpainter, methods, self.steps, options)
