@@ -74,8 +74,11 @@ class Record:
         for name, source in self.masks.items():
             self._compare(f"masks {name}", self.before["mask_sources"].get(name, source), source)
         for label, own in self.settings.items():
-            there = self.before["settings"].get(label, {})
-            self._compare(label, {name: there.get(name, value) for name, value in own.items()}, own)
+            there = self.before["settings"].get(label, own)
+            defaults = {**own, **ONLY_IF_GIVEN}
+            names = own.keys() | (there.keys() & ONLY_IF_GIVEN.keys())
+            before, now = ({name: one.get(name, defaults[name]) for name in sorted(names)} for one in (there, own))
+            self._compare(label, before, now)
         adapter = Path(options.checkpoint) / "adapter_model.safetensors"
         if adapter.is_file():
             self.model["adapter_hash"] = _hash(adapter)

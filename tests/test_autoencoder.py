@@ -152,5 +152,5 @@ def test_what_cannot_be_used_is_one_line(tmp_path, change, message):
 def test_weights_that_are_missing_are_named(tmp_path):
     folder = tiny_ldm(tmp_path, "kl") / "vae"
     (folder / "diffusion_pytorch_model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="no weights in .*vae"):
+    with pytest.raises(FileNotFoundError, match=r"no weights in .*vae"):
         Autoencoder.load(folder)
