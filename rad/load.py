@@ -23,12 +23,14 @@ import torch
 from torch import Tensor, nn
 
 from rad.adm import ADM_TIME, QkvOrder, adm_config, rename_adm, split_qkv
+from rad.process import karras_sigmas
 
 if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d import UNet2DModel
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 WEIGHT_FILES = tuple(f"diffusion_pytorch_model{e}" for e in (".safetensors", ".fp16.safetensors", ".bin"))
+EDM_SCHEDULERS = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
 MOST_STEPS = 100_000
 DDPM_SCHEDULE = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "num_train_timesteps": 1000}
 # ADM's sinusoid: cosines first, frequencies exp(-ln(10000) i / half).
@@ -39,7 +41,8 @@ class Base:
     """A base model: the network, its noise schedule and where it came from.
 
     unet: float32, eval mode, on the CPU. betas: (T,) float64 in (0, 1). prediction_type: epsilon, sample or
-    v_prediction. revision: the hub commit, None for local files. hash: `weights_hash` of the network.
+    v_prediction; or edm, in the preconditioning of `rad.prior.EDMPrior` with sigma_data, at sigmas (T,) float64 instead
+    of betas, which are none. revision: the hub commit, None for local files. hash: `weights_hash` of the network.
     """
 
     unet: UNet2DModel
@@ -48,6 +51,8 @@ class Base:
     source: str
     revision: str | None
     hash: str
+    sigmas: Tensor | None = None
+    sigma_data: float = 0.5
 
 
 def weights_hash(state: Mapping[str, Tensor]) -> str:
@@ -83,12 +88,13 @@ def load_base(
     if qkv_order not in ("legacy", "naive"):
         raise ValueError(f"qkv_order is {qkv_order!r}: use 'legacy' or 'naive'")
     path, revision = _locate(source, revision)
+    sigmas, sigma_data = None, 0.5
     if path.is_dir():
         unet = _read_unet(path, norm_eps=norm_eps, qkv_order=qkv_order)
         own = (unet.config["sample_size"], unet.config["attention_head_dim"])
         if image_size not in (256, own[0]) or head_channels not in (64, own[1]):
             warnings.warn(f"{path} says image_size, head_channels = {own}: yours are unused", stacklevel=2)
-        betas, prediction_type = _read_schedule(path)
+        betas, prediction_type, sigmas, sigma_data = _read_schedule(path)
     else:
         eps = 1e-5 if norm_eps is None else norm_eps
         size: dict[str, Any] = {"image_size": image_size, "head_channels": head_channels}
@@ -99,7 +105,10 @@ def load_base(
     inputs, outputs = unet.config["in_channels"], unet.config["out_channels"]
     if inputs == 3 and outputs not in (3, 6):
         raise ValueError(f"{path} has {outputs} output channels: a pixel model has 3, or 6 if it learns variances")
-    return Base(unet, betas, prediction_type, str(source), revision, weights_hash(unet.state_dict()))
+    if sigmas is not None and outputs != inputs:
+        raise ValueError(f"{path} has {outputs} output channels for {inputs}: a network of EDM's has as many")
+    own_hash = weights_hash(unet.state_dict())
+    return Base(unet, betas, prediction_type, str(source), revision, own_hash, sigmas, sigma_data)
 
 
 def save_base(
@@ -279,19 +288,38 @@ def _sorted_rows(state: Mapping[str, Tensor], head_channels: int | None) -> dict
     return rows
 
 
-def _read_schedule(folder: Path) -> tuple[Tensor, str]:
-    """(T,) float64 betas and the prediction type of a folder's scheduler."""
+def _read_schedule(folder: Path) -> tuple[Tensor, str, Tensor | None, float]:
+    """(T,) float64 betas and the prediction type of a folder's scheduler, sigmas and sigma_data; see `Base`."""
     places = (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json")
     path = next((place for place in places if place.is_file()), None)
     if path is None:
         warnings.warn(f"no scheduler_config.json in {folder}: taking DDPM's linear schedule", stacklevel=3)
-        return _betas(DDPM_SCHEDULE), "epsilon"
+        return _betas(DDPM_SCHEDULE), "epsilon", None, 0.5
     config = read_json(path)
+    if config.get("_class_name") in EDM_SCHEDULERS:
+        with describing(path):
+            return torch.empty(0, dtype=torch.float64), "edm", *_karras(config)
     prediction_type = config.get("prediction_type", "epsilon")
     if prediction_type not in PREDICTION_TYPES:
         raise ValueError(f"{path}: prediction_type {prediction_type!r} is not one of {', '.join(PREDICTION_TYPES)}")
     with describing(path):
-        return _check_betas(_betas(config)), prediction_type
+        return _check_betas(_betas(config)), prediction_type, None, 0.5
+
+
+def _karras(config: Mapping[str, Any]) -> tuple[Tensor, float]:
+    """(T,) float64 sigmas, increasing, and sigma_data of a diffusers scheduler in EDM's formulation."""
+    numbers = {"sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5, "rho": 7.0}
+    low, high, data, rho = (config.get(name, default) for name, default in numbers.items())
+    steps = config.get("num_train_timesteps", 1000)
+    if not (isinstance(steps, int) and 2 <= steps <= MOST_STEPS and 0 < low < high < math.inf and rho > 0 and data > 0):
+        raise ValueError("the levels of noise do not rise from above 0: fetch the file again")
+    if config.get("prediction_type", "epsilon") != "epsilon":
+        raise ValueError(
+            f"prediction_type is {config['prediction_type']!r}: in EDM's formulation only 'epsilon' is known"
+        )
+    if config.get("sigma_schedule", "karras") == "exponential":
+        return torch.linspace(math.log(low), math.log(high), steps, dtype=torch.float64).exp(), float(data)
+    return karras_sigmas(steps, low=low, high=high, rho=rho), float(data)
 
 
 def _betas(config: Mapping[str, Any]) -> Tensor:

@@ -11,8 +11,8 @@ from torch import nn
 from rad.codec import PIXELS, Codec
 from rad.load import Base
 from rad.lora import AdapterInfo, merged
-from rad.prior import Prior, UNetPrior
-from rad.process import Process, Uniform
+from rad.prior import EDMPrior, Prior, UNetPrior
+from rad.process import EDM, Process, Uniform
 from rad.unet import RegionAwareUNet
 
 
@@ -106,7 +106,7 @@ class PixelModel:
         self.unet: nn.Module = unet.eval()
         self.peft, self.info, self.base, self.codec = peft, info, base, codec
         self.source, self.hash = base.source, base.hash
-        self.own: Process = Uniform(base.betas)
+        self.own: Process = Uniform(base.betas) if base.sigmas is None else EDM(base.sigmas)
         self.size = size_of(unet, info, factor=codec.factor)
 
     @property
@@ -121,8 +121,11 @@ class PixelModel:
         if any(condition != PLAIN for condition in conditions):
             raise ValueError(f"{self.source} takes no text: leave the prompt out, or use a text-to-image model")
 
-    def prior(self, conditions: Sequence[Condition], *, adapter: bool) -> UNetPrior:
+    def prior(self, conditions: Sequence[Condition], *, adapter: bool) -> Prior:
         self.check(conditions)
+        if self.base.sigmas is not None:
+            channels = self.codec.channels
+            return EDMPrior(lambda x, c: self.unet(x, c).sample, sigma_data=self.base.sigma_data, channels=channels)
         info = self.info if adapter else None
         return UNetPrior(
             self.unet,

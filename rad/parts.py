@@ -6,6 +6,7 @@ As for base models: no pickled code is run, no class is taken from a file, and a
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,7 @@ def find_pipeline(source: str | Path, revision: str | None = None) -> Pipeline |
     parts = {
         name: entry[1]
         for name, entry in index.items()
-        if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str) and name.isidentifier()
+        if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str) and re.fullmatch(r"[a-z]\w*", name)
     }
     kind = index.get("_class_name")
     return Pipeline(str(source), commit, folder, kind if isinstance(kind, str) else "", parts)
