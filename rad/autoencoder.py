@@ -19,14 +19,14 @@ class Autoencoder:
     """The codec of a network of one of `KINDS`.
 
     Args:
-        network: in float32; it is frozen and put in eval mode.
+        network: it is frozen, and put in float32 and eval mode.
 
     Raises:
         ValueError: not of RGB pictures, or with latents scaled channel by channel.
     """
 
     def __init__(self, network: nn.Module) -> None:
-        self.network: Any = network.eval().requires_grad_(False)
+        self.network: Any = network.float().eval().requires_grad_(False)
         config = self.network.config
         if config["in_channels"] != 3 or config["out_channels"] != 3:
             raise ValueError(f"the autoencoder takes {config['in_channels']} channels; only RGB pictures can be filled")

@@ -97,8 +97,7 @@ class FlowModel:
         ValueError: the parts do not fit together, or the size does not.
     """
 
-    parts = ("transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
-    guidance: float | None = 7.0
+    guidance = 7.0
     info = None
     has_base = True
     has_adapter = False
@@ -253,9 +252,7 @@ class FlowModel:
         )
 
     def _scale(self, condition: Condition) -> float:
-        scale = self.guidance if condition.guidance is None else condition.guidance
-        assert scale is not None
-        return scale
+        return self.guidance if condition.guidance is None else condition.guidance
 
     @contextlib.contextmanager
     def weights(self, *, adapter: bool, differentiated: bool) -> Iterator[None]:

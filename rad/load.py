@@ -32,6 +32,7 @@ PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 WEIGHT_FILES = tuple(f"diffusion_pytorch_model{e}" for e in (".safetensors", ".fp16.safetensors", ".bin"))
 EDM_SCHEDULERS = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
 MOST_STEPS = 100_000
+INDEX = "model_index.json"
 DDPM_SCHEDULE = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "num_train_timesteps": 1000}
 # ADM's sinusoid: cosines first, frequencies exp(-ln(10000) i / half).
 
@@ -94,7 +95,11 @@ def load_base(
         own = (unet.config["sample_size"], unet.config["attention_head_dim"])
         if image_size not in (256, own[0]) or head_channels not in (64, own[1]):
             warnings.warn(f"{path} says image_size, head_channels = {own}: yours are unused", stacklevel=2)
-        betas, prediction_type, sigmas, sigma_data = _read_schedule(path)
+        karras = _read_karras(path)
+        if karras is None:
+            betas, prediction_type = read_schedule(path)
+        else:
+            betas, prediction_type, (sigmas, sigma_data) = torch.empty(0, dtype=torch.float64), "edm", karras
     else:
         eps = 1e-5 if norm_eps is None else norm_eps
         size: dict[str, Any] = {"image_size": image_size, "head_channels": head_channels}
@@ -180,40 +185,36 @@ def convert_adm(
 
 def _locate(source: str | Path, revision: str | None) -> tuple[Path, str | None]:
     """The local path of `source`, fetched first if it is a hub id, and the hub commit."""
-    path = local_path(source, revision)
-    if path is not None:
+    path = Path(source).expanduser()
+    if path.exists():
+        if revision is not None:
+            warnings.warn(f"revision={revision!r} is unused: {path} is a local path", stacklevel=3)
         return path, None
+    if not is_hub_id(source):
+        raise FileNotFoundError(
+            f"no base model at {str(source)!r}: give a diffusers folder, a guided-diffusion .pt file or a hub"
+            " id 'organisation/name'"
+        )
     settings = ["config.json", "unet/config.json", "scheduler_config.json", "scheduler/scheduler_config.json"]
-    folder = Path()
     for weights in WEIGHT_FILES:
-        folder = fetch(str(source), revision, [*settings, weights, f"unet/{weights}"])
+        folder = fetch(str(source), [*settings, weights, f"unet/{weights}"], revision=revision)
         if (folder / weights).is_file() or (folder / "unet" / weights).is_file():
             break
     return folder, folder.name  # the hub client names a snapshot's folder by its commit
 
 
-def local_path(source: str | Path, revision: str | None = None) -> Path | None:
-    """Where `source` lies on this machine; None for a hub id. Raises FileNotFoundError for what is neither."""
-    path = Path(source).expanduser()
-    if path.exists():
-        if revision is not None:
-            warnings.warn(f"revision={revision!r} is unused: {path} is a local path", stacklevel=4)
-        return path
-    is_file_name = path.suffix in (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
-    if isinstance(source, Path) or is_file_name or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source):
-        raise FileNotFoundError(
-            f"no base model at {str(source)!r}: give a diffusers folder, a guided-diffusion .pt file or a hub"
-            " id 'organisation/name'"
-        )
-    return None
+def is_hub_id(source: str | Path) -> bool:
+    """Whether it reads as "organisation/name", and not as the name of a file."""
+    is_file_name = Path(source).suffix in (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
+    return not (isinstance(source, Path) or is_file_name or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source))
 
 
-def fetch(source: str, revision: str | None, patterns: Sequence[str]) -> Path:
-    """The folder of a hub id with those of its files that match `patterns`; it is called like the commit."""
+def fetch(source: str, files: Sequence[str], *, revision: str | None) -> Path:
+    """The folder of a hub id, with those of `files` (patterns) that it has. Raises ValueError where it cannot be fetched."""
     from huggingface_hub import constants, snapshot_download
 
     try:
-        return Path(snapshot_download(source, revision=revision, allow_patterns=list(patterns)))
+        return Path(snapshot_download(source, revision=revision, allow_patterns=list(files)))
     except Exception as error:  # the hub client raises the errors of whichever HTTP library its version uses
         if constants.HF_HUB_OFFLINE:
             raise ValueError(
@@ -288,26 +289,33 @@ def _sorted_rows(state: Mapping[str, Tensor], head_channels: int | None) -> dict
     return rows
 
 
-def _read_schedule(folder: Path) -> tuple[Tensor, str, Tensor | None, float]:
-    """(T,) float64 betas and the prediction type of a folder's scheduler, sigmas and sigma_data; see `Base`."""
+def read_schedule(folder: Path) -> tuple[Tensor, str]:
+    """(T,) float64 betas and the prediction type of a folder's scheduler."""
     places = (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json")
     path = next((place for place in places if place.is_file()), None)
     if path is None:
         warnings.warn(f"no scheduler_config.json in {folder}: taking DDPM's linear schedule", stacklevel=3)
-        return _betas(DDPM_SCHEDULE), "epsilon", None, 0.5
+        return _betas(DDPM_SCHEDULE), "epsilon"
     config = read_json(path)
-    if config.get("_class_name") in EDM_SCHEDULERS:
-        with describing(path):
-            return torch.empty(0, dtype=torch.float64), "edm", *_karras(config)
     prediction_type = config.get("prediction_type", "epsilon")
     if prediction_type not in PREDICTION_TYPES:
         raise ValueError(f"{path}: prediction_type {prediction_type!r} is not one of {', '.join(PREDICTION_TYPES)}")
     with describing(path):
-        return _check_betas(_betas(config)), prediction_type, None, 0.5
+        return _check_betas(_betas(config)), prediction_type
+
+
+def _read_karras(folder: Path) -> tuple[Tensor, float] | None:
+    """(T,) float64 sigmas, increasing, and sigma_data of a folder whose scheduler has EDM's formulation; None for others."""
+    places = (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json")
+    path = next((place for place in places if place.is_file()), places[0])
+    config = read_json(path) if path.is_file() else {}
+    if config.get("_class_name") not in EDM_SCHEDULERS:
+        return None
+    with describing(path):
+        return _karras(config)
 
 
 def _karras(config: Mapping[str, Any]) -> tuple[Tensor, float]:
-    """(T,) float64 sigmas, increasing, and sigma_data of a diffusers scheduler in EDM's formulation."""
     numbers = {"sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5, "rho": 7.0}
     low, high, data, rho = (config.get(name, default) for name, default in numbers.items())
     steps = config.get("num_train_timesteps", 1000)

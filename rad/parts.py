@@ -16,10 +16,11 @@ import torch
 from torch import nn
 
 from rad.load import (
+    INDEX,
     WEIGHT_FILES,
     describing,
     fetch,
-    local_path,
+    is_hub_id,
     read_json,
     read_weights,
     require_fit,
@@ -28,8 +29,6 @@ from rad.load import (
 
 if TYPE_CHECKING:
     from diffusers.configuration_utils import ConfigMixin
-
-INDEX = "model_index.json"
 
 
 @dataclass(frozen=True)
@@ -56,12 +55,16 @@ class Pipeline:
             wanted += [f"{part}/*.json", f"{part}/*.txt", f"{part}/spiece.model"]
             for stem in ("diffusion_pytorch_model", "model"):
                 wanted += [f"{part}/{stem}.safetensors", f"{part}/{stem}-*-of-*.safetensors"]
-        folder = fetch(self.source, self.revision, wanted)
+        folder = fetch(self.source, wanted, revision=self.revision)
         without = [
             part for part in self.parts if (folder / part / "config.json").is_file() and not _files(folder / part)
         ]
         if without:  # stored before safetensors
-            folder = fetch(self.source, self.revision, [*wanted, *(f"{part}/{WEIGHT_FILES[-1]}" for part in without)])
+            folder = fetch(
+                self.source,
+                [*wanted, *(f"{part}/{WEIGHT_FILES[-1]}" for part in without)],
+                revision=self.revision,
+            )
         return Pipeline(self.source, self.revision, folder, self.kind, self.parts)
 
 
@@ -69,11 +72,11 @@ def find_pipeline(source: str | Path, revision: str | None = None) -> Pipeline |
     """The pipeline of a folder or hub id; None where there is no model_index.json. Of a hub id the index alone is fetched.
 
     Raises:
-        FileNotFoundError, ValueError: as `rad.load.load_base`.
+        ValueError: a hub id that cannot be fetched, or a damaged index.
     """
-    folder, commit = local_path(source), None
-    if folder is None:
-        folder = fetch(str(source), revision, [INDEX])
+    folder, commit = Path(source).expanduser(), None
+    if not folder.exists() and is_hub_id(source):
+        folder = fetch(str(source), [INDEX], revision=revision)
         commit = folder.name
     if not (folder / INDEX).is_file():
         return None

@@ -50,8 +50,7 @@ def test_what_the_index_says(sd3, ldm, base):
     assert other is not None
     assert set(other.parts) == {"vqvae", "unet", "scheduler"}
     assert find_pipeline(base) is None
-    with pytest.raises(FileNotFoundError, match="no base model at"):
-        find_pipeline("nowhere")
+    assert find_pipeline("nowhere") is None
 
 
 def test_an_index_with_code_of_its_own_or_damage_is_data(ldm):
