@@ -3,12 +3,17 @@
 Norms and losses are taken image by image, so a result does not depend on what else is in the batch.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from rad.process import Noise
 from rad.sampler import State, Task
 from rad.step import noised
+
+Space = Literal["latent", "pixels"]
+"""Where known values are compared: what the model works on, or the pixels that its decoder makes of it."""
 
 
 def predicted_noise(x: Tensor, x0: Tensor, now: Noise) -> Tensor:
@@ -33,6 +38,32 @@ def replace_known(state: State, x: Tensor, level: Noise) -> Tensor:
 def residual(task: Task, x0: Tensor) -> Tensor:
     """What x0 (B,C,H,W) lacks on known pixels: (1 - hole)(known image - x0)."""
     return (1 - task.hole) * (task.known - x0)
+
+
+def lacking(task: Task, x0: Tensor, space: Space) -> Tensor:
+    """What x0 (B,C,H,W) lacks: `residual` in "latent"; in "pixels" that of its picture, (B,3,H,W). For PIXELS the same."""
+    if space == "latent":
+        return residual(task, x0)
+    return (1 - task.picture_hole) * (task.picture - task.codec.decode(x0))
+
+
+def pull(task: Task, x0: Tensor, space: Space) -> tuple[Tensor, Tensor]:
+    """Where known values pull x0 (B,C,H,W): J^T r, with r what it lacks and J the Jacobian of the decoder (none: "latent").
+
+    For a hole of 0 and 1 it is minus the gradient of |r|^2 / 2. The network is not called.
+
+    Returns:
+        J^T r (B,C,H,W), and r.
+    """
+    if space == "latent":
+        missing = residual(task, x0)
+        return missing, missing
+    # The loop of a method that does not differentiate the network makes inference tensors, which no gradient may need.
+    with torch.inference_mode(False), torch.enable_grad():
+        at = x0.detach().clone().requires_grad_()
+        decoded = task.codec.decode(at)
+        missing = (1 - task.picture_hole) * (task.picture - decoded.detach())
+        return torch.autograd.grad(decoded, at, missing)[0], missing
 
 
 def known_mean(task: Task) -> Tensor:

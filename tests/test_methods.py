@@ -89,7 +89,7 @@ def test_the_calls_are_those_that_the_plan_says(name, both):
 
 
 LINE_SEARCH = ("copaint",)
-PULL = ("copaint", "dps", "reddiff", "vipaint")
+PULL = ("copaint", "dps", "psld", "reddiff", "resample", "vipaint")
 
 
 def test_what_is_in_the_hole_changes_nothing(name, both):

@@ -18,10 +18,12 @@ from rad.methods.mcg import MCG
 from rad.methods.mcgdiff import MCGDiff
 from rad.methods.mean import Mean
 from rad.methods.pigdm import PiGDM
+from rad.methods.psld import PSLD
 from rad.methods.rad import RAD
 from rad.methods.reddiff import REDDiff
 from rad.methods.repaint import RePaint
 from rad.methods.replacement import Replacement
+from rad.methods.resample import ReSample
 from rad.methods.tdpaint import TDPaint
 from rad.methods.vipaint import VIPaint
 from rad.sampler import Method
@@ -44,6 +46,8 @@ METHODS: dict[str, type[Method]] = {
         REDDiff,
         MCG,
         DPS,
+        PSLD,
+        ReSample,
         PiGDM,
         GradPaint,
         CoPaint,
