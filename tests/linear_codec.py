@@ -8,7 +8,7 @@ class LinearCodec:
     """Latents are twice the mean grey of 2x2 pixels; decoded, all pixels of a cell are alike, so that Enc(Dec(z)) = z exactly.
 
     Args:
-        blur: in [0,1], how much of a pixel comes from its 3x3 neighbours, in both directions: cells see, and show, their neighbours.
+        blur: in [0,1], how much of a pixel is the mean of the 3x3 around it, both ways: cells see, and show, their neighbours.
     """
 
     factor = 2
