@@ -47,6 +47,12 @@ def lacking(task: Task, x0: Tensor, space: Space) -> Tensor:
     return (1 - task.picture_hole) * (task.picture - task.codec.decode(x0))
 
 
+def squared_misfit(task: Task, x0: Tensor, space: Space) -> Tensor:
+    """(B,) |r|^2 of what x0 lacks; in "pixels" times numbers in x0 over numbers in its picture, so that it weighs the same."""
+    missing = lacking(task, x0, space)
+    return x0[0].numel() / missing[0].numel() * squared_norm(missing)
+
+
 def pull(task: Task, x0: Tensor, space: Space) -> tuple[Tensor, Tensor]:
     """Where known values pull x0 (B,C,H,W): J^T r, with r what it lacks and J the Jacobian of the decoder (none: "latent").
 

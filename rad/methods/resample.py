@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rad.guidance import Space, lacking, per_image, pull, squared_norm, vp_scale
+from rad.guidance import Space, per_image, pull, squared_misfit, squared_norm, vp_scale
 from rad.sampler import Cost, SamplingCallback, State, Task, setting
 from rad.step import step_levels
 
@@ -30,6 +30,7 @@ class ReSample(SamplingCallback):
     Unlike in the official code the pixels of the second third have their solution and are not optimised, Adam has no weight
     decay, each image stops on its own, where the mean square over its known values is at most tolerance^2 (there a sum over
     the batch, which is hardly ever reached), and the draw has the level of x_u (there a_t and s_t: legacy_level "t").
+    Of the squared norm in a picture the pull takes d / d' (numbers in x and in the picture), or it would grow with the decoder.
     Gradients of the decoder alone are not counted: vjp is of the network.
     """
 
@@ -62,14 +63,15 @@ class ReSample(SamplingCallback):
         assert state.estimate is not None
         x0, here, there = state.estimate.x0, vp_scale(state.now, x_next), vp_scale(state.next, x_next)
         if self.dps:
-            misfit = self.dps / 2 * squared_norm(lacking(state.task, x0, self.space))
+            misfit = self.dps / 2 * squared_misfit(state.task, x0, self.space)
             signal = state.now.spread(state.now.levels_a.to(x_next.dtype)) / here
             x_next = x_next - signal.square() * here * there * state.prior.gradient(misfit, state.x)
         x_next, third = x_next.detach(), (state.steps + 1) // 3
         due = state.step % self.frequency == 1 % self.frequency and state.step >= third
         if not due or not bool((state.next.levels_s > 0).any()):
             return x_next
-        z = self.consistent(state.task, x0.detach(), by_latents=state.step >= 2 * third)
+        with torch.no_grad():
+            z = self.consistent(state.task, x0.detach(), by_latents=state.step >= 2 * third)
         return self.resampled(state, x_next, z)
 
     def resampled(self, state: State, x_next: Tensor, z: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from rad.guidance import Space, lacking, norm, squared_norm, vp_scale
+from rad.guidance import Space, lacking, norm, squared_misfit, vp_scale
 from rad.process import CLEAN, Process, Regions, TimeOrigin
 from rad.sampler import Cost, SamplingCallback, State, Task, setting
 from rad.step import Estimate, posterior_mean, reverse_step, step_levels
@@ -115,8 +115,7 @@ class VIPaint(SamplingCallback):
                 gradient = state.prior.gradient(above * self.divergence_above(state, times[0], t, q), q)
                 z, loss = self.sample(state, times, q)
                 x0 = state.prior.estimate(z, state.level(times[-1])).x0
-                missing = lacking(state.task, x0, self.space)
-                misfit = x0[0].numel() / missing[0].numel() * squared_norm(missing) / (2 * self.sigma_y**2)
+                misfit = squared_misfit(state.task, x0, self.space) / (2 * self.sigma_y**2)
                 gradient = gradient + state.prior.gradient(loss + misfit, q)
             state.prior.vjp += len(pairs)  # that gradient came through the network K times
             first, second = torch.lerp(gradient, first, 0.9), torch.lerp(gradient.square(), second, 0.99)
