@@ -1,6 +1,7 @@
 """Autoencoders whose every property is known: block transforms, linear and orthonormal, with all coefficients or some."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -81,5 +82,5 @@ class EncodedTape:
     def __init__(self, tape: NoiseTape, codec: Codec, shape: tuple[int, int, int]) -> None:
         self.tape, self.codec, self.shape = tape, codec, shape
 
-    def draw(self, number: int, shape: tuple[int, ...]) -> Tensor:
+    def draw(self, number: int, shape: Sequence[int]) -> Tensor:
         return self.codec.encode(self.tape.draw(number, self.shape).to(DOUBLE))
