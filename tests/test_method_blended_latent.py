@@ -144,6 +144,8 @@ def test_the_repair_brings_known_pixels_nearer_and_leaves_the_hole(reconstruct):
         assert torch.equal(made[..., 2:6, 4:6], plain[..., 2:6, 4:6]), "cells with no known pixel stay"
     assert all(torch.equal(one, old) for one, old in zip(codec.decoder.parameters(), weights, strict=True))
     assert not any(one.requires_grad for one in codec.decoder.parameters())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(method.decode(sample, task), made), "bf16 is for the denoiser"
     alone = method.decode(x[1:], replace(task, picture=task.picture[1:], picture_hole=task.picture_hole[1:]))
     assert torch.equal(alone, made[1:])
     assert torch.equal(BlendedLatent().decode(x, task), plain)

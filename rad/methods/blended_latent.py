@@ -88,14 +88,18 @@ class BlendedLatent(SamplingCallback):
 
     def hole(self, state: State) -> Tensor:
         """(B,1,H,W), widened by `dilations` rings at the first steps, then by one less each, all for as many steps."""
-        rings = max(0, self.dilations - state.step * (self.dilations + 1) // state.steps)
-        return F.max_pool2d(state.task.hole, 2 * rings + 1, stride=1, padding=rings)
+        hole = state.task.hole
+        rings = self.dilations - state.step * (self.dilations + 1) // state.steps
+        rings = min(max(0, rings), max(hole.shape[2:]))  # more than that is the whole picture too
+        return F.max_pool2d(hole, 2 * rings + 1, stride=1, padding=rings)
 
     def decode(self, x: Tensor, task: Task) -> Tensor:
         if self.reconstruct == "none":
             return task.codec.decode(x)
         _check(self.reconstruct, task.codec)
-        with torch.inference_mode(False), torch.enable_grad():
+        # In full precision: autocast would keep the decoder's first weights.
+        full = torch.autocast(x.device.type, enabled=False)
+        with torch.inference_mode(False), torch.enable_grad(), full:
             rows = zip(x.detach().clone().split(1), task.picture.split(1), task.picture_hole.split(1), strict=True)
             return torch.cat([self._repaired(task.codec, *row) for row in rows])
 
