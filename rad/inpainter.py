@@ -336,7 +336,7 @@ class Inpainter:
                 task = self.model.task(pixels, hole)
             result = sampler(self.model.prior(conditions, adapter=self._with_adapter(sampler)), task, noise=tape)
             with torch.no_grad():
-                made = self.model.decode(result.image if task.codec.factor > 1 else result.raw)
+                made = sampler.methods[0].decode(result.image if task.codec.factor > 1 else result.raw, task)
         for (canvas, window), one in zip(batch, made.float().cpu(), strict=True):
             canvas.paste(window, one)
         return result

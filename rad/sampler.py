@@ -186,8 +186,8 @@ class Method:
 
     @property
     def name(self) -> str:
-        """In lower case, as on the command line."""
-        return type(self).__name__.lower()
+        """As on the command line."""
+        return name_of(type(self))
 
     def check(self) -> object:
         """Called before any network call. Raises ValueError where something that the method needs is missing."""
@@ -209,6 +209,15 @@ class Method:
         """Work for one image on the levels that `plan` gave."""
         calls = sum(nxt < now for now, nxt in pairwise(times))
         return Cost(calls, calls if self.needs_grad else 0)
+
+    def decode(self, x: Tensor, task: Task) -> Tensor:
+        """The pictures (B,3,H,W) in [-1,1] of what the method made, x (B,C,h,w), before known pixels are put back."""
+        return task.codec.decode(x)
+
+
+def name_of(kind: type[Method]) -> str:
+    """What a method is called: the name of its file."""
+    return kind.__module__.rpartition(".")[2]
 
 
 def _range(low: float, high: float) -> str:

@@ -89,7 +89,8 @@ def test_the_calls_are_those_that_the_plan_says(name, both):
 
 
 LINE_SEARCH = ("copaint",)
-PULL = ("copaint", "dps", "psld", "reddiff", "resample", "vipaint")
+# Known pixels are pulled, or denoised once more after they were met (ding), or left to a weight that fades (flowdps).
+PULL = ("copaint", "ding", "dps", "flowdps", "psld", "reddiff", "resample", "vipaint")
 
 
 def test_what_is_in_the_hole_changes_nothing(name, both):
@@ -187,6 +188,7 @@ def test_it_says_what_it_is(name):
     kind = METHODS[name]
     assert kind.paper
     assert kind.__module__ == f"rad.methods.{name}"
+    assert kind().name == name
     assert 1 <= kind.preset_steps <= 1000
     assert issubclass(kind, Loop | SamplingCallback)
     for one in fields(kind):
