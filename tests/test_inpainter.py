@@ -495,7 +495,7 @@ def test_folders_moved_together_still_find_each_other(rad, models, tmp_path):
     named = json.loads(rad_config.read_text())
     rad_config.write_text(json.dumps({**named, "base": "/not/there/any/more/base"}))
     moved = Inpainter.from_pretrained(tmp_path / "away" / "adapter")
-    assert moved.base.source == str(tmp_path / "away" / "base")
+    assert moved.model.base.source == str(tmp_path / "away" / "base")
     picture, hole = random_picture(SIZE, SIZE), box_hole(SIZE, SIZE, 3, 3, 13, 13)
     assert np.array_equal(
         pixels(rad(picture, hole, steps=2).images[0]), pixels(moved(picture, hole, steps=2).images[0])
@@ -509,7 +509,7 @@ def test_an_adapter_without_its_base_is_an_error_that_names_it(models, tmp_path)
     with pytest.raises(FileNotFoundError, match="/gone/base-x"):
         Inpainter.from_pretrained(tmp_path / "adapter")
     given = Inpainter.from_pretrained(tmp_path / "adapter", base=models / "base")
-    assert given.base.source == str(models / "base")
+    assert given.model.base.source == str(models / "base")
 
 
 @pytest.mark.parametrize(
