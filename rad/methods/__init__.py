@@ -18,6 +18,7 @@ from rad.methods.mcg import MCG
 from rad.methods.mcgdiff import MCGDiff
 from rad.methods.mean import Mean
 from rad.methods.pigdm import PiGDM
+from rad.methods.pilot import PILOT
 from rad.methods.rad import RAD
 from rad.methods.reddiff import REDDiff
 from rad.methods.repaint import RePaint
@@ -48,6 +49,7 @@ METHODS: dict[str, type[Method]] = {
         GradPaint,
         CoPaint,
         VIPaint,
+        PILOT,
         MCGDiff,
         M2S,
         Grow,
