@@ -117,7 +117,7 @@ class PILOT(SamplingCallback):
 
 def background_loss(task: Task, said: Semantics) -> Tensor:
     """L_bg (B,): a quarter of the squared error on known latents, for the official code halves their range."""
-    return 0.25 * squared_norm((1 - task.hole) * (said.estimate.x0.float() - task.known.float()))
+    return 0.25 * squared_norm((1 - task.hole) * (said.estimate.x0 - task.known))
 
 
 def semantic_loss(task: Task, said: Semantics) -> Tensor:
