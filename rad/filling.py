@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from rad.conditions import conditions_of
 from rad.console import Progress, counted, tell
 from rad.files import replacing
 from rad.jobs import Cell, Job, Label
@@ -124,6 +125,7 @@ class Filler:
             margin=options.margin,
             batch_size=options.batch_size,
             names=[job.name for job in chunk.jobs],
+            condition=conditions_of(options, [job.identity for job in chunk.jobs]),
             on_step=lambda done, _: on_step(done),
         )
 

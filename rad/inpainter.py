@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rad.canvas import Canvas
 from rad.device import find_device
-from rad.load import load_base
+from rad.load import PIPELINES, load_base, pipeline_of
 from rad.lora import AdapterInfo, load_adapter
 from rad.masks.files import read_mask
 from rad.methods import METHODS
@@ -78,22 +78,40 @@ class Inpainter:
         base: str | Path | None = None,
         device: str = "auto",
         precision: Precision = "32",
+        controlnet: str | Path | None = None,
+        t2i_adapter: str | Path | None = None,
+        ip_adapter: str | Path | None = None,
+        loras: Sequence[tuple[str | Path, float]] = (),
     ) -> "Inpainter":
         """Load an adapter folder with its base, or a base model.
 
         Args:
             path: adapter folder, or a base model: diffusers folder, hub id, guided-diffusion .pt; or the folder of a model that
-                was trained as a whole (a diffusers folder with rad_config.json), for RAD alone.
+                was trained as a whole (a diffusers folder with rad_config.json), for RAD alone; or Stable Diffusion.
             base: the base of an adapter, where it is not found by what the adapter says (that path; the folder of that name
                 beside the adapter; that hub id). Its weights are compared with the hash in the adapter.
             device: "auto": an accelerator if there is one.
             precision: "bf16": the network runs in bfloat16 (autocast).
+            controlnet, t2i_adapter, ip_adapter, loras: for Stable Diffusion, see `rad.stable.StableModel.load`.
 
         Raises:
             FileNotFoundError: something is missing; ValueError: something does not fit.
         """
         folder = Path(path)
         target = find_device(device)
+        given = {"controlnet": controlnet, "t2i_adapter": t2i_adapter, "ip_adapter": ip_adapter, "loras": loras}
+        if pipeline_of(path) in PIPELINES:
+            if base is not None:
+                raise ValueError(f"{path} is not an adapter folder, so base={str(base)!r} has no use")
+            from rad.stable import StableModel  # its libraries take a second, which other models need not wait for
+
+            model = StableModel.load(
+                path, device=target, controlnet=controlnet, t2i_adapter=t2i_adapter, ip_adapter=ip_adapter, loras=loras
+            )
+            return cls(model, device=target, precision=precision)
+        for name, value in given.items():
+            if value:
+                raise ValueError(f"{path} is not Stable Diffusion, so {name}={value!r} has no use")
         if folder.suffix == ".ckpt":
             raise ValueError(
                 f"{folder} resumes training; to sample give an adapter folder beside it, step=N-ema or step=N"
@@ -184,7 +202,10 @@ class Inpainter:
             for picture, hole, name in zip(pictures, holes, names, strict=True)
             for canvas in self._canvases(picture, hole, name, num_samples, size_policy, margin)
         ]
-        asked = {id(canvas): conditions[number // num_samples] for number, canvas in enumerate(canvases)}
+        asked = {}
+        for number, canvas in enumerate(canvases):
+            size = pictures[number // num_samples].size if size_policy == "crop" else (self.size[1], self.size[0])
+            asked[id(canvas)] = conditions[number // num_samples].resized(size)
         total = sampler.cost.nfe * sum(len(canvas.windows) for canvas in canvases)
         spent, seconds, planned = Cost(0), 0.0, 0
         _forget_peak(self.device)
@@ -308,12 +329,13 @@ class Inpainter:
         cost, seconds, start, planned = Cost(0), 0.0, 0, sampler.cost.nfe
         while start < len(jobs):
             batch = jobs[start : start + batch_size]
+            wanted = [asked[id(canvas)].cut(window.window) for canvas, window in batch]
             rows = len(batch)
             sampler.on_step = lambda done, all_, before=start * planned, rows=rows: on_calls(
                 before + rows * planned * done // all_
             )
             try:
-                result = self._fill_batch(sampler, batch, [asked[id(canvas)] for canvas, _ in batch], seed)
+                result = self._fill_batch(sampler, batch, wanted, seed)
             except RuntimeError as error:
                 if not _is_lack_of_memory(error):
                     raise

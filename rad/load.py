@@ -13,7 +13,7 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 WEIGHT_FILES = tuple(f"diffusion_pytorch_model{e}" for e in (".safetensors", ".fp16.safetensors", ".bin"))
 MOST_STEPS = 100_000
+INDEX = "model_index.json"
+PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+"""Those of `rad.stable`, by the class that their INDEX names."""
 DDPM_SCHEDULE = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "num_train_timesteps": 1000}
 # ADM's sinusoid: cosines first, frequencies exp(-ln(10000) i / half).
 
@@ -88,12 +91,12 @@ def load_base(
         own = (unet.config["sample_size"], unet.config["attention_head_dim"])
         if image_size not in (256, own[0]) or head_channels not in (64, own[1]):
             warnings.warn(f"{path} says image_size, head_channels = {own}: yours are unused", stacklevel=2)
-        betas, prediction_type = _read_schedule(path)
+        betas, prediction_type = read_schedule(path)
     else:
         eps = 1e-5 if norm_eps is None else norm_eps
         size: dict[str, Any] = {"image_size": image_size, "head_channels": head_channels}
         state = _read_weights(path)
-        with _describing(path):
+        with describing(path):
             unet = convert_adm(state, **size, norm_eps=eps, qkv_order=qkv_order)
         betas, prediction_type = _betas(DDPM_SCHEDULE), "epsilon"
     inputs, outputs = unet.config["in_channels"], unet.config["out_channels"]
@@ -176,21 +179,31 @@ def _locate(source: str | Path, revision: str | None) -> tuple[Path, str | None]
         if revision is not None:
             warnings.warn(f"revision={revision!r} is unused: {path} is a local path", stacklevel=3)
         return path, None
-    is_file_name = path.suffix in (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
-    if isinstance(source, Path) or is_file_name or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source):
+    if not is_hub_id(source):
         raise FileNotFoundError(
             f"no base model at {str(source)!r}: give a diffusers folder, a guided-diffusion .pt file or a hub"
             " id 'organisation/name'"
         )
+    settings = ["config.json", "unet/config.json", "scheduler_config.json", "scheduler/scheduler_config.json"]
+    for weights in WEIGHT_FILES:
+        folder = fetch(str(source), [*settings, weights, f"unet/{weights}"], revision=revision)
+        if (folder / weights).is_file() or (folder / "unet" / weights).is_file():
+            break
+    return folder, folder.name  # the hub client names a snapshot's folder by its commit
+
+
+def is_hub_id(source: str | Path) -> bool:
+    """Whether it reads as "organisation/name", and not as the name of a file."""
+    is_file_name = Path(source).suffix in (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
+    return not (isinstance(source, Path) or is_file_name or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source))
+
+
+def fetch(source: str, files: Sequence[str], *, revision: str | None) -> Path:
+    """The folder of a hub id, with those of `files` (patterns) that it has. Raises ValueError where it cannot be fetched."""
     from huggingface_hub import constants, snapshot_download
 
-    settings = ["config.json", "unet/config.json", "scheduler_config.json", "scheduler/scheduler_config.json"]
     try:
-        for weights in WEIGHT_FILES:
-            wanted = [*settings, weights, f"unet/{weights}"]
-            folder = Path(snapshot_download(source, revision=revision, allow_patterns=wanted))
-            if (folder / weights).is_file() or (folder / "unet" / weights).is_file():
-                break
+        return Path(snapshot_download(source, revision=revision, allow_patterns=list(files)))
     except Exception as error:  # the hub client raises the errors of whichever HTTP library its version uses
         if constants.HF_HUB_OFFLINE:
             raise ValueError(
@@ -201,7 +214,15 @@ def _locate(source: str | Path, revision: str | None) -> tuple[Path, str | None]
             f"{source!r} is no local path and could not be fetched from the Hugging Face hub"
             f" ({type(error).__name__}): check name, revision and connection, or give a local folder"
         ) from error
-    return folder, folder.name  # the hub client names a snapshot's folder by its commit
+
+
+def pipeline_of(source: str | Path, *, revision: str | None = None) -> str | None:
+    """The class that a diffusers folder or hub id says it is; None where it is no pipeline."""
+    folder = Path(source).expanduser()
+    if not folder.exists() and is_hub_id(source):
+        folder = fetch(str(source), [INDEX], revision=revision)
+    index = folder / INDEX
+    return read_json(index).get("_class_name") if index.is_file() else None
 
 
 def _read_unet(folder: Path, *, norm_eps: float | None, qkv_order: QkvOrder) -> UNet2DModel:
@@ -214,7 +235,7 @@ def _read_unet(folder: Path, *, norm_eps: float | None, qkv_order: QkvOrder) -> 
     old = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
     pattern = re.compile(r"(?<=\d\.)(query|key|value|proj_attn)(?=\.)")
     state = {pattern.sub(lambda m: old[m[0]], name): value for name, value in _read_weights(weights).items()}
-    with _describing(place):
+    with describing(place):
         if per_head:
             state |= _sorted_rows(state, config.get("attention_head_dim", 8))
         return _build(config, state)
@@ -226,7 +247,7 @@ def _read_config(path: Path, *, norm_eps: float | None, qkv_order: QkvOrder) -> 
 
     if not path.is_file():
         raise FileNotFoundError(f"no {path}: give a diffusers folder, with unet/ and scheduler/ or both in one")
-    config = _read_json(path)
+    config = read_json(path)
     if config.get("_class_name") != "UNet2DModel":
         raise ValueError(f"{path} describes a {config.get('_class_name')}: only a UNet2DModel can be loaded")
     config = {key: value for key, value in config.items() if not key.startswith("_")}
@@ -262,18 +283,18 @@ def _sorted_rows(state: Mapping[str, Tensor], head_channels: int | None) -> dict
     return rows
 
 
-def _read_schedule(folder: Path) -> tuple[Tensor, str]:
+def read_schedule(folder: Path) -> tuple[Tensor, str]:
     """(T,) float64 betas and the prediction type of a folder's scheduler."""
     places = (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json")
     path = next((place for place in places if place.is_file()), None)
     if path is None:
         warnings.warn(f"no scheduler_config.json in {folder}: taking DDPM's linear schedule", stacklevel=3)
         return _betas(DDPM_SCHEDULE), "epsilon"
-    config = _read_json(path)
+    config = read_json(path)
     prediction_type = config.get("prediction_type", "epsilon")
     if prediction_type not in PREDICTION_TYPES:
         raise ValueError(f"{path}: prediction_type {prediction_type!r} is not one of {', '.join(PREDICTION_TYPES)}")
-    with _describing(path):
+    with describing(path):
         return _check_betas(_betas(config)), prediction_type
 
 
@@ -306,7 +327,7 @@ def _check_betas(betas: Tensor) -> Tensor:
     return betas
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -335,7 +356,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _describing(path: Path) -> Iterator[None]:
+def describing(path: Path) -> Iterator[None]:
     """What settings or shapes out of a file make diffusers and torch raise, in one line with its path."""
     try:
         yield

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rad.conditions import CONDITIONS, NETWORKS
 from rad.environment import commit, cpu
 from rad.files import write_text
 from rad.jobs import Label, mask_name
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from rad.sampler import Method
 
 COSTS = ("image", "nfe", "vjp", "seconds", "peak_mib")
-SAME = ("image", "seed", "num_samples", "size_policy", "margin", "mask_polarity")
+SAME = ("image", "seed", "num_samples", "size_policy", "margin", "mask_polarity", *CONDITIONS, *NETWORKS)
 """Options that all results of a folder have in common: without them they could not be compared."""
 
 

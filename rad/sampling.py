@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from rad.conditions import add_conditions, check_conditions, networks_of
 from rad.console import EXIT_INPUT, EXIT_OK, EXIT_SOME, Parser, counted, tell
 from rad.device import find_devices
 from rad.filling import Account, Failures, Filler, Need, cut, fill_here, write_picture
@@ -39,6 +40,7 @@ def run(options: argparse.Namespace) -> int:
     settings = parse_settings(options.set, list(dict.fromkeys(label.method for label in labels)))
     methods = {label: create(label.method, settings[label.method]) for label in labels}
     _check_numbers(options)
+    check_conditions(options)
     plan = make_plan(options, labels)
     whole = options.shard is None
     cells = plan.cells if whole else share(plan.cells, options.shard, options.batch_size)
@@ -126,6 +128,7 @@ def _make(
         base=options.base,
         device=devices[0] if len(devices) == 1 else "cpu",  # several processes have each its own
         precision=options.precision,
+        **networks_of(options),
     )
     if options.margin is not None and options.size_policy == "crop" and 2 * options.margin >= inpainter.size[0]:
         raise ValueError(f"--margin {options.margin}: allowed are 0 to {(inpainter.size[0] - 1) // 2} with this model")
@@ -384,6 +387,7 @@ def parser() -> Parser:
         help="then score the files: metrics.csv, summary.md and report.html in --output",
     )
     made.add_argument("--overwrite", action="store_true", help="make finished pictures again")
+    add_conditions(made.add_argument_group("for text-to-image models"))
     add_options(made.add_argument_group("for --report"))
     return made
 

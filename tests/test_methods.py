@@ -55,7 +55,10 @@ def run(name, image, hole, *, names=("a", "b"), scaled=False, seed=0, steps=STEP
         return sampler(WORLD.prior, Task.of(image, hole), noise=tape), sampler.cost
 
 
-@pytest.fixture(scope="module", params=list(METHODS))
+ORACLE = [name for name, kind in METHODS.items() if not kind.needs_text]  # the Gaussian world has no text
+
+
+@pytest.fixture(scope="module", params=ORACLE)
 def name(request):
     return request.param
 
@@ -166,7 +169,7 @@ class Flipped(NoiseTape):
 NOT_EQUIVARIANT = ("grow", "growrad", "mcgdiff", "m2s")
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in NOT_EQUIVARIANT])
+@pytest.mark.parametrize("name", [name for name in ORACLE if name not in NOT_EQUIVARIANT])
 def test_flipping_image_hole_and_noise_flips_the_result(name):
     """With a denoiser that does not know left from right: the law of the world with mean zero."""
     prior = GaussianPrior(torch.zeros_like(WORLD.prior.mean), WORLD.prior.covariance)

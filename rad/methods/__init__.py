@@ -22,6 +22,7 @@ from rad.methods.mcg import MCG
 from rad.methods.mcgdiff import MCGDiff
 from rad.methods.mean import Mean
 from rad.methods.pigdm import PiGDM
+from rad.methods.pilot import PILOT
 from rad.methods.pnpflow import PnPFlow
 from rad.methods.psld import PSLD
 from rad.methods.rad import RAD
@@ -62,6 +63,7 @@ METHODS: dict[str, type[Method]] = {
         GradPaint,
         CoPaint,
         VIPaint,
+        PILOT,
         MCGDiff,
         M2S,
         Grow,

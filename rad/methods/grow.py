@@ -33,7 +33,7 @@ class Grow(Loop):
         super().__post_init__()
         from rad.methods import METHODS
 
-        kinds = [name for name, kind in METHODS.items() if issubclass(kind, SamplingCallback)]
+        kinds = [name for name, kind in METHODS.items() if issubclass(kind, SamplingCallback) and not kind.needs_text]
         if self.method not in kinds:
             raise ValueError(f"method is {self.method!r}; allowed are {', '.join(kinds)}")
         inner = METHODS[self.method]
