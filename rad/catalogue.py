@@ -8,7 +8,7 @@ from rad.methods import METHODS
 from rad.process import Process, Uniform, linear_betas, spaced_times
 from rad.sampler import Cost, Loop, Method, SamplingCallback
 
-HOOKS = ("plan", "on_start", "before_estimate", "on_estimate", "after_step")
+HOOKS = ("view", "plan", "on_start", "before_estimate", "on_estimate", "after_step")
 
 
 def create(name: str, settings: Mapping[str, str] | None = None) -> Method:

@@ -22,7 +22,9 @@ class Codec(Protocol):
     channels: int
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """(B,3,H,W) in [-1,1] -> (B,c,H/factor,W/factor), in the units of the model; the mean, nothing is drawn."""
+        """(B,3,H,W) in [-1,1] -> (B,c,H/factor,W/factor), in the units of the model; the mean, nothing is drawn.
+
+        Differentiable, as PSLD needs it."""
         ...
 
     def decode(self, latents: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from rad.conditions import conditions_of
 from rad.console import Progress, counted, tell
 from rad.files import replacing
 from rad.jobs import Cell, Job, Label
@@ -130,12 +131,15 @@ class Filler:
             margin=options.margin,
             batch_size=options.batch_size,
             names=[job.name for job in chunk.jobs],
-            condition=[PLAIN if plain else condition_of(job, options) for job in chunk.jobs],
+            condition=[PLAIN] * len(chunk.jobs) if plain else self._conditions(chunk.jobs),
             grid=grid_of(options),
             fill="none" if options.encode_full else "smooth",
             feather=options.feather,
             on_step=lambda done, _: on_step(done),
         )
+
+    def _conditions(self, jobs: Sequence[Job]) -> "list[Condition]":
+        return conditions_of(self.options, [job.identity for job in jobs], prompts=[job.prompt for job in jobs])
 
     def _write(
         self, jobs: list[Job], pictures: list[Image.Image], holes: list[Tensor], result: "Inpainted"
@@ -255,13 +259,6 @@ def write_picture(path: Path, image: Image.Image) -> None:
     """Write a PNG, which is whole if it is there."""
     with replacing(path) as temporary:
         image.save(temporary, format="PNG")
-
-
-def condition_of(job: Job, options: argparse.Namespace) -> "Condition":
-    """What a picture is to be filled with."""
-    from rad.model import Condition
-
-    return Condition(job.prompt, options.negative_prompt, options.guidance)
 
 
 def grid_of(options: argparse.Namespace) -> "Grid | None":

@@ -23,7 +23,7 @@ from torch import Tensor
 from rad.autoencoder import Autoencoder
 from rad.load import MOST_STEPS, describing, read_json, weights_hash
 from rad.model import CHECKPOINTED_SIZE, Condition
-from rad.parts import find_pipeline, load_network, load_text_encoder, load_tokenizer, read_config
+from rad.parts import find_pipeline, load_network, load_text_encoder, load_tokenizer, read_config, require_transformers
 from rad.process import LEAST_SIGNAL, Flow, Noise
 from rad.step import Estimate
 
@@ -144,6 +144,7 @@ class FlowModel:
         kinds = {"StableDiffusion3Pipeline": FlowModel, "FluxPipeline": FluxModel}
         if pipeline is None or pipeline.kind not in kinds:
             raise ValueError(f"{source} is no pipeline of {', '.join(kinds)}")
+        require_transformers()
         kind, pipeline = kinds[pipeline.kind], pipeline.fetched()
         scheduler = read_json(pipeline.folder / "scheduler" / "scheduler_config.json")
         if scheduler.get("_class_name") != "FlowMatchEulerDiscreteScheduler":
@@ -232,6 +233,7 @@ class FlowModel:
         return self._hash
 
     def check(self, conditions: Sequence[Condition]) -> None:
+        _require_no_images(conditions, self.source)
         for condition in conditions:
             if condition.negative and condition.guidance is not None and condition.guidance <= 1:
                 raise ValueError(
@@ -310,6 +312,7 @@ class FluxModel(FlowModel):
         return made.sigmas[:-1].flip(0).double()
 
     def check(self, conditions: Sequence[Condition]) -> None:
+        _require_no_images(conditions, self.source)
         for condition in conditions:
             if condition.negative:
                 raise ValueError(f"{self.source} takes no negative prompt: Flux is told its guidance, with one prompt")
@@ -349,6 +352,12 @@ class FluxModel(FlowModel):
         )[0]
         cells = output.unflatten(1, (rows, columns)).unflatten(3, (x.shape[1], 2, 2)).permute(0, 3, 1, 4, 2, 5)
         return cells.reshape(x.shape).to(x.dtype)
+
+
+def _require_no_images(conditions: Sequence[Condition], source: str) -> None:
+    for condition in conditions:
+        if any((condition.control_image, condition.adapter_image, condition.style_image)):
+            raise ValueError(f"{source} takes no images beside the picture: leave them out, or use Stable Diffusion")
 
 
 def _network(kind: Any, folder: Path, dtype: torch.dtype) -> Any:

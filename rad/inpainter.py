@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from rad.canvas import Canvas
 from rad.codec import PIXELS, Grid, Prefill
 from rad.device import find_device
 from rad.latent import LatentModel, is_latent
-from rad.load import load_base
+from rad.load import PIPELINES, load_base
 from rad.lora import AdapterInfo, load_adapter
 from rad.masks.files import read_mask
 from rad.methods import METHODS
@@ -82,6 +82,10 @@ class Inpainter:
         device: str = "auto",
         precision: Precision = "32",
         size: int | None = None,
+        controlnet: str | Path | None = None,
+        t2i_adapter: str | Path | None = None,
+        ip_adapter: str | Path | None = None,
+        loras: Sequence[tuple[str | Path, float]] = (),
     ) -> "Inpainter":
         """Load an adapter folder with its base, or a base model.
 
@@ -94,6 +98,7 @@ class Inpainter:
             device: "auto": an accelerator if there is one.
             precision: "bf16": the network runs in bfloat16 (autocast); that of SD3 and Flux lies in memory in it too.
             size: a side of the pictures in pixels, for SD3 and Flux, which take several; None: the model's own.
+            controlnet, t2i_adapter, ip_adapter, loras: for Stable Diffusion 1, 2 and XL, see `rad.stable.StableModel.load`.
 
         Raises:
             FileNotFoundError: something is missing; ValueError: something does not fit.
@@ -101,8 +106,9 @@ class Inpainter:
         folder = Path(path)
         target = find_device(device)
         described = (folder / "adapter_config.json").exists() or (folder / "rad_config.json").exists()
-        if size is not None and described:
-            raise ValueError(f"size={size} has no use: {path} was trained for pictures of one size")
+        networks = {"controlnet": controlnet, "t2i_adapter": t2i_adapter, "ip_adapter": ip_adapter, "loras": loras}
+        if described:
+            _require_none(path, size=size, **networks)
         if folder.suffix == ".ckpt":
             raise ValueError(
                 f"{folder} resumes training; to sample give an adapter folder beside it, step=N-ema or step=N"
@@ -130,7 +136,7 @@ class Inpainter:
             raise ValueError(
                 f"{path} is not an adapter folder, with rad_config.json and no unet, so base={str(base)!r} has no use"
             )
-        return cls(_load_model(path, info, target, precision, size), device=target, precision=precision)
+        return cls(_load_model(path, info, target, precision, size, networks), device=target, precision=precision)
 
     def __call__(
         self,
@@ -203,7 +209,10 @@ class Inpainter:
             for picture, hole, name in zip(pictures, holes, names, strict=True)
             for canvas in self._canvases(picture, hole, name, num_samples, size_policy, margin)
         ]
-        asked = {id(canvas): conditions[number // num_samples] for number, canvas in enumerate(canvases)}
+        asked = {}
+        for number, canvas in enumerate(canvases):
+            size = pictures[number // num_samples].size if size_policy == "crop" else (self.size[1], self.size[0])
+            asked[id(canvas)] = conditions[number // num_samples].resized(size)
         total = sampler.cost.nfe * sum(len(canvas.windows) for canvas in canvases)
         spent, seconds, planned = Cost(0), 0.0, 0
         _forget_peak(self.device)
@@ -341,12 +350,13 @@ class Inpainter:
         cost, seconds, start, planned = Cost(0), 0.0, 0, sampler.cost.nfe
         while start < len(jobs):
             batch = jobs[start : start + batch_size]
+            wanted = [asked[id(canvas)].cut(window.window) for canvas, window in batch]
             rows = len(batch)
             sampler.on_step = lambda done, all_, before=start * planned, rows=rows: on_calls(
                 before + rows * planned * done // all_
             )
             try:
-                result = self._fill_batch(sampler, batch, [asked[id(canvas)] for canvas, _ in batch], encoding, seed)
+                result = self._fill_batch(sampler, batch, wanted, encoding, seed)
             except RuntimeError as error:
                 if not _is_lack_of_memory(error):
                     raise
@@ -374,7 +384,8 @@ class Inpainter:
                 task = self._task(pixels, hole, *encoding)
             result = sampler(self.model.prior(conditions, adapter=self._with_adapter(sampler)), task, noise=tape)
             with torch.no_grad():
-                made = self.model.codec.decode(result.raw if self.model.codec is PIXELS else result.image)
+                x = result.raw if self.model.codec is PIXELS else result.image
+                made = sampler.methods[0].decode(x, task)
         for (canvas, window), one in zip(batch, made.float().cpu(), strict=True):
             canvas.paste(window, one)
         return result
@@ -474,37 +485,45 @@ def _peak_memory(device: torch.device) -> int:
 
 
 TEXT_TO_IMAGE = ("StableDiffusion3Pipeline", "FluxPipeline")
-STABLE_DIFFUSION = (
-    "StableDiffusionPipeline",
-    "StableDiffusionImg2ImgPipeline",
-    "StableDiffusionXLPipeline",
-    "StableDiffusionXLImg2ImgPipeline",
-)
 
 
 def _load_model(
-    path: str | Path, info: AdapterInfo | None, device: str, precision: Precision, size: int | None
+    path: str | Path,
+    info: AdapterInfo | None,
+    device: str,
+    precision: Precision,
+    size: int | None,
+    networks: Mapping[str, Any],
 ) -> Model:
     """A base model, or one of which all weights were trained (`info`)."""
     pipeline = find_pipeline(path)
     kind = "" if pipeline is None else pipeline.kind
+    if kind in PIPELINES:
+        from rad.stable import StableModel  # its libraries take a second, which other models need not wait for
+
+        _require_none(path, size=size)
+        return StableModel.load(path, device=device, **networks)
     if kind in TEXT_TO_IMAGE:
         from rad.flow import FlowModel
 
+        _require_none(path, **networks)
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         return FlowModel.load(path, device=device, size=size, dtype=dtype)
-    if size is not None:
-        raise ValueError(f"size={size} has no use: {path} takes pictures of one size; SD3 and Flux take several")
-    if kind in STABLE_DIFFUSION:
-        from rad.stable import StableModel  # pyright: ignore[reportMissingImports]
-
-        return StableModel.load(path, device=device)
+    _require_none(path, size=size, **networks)
     if pipeline is not None and is_latent(pipeline):
         return LatentModel.load(path, device=device, info=info)
     loaded = load_base(path)
     unet = patch(loaded.unet).requires_grad_(False)
     unet.to(device)  # pyright: ignore[reportArgumentType]
     return PixelModel(unet, loaded, info=info)
+
+
+def _require_none(path: str | Path, **given: object) -> None:
+    """Raises ValueError for what a model has no use for."""
+    for name, value in given.items():
+        if value:
+            which = "SD3 or Flux" if name == "size" else "Stable Diffusion"
+            raise ValueError(f"{path} is not {which}, so {name}={value!r} has no use")
 
 
 def _find_base(folder: Path, info: AdapterInfo) -> str:

@@ -197,12 +197,14 @@ def plan(
         mask_output = stem.with_name(f"{stem.name}-mask.png") if options.save_mask else None
         if holes is not None:
             mask_output = holes / f"{identity}.png"
-        prompt = prompts.get(picture.name, prompts.get(PurePosixPath(picture.name).name, options.prompt))
-        if prompt is None and prompts:
+        prompt = prompts.get(picture.name, prompts.get(PurePosixPath(picture.name).name))
+        if prompt is None and prompts and not options.prompt:
             raise ValueError(
                 f"--prompts {options.prompts} has none for {picture.name}: add it, or give --prompt for the rest"
             )
-        jobs.append(Job(picture, identity, mask, outputs, raw, mask_output, prompt or ""))
+        jobs.append(
+            Job(picture, identity, mask, outputs, raw, mask_output, options.prompt if prompt is None else prompt)
+        )
     written = Counter(path for job in jobs for path in job.files)
     double = sorted(str(path) for path, count in written.items() if count > 1)
     if double:

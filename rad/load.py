@@ -33,6 +33,8 @@ WEIGHT_FILES = tuple(f"diffusion_pytorch_model{e}" for e in (".safetensors", ".f
 EDM_SCHEDULERS = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
 MOST_STEPS = 100_000
 INDEX = "model_index.json"
+PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+"""Those of `rad.stable`, by the class that their INDEX names."""
 DDPM_SCHEDULE = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "num_train_timesteps": 1000}
 # ADM's sinusoid: cosines first, frequencies exp(-ln(10000) i / half).
 

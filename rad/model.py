@@ -1,11 +1,12 @@
 """A model as the inpainter sees it: its pictures' size, its noise, what its denoiser works on, and its two sets of weights."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from peft import PeftModel
+from PIL import Image
 from torch import nn
 
 from rad.codec import PIXELS, Codec
@@ -14,6 +15,8 @@ from rad.lora import AdapterInfo, merged
 from rad.prior import EDMPrior, Prior, UNetPrior
 from rad.process import EDM, Process, Uniform
 from rad.unet import RegionAwareUNet
+
+_SMOOTH = Image.Resampling.LANCZOS
 
 
 @dataclass(frozen=True)
@@ -24,11 +27,40 @@ class Condition:
         prompt: what to show; negative: what not to.
         guidance: how much the prompt counts (classifier-free guidance, arXiv 2207.12598): 1 and less: as it is, without the
             second call; None: the model's own.
+        control_image: of the whole picture, as the model's ControlNet wants it (edges white on black, depth, ...); None: none.
+        adapter_image: the same for its T2I-Adapter.
+        style_image: a picture of any size that the filling is to be like, for its IP-Adapter.
+        control_scale, adapter_scale, style_scale: how much each counts; 0: as if it were not there.
     """
 
     prompt: str = ""
     negative: str = ""
     guidance: float | None = None
+    control_image: Image.Image | None = None
+    control_scale: float = 1.0
+    adapter_image: Image.Image | None = None
+    adapter_scale: float = 1.0
+    style_image: Image.Image | None = None
+    style_scale: float = 1.0
+
+    def resized(self, size: tuple[int, int]) -> "Condition":
+        """With the images of the whole picture in its (width, height)."""
+        return self._changed(lambda image: image if image.size == size else image.resize(size, _SMOOTH))
+
+    def cut(self, box: tuple[int, int, int, int]) -> "Condition":
+        """With the images of the whole picture as a window (top, left, bottom, right) sees them; black outside."""
+        top, left, bottom, right = box
+        return self._changed(lambda image: image.crop((left, top, right, bottom)))
+
+    def _changed(self, change: Callable[[Image.Image], Image.Image]) -> "Condition":
+        control, adapter = self.control_image, self.adapter_image
+        if control is None and adapter is None:
+            return self
+        return replace(
+            self,
+            control_image=None if control is None else change(control),
+            adapter_image=None if adapter is None else change(adapter),
+        )
 
 
 PLAIN = Condition()
@@ -38,7 +70,7 @@ class Model(Protocol):
     """What an `Inpainter` needs.
 
     Attributes:
-        source, hash: where the pretrained weights came from, and `rad.load.weights_hash` of the denoiser.
+        source: where the pretrained weights came from.
         size: (height, width) of its pictures in pixels.
         codec: between pixels and what the denoiser works on; `PIXELS` if these are the same.
         own: the noise process of the pretrained weights.
@@ -49,8 +81,6 @@ class Model(Protocol):
     @property
     def source(self) -> str: ...
     @property
-    def hash(self) -> str: ...
-    @property
     def size(self) -> tuple[int, int]: ...
     @property
     def codec(self) -> Codec: ...
@@ -58,6 +88,11 @@ class Model(Protocol):
     def own(self) -> Process: ...
     @property
     def info(self) -> AdapterInfo | None: ...
+    @property
+    def hash(self) -> str:
+        """`rad.load.weights_hash` of the denoiser."""
+        ...
+
     @property
     def has_base(self) -> bool: ...
     @property

@@ -152,6 +152,15 @@ def _files(folder: Path) -> list[Path]:
     return shards
 
 
+def require_transformers() -> None:
+    try:
+        import transformers  # noqa: F401
+    except ImportError:
+        raise ValueError(
+            "text needs the package transformers, which is not installed: pip install 'rad[text]'"
+        ) from None
+
+
 UNTRUSTED = ("auto_map", "quantization_config", "attn_implementation")
 """Settings of a text encoder that would have transformers import or fetch something."""
 

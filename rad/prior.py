@@ -8,7 +8,8 @@ and `MixturePrior` for mixtures of such data. With A = diag(a), S = diag(s), M =
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,33 @@ class Prior(Protocol):
 
     def estimate(self, x: Tensor, noise: Noise) -> Estimate:
         """x (B,C,H,W) at `noise` -> estimate of the clean image; one network call an image (1 NFE)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Semantics:
+    """What a prior says of a noisy image from its prompt alone, and where it looks at it.
+
+    Args:
+        estimate: as of `Prior.estimate`, without classifier-free guidance.
+        shares: for several layers, (B,h,w) in [0,1]: the part of a cell's attention that the words of the prompt have; 0
+            where there is no prompt.
+    """
+
+    estimate: Estimate
+    shares: list[Tensor]
+
+
+@runtime_checkable
+class TextPrior(Prior, Protocol):
+    """A prior that fills by a text, and can tell where the text acts."""
+
+    def bounded(self, hole: Tensor) -> "TextPrior":
+        """The same prior, whose text acts in the hole (B,1,H,W) alone; unbounded where there is no hole, or no text."""
+        ...
+
+    def semantic(self, x: Tensor, noise: Noise, *, fine: bool) -> Semantics:
+        """One network call. `fine`: of all layers with text; else not of those with the most cells."""
         ...
 
 

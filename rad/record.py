@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rad.conditions import CONDITIONS, NETWORKS
 from rad.environment import commit, cpu
 from rad.files import write_text
 from rad.jobs import Label, mask_name, read_prompts
@@ -25,19 +26,12 @@ if TYPE_CHECKING:
 
 COSTS = ("image", "nfe", "vjp", "seconds", "peak_mib")
 SAME = (
-    "image",
-    "seed",
-    "num_samples",
-    "size_policy",
-    "margin",
-    "mask_polarity",
-    "prompt",
-    "prompts",
-    "negative_prompt",
-    "size",
+    *("image", "seed", "num_samples", "size_policy", "margin", "mask_polarity", "prompts", "size"),
+    *CONDITIONS,
+    *NETWORKS,
 )
 """Options that all results of a folder have in common: without them they could not be compared."""
-ONLY_IF_GIVEN = {"guidance": None, "grid": None, "dilate": 0, "encode_full": False, "feather": 0}
+ONLY_IF_GIVEN = {"grid": None, "dilate": 0, "encode_full": False, "feather": 0}
 """Options that are settings of a method where they are not what they are by default."""
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rad.codec import PIXELS, Codec, Grid, Prefill, latent_hole, prefill
-from rad.prior import Prior
+from rad.prior import Prior, Semantics, TextPrior
 from rad.process import Noise, Process, Regions, TimeOrigin, spaced_times
 from rad.step import Estimate, noised, renoise, reverse_step
 
@@ -54,6 +54,12 @@ class CountedPrior:
         estimate = self.prior.estimate(x, noise)
         self._last = (x, noise, estimate)
         return estimate
+
+    def semantic(self, x: Tensor, noise: Noise, *, fine: bool) -> Semantics:
+        """As `TextPrior.semantic`, one network call."""
+        assert isinstance(self.prior, TextPrior)
+        self.nfe += 1
+        return self.prior.semantic(x, noise, fine=fine)
 
     def gradient(self, loss: Tensor, x: Tensor) -> Tensor:
         """d loss / d x, (B,C,H,W), for the losses (B,) of the images, each of which depends on its own x alone."""
@@ -161,6 +167,7 @@ class Method:
         needs_grad: whether the network is differentiated; then bf16 is refused.
         weights: "base": the pretrained network; "adapter": RAD's; "none": no network at all.
         uses_eta: whether the sampler's eta has a meaning for it.
+        needs_text: whether it needs a `TextPrior`.
     """
 
     paper: ClassVar[str] = ""
@@ -169,6 +176,7 @@ class Method:
     needs_grad: ClassVar[bool] = False
     weights: ClassVar[Literal["base", "adapter", "none"]] = "base"
     uses_eta: ClassVar[bool] = True
+    needs_text: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         kinds = get_type_hints(type(self))
@@ -186,8 +194,8 @@ class Method:
 
     @property
     def name(self) -> str:
-        """In lower case, as on the command line."""
-        return type(self).__name__.lower()
+        """As on the command line."""
+        return name_of(type(self))
 
     def check(self) -> object:
         """Called before any network call. Raises ValueError where something that the method needs is missing."""
@@ -201,6 +209,10 @@ class Method:
         """The distinct values that the process tells apart: those of the hole itself."""
         return task.regions
 
+    def view(self, prior: Prior, task: Task) -> Prior:
+        """The denoiser as the method uses it for this task. Raises ValueError for one that lacks what the method needs."""
+        return prior
+
     def plan(self, times: list[int]) -> list[int]:
         """The levels visited, ending in CLEAN; a level that is higher than the one before is a forward move."""
         return times
@@ -209,6 +221,15 @@ class Method:
         """Work for one image on the levels that `plan` gave."""
         calls = sum(nxt < now for now, nxt in pairwise(times))
         return Cost(calls, calls if self.needs_grad else 0)
+
+    def decode(self, x: Tensor, task: Task) -> Tensor:
+        """The pictures (B,3,H,W) in [-1,1] of what the method made, x (B,C,h,w), before known pixels are put back."""
+        return task.codec.decode(x)
+
+
+def name_of(kind: type[Method]) -> str:
+    """What a method is called: the name of its file."""
+    return kind.__module__.rpartition(".")[2]
 
 
 def _range(low: float, high: float) -> str:
@@ -341,6 +362,8 @@ class Sampler:
     def __call__(self, prior: Prior, task: Task, *, noise: Draws) -> Sample:
         """Fill the holes of `task`. Draws come from `noise`, whose rows are the images of the task."""
         began = time.perf_counter()
+        for method in self.methods:
+            prior = method.view(prior, task)
         counted, drawn = CountedPrior(prior), 0
 
         def draw() -> Tensor:

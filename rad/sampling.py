@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from rad.conditions import add_conditions, check_conditions, networks_of
 from rad.console import EXIT_INPUT, EXIT_OK, EXIT_SOME, Parser, counted, tell
 from rad.device import find_devices
 from rad.filling import (
@@ -16,7 +17,6 @@ from rad.filling import (
     Failures,
     Filler,
     Need,
-    condition_of,
     cut,
     fill_here,
     grid_of,
@@ -49,6 +49,7 @@ def run(options: argparse.Namespace) -> int:
     settings = parse_settings(options.set, list(dict.fromkeys(label.method for label in labels)))
     methods = {label: create(label.method, settings[label.method]) for label in labels}
     _check_numbers(options)
+    check_conditions(options)
     plan = make_plan(options, labels)
     whole = options.shard is None
     cells = plan.cells if whole else share(plan.cells, options.shard, options.batch_size)
@@ -141,6 +142,7 @@ def _make(
         device=devices[0] if len(devices) == 1 else "cpu",  # several processes have each its own
         precision=options.precision,
         size=options.size,
+        **networks_of(options),
     )
     _check_told(inpainter, options, methods, [job for cell in fresh for job in cell.jobs])
     if options.margin is not None and options.size_policy == "crop" and 2 * options.margin >= inpainter.size[0]:
@@ -187,10 +189,14 @@ def _check_told(
     inpainter: "Inpainter", options: argparse.Namespace, methods: dict[Label, "Method"], jobs: Sequence[Job]
 ) -> None:
     """What a model is told is said to be of no use before anything is filled."""
-    told = list(dict.fromkeys(condition_of(job, options) for job in jobs))
+    from rad.model import Condition
+
+    told = [
+        Condition(prompt, options.negative, options.guidance) for prompt in dict.fromkeys(job.prompt for job in jobs)
+    ]
     if any(method.weights != "none" for method in methods.values()):
         inpainter.check(told, grid=grid_of(options), fill="none" if options.encode_full else "smooth")
-    elif any((condition.prompt, condition.negative, condition.guidance) != ("", "", None) for condition in told):
+    elif told != [Condition()]:
         raise ValueError("a prompt has no effect on methods that use no network")
 
 
@@ -380,16 +386,7 @@ def parser() -> Parser:
         help="for crop: pixels that a window sees around its core (an eighth of its size)",
     )
     made.add_argument("--feather", type=int, default=0, help="pixels over which what is known passes into the filling")
-    text = made.add_argument_group("for models that take text")
-    text.add_argument("--prompt", help="what to show in the hole")
-    text.add_argument(
-        "--prompts", metavar="FILE.json", help='by name of the picture: {"cat.png": "a cat"}; --prompt for the rest'
-    )
-    text.add_argument("--negative_prompt", default="", help="what not to show")
-    text.add_argument(
-        "--guidance", type=float, help="how much the prompt counts; 1: as it is (the model's own: SD3 7, Flux 3.5)"
-    )
-    text.add_argument(
+    made.add_argument(
         "--size", type=int, help="side of the pictures in pixels, for SD3 and Flux; the model's own if not given"
     )
     latent = made.add_argument_group("for models that work on latents")
@@ -436,6 +433,7 @@ def parser() -> Parser:
         help="then score the files: metrics.csv, summary.md and report.html in --output",
     )
     made.add_argument("--overwrite", action="store_true", help="make finished pictures again")
+    add_conditions(made.add_argument_group("for text-to-image models"))
     add_options(made.add_argument_group("for --report"))
     return made
 

@@ -102,7 +102,7 @@ def test_bad_files_of_prompts(sample, content):
         ("pixels", ("--grid", "nearest"), "there is no latent grid"),
         ("pixels", ("--dilate", 1), "there is no latent grid"),
         ("pixels", ("--encode_full",), "no encoder that sees the hole"),
-        ("pixels", ("--size", 32), "size=32 has no use"),
+        ("pixels", ("--size", 32), "is not SD3 or Flux, so size=32 has no use"),
         ("sd3", ("--negative_prompt", "x", "--guidance", 1), "negative prompt has no effect with guidance 1"),
         ("sd3", ("--guidance", -1), "--guidance -1.0: give 0 to 1"),
         ("flux", ("--negative_prompt", "x", "--size", 16), "takes no negative prompt"),
@@ -146,13 +146,16 @@ def test_what_was_told_is_recorded_and_has_to_agree(sample):
     assert sample("sd3", "--method", "ddnm", *words)[0] == 0
     run = json.loads(Path("out/run.json").read_text())
     settings = run["settings"]["ddnm"]
-    assert (settings["guidance"], settings["dilate"]) == (2, 1)
+    assert settings["dilate"] == 1
     assert "feather" not in settings
+    assert run["options"]["guidance"] == 2
     assert run["options"]["prompts"].startswith("prompts.json, sha256 ")
-    for other in (words[:-2], (*words, "--feather", 1), (*words[:-3], 3, *words[-2:])):
-        code, err = sample("sd3", "--method", "ddnm", *other)
-        assert code == 2
-        assert "holds results of ddnm" in err
+    changes = {"ddnm": [words[:-2], (*words, "--feather", 1)], "--guidance": [(*words[:-3], 3, *words[-2:])]}
+    for what, others in changes.items():
+        for other in others:
+            code, err = sample("sd3", "--method", "ddnm", *other)
+            assert code == 2
+            assert f"holds results of {what}" in err
     Path("prompts.json").write_text(json.dumps({"a.png": "a cat", "b.png": "a boat"}))
     code, err = sample("sd3", "--method", "replacement", *words)
     assert code == 2
