@@ -199,14 +199,11 @@ class Latent:
     def __init__(self):
         self.codec = Blocks(2, dtype=torch.float32)
 
-    def task(self, pixels, hole):
-        return Task.encoded(pixels, hole, self.codec)
+    def check(self, conditions):
+        pass
 
     def prior(self, conditions, *, adapter):
         return Independent()
-
-    def decode(self, x):
-        raise AssertionError("the method decodes")
 
     def weights(self, *, adapter, differentiated):
         return contextlib.nullcontext()
