@@ -4,13 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import Field, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from torch import Tensor
-
 from rad.methods import METHODS
-from rad.process import linear_betas, spaced_times
+from rad.process import Process, Uniform, linear_betas, spaced_times
 from rad.sampler import Cost, Loop, Method, SamplingCallback
 
-HOOKS = ("plan", "on_start", "before_estimate", "on_estimate", "after_step")
+HOOKS = ("view", "plan", "on_start", "before_estimate", "on_estimate", "after_step")
 
 
 def create(name: str, settings: Mapping[str, str] | None = None) -> Method:
@@ -65,24 +63,23 @@ def _parse(name: str, text: str, kind: Any) -> Any:
     return text
 
 
-def most_steps(method: Method, betas: Tensor) -> int:
-    """The most steps that the method can take on a model with these betas."""
-    return method.process(betas, "adm").sampled_steps
+def most_steps(method: Method, own: Process) -> int:
+    """The most steps that the method can take on a model with this process."""
+    return method.process(own, "adm").sampled_steps
 
 
-def cost(method: Method, steps: int, *, betas: Tensor | None = None) -> Cost:
-    """Work for an image with `steps` levels, on a model with these betas; None: DDPM's 1000."""
-    return method.cost(method.plan(spaced_times(most_steps(method, linear_betas() if betas is None else betas), steps)))
+def cost(method: Method, steps: int, *, own: Process | None = None) -> Cost:
+    """Work for an image with `steps` levels, on a model with this process; None: DDPM's 1000 levels."""
+    return method.cost(method.plan(spaced_times(most_steps(method, own or Uniform(linear_betas())), steps)))
 
 
-def steps_within(method: Method, budget: int, *, betas: Tensor | None = None) -> int:
+def steps_within(method: Method, budget: int, *, own: Process | None = None) -> int:
     """The most steps whose cost, a VJP counted as two network calls, is at most `budget`.
 
     Raises:
         ValueError: even the cheapest costs more.
     """
-    betas = linear_betas() if betas is None else betas
-    most = most_steps(method, betas)
+    most = most_steps(method, own or Uniform(linear_betas()))
     costs = [(steps, method.cost(method.plan(spaced_times(most, steps))).units) for steps in range(1, most + 1)]
     within = [steps for steps, units in costs if units <= budget]
     if not within:

@@ -3,12 +3,19 @@
 Norms and losses are taken image by image, so a result does not depend on what else is in the batch.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from rad.process import Noise
 from rad.sampler import State, Task
 from rad.step import noised
+
+Space = Literal["latent", "pixels"]
+"""Where known values are compared: what the model works on, or the pixels that its decoder makes of it."""
+
+DataStep = Literal["gradient", "project"]
 
 
 def predicted_noise(x: Tensor, x0: Tensor, now: Noise) -> Tensor:
@@ -20,9 +27,12 @@ def predicted_noise(x: Tensor, x0: Tensor, now: Noise) -> Tensor:
 
 def known_at(state: State, level: Noise) -> Tensor:
     """The known image at `level`, a y + s n with fresh noise; y itself, and no draw, at the clean level."""
-    if not bool((level.levels_s > 0).any()):
-        return state.task.known
-    return noised(state.task.known, level, noise=state.draw())
+    return drawn_at(state, state.task.known, level)
+
+
+def drawn_at(state: State, x0: Tensor, level: Noise) -> Tensor:
+    """x0 (B,C,H,W) at `level`, a x0 + s n with fresh noise; x0 itself, and no draw, at the clean level."""
+    return noised(x0, level, noise=state.draw()) if bool((level.levels_s > 0).any()) else x0
 
 
 def replace_known(state: State, x: Tensor, level: Noise) -> Tensor:
@@ -33,6 +43,59 @@ def replace_known(state: State, x: Tensor, level: Noise) -> Tensor:
 def residual(task: Task, x0: Tensor) -> Tensor:
     """What x0 (B,C,H,W) lacks on known pixels: (1 - hole)(known image - x0)."""
     return (1 - task.hole) * (task.known - x0)
+
+
+def lacking(task: Task, x0: Tensor, space: Space) -> Tensor:
+    """What x0 (B,C,H,W) lacks: `residual` in "latent"; in "pixels" that of its picture, (B,3,H,W). For PIXELS the same."""
+    if space == "latent":
+        return residual(task, x0)
+    return (1 - task.picture_hole) * (task.picture - task.codec.decode(x0))
+
+
+def squared_misfit(task: Task, x0: Tensor, space: Space) -> Tensor:
+    """(B,) |r|^2 of what x0 lacks; in "pixels" times numbers in x0 over numbers in its picture, so that it weighs the same."""
+    missing = lacking(task, x0, space)
+    return x0[0].numel() / missing[0].numel() * squared_norm(missing)
+
+
+def pull(task: Task, x0: Tensor, space: Space) -> tuple[Tensor, Tensor]:
+    """Where known values pull x0 (B,C,H,W): J^T r, with r what it lacks and J the Jacobian of the decoder (none: "latent").
+
+    For a hole of 0 and 1 it is minus the gradient of |r|^2 / 2. The network is not called.
+
+    Returns:
+        J^T r (B,C,H,W), and r.
+    """
+    if space == "latent":
+        missing = residual(task, x0)
+        return missing, missing
+    # The loop of a method that does not differentiate the network makes inference tensors, which no gradient may need.
+    with torch.inference_mode(False), torch.enable_grad():
+        at = x0.detach().clone().requires_grad_()
+        decoded = task.codec.decode(at)
+        missing = (1 - task.picture_hole) * (task.picture - decoded.detach())
+        return torch.autograd.grad(decoded, at, missing)[0], missing
+
+
+def reach(change: Tensor, square: Tensor) -> Tensor:
+    """(B,) the multiple of a `pull` after which nothing would be lacking, were the misfit linear: 1 in latents of a hard mask.
+
+    Polyak's step (Introduction to Optimization, 1987): square / |change|^2.
+    """
+    length = squared_norm(change)
+    return square / length.clamp(min=torch.finfo(length.dtype).tiny)
+
+
+def descend(task: Task, x0: Tensor, space: Space, *, rate: float, count: int) -> Tensor:
+    """x0 (B,C,H,W) after `count` steps of `rate` down the gradient of the norm of what it lacks, none beyond its `reach`.
+
+    In latents a step moves an image by `rate` in norm, until nothing is lacking.
+    """
+    for _ in range(count):
+        change, missing = pull(task, x0, space)
+        square = squared_norm(missing)
+        x0 = x0 + per_image(torch.minimum(rate / (square + 1e-12).sqrt(), reach(change, square))) * change
+    return x0
 
 
 def known_mean(task: Task) -> Tensor:
@@ -54,6 +117,11 @@ def norm(values: Tensor) -> Tensor:
 def per_image(values: Tensor) -> Tensor:
     """(B,) as (B,1,1,1), to multiply images with."""
     return values[:, None, None, None]
+
+
+def flow_time(noise: Noise) -> Tensor:
+    """kappa = s / (a + s), (B,K) float64: the time of a flow at the same ratio of noise to signal, where a + s = 1."""
+    return noise.levels_s / (noise.levels_a + noise.levels_s)
 
 
 def vp_scale(noise: Noise, like: Tensor) -> Tensor:

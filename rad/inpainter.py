@@ -2,40 +2,40 @@
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from peft import PeftModel
 from PIL import Image
 from torch import Tensor
 
 from rad.canvas import Canvas
+from rad.codec import PIXELS, Grid, Prefill
 from rad.device import find_device
-from rad.load import Base, load_base
-from rad.lora import AdapterInfo, load_adapter, merged
+from rad.latent import LatentModel, is_latent
+from rad.load import PIPELINES, load_base
+from rad.lora import AdapterInfo, load_adapter
 from rad.masks.files import read_mask
 from rad.methods import METHODS
 from rad.methods.m2s import M2S, Coarse
+from rad.model import PLAIN, Condition, Model, PixelModel, size_of
+from rad.parts import find_pipeline
 from rad.pictures import open_picture, to_rgb, to_tensor, to_uint8
 from rad.prior import UNetPrior
 from rad.process import Uniform
 from rad.sampler import Cost, Loop, Method, Sample, Sampler, SamplingCallback, Task
 from rad.tape import NoiseTape
 from rad.tiles import Window, next_wave, plan_windows
-from rad.unet import RegionAwareUNet, patch
+from rad.unet import patch
 
 Polarity = Literal["white_is_fill", "white_is_known"]
 SizePolicy = Literal["error", "resize", "crop"]
 Precision = Literal["32", "bf16"]
 PictureLike = Image.Image | Tensor | str | Path
-
-CHECKPOINTED_SIZE = 128
-"""From this size of the model's images on, methods that differentiate the network recompute its activations."""
 
 
 @dataclass(frozen=True)
@@ -60,32 +60,18 @@ class Inpainted:
 
 
 class Inpainter:
-    """A model in memory, for RAD (adapter on) and for the zero-shot methods (adapter off): one set of weights for both.
+    """A model in memory, and pictures of any size and number around it.
 
     Args:
-        unet: the patched network; peft: the same with its adapter, or None for a base model.
-        base: where the network came from, with its schedule.
-        info: what the adapter was trained for; None for a base model.
+        model: on `device` already.
+        precision: "bf16": networks run in bfloat16 (autocast).
     """
 
-    def __init__(
-        self,
-        unet: RegionAwareUNet,
-        base: Base,
-        *,
-        peft: PeftModel | None = None,
-        info: AdapterInfo | None = None,
-        device: str | torch.device = "cpu",
-        precision: Precision = "32",
-    ) -> None:
+    def __init__(self, model: Model, *, device: str | torch.device = "cpu", precision: Precision = "32") -> None:
         if precision not in get_args(Precision):
             raise ValueError(f"precision is {precision!r}; allowed are {', '.join(get_args(Precision))}")
-        if unet.config["in_channels"] != 3 or unet.config["num_class_embeds"] is not None:
-            raise ValueError(f"{base.source} is not a model of RGB pictures without classes, which inpainting needs")
-        self.device, self.precision = torch.device(device), precision
-        unet.to(self.device)  # pyright: ignore[reportArgumentType]
-        self.unet, self.peft, self.info, self.base = unet.eval(), peft, info, base
-        self.size = _size_of(unet, info)
+        self.model, self.device, self.precision = model, torch.device(device), precision
+        self.size = model.size
 
     @classmethod
     def from_pretrained(
@@ -95,46 +81,62 @@ class Inpainter:
         base: str | Path | None = None,
         device: str = "auto",
         precision: Precision = "32",
+        size: int | None = None,
+        controlnet: str | Path | None = None,
+        t2i_adapter: str | Path | None = None,
+        ip_adapter: str | Path | None = None,
+        loras: Sequence[tuple[str | Path, float]] = (),
     ) -> "Inpainter":
         """Load an adapter folder with its base, or a base model.
 
         Args:
             path: adapter folder, or a base model: diffusers folder, hub id, guided-diffusion .pt; or the folder of a model that
-                was trained as a whole (a diffusers folder with rad_config.json), for RAD alone.
+                was trained as a whole (a diffusers folder with rad_config.json), for RAD alone. Of pipelines (model_index.json)
+                those of latent diffusion, of Stable Diffusion 1 to 3.5 and of Flux are known.
             base: the base of an adapter, where it is not found by what the adapter says (that path; the folder of that name
                 beside the adapter; that hub id). Its weights are compared with the hash in the adapter.
             device: "auto": an accelerator if there is one.
-            precision: "bf16": the network runs in bfloat16 (autocast).
+            precision: "bf16": the network runs in bfloat16 (autocast); that of SD3 and Flux lies in memory in it too.
+            size: a side of the pictures in pixels, for SD3 and Flux, which take several; None: the model's own.
+            controlnet, t2i_adapter, ip_adapter, loras: for Stable Diffusion 1, 2 and XL, see `rad.stable.StableModel.load`.
 
         Raises:
             FileNotFoundError: something is missing; ValueError: something does not fit.
         """
         folder = Path(path)
         target = find_device(device)
+        described = (folder / "adapter_config.json").exists() or (folder / "rad_config.json").exists()
+        networks = {"controlnet": controlnet, "t2i_adapter": t2i_adapter, "ip_adapter": ip_adapter, "loras": loras}
+        if described:
+            _require_none(path, size=size, **networks)
         if folder.suffix == ".ckpt":
             raise ValueError(
                 f"{folder} resumes training; to sample give an adapter folder beside it, step=N-ema or step=N"
             )
         whole = (folder / "unet").is_dir()  # a base model, or one of which all weights were trained
-        described = (folder / "adapter_config.json").exists() or (folder / "rad_config.json").exists()
         info = AdapterInfo.read(folder) if described else None
         if info is not None and not whole:
             source = _find_base(folder, info) if base is None else str(base)
+            revision = None if base else info.base_revision
+            pipeline = find_pipeline(source, revision)
+            if pipeline is not None and is_latent(pipeline):
+                latent = LatentModel.load(source, device=target, revision=revision, adapter=folder, info=info)
+                return cls(latent, device=target, precision=precision)
             loaded = load_base(
                 source,
                 image_size=info.size[0],
                 qkv_order=info.qkv_order,
-                revision=None if base else info.base_revision,
+                revision=revision,
             )
             unet = patch(loaded.unet)
             peft = load_adapter(unet, folder, base_hash=loaded.hash)
-            return cls(unet, loaded, peft=peft, info=info, device=target, precision=precision)
+            unet.to(target)  # pyright: ignore[reportArgumentType]
+            return cls(PixelModel(unet, loaded, peft=peft, info=info), device=target, precision=precision)
         if base is not None:
             raise ValueError(
                 f"{path} is not an adapter folder, with rad_config.json and no unet, so base={str(base)!r} has no use"
             )
-        loaded = load_base(path)
-        return cls(patch(loaded.unet).requires_grad_(False), loaded, info=info, device=target, precision=precision)
+        return cls(_load_model(path, info, target, precision, size, networks), device=target, precision=precision)
 
     def __call__(
         self,
@@ -151,6 +153,10 @@ class Inpainter:
         margin: int | None = None,
         batch_size: int = 8,
         names: Sequence[str] | None = None,
+        condition: Condition | Sequence[Condition] = PLAIN,
+        grid: Grid | None = None,
+        fill: Prefill = "smooth",
+        feather: int = 0,
         on_step: Callable[[int, int], None] | None = None,
     ) -> Inpainted:
         """Fill the holes of one picture or several.
@@ -169,6 +175,10 @@ class Inpainter:
             margin: for "crop": what a window sees around its core, in pixels; None: an eighth of the model's size.
             batch_size: windows that go through the network together; halved when memory runs out.
             names: an identity of each picture for its noise; None: all pictures get the same noise.
+            condition: what to fill with, for models that take text: one for all, or one for each picture.
+            grid: for latent models: how the hole comes to the latent grid; None: `Grid()`.
+            fill: for latent models: what the encoder sees in the hole; "none": its content, as other programs, which leaks.
+            feather: known pixels within so many of the hole pass over into what the model made of them; 0: none does.
             on_step: called with (network calls done, in all) for a progress bar, both counted for single windows.
 
         Raises:
@@ -183,6 +193,14 @@ class Inpainter:
         if num_samples < 1 or batch_size < 1:
             raise ValueError(f"num_samples is {num_samples} and batch_size {batch_size}; both must be at least 1")
         names = [""] * len(images) if names is None else names
+        conditions = [condition] * len(images) if isinstance(condition, Condition) else list(condition)
+        if len(conditions) != len(images):
+            raise ValueError(
+                f"{len(images)} images and {len(conditions)} conditions: give one for all, or one an image"
+            )
+        if feather < 0:
+            raise ValueError(f"feather is {feather}; allowed are 0 (known pixels stay exact) and more pixels")
+        self.check(conditions, grid=grid, fill=fill)
         sampler = self.sampler(method, steps=steps, eta=eta)
         pictures = [_picture(one) for one in images]
         holes = [_hole(one, picture, mask_polarity) for one, picture in zip(masks, pictures, strict=True)]
@@ -191,15 +209,22 @@ class Inpainter:
             for picture, hole, name in zip(pictures, holes, names, strict=True)
             for canvas in self._canvases(picture, hole, name, num_samples, size_policy, margin)
         ]
+        asked = {}
+        for number, canvas in enumerate(canvases):
+            size = pictures[number // num_samples].size if size_policy == "crop" else (self.size[1], self.size[0])
+            asked[id(canvas)] = conditions[number // num_samples].resized(size)
         total = sampler.cost.nfe * sum(len(canvas.windows) for canvas in canvases)
         spent, seconds, planned = Cost(0), 0.0, 0
         _forget_peak(self.device)
-        with self._weights(sampler):
+        differentiated = any(method.needs_grad for method in sampler.methods)
+        with self.model.weights(adapter=self._with_adapter(sampler), differentiated=differentiated):
             while any(canvas.windows for canvas in canvases):
                 jobs = [(c, w) for c in canvases if c.windows for w in next_wave(c.unknown, list(c.windows))]
                 cost, taken = self._fill(
                     sampler,
                     jobs,
+                    asked,
+                    (grid, fill),
                     seed,
                     batch_size,
                     lambda done, before=planned: on_step(before + done, total) if on_step else None,
@@ -211,8 +236,16 @@ class Inpainter:
             filled = _back(canvases.pop(0).raw, picture.size)
             filled.info = dict(picture.info)
             raw.append(filled)
-            finished.append(composite(picture, filled, hole))
+            finished.append(composite(picture, filled, hole, feather=feather))
         return Inpainted(finished, raw, spent.nfe, spent.vjp, seconds, _peak_memory(self.device))
+
+    def check(self, conditions: Sequence[Condition], *, grid: Grid | None = None, fill: Prefill = "smooth") -> None:
+        """Raises ValueError for conditions and settings that this model does not take, or that would change nothing."""
+        self.model.check(conditions)
+        if self.model.codec is PIXELS and (grid is not None or fill != "smooth"):
+            raise ValueError(
+                f"{self.model.source} works on pixels: there is no latent grid, and no encoder that sees the hole"
+            )
 
     def sampler(self, method: str | Method, *, steps: int | None = None, eta: float | None = None) -> Sampler:
         """The loop of a method on this model. Raises ValueError for a method that the model cannot do."""
@@ -221,15 +254,16 @@ class Inpainter:
                 raise ValueError(f"method {method!r} is not known; there are {', '.join(METHODS)}")
             method = METHODS[method]()
         method = self.complete(method)
-        if method.weights == "adapter" and self.info is None:
+        if method.weights == "adapter" and not self.model.has_adapter:
             zero_shot = ", ".join(n for n, kind in METHODS.items() if kind.weights != "adapter" and n != method.name)
             raise ValueError(
-                f"method {method.name!r} needs an adapter, and {self.base.source} is a base model: use one of {zero_shot}"
+                f"method {method.name!r} needs an adapter, and {self.model.source} is a base model: use one of {zero_shot}"
             )
-        if method.weights == "base" and self.info is not None and self.peft is None:
+        if method.weights == "base" and not self.model.has_base:
+            assert self.model.info is not None
             raise ValueError(
-                f"method {method.name!r} needs a base model, and all weights of {self.base.source} were trained for per-pixel "
-                f"noise: use rad, or give the model it was trained from, {self.info.base!r}"
+                f"method {method.name!r} needs a base model, and all weights of {self.model.source} were trained for per-pixel "
+                f"noise: use rad, or give the model it was trained from, {self.model.info.base!r}"
             )
         if method.needs_grad and self.precision == "bf16":
             free = ", ".join(n for n, kind in METHODS.items() if not kind.needs_grad and n != method.name)
@@ -238,7 +272,8 @@ class Inpainter:
                 f"use precision '32', or one of {free}"
             )
         method.check()
-        process = method.process(self.base.betas, "adm" if self.info is None else self.info.time_origin)
+        info = self.model.info
+        process = method.process(self.model.own, "adm" if info is None else info.time_origin)
         steps = method.preset_steps if steps is None else steps
         eta = method.preset_eta if eta is None or not method.uses_eta else eta
         assert isinstance(method, Loop | SamplingCallback)
@@ -246,12 +281,16 @@ class Inpainter:
 
     def complete(self, method: Method) -> Method:
         """The method with what it needs besides this model: the coarse model of M2S is loaded from its path."""
+        if isinstance(method, M2S) and self.model.codec is not PIXELS:
+            raise ValueError(
+                f"m2s needs a model of pixels, and {self.model.source} works on latents: use another method"
+            )
         if not isinstance(method, M2S) or not isinstance(method.coarse, str):
             return method
         loaded = load_base(method.coarse)
         unet = patch(loaded.unet).requires_grad_(False).eval().to(self.device)  # pyright: ignore[reportArgumentType]
         prior = UNetPrior(unet, prediction_type=loaded.prediction_type)  # pyright: ignore[reportArgumentType]
-        size, height = _size_of(unet, None)[0], self.size[0]
+        size, height = size_of(unet, None)[0], self.size[0]
         if height % size or size == height:
             fit = ", ".join(str(n) for n in range(1, height) if height % n == 0)
             raise ValueError(
@@ -301,6 +340,8 @@ class Inpainter:
         self,
         sampler: Sampler,
         jobs: list[tuple[Canvas, Window]],
+        asked: Mapping[int, Condition],
+        encoding: tuple[Grid | None, Prefill],
         seed: int,
         batch_size: int,
         on_calls: Callable[[int], None],
@@ -309,12 +350,13 @@ class Inpainter:
         cost, seconds, start, planned = Cost(0), 0.0, 0, sampler.cost.nfe
         while start < len(jobs):
             batch = jobs[start : start + batch_size]
+            wanted = [asked[id(canvas)].cut(window.window) for canvas, window in batch]
             rows = len(batch)
             sampler.on_step = lambda done, all_, before=start * planned, rows=rows: on_calls(
                 before + rows * planned * done // all_
             )
             try:
-                result = self._fill_batch(sampler, batch, seed)
+                result = self._fill_batch(sampler, batch, wanted, encoding, seed)
             except RuntimeError as error:
                 if not _is_lack_of_memory(error):
                     raise
@@ -326,23 +368,31 @@ class Inpainter:
             seconds, start = seconds + result.seconds, start + rows
         return cost, seconds
 
-    def _fill_batch(self, sampler: Sampler, batch: list[tuple[Canvas, Window]], seed: int) -> Sample:
+    def _fill_batch(
+        self,
+        sampler: Sampler,
+        batch: list[tuple[Canvas, Window]],
+        conditions: list[Condition],
+        encoding: tuple[Grid | None, Prefill],
+        seed: int,
+    ) -> Sample:
         cuts = [canvas.cut(window) for canvas, window in batch]
         pixels, hole = (torch.stack(part).to(self.device) for part in zip(*cuts, strict=True))
         names = [canvas.job_name(window) for canvas, window in batch]
         with NoiseTape(seed, names, [canvas.sample for canvas, _ in batch]) as tape, self._autocast():
-            result = sampler(self._prior(sampler), Task.of(pixels, hole), noise=tape)
-        for (canvas, window), made in zip(batch, result.raw.float().cpu(), strict=True):
-            canvas.paste(window, made)
+            with torch.no_grad():
+                task = self._task(pixels, hole, *encoding)
+            result = sampler(self.model.prior(conditions, adapter=self._with_adapter(sampler)), task, noise=tape)
+            with torch.no_grad():
+                x = result.raw if self.model.codec is PIXELS else result.image
+                made = sampler.methods[0].decode(x, task)
+        for (canvas, window), one in zip(batch, made.float().cpu(), strict=True):
+            canvas.paste(window, one)
         return result
 
-    def _prior(self, sampler: Sampler) -> UNetPrior:
-        adapter = self.info if self._with_adapter(sampler) else None
-        return UNetPrior(
-            self.unet,
-            prediction_type=self.base.prediction_type,  # pyright: ignore[reportArgumentType]
-            learned_variance=adapter is None or adapter.learned_variance,
-        )
+    def _task(self, pixels: Tensor, hole: Tensor, grid: Grid | None, fill: Prefill) -> Task:
+        codec = self.model.codec
+        return Task.of(pixels, hole) if codec is PIXELS else Task.encoded(pixels, hole, codec, grid=grid, fill=fill)
 
     def _with_adapter(self, sampler: Sampler) -> bool:
         return any(method.weights == "adapter" for method in sampler.methods)
@@ -350,35 +400,22 @@ class Inpainter:
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
-    @contextlib.contextmanager
-    def _weights(self, sampler: Sampler) -> Iterator[None]:
-        """RAD runs with the adapter merged, a zero-shot method with it off: the network of the base model.
 
-        A large network that is differentiated keeps few activations and computes the others again.
-        """
-        checkpointed = any(method.needs_grad for method in sampler.methods) and min(self.size) >= CHECKPOINTED_SIZE
-        if checkpointed:
-            self.unet.enable_gradient_checkpointing()
-        try:
-            if self.peft is None:
-                yield
-            elif self._with_adapter(sampler):
-                with merged(self.peft):
-                    yield
-            else:
-                with self.peft.disable_adapter():
-                    yield
-        finally:
-            if checkpointed:
-                self.unet.disable_gradient_checkpointing()
-            if self.peft is not None:
-                self.peft.requires_grad_(False)  # peft makes a layer that it switches on trainable
+def composite(picture: Image.Image, filled: Image.Image, hole: Tensor, *, feather: int = 0) -> Image.Image:
+    """`picture` where hole (1,H,W) is 0, `filled` elsewhere; both RGB of the same size, no arithmetic on the pixels.
 
+    With `feather` what is known passes into `filled` towards the hole, linearly in the distance, over so many pixels.
+    """
+    composed, inside = picture.copy(), (hole[0] > 0).numpy()
+    if feather and inside.any():
+        from scipy.ndimage import distance_transform_edt
 
-def composite(picture: Image.Image, filled: Image.Image, hole: Tensor) -> Image.Image:
-    """`picture` where hole (1,H,W) is 0, `filled` elsewhere; both RGB of the same size, no arithmetic on the pixels."""
-    composed = picture.copy()
-    composed.paste(filled, mask=Image.fromarray((hole[0] > 0).numpy()))
+        distance = np.asarray(distance_transform_edt(~inside))
+        share = np.clip(1 - distance / (feather + 1), 0, 1)
+        share[distance > feather] = 0
+        composed.paste(filled, mask=Image.fromarray(np.rint(255 * share).astype(np.uint8)))
+    else:
+        composed.paste(filled, mask=Image.fromarray(inside))
     return composed
 
 
@@ -447,15 +484,46 @@ def _peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _size_of(unet: RegionAwareUNet, info: AdapterInfo | None) -> tuple[int, int]:
-    size = unet.config["sample_size"] if info is None else info.size
-    if size is None:
-        raise ValueError("the base model does not say its image size: set sample_size in its config.json")
-    height, width = (size, size) if isinstance(size, int) else size
-    halved = len(unet.config["block_out_channels"]) - 1
-    if height % 2**halved or width % 2**halved:
-        raise ValueError(f"the model's images are {width}x{height}, which its network cannot halve {halved} times")
-    return height, width
+TEXT_TO_IMAGE = ("StableDiffusion3Pipeline", "FluxPipeline")
+
+
+def _load_model(
+    path: str | Path,
+    info: AdapterInfo | None,
+    device: str,
+    precision: Precision,
+    size: int | None,
+    networks: Mapping[str, Any],
+) -> Model:
+    """A base model, or one of which all weights were trained (`info`)."""
+    pipeline = find_pipeline(path)
+    kind = "" if pipeline is None else pipeline.kind
+    if kind in PIPELINES:
+        from rad.stable import StableModel  # its libraries take a second, which other models need not wait for
+
+        _require_none(path, size=size)
+        return StableModel.load(path, device=device, **networks)
+    if kind in TEXT_TO_IMAGE:
+        from rad.flow import FlowModel
+
+        _require_none(path, **networks)
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        return FlowModel.load(path, device=device, size=size, dtype=dtype)
+    _require_none(path, size=size, **networks)
+    if pipeline is not None and is_latent(pipeline):
+        return LatentModel.load(path, device=device, info=info)
+    loaded = load_base(path)
+    unet = patch(loaded.unet).requires_grad_(False)
+    unet.to(device)  # pyright: ignore[reportArgumentType]
+    return PixelModel(unet, loaded, info=info)
+
+
+def _require_none(path: str | Path, **given: object) -> None:
+    """Raises ValueError for what a model has no use for."""
+    for name, value in given.items():
+        if value:
+            which = "SD3 or Flux" if name == "size" else "Stable Diffusion"
+            raise ValueError(f"{path} is not {which}, so {name}={value!r} has no use")
 
 
 def _find_base(folder: Path, info: AdapterInfo) -> str:

@@ -1,6 +1,7 @@
 """What is to be filled, as files: pictures, masks, methods, and the names of what will be written; nothing is computed here."""
 
 import argparse
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from rad.tape import generator
 class Job:
     """A picture, where its mask comes from, and the files to be written: (samples, raw samples, mask).
 
-    `identity`: the name of its results, see `rad.pictures.stems`.
+    `identity`: the name of its results, see `rad.pictures.stems`. `prompt`: what to show, for models that take text.
     """
 
     picture: Picture
@@ -28,6 +29,7 @@ class Job:
     outputs: list[Path]
     raw: list[Path]
     mask_output: Path | None
+    prompt: str = ""
 
     @property
     def files(self) -> list[Path]:
@@ -182,7 +184,7 @@ def plan(
         )
     if any(path.is_file() for path in (folder, *folder.parents)):
         raise ValueError(f"--output {output} cannot be written: there is a file where the folder {folder} has to be")
-    jobs = []
+    jobs, prompts = [], {} if options.prompts is None else read_prompts(options.prompts)
     for picture, identity, mask in inputs:
         stem = output.with_suffix("") if into_file else output / identity
         stems = (
@@ -195,7 +197,14 @@ def plan(
         mask_output = stem.with_name(f"{stem.name}-mask.png") if options.save_mask else None
         if holes is not None:
             mask_output = holes / f"{identity}.png"
-        jobs.append(Job(picture, identity, mask, outputs, raw, mask_output))
+        prompt = prompts.get(picture.name, prompts.get(PurePosixPath(picture.name).name))
+        if prompt is None and prompts and not options.prompt:
+            raise ValueError(
+                f"--prompts {options.prompts} has none for {picture.name}: add it, or give --prompt for the rest"
+            )
+        jobs.append(
+            Job(picture, identity, mask, outputs, raw, mask_output, options.prompt if prompt is None else prompt)
+        )
     written = Counter(path for job in jobs for path in job.files)
     double = sorted(str(path) for path, count in written.items() if count > 1)
     if double:
@@ -212,6 +221,17 @@ def plan(
     if lost:
         raise ValueError(f"--output {output} would write over the input {lost[0]}: give another folder or name")
     return jobs
+
+
+def read_prompts(path: str) -> dict[str, str]:
+    """A JSON file with the prompt of each picture by its name, with the folder in the source or without."""
+    try:
+        prompts = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"--prompts {path} cannot be read ({error}): give a JSON file") from None
+    if not (isinstance(prompts, dict) and prompts and all(isinstance(prompt, str) for prompt in prompts.values())):
+        raise ValueError(f'--prompts {path} has to hold an object, as {{"cat.png": "a cat", "dog.png": "a dog"}}')
+    return prompts
 
 
 def _inputs(options: argparse.Namespace, mask: str, pictures: Sequence[Picture]) -> list[Input]:

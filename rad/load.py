@@ -13,23 +13,28 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rad.adm import ADM_TIME, QkvOrder, adm_config, rename_adm, split_qkv
+from rad.process import karras_sigmas
 
 if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d import UNet2DModel
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 WEIGHT_FILES = tuple(f"diffusion_pytorch_model{e}" for e in (".safetensors", ".fp16.safetensors", ".bin"))
+EDM_SCHEDULERS = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
 MOST_STEPS = 100_000
+INDEX = "model_index.json"
+PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+"""Those of `rad.stable`, by the class that their INDEX names."""
 DDPM_SCHEDULE = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "num_train_timesteps": 1000}
 # ADM's sinusoid: cosines first, frequencies exp(-ln(10000) i / half).
 
@@ -39,7 +44,8 @@ class Base:
     """A base model: the network, its noise schedule and where it came from.
 
     unet: float32, eval mode, on the CPU. betas: (T,) float64 in (0, 1). prediction_type: epsilon, sample or
-    v_prediction. revision: the hub commit, None for local files. hash: `weights_hash` of the network.
+    v_prediction; or edm, in the preconditioning of `rad.prior.EDMPrior` with sigma_data, at sigmas (T,) float64 instead
+    of betas, which are none. revision: the hub commit, None for local files. hash: `weights_hash` of the network.
     """
 
     unet: UNet2DModel
@@ -48,6 +54,8 @@ class Base:
     source: str
     revision: str | None
     hash: str
+    sigmas: Tensor | None = None
+    sigma_data: float = 0.5
 
 
 def weights_hash(state: Mapping[str, Tensor]) -> str:
@@ -83,23 +91,31 @@ def load_base(
     if qkv_order not in ("legacy", "naive"):
         raise ValueError(f"qkv_order is {qkv_order!r}: use 'legacy' or 'naive'")
     path, revision = _locate(source, revision)
+    sigmas, sigma_data = None, 0.5
     if path.is_dir():
         unet = _read_unet(path, norm_eps=norm_eps, qkv_order=qkv_order)
         own = (unet.config["sample_size"], unet.config["attention_head_dim"])
         if image_size not in (256, own[0]) or head_channels not in (64, own[1]):
             warnings.warn(f"{path} says image_size, head_channels = {own}: yours are unused", stacklevel=2)
-        betas, prediction_type = _read_schedule(path)
+        karras = _read_karras(path)
+        if karras is None:
+            betas, prediction_type = read_schedule(path)
+        else:
+            betas, prediction_type, (sigmas, sigma_data) = torch.empty(0, dtype=torch.float64), "edm", karras
     else:
         eps = 1e-5 if norm_eps is None else norm_eps
         size: dict[str, Any] = {"image_size": image_size, "head_channels": head_channels}
-        state = _read_weights(path)
-        with _describing(path):
+        state = read_weights(path)
+        with describing(path):
             unet = convert_adm(state, **size, norm_eps=eps, qkv_order=qkv_order)
         betas, prediction_type = _betas(DDPM_SCHEDULE), "epsilon"
     inputs, outputs = unet.config["in_channels"], unet.config["out_channels"]
     if inputs == 3 and outputs not in (3, 6):
         raise ValueError(f"{path} has {outputs} output channels: a pixel model has 3, or 6 if it learns variances")
-    return Base(unet, betas, prediction_type, str(source), revision, weights_hash(unet.state_dict()))
+    if sigmas is not None and outputs != inputs:
+        raise ValueError(f"{path} has {outputs} output channels for {inputs}: a network of EDM's has as many")
+    own_hash = weights_hash(unet.state_dict())
+    return Base(unet, betas, prediction_type, str(source), revision, own_hash, sigmas, sigma_data)
 
 
 def save_base(
@@ -125,7 +141,7 @@ def save_base(
     config = {key: value for key, value in unet.config.items() if not key.startswith("_")}
     dtype = torch.float16 if half else torch.float32
     weights = {name: value.detach().to("cpu", dtype).contiguous() for name, value in unet.state_dict().items()}
-    _require_fit(empty_unet(config), weights)
+    require_fit(empty_unet(config), weights)
     if not all(value.isfinite().all() for value in weights.values()):
         raise ValueError(f"some weights are not finite in {dtype}: save with half=False, or check the training")
     place = Path(folder) / "unet"
@@ -176,21 +192,31 @@ def _locate(source: str | Path, revision: str | None) -> tuple[Path, str | None]
         if revision is not None:
             warnings.warn(f"revision={revision!r} is unused: {path} is a local path", stacklevel=3)
         return path, None
-    is_file_name = path.suffix in (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
-    if isinstance(source, Path) or is_file_name or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source):
+    if not is_hub_id(source):
         raise FileNotFoundError(
             f"no base model at {str(source)!r}: give a diffusers folder, a guided-diffusion .pt file or a hub"
             " id 'organisation/name'"
         )
+    settings = ["config.json", "unet/config.json", "scheduler_config.json", "scheduler/scheduler_config.json"]
+    for weights in WEIGHT_FILES:
+        folder = fetch(str(source), [*settings, weights, f"unet/{weights}"], revision=revision)
+        if (folder / weights).is_file() or (folder / "unet" / weights).is_file():
+            break
+    return folder, folder.name  # the hub client names a snapshot's folder by its commit
+
+
+def is_hub_id(source: str | Path) -> bool:
+    """Whether it reads as "organisation/name", and not as the name of a file."""
+    is_file_name = Path(source).suffix in (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
+    return not (isinstance(source, Path) or is_file_name or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source))
+
+
+def fetch(source: str, files: Sequence[str], *, revision: str | None) -> Path:
+    """The folder of a hub id, with those of `files` (patterns) that it has. Raises ValueError where it cannot be fetched."""
     from huggingface_hub import constants, snapshot_download
 
-    settings = ["config.json", "unet/config.json", "scheduler_config.json", "scheduler/scheduler_config.json"]
     try:
-        for weights in WEIGHT_FILES:
-            wanted = [*settings, weights, f"unet/{weights}"]
-            folder = Path(snapshot_download(source, revision=revision, allow_patterns=wanted))
-            if (folder / weights).is_file() or (folder / "unet" / weights).is_file():
-                break
+        return Path(snapshot_download(source, revision=revision, allow_patterns=list(files)))
     except Exception as error:  # the hub client raises the errors of whichever HTTP library its version uses
         if constants.HF_HUB_OFFLINE:
             raise ValueError(
@@ -201,7 +227,6 @@ def _locate(source: str | Path, revision: str | None) -> tuple[Path, str | None]
             f"{source!r} is no local path and could not be fetched from the Hugging Face hub"
             f" ({type(error).__name__}): check name, revision and connection, or give a local folder"
         ) from error
-    return folder, folder.name  # the hub client names a snapshot's folder by its commit
 
 
 def _read_unet(folder: Path, *, norm_eps: float | None, qkv_order: QkvOrder) -> UNet2DModel:
@@ -210,14 +235,18 @@ def _read_unet(folder: Path, *, norm_eps: float | None, qkv_order: QkvOrder) -> 
     weights = next((place / name for name in WEIGHT_FILES if (place / name).is_file()), None)
     if weights is None:
         raise FileNotFoundError(f"no weights in {place}: put {' or '.join(WEIGHT_FILES)} there")
-    # Attention layers had other names when google/ddpm-* were stored (diffusers before 0.15).
-    old = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-    pattern = re.compile(r"(?<=\d\.)(query|key|value|proj_attn)(?=\.)")
-    state = {pattern.sub(lambda m: old[m[0]], name): value for name, value in _read_weights(weights).items()}
-    with _describing(place):
+    state = with_new_names(read_weights(weights))
+    with describing(place):
         if per_head:
             state |= _sorted_rows(state, config.get("attention_head_dim", 8))
         return _build(config, state)
+
+
+def with_new_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Attention layers had other names when google/ddpm-* and CompVis/ldm-* were stored (diffusers before 0.15)."""
+    old = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+    pattern = re.compile(r"(?<=\d\.)(query|key|value|proj_attn)(?=\.)")
+    return {pattern.sub(lambda m: old[m[0]], name): value for name, value in state.items()}
 
 
 def _read_config(path: Path, *, norm_eps: float | None, qkv_order: QkvOrder) -> tuple[dict[str, Any], bool]:
@@ -226,7 +255,7 @@ def _read_config(path: Path, *, norm_eps: float | None, qkv_order: QkvOrder) -> 
 
     if not path.is_file():
         raise FileNotFoundError(f"no {path}: give a diffusers folder, with unet/ and scheduler/ or both in one")
-    config = _read_json(path)
+    config = read_json(path)
     if config.get("_class_name") != "UNet2DModel":
         raise ValueError(f"{path} describes a {config.get('_class_name')}: only a UNet2DModel can be loaded")
     config = {key: value for key, value in config.items() if not key.startswith("_")}
@@ -262,19 +291,45 @@ def _sorted_rows(state: Mapping[str, Tensor], head_channels: int | None) -> dict
     return rows
 
 
-def _read_schedule(folder: Path) -> tuple[Tensor, str]:
+def read_schedule(folder: Path) -> tuple[Tensor, str]:
     """(T,) float64 betas and the prediction type of a folder's scheduler."""
     places = (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json")
     path = next((place for place in places if place.is_file()), None)
     if path is None:
         warnings.warn(f"no scheduler_config.json in {folder}: taking DDPM's linear schedule", stacklevel=3)
         return _betas(DDPM_SCHEDULE), "epsilon"
-    config = _read_json(path)
+    config = read_json(path)
     prediction_type = config.get("prediction_type", "epsilon")
     if prediction_type not in PREDICTION_TYPES:
         raise ValueError(f"{path}: prediction_type {prediction_type!r} is not one of {', '.join(PREDICTION_TYPES)}")
-    with _describing(path):
+    with describing(path):
         return _check_betas(_betas(config)), prediction_type
+
+
+def _read_karras(folder: Path) -> tuple[Tensor, float] | None:
+    """(T,) float64 sigmas, increasing, and sigma_data of a folder whose scheduler has EDM's formulation; None for others."""
+    places = (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json")
+    path = next((place for place in places if place.is_file()), places[0])
+    config = read_json(path) if path.is_file() else {}
+    if config.get("_class_name") not in EDM_SCHEDULERS:
+        return None
+    with describing(path):
+        return _karras(config)
+
+
+def _karras(config: Mapping[str, Any]) -> tuple[Tensor, float]:
+    numbers = {"sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5, "rho": 7.0}
+    low, high, data, rho = (config.get(name, default) for name, default in numbers.items())
+    steps = config.get("num_train_timesteps", 1000)
+    if not (isinstance(steps, int) and 2 <= steps <= MOST_STEPS and 0 < low < high < math.inf and rho > 0 and data > 0):
+        raise ValueError("the levels of noise do not rise from above 0: fetch the file again")
+    if config.get("prediction_type", "epsilon") != "epsilon":
+        raise ValueError(
+            f"prediction_type is {config['prediction_type']!r}: in EDM's formulation only 'epsilon' is known"
+        )
+    if config.get("sigma_schedule", "karras") == "exponential":
+        return torch.linspace(math.log(low), math.log(high), steps, dtype=torch.float64).exp(), float(data)
+    return karras_sigmas(steps, low=low, high=high, rho=rho), float(data)
 
 
 def _betas(config: Mapping[str, Any]) -> Tensor:
@@ -306,7 +361,7 @@ def _check_betas(betas: Tensor) -> Tensor:
     return betas
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -316,7 +371,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path) -> dict[str, Tensor]:
     """Name -> tensor, from a .safetensors or a torch file; pickled code is never run."""
     from safetensors.torch import load_file
 
@@ -335,7 +390,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _describing(path: Path) -> Iterator[None]:
+def describing(path: Path) -> Iterator[None]:
     """What settings or shapes out of a file make diffusers and torch raise, in one line with its path."""
     try:
         yield
@@ -370,7 +425,7 @@ def _build(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> UNet2DMode
             f"layers_per_block is {layers!r}, for {len(state)} weights: use the config they were saved with"
         )
     unet = empty_unet(config)
-    _require_fit(unet, state)
+    require_fit(unet, state)
     require_run(unet)
     unet.to_empty(device=next(iter(state.values())).device)
     unet.load_state_dict(state)
@@ -399,8 +454,9 @@ def require_run(unet: UNet2DModel) -> None:
         raise ValueError(f"the network makes {tuple(shape)} of {tuple(image.shape)}: check sample_size in its config")
 
 
-def _require_fit(unet: UNet2DModel, state: Mapping[str, Tensor]) -> None:
-    wanted = {name: value.shape for name, value in [*unet.named_parameters(), *unet.named_buffers()]}
+def require_fit(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless `state` has every name and shape of the network, and no other."""
+    wanted = {name: value.shape for name, value in [*network.named_parameters(), *network.named_buffers()]}
     problems = {
         "missing": wanted.keys() - state.keys(),
         "left over": state.keys() - wanted.keys(),

@@ -1,14 +1,15 @@
 """Priors: from a noisy image and its noise to an estimate of the clean one, D(x) = E[x0 | x].
 
-`UNetPrior` wraps a trained network. `GaussianPrior` is exact for Gaussian data, for scalar and per-pixel levels, and
-`MixturePrior` for mixtures of such data. With A = diag(a), S = diag(s), M = A Sigma A + S^2,
+`UNetPrior` and `EDMPrior` wrap a trained network. `GaussianPrior` is exact for Gaussian data, for scalar and per-pixel levels,
+and `MixturePrior` for mixtures of such data. With A = diag(a), S = diag(s), M = A Sigma A + S^2,
 
     D(x) = mu + Sigma A M^-1 (x - A mu),    Cov[x0 | x] = Sigma - Sigma A M^-1 A Sigma.
 """
 
 import math
-from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,33 @@ class Prior(Protocol):
 
     def estimate(self, x: Tensor, noise: Noise) -> Estimate:
         """x (B,C,H,W) at `noise` -> estimate of the clean image; one network call an image (1 NFE)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Semantics:
+    """What a prior says of a noisy image from its prompt alone, and where it looks at it.
+
+    Args:
+        estimate: as of `Prior.estimate`, without classifier-free guidance.
+        shares: for several layers, (B,h,w) in [0,1]: the part of a cell's attention that the words of the prompt have; 0
+            where there is no prompt.
+    """
+
+    estimate: Estimate
+    shares: list[Tensor]
+
+
+@runtime_checkable
+class TextPrior(Prior, Protocol):
+    """A prior that fills by a text, and can tell where the text acts."""
+
+    def bounded(self, hole: Tensor) -> "TextPrior":
+        """The same prior, whose text acts in the hole (B,1,H,W) alone; unbounded where there is no hole, or no text."""
+        ...
+
+    def semantic(self, x: Tensor, noise: Noise, *, fine: bool) -> Semantics:
+        """One network call. `fine`: of all layers with text; else not of those with the most cells."""
         ...
 
 
@@ -79,6 +107,36 @@ class UNetPrior:
             x0 = _ClampPassingGradients.apply(x0)
         learned = self.learned_variance and output.shape[1] == 2 * self.channels
         return Estimate(x0, (output[:, self.channels :] + 1) / 2 if learned else None)
+
+
+class EDMPrior:
+    """A network in EDM's preconditioning (Karras et al. 2022, arXiv 2206.00364, eq. 7 and table 1), at levels of any units:
+
+        D(x; sigma) = c_skip x + c_out F(c_in x; ln(sigma) / 4)  at  x / a  and  sigma = s / a
+
+    with d = sigma_data, c_skip = d^2 / (sigma^2 + d^2), c_out = sigma d / sqrt(sigma^2 + d^2), c_in = 1 / sqrt(sigma^2 + d^2).
+
+    Args:
+        network: F, called as network(x (B,C,H,W), c_noise (B,)) -> (B,C,H,W).
+        sigma_data: deviation of the data that it was trained on.
+    """
+
+    def __init__(
+        self, network: Callable[[Tensor, Tensor], Tensor], *, sigma_data: float = 0.5, channels: int = 3
+    ) -> None:
+        if not sigma_data > 0:
+            raise ValueError(f"sigma_data is {sigma_data}; it must be above 0")
+        self.network, self.sigma_data, self.channels = network, sigma_data, channels
+
+    def estimate(self, x: Tensor, noise: Noise) -> Estimate:
+        assert noise.index is None, "EDM networks are told one level an image"
+        sigma = (noise.levels_s / noise.levels_a).clamp(min=1e-8)  # of a clean image the logarithm would be infinite
+        width = sigma.square() + self.sigma_data**2
+        c_skip, c_out, c_in = self.sigma_data**2 / width, sigma * self.sigma_data / width.sqrt(), 1 / width.sqrt()
+        scaled = noise.spread((c_in / noise.levels_a).to(x.dtype)) * x
+        output = self.network(scaled, (sigma[:, 0].log() / 4).to(x.dtype)).to(x.dtype)
+        kept = noise.spread((c_skip / noise.levels_a).to(x.dtype)) * x
+        return Estimate(kept + noise.spread(c_out.to(x.dtype)) * output)
 
 
 class GaussianPrior:

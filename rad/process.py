@@ -21,6 +21,9 @@ from torch import Tensor
 CLEAN = -1
 """The time before time 0: no noise anywhere."""
 
+LEAST_SIGNAL = 2.0**-12
+"""The least a of a flow's levels: where its table ends in pure noise, a ratio s / a would be infinite."""
+
 TimeOrigin = Literal["official", "adm", "image"]
 
 
@@ -160,6 +163,62 @@ class Uniform:
         return Noise(*_amplitudes(log_abar), times=t.clamp(min=0)[:, None].to(torch.float64))
 
 
+class Flow:
+    """One level of a rectified flow for the whole image: a = 1 - sigma, s = sigma (Liu et al. 2022, arXiv 2209.03003).
+
+    Args:
+        sigmas: (T,) in (0,1], increasing; the last is held below 1 by `LEAST_SIGNAL`.
+        scale: the network is told scale * sigma, of the very sigma that x has.
+    """
+
+    def __init__(self, sigmas: Tensor, *, scale: float = 1000.0) -> None:
+        self.sigmas = sigmas.to(torch.float64).clamp(max=1 - LEAST_SIGNAL)
+        if not (len(sigmas) and self.sigmas[0] > 0 and bool((self.sigmas.diff() > 0).all())):
+            raise ValueError("the sigmas of a flow must increase from above 0 to at most 1")
+        self.scale = scale
+        self.steps = self.sampled_steps = len(sigmas)
+        self.table = torch.cat([self.sigmas, self.sigmas.new_zeros(1)])
+
+    def noise(self, t: Tensor, regions: Regions | None = None) -> Noise:
+        """t (B,) int64; `regions` changes nothing."""
+        _check_times(t, self.steps)
+        sigma = self.table.to(t.device)[t][:, None]
+        return Noise(1 - sigma, sigma, times=self.scale * sigma)
+
+
+def shifted_sigmas(steps: int = 1000, *, shift: float = 3.0) -> Tensor:
+    """Stable Diffusion 3's levels, sigma = shift tau / (1 + (shift - 1) tau) at tau = 1/T .. 1 (arXiv 2403.03206, eq. 23)."""
+    tau = torch.arange(1, steps + 1, dtype=torch.float64) / steps
+    return shift * tau / (1 + (shift - 1) * tau)
+
+
+class EDM:
+    """One level for the whole image in EDM's units: a = 1, s = sigma (Karras et al. 2022, arXiv 2206.00364).
+
+    Args:
+        sigmas: (T,) above 0, increasing. The network is told ln(sigma) / 4, which is the paper's c_noise.
+    """
+
+    def __init__(self, sigmas: Tensor) -> None:
+        self.sigmas = sigmas.to(torch.float64)
+        if not (len(sigmas) and self.sigmas[0] > 0 and bool((self.sigmas.diff() > 0).all())):
+            raise ValueError("the sigmas must increase from above 0")
+        self.steps = self.sampled_steps = len(sigmas)
+        self.table = torch.cat([self.sigmas, self.sigmas.new_zeros(1)])
+
+    def noise(self, t: Tensor, regions: Regions | None = None) -> Noise:
+        """t (B,) int64; `regions` changes nothing. The clean level is told as the least one."""
+        _check_times(t, self.steps)
+        sigma = self.table.to(t.device)[t][:, None]
+        return Noise(torch.ones_like(sigma), sigma, times=sigma.clamp(min=float(self.sigmas[0])).log() / 4)
+
+
+def karras_sigmas(steps: int = 1000, *, low: float = 0.002, high: float = 80.0, rho: float = 7.0) -> Tensor:
+    """EDM's levels, even in sigma^(1/rho), increasing (arXiv 2206.00364, eq. 5)."""
+    roots = torch.linspace(low ** (1 / rho), high ** (1 / rho), steps, dtype=torch.float64)
+    return roots**rho
+
+
 class RegionAware:
     """RAD's two-phase process: pixel by pixel, from a hole map (0 known, 1 to be filled, between: partly noised).
 
@@ -198,6 +257,45 @@ class RegionAware:
         log_abar = self.log_abar(t, regions.values)
         times = fractional_times(-torch.expm1(log_abar), self.grid.to(t.device))
         return Noise(*_amplitudes(log_abar), times=_told(times, self.time_origin), index=regions.index)
+
+
+class RegionAwareFlow:
+    """RAD's two phases for a rectified flow, with S the largest sigma of the flow and g_t its levels:
+
+        phase 1:  sigma_t = m g_t        phase 2:  sigma_t = m S + (1 - m) g_(t-T1)
+
+    Ours: the paper has variance-preserving levels alone. As there, phase 1 noises the hole while the known pixels wait.
+    """
+
+    def __init__(self, own: Flow) -> None:
+        self.own, self.sampled_steps, self.steps = own, own.steps, 2 * own.steps
+
+    def noise(self, t: Tensor, regions: Regions | None) -> Noise:
+        """t (B,) int64 in [CLEAN, 2 T1), each image its own."""
+        if regions is None:
+            raise ValueError("the region-aware process needs the regions of a hole map: Regions.of(hole)")
+        _check_times(t, self.steps)
+        table, m = self.own.table.to(t.device), regions.values
+        second = t >= self.sampled_steps
+        g = table[torch.where(second, t - self.sampled_steps, t)][:, None]
+        sigma = torch.where(second[:, None], m * table[-2] + (1 - m) * g, m * g)
+        return Noise(1 - sigma, sigma, times=self.own.scale * sigma, index=regions.index)
+
+
+def region_aware(own: Process, *, time_origin: TimeOrigin = "adm") -> Process:
+    """RAD's process for a model whose own is `own`. Raises ValueError for one that has no such form."""
+    if isinstance(own, Uniform):
+        return RegionAware(own.betas, time_origin=time_origin)
+    if isinstance(own, Flow):
+        return RegionAwareFlow(own)
+    raise ValueError("RAD needs a variance-preserving model or a flow; this model has another kind of noise")
+
+
+def betas_of(own: Process) -> Tensor:
+    """The betas of a variance-preserving model. Raises ValueError for a model of another kind."""
+    if not isinstance(own, Uniform):
+        raise ValueError("the method needs a variance-preserving model; this one is a flow or has EDM's noise levels")
+    return own.betas
 
 
 class PerPixel:

@@ -3,6 +3,7 @@
 import argparse
 import csv
 import datetime
+import hashlib
 import io
 import json
 import platform
@@ -13,9 +14,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rad.conditions import CONDITIONS, NETWORKS
 from rad.environment import commit, cpu
 from rad.files import write_text
-from rad.jobs import Label, mask_name
+from rad.jobs import Label, mask_name, read_prompts
 from rad.pictures import absolute, is_source
 
 if TYPE_CHECKING:
@@ -23,8 +25,14 @@ if TYPE_CHECKING:
     from rad.sampler import Method
 
 COSTS = ("image", "nfe", "vjp", "seconds", "peak_mib")
-SAME = ("image", "seed", "num_samples", "size_policy", "margin", "mask_polarity")
+SAME = (
+    *("image", "seed", "num_samples", "size_policy", "margin", "mask_polarity", "prompts", "size"),
+    *CONDITIONS,
+    *NETWORKS,
+)
 """Options that all results of a folder have in common: without them they could not be compared."""
+ONLY_IF_GIVEN = {"grid": None, "dilate": 0, "encode_full": False, "feather": 0}
+"""Options that are settings of a method where they are not what they are by default."""
 
 
 class Record:
@@ -43,7 +51,7 @@ class Record:
         if self.path.is_file() and ENTRIES.keys() - self.before.keys():
             raise ValueError(f"{self.path} is not the record of a comparison: give another --output")
         self.before = self.before or {name: outer() for name, (outer, _) in ENTRIES.items()}
-        self.options = {**vars(options), "image": absolute(options.image)}
+        self.options = {**vars(options), "image": absolute(options.image), "prompts": _prompts(options.prompts)}
         self.masks = {
             mask_name(mask): {
                 "mask": absolute(mask) if is_source(mask) else mask,
@@ -60,8 +68,11 @@ class Record:
         for name, source in self.masks.items():
             self._compare(f"masks {name}", self.before["mask_sources"].get(name, source), source)
         for label, own in self.settings.items():
-            there = self.before["settings"].get(label, {})
-            self._compare(label, {name: there.get(name, value) for name, value in own.items()}, own)
+            there = self.before["settings"].get(label, own)
+            defaults = {**own, **ONLY_IF_GIVEN}
+            names = own.keys() | (there.keys() & ONLY_IF_GIVEN.keys())
+            before, now = ({name: one.get(name, defaults[name]) for name in sorted(names)} for one in (there, own))
+            self._compare(label, before, now)
         adapter = Path(options.checkpoint) / "adapter_model.safetensors"
         if adapter.is_file():
             self.model["adapter_hash"] = _hash(adapter)
@@ -75,7 +86,7 @@ class Record:
     def complete(self, inpainter: "Inpainter", steps: Mapping[Label, int], devices: Sequence[str]) -> None:
         """With the model, the steps on it, and the device of each process. Raises ValueError as above."""
         self.model.update(
-            checkpoint=self.options["checkpoint"], base=inpainter.base.source, base_hash=inpainter.base.hash
+            checkpoint=self.options["checkpoint"], base=inpainter.model.source, base_hash=inpainter.model.hash
         )
         self._compare_model()
         for label, count in steps.items():
@@ -229,10 +240,21 @@ def _settings(options: argparse.Namespace, method: "Method") -> dict[str, Any]:
     """Of a method as it is called; the steps are known with the model only."""
     own = {one.name: getattr(method, one.name) for one in fields(method)}
     shown = {name: value if isinstance(value, int | float | str | None) else str(value) for name, value in own.items()}
+    given = {
+        name: getattr(options, name) for name, default in ONLY_IF_GIVEN.items() if getattr(options, name) != default
+    }
     if method.weights == "none":
-        return {"method": method.name, **shown}
+        return {"method": method.name, **shown, **given}
     eta = options.eta if options.eta is not None and method.uses_eta else method.preset_eta
-    return {"method": method.name, "eta": eta, "precision": options.precision, **shown}
+    return {"method": method.name, "eta": eta, "precision": options.precision, **shown, **given}
+
+
+def _prompts(path: str | None) -> str | None:
+    """The prompts of a file, by a hash: what it is called changes nothing."""
+    if path is None:
+        return None
+    content = json.dumps(read_prompts(path), sort_keys=True)
+    return f"{Path(path).name}, sha256 {hashlib.sha256(content.encode()).hexdigest()[:16]}"
 
 
 def _environment(devices: Sequence[str]) -> dict[str, Any]:

@@ -15,8 +15,9 @@ from typing import Any, ClassVar, Literal, Protocol, get_args, get_origin, get_t
 import torch
 from torch import Tensor
 
-from rad.prior import Prior
-from rad.process import Noise, Process, Regions, TimeOrigin, Uniform, spaced_times
+from rad.codec import PIXELS, Codec, Grid, Prefill, latent_hole, prefill
+from rad.prior import Prior, Semantics, TextPrior
+from rad.process import Noise, Process, Regions, TimeOrigin, spaced_times
 from rad.step import Estimate, noised, renoise, reverse_step
 
 
@@ -54,6 +55,12 @@ class CountedPrior:
         self._last = (x, noise, estimate)
         return estimate
 
+    def semantic(self, x: Tensor, noise: Noise, *, fine: bool) -> Semantics:
+        """As `TextPrior.semantic`, one network call."""
+        assert isinstance(self.prior, TextPrior)
+        self.nfe += 1
+        return self.prior.semantic(x, noise, fine=fine)
+
     def gradient(self, loss: Tensor, x: Tensor) -> Tensor:
         """d loss / d x, (B,C,H,W), for the losses (B,) of the images, each of which depends on its own x alone."""
         self.vjp += 1
@@ -69,11 +76,17 @@ class Task:
         known: (B,C,H,W) in [-1,1], zero where the hole is 1, so that nothing can read what is to be found.
         hole: (B,1,H,W) in [0,1], 1 = fill; between: kept in part (RAD's soft masks).
         regions: the hole as its distinct values.
+        codec: between what the model works on (pixels, or latents) and pixels.
+        picture: (B,3,H,W) in [-1,1] the known pixels, zero where picture_hole (B,1,H,W) is 1. Of a pixel model these are
+            `known` and `hole`; of a latent one `known` (B,c,h,w) is its encoding, and `hole` the cells that it spoils.
     """
 
     known: Tensor
     hole: Tensor
     regions: Regions
+    codec: Codec
+    picture: Tensor
+    picture_hole: Tensor
 
     @classmethod
     def of(cls, image: Tensor, hole: Tensor) -> "Task":
@@ -82,8 +95,25 @@ class Task:
             raise ValueError(
                 f"image is {tuple(image.shape)} and hole {tuple(hole.shape)}; expected (B,C,H,W) and (B,1,H,W)"
             )
-        regions = Regions.of(hole)
-        return cls(torch.where(hole == 1, 0.0, image), hole.to(image.dtype), regions)
+        known, regions, hole = torch.where(hole == 1, 0.0, image), Regions.of(hole), hole.to(image.dtype)
+        return cls(known, hole, regions, PIXELS, known, hole)
+
+    @classmethod
+    def encoded(
+        cls, picture: Tensor, hole: Tensor, codec: Codec, *, grid: Grid | None = None, fill: Prefill = "smooth"
+    ) -> "Task":
+        """A task for a latent model.
+
+        Args:
+            picture: (B,3,H,W) in [-1,1]; hole: (B,1,H,W) in [0,1]; sides are multiples of codec.factor.
+            grid: how the hole comes to the latent grid; fill: what the hole holds when the picture is encoded, so that known
+                latents have not seen it; "none": its own content (`encode_full` of other programs, which leaks).
+        """
+        plain = cls.of(picture, hole)
+        cells = latent_hole(plain.hole, codec.factor, grid or Grid())
+        latents = codec.encode(prefill(picture if fill == "none" else plain.picture, plain.hole, fill))
+        inner = cls.of(latents, cells)
+        return cls(inner.known, inner.hole, inner.regions, codec, plain.picture, plain.hole)
 
 
 @dataclass(frozen=True)
@@ -137,6 +167,7 @@ class Method:
         needs_grad: whether the network is differentiated; then bf16 is refused.
         weights: "base": the pretrained network; "adapter": RAD's; "none": no network at all.
         uses_eta: whether the sampler's eta has a meaning for it.
+        needs_text: whether it needs a `TextPrior`.
     """
 
     paper: ClassVar[str] = ""
@@ -145,6 +176,7 @@ class Method:
     needs_grad: ClassVar[bool] = False
     weights: ClassVar[Literal["base", "adapter", "none"]] = "base"
     uses_eta: ClassVar[bool] = True
+    needs_text: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         kinds = get_type_hints(type(self))
@@ -162,20 +194,24 @@ class Method:
 
     @property
     def name(self) -> str:
-        """In lower case, as on the command line."""
-        return type(self).__name__.lower()
+        """As on the command line."""
+        return name_of(type(self))
 
     def check(self) -> object:
         """Called before any network call. Raises ValueError where something that the method needs is missing."""
         return None
 
-    def process(self, betas: Tensor, time_origin: TimeOrigin) -> Process:
-        """The noise process that the method runs on, for a model with these betas."""
-        return Uniform(betas)
+    def process(self, own: Process, time_origin: TimeOrigin) -> Process:
+        """The noise process that the method runs on, for a model whose own is `own`."""
+        return own
 
     def regions(self, task: Task) -> Regions:
         """The distinct values that the process tells apart: those of the hole itself."""
         return task.regions
+
+    def view(self, prior: Prior, task: Task) -> Prior:
+        """The denoiser as the method uses it for this task. Raises ValueError for one that lacks what the method needs."""
+        return prior
 
     def plan(self, times: list[int]) -> list[int]:
         """The levels visited, ending in CLEAN; a level that is higher than the one before is a forward move."""
@@ -185,6 +221,15 @@ class Method:
         """Work for one image on the levels that `plan` gave."""
         calls = sum(nxt < now for now, nxt in pairwise(times))
         return Cost(calls, calls if self.needs_grad else 0)
+
+    def decode(self, x: Tensor, task: Task) -> Tensor:
+        """The pictures (B,3,H,W) in [-1,1] of what the method made, x (B,C,h,w), before known pixels are put back."""
+        return task.codec.decode(x)
+
+
+def name_of(kind: type[Method]) -> str:
+    """What a method is called: the name of its file."""
+    return kind.__module__.rpartition(".")[2]
 
 
 def _range(low: float, high: float) -> str:
@@ -317,6 +362,8 @@ class Sampler:
     def __call__(self, prior: Prior, task: Task, *, noise: Draws) -> Sample:
         """Fill the holes of `task`. Draws come from `noise`, whose rows are the images of the task."""
         began = time.perf_counter()
+        for method in self.methods:
+            prior = method.view(prior, task)
         counted, drawn = CountedPrior(prior), 0
 
         def draw() -> Tensor:

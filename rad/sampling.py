@@ -8,11 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
+from rad.conditions import add_conditions, check_conditions, networks_of
 from rad.console import EXIT_INPUT, EXIT_OK, EXIT_SOME, Parser, counted, tell
 from rad.device import find_devices
-from rad.filling import Account, Failures, Filler, Need, cut, fill_here, write_picture
+from rad.filling import (
+    Account,
+    Failures,
+    Filler,
+    Need,
+    cut,
+    fill_here,
+    grid_of,
+    write_picture,
+)
 from rad.jobs import Cell, Job, Label, make_plan, share
 from rad.masks import MaskGenerator
 from rad.masks.files import looks_inverted, same_mask
@@ -24,6 +33,7 @@ from rad.workers import Setup, fill_by_workers
 if TYPE_CHECKING:
     from rad.evaluation.features import Extractor
     from rad.inpainter import Inpainter
+    from rad.process import Process
     from rad.sampler import Method
 
 
@@ -39,6 +49,7 @@ def run(options: argparse.Namespace) -> int:
     settings = parse_settings(options.set, list(dict.fromkeys(label.method for label in labels)))
     methods = {label: create(label.method, settings[label.method]) for label in labels}
     _check_numbers(options)
+    check_conditions(options)
     plan = make_plan(options, labels)
     whole = options.shard is None
     cells = plan.cells if whole else share(plan.cells, options.shard, options.batch_size)
@@ -95,6 +106,10 @@ def _check_numbers(options: argparse.Namespace) -> None:
         raise ValueError(f"--limit {options.limit}: give a number of pictures of at least 1")
     if options.margin is not None and options.margin < 0:
         raise ValueError(f"--margin {options.margin}: allowed are 0 to less than half the model's size")
+    if options.feather < 0 or options.dilate < 0:
+        raise ValueError(f"--feather {options.feather} --dilate {options.dilate}: give 0 (off) or more")
+    if options.guidance is not None and not 0 <= options.guidance < float("inf"):
+        raise ValueError(f"--guidance {options.guidance}: give 0 to 1 (the prompt as it is) or more")
     if options.devices < 1:
         raise ValueError(f"--devices {options.devices}: give 1, or the number of devices to share the pictures")
 
@@ -126,11 +141,14 @@ def _make(
         base=options.base,
         device=devices[0] if len(devices) == 1 else "cpu",  # several processes have each its own
         precision=options.precision,
+        size=options.size,
+        **networks_of(options),
     )
+    _check_told(inpainter, options, methods, [job for cell in fresh for job in cell.jobs])
     if options.margin is not None and options.size_policy == "crop" and 2 * options.margin >= inpainter.size[0]:
         raise ValueError(f"--margin {options.margin}: allowed are 0 to {(inpainter.size[0] - 1) // 2} with this model")
     methods = {label: inpainter.complete(method) for label, method in methods.items()}
-    steps = {label: _steps(label, method, options, inpainter.base.betas) for label, method in methods.items()}
+    steps = {label: _steps(label, method, options, inpainter.model.own) for label, method in methods.items()}
     work = {}
     for label, method in methods.items():
         work[label] = inpainter.sampler(method, steps=steps[label], eta=options.eta).cost
@@ -167,7 +185,22 @@ def _make(
     fill_by_workers(setup, accounts, devices, failures)
 
 
-def _steps(label: Label, method: "Method", options: argparse.Namespace, betas: Tensor) -> int:
+def _check_told(
+    inpainter: "Inpainter", options: argparse.Namespace, methods: dict[Label, "Method"], jobs: Sequence[Job]
+) -> None:
+    """What a model is told is said to be of no use before anything is filled."""
+    from rad.model import Condition
+
+    told = [
+        Condition(prompt, options.negative, options.guidance) for prompt in dict.fromkeys(job.prompt for job in jobs)
+    ]
+    if any(method.weights != "none" for method in methods.values()):
+        inpainter.check(told, grid=grid_of(options), fill="none" if options.encode_full else "smooth")
+    elif told != [Condition()]:
+        raise ValueError("a prompt has no effect on methods that use no network")
+
+
+def _steps(label: Label, method: "Method", options: argparse.Namespace, own: "Process") -> int:
     from rad.catalogue import cost, steps_within
 
     fixed = label.steps is not None or label.budget is not None
@@ -176,11 +209,11 @@ def _steps(label: Label, method: "Method", options: argparse.Namespace, betas: T
         return method.preset_steps
     if budget is None:
         return method.preset_steps if wanted is None else wanted
-    steps = steps_within(method, budget, betas=betas)
-    work = cost(method, steps, betas=betas)
+    steps = steps_within(method, budget, own=own)
+    work = cost(method, steps, own=own)
     unused = ""
-    if 2 * work.units < budget and steps < len(betas):
-        more = cost(method, steps + 1, betas=betas).units
+    if 2 * work.units < budget and steps < own.sampled_steps:
+        more = cost(method, steps + 1, own=own).units
         unused = (
             f"; {counted(steps + 1, 'step')} would cost {more}, so much of the budget is not used: change its settings"
         )
@@ -352,6 +385,22 @@ def parser() -> Parser:
         type=int,
         help="for crop: pixels that a window sees around its core (an eighth of its size)",
     )
+    made.add_argument("--feather", type=int, default=0, help="pixels over which what is known passes into the filling")
+    made.add_argument(
+        "--size", type=int, help="side of the pictures in pixels, for SD3 and Flux; the model's own if not given"
+    )
+    latent = made.add_argument_group("for models that work on latents")
+    latent.add_argument(
+        "--grid",
+        choices=["average", "bilinear", "nearest"],
+        help="how the hole comes to the latent grid; average, where a cell is known if 95%% of it is, if not given",
+    )
+    latent.add_argument("--dilate", type=int, default=0, help="rings of cells that are added to the hole")
+    latent.add_argument(
+        "--encode_full",
+        action="store_true",
+        help="let the encoder see what is in the hole, as other programs do: the result knows something of it",
+    )
     made.add_argument("--batch_size", type=int, default=8, help="windows that go through the network together")
     made.add_argument("--precision", default="32", choices=["32", "bf16"])
     made.add_argument("--device", default="auto", help="auto: an accelerator if there is one, or cpu")
@@ -384,6 +433,7 @@ def parser() -> Parser:
         help="then score the files: metrics.csv, summary.md and report.html in --output",
     )
     made.add_argument("--overwrite", action="store_true", help="make finished pictures again")
+    add_conditions(made.add_argument_group("for text-to-image models"))
     add_options(made.add_argument_group("for --report"))
     return made
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rad.conditions import networks_of
 from rad.console import Progress
 from rad.device import threads_of_each
 from rad.filling import Account, Chunk, Failures, Filler
@@ -44,7 +45,12 @@ class Setup:
 
         options = self.options
         inpainter = Inpainter.from_pretrained(
-            options.checkpoint, base=options.base, device=device, precision=options.precision
+            options.checkpoint,
+            base=options.base,
+            device=device,
+            precision=options.precision,
+            size=options.size,
+            **networks_of(options),
         )
         methods = {label: inpainter.complete(method) for label, method in self.methods.items()}
         return Filler(inpainter, methods, self.steps, options)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rad.methods.m2s import M2S, Coarse
 from rad.prior import GaussianPrior
-from rad.process import Noise, Uniform, linear_betas
+from rad.process import Noise, Process, Uniform, linear_betas
 from rad.sampler import Loop, Method, Sampler, SamplingCallback, State, Task
 from rad.step import Estimate, reverse_step, step_levels
 from rad.tape import NoiseTape
@@ -49,6 +49,13 @@ def make_world(size: int = 8) -> World:
     hole = torch.zeros(1, 1, size, size, dtype=DOUBLE)
     hole[..., 2:6, 3:7] = 1
     return World(GaussianPrior(mean, covariance), hole, y[None])
+
+
+def make_pair(correlation: float = 0.8) -> World:
+    """Two pixels of variance 1, the first known to be 1: the second has mean `correlation`, variance 1 - correlation^2."""
+    covariance = torch.tensor([[1, correlation], [correlation, 1]], dtype=DOUBLE)
+    hole, y = (torch.tensor([[[row]]], dtype=DOUBLE) for row in ([0, 1], [1, 0]))
+    return World(GaussianPrior(torch.zeros(1, 1, 2, dtype=DOUBLE), covariance), hole, y)
 
 
 def propagate(
@@ -142,7 +149,13 @@ class _ProbeTape:
 
 
 def law(
-    world: World, method: SamplingCallback, *, steps: int, eta: float | None = None, draws: int = 4
+    world: World,
+    method: SamplingCallback,
+    *,
+    steps: int,
+    eta: float | None = None,
+    draws: int = 4,
+    own: Process | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Exact mean and covariance of the whole image that a method makes of the world, for methods that are affine in x.
 
@@ -150,12 +163,13 @@ def law(
 
     Args:
         draws: the most draws between two reverse steps.
+        own: process of the model; None: DDPM's.
     """
     d = world.prior.mean.numel()
     probe = _Probe(d, draws)
     rows = 1 + d + draws * d
     task = Task.of(world.y.expand(rows, *world.y.shape[1:]), world.hole.expand(rows, *world.hole.shape[1:]))
-    process = method.process(linear_betas(), "adm")
+    process = method.process(own or Uniform(linear_betas()), "adm")
     eta = method.preset_eta if eta is None else eta
     sampler = Sampler(process, (method, probe), steps=steps, eta=eta)
     sampler(world.prior, task, noise=_ProbeTape(probe))  # pyright: ignore[reportArgumentType]
@@ -188,10 +202,19 @@ def distance(world: World, mean: Tensor, covariance: Tensor) -> Distance:
     return Distance(float(error), float(ratio), kl(mean, covariance, exact_mean, exact_covariance))
 
 
-def sampled(world: World, method: Method, *, steps: int, rows: int, eta: float | None = None, seed: int = 0) -> Tensor:
+def sampled(
+    world: World,
+    method: Method,
+    *,
+    steps: int,
+    rows: int,
+    eta: float | None = None,
+    seed: int = 0,
+    own: Process | None = None,
+) -> Tensor:
     """(rows,C,H,W) samples of a method, for those that are not affine in x; `raw`, nothing put back."""
     task = Task.of(world.y.expand(rows, *world.y.shape[1:]), world.hole.expand(rows, *world.hole.shape[1:]))
-    process = method.process(linear_betas(), "adm")
+    process = method.process(own or Uniform(linear_betas()), "adm")
     eta = method.preset_eta if eta is None else eta
     assert isinstance(method, Loop | SamplingCallback)
     sampler = Sampler(process, method if isinstance(method, Loop) else (method,), steps=steps, eta=eta)

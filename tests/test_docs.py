@@ -10,7 +10,7 @@ import torch
 
 from rad.catalogue import create, hooks, table
 from rad.methods import METHODS
-from rad.process import linear_betas
+from rad.process import Uniform, linear_betas
 from rad.sampler import Sampler, Task
 from rad.tape import NoiseTape
 from tests.gaussian import make_world
@@ -41,7 +41,7 @@ def test_the_example_returns_known_pixels_and_at_strength_0_is_the_plain_sampler
     for strength in (0.0, 1.0, None):
         with NoiseTape(0, ["a"]) as tape:
             method = () if strength is None else (projection(strength=strength),)
-            results[strength] = Sampler(projection().process(linear_betas(), "adm"), method, steps=20)(
+            results[strength] = Sampler(projection().process(Uniform(linear_betas()), "adm"), method, steps=20)(
                 world.prior, task, noise=tape
             )
     torch.testing.assert_close(results[1.0].raw[world.hole == 0], world.y[world.hole == 0], rtol=0, atol=1e-12)

@@ -67,12 +67,12 @@ class Counted(torch.nn.Module):
 @contextmanager
 def counted(inpainter, **options):
     """CPU kernels round differently for another batch size; row by row, what is left to differ is ours."""
-    network = inpainter.unet
-    inpainter.unet = Counted(network, **options)
+    network = inpainter.model.unet
+    inpainter.model.unet = Counted(network, **options)
     try:
-        yield inpainter.unet
+        yield inpainter.model.unet
     finally:
-        inpainter.unet = network
+        inpainter.model.unet = network
 
 
 def pixels(image):
@@ -218,15 +218,17 @@ def test_a_large_network_that_is_differentiated_recomputes_activations(base, mon
     plain = Inpainter.from_pretrained(base)
     picture, hole = random_picture(SIZE, SIZE), box_hole(SIZE, SIZE, 3, 4, 12, 9)
     expected = plain(picture, hole, method="dps", steps=2).images[0]
-    monkeypatch.setattr("rad.inpainter.CHECKPOINTED_SIZE", SIZE)
+    monkeypatch.setattr("rad.model.CHECKPOINTED_SIZE", SIZE)
     seen = []
-    inner = plain.unet.forward
+    inner = plain.model.unet.forward
     monkeypatch.setattr(
-        plain.unet, "forward", lambda *a, **k: (seen.append(plain.unet.is_gradient_checkpointing), inner(*a, **k))[1]
+        plain.model.unet,
+        "forward",
+        lambda *a, **k: (seen.append(plain.model.unet.is_gradient_checkpointing), inner(*a, **k))[1],
     )
     saved = plain(picture, hole, method="dps", steps=2).images[0]
     assert seen == [True, True]
-    assert not plain.unet.is_gradient_checkpointing
+    assert not plain.model.unet.is_gradient_checkpointing
     assert np.abs(pixels(saved) - pixels(expected)).max() <= 1
 
 
@@ -459,8 +461,8 @@ def test_with_the_adapter_off_it_is_the_base_model(rad, plain):
     of_base = plain(picture, hole, steps=3, method="replacement")
     assert np.array_equal(pixels(off.raw[0]), pixels(of_base.raw[0]))
     assert np.array_equal(pixels(rad(picture, hole, steps=3).images[0]), pixels(on))
-    assert enabled(rad.peft)
-    assert not trainable(rad.unet), "switching leaves nothing trainable behind"
+    assert enabled(rad.model.peft)
+    assert not trainable(rad.model.unet), "switching leaves nothing trainable behind"
 
 
 def test_the_adapter_is_on_again_after_an_error(rad, monkeypatch):
@@ -474,7 +476,7 @@ def test_the_adapter_is_on_again_after_an_error(rad, monkeypatch):
     with pytest.raises(RuntimeError, match="of a method"):
         rad(picture, hole, method="fails", steps=2)
     assert np.array_equal(pixels(rad(picture, hole, steps=2).images[0]), pixels(on))
-    assert not trainable(rad.unet)
+    assert not trainable(rad.model.unet)
 
 
 def test_adapter_and_base_changes_the_result(rad, models, tmp_path):
@@ -493,7 +495,7 @@ def test_folders_moved_together_still_find_each_other(rad, models, tmp_path):
     named = json.loads(rad_config.read_text())
     rad_config.write_text(json.dumps({**named, "base": "/not/there/any/more/base"}))
     moved = Inpainter.from_pretrained(tmp_path / "away" / "adapter")
-    assert moved.base.source == str(tmp_path / "away" / "base")
+    assert moved.model.base.source == str(tmp_path / "away" / "base")
     picture, hole = random_picture(SIZE, SIZE), box_hole(SIZE, SIZE, 3, 3, 13, 13)
     assert np.array_equal(
         pixels(rad(picture, hole, steps=2).images[0]), pixels(moved(picture, hole, steps=2).images[0])
@@ -507,7 +509,7 @@ def test_an_adapter_without_its_base_is_an_error_that_names_it(models, tmp_path)
     with pytest.raises(FileNotFoundError, match="/gone/base-x"):
         Inpainter.from_pretrained(tmp_path / "adapter")
     given = Inpainter.from_pretrained(tmp_path / "adapter", base=models / "base")
-    assert given.base.source == str(models / "base")
+    assert given.model.base.source == str(models / "base")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from rad.process import Uniform, linear_betas
 from rad.sampler import Cost, CountedPrior, Sampler, State, Task, level
 from rad.tape import NoiseTape
 from tests.gaussian import DOUBLE, distance, make_world, moments, sampled
+from tests.linear_codec import LinearCodec
 
 WORLD = make_world()
 
@@ -103,3 +104,21 @@ def test_descent_on_all_steps_brings_the_mean_nearer():
     assert plain.variance_ratio == pytest.approx(2.1, abs=0.4)
     assert moved.mean_error < plain.mean_error - 0.1
     assert moved.variance_ratio < 0.6 * plain.variance_ratio
+
+
+def test_on_latents_the_border_counts_only_where_it_is_asked_for():
+    hole = WORLD.hole.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    latents, pixels = (
+        Task.encoded(LinearCodec().decode(WORLD.y), hole, LinearCodec()),
+        Task.of(WORLD.y, WORLD.hole),
+    )
+    assert torch.equal(latents.hole, pixels.hole)
+    x0, plain = image(2), GradPaint(alignment=0)
+    assert torch.equal(GradPaint().loss(latents, x0), plain.loss(latents, x0))
+    assert not torch.equal(GradPaint().loss(pixels, x0), plain.loss(pixels, x0))
+    asked = GradPaint(latent_alignment=0.4).loss(latents, x0)
+    torch.testing.assert_close(
+        asked,
+        GradPaint(alignment=0.4).loss(latents, x0)
+        + 0.4 * (GradPaint(alignment=1).loss(pixels, x0) - plain.loss(pixels, x0)),
+    )

@@ -4,7 +4,7 @@ import torch
 
 from rad.methods import METHODS
 from rad.methods.grow import Grow
-from rad.process import linear_betas
+from rad.process import Uniform, linear_betas
 from rad.sampler import Sampler, SamplingCallback, Task
 from rad.tape import NoiseTape
 from tests.gaussian import distance, make_world, moments, sampled
@@ -13,7 +13,10 @@ WORLD = make_world()
 
 
 def test_one_band_is_the_method_itself_bit_for_bit():
-    task, process = Task.of(WORLD.y, WORLD.hole), Grow(method="replacement", bands=1).process(linear_betas(), "adm")
+    task, process = (
+        Task.of(WORLD.y, WORLD.hole),
+        Grow(method="replacement", bands=1).process(Uniform(linear_betas()), "adm"),
+    )
     results = []
     for method in (Grow(method="replacement", bands=1), (METHODS["replacement"](),)):
         with NoiseTape(0, ["a"]) as tape:
@@ -39,7 +42,7 @@ def test_a_stage_takes_what_the_one_before_it_made_as_known(monkeypatch):
     monkeypatch.setitem(METHODS, "watch", Watch)
     with NoiseTape(0, ["a"]) as tape:
         method = Grow(method="watch", bands=4)
-        sampler = Sampler(method.process(linear_betas(), "adm"), method, steps=8)
+        sampler = Sampler(method.process(Uniform(linear_betas()), "adm"), method, steps=8)
         result = sampler(WORLD.prior, Task.of(WORLD.y, WORLD.hole), noise=tape)
     assert [int(hole.sum()) for hole, _ in seen] == [16, 12, 8, 4]
     for hole, known in seen:

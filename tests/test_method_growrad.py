@@ -6,7 +6,7 @@ import torch
 from rad.bands import release_order
 from rad.methods.growrad import GrowRAD
 from rad.methods.rad import RAD
-from rad.process import CLEAN, Regions, linear_betas
+from rad.process import CLEAN, Regions, Uniform, linear_betas
 from tests.gaussian import distance, law, make_world
 
 WORLD = make_world()
@@ -31,7 +31,7 @@ def test_an_image_that_is_all_known_or_all_hole_has_no_order():
 
 
 def test_without_overlap_a_band_waits_for_the_one_before_it():
-    process = GrowRAD(bands=2, overlap=0).process(linear_betas(), "adm")
+    process = GrowRAD(bands=2, overlap=0).process(Uniform(linear_betas()), "adm")
     regions = Regions.of(torch.tensor([[[[0.0, 0.5, 1.0]]]]))
     seen = [process.noise(torch.tensor([t]), regions).levels_s[0].tolist() for t in (999, 750, 499, 250, CLEAN)]
     assert all(s[0] == 0 for s in seen), "the known pixel is clean throughout"
@@ -42,7 +42,7 @@ def test_without_overlap_a_band_waits_for_the_one_before_it():
 
 
 def test_every_band_has_its_own_time_whatever_their_number():
-    process = GrowRAD(bands=25, overlap=0).process(linear_betas(), "adm")
+    process = GrowRAD(bands=25, overlap=0).process(Uniform(linear_betas()), "adm")
     regions = Regions.of((torch.arange(26) / 25).double().view(1, 1, 1, 26))
     halfway = process.noise(torch.tensor([700]), regions).times[0].tolist()
     assert halfway[1:8] == [0] * 7

@@ -4,11 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from rad.guidance import predicted_noise, residual
 from rad.methods.reddiff import REDDiff
-from rad.process import Uniform, linear_betas
+from rad.process import Noise, Uniform, linear_betas
 from rad.sampler import Cost, CountedPrior, Run, Sampler, Task
 from rad.tape import NoiseTape
 from tests.gaussian import DOUBLE, distance, make_world, moments, sampled
+from tests.linear_codec import LinearCodec
 
 WORLD = make_world()
 
@@ -69,3 +71,56 @@ def test_distance_from_the_posterior():
     assert far.mean_error < 0.28 + 0.4
     fast = distance(WORLD, *moments(sampled(WORLD, REDDiff.fast(), steps=100, rows=30)))
     assert far.mean_error < fast.mean_error < 1.2
+
+
+class Before(REDDiff):
+    """The gradient as it was before there were decoders."""
+
+    def gradient(self, task: Task, mu: Tensor, x: Tensor, x0: Tensor, level: Noise, *, noise: Tensor) -> Tensor:
+        ratio = level.spread((level.levels_s / level.levels_a).to(x.dtype))
+        regulariser = ratio * (predicted_noise(x, x0, level) - noise)
+        return (self.weight * regulariser - residual(task, mu)) / mu[0].numel()
+
+
+def raw(method: REDDiff, task: Task, *, steps: int = 8) -> Tensor:
+    with NoiseTape(0, ["a"]) as tape:
+        return Sampler(Uniform(linear_betas()), method, steps=steps)(WORLD.prior, task, noise=tape).raw
+
+
+def test_for_pixels_both_spaces_are_what_they_were_bit_for_bit():
+    for hole in (WORLD.hole, 0.5 * WORLD.hole):
+        task = Task.of(WORLD.y, hole)
+        before = raw(Before(), task)
+        assert torch.equal(raw(REDDiff(), task), before)
+        assert torch.equal(raw(REDDiff(space="pixels"), task), before)
+        assert not torch.equal(raw(REDDiff(weighting="const"), task), before)
+
+
+def test_the_gradient_through_a_decoder_is_that_of_its_matrix():
+    """The loss of the data is a mean over pixels: with a decoder that repeats a cell in them it is that of the cells."""
+    codec, hole = LinearCodec(blur=0.5), WORLD.hole.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    picture = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0), dtype=DOUBLE)
+    task, level = Task.encoded(picture, hole, codec), Uniform(linear_betas()).noise(torch.tensor([500]), None)
+    mu, x, x0, noise = torch.randn(4, 1, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=DOUBLE)
+    found = REDDiff(weight=0, space="pixels").gradient(task, mu, x, x0, level, noise=noise)
+    D = codec.decode(torch.eye(64, dtype=DOUBLE).view(64, 1, 8, 8)).flatten(1).T
+    missing = (1 - hole) * (picture - codec.decode(mu))
+    torch.testing.assert_close(found.flatten(), -D.T @ missing.flatten() / missing.numel(), rtol=1e-9, atol=1e-15)
+    plain = LinearCodec()
+    task = Task.encoded(plain.decode(WORLD.y), hole, plain)
+    both = [REDDiff(space=space).gradient(task, mu, x, x0, level, noise=noise) for space in ("latent", "pixels")]
+    extra = REDDiff(weight=0).gradient(task, mu, x, x0, level, noise=noise)
+    # Half the scale in pixels: a quarter of the pull.
+    torch.testing.assert_close(both[1], both[0] - 0.75 * extra, rtol=1e-9, atol=1e-12)
+
+
+def test_linear_weighting_pulls_towards_the_estimate_and_const_less_where_there_is_more_noise():
+    level = Uniform(linear_betas()).noise(torch.tensor([700]), None)
+    mu, noise = torch.randn(2, 1, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=DOUBLE)
+    x = level.a * mu + level.s * noise
+    x0, task = WORLD.prior.estimate(x, level).x0, Task.of(WORLD.y, torch.ones_like(WORLD.hole))
+    linear, const = (
+        REDDiff(weighting=name).gradient(task, mu, x, x0, level, noise=noise) for name in ("linear", "const")
+    )
+    torch.testing.assert_close(linear, 0.25 * (mu - x0) / 64, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(const, float(level.levels_a / level.levels_s) * linear, rtol=1e-9, atol=1e-12)

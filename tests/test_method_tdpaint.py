@@ -19,7 +19,7 @@ REGIONS = Regions.of(WORLD.hole)
 @pytest.mark.parametrize("t", [CLEAN, 0, 1, 500, 999])
 def test_the_levels_are_rads(t, origin, method):
     time = torch.tensor([t])
-    ours, rads = (one.process(BETAS, origin).noise(time, REGIONS) for one in (method, RAD()))
+    ours, rads = (one.process(Uniform(BETAS), origin).noise(time, REGIONS) for one in (method, RAD()))
     torch.testing.assert_close(ours.a, rads.a, rtol=0, atol=1e-14)
     torch.testing.assert_close(ours.s, rads.s, rtol=0, atol=1e-14)
     torch.testing.assert_close(ours.times, rads.times, rtol=0, atol=1e-6)
@@ -44,5 +44,5 @@ def test_its_law_is_rads_and_lies_at_the_floor_of_the_step_variance():
 
 
 def test_a_soft_mask_is_filled_altogether():
-    soft = TDPaint().process(BETAS, "adm").noise(torch.tensor([300]), Regions.of(0.25 * WORLD.hole))
+    soft = TDPaint().process(Uniform(BETAS), "adm").noise(torch.tensor([300]), Regions.of(0.25 * WORLD.hole))
     assert float(soft.s.max()) == Uniform(BETAS).noise(torch.tensor([300])).levels_s.item()

@@ -1,7 +1,7 @@
 """VIPaint: its levels, each term of its bound against closed forms, and how near it comes to the exact posterior."""
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -10,12 +10,13 @@ import torch
 from rad.guidance import residual, squared_norm
 from rad.methods.replacement import Replacement
 from rad.methods.vipaint import VIPaint, kl
-from rad.process import Uniform, linear_betas, spaced_times
+from rad.process import EDM, Flow, Uniform, karras_sigmas, linear_betas, shifted_sigmas, spaced_times
 from rad.sampler import Cost, CountedPrior, Sampler, SamplingCallback, State, Task, level
 from rad.step import reverse_step, step_levels
 from rad.tape import NoiseTape
 from tests.gaussian import DOUBLE, distance, law, make_world, moments
 from tests.gaussian import kl as gaussian_kl
+from tests.linear_codec import LinearCodec
 
 WORLD = make_world()
 BETAS = linear_betas()
@@ -33,7 +34,7 @@ class Tape:
 
 
 def state_of(method, rows) -> State:
-    process = method.process(BETAS, "adm")
+    process = method.process(Uniform(BETAS), "adm")
     task = Task.of(WORLD.y.expand(rows, 1, 8, 8), WORLD.hole.expand(rows, 1, 8, 8))
     now, nxt = level(process, 395, task), level(process, 300, task)
     tape = Tape(rows)
@@ -45,7 +46,7 @@ def state_of(method, rows) -> State:
 
 def run(method, *, steps=50, rows=2, seed=0):
     task = Task.of(WORLD.y.expand(rows, 1, 8, 8), WORLD.hole.expand(rows, 1, 8, 8))
-    sampler = Sampler(method.process(BETAS, "adm"), (method,), steps=steps)
+    sampler = Sampler(method.process(Uniform(BETAS), "adm"), (method,), steps=steps)
     tape: Any = Tape(rows, seed)
     sample = sampler(WORLD.prior, task, noise=tape)
     assert (sample.nfe, sample.vjp) == (sampler.cost.nfe, sampler.cost.vjp)
@@ -54,7 +55,7 @@ def run(method, *, steps=50, rows=2, seed=0):
 
 def test_levels_are_those_of_the_papers_window():
     method = VIPaint()
-    process = method.process(BETAS, "adm")
+    process = method.process(Uniform(BETAS), "adm")
     assert process.sampled_steps == TIMES[1] + 1
     noise = process.noise(torch.tensor([565, 566, 395, 396]), None)
     ratio = (noise.levels_a / noise.levels_s).flatten()
@@ -91,8 +92,8 @@ class Dead:
     ("process", "method"),
     [
         (Uniform(BETAS), VIPaint()),  # begins with pure noise
-        (VIPaint().process(BETAS, "adm"), VIPaint(levels=700)),
-        (VIPaint().process(BETAS, "adm"), VIPaint(lowest=0.6)),
+        (VIPaint().process(Uniform(BETAS), "adm"), VIPaint(levels=700)),
+        (VIPaint().process(Uniform(BETAS), "adm"), VIPaint(lowest=0.6)),
     ],
 )
 def test_another_process_is_refused_before_any_call(process, method):
@@ -221,7 +222,7 @@ def test_a_fit_is_an_images_own_unless_it_is_shared():
     def spied(names, task, share):
         with NoiseTape(0, names) as tape:
             method = Spy(iterations=5, share=share)
-            raw = Sampler(method.process(BETAS, "adm"), (method,), steps=5)(WORLD.prior, task, noise=tape).raw
+            raw = Sampler(method.process(Uniform(BETAS), "adm"), (method,), steps=5)(WORLD.prior, task, noise=tape).raw
         return raw, fitted.pop()
 
     raw, own = spied("abc", task, False)
@@ -247,7 +248,7 @@ def test_distance_from_the_exact_posterior(levels):
 
 
 def test_without_its_gradient_it_is_the_plain_chain_below_the_last_level():
-    process = VIPaint().process(BETAS, "adm")
+    process = VIPaint().process(Uniform(BETAS), "adm")
     task = Task.of(WORLD.y, torch.ones_like(WORLD.hole))
     starts = []
 
@@ -267,3 +268,78 @@ def test_without_its_gradient_it_is_the_plain_chain_below_the_last_level():
         with NoiseTape(0, ["a"]) as tape:
             raws.append(Sampler(process, (callback,), steps=6)(WORLD.prior, task, noise=tape).raw)
     assert torch.equal(*raws)
+
+
+@pytest.mark.parametrize(
+    ("own", "top", "low"),
+    [
+        (Flow(shifted_sigmas()), 1 / 1.2, 1 / 1.5),
+        (EDM(karras_sigmas()), 5.0, 2.0),
+        (Uniform(BETAS), 1.04**-0.5, 1.25**-0.5),
+    ],
+    ids=["flow", "edm", "vp"],
+)
+def test_the_window_is_found_on_any_process_and_leaves_the_models_own_alone(own, top, low):
+    """s where a / s is 0.2 and 0.5: sigma = 1 / 1.2 and 1 / 1.5 of a flow, 5 and 2 of EDM. From below."""
+    seen, steps = [], own.sampled_steps
+
+    class Spy(VIPaint):
+        def fit(self, state, times):
+            seen.extend(float(state.level(t).levels_s[0, 0]) for t in times)
+            return super().fit(state, times)
+
+    method = Spy(iterations=1, levels=2)
+    process = method.process(own, "adm")
+    assert own.sampled_steps == steps > process.sampled_steps
+    with NoiseTape(0, ["a"]) as tape:
+        sample = Sampler(process, (method,), steps=3)(WORLD.prior, Task.of(WORLD.y, WORLD.hole), noise=tape)
+    assert bool(sample.raw.isfinite().all())
+    assert seen == pytest.approx([top, low], rel=0.01)
+    assert seen[0] <= top * (1 + 1e-9)
+
+
+def spied_fit(task, names, method):
+    fitted = []
+
+    class Spy(VIPaint):
+        def fit(self, state, times):
+            fitted.append((state.task, super().fit(state, times)))
+            return fitted[-1][1]
+
+    spy = Spy(**{one.name: getattr(method, one.name) for one in fields(method)})
+    with NoiseTape(0, names) as tape:
+        raw = Sampler(spy.process(Uniform(BETAS), "adm"), (spy,), steps=4)(WORLD.prior, task, noise=tape).raw
+    return raw, *fitted[0]
+
+
+def test_for_pixels_both_spaces_are_equal_bit_for_bit():
+    task = Task.of(WORLD.y, WORLD.hole)
+    latent, pixels = (spied_fit(task, "a", VIPaint(iterations=4, space=space)) for space in ("latent", "pixels"))
+    assert torch.equal(latent[0], pixels[0])
+    assert torch.equal(latent[2], pixels[2])
+
+
+def test_a_fit_on_latents_keeps_the_picture_of_each_image():
+    codec, hole = LinearCodec(blur=0.5), WORLD.hole.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    pictures = torch.cat([codec.decode(WORLD.y), codec.decode(0.5 * WORLD.y)])[[0, 1, 0]]
+    task = Task.encoded(pictures, hole.expand(3, 1, 16, 16), codec)
+    method = VIPaint(iterations=4, space="pixels")
+    raw, seen, _ = spied_fit(task, "abc", method)
+    assert torch.equal(seen.picture, task.picture)
+    assert seen.codec is codec
+    alone = spied_fit(Task.encoded(pictures[1:2], hole, codec), "b", method)[0]
+    torch.testing.assert_close(alone, raw[1:2], rtol=0, atol=1e-9)
+    shared = spied_fit(task, "abc", replace(method, share=True))
+    assert torch.equal(shared[1].picture, task.picture[:2])
+    torch.testing.assert_close(shared[0][:2], raw[:2], rtol=0, atol=1e-9)
+
+
+def test_the_weight_of_the_likelihood_is_that_of_as_many_values_as_x_has():
+    """With a decoder that only repeats and halves, a pixel lacks half of what its cell does: half the sigma_y."""
+    codec, hole = LinearCodec(), WORLD.hole.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    task = Task.encoded(codec.decode(WORLD.y), hole, codec)
+    latent, pixels = (
+        spied_fit(task, "a", VIPaint(iterations=4, space=space, sigma_y=sigma))[2]
+        for space, sigma in (("latent", 0.6), ("pixels", 0.3))
+    )
+    torch.testing.assert_close(pixels, latent, rtol=1e-9, atol=1e-9)

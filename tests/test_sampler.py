@@ -54,7 +54,7 @@ def test_what_is_in_the_hole_changes_nothing(method):
     hole = box()
     other = torch.where(hole == 1, other, image)
     method = METHODS[method]()
-    process = method.process(BETAS, "adm")
+    process = method.process(Uniform(BETAS), "adm")
     callbacks = method if isinstance(method, Loop) else (method,)
     one, two = (run(process, x, hole, callbacks=callbacks) for x in (image, other))
     assert torch.equal(one.raw, two.raw)

@@ -2,13 +2,17 @@
 
 from rad.methods.biharmonic import Biharmonic
 from rad.methods.blended import Blended
+from rad.methods.blended_latent import BlendedLatent
 from rad.methods.copaint import CoPaint
 from rad.methods.daps import DAPS
 from rad.methods.ddnm import DDNM
 from rad.methods.ddrm import DDRM
 from rad.methods.differential import Differential
 from rad.methods.diffpir import DiffPIR
+from rad.methods.ding import DInG
 from rad.methods.dps import DPS
+from rad.methods.flowchef import FlowChef
+from rad.methods.flowdps import FlowDPS
 from rad.methods.gradpaint import GradPaint
 from rad.methods.grow import Grow
 from rad.methods.growrad import GrowRAD
@@ -18,22 +22,27 @@ from rad.methods.mcg import MCG
 from rad.methods.mcgdiff import MCGDiff
 from rad.methods.mean import Mean
 from rad.methods.pigdm import PiGDM
+from rad.methods.pilot import PILOT
+from rad.methods.pnpflow import PnPFlow
+from rad.methods.psld import PSLD
 from rad.methods.rad import RAD
 from rad.methods.reddiff import REDDiff
 from rad.methods.repaint import RePaint
 from rad.methods.replacement import Replacement
+from rad.methods.resample import ReSample
 from rad.methods.tdpaint import TDPaint
 from rad.methods.vipaint import VIPaint
-from rad.sampler import Method
+from rad.sampler import Method, name_of
 
 METHODS: dict[str, type[Method]] = {
-    kind.__name__.lower(): kind
+    name_of(kind): kind
     for kind in (
         RAD,
         TDPaint,
         GrowRAD,
         Replacement,
         Blended,
+        BlendedLatent,
         Differential,
         RePaint,
         LanPaint,
@@ -41,13 +50,20 @@ METHODS: dict[str, type[Method]] = {
         DDNM,
         DiffPIR,
         DAPS,
+        DInG,
+        FlowChef,
+        FlowDPS,
+        PnPFlow,
         REDDiff,
         MCG,
         DPS,
+        PSLD,
+        ReSample,
         PiGDM,
         GradPaint,
         CoPaint,
         VIPaint,
+        PILOT,
         MCGDiff,
         M2S,
         Grow,

@@ -15,7 +15,10 @@ from rad.sampler import Cost, Loop, Run
 
 @dataclass(frozen=True)
 class Biharmonic(Loop):
-    """Any pixel whose hole value is above 0 is unknown to it. Where nothing is known the fill is mid-grey."""
+    """Any pixel whose hole value is above 0 is unknown to it. Where nothing is known the fill is mid-grey.
+
+    Pixels are filled; for a latent model they are encoded then.
+    """
 
     paper = "Damelin, Hoang 2018"
     preset_steps = 1
@@ -32,10 +35,10 @@ class Biharmonic(Loop):
         from skimage.restoration import inpaint_biharmonic
 
         task, filled = run.task, []
-        for known, hole in zip(task.known.double().cpu(), task.hole[:, 0].cpu() > 0, strict=True):
+        for known, hole in zip(task.picture.double().cpu(), task.picture_hole[:, 0].cpu() > 0, strict=True):
             if bool(hole.all()):
                 filled.append(torch.zeros_like(known))
                 continue
             smooth = inpaint_biharmonic(known.numpy(), hole.numpy(), channel_axis=0)
             filled.append(torch.from_numpy(smooth).clamp(-1, 1))
-        return torch.lerp(task.known, torch.stack(filled).to(task.known), task.hole)
+        return torch.lerp(task.known, task.codec.encode(torch.stack(filled).to(task.known)), task.hole)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rad.codec import PIXELS
 from rad.guidance import per_image, replace_known, squared_norm
 from rad.sampler import Cost, SamplingCallback, State, Task, setting
 
@@ -27,7 +28,8 @@ class GradPaint(SamplingCallback):
     same part of the noise at any level and image size), 250 steps, and that the estimate is made anew at the moved x_t.
     kappa in 0.005, 0.02, 0.05, 0.1 and the weight in 0, 0.1, 1 were chosen on 16 held-out photographs of 32x32 (base-nature32,
     60 steps): against replacement the mean squared error in the hole falls from 0.0489 to 0.0446, and the mean squared
-    difference across the border from 0.0165 to 0.0136 (images in [0,1]; the photographs' own is 0.0076).
+    difference across the border from 0.0165 to 0.0136 (images in [0,1]; the photographs' own is 0.0076). Of latents the paper
+    found only the first loss useful; both are of latents then, and no decoder is called.
     """
 
     paper = "Grechka, Couairon, Cord 2023, arXiv 2309.09614"
@@ -36,6 +38,7 @@ class GradPaint(SamplingCallback):
 
     kappa: float = setting(0.02, "root mean square move of a pixel in a step, in units of the noise s; inferred", low=0)
     alignment: float = setting(1.0, "weight of the loss across the border of the hole; inferred", low=0)
+    latent_alignment: float = setting(0.0, "the same for latent models, whose cells need not be alike; inferred", low=0)
     stop: float = setting(0.45, "part of the steps, from the first, that descend the loss; the paper", low=0, high=1)
 
     def cost(self, times: list[int]) -> Cost:
@@ -68,7 +71,8 @@ class GradPaint(SamplingCallback):
             weight = task.hole.diff(dim=axis).abs()  # 1 across the border of a hole of 0 and 1, else 0
             differences = differences + (weight * composed.diff(dim=axis).square()).flatten(1).sum(1)
             weights = weights + channels * weight.flatten(1).sum(1)
-        return mismatch + self.alignment * differences / weights.clamp(min=1e-12)
+        alignment = self.alignment if task.codec is PIXELS else self.latent_alignment
+        return mismatch + alignment * differences / weights.clamp(min=1e-12)
 
     def after_step(self, state: State, x_next: Tensor) -> Tensor:
         return replace_known(state, x_next, state.next)

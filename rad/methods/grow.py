@@ -5,13 +5,14 @@ The hole is cut into bands of equal area by distance to the known pixels. Stage 
 unknown, keeps band b of its result, and counts it as known from then on. Hook: a loop of its own.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from rad.bands import release_order
+from rad.codec import PIXELS
 from rad.process import Process, TimeOrigin, spaced_times
 from rad.sampler import Cost, Loop, Method, Run, Sampler, SamplingCallback, Task, setting
 
@@ -32,7 +33,7 @@ class Grow(Loop):
         super().__post_init__()
         from rad.methods import METHODS
 
-        kinds = [name for name, kind in METHODS.items() if issubclass(kind, SamplingCallback)]
+        kinds = [name for name, kind in METHODS.items() if issubclass(kind, SamplingCallback) and not kind.needs_text]
         if self.method not in kinds:
             raise ValueError(f"method is {self.method!r}; allowed are {', '.join(kinds)}")
         inner = METHODS[self.method]
@@ -45,8 +46,8 @@ class Grow(Loop):
 
         return METHODS[self.method]()
 
-    def process(self, betas: Tensor, time_origin: TimeOrigin) -> Process:
-        return self.inner.process(betas, time_origin)
+    def process(self, own: Process, time_origin: TimeOrigin) -> Process:
+        return self.inner.process(own, time_origin)
 
     def cost(self, times: list[int]) -> Cost:
         total, steps = times[0] + 1, self._steps(len(times) - 1)
@@ -60,7 +61,10 @@ class Grow(Loop):
         for band in range(1, self.bands + 1):
             sampler = Sampler(run.process, (inner,), steps=steps, eta=run.eta)
             sampler.on_step = lambda done, total, band=band: run.tell((band - 1) * total + done, self.bands * total)
-            result = sampler(run.prior, Task.of(x, hole), noise=_Draws(run))
+            task = Task.of(x, hole)
+            if run.task.codec is not PIXELS:  # the picture knows only what it knew
+                task = replace(run.task, known=task.known, hole=hole, regions=task.regions)
+            result = sampler(run.prior, task, noise=_Draws(run))
             run.prior.vjp += result.vjp
             last = order * self.bands <= band + 0.5
             x = torch.where((hole > 0) & last, result.raw, torch.where(hole > 0, x, result.image))

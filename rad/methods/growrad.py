@@ -8,10 +8,8 @@ reverse process. Hook: none.
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from rad.bands import release_order
-from rad.process import Bands, Process, Regions, TimeOrigin
+from rad.process import Bands, Process, Regions, TimeOrigin, betas_of
 from rad.sampler import SamplingCallback, Task, setting
 
 
@@ -28,8 +26,8 @@ class GrowRAD(SamplingCallback):
     bands: int = setting(4, "parts of the hole, of equal area", low=1)
     overlap: float = setting(0.5, "0: a band starts when the one before is clean; 1: all together (RAD)", low=0, high=1)
 
-    def process(self, betas: Tensor, time_origin: TimeOrigin) -> Process:
-        return Bands(betas, bands=self.bands, overlap=self.overlap, time_origin=time_origin)
+    def process(self, own: Process, time_origin: TimeOrigin) -> Process:
+        return Bands(betas_of(own), bands=self.bands, overlap=self.overlap, time_origin=time_origin)
 
     def regions(self, task: Task) -> Regions:
         return Regions.of(release_order(task.hole, self.bands))

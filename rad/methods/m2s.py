@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rad.codec import PIXELS
 from rad.prior import Prior
 from rad.process import CLEAN, Process, spaced_times
 from rad.sampler import Cost, CountedPrior, Loop, Run, Task, setting
@@ -85,6 +86,10 @@ class M2S(Loop):
 
     def run(self, run: Run) -> Tensor:
         coarse, (height, width), count = self.check(), run.task.hole.shape[2:], len(run.times) - 1
+        if run.task.codec is not PIXELS:
+            raise ValueError(
+                "m2s enlarges pictures of a smaller model of pixels, and this one works on latents: use repaint"
+            )
         factor = max(1, height // coarse.size)
         if factor * coarse.size != height or width % factor:
             raise ValueError(f"{width}x{height} images: the coarse model's height, {coarse.size}, does not divide them")

@@ -3,7 +3,7 @@
 No network. Hook: a loop of its own.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from rad.sampler import Cost, Loop, Run
 
 @dataclass(frozen=True)
 class Mean(Loop):
-    """Where nothing is known the fill is mid-grey."""
+    """Where nothing is known the fill is mid-grey. Pixels are filled; for a latent model they are encoded then."""
 
     paper = "(floor)"
     preset_steps = 1
@@ -29,4 +29,6 @@ class Mean(Loop):
         return Cost(0)
 
     def run(self, run: Run) -> Tensor:
-        return torch.lerp(run.task.known, known_mean(run.task).expand_as(run.task.known), run.task.hole)
+        task, hole = run.task, run.task.picture_hole
+        mean = known_mean(replace(task, known=task.picture, hole=hole))
+        return torch.lerp(task.known, task.codec.encode(torch.where(hole > 0, mean, task.picture)), task.hole)

@@ -6,9 +6,7 @@ Hook: none.
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from rad.process import Process, RegionAware, TimeOrigin
+from rad.process import Process, TimeOrigin, region_aware
 from rad.sampler import SamplingCallback
 
 
@@ -19,5 +17,5 @@ class RAD(SamplingCallback):
     paper = "Kim, Suh, Lee 2025, arXiv 2412.09191"
     weights = "adapter"
 
-    def process(self, betas: Tensor, time_origin: TimeOrigin) -> Process:
-        return RegionAware(betas, time_origin=time_origin)
+    def process(self, own: Process, time_origin: TimeOrigin) -> Process:
+        return region_aware(own, time_origin=time_origin)

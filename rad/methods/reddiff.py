@@ -5,16 +5,18 @@ downwards, x_t = a mu + s n, e = (x_t - a D(x_t)) / s, and with d numbers in an 
 
     v known (mu - y) / d + w (s / a) (e - n) / d.
 
+Where y is compared with the decoded mu, of d' numbers, the first term is v J^T known (Dec(mu) - y) / d', J that of the decoder.
 Over n the mean of (s / a) (e - n) is s^2 / a times the mean negative score at x_t; for Gaussian data, the score at a mu.
 Hook: a loop of its own.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from rad.guidance import predicted_noise, residual
+from rad.guidance import Space, predicted_noise, pull
 from rad.process import Noise
 from rad.sampler import Cost, Loop, Run, Task, setting
 from rad.step import noised
@@ -25,7 +27,8 @@ class REDDiff(Loop):
     """The settings of the paper; `fast()` are those of the official script, which disagree. v = 1: only w / v matters.
 
     A point estimate: what differs from seed to seed is noise of the optimiser, not of the posterior. Both terms are sums over
-    all numbers of the image divided by d, and the levels are the sampler's; the official code strides them from below.
+    all numbers of the image divided by d, and the levels are the sampler's; the official code strides them from below. As
+    (s / a) (e - n) is mu - D(x_t), it is bounded where a is tiny. The hole starts at 0, also of latents, where that is not grey.
     """
 
     paper = "Mardani et al. 2023, arXiv 2305.04391"
@@ -36,6 +39,8 @@ class REDDiff(Loop):
     weight: float = setting(0.25, "weight w of the regulariser, over that of the data", low=0)
     beta1: float = setting(0.9, "Adam's decay of the mean of the gradient", low=0, high=0.999999)
     beta2: float = setting(0.99, "Adam's decay of the mean of its square", low=0, high=0.999999)
+    weighting: Literal["linear", "const"] = setting("linear", "of the regulariser: s / a, or 1 as ding's for flows")
+    space: Space = setting("latent", "where known values are compared: latent, or pixels, through the decoder")
 
     @classmethod
     def fast(cls) -> "REDDiff":
@@ -62,6 +67,8 @@ class REDDiff(Loop):
 
     def gradient(self, task: Task, mu: Tensor, x: Tensor, x0: Tensor, level: Noise, *, noise: Tensor) -> Tensor:
         """Of the loss, at x = a mu + s noise with the estimate x0; all (B,C,H,W)."""
-        ratio = level.spread((level.levels_s / level.levels_a).to(x.dtype))
-        regulariser = ratio * (predicted_noise(x, x0, level) - noise)
-        return (self.weight * regulariser - residual(task, mu)) / mu[0].numel()
+        regulariser = predicted_noise(x, x0, level) - noise
+        if self.weighting == "linear":
+            regulariser = level.spread((level.levels_s / level.levels_a).to(x.dtype)) * regulariser
+        pulled, missing = pull(task, mu, self.space)
+        return (self.weight * regulariser - mu[0].numel() / missing[0].numel() * pulled) / mu[0].numel()

@@ -6,9 +6,7 @@ process of the hole. It runs on weights that were trained on per-pixel noise: an
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from rad.process import PerPixel, Process, TimeOrigin
+from rad.process import PerPixel, Process, TimeOrigin, betas_of
 from rad.sampler import SamplingCallback
 
 
@@ -24,5 +22,5 @@ class TDPaint(SamplingCallback):
     preset_steps = 250
     weights = "adapter"
 
-    def process(self, betas: Tensor, time_origin: TimeOrigin) -> Process:
-        return PerPixel(betas, time_origin=time_origin)
+    def process(self, own: Process, time_origin: TimeOrigin) -> Process:
+        return PerPixel(betas_of(own), time_origin=time_origin)

@@ -1,5 +1,5 @@
 """VIPaint. Agarwal, Hope, Sudderth, VIPaint: Image Inpainting with Pre-Trained Diffusion Models via Variational Inference,
-2024, arXiv 2411.18929; for pixels.
+2024, arXiv 2411.18929.
 
 A Gaussian posterior q of K noise levels h_1 (noisiest) to h_K is fitted to each image, by Adam on a bound of the evidence:
 
@@ -7,30 +7,33 @@ A Gaussian posterior q of K noise levels h_1 (noisiest) to h_K is fitted to each
     loss = sum_(t > h_1) KL(q(z_t-1 | z_t) || p(z_t-1 | z_t)) + sum_(i > 1) KL(q(z_i | z_i-1) || N(f_i, v_i)) - log p(y | z_K)
 
 with f_i, v_i of the reverse step h_i-1 -> h_i, and p(y | z_K) = N(known y; known x0(z_K), sigma_y^2). Then z_K is drawn from
-q, and from there on each reverse step is followed by x_u <- x_u - zeta grad_x_t || known (y - x0) ||, as in DPS.
+q, and from there on each reverse step is followed by x_u <- x_u - zeta grad_x_t || known (y - x0) ||, as in DPS. In space
+"pixels" y and the decoded x0 are compared, and -log p is that of d values with the mean over pixels, d the numbers in x.
 Hooks: on_start, after_step.
 """
 
+from copy import copy
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from rad.guidance import norm, residual, squared_norm, vp_scale
-from rad.process import CLEAN, Process, TimeOrigin, Uniform
+from rad.guidance import Space, lacking, norm, squared_misfit, vp_scale
+from rad.process import CLEAN, Process, Regions, TimeOrigin
 from rad.sampler import Cost, SamplingCallback, State, Task, setting
 from rad.step import Estimate, posterior_mean, reverse_step, step_levels
 
 
 @dataclass(frozen=True)
 class VIPaint(SamplingCallback):
-    """The sampler's steps are those below h_K; the levels h are found by their a / s, and are evenly spaced in time.
+    """The sampler's steps are those below h_K; the levels h are found by their a / s, on any process, and are even in time.
 
-    The official code is for latents: the likelihood and what the fit is set to are inferred. Unlike there the KL is exact, the
-    level above is predicted from x0, the mean of z_1 is a_1 mu_1, one level t > h_1 an iteration stands for all with their
-    number as weight, and the steps below h_K, 250 of the official 400 or so, add their noise. An image is fitted with its own
-    draws, and does not depend on its batch, but for `share`.
+    VIPaint-2 is the preset, VIPaint-4 has levels=4. The official code is for latents, with the mean L1 distance of decoded
+    pixels and LPIPS. Here it is a Gaussian likelihood in either space, with an inferred sigma_y and a weight against the KL that
+    no decoder's size changes. Unlike there the KL is exact, the level above is predicted from x0, the mean of z_1 is a_1 mu_1,
+    one level t > h_1 an iteration stands for all with their number as weight, and the steps below h_K, 250 of the official 400
+    or so, add their noise. An image is fitted with its own draws, and does not depend on its batch, but for `share`.
     """
 
     paper = "Agarwal et al. 2024, arXiv 2411.18929"
@@ -54,6 +57,7 @@ class VIPaint(SamplingCallback):
     zeta: float = setting(
         0.5, "step on the gradient of the norm below h_K, DPS's at 256x256; less for smaller images", low=0
     )
+    space: Space = setting("latent", "where known values are compared: latent, or pixels, through the decoder")
     share: bool = setting(False, "images of a batch that are equal in all known pixels share the first one's fit")
 
     def __post_init__(self) -> None:
@@ -61,8 +65,8 @@ class VIPaint(SamplingCallback):
         if self.highest >= self.lowest:
             raise ValueError(f"highest is {self.highest:g}; allowed are a / s below {self.lowest:g}, which is lowest")
 
-    def process(self, betas: Tensor, time_origin: TimeOrigin) -> Process:
-        process = Uniform(betas)
+    def process(self, own: Process, time_origin: TimeOrigin) -> Process:
+        process = copy(own)
         process.sampled_steps = _time_of(process, self.lowest) + 1
         return process
 
@@ -76,17 +80,19 @@ class VIPaint(SamplingCallback):
         if low > _time_of(state.process, self.lowest) or top > state.process.steps - 2:
             raise ValueError(f"vipaint: {top} to {low} must end at a / s = {self.lowest:g}: use the method's process")
         if self.share:
-            rows = torch.cat([state.task.known, state.task.hole], 1).flatten(1)
+            parts = (state.task.known, state.task.hole, state.task.picture, state.task.picture_hole)
+            rows = torch.cat([part.flatten(1) for part in parts], 1)
             first = (rows[:, None] == rows).all(2).int().argmax(1)
         first, copies = first.unique(return_inverse=True)
-        task = Task.of(state.task.known[first], state.task.hole[first])
+        task = _rows(state.task, first)
         times = [top - round((top - low) * i / max(1, K - 1)) for i in range(K)]
         fitted = self.fit(replace(state, task=task, draw=lambda: state.draw()[first]), times)
         return self.sample(state, times, fitted[copies])[0]
 
     def after_step(self, state: State, x_next: Tensor) -> Tensor:
         assert state.estimate is not None
-        gradient = state.prior.gradient(self.zeta * norm(residual(state.task, state.estimate.x0)), state.x)
+        misfit = self.zeta * norm(lacking(state.task, state.estimate.x0, self.space))
+        gradient = state.prior.gradient(misfit, state.x)
         x = x_next - vp_scale(state.now, x_next) * vp_scale(state.next, x_next) * gradient
         return torch.lerp(state.task.known, x, state.task.hole) if state.next_time == CLEAN else x
 
@@ -108,8 +114,9 @@ class VIPaint(SamplingCallback):
                 t = times[0] + 1 + int(above * (0.6180339887 * number % 1))  # the golden ratio: evenly over the levels
                 gradient = state.prior.gradient(above * self.divergence_above(state, times[0], t, q), q)
                 z, loss = self.sample(state, times, q)
-                missing = residual(state.task, state.prior.estimate(z, state.level(times[-1])).x0)
-                gradient = gradient + state.prior.gradient(loss + squared_norm(missing) / (2 * self.sigma_y**2), q)
+                x0 = state.prior.estimate(z, state.level(times[-1])).x0
+                misfit = squared_misfit(state.task, x0, self.space) / (2 * self.sigma_y**2)
+                gradient = gradient + state.prior.gradient(loss + misfit, q)
             state.prior.vjp += len(pairs)  # that gradient came through the network K times
             first, second = torch.lerp(gradient, first, 0.9), torch.lerp(gradient.square(), second, 0.99)
             size = (second / (1 - 0.99 ** (number + 1))).sqrt() + 1e-8
@@ -149,6 +156,13 @@ def kl(mean: Tensor, variance: Tensor, other_mean: Tensor, other_variance: Tenso
     """(B,) KL( N(mean, variance) || N(other) ) of independent pixels, in nats."""
     ratio = variance / other_variance
     return 0.5 * (ratio - 1 - ratio.log() + (mean - other_mean).square() / other_variance).flatten(1).sum(1)
+
+
+def _rows(task: Task, rows: Tensor) -> Task:
+    """The images of `task` that are numbered in `rows` (N,)."""
+    known, hole = task.known[rows], task.hole[rows]
+    regions = Regions(task.regions.values[rows], task.regions.index[rows])
+    return Task(known, hole, regions, task.codec, task.picture[rows], task.picture_hole[rows])
 
 
 def _on(image: Tensor, level: Tensor) -> Tensor:

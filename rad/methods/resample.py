@@ -1,0 +1,116 @@
+"""ReSample. Song, Kwon, Zhang, Hu, Qu, Shen, Solving Inverse Problems with Latent Diffusion Models via Hard Data Consistency,
+ICLR 2024, arXiv 2307.08123.
+
+DDIM with a pull on known pixels, x_u <- x_u - dps (a_t^2 / 2) grad_x_t || known (y - Dec(x0)) ||^2. From a third of the steps on,
+in every f-th, x0 is made consistent with the known pixels, and x_u is drawn between itself and the consistent z:
+
+    second third:  z = Enc(p),  p = known y + hole Dec(x0)          (the solution of min_p || known (y - p) ||, from Dec(x0))
+    last third:    z = argmin || known (y - Dec(z)) ||^2 by Adam from x0, at most J steps
+    x_u <- (s_u^2 x_u + g a_u z) / (g + s_u^2) + sqrt(s_u^2 g / (g + s_u^2)) n,    g = S s_u^2 (1 - (a_t s_u / (a_u s_t))^2)
+
+which is a draw of the product of N(x_u, g) and N(a_u z, s_u^2). Hook: after_step.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rad.guidance import Space, per_image, pull, squared_misfit, squared_norm, vp_scale
+from rad.sampler import Cost, SamplingCallback, State, Task, setting
+from rad.step import step_levels
+
+
+@dataclass(frozen=True)
+class ReSample(SamplingCallback):
+    """Between its events it is deterministic. Nothing is made consistent after the last step.
+
+    Unlike in the official code the pixels of the second third have their solution and are not optimised, Adam has no weight
+    decay, each image stops on its own, where the mean square over its known values is at most tolerance^2 (there a sum over
+    the batch, which is hardly ever reached), and the draw has the level of x_u (there a_t and s_t: legacy_level "t").
+    Of the squared norm in a picture the pull takes d / d' (numbers in x and in the picture), or it would grow with the decoder.
+    Gradients of the decoder alone are not counted: vjp is of the network.
+    """
+
+    paper = "Song et al. 2024, arXiv 2307.08123"
+    preset_steps = 50
+    preset_eta = 0.0
+    needs_grad = True
+
+    frequency: int = setting(5, "f, an event every f-th step; the paper's 10 is for 500 steps", low=1)
+    sigma_scale: float = setting(40.0, "S, how far the draw goes from x_u towards z, no unit", low=0)
+    dps: float = setting(
+        0.15, "pull of the known pixels in every step, for values in [-1,1]; 0: none, no gradient", low=0
+    )
+    iterations: int = setting(200, "J, most steps of Adam at an event", low=0)
+    rate: float = setting(5e-3, "learning rate of Adam on latents", low=0)
+    pixel_rate: float = setting(1e-2, "learning rate of Adam on pixels, where exact is false", low=0)
+    tolerance: float = setting(0.01, "root mean square misfit where Adam stops, for values in [-1,1]", low=0)
+    exact: bool = setting(True, "whether the second third has its solution in closed form, not by Adam")
+    legacy_level: Literal["u", "t"] = setting("u", "level of a and s in the draw; t as in the official code")
+    space: Space = setting("pixels", "where known values are compared: latent (no decoder, no encoder) or pixels")
+
+    def cost(self, times: list[int]) -> Cost:
+        calls = super().cost(times).nfe
+        return Cost(calls, calls if self.dps else 0)
+
+    def differentiates(self, state: State) -> bool:
+        return self.dps > 0
+
+    def after_step(self, state: State, x_next: Tensor) -> Tensor:
+        assert state.estimate is not None
+        x0, here, there = state.estimate.x0, vp_scale(state.now, x_next), vp_scale(state.next, x_next)
+        if self.dps:
+            misfit = self.dps / 2 * squared_misfit(state.task, x0, self.space)
+            signal = state.now.spread(state.now.levels_a.to(x_next.dtype)) / here
+            x_next = x_next - signal.square() * here * there * state.prior.gradient(misfit, state.x)
+        x_next, third = x_next.detach(), (state.steps + 1) // 3
+        due = state.step % self.frequency == 1 % self.frequency and state.step >= third
+        if not due or not bool((state.next.levels_s > 0).any()):
+            return x_next
+        with torch.no_grad():
+            z = self.consistent(state.task, x0.detach(), by_latents=state.step >= 2 * third)
+        return self.resampled(state, x_next, z)
+
+    def resampled(self, state: State, x_next: Tensor, z: Tensor) -> Tensor:
+        """A draw between x_next and the clean z, (B,C,H,W)."""
+        level, nxt, dtype = (state.now if self.legacy_level == "t" else state.next), state.next, x_next.dtype
+        unit = vp_scale(nxt, x_next) / vp_scale(level, x_next)
+        a, s = unit * level.spread(level.levels_a.to(dtype)), unit * level.spread(level.levels_s.to(dtype))
+        g = nxt.spread((self.sigma_scale * step_levels(state.now, nxt).posterior).to(dtype))
+        weight = g / (g + s.square())
+        return torch.lerp(x_next, a * z, weight) + s * weight.sqrt() * state.draw()
+
+    def consistent(self, task: Task, x0: Tensor, *, by_latents: bool) -> Tensor:
+        """x0 (B,C,H,W), changed so that it agrees with what is known."""
+        known, hole = (task.known, task.hole) if self.space == "latent" else (task.picture, task.picture_hole)
+        if by_latents:
+            return self.descended(x0, hole, lambda z: pull(task, z, self.space), self.rate)
+        p = x0 if self.space == "latent" else task.codec.decode(x0)
+        if self.exact:
+            p = torch.lerp(known, p, hole)
+        else:
+
+            def look(p: Tensor) -> tuple[Tensor, Tensor]:
+                missing = (1 - hole) * (known - p)
+                return missing, missing
+
+            p = self.descended(p, hole, look, self.pixel_rate)
+        return p if self.space == "latent" else task.codec.encode(p)
+
+    def descended(
+        self, z: Tensor, hole: Tensor, look: Callable[[Tensor], tuple[Tensor, Tensor]], rate: float
+    ) -> Tensor:
+        """z (B,C,H,W) after Adam, for `look` that gives minus its gradient and what it lacks outside `hole`."""
+        mean, square, known = torch.zeros_like(z), torch.zeros_like(z), (1 - hole).flatten(1).sum(1)
+        for number in range(1, self.iterations + 1):
+            pulled, missing = look(z)
+            goes = squared_norm(missing) > self.tolerance**2 * missing.shape[1] * known
+            if not bool(goes.any()):
+                break
+            mean, square = torch.lerp(pulled, mean, 0.9), torch.lerp(pulled.square(), square, 0.999)
+            unbiased = (square / (1 - 0.999**number)).sqrt() + 1e-8
+            z = torch.where(per_image(goes), z + rate * mean / (1 - 0.9**number) / unbiased, z)
+        return z

@@ -1,0 +1,216 @@
+"""A model as the inpainter sees it: its pictures' size, its noise, what its denoiser works on, and its two sets of weights."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from peft import PeftModel
+from PIL import Image
+from torch import nn
+
+from rad.codec import PIXELS, Codec
+from rad.load import Base
+from rad.lora import AdapterInfo, merged
+from rad.prior import EDMPrior, Prior, UNetPrior
+from rad.process import EDM, Process, Uniform
+from rad.unet import RegionAwareUNet
+
+_SMOOTH = Image.Resampling.LANCZOS
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a picture is to be filled with, for models that take text.
+
+    Args:
+        prompt: what to show; negative: what not to.
+        guidance: how much the prompt counts (classifier-free guidance, arXiv 2207.12598): 1 and less: as it is, without the
+            second call; None: the model's own.
+        control_image: of the whole picture, as the model's ControlNet wants it (edges white on black, depth, ...); None: none.
+        adapter_image: the same for its T2I-Adapter.
+        style_image: a picture of any size that the filling is to be like, for its IP-Adapter.
+        control_scale, adapter_scale, style_scale: how much each counts; 0: as if it were not there.
+    """
+
+    prompt: str = ""
+    negative: str = ""
+    guidance: float | None = None
+    control_image: Image.Image | None = None
+    control_scale: float = 1.0
+    adapter_image: Image.Image | None = None
+    adapter_scale: float = 1.0
+    style_image: Image.Image | None = None
+    style_scale: float = 1.0
+
+    def resized(self, size: tuple[int, int]) -> "Condition":
+        """With the images of the whole picture in its (width, height)."""
+        return self._changed(lambda image: image if image.size == size else image.resize(size, _SMOOTH))
+
+    def cut(self, box: tuple[int, int, int, int]) -> "Condition":
+        """With the images of the whole picture as a window (top, left, bottom, right) sees them; black outside."""
+        top, left, bottom, right = box
+        return self._changed(lambda image: image.crop((left, top, right, bottom)))
+
+    def _changed(self, change: Callable[[Image.Image], Image.Image]) -> "Condition":
+        control, adapter = self.control_image, self.adapter_image
+        if control is None and adapter is None:
+            return self
+        return replace(
+            self,
+            control_image=None if control is None else change(control),
+            adapter_image=None if adapter is None else change(adapter),
+        )
+
+
+PLAIN = Condition()
+
+
+class Model(Protocol):
+    """What an `Inpainter` needs.
+
+    Attributes:
+        source: where the pretrained weights came from.
+        size: (height, width) of its pictures in pixels.
+        codec: between pixels and what the denoiser works on; `PIXELS` if these are the same.
+        own: the noise process of the pretrained weights.
+        info: of the adapter; None for a base model.
+        has_base: whether the pretrained weights are there, for zero-shot methods; has_adapter: whether RAD's are.
+    """
+
+    @property
+    def source(self) -> str: ...
+    @property
+    def size(self) -> tuple[int, int]: ...
+    @property
+    def codec(self) -> Codec: ...
+    @property
+    def own(self) -> Process: ...
+    @property
+    def info(self) -> AdapterInfo | None: ...
+    @property
+    def hash(self) -> str:
+        """`rad.load.weights_hash` of the denoiser."""
+        ...
+
+    @property
+    def has_base(self) -> bool: ...
+    @property
+    def has_adapter(self) -> bool: ...
+
+    def check(self, conditions: Sequence[Condition]) -> None:
+        """Raises ValueError for conditions that the model does not take, or that would change nothing."""
+        ...
+
+    def prior(self, conditions: Sequence[Condition], *, adapter: bool) -> Prior:
+        """The denoiser for a batch with these conditions, with the adapter or as it was pretrained.
+
+        Raises ValueError as `check`."""
+        ...
+
+    def weights(self, *, adapter: bool, differentiated: bool) -> contextlib.AbstractContextManager[None]:
+        """Within it `prior` may be called: with the adapter, or as pretrained; and the network may be differentiated."""
+        ...
+
+
+CHECKPOINTED_SIZE = 128
+"""From this size of what the network works on, methods that differentiate the network recompute its activations."""
+
+
+class PixelModel:
+    """A UNet on pixels, for RAD (adapter on) and for the zero-shot methods (adapter off): one set of weights for both.
+
+    Args:
+        unet: the patched network; peft: the same with its adapter, or None.
+        base: where the network came from, with its schedule.
+        info: what the adapter was trained for; with no `peft`: all weights were.
+        codec: of a UNet on latents.
+    """
+
+    def __init__(
+        self,
+        unet: RegionAwareUNet,
+        base: Base,
+        *,
+        peft: PeftModel | None = None,
+        info: AdapterInfo | None = None,
+        codec: Codec = PIXELS,
+    ) -> None:
+        if unet.config["in_channels"] != codec.channels or unet.config["num_class_embeds"] is not None:
+            raise ValueError(f"{base.source} is not a model of RGB pictures without classes, which inpainting needs")
+        self.unet: nn.Module = unet.eval()
+        self.peft, self.info, self.base, self.codec = peft, info, base, codec
+        self.source, self.hash = base.source, base.hash
+        self.own: Process = Uniform(base.betas) if base.sigmas is None else EDM(base.sigmas)
+        self.size = size_of(unet, info, factor=codec.factor)
+
+    @property
+    def has_base(self) -> bool:
+        return self.info is None or self.peft is not None
+
+    @property
+    def has_adapter(self) -> bool:
+        return self.info is not None
+
+    def check(self, conditions: Sequence[Condition]) -> None:
+        if any(condition != PLAIN for condition in conditions):
+            raise ValueError(f"{self.source} takes no text: leave the prompt out, or use a text-to-image model")
+
+    def prior(self, conditions: Sequence[Condition], *, adapter: bool) -> Prior:
+        self.check(conditions)
+        if self.base.sigmas is not None:
+            channels = self.codec.channels
+            return EDMPrior(lambda x, c: self.unet(x, c).sample, sigma_data=self.base.sigma_data, channels=channels)
+        info = self.info if adapter else None
+        return UNetPrior(
+            self.unet,
+            prediction_type=self.base.prediction_type,  # pyright: ignore[reportArgumentType]
+            channels=self.codec.channels,
+            clip=self.codec.factor == 1,
+            learned_variance=info is None or info.learned_variance,
+        )
+
+    @contextlib.contextmanager
+    def weights(self, *, adapter: bool, differentiated: bool) -> Iterator[None]:
+        """A large network that is differentiated keeps few activations and computes the others again."""
+        network: Any = self.unet
+        checkpointed = differentiated and min(self.size) >= CHECKPOINTED_SIZE * self.codec.factor
+        if checkpointed:
+            network.enable_gradient_checkpointing()
+        try:
+            with adapted(self.peft, adapter=adapter):
+                yield
+        finally:
+            if checkpointed:
+                network.disable_gradient_checkpointing()
+
+
+@contextlib.contextmanager
+def adapted(peft: PeftModel | None, *, adapter: bool) -> Iterator[None]:
+    """RAD runs with the adapter merged, a zero-shot method with it off: the network of the base model."""
+    if peft is None:
+        yield
+        return
+    try:
+        with merged(peft) if adapter else peft.disable_adapter():
+            yield
+    finally:
+        peft.requires_grad_(False)  # peft makes a layer that it switches on trainable
+
+
+def size_of(unet: RegionAwareUNet, info: AdapterInfo | None, *, factor: int = 1) -> tuple[int, int]:
+    """(height, width) in pixels, of which a side of what the network works on has one in `factor`.
+
+    Raises ValueError for a base model that does not say it, and for one that the network cannot halve.
+    """
+    size: Any = unet.config["sample_size"]
+    if info is None and size is None:
+        raise ValueError("the base model does not say its image size: set sample_size in its config.json")
+    if info is not None:
+        height, width = info.size
+    else:
+        height, width = (factor * side for side in ((size, size) if isinstance(size, int) else size))
+    halved = len(unet.config["block_out_channels"]) - 1
+    if height % (factor * 2**halved) or width % (factor * 2**halved):
+        raise ValueError(f"the model's images are {width}x{height}, which its network cannot halve {halved} times")
+    return height, width

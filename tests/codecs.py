@@ -1,0 +1,86 @@
+"""Autoencoders whose every property is known: block transforms, linear and orthonormal, with all coefficients or some."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rad.codec import Codec, Grid
+from rad.prior import GaussianPrior
+from rad.sampler import Task
+from rad.tape import NoiseTape
+from tests.gaussian import DOUBLE, World
+
+
+class Blocks:
+    """The cosine transform of blocks of `factor` x `factor` pixels, each colour by itself; `decoder` is a network of one layer.
+
+    Args:
+        keep: coefficients of each block and colour, the lowest first; None: all, so that encoder and decoder are inverse.
+        scale: of the latents, over that of the pixels.
+    """
+
+    def __init__(
+        self,
+        factor: int = 2,
+        *,
+        keep: int | None = None,
+        colours: int = 3,
+        scale: float = 1.0,
+        dtype: torch.dtype = DOUBLE,
+    ) -> None:
+        basis = _cosines(factor)[:keep].to(dtype)
+        kept = len(basis)
+        self.factor, self.channels = factor, colours * kept
+        weight = torch.zeros(self.channels, colours, factor, factor, dtype=dtype)
+        for colour in range(colours):
+            weight[colour * kept : (colour + 1) * kept, colour] = basis
+        self.weight = weight * scale
+        self.decoder = nn.ConvTranspose2d(self.channels, colours, factor, stride=factor, dtype=dtype)
+        self.decoder.requires_grad_(False)
+        self.decoder.weight.copy_(weight / scale)
+        assert self.decoder.bias is not None
+        self.decoder.bias.zero_()
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        return F.conv2d(pixels, self.weight, stride=self.factor)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.decoder(latents)
+
+
+def _cosines(factor: int) -> Tensor:
+    """(factor^2, factor, factor) orthonormal, the lowest frequencies first."""
+    points = torch.arange(factor, dtype=DOUBLE)
+    rows = torch.cos(math.pi / factor * (points + 0.5) * points[:, None]) * math.sqrt(2 / factor)
+    rows[0] /= math.sqrt(2)
+    order = sorted(((u, v) for u in range(factor) for v in range(factor)), key=lambda pair: (sum(pair), pair))
+    return torch.stack([torch.outer(rows[u], rows[v]) for u, v in order])
+
+
+def encoded_prior(world: World, codec: Codec) -> GaussianPrior:
+    """The law of the latents of the world."""
+    shape = world.prior.mean.shape
+    basis = torch.eye(world.prior.mean.numel(), dtype=DOUBLE).view(-1, *shape)
+    latents = codec.encode(basis)
+    matrix = latents.flatten(1).T
+    mean = codec.encode(world.prior.mean[None])[0]
+    return GaussianPrior(mean, matrix @ world.prior.covariance @ matrix.T)
+
+
+def encoded_task(world: World, codec: Codec, *, rows: int = 1, grid: Grid | None = None) -> Task:
+    """The world's task in latents."""
+    picture, hole = (one.expand(rows, *one.shape[1:]) for one in (world.y, world.hole))
+    return Task.encoded(picture, hole, codec, grid=grid)
+
+
+class EncodedTape:
+    """The draws of a tape, as encodings of noise in pixels (C,H,W), so that both runs see the same noise."""
+
+    def __init__(self, tape: NoiseTape, codec: Codec, shape: tuple[int, int, int]) -> None:
+        self.tape, self.codec, self.shape = tape, codec, shape
+
+    def draw(self, number: int, shape: Sequence[int]) -> Tensor:
+        return self.codec.encode(self.tape.draw(number, self.shape).to(DOUBLE))
