@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test lint type bench clean
+.PHONY: help setup demo test slow lint type bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -22,7 +22,10 @@ demo: setup ## train a small RAD adapter, inpaint with it, write runs/demo/panel
 	$(BIN)/python -m rad.demo --adapter runs/demo/checkpoints/step=240-ema --output runs/demo/panel.png
 
 test: setup ## run the tests, on all cores
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
+
+slow: setup ## run the tests that take more than ten seconds each
+	$(BIN)/python -m pytest -n auto --dist loadfile -m slow
 
 lint: setup ## check style and format
 	$(BIN)/ruff check .

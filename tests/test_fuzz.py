@@ -10,7 +10,7 @@ import torch
 
 from tests.fuzzing import KINDS, Place, explore, make_place
 
-EXAMPLES = 150
+EXAMPLES = 100
 """Of the quickest kind; of others as many as take about as long."""
 
 

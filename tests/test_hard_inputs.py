@@ -422,7 +422,7 @@ def quick(monkeypatch):
     """A model that paints everything grey, at once; the list of what it was given."""
     batches = []
 
-    def fill(self, sampler, batch, seed):
+    def fill(self, sampler, batch, conditions, encoding, seed):
         batches.append([canvas.name for canvas, _ in batch])
         for canvas, window in batch:
             canvas.paste(window, torch.zeros(3, *self.size))

@@ -64,13 +64,13 @@ def test_the_score_weight_is_bayes_rule_for_white_data(sigma_y):
 class Exploding(PiGDM):
     """The same chain in units where a = 1."""
 
-    def process(self, betas, time_origin):
+    def process(self, own, time_origin):
         class Process(Uniform):
             def noise(self, t, regions=None):
                 level = super().noise(t)
                 return Noise(torch.ones_like(level.levels_a), level.levels_s / level.levels_a, level.times)
 
-        return Process(betas)
+        return Process(own.betas)
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)

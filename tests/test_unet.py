@@ -144,6 +144,7 @@ def test_pickles():
     )
 
 
+@pytest.mark.slow
 def test_compiles_without_graph_breaks():
     """Traced whole, forward and backward; the code generator itself is left out, since it takes minutes."""
     network = patch(small_unet())

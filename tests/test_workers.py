@@ -59,6 +59,7 @@ def failed(err):
     return sorted(line for line in err.splitlines() if line.startswith("failed:"))
 
 
+@pytest.mark.slow
 def test_a_tree_by_two_processes_is_that_of_one_with_a_picture_that_is_lost_on_the_way(sample, monkeypatch):
     """The last picture but one can be read at first, and not when it is to be filled: the chunk of it fails."""
     lost = Path("in/d.png").read_bytes()
@@ -88,6 +89,7 @@ def test_a_tree_by_two_processes_is_that_of_one_with_a_picture_that_is_lost_on_t
     assert [one["environment"]["processes"] for (one,) in runs] == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_costs_the_chunk_it_was_at(sample, monkeypatch):
     hear = _Crew._hear
 
@@ -114,6 +116,7 @@ def test_a_process_that_is_killed_costs_the_chunk_it_was_at(sample, monkeypatch)
     assert contents("out") == contents("alone")
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_all_processes_and_keeps_what_is_finished(adapter):
     words = "--image in --mask half --output out --size_policy crop --device cpu --devices 2 --batch_size 1 --steps 100"
     command = [sys.executable, str(ROOT / "sample.py"), "--checkpoint", str(adapter), *words.split()]
