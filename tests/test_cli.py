@@ -790,6 +790,7 @@ def program(name, *arguments):
     return [sys.executable, str(ROOT / name), *map(str, arguments)], environment
 
 
+@pytest.mark.slow
 def test_sample_as_a_program(adapter):
     make_inputs(["a.png"])
     options = {"checkpoint": adapter, "image": "in", "mask": "masks", "output": "out", "steps": 1}
@@ -807,6 +808,7 @@ def test_train_as_a_program_without_a_configuration():
     assert_one_error(done.stderr, "--config")
 
 
+@pytest.mark.slow
 def test_train_as_a_program_is_stopped_by_ctrl_c(config):
     command, environment = program("train.py", "--config", "c.yaml", "--trainer.max_steps", 100000)
     heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  a shell's background jobs ignore it

@@ -2,6 +2,7 @@
 
 import socket
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -39,6 +40,7 @@ def work(rank, port, path):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_gradients_of_two_processes_equal_those_of_one(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -10,7 +10,7 @@ import torch
 
 from tests.fuzzing import KINDS, Place, explore, make_place
 
-EXAMPLES = 100
+EXAMPLES = 60
 """Of the quickest kind; of others as many as take about as long."""
 
 
