@@ -222,7 +222,9 @@ def test_a_large_network_that_is_differentiated_recomputes_activations(base, mon
     seen = []
     inner = plain.model.unet.forward
     monkeypatch.setattr(
-        plain.model.unet, "forward", lambda *a, **k: (seen.append(plain.model.unet.is_gradient_checkpointing), inner(*a, **k))[1]
+        plain.model.unet,
+        "forward",
+        lambda *a, **k: (seen.append(plain.model.unet.is_gradient_checkpointing), inner(*a, **k))[1],
     )
     saved = plain(picture, hole, method="dps", steps=2).images[0]
     assert seen == [True, True]
