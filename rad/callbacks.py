@@ -1,5 +1,6 @@
 """Lightning callbacks: averaged weights (EMA), checkpoints with adapters beside them, panels of inpaintings."""
 
+import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ from rad.files import replacing_folder
 from rad.lora import save_adapter, swapped, trainable
 from rad.masks.shapes import make
 from rad.module import Diffusion
+from rad.parts import Autoencoder
+from rad.process import betas_of
 from rad.tape import NoiseTape, generator
 
 
@@ -168,12 +171,38 @@ def export(module: Diffusion, trainer: L.Trainer, folder: Path, *, ema: bool) ->
         if isinstance(module.network, PeftModel):
             save_adapter(module.network, place, info, card=card(module, trainer, ema=ema))
         else:
-            from rad.load import save_base
-
-            save_base(place, module.unet, betas=module.base_info.betas, half=False)
+            save_trained(place, module)
             if module.process_kind != "uniform":
                 info.write(place)
             (place / "README.md").write_text(card(module, trainer, ema=ema))
+
+
+def save_trained(folder: Path, module: Diffusion) -> None:
+    """A diffusers folder of a model of which all weights are trained; a latent one is an LDMPipeline with its autoencoder."""
+    from diffusers import UNet2DModel
+
+    from rad.load import save_base
+
+    network, codec, own = module.unet, module.parts.codec, module.parts.own
+    assert isinstance(network, UNet2DModel)
+    latent = isinstance(codec, Autoencoder)
+    save_base(
+        folder,
+        network,
+        betas=betas_of(own),
+        prediction_type=module.parts.prediction,
+        half=False,
+        latent=latent,
+    )
+    if latent:
+        codec.module.save_pretrained(folder / "vqvae")
+        index = {
+            "_class_name": "LDMPipeline",
+            "scheduler": ["diffusers", "DDPMScheduler"],
+            "unet": ["diffusers", "UNet2DModel"],
+            "vqvae": ["diffusers", type(codec.module).__name__],
+        }
+        (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
 def card(module: Diffusion, trainer: L.Trainer, *, ema: bool) -> str:
@@ -184,9 +213,9 @@ def card(module: Diffusion, trainer: L.Trainer, *, ema: bool) -> str:
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
     kind = "RAD adapter" if isinstance(module.network, PeftModel) else f"diffusion model ({module.process_kind})"
     lines = [
-        f"# {kind} on {module.base_info.source}",
+        f"# {kind} on {module.parts.source}",
         "",
-        f"- Base: `{module.base_info.source}`, revision {module.base_info.revision}, hash `{module.base_info.hash}`.",
+        f"- Base: `{module.parts.source}`, revision {module.parts.revision}, hash `{module.parts.hash}`.",
         f"- Data: {', '.join(f'`{Path(path).name}`' for path in data)}, {module.image_size}x{module.image_size} pixels.",
         f"- Training: {module.global_step} steps of batch {batch} on {trainer.world_size} device(s), AdamW "
         f"{module.learning_rate:g}, seed {module.seed}{', averaged weights (EMA)' if ema else ''}.",
@@ -254,12 +283,13 @@ class Panel(Callback):
         from torchvision.utils import make_grid
 
         from rad.methods.replacement import Replacement
-        from rad.sampler import Sampler, Task
+        from rad.sampler import Sampler
 
         source: Any = trainer
         held_out = source.datamodule.val_dataloader().dataset
-        chosen = [held_out[i]["image"] for i in range(min(self.pictures, len(held_out)))]
-        data = torch.stack(chosen).to(module.device)
+        chosen = [held_out[i] for i in range(min(self.pictures, len(held_out)))]
+        data = torch.stack([one["image"] for one in chosen]).to(module.device)
+        prompts = [one.get("text", "") for one in chosen]
         height, width = data.shape[2:]
         holes = [
             make(self.masks[i % len(self.masks)])([generator(module.seed, "panel", i)], height, width)
@@ -275,8 +305,9 @@ class Panel(Callback):
             # A base model is shown through the simplest method that fills holes with it.
             method = (Replacement(),) if module.process_kind == "uniform" else ()
             sample = Sampler(module.sampling_process, method, steps=self.steps)(
-                module.prior(), Task.of(data, hole), noise=tape
+                module.prior(prompts), module.task(data, hole), noise=tape
             )
+            filled = module.parts.codec.decode(sample.image)
             module.train(training)
-        rows = [data * (1 - hole), sample.image, data]
+        rows = [data * (1 - hole), torch.where(hole == 1, filled, data), data]
         return make_grid(torch.stack(rows, 1).flatten(0, 1).cpu() / 2 + 0.5, nrow=3, padding=2).clamp(0, 1)

@@ -88,12 +88,12 @@ def load_base(
         own = (unet.config["sample_size"], unet.config["attention_head_dim"])
         if image_size not in (256, own[0]) or head_channels not in (64, own[1]):
             warnings.warn(f"{path} says image_size, head_channels = {own}: yours are unused", stacklevel=2)
-        betas, prediction_type = _read_schedule(path)
+        betas, prediction_type = read_schedule(path)
     else:
         eps = 1e-5 if norm_eps is None else norm_eps
         size: dict[str, Any] = {"image_size": image_size, "head_channels": head_channels}
         state = _read_weights(path)
-        with _describing(path):
+        with describing(path):
             unet = convert_adm(state, **size, norm_eps=eps, qkv_order=qkv_order)
         betas, prediction_type = _betas(DDPM_SCHEDULE), "epsilon"
     inputs, outputs = unet.config["in_channels"], unet.config["out_channels"]
@@ -109,12 +109,14 @@ def save_base(
     betas: Tensor,
     prediction_type: str = "epsilon",
     half: bool = True,
+    latent: bool = False,
 ) -> None:
     """Write `folder`/unet and `folder`/scheduler as `load_base` and stock diffusers read them.
 
     betas: (T,) in (0, 1). `half` stores float16: exact for values that came from float16, else rounded. The
     variance type follows from the network: learned_range with twice as many output as input channels, else
-    fixed_small. Raises ValueError for a network with adapters inside or values that float16 cannot hold.
+    fixed_small. `latent`: it makes latents, which samplers must not clip to [-1, 1]. Raises ValueError for a
+    network with adapters inside or values that float16 cannot hold.
     """
     from diffusers import __version__
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
@@ -145,7 +147,7 @@ def save_base(
         trained_betas=None if linear else betas.tolist(),
         prediction_type=prediction_type,  # pyright: ignore[reportArgumentType]
         variance_type="learned_range" if learned else "fixed_small",
-        clip_sample=config["in_channels"] == 3,
+        clip_sample=config["in_channels"] == 3 and not latent,
     ).save_config(Path(folder) / "scheduler")
 
 
@@ -214,7 +216,7 @@ def _read_unet(folder: Path, *, norm_eps: float | None, qkv_order: QkvOrder) -> 
     old = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
     pattern = re.compile(r"(?<=\d\.)(query|key|value|proj_attn)(?=\.)")
     state = {pattern.sub(lambda m: old[m[0]], name): value for name, value in _read_weights(weights).items()}
-    with _describing(place):
+    with describing(place):
         if per_head:
             state |= _sorted_rows(state, config.get("attention_head_dim", 8))
         return _build(config, state)
@@ -226,7 +228,7 @@ def _read_config(path: Path, *, norm_eps: float | None, qkv_order: QkvOrder) -> 
 
     if not path.is_file():
         raise FileNotFoundError(f"no {path}: give a diffusers folder, with unet/ and scheduler/ or both in one")
-    config = _read_json(path)
+    config = read_json(path)
     if config.get("_class_name") != "UNet2DModel":
         raise ValueError(f"{path} describes a {config.get('_class_name')}: only a UNet2DModel can be loaded")
     config = {key: value for key, value in config.items() if not key.startswith("_")}
@@ -262,18 +264,18 @@ def _sorted_rows(state: Mapping[str, Tensor], head_channels: int | None) -> dict
     return rows
 
 
-def _read_schedule(folder: Path) -> tuple[Tensor, str]:
+def read_schedule(folder: Path) -> tuple[Tensor, str]:
     """(T,) float64 betas and the prediction type of a folder's scheduler."""
     places = (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json")
     path = next((place for place in places if place.is_file()), None)
     if path is None:
         warnings.warn(f"no scheduler_config.json in {folder}: taking DDPM's linear schedule", stacklevel=3)
         return _betas(DDPM_SCHEDULE), "epsilon"
-    config = _read_json(path)
+    config = read_json(path)
     prediction_type = config.get("prediction_type", "epsilon")
     if prediction_type not in PREDICTION_TYPES:
         raise ValueError(f"{path}: prediction_type {prediction_type!r} is not one of {', '.join(PREDICTION_TYPES)}")
-    with _describing(path):
+    with describing(path):
         return _check_betas(_betas(config)), prediction_type
 
 
@@ -306,7 +308,7 @@ def _check_betas(betas: Tensor) -> Tensor:
     return betas
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -335,7 +337,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _describing(path: Path) -> Iterator[None]:
+def describing(path: Path) -> Iterator[None]:
     """What settings or shapes out of a file make diffusers and torch raise, in one line with its path."""
     try:
         yield
