@@ -21,7 +21,7 @@ from rad.files import replacing_folder
 from rad.lora import save_adapter, swapped, trainable
 from rad.masks.shapes import make
 from rad.module import Diffusion
-from rad.parts import Autoencoder
+from rad.pretrained import Autoencoder
 from rad.process import betas_of
 from rad.tape import NoiseTape, generator
 

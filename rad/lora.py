@@ -83,7 +83,7 @@ class AdapterInfo:
         qkv_order: how a base in ADM's layout was read, see `rad.load`.
         learned_variance: whether the variance was trained (vlb_weight > 0); if not, sampling takes the posterior's.
         process: that it was trained on, see `rad.module.Diffusion`.
-        kind: of the base, see `rad.parts.Parts`.
+        kind: of the base, see `rad.pretrained.Parts`.
     """
 
     base: str

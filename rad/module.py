@@ -5,7 +5,7 @@ how the batch is split, and a resumed run continues as if it had not stopped.
 
 A latent model sees a picture as sampling will: holes are drawn in pixels and brought to the cells by the rule of sampling, and
 the known cells are those of a picture whose hole was filled smoothly before it was encoded, so that they know nothing of what is
-in it. The frozen autoencoder and text encoders are no part of the module (see `rad.parts`).
+in it. The frozen autoencoder and text encoders are no part of the module (see `rad.pretrained`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +26,7 @@ from rad.lora import AdapterInfo, LoRA, inject, load_adapter, trainable
 from rad.losses import Losses, LossRegion, VlbBoundary, hybrid_loss
 from rad.masks import MaskGenerator
 from rad.masks.perlin import Perlin
-from rad.parts import (
+from rad.pretrained import (
     ConditionedPrior,
     Parts,
     RegionAwareNetwork,

@@ -165,9 +165,9 @@ def test_checkpoints_hold_what_is_trained_and_adapters_lie_beside_them(world, tm
     index = (torch.rand(1, 16, 16) > 0.5).long()
     with torch.no_grad():
         raw = model.unet.eval()(x, times, index=index).sample
-        loaded = Inpainter.from_pretrained(folder / "step=13").unet(x, times, index=index).sample
+        loaded = Inpainter.from_pretrained(folder / "step=13").model.unet(x, times, index=index).sample
         torch.testing.assert_close(loaded, raw, rtol=0, atol=1e-6)
-        averaged = Inpainter.from_pretrained(folder / "step=13-ema").unet(x, times, index=index).sample
+        averaged = Inpainter.from_pretrained(folder / "step=13-ema").model.unet(x, times, index=index).sample
         assert (averaged - raw).abs().max() > 1e-4
         for name, weight in trainable(model).items():
             weight.copy_(ema.weights[name])

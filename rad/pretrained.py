@@ -73,7 +73,7 @@ class Autoencoder:
     def __init__(self, module: AutoencoderKL | VQModel) -> None:
         self.module: Any = module.eval().requires_grad_(False)
         self.factor: int = 2 ** (len(module.config["block_out_channels"]) - 1)
-        self.channels: int = module.config["latent_channels"]
+        self.channels: int = module.config.get("vq_embed_dim") or module.config["latent_channels"]
         self.scale: float = module.config["scaling_factor"]
         self.shift: float = module.config.get("shift_factor") or 0.0
 
@@ -232,11 +232,13 @@ def load_autoencoder(folder: Path) -> Autoencoder:
     place = next((place for place in places if (place / "config.json").is_file()), None)
     if place is None:
         raise FileNotFoundError(f"no autoencoder in {folder}: there is no config.json in it, in vae/ or in vqvae/")
-    return Autoencoder(_component(place, (AutoencoderKL, VQModel)))
+    # A VQModel that says no scaling_factor is older than that setting, and had none: CompVis/ldm-celebahq-256.
+    old = "scaling_factor" not in read_json(place / "config.json")
+    return Autoencoder(_component(place, (AutoencoderKL, VQModel), **({"scaling_factor": 1.0} if old else {})))
 
 
-def _component(place: Path, kinds: tuple[Any, ...]) -> Any:
-    """The network in `place`, whose class is one of `kinds`; float32, in eval mode."""
+def _component(place: Path, kinds: tuple[Any, ...], **changes: object) -> Any:
+    """The network in `place`, whose class is one of `kinds`; float32, in eval mode. `changes` of its settings."""
     if not (place / "config.json").is_file():
         raise FileNotFoundError(f"{place / 'config.json'} is missing: give a whole folder in diffusers' layout")
     name = read_json(place / "config.json").get("_class_name")
@@ -244,7 +246,7 @@ def _component(place: Path, kinds: tuple[Any, ...]) -> Any:
     if kind is None:
         raise ValueError(f"{place} holds a {name}; allowed are {', '.join(kind.__name__ for kind in kinds)}")
     with describing(place), torch.random.fork_rng():
-        return kind.from_pretrained(place, torch_dtype=torch.float32).eval()
+        return kind.from_pretrained(place, torch_dtype=torch.float32, **changes).eval()
 
 
 def _read_flow(folder: Path) -> Flow:
