@@ -16,6 +16,7 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from torch import Tensor
 
+from rad.autoencoder_training import MEASURED, AutoencoderTraining
 from rad.checkpoints import WholeCheckpointIO
 from rad.files import replacing_folder
 from rad.lora import save_adapter, swapped, trainable
@@ -87,7 +88,7 @@ class EMA(Callback):
 
 
 @contextmanager
-def averaged(trainer: L.Trainer, module: Diffusion) -> Iterator[bool]:
+def averaged(trainer: L.Trainer, module: L.LightningModule) -> Iterator[bool]:
     """Within the context `module` holds the averaged weights, if an EMA callback runs; yields whether it does."""
     ema = next((callback for callback in _callbacks(trainer) if isinstance(callback, EMA) and callback.weights), None)
     if ema is None:
@@ -105,8 +106,8 @@ def _callbacks(trainer: L.Trainer) -> list[Callback]:
 class Checkpoint(ModelCheckpoint):
     """ModelCheckpoint in optimiser steps that writes models ready for use beside each `.ckpt`.
 
-    `step=N.ckpt` resumes the run. `step=N/` and `step=N-ema/` hold the adapter (or, of a base model, the diffusers folder)
-    with the raw and the averaged weights. Whatever stops the program, what bears these names is whole.
+    `step=N.ckpt` resumes the run. `step=N/` and `step=N-ema/` hold the adapter (or, of a base model or autoencoder, the
+    diffusers folder) with the raw and the averaged weights. Whatever stops the program, what bears these names is whole.
 
     Args:
         every_n_train_steps: distance of checkpoints in optimiser steps.
@@ -133,7 +134,8 @@ class Checkpoint(ModelCheckpoint):
 
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
         module = trainer.lightning_module
-        if isinstance(module, Diffusion) and trainer.is_global_zero and Path(filepath).stem != "last":
+        ours = isinstance(module, Diffusion | AutoencoderTraining)
+        if ours and trainer.is_global_zero and Path(filepath).stem != "last":
             folder = Path(filepath).with_suffix("")
             try:
                 export(module, trainer, folder, ema=False)
@@ -161,11 +163,15 @@ class Checkpoint(ModelCheckpoint):
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def export(module: Diffusion, trainer: L.Trainer, folder: Path, *, ema: bool) -> None:
+def export(module: Diffusion | AutoencoderTraining, trainer: L.Trainer, folder: Path, *, ema: bool) -> None:
     """Write the model as it is now: an adapter folder, or a diffusers folder when all weights are trained.
 
     What was trained for per-pixel noise has a rad_config.json, in either form.
     """
+    if isinstance(module, AutoencoderTraining):
+        with replacing_folder(folder) as place:
+            export_autoencoder(module, trainer, place)
+        return
     info = module.adapter_info(size=(module.image_size, module.image_size), ema=ema)
     with replacing_folder(folder) as place:
         if isinstance(module.network, PeftModel):
@@ -203,6 +209,16 @@ def save_trained(folder: Path, module: Diffusion) -> None:
             "vqvae": ["diffusers", type(codec.module).__name__],
         }
         (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def export_autoencoder(module: AutoencoderTraining, trainer: L.Trainer, folder: Path) -> None:
+    """A diffusers folder whose scaling_factor is measured, with these weights, on the first training pictures."""
+    source: Any = trainer
+    data = source.datamodule
+    count = min(MEASURED, len(data.train_pictures))
+    images = torch.stack([data.stream()[position]["image"] for position in range(count)])
+    module.autoencoder.register_to_config(scaling_factor=module.scaling_factor(images))
+    module.autoencoder.save_pretrained(folder)
 
 
 def card(module: Diffusion, trainer: L.Trainer, *, ema: bool) -> str:

@@ -381,6 +381,10 @@ class PictureData(LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         self._resumed = state_dict
 
+    def stream(self) -> Stream:
+        """All samples of the run."""
+        return Stream(self.train_pictures, self.framing, self.seed, self.masks, self.strict, self.captions)
+
     def train_dataloader(self) -> StreamLoader:
         """The rest of the run, from `position()`; without a trainer, one pass over the pictures."""
         if self._resumed is not _FRESH and self._resumed["pictures"] != self._fingerprint():
@@ -401,8 +405,7 @@ class PictureData(LightningDataModule):
             rank=rank,
             world_size=world_size,
         )
-        stream = Stream(self.train_pictures, self.framing, self.seed, self.masks, self.strict, self.captions)
-        return StreamLoader(stream, batch_sampler=sampler, **self._reading())
+        return StreamLoader(self.stream(), batch_sampler=sampler, **self._reading())
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         """Every validation picture once over all ranks, in a fixed order; [] when there are none."""

@@ -374,22 +374,7 @@ class Diffusion(L.LightningModule):
             self.log("train/gradient_norm", torch.nn.utils.get_total_norm(grads))
 
     def configure_optimizers(self) -> Any:
-        settings = {"lr": self.learning_rate, "betas": self.adam_betas, "weight_decay": self.weight_decay}
-        trained = [p for p in self.parameters() if p.requires_grad]
-        optimizer: torch.optim.Optimizer
-        if self.shard_optimizer and self.trainer.world_size > 1:
-            from torch.distributed.optim import ZeroRedundancyOptimizer
-
-            optimizer = ZeroRedundancyOptimizer(trained, torch.optim.AdamW, **settings)
-        else:
-            optimizer = torch.optim.AdamW(trained, **settings)
-        total = self.trainer.max_steps
-        if self.schedule != "constant" and total <= 0:
-            raise ValueError(f"schedule {self.schedule!r} needs to know the length of the run: set trainer.max_steps")
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: learning_rate_factor(step, self.warmup_steps, total, self.schedule)
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return adamw(self, self.trainer.max_steps, sharded=self.shard_optimizer and self.trainer.world_size > 1)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Only what is trained: a frozen base stays out of the checkpoints."""
@@ -415,6 +400,25 @@ class Diffusion(L.LightningModule):
             raise ValueError(
                 f"the checkpoint trains other layers: {len(wrong)} tensors differ, the first {wrong[0]}; use its config.yaml"
             )
+
+
+def adamw(module: Any, total: int, *, sharded: bool = False) -> dict[str, Any]:
+    """AdamW on what `module` trains, by its settings, and its schedule over `total` steps, as Lightning wants them."""
+    settings = {"lr": module.learning_rate, "betas": module.adam_betas, "weight_decay": module.weight_decay}
+    trained = [p for p in module.parameters() if p.requires_grad]
+    optimizer: torch.optim.Optimizer
+    if sharded:
+        from torch.distributed.optim import ZeroRedundancyOptimizer
+
+        optimizer = ZeroRedundancyOptimizer(trained, torch.optim.AdamW, **settings)
+    else:
+        optimizer = torch.optim.AdamW(trained, **settings)
+    if module.schedule != "constant" and total <= 0:
+        raise ValueError(f"schedule {module.schedule!r} needs to know the length of the run: set trainer.max_steps")
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: learning_rate_factor(step, module.warmup_steps, total, module.schedule)
+    )
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
 def learning_rate_factor(step: int, warmup: int, total: int, schedule: str) -> float:
