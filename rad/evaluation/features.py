@@ -492,7 +492,9 @@ def _load_script(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # that torch.export may replace TorchScript one day
-            network = torch.jit.load(str(weights), map_location=device).eval().requires_grad_(False)
+            network = torch.jit.load(str(weights), map_location=device).eval()
+            for parameter in network.parameters():
+                parameter.requires_grad_(False)
     except (*_DAMAGE, ValueError) as error:
         raise ValueError(f"cannot read {weights} as TorchScript: {_last_line(error)}") from error
 
