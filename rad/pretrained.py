@@ -246,7 +246,7 @@ def _component(place: Path, kinds: tuple[Any, ...], **changes: object) -> Any:
     if kind is None:
         raise ValueError(f"{place} holds a {name}; allowed are {', '.join(kind.__name__ for kind in kinds)}")
     with describing(place), torch.random.fork_rng():
-        return kind.from_pretrained(place, torch_dtype=torch.float32, **changes).eval()
+        return kind.from_pretrained(place, torch_dtype=torch.float32, local_files_only=True, **changes).eval()
 
 
 def _read_flow(folder: Path) -> Flow:
@@ -289,14 +289,14 @@ def _text_model(place: Path) -> nn.Module:
     if named not in TEXT_MODELS:
         raise ValueError(f"{place} holds a {named}; allowed are {', '.join(TEXT_MODELS)}")
     with describing(place), torch.random.fork_rng():
-        return getattr(transformers, named).from_pretrained(place).float()
+        return getattr(transformers, named).from_pretrained(place, local_files_only=True).float()
 
 
 def _tokenizer(place: Path) -> Any:
     if not place.is_dir():
         raise FileNotFoundError(f"{place} is missing: give a whole folder in diffusers' layout")
     with describing(place):
-        return _transformers().AutoTokenizer.from_pretrained(place)
+        return _transformers().AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
 
 
 def _transformers() -> Any:
