@@ -16,13 +16,13 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from torch import Tensor
 
+from rad.autoencoder import Autoencoder
 from rad.autoencoder_training import MEASURED, AutoencoderTraining
 from rad.checkpoints import WholeCheckpointIO
 from rad.files import replacing_folder
 from rad.lora import save_adapter, swapped, trainable
 from rad.masks.shapes import make
 from rad.module import Diffusion
-from rad.pretrained import Autoencoder
 from rad.process import betas_of
 from rad.tape import NoiseTape, generator
 
@@ -201,12 +201,12 @@ def save_trained(folder: Path, module: Diffusion) -> None:
         latent=latent,
     )
     if latent:
-        codec.module.save_pretrained(folder / "vqvae")
+        codec.network.save_pretrained(folder / "vqvae")
         index = {
             "_class_name": "LDMPipeline",
             "scheduler": ["diffusers", "DDPMScheduler"],
             "unet": ["diffusers", "UNet2DModel"],
-            "vqvae": ["diffusers", type(codec.module).__name__],
+            "vqvae": ["diffusers", type(codec.network).__name__],
         }
         (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 

@@ -30,7 +30,6 @@ from rad.pretrained import (
     ConditionedPrior,
     Parts,
     RegionAwareNetwork,
-    find_pipeline,
     load_autoencoder,
     load_parts,
     region_aware_network,
@@ -329,13 +328,12 @@ class Diffusion(L.LightningModule):
     def _encoded(self, image: Tensor, hole: Tensor) -> tuple[Tensor, Regions | None]:
         """The latents of a picture, and the regions of their grid."""
         codec = self.parts.codec
-        with torch.autocast(image.device.type, enabled=False):  # sampling encodes in full precision
-            x0 = codec.encode(image)
-            if self.process_kind == "uniform":
-                return x0, None
-            cells = latent_hole(hole, codec.factor, self.grid)
-            if self.fill != "none":
-                x0 = torch.where(cells == 1, x0, codec.encode(prefill(image, hole, self.fill)))
+        x0 = codec.encode(image)
+        if self.process_kind == "uniform":
+            return x0, None
+        cells = latent_hole(hole, codec.factor, self.grid)
+        if self.fill != "none":
+            x0 = torch.where(cells == 1, x0, codec.encode(prefill(image, hole, self.fill)))
         return x0, Regions.binary(cells)
 
     @torch.no_grad()
@@ -435,9 +433,9 @@ def learning_rate_factor(step: int, warmup: int, total: int, schedule: str) -> f
 
 def _load(base: str, *, image_size: int, head_channels: int, qkv_order: QkvOrder, revision: str | None) -> Parts:
     """The parts of a latent model, or of one on pixels."""
-    found = find_pipeline(base, revision)
-    if found is not None:
-        return load_parts(found[0], source=base, revision=found[1])
+    parts = load_parts(base, image_size=image_size, revision=revision)
+    if parts is not None:
+        return parts
     loaded = load_base(base, image_size=image_size, head_channels=head_channels, qkv_order=qkv_order, revision=revision)
     prediction: Any = loaded.prediction_type
     own = Uniform(loaded.betas)

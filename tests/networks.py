@@ -45,22 +45,23 @@ def small_conditional(*, dtype: torch.dtype = torch.float32, size: int = 8, **ch
     return unet.to(dtype).eval()
 
 
-def small_transformer(*, dtype: torch.dtype = torch.float32, size: int = 8) -> SD3Transformer2DModel:
+def small_transformer(*, dtype: torch.dtype = torch.float32, size: int = 8, **changes: object) -> SD3Transformer2DModel:
     """Of Stable Diffusion 3.5's kind: two blocks, the first with two attentions, pooled text of 24, text of 16."""
+    fields = {
+        "sample_size": size,
+        "in_channels": 4,
+        "out_channels": 4,
+        "num_layers": 3,
+        "attention_head_dim": 8,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 16,
+        "caption_projection_dim": 16,
+        "pooled_projection_dim": 24,
+        "pos_embed_max_size": 12,
+        "dual_attention_layers": (0,),
+        "qk_norm": "rms_norm",
+    }
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = SD3Transformer2DModel(
-            sample_size=size,
-            in_channels=4,
-            out_channels=4,
-            num_layers=3,
-            attention_head_dim=8,
-            num_attention_heads=2,
-            joint_attention_dim=16,
-            caption_projection_dim=16,
-            pooled_projection_dim=24,
-            pos_embed_max_size=12,
-            dual_attention_layers=(0,),
-            qk_norm="rms_norm",
-        )
+        network = SD3Transformer2DModel(**(fields | changes))
     return network.to(dtype).eval()
