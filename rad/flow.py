@@ -164,16 +164,15 @@ class FlowModel:
         scheduler = read_json(pipeline.folder / "scheduler" / "scheduler_config.json")
         if scheduler.get("_class_name") != "FlowMatchEulerDiscreteScheduler":
             raise ValueError(f"the scheduler of {source} is no FlowMatchEulerDiscreteScheduler: a flow has that one")
-        if info is not None:
-            size = info.size[0] if size is None else size
-            t5_dtype, dtype = t5_dtype or dtype, torch.float32
-        built = kind._assemble(pipeline.folder, pipeline.parts, dtype, t5_dtype or dtype)
-        built.to(device)
+        t5_dtype = t5_dtype or dtype
+        if adapter is not None and info is not None:
+            size, dtype = info.size[0] if size is None else size, torch.float32
+        built = kind._assemble(pipeline.folder, pipeline.parts, dtype, t5_dtype)
         model = kind(built, scheduler, source=str(source), size=size)
         if adapter is not None:
             base_hash = model.hash  # of the network as it is without the adapter
-            model.peft = load_adapter(model._patched(), adapter, base_hash=base_hash)
-            model.info = info
+            model.peft, model.info = load_adapter(model._patched(), adapter, base_hash=base_hash), info
+        built.to(device)
         return model
 
     # ---- what SD3 and Flux have each of their own ----------------------------------------------

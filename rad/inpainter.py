@@ -97,10 +97,12 @@ class Inpainter:
             base: the base of an adapter, where it is not found by what the adapter says (that path; the folder of that name
                 beside the adapter; that hub id). Its weights are compared with the hash in the adapter.
             device: "auto": an accelerator if there is one.
-            precision: "bf16": the network runs in bfloat16 (autocast); that of SD3 and Flux lies in memory in it too.
+            precision: "bf16": the network runs in bfloat16 (autocast); that of SD3 and Flux lies in memory in it too, unless it
+                has an adapter, whose small changes would be lost in it.
             size: a side of the pictures in pixels, for SD3 and Flux, which take several; None: the model's own, or what its
                 adapter was trained on.
-            controlnet, t2i_adapter, ip_adapter, loras: for Stable Diffusion 1, 2 and XL, see `rad.stable.StableModel.load`.
+            controlnet, t2i_adapter, ip_adapter, loras: for Stable Diffusion 1, 2 and XL, see `rad.stable.StableModel.load`;
+                loras not together with a RAD adapter.
 
         Raises:
             FileNotFoundError: something is missing; ValueError: something does not fit.

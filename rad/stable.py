@@ -287,7 +287,7 @@ class StableModel:
             prediction_type=prediction_type,
             controlnet=extras["ControlNetModel"],
             adapter=extras["T2IAdapter"],
-            info=info,
+            info=None if adapter is None else info,
             peft=peft,
         )
 
