@@ -1,5 +1,6 @@
 """Lightning callbacks: averaged weights (EMA), checkpoints with adapters beside them, panels of inpaintings."""
 
+import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -15,11 +16,14 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from torch import Tensor
 
+from rad.autoencoder import Autoencoder
+from rad.autoencoder_training import MEASURED, AutoencoderTraining
 from rad.checkpoints import WholeCheckpointIO
 from rad.files import replacing_folder
 from rad.lora import save_adapter, swapped, trainable
 from rad.masks.shapes import make
 from rad.module import Diffusion
+from rad.process import betas_of
 from rad.tape import NoiseTape, generator
 
 
@@ -84,7 +88,7 @@ class EMA(Callback):
 
 
 @contextmanager
-def averaged(trainer: L.Trainer, module: Diffusion) -> Iterator[bool]:
+def averaged(trainer: L.Trainer, module: L.LightningModule) -> Iterator[bool]:
     """Within the context `module` holds the averaged weights, if an EMA callback runs; yields whether it does."""
     ema = next((callback for callback in _callbacks(trainer) if isinstance(callback, EMA) and callback.weights), None)
     if ema is None:
@@ -102,8 +106,8 @@ def _callbacks(trainer: L.Trainer) -> list[Callback]:
 class Checkpoint(ModelCheckpoint):
     """ModelCheckpoint in optimiser steps that writes models ready for use beside each `.ckpt`.
 
-    `step=N.ckpt` resumes the run. `step=N/` and `step=N-ema/` hold the adapter (or, of a base model, the diffusers folder)
-    with the raw and the averaged weights. Whatever stops the program, what bears these names is whole.
+    `step=N.ckpt` resumes the run. `step=N/` and `step=N-ema/` hold the adapter (or, of a base model or autoencoder, the
+    diffusers folder) with the raw and the averaged weights. Whatever stops the program, what bears these names is whole.
 
     Args:
         every_n_train_steps: distance of checkpoints in optimiser steps.
@@ -130,7 +134,8 @@ class Checkpoint(ModelCheckpoint):
 
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
         module = trainer.lightning_module
-        if isinstance(module, Diffusion) and trainer.is_global_zero and Path(filepath).stem != "last":
+        ours = isinstance(module, Diffusion | AutoencoderTraining)
+        if ours and trainer.is_global_zero and Path(filepath).stem != "last":
             folder = Path(filepath).with_suffix("")
             try:
                 export(module, trainer, folder, ema=False)
@@ -158,22 +163,62 @@ class Checkpoint(ModelCheckpoint):
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def export(module: Diffusion, trainer: L.Trainer, folder: Path, *, ema: bool) -> None:
+def export(module: Diffusion | AutoencoderTraining, trainer: L.Trainer, folder: Path, *, ema: bool) -> None:
     """Write the model as it is now: an adapter folder, or a diffusers folder when all weights are trained.
 
     What was trained for per-pixel noise has a rad_config.json, in either form.
     """
+    if isinstance(module, AutoencoderTraining):
+        with replacing_folder(folder) as place:
+            export_autoencoder(module, trainer, place)
+        return
     info = module.adapter_info(size=(module.image_size, module.image_size), ema=ema)
     with replacing_folder(folder) as place:
         if isinstance(module.network, PeftModel):
             save_adapter(module.network, place, info, card=card(module, trainer, ema=ema))
         else:
-            from rad.load import save_base
-
-            save_base(place, module.unet, betas=module.base_info.betas, half=False)
+            save_trained(place, module)
             if module.process_kind != "uniform":
                 info.write(place)
             (place / "README.md").write_text(card(module, trainer, ema=ema))
+
+
+def save_trained(folder: Path, module: Diffusion) -> None:
+    """A diffusers folder of a model of which all weights are trained; a latent one is an LDMPipeline with its autoencoder."""
+    from diffusers import UNet2DModel
+
+    from rad.load import save_base
+
+    network, codec, own = module.unet, module.parts.codec, module.parts.own
+    assert isinstance(network, UNet2DModel)
+    latent = isinstance(codec, Autoencoder)
+    save_base(
+        folder,
+        network,
+        betas=betas_of(own),
+        prediction_type=module.parts.prediction,
+        half=False,
+        latent=latent,
+    )
+    if latent:
+        codec.network.save_pretrained(folder / "vqvae")
+        index = {
+            "_class_name": "LDMPipeline",
+            "scheduler": ["diffusers", "DDPMScheduler"],
+            "unet": ["diffusers", "UNet2DModel"],
+            "vqvae": ["diffusers", type(codec.network).__name__],
+        }
+        (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def export_autoencoder(module: AutoencoderTraining, trainer: L.Trainer, folder: Path) -> None:
+    """A diffusers folder whose scaling_factor is measured, with these weights, on the first training pictures."""
+    source: Any = trainer
+    data = source.datamodule
+    count = min(MEASURED, len(data.train_pictures))
+    images = torch.stack([data.stream()[position]["image"] for position in range(count)])
+    module.autoencoder.register_to_config(scaling_factor=module.scaling_factor(images))
+    module.autoencoder.save_pretrained(folder)
 
 
 def card(module: Diffusion, trainer: L.Trainer, *, ema: bool) -> str:
@@ -184,9 +229,9 @@ def card(module: Diffusion, trainer: L.Trainer, *, ema: bool) -> str:
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
     kind = "RAD adapter" if isinstance(module.network, PeftModel) else f"diffusion model ({module.process_kind})"
     lines = [
-        f"# {kind} on {module.base_info.source}",
+        f"# {kind} on {module.parts.source}",
         "",
-        f"- Base: `{module.base_info.source}`, revision {module.base_info.revision}, hash `{module.base_info.hash}`.",
+        f"- Base: `{module.parts.source}`, revision {module.parts.revision}, hash `{module.parts.hash}`.",
         f"- Data: {', '.join(f'`{Path(path).name}`' for path in data)}, {module.image_size}x{module.image_size} pixels.",
         f"- Training: {module.global_step} steps of batch {batch} on {trainer.world_size} device(s), AdamW "
         f"{module.learning_rate:g}, seed {module.seed}{', averaged weights (EMA)' if ema else ''}.",
@@ -254,12 +299,13 @@ class Panel(Callback):
         from torchvision.utils import make_grid
 
         from rad.methods.replacement import Replacement
-        from rad.sampler import Sampler, Task
+        from rad.sampler import Sampler
 
         source: Any = trainer
         held_out = source.datamodule.val_dataloader().dataset
-        chosen = [held_out[i]["image"] for i in range(min(self.pictures, len(held_out)))]
-        data = torch.stack(chosen).to(module.device)
+        chosen = [held_out[i] for i in range(min(self.pictures, len(held_out)))]
+        data = torch.stack([one["image"] for one in chosen]).to(module.device)
+        prompts = [one.get("text", "") for one in chosen]
         height, width = data.shape[2:]
         holes = [
             make(self.masks[i % len(self.masks)])([generator(module.seed, "panel", i)], height, width)
@@ -275,8 +321,9 @@ class Panel(Callback):
             # A base model is shown through the simplest method that fills holes with it.
             method = (Replacement(),) if module.process_kind == "uniform" else ()
             sample = Sampler(module.sampling_process, method, steps=self.steps)(
-                module.prior(), Task.of(data, hole), noise=tape
+                module.prior(prompts), module.task(data, hole), noise=tape
             )
+            filled = module.parts.codec.decode(sample.image)
             module.train(training)
-        rows = [data * (1 - hole), sample.image, data]
+        rows = [data * (1 - hole), torch.where(hole == 1, filled, data), data]
         return make_grid(torch.stack(rows, 1).flatten(0, 1).cpu() / 2 + 0.5, nrow=3, padding=2).clamp(0, 1)

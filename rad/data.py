@@ -23,6 +23,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from rad.captions import Captions, read_captions
 from rad.masks import MaskGenerator
 from rad.pictures import (
     Decoded,
@@ -106,6 +107,7 @@ class Stream(Dataset[dict[str, Any]]):
     seed: int = 0
     masks: MaskGenerator | None = None
     strict: bool = False
+    captions: Captions | None = None
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         epoch, place = divmod(index, len(self.pictures))
@@ -113,7 +115,7 @@ class Stream(Dataset[dict[str, Any]]):
         name, image = open_readable(self.pictures, picture, strict=self.strict)
         square = self.framing(image, generator(self.seed, "augment", index))
         hole = draw_hole(self.masks, self.framing.size, generator(self.seed, "hole", index))
-        return {"image": square, "position": index, "name": name, **hole}
+        return {"image": square, "position": index, "name": name, **hole, **told(self.captions, name)}
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,7 @@ class HeldOut(Dataset[dict[str, Any]]):
     length: int
     masks: MaskGenerator | None = None
     strict: bool = False
+    captions: Captions | None = None
 
     def __len__(self) -> int:
         return self.length
@@ -134,7 +137,7 @@ class HeldOut(Dataset[dict[str, Any]]):
         name, image = open_readable(self.pictures, picture, strict=self.strict)
         square = self.framing(image, generator("validation", "augment", name, number))
         hole = draw_hole(self.masks, self.framing.size, generator("validation", "hole", name, number))
-        return {"image": square, "position": index, "name": name, **hole}
+        return {"image": square, "position": index, "name": name, **hole, **told(self.captions, name)}
 
 
 @lru_cache(maxsize=2)  # a batch may span two epochs
@@ -145,6 +148,11 @@ def _order(seed: int, epoch: int, count: int) -> Tensor:
 def draw_hole(masks: MaskGenerator | None, size: int, random: torch.Generator) -> dict[str, Tensor]:
     """The field "hole" (1,size,size), 1 = fill, or no field without `masks`."""
     return {} if masks is None else {"hole": masks([random], size, size)[0]}
+
+
+def told(captions: Captions | None, name: str) -> dict[str, str]:
+    """The field "text", or no field without `captions`."""
+    return {} if captions is None else {"text": captions(name)}
 
 
 def list_source(source: str, *, held_out: bool = False) -> Sequence[Picture]:
@@ -221,8 +229,8 @@ class PictureData(LightningDataModule):
     """Square pictures for training and validation, in steps instead of epochs.
 
     Batches are dicts: "image" (B,3,size,size) float32 in [-1, 1], "position" (B) int64, "name" list of B, and
-    with `masks` "hole" (B,1,size,size), 1 = fill. The whole run is one pass of Lightning, `trainer.max_steps`
-    long (or `trainer.max_epochs` times the pictures, counted in steps). The trainer needs
+    with `masks` "hole" (B,1,size,size), 1 = fill, with `captions` "text", list of B. The whole run is one pass of
+    Lightning, `trainer.max_steps` long (or `trainer.max_epochs` times the pictures, counted in steps). The trainer needs
     `use_distributed_sampler=False`.
 
     Unreadable pictures are skipped with one warning that counts and names them; one whose damage shows only
@@ -251,6 +259,8 @@ class PictureData(LightningDataModule):
         strict: make unreadable pictures an error.
         masks: draws a hole for every picture. None: no holes.
         in_memory: decode all pictures once, at the start, and keep them, at 4 bytes a pixel.
+        captions: for models that take text: "folder" for the names of the pictures' folders, or a .json or .jsonl file, see
+            `rad.captions.read_captions`. None: no text.
 
     Raises:
         ValueError: a setting is out of range; at setup, a path is missing or holds no readable picture.
@@ -275,6 +285,7 @@ class PictureData(LightningDataModule):
         strict: bool = False,
         masks: MaskGenerator | None = None,
         in_memory: bool = False,
+        captions: str | None = None,
     ) -> None:
         super().__init__()
         for name, value, least in (
@@ -290,6 +301,7 @@ class PictureData(LightningDataModule):
         self.framing = Framing(size, resize, crop, scale_range, flip)
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.strict, self.masks, self.in_memory = strict, masks, in_memory
+        self.captions = None if captions is None else read_captions(captions)
         self.train_pictures: Sequence[Source] = []
         self.val_pictures: Sequence[Source] = []
         self._names: int | None = None
@@ -303,6 +315,8 @@ class PictureData(LightningDataModule):
             else:
                 self.val_pictures = self._readable([list_source(self.val_path, held_out=True)])
                 self.train_pictures = pictures
+            if self.captions is not None:
+                self.captions.require(picture.name for picture in chain(self.train_pictures, self.val_pictures))
         if stage == "fit" and self.trainer is not None:
             self._resumed = _FRESH  # Lightning calls `load_state_dict` after `setup`
             self._count_in_steps(self.trainer)
@@ -367,6 +381,10 @@ class PictureData(LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         self._resumed = state_dict
 
+    def stream(self) -> Stream:
+        """All samples of the run."""
+        return Stream(self.train_pictures, self.framing, self.seed, self.masks, self.strict, self.captions)
+
     def train_dataloader(self) -> StreamLoader:
         """The rest of the run, from `position()`; without a trainer, one pass over the pictures."""
         if self._resumed is not _FRESH and self._resumed["pictures"] != self._fingerprint():
@@ -387,8 +405,7 @@ class PictureData(LightningDataModule):
             rank=rank,
             world_size=world_size,
         )
-        stream = Stream(self.train_pictures, self.framing, self.seed, self.masks, self.strict)
-        return StreamLoader(stream, batch_sampler=sampler, **self._reading())
+        return StreamLoader(self.stream(), batch_sampler=sampler, **self._reading())
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         """Every validation picture once over all ranks, in a fixed order; [] when there are none."""
@@ -398,7 +415,7 @@ class PictureData(LightningDataModule):
         if length == 0:
             return []
         framing = replace(self.framing, crop=crop, flip=False)
-        held_out = HeldOut(self.val_pictures, framing, length, self.masks, self.strict)
+        held_out = HeldOut(self.val_pictures, framing, length, self.masks, self.strict, self.captions)
         rank, world_size = self._rank_and_world()
         mine = list(range(rank, length, world_size))
         batches = [mine[start : start + self.batch_size] for start in range(0, len(mine), self.batch_size)]

@@ -18,14 +18,17 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from peft import PeftModel
 from torch import Tensor
 
 from rad.autoencoder import Autoencoder
 from rad.load import MOST_STEPS, describing, read_json, weights_hash
-from rad.model import CHECKPOINTED_SIZE, Condition
+from rad.lora import AdapterInfo, load_adapter
+from rad.model import CHECKPOINTED_SIZE, Condition, adapted
 from rad.parts import find_pipeline, load_network, load_text_encoder, load_tokenizer, read_config, require_transformers
 from rad.process import LEAST_SIGNAL, Flow, Noise
 from rad.step import Estimate
+from rad.transformer import patch_transformer
 
 KEPT_TEXTS = 64
 """Encoded prompts that are kept: 5 MB each with SD3, 8 MB with Flux."""
@@ -50,9 +53,12 @@ class Text:
 
 
 class Velocity(Protocol):
-    """x (B,C,H,W) in float32, times (B,) and a text for each row -> v (B,C,H,W) in float32."""
+    """x (B,C,H,W) in float32, times (B,K) and a text for each row -> v (B,C,H,W) in float32.
 
-    def __call__(self, x: Tensor, times: Tensor, text: Text) -> Tensor: ...
+    index: (B,H,W) which of the times each cell has; None for K = 1.
+    """
+
+    def __call__(self, x: Tensor, times: Tensor, text: Text, index: Tensor | None) -> Tensor: ...
 
 
 class FlowPrior:
@@ -72,22 +78,23 @@ class FlowPrior:
         self.count, self.text = len(guidance), text if negative is None else Text.of([text, negative])
 
     def estimate(self, x: Tensor, noise: Noise) -> Estimate:
-        """x (B,C,H,W) at one level an image, of a flow."""
-        assert noise.index is None
+        """x (B,C,H,W) at levels of a flow."""
         assert len(x) == self.count
-        times = noise.times[:, 0].to(x.dtype)
+        times, index = noise.times.to(x.dtype), noise.index
         if len(self.guided):
-            every = self.velocity(torch.cat([x, x[self.guided]]), torch.cat([times, times[self.guided]]), self.text)
+            both = None if index is None else torch.cat([index, index[self.guided]])
+            inputs = torch.cat([x, x[self.guided]]), torch.cat([times, times[self.guided]])
+            every = self.velocity(*inputs, self.text, both)
             v, v_negative = every[: self.count], every[self.count :]
             g = self.guidance[self.guided, None, None, None].to(x.dtype)
             v = v.index_copy(0, self.guided, v_negative + g * (v[self.guided] - v_negative))
         else:
-            v = self.velocity(x, times, self.text)
+            v = self.velocity(x, times, self.text, index)
         return Estimate(x - noise.spread(noise.levels_s.to(x.dtype)) * v)
 
 
 class FlowModel:
-    """Stable Diffusion 3 or 3.5 as the inpainter sees it; there is no RAD adapter for it.
+    """Stable Diffusion 3 or 3.5 as the inpainter sees it; see `load`.
 
     Args:
         pipeline: diffusers' pipeline, whose text encoding is used; all of it on one device, its autoencoder in float32.
@@ -98,9 +105,7 @@ class FlowModel:
     """
 
     guidance = 7.0
-    info = None
     has_base = True
-    has_adapter = False
 
     def __init__(self, pipeline: Any, scheduler: dict[str, Any], *, source: str, size: int | None = None) -> None:
         self.pipeline, self.source = pipeline, source
@@ -124,6 +129,8 @@ class FlowModel:
             scale=scheduler.get("num_train_timesteps", 1000),
         )
         self._hash: str | None = None
+        self.info: AdapterInfo | None = None
+        self.peft: PeftModel | None = None
         self._encode_kept = lru_cache(maxsize=KEPT_TEXTS)(self._encode)
 
     @staticmethod
@@ -134,8 +141,16 @@ class FlowModel:
         revision: str | None = None,
         size: int | None = None,
         dtype: torch.dtype = torch.float32,
+        t5_dtype: torch.dtype | None = None,
+        adapter: Path | None = None,
+        info: AdapterInfo | None = None,
     ) -> "FlowModel":
-        """From a pipeline folder or hub id; `dtype`: of the network's and the text encoders' weights.
+        """From a pipeline folder or hub id.
+
+        Args:
+            dtype: of the network's and the text encoders' weights; t5_dtype: of T5's; None: the same.
+            adapter: folder of a RAD adapter for SD3's transformer, which is float32 then, as it was in training, and its size
+                is the adapter's unless one is given; info: what the adapter says.
 
         Raises:
             FileNotFoundError: something is missing; ValueError: something does not fit.
@@ -149,9 +164,16 @@ class FlowModel:
         scheduler = read_json(pipeline.folder / "scheduler" / "scheduler_config.json")
         if scheduler.get("_class_name") != "FlowMatchEulerDiscreteScheduler":
             raise ValueError(f"the scheduler of {source} is no FlowMatchEulerDiscreteScheduler: a flow has that one")
-        built = kind._assemble(pipeline.folder, pipeline.parts, dtype)
+        t5_dtype = t5_dtype or dtype
+        if adapter is not None and info is not None:
+            size, dtype = info.size[0] if size is None else size, torch.float32
+        built = kind._assemble(pipeline.folder, pipeline.parts, dtype, t5_dtype)
+        model = kind(built, scheduler, source=str(source), size=size)
+        if adapter is not None:
+            base_hash = model.hash  # of the network as it is without the adapter
+            model.peft, model.info = load_adapter(model._patched(), adapter, base_hash=base_hash), info
         built.to(device)
-        return kind(built, scheduler, source=str(source), size=size)
+        return model
 
     # ---- what SD3 and Flux have each of their own ----------------------------------------------
 
@@ -172,8 +194,12 @@ class FlowModel:
     def largest(self) -> int:
         return self.transformer.config["pos_embed_max_size"] * self.patch * self.codec.factor
 
+    def _patched(self) -> Any:
+        """The network, which reads a time for every cell from now on."""
+        return patch_transformer(self.transformer)
+
     @staticmethod
-    def _assemble(folder: Path, parts: dict[str, str], dtype: torch.dtype) -> Any:
+    def _assemble(folder: Path, parts: dict[str, str], dtype: torch.dtype, t5_dtype: torch.dtype) -> Any:
         """diffusers' pipeline of the parts in `folder`; the T5 encoder may be missing."""
         from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
         from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5TokenizerFast  # pyright: ignore[reportAttributeAccessIssue]
@@ -187,7 +213,7 @@ class FlowModel:
             tokenizer=load_tokenizer(CLIPTokenizer, folder / "tokenizer"),
             text_encoder_2=load_text_encoder(CLIPTextModelWithProjection, folder / "text_encoder_2", dtype=dtype),  # pyright: ignore
             tokenizer_2=load_tokenizer(CLIPTokenizer, folder / "tokenizer_2"),
-            text_encoder_3=load_text_encoder(T5EncoderModel, folder / "text_encoder_3", dtype=dtype)
+            text_encoder_3=load_text_encoder(T5EncoderModel, folder / "text_encoder_3", dtype=t5_dtype)
             if with_t5
             else None,  # pyright: ignore
             tokenizer_3=load_tokenizer(T5TokenizerFast, folder / "tokenizer_3") if with_t5 else None,  # pyright: ignore
@@ -212,11 +238,11 @@ class FlowModel:
             )
         return Text(tokens.to(self.transformer.dtype), pooled.to(self.transformer.dtype))
 
-    def velocity(self, x: Tensor, times: Tensor, text: Text) -> Tensor:
+    def velocity(self, x: Tensor, times: Tensor, text: Text, index: Tensor | None = None) -> Tensor:
         """See `Velocity`."""
         output = self.transformer(
             hidden_states=x.to(self.transformer.dtype),
-            timestep=times,
+            **({"timestep": times[:, 0]} if index is None else {"timestep": times, "index": index}),
             encoder_hidden_states=text.tokens,
             pooled_projections=text.pooled,
             return_dict=False,
@@ -231,6 +257,10 @@ class FlowModel:
         if self._hash is None:
             self._hash = weights_hash(self.transformer.state_dict())
         return self._hash
+
+    @property
+    def has_adapter(self) -> bool:
+        return self.peft is not None
 
     def check(self, conditions: Sequence[Condition]) -> None:
         _require_no_images(conditions, self.source)
@@ -263,7 +293,8 @@ class FlowModel:
         if checkpointed:
             self.transformer.enable_gradient_checkpointing()
         try:
-            yield
+            with adapted(self.peft, adapter=adapter):
+                yield
         finally:
             if checkpointed:
                 self.transformer.disable_gradient_checkpointing()
@@ -290,8 +321,11 @@ class FluxModel(FlowModel):
     def largest(self) -> int:
         return 512 * self.codec.factor
 
+    def _patched(self) -> Any:
+        raise ValueError(f"{self.source} is Flux, for which there are no RAD adapters")
+
     @staticmethod
-    def _assemble(folder: Path, parts: dict[str, str], dtype: torch.dtype) -> Any:
+    def _assemble(folder: Path, parts: dict[str, str], dtype: torch.dtype, t5_dtype: torch.dtype) -> Any:
         from diffusers import FluxPipeline, FluxTransformer2DModel
         from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -301,7 +335,7 @@ class FluxModel(FlowModel):
             vae=Autoencoder.load(folder / "vae").network,
             text_encoder=load_text_encoder(CLIPTextModel, folder / "text_encoder", dtype=dtype),  # pyright: ignore
             tokenizer=load_tokenizer(CLIPTokenizer, folder / "tokenizer"),
-            text_encoder_2=load_text_encoder(T5EncoderModel, folder / "text_encoder_2", dtype=dtype),  # pyright: ignore
+            text_encoder_2=load_text_encoder(T5EncoderModel, folder / "text_encoder_2", dtype=t5_dtype),  # pyright: ignore
             tokenizer_2=load_tokenizer(T5TokenizerFast, folder / "tokenizer_2"),
         )
 
@@ -333,8 +367,9 @@ class FluxModel(FlowModel):
             tokens, pooled, _ = self.pipeline.encode_prompt(prompt=[prompt], device=self.pipeline.device)
         return Text(tokens.to(self.transformer.dtype), pooled.to(self.transformer.dtype))
 
-    def velocity(self, x: Tensor, times: Tensor, text: Text) -> Tensor:
+    def velocity(self, x: Tensor, times: Tensor, text: Text, index: Tensor | None = None) -> Tensor:
         """See `Velocity`. The tokens are those of diffusers' pipeline: 2x2 cells of all channels, row by row."""
+        assert index is None
         rows, columns = x.shape[2] // 2, x.shape[3] // 2
         tokens = x.unflatten(3, (columns, 2)).unflatten(2, (rows, 2)).permute(0, 2, 4, 1, 3, 5)
         where = torch.zeros(rows, columns, 3, device=x.device, dtype=text.tokens.dtype)
@@ -342,7 +377,7 @@ class FluxModel(FlowModel):
         where[..., 2] += torch.arange(columns, device=x.device)
         output = self.transformer(
             hidden_states=tokens.flatten(3).flatten(1, 2).to(self.transformer.dtype),
-            timestep=times / self.own.scale,
+            timestep=times[:, 0] / self.own.scale,
             guidance=text.guidance,
             encoder_hidden_states=text.tokens,
             pooled_projections=text.pooled,

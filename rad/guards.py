@@ -122,7 +122,9 @@ class FiniteGuard(Callback):
         if isinstance(pl_module, Diffusion):
             self._keep(pl_module, folder)
         self.skipped += 1
-        told = f"loss or gradient of step {trainer.global_step} is not finite; its batch is in {folder}"
+        told = f"loss or gradient of step {trainer.global_step} is not finite"
+        if folder.is_dir():
+            told += f"; its batch is in {folder}"
         if self.skipped > self.skip:
             raise FloatingPointError(
                 f"{told}. The weights are those before it: continue from the last checkpoint with a lower learning rate, or let "

@@ -18,7 +18,7 @@ from rad.codec import PIXELS, Grid, Prefill
 from rad.device import find_device
 from rad.latent import LatentModel, is_latent
 from rad.load import PIPELINES, load_base
-from rad.lora import AdapterInfo, load_adapter
+from rad.lora import AdapterInfo
 from rad.masks.files import read_mask
 from rad.methods import METHODS
 from rad.methods.m2s import M2S, Coarse
@@ -92,13 +92,17 @@ class Inpainter:
         Args:
             path: adapter folder, or a base model: diffusers folder, hub id, guided-diffusion .pt; or the folder of a model that
                 was trained as a whole (a diffusers folder with rad_config.json), for RAD alone. Of pipelines (model_index.json)
-                those of latent diffusion, of Stable Diffusion 1 to 3.5 and of Flux are known.
+                those of latent diffusion, of Stable Diffusion 1 to 3.5 and of Flux are known; adapters are for all but XL and
+                Flux.
             base: the base of an adapter, where it is not found by what the adapter says (that path; the folder of that name
                 beside the adapter; that hub id). Its weights are compared with the hash in the adapter.
             device: "auto": an accelerator if there is one.
-            precision: "bf16": the network runs in bfloat16 (autocast); that of SD3 and Flux lies in memory in it too.
-            size: a side of the pictures in pixels, for SD3 and Flux, which take several; None: the model's own.
-            controlnet, t2i_adapter, ip_adapter, loras: for Stable Diffusion 1, 2 and XL, see `rad.stable.StableModel.load`.
+            precision: "bf16": the network runs in bfloat16 (autocast); that of SD3 and Flux lies in memory in it too, unless it
+                has an adapter, whose small changes would be lost in it.
+            size: a side of the pictures in pixels, for SD3 and Flux, which take several; None: the model's own, or what its
+                adapter was trained on.
+            controlnet, t2i_adapter, ip_adapter, loras: for Stable Diffusion 1, 2 and XL, see `rad.stable.StableModel.load`;
+                loras not together with a RAD adapter.
 
         Raises:
             FileNotFoundError: something is missing; ValueError: something does not fit.
@@ -107,36 +111,23 @@ class Inpainter:
         target = find_device(device)
         described = (folder / "adapter_config.json").exists() or (folder / "rad_config.json").exists()
         networks = {"controlnet": controlnet, "t2i_adapter": t2i_adapter, "ip_adapter": ip_adapter, "loras": loras}
-        if described:
-            _require_none(path, size=size, **networks)
         if folder.suffix == ".ckpt":
             raise ValueError(
                 f"{folder} resumes training; to sample give an adapter folder beside it, step=N-ema or step=N"
             )
         whole = (folder / "unet").is_dir()  # a base model, or one of which all weights were trained
         info = AdapterInfo.read(folder) if described else None
+        options: dict[str, Any] = {"device": target, "info": info}
+        source: str | Path = path
         if info is not None and not whole:
             source = _find_base(folder, info) if base is None else str(base)
-            revision = None if base else info.base_revision
-            pipeline = find_pipeline(source, revision)
-            if pipeline is not None and is_latent(pipeline):
-                latent = LatentModel.load(source, device=target, revision=revision, adapter=folder, info=info)
-                return cls(latent, device=target, precision=precision)
-            loaded = load_base(
-                source,
-                image_size=info.size[0],
-                qkv_order=info.qkv_order,
-                revision=revision,
-            )
-            unet = patch(loaded.unet)
-            peft = load_adapter(unet, folder, base_hash=loaded.hash)
-            unet.to(target)  # pyright: ignore[reportArgumentType]
-            return cls(PixelModel(unet, loaded, peft=peft, info=info), device=target, precision=precision)
-        if base is not None:
+            options |= {"adapter": folder, "revision": None if base else info.base_revision}
+        elif base is not None:
             raise ValueError(
                 f"{path} is not an adapter folder, with rad_config.json and no unet, so base={str(base)!r} has no use"
             )
-        return cls(_load_model(path, info, target, precision, size, networks), device=target, precision=precision)
+        model = _load_model(source, path, options, precision, size, networks)
+        return cls(model, device=target, precision=precision)
 
     def __call__(
         self,
@@ -488,34 +479,36 @@ TEXT_TO_IMAGE = ("StableDiffusion3Pipeline", "FluxPipeline")
 
 
 def _load_model(
+    source: str | Path,
     path: str | Path,
-    info: AdapterInfo | None,
-    device: str,
+    options: Mapping[str, Any],
     precision: Precision,
     size: int | None,
     networks: Mapping[str, Any],
 ) -> Model:
-    """A base model, or one of which all weights were trained (`info`)."""
-    pipeline = find_pipeline(path)
+    """A base model, one of which all weights were trained, or a base with an adapter on it.
+
+    Args:
+        source: of the base; path: as the user gave it, for messages.
+        options: device and info; of an adapter also its folder, and the base's revision.
+    """
+    pipeline = find_pipeline(source, options.get("revision"))
     kind = "" if pipeline is None else pipeline.kind
     if kind in PIPELINES:
         from rad.stable import StableModel  # its libraries take a second, which other models need not wait for
 
         _require_none(path, size=size)
-        return StableModel.load(path, device=device, **networks)
+        return StableModel.load(source, **options, **networks)
     if kind in TEXT_TO_IMAGE:
         from rad.flow import FlowModel
 
         _require_none(path, **networks)
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        return FlowModel.load(path, device=device, size=size, dtype=dtype)
+        return FlowModel.load(source, size=size, dtype=dtype, **options)
     _require_none(path, size=size, **networks)
     if pipeline is not None and is_latent(pipeline):
-        return LatentModel.load(path, device=device, info=info)
-    loaded = load_base(path)
-    unet = patch(loaded.unet).requires_grad_(False)
-    unet.to(device)  # pyright: ignore[reportArgumentType]
-    return PixelModel(unet, loaded, info=info)
+        return LatentModel.load(source, **options)
+    return PixelModel.load(source, **options)
 
 
 def _require_none(path: str | Path, **given: object) -> None:

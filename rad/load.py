@@ -125,12 +125,14 @@ def save_base(
     betas: Tensor,
     prediction_type: str = "epsilon",
     half: bool = True,
+    latent: bool = False,
 ) -> None:
     """Write `folder`/unet and `folder`/scheduler as `load_base` and stock diffusers read them.
 
     betas: (T,) in (0, 1). `half` stores float16: exact for values that came from float16, else rounded. The
     variance type follows from the network: learned_range with twice as many output as input channels, else
-    fixed_small. Raises ValueError for a network with adapters inside or values that float16 cannot hold.
+    fixed_small. `latent`: it makes latents, which samplers must not clip to [-1, 1]. Raises ValueError for a
+    network with adapters inside or values that float16 cannot hold.
     """
     from diffusers import __version__
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
@@ -161,7 +163,7 @@ def save_base(
         trained_betas=None if linear else betas.tolist(),
         prediction_type=prediction_type,  # pyright: ignore[reportArgumentType]
         variance_type="learned_range" if learned else "fixed_small",
-        clip_sample=config["in_channels"] == 3,
+        clip_sample=config["in_channels"] == 3 and not latent,
     ).save_config(Path(folder) / "scheduler")
 
 

@@ -1,4 +1,4 @@
-"""Low-rank adapters on a UNet, by peft: W + (alpha / r) B A on convolutions and attention (Hu et al. 2021, arXiv 2106.09685).
+"""Low-rank adapters on a network, by peft: W + (alpha / r) B A on convolutions and attention (Hu et al. 2021, arXiv 2106.09685).
 
 RAD trains rank 16 on the layers below, and the time layers fully. An adapter is a folder: `adapter_model.safetensors` and
 `adapter_config.json` in peft's layout, `rad_config.json` (what it was trained for, and on which base), `README.md`.
@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from diffusers import UNet2DModel
+from diffusers import SD3Transformer2DModel, UNet2DModel
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from rad.adm import QkvOrder
 from rad.process import TimeOrigin
@@ -26,6 +26,11 @@ from rad.process import TimeOrigin
 FORMAT = 1
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "conv_in", "conv_out", "conv1", "conv2")
 TIME_LAYERS = ("time_embedding.linear_1", "time_embedding.linear_2", "time_emb_proj")
+# Of Stable Diffusion 3's transformer, where norms take the place of projections; those of the text's stream are left alone.
+SD3_TARGETS = (*TARGETS[:4], "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+SD3_TIME_LAYERS = ("timestep_embedder.linear_1", "timestep_embedder.linear_2", "norm1.linear", "norm_out.linear")
+
+Kind = Literal["pixel", "latent", "stable", "stable3"]
 
 
 @dataclass(frozen=True)
@@ -35,14 +40,14 @@ class LoRA:
     Args:
         rank: of the update of each layer.
         alpha: the update is scaled by alpha / rank.
-        targets: names of layers that get a low-rank update.
+        targets: names of layers that get a low-rank update; None: TARGETS of a UNet, SD3_TARGETS of SD3's transformer.
         time_layers: "full" trains the time embedding and its projections as they are (as the paper); "lora" gives them a
-            low-rank update too, for an adapter of a third of the size.
+            low-rank update too, for an adapter of a third of the size; take it for SD3, whose norms hold a fifth of its weights.
     """
 
     rank: int = 16
     alpha: float = 16
-    targets: tuple[str, ...] = TARGETS
+    targets: tuple[str, ...] | None = None
     time_layers: Literal["full", "lora"] = "full"
 
     def __post_init__(self) -> None:
@@ -51,13 +56,16 @@ class LoRA:
         if self.time_layers not in ("full", "lora"):
             raise ValueError(f"lora.time_layers is {self.time_layers!r}; allowed are 'full' and 'lora'")
 
-    def peft_config(self) -> LoraConfig:
+    def peft_config(self, network: nn.Module) -> LoraConfig:
         full = self.time_layers == "full"
+        transformer = isinstance(network, SD3Transformer2DModel)
+        targets = self.targets or (SD3_TARGETS if transformer else TARGETS)
+        time_layers = SD3_TIME_LAYERS if transformer else TIME_LAYERS
         return LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,  # pyright: ignore[reportArgumentType]  # peft divides by the rank; any number will do
-            target_modules=list(self.targets) + ([] if full else list(TIME_LAYERS)),
-            modules_to_save=list(TIME_LAYERS) if full else None,
+            target_modules=list(targets) + ([] if full else list(time_layers)),
+            modules_to_save=list(time_layers) if full else None,
             init_lora_weights="gaussian",
         )
 
@@ -75,6 +83,7 @@ class AdapterInfo:
         qkv_order: how a base in ADM's layout was read, see `rad.load`.
         learned_variance: whether the variance was trained (vlb_weight > 0); if not, sampling takes the posterior's.
         process: that it was trained on, see `rad.module.Diffusion`.
+        kind: of the base, see `rad.pretrained.Parts`.
     """
 
     base: str
@@ -88,6 +97,7 @@ class AdapterInfo:
     qkv_order: QkvOrder = "legacy"
     learned_variance: bool = True
     process: str = "region_aware"
+    kind: Kind = "pixel"
     format: int = FORMAT
 
     @classmethod
@@ -139,17 +149,18 @@ _INFO: dict[str, Callable[[Any], bool]] = {
     "qkv_order": lambda value: value in get_args(QkvOrder),
     "learned_variance": lambda value: isinstance(value, bool),
     "process": lambda value: value in ("region_aware", "tdpaint"),
+    "kind": lambda value: value in get_args(Kind),
 }
 """What the entries of rad_config.json may be; for a file may say anything."""
 
 
-def inject(unet: UNet2DModel, lora: LoRA, *, seed: int = 0) -> PeftModel:
-    """Add a fresh adapter to `unet` (in place) and freeze the rest; the output does not change yet, since B = 0.
+def inject(network: nn.Module, lora: LoRA, *, seed: int = 0) -> PeftModel:
+    """Add a fresh adapter to `network` (in place) and freeze the rest; the output does not change yet, since B = 0.
 
     A is Gaussian with deviation 1/rank, drawn from `seed`; the global generator is left as it was.
     """
     with torch.random.fork_rng():
-        model = get_peft_model(unet, lora.peft_config())  # pyright: ignore[reportArgumentType]
+        model = get_peft_model(network, lora.peft_config(network))  # pyright: ignore[reportArgumentType]
     assert isinstance(model, PeftModel)
     source = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
@@ -181,12 +192,12 @@ def save_adapter(model: PeftModel, folder: str | Path, info: AdapterInfo, *, car
 
 
 def load_adapter(
-    unet: UNet2DModel, folder: str | Path, *, base_hash: str | None = None, trained: bool = False
+    network: nn.Module, folder: str | Path, *, base_hash: str | None = None, trained: bool = False
 ) -> PeftModel:
-    """Put the adapter of `folder` on `unet` (in place), frozen, in eval mode; or to be `trained` further.
+    """Put the adapter of `folder` on `network` (in place), frozen, in eval mode; or to be `trained` further.
 
     Args:
-        base_hash: of the weights in `unet`; None: not compared.
+        base_hash: of the weights in `network`; None: not compared.
 
     Raises:
         FileNotFoundError: a file of the folder is missing.
@@ -210,7 +221,7 @@ def load_adapter(
     try:
         config = replace(_read_peft_config(config_file, state), inference_mode=not trained)
         with torch.random.fork_rng():
-            model = get_peft_model(unet, config)  # pyright: ignore[reportArgumentType]
+            model = get_peft_model(network, config)  # pyright: ignore[reportArgumentType]
     except Exception as error:  # names of layers that the base lacks, or what peft makes of any other value
         raise ValueError(
             f"{config_file} cannot be used ({' '.join(str(error).split())}): export the adapter again"

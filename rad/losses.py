@@ -3,6 +3,8 @@
 L_vlb compares the true step q(x_u | x_t, x_0) with the model's, in bits, and trains the variance alone. For each pixel:
 the level does not change: 0; the step ends at the clean level: -log p(x_0) of the 8-bit value; else the KL divergence.
 This one rule covers both ends of RAD's two phases.
+
+Networks that predict v or a flow's velocity have the squared error of that, and no variational term.
 """
 
 import math
@@ -17,11 +19,12 @@ from rad.step import log_variance, posterior_mean, step_levels
 
 LossRegion = Literal["all", "noisy", "moving"]
 VlbBoundary = Literal["nll", "zero"]
+Prediction = Literal["epsilon", "v_prediction", "velocity"]
 
 
 @dataclass(frozen=True)
 class Losses:
-    """Each (B,): the squared error of the noise, the variational term in bits (0 without a learned variance), their sum."""
+    """Each (B,): the squared error of the prediction, the variational term in bits (0 without a learned variance), their sum."""
 
     simple: Tensor
     vlb: Tensor
@@ -40,8 +43,9 @@ def hybrid_loss(
     vlb_boundary: VlbBoundary = "nll",
     loss_region: LossRegion = "all",
     weight_limit: float = 1.0,
+    prediction: Prediction = "epsilon",
 ) -> Losses:
-    """Loss of a network that predicts eps, and the variance if it has twice the channels.
+    """Loss of a network that predicts eps, and the variance if it has twice the channels; or another `prediction`.
 
     Args:
         output: (B,C,H,W) or (B,2C,H,W), the network's; x0, x, eps: (B,C,H,W), with x = a x0 + s eps.
@@ -54,11 +58,16 @@ def hybrid_loss(
         weight_limit: the squared error of a pixel is weighted by 1 + 1/SNR = 1/a^2, as in v-prediction (Salimans & Ho 2022,
             arXiv 2202.00512), up to this limit. 1 (official): no weight. A short training gains from a limit of about 100:
             at high noise the colours of the estimate hang on very small errors of eps.
+        prediction: what the network gives, see `target`; weights and the variational term are for "epsilon" alone.
     """
     channels = x0.shape[1]
-    # The error of v = a eps - s x0 is that of eps divided by a.
-    weight = now.spread((1 / now.levels_a.square()).clamp(max=weight_limit).to(x.dtype))
-    error = weight * (eps - output[:, :channels]).square()
+    error = (target(prediction, x0=x0, eps=eps, now=now) - output[:, :channels]).square()
+    if prediction == "epsilon":
+        # The error of v = a eps - s x0 is that of eps divided by a.
+        error = now.spread((1 / now.levels_a.square()).clamp(max=weight_limit).to(x.dtype)) * error
+    else:
+        assert weight_limit == 1
+        assert output.shape[1] == channels
     if loss_region != "all":
         chosen = now.s > 0 if loss_region == "noisy" else now.spread(step_levels(now, previous).b > 0)
         counted = chosen.expand(-1, 1, *x.shape[2:]).to(error.dtype)
@@ -72,6 +81,15 @@ def hybrid_loss(
     if vlb_boundary == "zero":
         vlb = torch.where(_ends_clean(now, previous).any(1), torch.zeros_like(vlb), vlb)
     return Losses(simple, vlb, simple + vlb_weight * vlb)
+
+
+def target(prediction: Prediction, *, x0: Tensor, eps: Tensor, now: Noise) -> Tensor:
+    """What the network should give, (B,C,H,W): eps; v = a eps - s x0 (Salimans & Ho 2022); a flow's velocity eps - x0."""
+    if prediction == "epsilon":
+        return eps
+    if prediction == "velocity":
+        return eps - x0
+    return now.spread(now.levels_a.to(x0.dtype)) * eps - now.spread(now.levels_s.to(x0.dtype)) * x0
 
 
 def variational_bits(output: Tensor, *, x0: Tensor, x: Tensor, now: Noise, previous: Noise) -> Tensor:

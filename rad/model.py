@@ -3,18 +3,20 @@
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from peft import PeftModel
 from PIL import Image
 from torch import nn
 
 from rad.codec import PIXELS, Codec
-from rad.load import Base
-from rad.lora import AdapterInfo, merged
+from rad.load import Base, load_base
+from rad.lora import AdapterInfo, load_adapter, merged
 from rad.prior import EDMPrior, Prior, UNetPrior
 from rad.process import EDM, Process, Uniform
-from rad.unet import RegionAwareUNet
+from rad.unet import RegionAwareUNet, patch
 
 _SMOOTH = Image.Resampling.LANCZOS
 
@@ -143,6 +145,33 @@ class PixelModel:
         self.source, self.hash = base.source, base.hash
         self.own: Process = Uniform(base.betas) if base.sigmas is None else EDM(base.sigmas)
         self.size = size_of(unet, info, factor=codec.factor)
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        revision: str | None = None,
+        adapter: Path | None = None,
+        info: AdapterInfo | None = None,
+    ) -> "PixelModel":
+        """From whatever `rad.load.load_base` takes.
+
+        Args:
+            adapter: folder of a RAD adapter for it; info: what the adapter says, or what the whole UNet was trained for.
+
+        Raises:
+            FileNotFoundError: something is missing; ValueError: something does not fit.
+        """
+        if adapter is None or info is None:
+            base = load_base(source, revision=revision)
+        else:
+            base = load_base(source, image_size=info.size[0], qkv_order=info.qkv_order, revision=revision)
+        unet = patch(base.unet).requires_grad_(False)
+        peft = None if adapter is None else load_adapter(unet, adapter, base_hash=base.hash)
+        unet.to(device)  # pyright: ignore[reportArgumentType]
+        return cls(unet, base, peft=peft, info=info)
 
     @property
     def has_base(self) -> bool:

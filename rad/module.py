@@ -1,29 +1,45 @@
-"""The LightningModule: trains a base model (one noise level an image) or a RAD adapter (one for every pixel).
+"""The LightningModule: trains a base model (one noise level an image) or a RAD adapter (one for every pixel or latent cell).
 
 Every random draw of a training step is keyed by (seed, position of the sample in the run), so a loss does not depend on
 how the batch is split, and a resumed run continues as if it had not stopped.
+
+A latent model sees a picture as sampling will: holes are drawn in pixels and brought to the cells by the rule of sampling, and
+the known cells are those of a picture whose hole was filled smoothly before it was encoded, so that they know nothing of what is
+in it. The frozen autoencoder and text encoders are no part of the module (see `rad.pretrained`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
 import torch
 from diffusers import UNet2DModel
+from lightning.pytorch.utilities import rank_zero_warn
 from peft import PeftModel
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from rad.load import Base, QkvOrder, empty_unet, load_base, require_run, weights_hash
+from rad.codec import PIXELS, Codec, Grid, Prefill, latent_hole, prefill
+from rad.load import QkvOrder, empty_unet, load_base, require_run, weights_hash
 from rad.lora import AdapterInfo, LoRA, inject, load_adapter, trainable
 from rad.losses import Losses, LossRegion, VlbBoundary, hybrid_loss
 from rad.masks import MaskGenerator
 from rad.masks.perlin import Perlin
-from rad.prior import UNetPrior
-from rad.process import PerPixel, Process, RegionAware, Regions, TimeOrigin, Uniform, linear_betas
+from rad.pretrained import (
+    ConditionedPrior,
+    Parts,
+    RegionAwareNetwork,
+    load_autoencoder,
+    load_parts,
+    region_aware_network,
+)
+from rad.prior import Prior, UNetPrior
+from rad.process import Flow, PerPixel, Process, Regions, TimeOrigin, Uniform, betas_of, linear_betas, region_aware
+from rad.sampler import Task
 from rad.step import noised
 from rad.tape import generator
-from rad.unet import EmbeddingKind, RegionAwareUNet, patch
+from rad.unet import EmbeddingKind
 
 ProcessKind = Literal["region_aware", "tdpaint", "uniform"]
 BUCKETS = 4
@@ -34,8 +50,10 @@ class Diffusion(L.LightningModule):
     """Noise prediction with a hybrid loss, on whole-image or per-pixel noise.
 
     Args:
-        base: the base model: a diffusers folder, a hub id, or a guided-diffusion .pt file. None: train one from scratch.
+        base: the base model: a diffusers folder, a hub id, or a guided-diffusion .pt file; a folder or hub id with an
+            autoencoder is a latent model: LDM, Stable Diffusion 1.x, 2.x and 3. None: train one from scratch.
         unet: fields of diffusers' UNet2DModel, for training from scratch; needed when `base` is None.
+        autoencoder: the folder of one of diffusers' AutoencoderKL, whose latents `unet` is trained on; None: on pixels.
         revision: of a hub id.
         image_size: of the training images in pixels; head_channels: width of the attention heads of a .pt base.
         qkv_order: "legacy" for ADM weights as OpenAI's program reads them; "naive" for official RAD weights.
@@ -47,7 +65,9 @@ class Diffusion(L.LightningModule):
         adapter: the folder of an adapter to train further, in place of a new one; `lora` is then None, for it is the adapter's.
         masks: holes to train on (not "uniform"), drawn on the training device; a batch with its own "hole" goes first.
         embedding: "factorised" or "dense" (the reference, slower).
-        vlb_weight: weight of the variational term; official RAD 1e-3, iDDPM's weighting 1.0.
+        grid: how holes come to latent cells; fill: what the encoder sees in them, see `rad.sampler.Task.encoded`.
+        prompt_dropout: share of the samples that are told the empty prompt, which guidance needs; for models with text.
+        vlb_weight: weight of the variational term, which latent models have not; official RAD 1e-3, iDDPM's weighting 1.0.
         vlb_boundary: "nll", or "zero" as in the official code; see `rad.losses.hybrid_loss`.
         loss_region: squared error over "all" pixels (official), the "noisy" or the "moving" ones, see `rad.losses.hybrid_loss`.
         weight_limit: of the squared error at high noise, 1 (official) for none; see `rad.losses.hybrid_loss`.
@@ -66,6 +86,7 @@ class Diffusion(L.LightningModule):
         self,
         base: str | None = None,
         unet: dict[str, Any] | None = None,
+        autoencoder: str | None = None,
         revision: str | None = None,
         image_size: int = 256,
         head_channels: int = 64,
@@ -77,6 +98,9 @@ class Diffusion(L.LightningModule):
         adapter: str | None = None,
         masks: MaskGenerator | None = None,
         embedding: EmbeddingKind = "factorised",
+        grid: Grid | None = None,
+        fill: Prefill = "smooth",
+        prompt_dropout: float = 0.1,
         vlb_weight: float = 1e-3,
         vlb_boundary: VlbBoundary = "nll",
         loss_region: LossRegion = "all",
@@ -103,8 +127,10 @@ class Diffusion(L.LightningModule):
             )
         if lora is not None and adapter is not None:
             raise ValueError(f"model.adapter {adapter} has its own rank and layers: set model.lora to null")
-        if not 0 <= phase2 <= 1:
-            raise ValueError(f"phase2 is {phase2}; it is a fraction from 0 to 1")
+        if autoencoder is not None and unet is None:
+            raise ValueError("model.autoencoder is for model.unet; a pretrained latent model has its own: remove it")
+        if not 0 <= phase2 <= 1 or not 0 <= prompt_dropout <= 1:
+            raise ValueError(f"phase2 is {phase2} and prompt_dropout {prompt_dropout}; they are fractions from 0 to 1")
         if vlb_weight < 0 or weight_limit < 1:
             raise ValueError(f"vlb_weight is {vlb_weight} and weight_limit {weight_limit}; allowed are >= 0 and >= 1")
         if warmup_steps < 0 or learning_rate <= 0:
@@ -113,41 +139,37 @@ class Diffusion(L.LightningModule):
             )
         self.strict_loading = False  # a checkpoint holds what is trained, and on_load_checkpoint compares the names
 
-        loaded = (
-            _from_scratch(unet, seed)
-            if unet is not None
-            else load_base(
+        if unet is not None:
+            codec = PIXELS if autoencoder is None else load_autoencoder(Path(autoencoder))
+            parts = _from_scratch(unet, codec, seed)
+        else:
+            parts = _load(
                 str(base),
                 image_size=image_size,
                 head_channels=head_channels,
                 qkv_order=qkv_order,
                 revision=revision,
             )
-        )
-        if loaded.prediction_type != "epsilon":
-            raise ValueError(
-                f"{base} predicts {loaded.prediction_type!r}; training is of networks that predict 'epsilon'"
-            )
-        own = loaded.unet.config
-        if own["in_channels"] != 3 or own["out_channels"] not in (3, 6) or own["num_class_embeds"] is not None:
-            raise ValueError(
-                f"the network has {own['in_channels']} input and {own['out_channels']} output channels and "
-                f"{own['num_class_embeds'] or 'no'} classes; training is of RGB pictures: 3, and 3 or 6, without classes"
-            )
+        _require_trainable(parts, image_size=image_size, weight_limit=weight_limit, time_origin=time_origin)
+        if parts.text is not None and lora is None and adapter is None:
+            raise ValueError(f"of {parts.source} an adapter is trained, not all of it: set model.lora")
         self.process_kind = process
         self.process: Process
         self.sampling_process: Process
         if process == "region_aware":
-            self.process = self.sampling_process = RegionAware(loaded.betas, time_origin=time_origin)
+            self.process = self.sampling_process = region_aware(parts.own, time_origin=time_origin)
         elif process == "tdpaint":
+            betas_of_own = betas_of(parts.own)
             self.process, self.sampling_process = (
-                PerPixel(loaded.betas, time_origin=time_origin, known=0),
-                PerPixel(loaded.betas, time_origin=time_origin),
+                PerPixel(betas_of_own, time_origin=time_origin, known=0),
+                PerPixel(betas_of_own, time_origin=time_origin),
             )
         else:
-            self.process = self.sampling_process = Uniform(loaded.betas)
-        network = patch(loaded.unet, embedding=embedding)
-        self.base_info = loaded
+            self.process = self.sampling_process = parts.own
+        network = region_aware_network(parts.network, embedding=embedding)
+        self.parts = parts
+        self.grid, self.prompt_dropout = grid or Grid(), prompt_dropout
+        self.fill: Prefill = fill
         self.time_origin: TimeOrigin = time_origin
         self.qkv_order: QkvOrder = qkv_order
         self.vlb_boundary: VlbBoundary = vlb_boundary
@@ -162,9 +184,9 @@ class Diffusion(L.LightningModule):
             network.enable_gradient_checkpointing()
         if channels_last:
             network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        self.network: RegionAwareUNet | PeftModel
+        self.network: RegionAwareNetwork | PeftModel
         if adapter is not None:
-            self.network = load_adapter(network, adapter, base_hash=loaded.hash, trained=True)
+            self.network = load_adapter(network, adapter, base_hash=parts.hash, trained=True)
         else:
             self.network = network.requires_grad_(True) if lora is None else inject(network, lora, seed=seed)
         self.network.train()
@@ -173,30 +195,63 @@ class Diffusion(L.LightningModule):
         self.forward_network: Callable[..., Any] = torch.compile(self.network) if compile else self.network
 
     @property
-    def unet(self) -> RegionAwareUNet:
-        """The network itself, with the adapter in it if there is one."""
+    def unet(self) -> RegionAwareNetwork:
+        """The denoiser itself, with the adapter in it if there is one."""
         if not isinstance(self.network, PeftModel):
             return self.network
         wrapped: Any = self.network
         return wrapped.get_base_model()
 
-    def prior(self) -> UNetPrior:
-        """The network as it is now, for sampling."""
-        return UNetPrior(self.unet, learned_variance=self.vlb_weight > 0)
+    @property
+    def learned_variance(self) -> bool:
+        return self.parts.kind == "pixel" and self.vlb_weight > 0
+
+    def on_fit_start(self) -> None:
+        self.parts.to(self.device)
+        data: Any = self.trainer
+        captioned = getattr(data.datamodule, "captions", None) is not None
+        if captioned != (self.parts.text is not None):
+            rank_zero_warn(
+                f"{self.parts.source} takes no text: the captions are unused"
+                if captioned
+                else f"{self.parts.source} takes text, and there is none: it is trained on the empty prompt (data.captions)"
+            )
+
+    def prior(self, prompts: Sequence[str]) -> Prior:
+        """The network as it is now, for sampling pictures with these prompts; a model without text reads none."""
+        if self.parts.kind == "pixel":
+            return UNetPrior(
+                self.unet,
+                prediction_type=self.parts.prediction,  # pyright: ignore[reportArgumentType]  # no flow is on pixels
+                learned_variance=self.learned_variance,
+            )
+        return ConditionedPrior(
+            self.unet,
+            prediction=self.parts.prediction,
+            channels=self.parts.codec.channels,
+            conditions={} if self.parts.text is None else self.parts.text(prompts),
+        )
+
+    def task(self, picture: Tensor, hole: Tensor) -> Task:
+        """picture (B,3,H,W) in [-1,1], hole (B,1,H,W), on the device of the module."""
+        if self.parts.kind == "pixel":
+            return Task.of(picture, hole)
+        return Task.encoded(picture, hole, self.parts.codec, grid=self.grid, fill=self.fill)
 
     def adapter_info(self, *, size: tuple[int, int], ema: bool) -> AdapterInfo:
         return AdapterInfo(
-            base=self.base_info.source,
-            base_hash=self.base_info.hash,
-            base_revision=self.base_info.revision,
+            base=self.parts.source,
+            base_hash=self.parts.hash,
+            base_revision=self.parts.revision,
             time_origin=self.time_origin,
-            steps=len(self.base_info.betas),
+            steps=self.parts.own.steps,
             size=size,
             trained_steps=self.global_step,
             ema=ema,
             qkv_order=self.qkv_order,
-            learned_variance=self.vlb_weight > 0,
+            learned_variance=self.learned_variance,
             process=self.process_kind,
+            kind=self.parts.kind,
         )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -219,16 +274,22 @@ class Diffusion(L.LightningModule):
         """Losses, times t and holes of a batch; all draws keyed by (seed, purpose, position).
 
         Args:
-            batch: "image" (B,C,H,W) in [-1,1], "position" (B,) int64, and optionally "hole" (B,1,H,W).
+            batch: "image" (B,3,H,W) in [-1,1], "position" (B,) int64, and optionally "hole" (B,1,H,W) and "text", B prompts.
         """
-        x0: Tensor = batch["image"]
-        sources = [generator(self.seed, purpose, position, device=x0.device) for position in batch["position"].tolist()]
+        image: Tensor = batch["image"]
+        sources = [
+            generator(self.seed, purpose, position, device=image.device) for position in batch["position"].tolist()
+        ]
         t = self.draw_times(sources)
-        hole, regions = self._holes(batch, sources, x0)
+        hole, regions = self._holes(batch, sources, image)
+        x0 = image
+        if self.parts.kind != "pixel":
+            x0, regions = self._encoded(image, hole)
         eps = torch.stack([torch.randn(x0.shape[1:], generator=source, device=x0.device) for source in sources])
         now, previous = self.process.noise(t, regions), self.process.noise(t - 1, regions)
         x = noised(x0, now, noise=eps)
-        output = self.forward_network(x, now.times.to(x.dtype), index=now.index).sample
+        conditions = self._conditions(batch, purpose)
+        output = self.forward_network(x, timestep=now.times.to(x.dtype), index=now.index, **conditions).sample
         losses = hybrid_loss(
             output,
             x0=x0,
@@ -240,6 +301,7 @@ class Diffusion(L.LightningModule):
             vlb_boundary=self.vlb_boundary,
             loss_region=self.loss_region,
             weight_limit=self.weight_limit,
+            prediction=self.parts.prediction,
         )
         return losses, t, hole
 
@@ -254,13 +316,38 @@ class Diffusion(L.LightningModule):
             t = t + levels * (draws[:, 1] < self.phase2)
         return t
 
-    def _holes(self, batch: Batch, sources: list[torch.Generator], x0: Tensor) -> tuple[Tensor, Regions | None]:
+    def _holes(self, batch: Batch, sources: list[torch.Generator], image: Tensor) -> tuple[Tensor, Regions | None]:
         if self.process_kind == "uniform":
-            return x0.new_ones(len(x0), 1, *x0.shape[2:]), None
+            return image.new_ones(len(image), 1, *image.shape[2:]), None
         if "hole" in batch:
             return batch["hole"], Regions.of(batch["hole"])
-        hole = self.masks(sources, x0.shape[2], x0.shape[3]).to(x0.device)
+        hole = self.masks(sources, image.shape[2], image.shape[3]).to(image.device)
         return hole, Regions.binary(hole)
+
+    @torch.no_grad()
+    def _encoded(self, image: Tensor, hole: Tensor) -> tuple[Tensor, Regions | None]:
+        """The latents of a picture, and the regions of their grid."""
+        codec = self.parts.codec
+        x0 = codec.encode(image)
+        if self.process_kind == "uniform":
+            return x0, None
+        cells = latent_hole(hole, codec.factor, self.grid)
+        if self.fill != "none":
+            x0 = torch.where(cells == 1, x0, codec.encode(prefill(image, hole, self.fill)))
+        return x0, Regions.binary(cells)
+
+    @torch.no_grad()
+    def _conditions(self, batch: Batch, purpose: str) -> dict[str, Tensor]:
+        if self.parts.text is None:
+            return {}
+        positions = batch["position"].tolist()
+        prompts = list(batch.get("text", [""] * len(positions)))
+        if purpose == "train":
+            draws = [torch.rand((), generator=generator(self.seed, "prompt", position)) for position in positions]
+            prompts = [
+                "" if draw < self.prompt_dropout else prompt for draw, prompt in zip(draws, prompts, strict=True)
+            ]
+        return self.parts.text(prompts)
 
     def _logging(self) -> bool:
         return (self.global_step + 1) % self.trainer.log_every_n_steps == 0  # pyright: ignore[reportAttributeAccessIssue]
@@ -285,22 +372,7 @@ class Diffusion(L.LightningModule):
             self.log("train/gradient_norm", torch.nn.utils.get_total_norm(grads))
 
     def configure_optimizers(self) -> Any:
-        settings = {"lr": self.learning_rate, "betas": self.adam_betas, "weight_decay": self.weight_decay}
-        trained = [p for p in self.parameters() if p.requires_grad]
-        optimizer: torch.optim.Optimizer
-        if self.shard_optimizer and self.trainer.world_size > 1:
-            from torch.distributed.optim import ZeroRedundancyOptimizer
-
-            optimizer = ZeroRedundancyOptimizer(trained, torch.optim.AdamW, **settings)
-        else:
-            optimizer = torch.optim.AdamW(trained, **settings)
-        total = self.trainer.max_steps
-        if self.schedule != "constant" and total <= 0:
-            raise ValueError(f"schedule {self.schedule!r} needs to know the length of the run: set trainer.max_steps")
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: learning_rate_factor(step, self.warmup_steps, total, self.schedule)
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return adamw(self, self.trainer.max_steps, sharded=self.shard_optimizer and self.trainer.world_size > 1)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Only what is trained: a frozen base stays out of the checkpoints."""
@@ -308,13 +380,13 @@ class Diffusion(L.LightningModule):
         return {name: w for name, w in super().state_dict(*args, **kwargs).items() if name in names}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["rad"] = {"base_hash": self.base_info.hash, "process": self.process_kind}
+        checkpoint["rad"] = {"base_hash": self.parts.hash, "process": self.process_kind}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint.get("rad")
         if not isinstance(saved, dict):
             raise ValueError("the checkpoint was not written by rad: give a .ckpt of runs/NAME/checkpoints")
-        expected = {"base_hash": self.base_info.hash, "process": self.process_kind}
+        expected = {"base_hash": self.parts.hash, "process": self.process_kind}
         if saved != expected:
             raise ValueError(
                 f"the checkpoint belongs to {saved}, this configuration to {expected}: use the run's config.yaml"
@@ -326,6 +398,25 @@ class Diffusion(L.LightningModule):
             raise ValueError(
                 f"the checkpoint trains other layers: {len(wrong)} tensors differ, the first {wrong[0]}; use its config.yaml"
             )
+
+
+def adamw(module: Any, total: int, *, sharded: bool = False) -> dict[str, Any]:
+    """AdamW on what `module` trains, by its settings, and its schedule over `total` steps, as Lightning wants them."""
+    settings = {"lr": module.learning_rate, "betas": module.adam_betas, "weight_decay": module.weight_decay}
+    trained = [p for p in module.parameters() if p.requires_grad]
+    optimizer: torch.optim.Optimizer
+    if sharded:
+        from torch.distributed.optim import ZeroRedundancyOptimizer
+
+        optimizer = ZeroRedundancyOptimizer(trained, torch.optim.AdamW, **settings)
+    else:
+        optimizer = torch.optim.AdamW(trained, **settings)
+    if module.schedule != "constant" and total <= 0:
+        raise ValueError(f"schedule {module.schedule!r} needs to know the length of the run: set trainer.max_steps")
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: learning_rate_factor(step, module.warmup_steps, total, module.schedule)
+    )
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
 def learning_rate_factor(step: int, warmup: int, total: int, schedule: str) -> float:
@@ -340,7 +431,46 @@ def learning_rate_factor(step: int, warmup: int, total: int, schedule: str) -> f
     return 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * progress, dtype=torch.float64))))
 
 
-def _from_scratch(fields: dict[str, Any], seed: int) -> Base:
+def _load(base: str, *, image_size: int, head_channels: int, qkv_order: QkvOrder, revision: str | None) -> Parts:
+    """The parts of a latent model, or of one on pixels."""
+    parts = load_parts(base, image_size=image_size, revision=revision)
+    if parts is not None:
+        return parts
+    loaded = load_base(base, image_size=image_size, head_channels=head_channels, qkv_order=qkv_order, revision=revision)
+    prediction: Any = loaded.prediction_type
+    own = Uniform(loaded.betas)
+    return Parts(loaded.unet, "pixel", own, prediction, PIXELS, None, base, loaded.revision, loaded.hash)
+
+
+def _require_trainable(parts: Parts, *, image_size: int, weight_limit: float, time_origin: TimeOrigin) -> None:
+    network: Any = parts.network
+    own, flow = network.config, isinstance(parts.own, Flow)
+    if parts.prediction not in ("epsilon", "v_prediction", "velocity"):
+        raise ValueError(
+            f"{parts.source} predicts {parts.prediction!r}; training is of networks that predict 'epsilon' or 'v_prediction'"
+        )
+    outputs = (3, 6) if parts.kind == "pixel" and parts.prediction == "epsilon" else (parts.codec.channels,)
+    classes = own.get("num_class_embeds")
+    if own["in_channels"] != parts.codec.channels or own["out_channels"] not in outputs or classes is not None:
+        what = "RGB pictures" if parts.kind == "pixel" else "these latents"
+        raise ValueError(
+            f"the network has {own['in_channels']} input and {own['out_channels']} output channels and "
+            f"{classes or 'no'} classes; training is of {what}: {parts.codec.channels}, and "
+            f"{' or '.join(map(str, outputs))}, without classes"
+        )
+    if weight_limit != 1 and parts.prediction != "epsilon":
+        raise ValueError(f"weight_limit is {weight_limit}, for networks that predict 'epsilon': remove it")
+    if flow and time_origin != "adm":
+        raise ValueError(f"time_origin is {time_origin!r}; a flow is told its own sigma: remove it")
+    if parts.kind == "pixel":
+        return
+    halved = len(own["block_out_channels"]) - 1 if parts.kind == "latent" else 0
+    multiple = parts.codec.factor * (own["patch_size"] if parts.kind == "stable3" else 2**halved)
+    if image_size % multiple:
+        raise ValueError(f"the pictures are {image_size} pixels wide; {parts.source} needs a multiple of {multiple}")
+
+
+def _from_scratch(fields: dict[str, Any], codec: Codec, seed: int) -> Parts:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         try:
@@ -351,11 +481,5 @@ def _from_scratch(fields: dict[str, Any], seed: int) -> Base:
     with torch.no_grad():  # ADM starts from a network that predicts zero
         unet.conv_out.weight.zero_()
         unet.conv_out.bias.zero_()  # pyright: ignore[reportOptionalMemberAccess]
-    return Base(
-        unet=unet,
-        betas=linear_betas(),
-        prediction_type="epsilon",
-        source="scratch",
-        revision=None,
-        hash=weights_hash({}),
-    )
+    kind = "pixel" if codec is PIXELS else "latent"
+    return Parts(unet, kind, Uniform(linear_betas()), "epsilon", codec, None, "scratch", None, weights_hash({}))

@@ -17,15 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from PIL import Image
 from torch import Tensor
 
 from rad.attention import Focus, Layer, cross_attentions, focused, grids, recomputing, shrunk
 from rad.autoencoder import Autoencoder
+from rad.conditional import patch_conditional
 from rad.guidance import per_image
 from rad.load import INDEX, PIPELINES, describing, fetch, read_json, read_schedule, weights_hash
-from rad.lora import AdapterInfo
-from rad.model import CHECKPOINTED_SIZE, Condition
+from rad.lora import AdapterInfo, load_adapter
+from rad.model import CHECKPOINTED_SIZE, Condition, adapted
 from rad.parts import find_pipeline, require_transformers
 from rad.pictures import to_tensor
 from rad.prior import Semantics
@@ -132,7 +134,8 @@ class StableDiffusionPrior:
         """The network's output, (n B,c,h,w) for the n B rows of `branch`."""
         copies, model = len(branch.text) // len(x), self.model
         rows = functools.partial(_rows, copies=copies)
-        x, times = rows(x), rows(noise.times[:, 0].to(x.dtype))
+        x, times = rows(x), rows(noise.times.to(x.dtype))
+        noisiest = times.amax(1)
         added: dict[str, Any] = {}
         if branch.pooled is not None:
             added = {"text_embeds": branch.pooled, "time_ids": model.time_ids.expand(len(x), -1)}
@@ -141,7 +144,7 @@ class StableDiffusionPrior:
             pixels, scale = self.control
             down, middle = model.controlnet(
                 x,
-                times,
+                noisiest,
                 encoder_hidden_states=branch.text,
                 controlnet_cond=rows(pixels),
                 added_cond_kwargs=added or None,
@@ -157,7 +160,9 @@ class StableDiffusionPrior:
         plain = focus.inside is None and focus.tokens is None and not branch.styles
         with contextlib.nullcontext() if plain else focused(model.layers, focus):
             told.update(encoder_hidden_states=branch.text, added_cond_kwargs=added or None)
-            return model.unet(x, times, **told).sample.to(x.dtype)
+            if noise.index is None:
+                return model.unet(x, noisiest, **told).sample.to(x.dtype)
+            return model.unet(x, times, index=rows(noise.index), **told).sample.to(x.dtype)
 
     def _x0(self, x: Tensor, predicted: Tensor, noise: Noise) -> Estimate:
         a, s = noise.spread(noise.levels_a.to(x.dtype)), noise.spread(noise.levels_s.to(x.dtype))
@@ -173,6 +178,7 @@ class StableModel:
         pipe: a `StableDiffusionPipeline` or `StableDiffusionXLPipeline`, on `device`, in float32.
         betas: (T,) of its training; prediction_type: "epsilon" or "v_prediction".
         controlnet, adapter: a `ControlNetModel` and a `T2IAdapter`; None: none.
+        peft: the UNet, patched, with a RAD adapter, and what `info` says of that; None: none.
     """
 
     def __init__(
@@ -185,11 +191,13 @@ class StableModel:
         prediction_type: str = "epsilon",
         controlnet: Any = None,
         adapter: Any = None,
+        info: AdapterInfo | None = None,
+        peft: PeftModel | None = None,
     ) -> None:
         self.pipe, self.unet, self.controlnet, self.adapter = pipe, pipe.unet, controlnet, adapter
         self.source, self.device, self.prediction_type = source, device, prediction_type
-        self.info: AdapterInfo | None = None
-        self._hash: str | None = None
+        self.info, self.peft = info, peft
+        self._hash = None if info is None else info.base_hash
         self.codec = Autoencoder(pipe.vae)
         if self.unet.config["in_channels"] != self.codec.channels:
             raise ValueError(
@@ -208,7 +216,7 @@ class StableModel:
         self.own: Process = Uniform(betas)
         side = self.unet.config["sample_size"]
         height, width = (side, side) if isinstance(side, int) else side
-        self.size = (height * self.codec.factor, width * self.codec.factor)
+        self.size = (height * self.codec.factor, width * self.codec.factor) if info is None else info.size
         self.has_style = self.unet.config.encoder_hid_dim_type == "ip_image_proj"
         # original height and width, crop's top and left, wanted height and width (arXiv 2307.01952, section 2.2)
         self.time_ids = torch.tensor([[*self.size, 0, 0, *self.size]], dtype=torch.float32, device=device)
@@ -225,6 +233,8 @@ class StableModel:
         t2i_adapter: str | Path | None = None,
         ip_adapter: str | Path | None = None,
         loras: Sequence[tuple[str | Path, float]] = (),
+        adapter: Path | None = None,
+        info: AdapterInfo | None = None,
     ) -> "StableModel":
         """A model from a diffusers folder or hub id "organisation/name". DreamBooth checkpoints are models like any other.
 
@@ -233,6 +243,7 @@ class StableModel:
             controlnet, t2i_adapter: diffusers folders.
             ip_adapter: a .safetensors file, beside a folder `image_encoder`.
             loras: .safetensors files, or folders with one, and the weight of each.
+            adapter: folder of a RAD adapter for its UNet; info: what the adapter says.
 
         Raises:
             FileNotFoundError: something is missing; ValueError: something cannot be read or does not fit.
@@ -250,10 +261,15 @@ class StableModel:
             folder = fetch(str(source), FILES, revision=revision)
         if kind not in PIPELINES:
             raise ValueError(f"{source} is no {' or '.join(PIPELINES)}, but {kind or 'no pipeline of diffusers'}")
+        if adapter is not None and loras:
+            raise ValueError(f"loras change the weights that {adapter} was trained on: leave them out")
         betas, prediction_type = read_schedule(folder)
-        extras = {}
+        extras, peft = {}, None
         with _quietly():
             pipe = _pipeline(folder, large=kind == PIPELINES[1])
+            if adapter is not None:
+                base_hash = weights_hash(pipe.unet.state_dict())
+                peft = load_adapter(patch_conditional(pipe.unet), adapter, base_hash=base_hash)
             for number, (path, _) in enumerate(loras):
                 _load_lora(pipe, Path(path), f"lora{number}")
             if loras:
@@ -271,6 +287,8 @@ class StableModel:
             prediction_type=prediction_type,
             controlnet=extras["ControlNetModel"],
             adapter=extras["T2IAdapter"],
+            info=None if adapter is None else info,
+            peft=peft,
         )
 
     @property
@@ -286,7 +304,7 @@ class StableModel:
 
     @property
     def has_adapter(self) -> bool:
-        return False
+        return self.peft is not None
 
     @torch.no_grad()
     def prior(self, conditions: Sequence[Condition], *, adapter: bool) -> StableDiffusionPrior:
@@ -321,7 +339,8 @@ class StableModel:
         for network in networks:
             network.enable_gradient_checkpointing(recomputing(self.layers))
         try:
-            yield
+            with adapted(self.peft, adapter=adapter):
+                yield
         finally:
             for network in networks:
                 network.disable_gradient_checkpointing()

@@ -2,24 +2,35 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
-from lightning.pytorch import Trainer
+import yaml
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from rad.autoencoder_training import AutoencoderTraining
 from rad.checkpoints import find_checkpoint
 from rad.console import EXIT_INTERRUPTED, EXIT_OK
 from rad.data import PictureData
 from rad.guards import FiniteGuard, StopOnSignal
 from rad.module import Diffusion
 
+Trained = Literal["diffusion", "autoencoder"]
+MODULES: dict[str, type[LightningModule]] = {"diffusion": Diffusion, "autoencoder": AutoencoderTraining}
+
 
 class TrainCLI(LightningCLI):
-    """Adds `--name` and `--ckpt_path`, and ties what must agree: one seed, one image size."""
+    """Adds `--name`, `--trains` and `--ckpt_path`, and ties what must agree: one seed, one image size."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--name", type=str, default="run", help="of the run, which is kept in runs/NAME/")
+        parser.add_argument(
+            "--trains",
+            type=Trained,
+            default="diffusion",
+            help="what `model` describes: a diffusion model or RAD adapter, or an autoencoder for latent models",
+        )
         parser.add_argument(
             "--ckpt_path",
             type=str | None,
@@ -34,7 +45,7 @@ class TrainCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """As the parent, without its warning that `args` may not be those of the command line; and empty entries are errors."""
         self.config = parser.parse_args(args)
-        _require_values(self.config)
+        _require_values(self.config, MODULES[self.config.trains])
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """With the run folder, which is no part of the configuration (a saved one may be used for another run), and guards."""
@@ -54,9 +65,9 @@ class TrainCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
 
-def _require_values(config: Any) -> None:
+def _require_values(config: Any, module: type[LightningModule]) -> None:
     """Raise ValueError for an entry without a value where there has to be one, which jsonargparse lets pass."""
-    for group, kind in (("model", Diffusion), ("data", PictureData), ("trainer", None)):
+    for group, kind in (("model", module), ("data", PictureData), ("trainer", None)):
         given = vars(config[group]) if config[group] is not None else {}
         if not given:
             raise ValueError(f"the configuration's {group} is empty: fill it in, or remove the line")
@@ -70,6 +81,29 @@ def _optional(hint: Any) -> bool:
     return type(None) in get_args(hint)
 
 
+def trained_module(arguments: Sequence[str]) -> type[LightningModule]:
+    """What `--trains` will say, which the parser of the other settings has to know: of the arguments and configs, the last."""
+    found = "diffusion"
+    words = iter(arguments)
+    for word in words:
+        option, equals, value = word.partition("=")
+        if option in ("--trains", "--config", "-c"):
+            value = value if equals else next(words, "")
+            found = value if option == "--trains" else _trains(Path(value), found)
+    if found not in MODULES:
+        raise ValueError(f"trains is {found!r}; allowed are {', '.join(MODULES)}")
+    return MODULES[found]
+
+
+def _trains(config: Path, otherwise: str) -> str:
+    try:
+        content = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):  # the parser says what is wrong with it
+        return otherwise
+    found = content.get("trains") if isinstance(content, dict) else None
+    return found if isinstance(found, str) else otherwise
+
+
 def fit(arguments: Sequence[str]) -> int:
     """Train; the run is kept in `runs/<name>/`: config.yaml, TensorBoard events, checkpoints/ with adapters beside them.
 
@@ -78,7 +112,7 @@ def fit(arguments: Sequence[str]) -> int:
     """
     try:
         cli = TrainCLI(
-            Diffusion,
+            trained_module(arguments),
             PictureData,
             args=list(arguments),
             run=False,

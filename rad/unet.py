@@ -14,7 +14,7 @@ from typing import Any, Literal, cast
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DModel
-from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.resnet import ResnetBlock2D, ResnetBlockCondNorm2D
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from einops import rearrange
 from torch import Tensor, nn
@@ -32,25 +32,39 @@ def patch(unet: UNet2DModel, *, embedding: EmbeddingKind = "factorised") -> "Reg
     Raises:
         ValueError: a network of another kind.
     """
+    require_patchable(unet, embedding)
+    patch_blocks(unet)
+    unet.__class__ = RegionAwareUNet
+    patched = cast(RegionAwareUNet, unet)
+    patched.embedding = embedding
+    return patched
+
+
+def require_patchable(unet: Any, embedding: EmbeddingKind) -> None:
+    """Raise ValueError for an unknown `embedding`, or a UNet of diffusers with another kind of time embedding."""
     if embedding not in ("factorised", "dense"):
         raise ValueError(f"embedding is {embedding!r}; allowed are 'factorised' and 'dense'")
     kind = unet.config["time_embedding_type"]
     if kind != "positional":
         raise ValueError(f"time_embedding_type is {kind!r}; RAD needs 'positional'")
+
+
+def patch_blocks(unet: nn.Module) -> None:
+    """Make the residual blocks of `unet` take a `TimeEmbedding`. Raises ValueError for blocks of another kind."""
     blocks = [module for module in unet.modules() if isinstance(module, ResnetBlock2D)]
-    if not blocks or any(hasattr(module, "skip_conv") for module in unet.modules()):
+    foreign = any(
+        hasattr(module, "skip_conv") or isinstance(module, ResnetBlockCondNorm2D) for module in unet.modules()
+    )
+    if not blocks or foreign:
         raise ValueError("the network is not built of ResnetBlock2D alone; RAD patches ADM and DDPM style networks")
     for block in blocks:
-        if block.time_embedding_norm not in ("default", "scale_shift") or not isinstance(block.nonlinearity, nn.SiLU):
+        known = block.time_embedding_norm in ("default", "scale_shift") and not block.skip_time_act
+        if not known or not isinstance(block.nonlinearity, nn.SiLU):
             raise ValueError(
                 f"a residual block has time_embedding_norm {block.time_embedding_norm!r} and activation "
                 f"{type(block.nonlinearity).__name__}; RAD needs 'default' or 'scale_shift', and SiLU"
             )
         block.__class__ = RegionAwareResnetBlock
-    unet.__class__ = RegionAwareUNet
-    patched = cast(RegionAwareUNet, unet)
-    patched.embedding = embedding
-    return patched
 
 
 class RegionAwareUNet(UNet2DModel):
@@ -98,26 +112,51 @@ class RegionAwareUNet(UNet2DModel):
         class_labels: Tensor | None,
         index: Tensor | None,
     ) -> "TimeEmbedding":
-        times = torch.as_tensor(timestep, device=sample.device)
-        if index is None:
-            times = times.reshape(-1, 1).expand(len(sample), 1)
-        assert times.ndim == 2, "timestep is a number, (B,), or (B,K) with an index"
-        levels = times.shape[1]
-        # K indicator maps cost more than the embedding itself once there are more of them than it has channels.
-        dense = self.embedding == "dense" or levels > self.time_embedding.linear_2.out_features
-        if index is not None and dense:
-            times = times.gather(1, index.flatten(1))
-        vectors = self.time_embedding(self.time_proj(times.flatten()).to(self.dtype))
-        vectors = rearrange(vectors, "(b k) d -> b k d", b=len(sample))
+        added = None
         if self.class_embedding is not None:
             if class_labels is None:
                 raise ValueError("this network is class-conditional: give class_labels, (B,) int64")
             if self.config["class_embed_type"] == "timestep":
                 class_labels = self.time_proj(class_labels)
-            vectors = vectors + self.class_embedding(class_labels).to(vectors.dtype)[:, None]
-        if index is not None and dense:
-            return TimeEmbedding(image=rearrange(vectors, "b (h w) d -> b d h w", h=sample.shape[2]))
-        return TimeEmbedding(vectors=F.silu(vectors), indicators=_indicators(index, levels, sample.dtype))
+            added = self.class_embedding(class_labels)
+        return embed_times(self, sample, timestep, index, dtype=self.dtype, added=added)
+
+
+def embed_times(
+    unet: Any,
+    sample: Tensor,
+    timestep: Tensor | float | int,
+    index: Tensor | None,
+    *,
+    dtype: torch.dtype,
+    added: Tensor | None = None,
+    condition: Tensor | None = None,
+) -> "TimeEmbedding":
+    """What the blocks of `unet` are told.
+
+    Args:
+        unet: with time_proj, time_embedding and `embedding`.
+        sample, timestep, index: see `RegionAwareUNet.forward`; dtype: of the layers.
+        added: (B,D), which every level gets in addition: embeddings of a class, of text, of sizes.
+        condition: (B,C), of time_embedding's cond_proj.
+    """
+    times = torch.as_tensor(timestep, device=sample.device)
+    if index is None:
+        times = times.reshape(-1, 1).expand(len(sample), 1)
+    assert times.ndim == 2, "timestep is a number, (B,), or (B,K) with an index"
+    levels = times.shape[1]
+    # K indicator maps cost more than the embedding itself once there are more of them than it has channels.
+    dense = unet.embedding == "dense" or levels > unet.time_embedding.linear_2.out_features
+    if index is not None and dense:
+        times = times.gather(1, index.flatten(1))
+    given = () if condition is None else (condition.repeat_interleave(times.shape[1], 0),)
+    vectors = unet.time_embedding(unet.time_proj(times.flatten()).to(dtype), *given)
+    vectors = rearrange(vectors, "(b k) d -> b k d", b=len(sample))
+    if added is not None:
+        vectors = vectors + added.to(vectors.dtype)[:, None]
+    if index is not None and dense:
+        return TimeEmbedding(image=rearrange(vectors, "b (h w) d -> b d h w", h=sample.shape[2]))
+    return TimeEmbedding(vectors=F.silu(vectors), indicators=_indicators(index, levels, sample.dtype))
 
 
 def _indicators(index: Tensor | None, levels: int, dtype: torch.dtype) -> Tensor | None:

@@ -107,9 +107,9 @@ class Linear:
     def __init__(self):
         self.rows = []
 
-    def __call__(self, x, times, text):
+    def __call__(self, x, times, text, index=None):
         self.rows.append(len(x))
-        return x * text.pooled[:, :1, None, None] + times[:, None, None, None]
+        return x * text.pooled[:, :1, None, None] + times[:, :1, None, None]
 
 
 def text(*values):
@@ -123,7 +123,7 @@ def test_a_step_is_that_of_diffusers_euler_scheduler():
     x, prior = random(1, 4, 8, 8), FlowPrior(Linear(), text(0.3), negative=None, guidance=[1.0], channels=4)
     for place in (1, 2, 3, 4):
         t = scheduler.timesteps[place]
-        v = prior.velocity(x, t[None], text(0.3))
+        v = prior.velocity(x, t[None, None], text(0.3))
         scheduler._step_index = None
         theirs = scheduler.step(v, t, x).prev_sample
         now, nxt = (flow.noise(torch.tensor([level])) for level in (4 - place, 3 - place))

@@ -67,7 +67,7 @@ class Extractor(ABC):
         """
 
 
-def feature_net(path: str | Path, *, device: str | torch.device = "cpu") -> Extractor:
+def feature_net(path: str | Path, *, device: str | torch.device = "cpu") -> "FeatureNet":
     """A feature network from a file of weights with a JSON of the same name beside it, or from a folder with both.
 
     Keys of the JSON:
@@ -103,7 +103,7 @@ def feature_net(path: str | Path, *, device: str | torch.device = "cpu") -> Extr
             the architecture, a layer does not exist, or the outputs are not as described.
     """
     weights = _find_weights(Path(path))
-    return _FeatureNet(weights, _read_settings(weights), torch.device(device))
+    return FeatureNet(weights, _read_settings(weights), torch.device(device))
 
 
 def lpips(net: LPIPSNet, *, device: str | torch.device = "cpu") -> Extractor:
@@ -132,7 +132,9 @@ def inception(*, device: str | torch.device = "cpu") -> Extractor:
     return _Inception(torch.device(device))
 
 
-class _FeatureNet(Extractor):
+class FeatureNet(Extractor):
+    """Made by `feature_net`."""
+
     def __init__(self, weights: Path, settings: dict[str, Any], device: torch.device) -> None:
         self._settings, self._device = settings, device
         scripted = settings["format"] == "torchscript"
@@ -164,11 +166,21 @@ class _FeatureNet(Extractor):
         pairs = zip(self._run(first)[0], self._run(second)[0], strict=True)
         return torch.stack([_layer_distance(*pair) for pair in pairs]).mean(0).to(first.device)
 
+    def compared(self, first: Tensor, second: Tensor) -> Tensor:
+        """`distance` for training, (B): differentiable, of images on the device of the network that may leave [0, 1]."""
+        if self.distance_name is None:
+            raise ValueError(f"the feature network {self.passport['extractor']} has no layers for a distance")
+        pairs = zip(self._forward(first)[0], self._forward(second)[0], strict=True)
+        return torch.stack([_layer_distance(*pair, eps=1e-3) for pair in pairs]).mean(0)
+
     def _run(self, images: Tensor) -> Outputs:
-        images = _resize(_check(images).to(self._device), self._settings["size"], self._settings["resize"])
-        mean, std = (torch.tensor(self._settings[key], device=self._device).view(-1, 1, 1) for key in ("mean", "std"))
         with torch.no_grad():
-            return self._outputs((images - mean) / std)
+            return self._forward(_check(images).to(self._device))
+
+    def _forward(self, images: Tensor) -> Outputs:
+        images = _resize(images, self._settings["size"], self._settings["resize"])
+        mean, std = (torch.tensor(self._settings[key], device=self._device).view(-1, 1, 1) for key in ("mean", "std"))
+        return self._outputs((images - mean) / std)
 
     def _probe(self, weights: Path) -> int:
         """The number of feature maps, having checked that outputs are as `feature_net` says."""
@@ -286,9 +298,12 @@ def _resize(images: Tensor, size: tuple[int, int] | None, method: Resize) -> Ten
     return resized.clamp(0, 1)
 
 
-def _layer_distance(first: Tensor, second: Tensor) -> Tensor:
-    """(B) from two outputs (B,C,h,w) of one layer; a position whose channels are all zero counts as zero."""
-    difference = functional.normalize(first, dim=1, eps=1e-10) - functional.normalize(second, dim=1, eps=1e-10)
+def _layer_distance(first: Tensor, second: Tensor, *, eps: float = 1e-10) -> Tensor:
+    """(B) from two outputs (B,C,h,w) of one layer; a position whose channels are all zero counts as zero.
+
+    Gradients are at most 1 / eps.
+    """
+    difference = functional.normalize(first, dim=1, eps=eps) - functional.normalize(second, dim=1, eps=eps)
     return difference.square().sum(1).mean((1, 2))
 
 
@@ -478,6 +493,8 @@ def _load_script(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # that torch.export may replace TorchScript one day
             network = torch.jit.load(str(weights), map_location=device).eval()
+            for parameter in network.parameters():
+                parameter.requires_grad_(False)
     except (*_DAMAGE, ValueError) as error:
         raise ValueError(f"cannot read {weights} as TorchScript: {_last_line(error)}") from error
 
@@ -515,7 +532,8 @@ def _load_resnet(
     layers: Sequence[str] = settings["distance"]
     wanted = settings["features"]
     try:
-        extractor = create_feature_extractor(network.eval(), [*layers, *({wanted} - set(layers))]).to(device).eval()
+        network.eval().requires_grad_(False)
+        extractor = create_feature_extractor(network, [*layers, *({wanted} - set(layers))]).to(device).eval()
     except ValueError as error:
         raise ValueError(f"{weights.with_suffix('.json')}: {str(error).splitlines()[0]}") from error
 

@@ -1,0 +1,184 @@
+"""What a model is made of, for training: the denoiser, its noise, and, frozen, the autoencoder and the text encoders.
+
+The frozen parts are kept out of the LightningModule's tree of modules: they are no part of its checkpoints, its optimiser or the
+gradients that processes exchange.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from diffusers import SD3Transformer2DModel, UNet2DConditionModel, UNet2DModel
+from torch import Tensor, nn
+
+from rad.autoencoder import Autoencoder
+from rad.codec import Codec
+from rad.conditional import RegionAwareConditionalUNet, patch_conditional
+from rad.latent import AUTOENCODERS, LatentModel, is_latent
+from rad.lora import Kind
+from rad.losses import Prediction
+from rad.parts import find_pipeline
+from rad.process import Noise, Process
+from rad.step import Estimate
+from rad.transformer import RegionAwareTransformer, patch_transformer
+from rad.unet import EmbeddingKind, RegionAwareUNet, patch
+
+RegionAwareNetwork = RegionAwareUNet | RegionAwareConditionalUNet | RegionAwareTransformer
+
+
+class TextEncoder(Protocol):
+    def __call__(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """The arguments of the denoiser that say these prompts to a batch."""
+        ...
+
+    def to(self, device: torch.device | str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A pretrained model, taken apart.
+
+    Args:
+        network: the denoiser, float32, on the CPU; `region_aware_network` patches it.
+        kind: "pixel": a UNet on pixels; "latent": one on latents, without text (LDM); "stable": Stable Diffusion 1.x or 2.x;
+            "stable3": Stable Diffusion 3 and 3.5.
+        own: the noise process that it was trained on; prediction: what it predicts.
+        codec: of its latents; `PIXELS` for none.
+        text: None for a model without text.
+        source, revision, hash: where it came from, and `rad.load.weights_hash` of the denoiser.
+    """
+
+    network: nn.Module
+    kind: Kind
+    own: Process
+    prediction: Prediction
+    codec: Codec
+    text: TextEncoder | None
+    source: str
+    revision: str | None
+    hash: str
+
+    def to(self, device: torch.device | str) -> None:
+        """Move what is frozen; the network is moved by its owner."""
+        if isinstance(self.codec, Autoencoder):
+            self.codec.to(device)
+        if self.text is not None:
+            self.text.to(device)
+
+
+class StableText:
+    """Stable Diffusion 1.x and 2.x: the last hidden states of a CLIP text model, padded to its full length."""
+
+    def __init__(self, pipeline: Any) -> None:
+        self.pipeline, self.encoders = pipeline, [pipeline.text_encoder]
+
+    def __call__(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        tokens, _ = self.pipeline.encode_prompt(
+            list(prompts), self.encoders[0].device, num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
+        return {"encoder_hidden_states": tokens}
+
+    def to(self, device: torch.device | str) -> None:
+        self.encoders[0].to(device)
+
+
+class Stable3Text:
+    """Stable Diffusion 3: two CLIP models and, where the folder has it, T5; put together by diffusers' own pipeline."""
+
+    def __init__(self, pipeline: Any) -> None:
+        self.pipeline = pipeline
+        encoders = (pipeline.text_encoder, pipeline.text_encoder_2, pipeline.text_encoder_3)
+        self.encoders: list[Any] = [encoder for encoder in encoders if encoder is not None]
+
+    def __call__(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        embedded, _, pooled, _ = self.pipeline.encode_prompt(
+            list(prompts), None, None, device=self.encoders[0].device, do_classifier_free_guidance=False
+        )
+        return {"encoder_hidden_states": embedded.float(), "pooled_projections": pooled.float()}
+
+    def to(self, device: torch.device | str) -> None:
+        for encoder in self.encoders:
+            encoder.to(device)
+
+
+def region_aware_network(network: nn.Module, *, embedding: EmbeddingKind) -> RegionAwareNetwork:
+    """Patch `network` itself, of whichever kind. Raises ValueError for one that cannot be."""
+    if isinstance(network, UNet2DConditionModel):
+        return patch_conditional(network, embedding=embedding)
+    if isinstance(network, SD3Transformer2DModel):
+        return patch_transformer(network, embedding=embedding)
+    assert isinstance(network, UNet2DModel)
+    return patch(network, embedding=embedding)
+
+
+class ConditionedPrior:
+    """A patched network with what a batch is told besides its noise, as a prior of the sampler.
+
+    Args:
+        conditions: arguments of the network, such as those of `TextEncoder`, for each batch.
+    """
+
+    def __init__(
+        self, network: nn.Module, *, prediction: Prediction, channels: int, conditions: Mapping[str, Tensor]
+    ) -> None:
+        self.network, self.prediction, self.channels, self.conditions = network, prediction, channels, conditions
+
+    def estimate(self, x: Tensor, noise: Noise) -> Estimate:
+        times = noise.times.to(x.dtype)
+        output = self.network(x, timestep=times, index=noise.index, **self.conditions).sample.to(x.dtype)
+        a, s = noise.spread(noise.levels_a.to(x.dtype)), noise.spread(noise.levels_s.to(x.dtype))
+        if self.prediction == "epsilon":
+            return Estimate((x - s * output) / a)
+        return Estimate(x - s * output if self.prediction == "velocity" else a * x - s * output)
+
+
+# ---- loading -------------------------------------------------------------------------------------
+
+
+def load_parts(source: str, *, image_size: int, revision: str | None = None) -> Parts | None:
+    """The parts of a latent model, as sampling has them; None where `source` is none, but perhaps a model of pixels.
+
+    Args:
+        source: a pipeline folder or hub id; image_size: of the training pictures in pixels, on which SD3's noise may depend.
+
+    Raises:
+        FileNotFoundError, ValueError: a part is missing, cannot be read, or is of a kind that cannot be trained.
+    """
+    pipeline = find_pipeline(source, revision)
+    if pipeline is None:
+        return None
+    if pipeline.kind == "StableDiffusionPipeline":
+        from rad.stable import StableModel
+
+        stable = StableModel.load(source, revision=revision)
+        network, text, prediction = stable.unet, StableText(stable.pipe), stable.prediction_type
+        return Parts(
+            network, "stable", stable.own, prediction, stable.codec, text, source, pipeline.revision, stable.hash
+        )
+    if pipeline.kind == "StableDiffusion3Pipeline":
+        from rad.flow import FlowModel
+
+        # T5 has five billion weights, was trained in bfloat16, and overflows in float16.
+        flow = FlowModel.load(source, revision=revision, size=image_size, t5_dtype=torch.bfloat16)
+        network, text = flow.transformer, Stable3Text(flow.pipeline)
+        return Parts(network, "stable3", flow.own, "velocity", flow.codec, text, source, pipeline.revision, flow.hash)
+    if pipeline.kind in ("StableDiffusionXLPipeline", "FluxPipeline"):
+        raise ValueError(f"{source} is a {pipeline.kind}: training is of latent diffusion, Stable Diffusion 1, 2 and 3")
+    if not is_latent(pipeline):
+        return None
+    latent = LatentModel.load(source, revision=revision)
+    prediction: Any = latent.base.prediction_type
+    return Parts(
+        latent.unet, "latent", latent.own, prediction, latent.codec, None, source, pipeline.revision, latent.hash
+    )
+
+
+def load_autoencoder(folder: Path) -> Autoencoder:
+    """The autoencoder in `folder`, in its vae/ or in its vqvae/."""
+    places = [folder, *(folder / name for name in AUTOENCODERS)]
+    place = next((place for place in places if (place / "config.json").is_file()), None)
+    if place is None:
+        raise FileNotFoundError(f"no autoencoder in {folder}: there is no config.json in it, in vae/ or in vqvae/")
+    return Autoencoder.load(place)

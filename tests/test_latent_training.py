@@ -1,0 +1,406 @@
+"""Training in latents: what is encoded and told, which weights move, resumed runs, files, and losses of every prediction."""
+
+import json
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from PIL import Image
+
+from rad.callbacks import EMA, Checkpoint, Panel
+from rad.captions import read_captions
+from rad.codec import Grid
+from rad.data import PictureData
+from rad.lora import AdapterInfo, LoRA, load_adapter, trainable
+from rad.losses import hybrid_loss, target
+from rad.masks.shapes import make
+from rad.module import Diffusion
+from rad.pretrained import load_parts, region_aware_network
+from rad.process import Flow, RegionAwareFlow, Regions, Uniform, linear_betas, shifted_sigmas
+from rad.step import noised
+from tests.tiny_pipelines import captions, small_autoencoder, write_pipeline
+
+KINDS = ("latent", "stable", "stable3")
+EACH = pytest.mark.parametrize("kind", KINDS)
+UNUSED = "transformer_blocks.2.attn.add_q_proj"  # SD3's last block makes queries of the text that nobody asks for
+TEXTS = ["a red boat", "", "a blue boat", "a red sky"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder with a model of each kind, `pictures/`, ten of them, and `captions.json`."""
+    root = tmp_path_factory.mktemp("latents")
+    for kind in KINDS:
+        write_pipeline(root / kind, kind)
+    source = torch.Generator().manual_seed(0)
+    for number in range(10):
+        place = root / "pictures" / ("boat" if number % 2 else "red_sky")
+        place.mkdir(parents=True, exist_ok=True)
+        pixels = torch.nn.functional.interpolate(torch.rand(1, 3, 4, 4, generator=source), (20, 24), mode="bicubic")[0]
+        pixels = (pixels.clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy()
+        Image.fromarray(pixels).save(place / f"{number}.png")
+    (root / "captions.json").write_text(captions([f"{number}.png" for number in range(10)]))
+    return root
+
+
+def module(world, kind, **options):
+    settings = {"base": str(world / kind), "image_size": 16, "lora": LoRA(rank=2), "learning_rate": 1e-3} | options
+    return Diffusion(**settings)
+
+
+def data(world, kind="stable", **options):
+    told = {} if kind == "latent" else {"captions": str(world / "captions.json")}
+    return PictureData(str(world / "pictures"), **({"size": 16, "batch_size": 4, "val_count": 2} | told | options))
+
+
+def fit(folder, model, pictures, steps, *, resume=None, callbacks=(), **options):
+    trainer = L.Trainer(
+        max_steps=steps,
+        accelerator="cpu",
+        use_distributed_sampler=False,
+        gradient_clip_val=1.0,
+        callbacks=[EMA(decay=0.9), Checkpoint(2, dirpath=str(folder / "checkpoints")), *callbacks],
+        logger=False,
+        default_root_dir=str(folder),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+    trainer.fit(model, datamodule=pictures, ckpt_path=resume, weights_only=True)
+    return trainer
+
+
+def batch(rows=4, **more):
+    image = 2 * torch.rand(rows, 3, 16, 16, generator=torch.Generator().manual_seed(0)) - 1
+    return {"image": image, "position": torch.arange(rows), "text": TEXTS[:rows], **more}
+
+
+def load(source):
+    parts = load_parts(str(source), image_size=16)
+    assert parts is not None
+    return parts
+
+
+def moved(model):
+    """The same model, with an adapter away from zero."""
+    source = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in trainable(model).values():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=source))
+    return model
+
+
+def outputs(network, text, index):
+    source = torch.Generator().manual_seed(3)
+    x = torch.randn(4, 4, 8, 8, generator=source)
+    told = {} if text is None else text(TEXTS)
+    with torch.no_grad():
+        return network.eval()(x, timestep=torch.tensor([[0.0, 700.0]] * 4), index=index, **told).sample
+
+
+INDEX = (torch.rand(4, 8, 8, generator=torch.Generator().manual_seed(1)) > 0.5).long()
+
+
+def test_texts_are_those_of_diffusers_own_pipeline(world):
+    from diffusers import StableDiffusionPipeline
+
+    parts = load(world / "stable")
+    pipeline = StableDiffusionPipeline.from_pretrained(world / "stable", safety_checker=None)
+    expected, _ = pipeline.encode_prompt(TEXTS, "cpu", 1, False)
+    assert torch.equal(parts.text(TEXTS)["encoder_hidden_states"], expected)
+    assert (expected[0] - expected[2]).abs().max() > 1e-3, "texts differ, or the comparison says nothing"
+
+
+def test_sd3_reads_t5_where_there_is_one(world, tmp_path):
+    alone = write_pipeline(tmp_path, "stable3", t5=False)
+    first, second = (load(folder).text(TEXTS) for folder in (world / "stable3", alone))
+    assert torch.equal(first["pooled_projections"], second["pooled_projections"])
+    clip = (first["encoder_hidden_states"] == second["encoder_hidden_states"]).flatten(2).all(-1)
+    assert clip[:, :77].all(), "CLIP's tokens come first"
+    assert (second["encoder_hidden_states"][:, 77:] == 0).all()
+    assert (first["encoder_hidden_states"][:, 77:] != 0).any(-1).all()
+
+
+@EACH
+def test_known_cells_know_nothing_of_the_hole_and_cells_of_the_hole_hold_the_picture(world, kind):
+    model = module(world, kind)
+    given = batch()
+    hole = make("center")([torch.Generator()] * 4, 16, 16)
+    other = torch.where(hole == 1, given["image"].flip(0), given["image"])
+    x0, regions = model._encoded(given["image"], hole)
+    changed, _ = model._encoded(other, hole)
+    cells = regions.index[:, None].expand_as(x0) == 1
+    assert 0 < cells.double().mean() < 1
+    assert torch.equal(x0[~cells], changed[~cells])
+    assert torch.equal(x0[cells], model.parts.codec.encode(given["image"])[cells])
+    assert (x0[cells] != changed[cells]).any()
+    task = model.task(given["image"], hole)
+    torch.testing.assert_close(x0[~cells], task.known[~cells], rtol=0, atol=1e-6)
+    assert torch.equal(regions.index, task.regions.index), "training and sampling have one rule for holes"
+    leaking = module(world, kind, fill="none")
+    assert (leaking._encoded(given["image"], hole)[0] - leaking._encoded(other, hole)[0])[~cells].abs().max() > 1e-4
+
+
+def test_holes_come_to_the_cells_by_the_grid_that_is_asked_for(world):
+    hole = torch.zeros(1, 1, 16, 16)
+    hole[0, 0, 4, 4] = 1
+    image = torch.zeros(1, 3, 16, 16)
+    counts = [
+        int(module(world, "latent", grid=grid)._encoded(image, hole)[1].index.sum())
+        for grid in (None, Grid(threshold=0.5), Grid(dilate=1))
+    ]
+    assert counts == [1, 0, 9]
+
+
+@EACH
+def test_gradients_reach_the_adapter_and_nothing_else(world, kind):
+    model = moved(module(world, kind))
+    losses, _, _ = model.losses(batch(), "train")
+    losses.total.mean().backward()
+    wanted = trainable(model)
+    reached = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert reached == set(wanted)
+    assert all(wanted[name].grad.abs().max() > 0 for name in wanted if UNUSED not in name), "all layers count"
+    assert all(p.grad is None for p in model.parts.codec.network.parameters())
+    own = {id(p) for p in model.parameters()}
+    frozen = list(model.parts.codec.network.parameters())
+    if model.parts.text is not None:
+        frozen += [p for encoder in model.parts.text.encoders for p in encoder.parameters()]
+    assert not any(id(p) in own or p.requires_grad for p in frozen), "neither optimiser nor DDP sees them"
+
+
+@EACH
+@pytest.mark.parametrize("time_layers", ["full", "lora"])
+def test_a_fresh_adapter_changes_nothing_and_trains_the_time(world, kind, time_layers):
+    parts = load(world / kind)
+    network = region_aware_network(parts.network, embedding="factorised")
+    before = outputs(network, parts.text, INDEX)
+    model = module(world, kind, lora=LoRA(rank=2, time_layers=time_layers))
+    torch.testing.assert_close(outputs(model.network, parts.text, INDEX), before, rtol=0, atol=0)
+    names = list(trainable(model))
+    time = "norm1.linear" if kind == "stable3" else "time_emb_proj"
+    assert any(time in name for name in names)
+    assert any("to_q" in name for name in names)
+    assert all("lora" in name or ("modules_to_save" in name and time_layers == "full") for name in names)
+    assert any("add_q_proj" in name for name in names) == (kind == "stable3")
+    assert not any("norm1_context" in name or "text_embedder" in name for name in names)
+
+
+@EACH
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(world, tmp_path, kind):
+    whole, resumed = module(world, kind), module(world, kind)
+    fit(tmp_path / "whole", whole, data(world, kind), 4)
+    start = tmp_path / "whole" / "checkpoints" / "step=2.ckpt"
+    trainer = fit(tmp_path / "resumed", resumed, data(world, kind), 4, resume=str(start))
+    assert trainer.global_step == 4
+    fresh = trainable(module(world, kind))
+    for name, weight in trainable(whole).items():
+        assert torch.equal(weight, trainable(resumed)[name]), name
+        assert UNUSED in name or not torch.equal(weight, fresh[name]), name
+    content = torch.load(start, weights_only=True)
+    assert set(content["state_dict"]) == set(trainable(whole)), "no frozen weight is in a checkpoint"
+    averages = next(state["weights"] for name, state in content["callbacks"].items() if name.startswith("EMA"))
+    moments = content["optimizer_states"][0]["state"]
+    assert set(averages) == set(trainable(whole))
+    assert len(moments) == len(trainable(whole))
+    # the adapter beside it gives the same output on parts that are loaded anew
+    folder = tmp_path / "whole" / "checkpoints" / "step=4"
+    info = AdapterInfo.read(folder)
+    assert (info.kind, info.size, info.process, info.learned_variance) == (kind, (16, 16), "region_aware", False)
+    parts = load(info.base)
+    network = region_aware_network(parts.network, embedding="factorised")
+    loaded = load_adapter(network, folder, base_hash=parts.hash)
+    torch.testing.assert_close(
+        outputs(loaded, parts.text, INDEX), outputs(whole.network, parts.text, INDEX), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_training_lowers_the_loss(world, tmp_path):
+    model = module(world, "stable", learning_rate=1e-2, lora=LoRA(rank=8))
+    with torch.no_grad():
+        before = model.losses(batch(), "val")[0].total.mean()
+    fit(tmp_path, model, data(world), 10)
+    with torch.no_grad():
+        after = model.losses(batch(), "val")[0].total.mean()
+    assert float(after) < 0.9 * float(before)
+
+
+def test_prompts_are_told_and_some_are_dropped_by_position(world):
+    model = moved(module(world, "stable", prompt_dropout=0.0))
+    loss = model.losses(batch(), "train")[0].total
+    other = model.losses(batch(text=["a blue sky"] * 4), "train")[0].total
+    assert (loss != other).all()
+    empty = model.losses(batch(text=[""] * 4), "train")[0].total
+    model.prompt_dropout = 1.0
+    assert torch.equal(model.losses(batch(), "train")[0].total, empty)
+    assert not torch.equal(model.losses(batch(), "val")[0].total, model.losses(batch(text=[""] * 4), "val")[0].total)
+    model.prompt_dropout = 0.5
+    told = model._conditions({"position": torch.arange(200), "text": ["red"] * 200}, "train")["encoder_hidden_states"]
+    plain = model.parts.text([""])["encoder_hidden_states"]
+    dropped = torch.isclose(told, plain, atol=1e-5).flatten(1).all(1)
+    assert 70 <= int(dropped.sum()) <= 130
+    part = model._conditions({"position": torch.arange(50, 60), "text": ["red"] * 10}, "train")["encoder_hidden_states"]
+    assert torch.equal(torch.isclose(part, plain, atol=1e-5).flatten(1).all(1), dropped[50:60]), "keyed by position"
+
+
+@pytest.mark.parametrize("kind", ["stable", "stable3"])
+def test_bf16_and_gradient_checkpointing(world, tmp_path, kind):
+    model = module(world, kind, gradient_checkpointing=True)
+    fit(tmp_path, model, data(world), 1, precision="bf16-mixed")
+    fresh = trainable(module(world, kind))
+    assert all(bool(p.isfinite().all()) for p in trainable(model).values())
+    assert any(not torch.equal(p, fresh[name]) for name, p in trainable(model).items())
+
+
+def test_the_loss_does_not_depend_on_how_the_batch_is_split(world):
+    for kind in KINDS:
+        model = moved(module(world, kind)).eval()
+        together = model.losses(batch(), "train")[0].total
+        parts = [
+            model.losses({name: values[rows] for name, values in batch().items()}, "train")[0].total
+            for rows in (slice(0, 1), slice(1, 4))
+        ]
+        torch.testing.assert_close(together, torch.cat(parts), rtol=1e-4, atol=1e-6)
+
+
+def test_targets_in_closed_form():
+    source = torch.Generator().manual_seed(0)
+    x0, eps, output = (torch.randn(2, 4, 8, 8, generator=source) for _ in range(3))
+    regions = Regions.of((torch.rand(2, 1, 8, 8, generator=source) > 0.5).float())
+    t = torch.tensor([300, 1200])
+    process = RegionAwareFlow(Flow(shifted_sigmas()))
+    now, previous = process.noise(t, regions), process.noise(t - 1, regions)
+    x = noised(x0, now, noise=eps)
+    right = target("velocity", x0=x0, eps=eps, now=now)
+    torch.testing.assert_close(x - now.s.float() * right, x0)
+    torch.testing.assert_close(x + now.a.float() * right, eps)
+    given = {"x0": x0, "x": x, "eps": eps, "now": now, "previous": previous}
+    zero = hybrid_loss(right, **given, prediction="velocity")
+    assert torch.equal(zero.total, torch.zeros(2))
+    some = hybrid_loss(output, **given, prediction="velocity")
+    torch.testing.assert_close(some.total, (eps - x0 - output).square().mean((1, 2, 3)))
+    assert torch.equal(some.vlb, torch.zeros(2))
+
+    vp = Uniform(linear_betas()).noise(torch.tensor([10, 900]))
+    x = noised(x0, vp, noise=eps)
+    v = target("v_prediction", x0=x0, eps=eps, now=vp)
+    torch.testing.assert_close(vp.a.float() * x - vp.s.float() * v, x0, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(vp.s.float() * x + vp.a.float() * v, eps, rtol=1e-4, atol=1e-5)
+
+
+def test_v_prediction_trains_on_v(world, tmp_path):
+    folder = write_pipeline(tmp_path / "v", "stable", prediction="v_prediction")
+    v, eps = (
+        Diffusion(base=str(base), image_size=16, lora=LoRA(rank=2)).losses(batch(), "train")[0].total
+        for base in (folder, world / "stable")
+    )
+    assert not torch.allclose(v, eps)
+    with pytest.raises(ValueError, match="weight_limit is 15"):
+        Diffusion(base=str(folder), image_size=16, lora=LoRA(rank=2), weight_limit=15)
+
+
+@EACH
+def test_a_panel_shows_pixels(world, tmp_path, kind):
+    panel = Panel(every_n_steps=0, pictures=2, steps=2)
+    model = module(world, kind)
+    picture = panel.picture(fit(tmp_path, model, data(world, kind), 1), model)
+    hole, result, truth = (picture[:, 2:18, 2 + 18 * i : 18 + 18 * i] for i in range(3))
+    known = torch.ones(16, 16, dtype=torch.bool)
+    known[4:12, 4:12] = False  # the first mask is "center"
+    assert torch.equal(result[:, known], truth[:, known])
+    assert torch.equal(hole[:, known], truth[:, known])
+    assert (result - truth)[:, ~known].abs().max() > 0.01
+
+
+UNET = {
+    "sample_size": 8,
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": [16, 32],
+    "layers_per_block": 1,
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
+    "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
+    "norm_num_groups": 8,
+    "attention_head_dim": 16,
+}
+
+
+def test_a_latent_model_from_scratch_is_a_base_for_an_adapter_and_stock_diffusers_reads_it(world, tmp_path):
+    from diffusers import LDMPipeline
+
+    small_autoencoder().save_pretrained(tmp_path / "autoencoder")
+    scratch = Diffusion(
+        unet=UNET, autoencoder=str(tmp_path / "autoencoder"), process="uniform", image_size=16, learning_rate=3e-3
+    )
+    with torch.no_grad():
+        first = scratch.losses(batch(), "train")[0].total.mean()
+    assert float(first) == pytest.approx(1, abs=0.15), "a network of zeros predicts no noise"
+    fit(tmp_path / "base", scratch, data(world, "latent"), 4)
+    folder = tmp_path / "base" / "checkpoints" / "step=4"
+    content = torch.load(folder.with_suffix(".ckpt"), weights_only=True)
+    assert all(name.startswith("network.") for name in content["state_dict"]), "the autoencoder stays out"
+    pipeline = LDMPipeline.from_pretrained(folder)
+    x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(pipeline.unet(x, 40).sample, scratch.unet.eval()(x, 40).sample, rtol=1e-4, atol=1e-5)
+    assert pipeline.vqvae.config.scaling_factor == 0.7
+    assert not pipeline.scheduler.config.clip_sample
+    adapter = Diffusion(base=str(folder), image_size=16, lora=LoRA(rank=2))
+    assert adapter.parts.kind == "latent"
+    fit(tmp_path / "adapter", adapter, data(world, "latent"), 2)
+    assert AdapterInfo.read(tmp_path / "adapter" / "checkpoints" / "step=2").base == str(folder)
+
+
+def test_captions_of_files_lines_and_folders(world, tmp_path):
+    train = data(world, val_count=0)
+    train.setup("validate")
+    texts = json.loads((world / "captions.json").read_text())
+    loaded = next(iter(train.train_dataloader()))
+    assert loaded["text"] == [texts[Path(name).name] for name in loaded["name"]]
+    folders = data(world, val_count=0, captions="folder")
+    folders.setup("validate")
+    loaded = next(iter(folders.train_dataloader()))
+    assert loaded["text"] == [Path(name).parent.name.replace("_", " ") for name in loaded["name"]]
+    assert "red sky" in read_captions("folder")("red_sky/2.png")
+
+    lines = tmp_path / "metadata.jsonl"
+    rows = [{"file_name": "boat/1.png", "text": "mine"}, {"file_name": "boat", "text": "any boat"}]
+    lines.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    told = read_captions(str(lines))
+    assert [told("boat/1.png"), told("boat/3.png")] == ["mine", "any boat"]
+    with pytest.raises(ValueError, match=r"no text for picture red_sky/0\.png"):
+        told("red_sky/0.png")
+    with pytest.raises(ValueError, match="lies in no folder"):
+        read_captions("folder")("1.png")
+    with pytest.raises(ValueError, match="no text for picture"):
+        data(world, captions=str(lines)).setup("validate")
+    with pytest.raises(FileNotFoundError, match="captions 'none' is no file"):
+        read_captions("none")
+    lines.write_text('{"file_name": "a.png"}\n')
+    with pytest.raises(ValueError, match="lines of"):
+        read_captions(str(lines))
+    (tmp_path / "numbers.json").write_text('{"a.png": 3}')
+    with pytest.raises(ValueError, match=r"text of 'a\.png' is no text, but int"):
+        read_captions(str(tmp_path / "numbers.json"))
+
+
+def test_what_cannot_be_trained_is_said(world, tmp_path):
+    with pytest.raises(ValueError, match=r"an adapter is trained, not all of it: set model\.lora"):
+        module(world, "stable", lora=None)
+    with pytest.raises(ValueError, match="variance-preserving"):
+        module(world, "stable3", process="tdpaint")
+    with pytest.raises(ValueError, match="a flow is told its own sigma"):
+        module(world, "stable3", time_origin="official")
+    with pytest.raises(ValueError, match="multiples of 4"):
+        module(world, "stable3", image_size=18)
+    with pytest.raises(ValueError, match=r"model\.autoencoder is for model\.unet"):
+        module(world, "stable", autoencoder=str(world / "stable"))
+    with pytest.raises(ValueError, match="training is of these latents: 4, and 4"):
+        Diffusion(unet={**UNET, "in_channels": 3}, autoencoder=str(world / "stable"), process="uniform", image_size=16)
+    with pytest.raises(FileNotFoundError, match="no autoencoder in"):
+        Diffusion(unet=UNET, autoencoder=str(tmp_path), process="uniform", image_size=16)
+    for kind in ("StableDiffusionXLPipeline", "FluxPipeline"):
+        (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": kind}))
+        with pytest.raises(ValueError, match=f"is a {kind}: training is of"):
+            Diffusion(base=str(tmp_path), image_size=16, lora=LoRA())
