@@ -98,6 +98,19 @@ def descend(task: Task, x0: Tensor, space: Space, *, rate: float, count: int) ->
     return x0
 
 
+def steered(task: Task, x0: Tensor, dc: DataStep, space: Space, *, rate: float, count: int) -> Tensor:
+    """x0 (B,C,H,W) brought to the known image: by `descend`, or with known pixels put in their place ("project")."""
+    if dc == "project":
+        return torch.lerp(task.known, x0, task.hole)
+    return descend(task, x0, space, rate=rate, count=count)
+
+
+def require_space(dc: DataStep, space: Space) -> None:
+    """Raises ValueError for known pixels that would be put in their place in "pixels", which a latent model does not hold."""
+    if dc == "project" and space == "pixels":
+        raise ValueError("dc is 'project', which is done in latents: leave space at 'latent', or use dc='gradient'")
+
+
 def known_mean(task: Task) -> Tensor:
     """(B,C,1,1) the mean colour of the known pixels of each image; 0, mid-grey, where nothing is known."""
     known = 1 - task.hole

@@ -12,10 +12,9 @@ Hook: after_step.
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from rad.guidance import DataStep, Space, descend
+from rad.guidance import DataStep, Space, require_space, steered
 from rad.sampler import SamplingCallback, State, setting
 
 
@@ -38,16 +37,10 @@ class FlowChef(SamplingCallback):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.dc == "project" and self.space == "pixels":
-            raise ValueError(
-                "dc is 'project', which is done in latents: leave space at 'latents', or use dc='gradient'"
-            )
+        require_space(self.dc, self.space)
 
     def after_step(self, state: State, x_next: Tensor) -> Tensor:
         assert state.estimate is not None
         x0, nxt = state.estimate.x0, state.next
-        if self.dc == "project":
-            z = torch.lerp(state.task.known, x0, state.task.hole)
-        else:
-            z = descend(state.task, x0, self.space, rate=self.rate, count=self.descents)
+        z = steered(state.task, x0, self.dc, self.space, rate=self.rate, count=self.descents)
         return x_next + nxt.spread((nxt.levels_a + nxt.levels_s).to(x0.dtype)) * (z - x0)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rad.guidance import DataStep, Space, descend, flow_time, predicted_noise
+from rad.guidance import DataStep, Space, flow_time, predicted_noise, require_space, steered
 from rad.process import CLEAN
 from rad.sampler import SamplingCallback, State, setting
 
@@ -38,18 +38,12 @@ class FlowDPS(SamplingCallback):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.dc == "project" and self.space == "pixels":
-            raise ValueError(
-                "dc is 'project', which is done in latents: leave space at 'latents', or use dc='gradient'"
-            )
+        require_space(self.dc, self.space)
 
     def after_step(self, state: State, x_next: Tensor) -> Tensor:
         assert state.estimate is not None
         x0, nxt, dtype = state.estimate.x0, state.next, x_next.dtype
-        if self.dc == "project":
-            z = torch.lerp(state.task.known, x0, state.task.hole)
-        else:
-            z = descend(state.task, x0, self.space, rate=self.rate, count=self.descents)
+        z = steered(state.task, x0, self.dc, self.space, rate=self.rate, count=self.descents)
         blend = torch.lerp(x0, z, state.now.spread(flow_time(state.now).to(dtype)))
         if state.next_time == CLEAN:
             return blend
