@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch.nn.functional as F
@@ -20,7 +20,6 @@ from rad.pictures import Picture
 from rad.record import Costs, Effort, Record
 
 if TYPE_CHECKING:
-    from rad.codec import Grid
     from rad.inpainter import Inpainted, Inpainter
     from rad.model import Condition
     from rad.sampler import Cost, Method
@@ -132,8 +131,7 @@ class Filler:
             batch_size=options.batch_size,
             names=[job.name for job in chunk.jobs],
             condition=[PLAIN] * len(chunk.jobs) if plain else self._conditions(chunk.jobs),
-            grid=grid_of(options),
-            fill="none" if options.encode_full else "smooth",
+            **encoding(options),
             feather=options.feather,
             on_step=lambda done, _: on_step(done),
         )
@@ -261,13 +259,13 @@ def write_picture(path: Path, image: Image.Image) -> None:
         image.save(temporary, format="PNG")
 
 
-def grid_of(options: argparse.Namespace) -> "Grid | None":
-    """How holes come to the latent grid, where the options say it."""
+def encoding(options: argparse.Namespace) -> dict[str, Any]:
+    """How a latent model sees a picture and its hole, as `Inpainter` takes it."""
     from rad.codec import Grid
 
-    if options.grid is None and not options.dilate:
-        return None
-    return Grid(options.grid or "average", dilate=options.dilate)
+    told = options.grid is not None or bool(options.dilate)
+    grid = Grid(options.grid or "average", dilate=options.dilate) if told else None
+    return {"grid": grid, "fill": "none" if options.encode_full else "smooth"}
 
 
 def check_known(path: Path, picture: Image.Image, hole: Tensor, *, feather: int = 0) -> None:

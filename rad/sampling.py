@@ -18,8 +18,8 @@ from rad.filling import (
     Filler,
     Need,
     cut,
+    encoding,
     fill_here,
-    grid_of,
     write_picture,
 )
 from rad.jobs import Cell, Job, Label, make_plan, share
@@ -195,7 +195,7 @@ def _check_told(
         Condition(prompt, options.negative, options.guidance) for prompt in dict.fromkeys(job.prompt for job in jobs)
     ]
     if any(method.weights != "none" for method in methods.values()):
-        inpainter.check(told, grid=grid_of(options), fill="none" if options.encode_full else "smooth")
+        inpainter.check(told, **encoding(options))
     elif told != [Condition()]:
         raise ValueError("a prompt has no effect on methods that use no network")
 
