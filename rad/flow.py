@@ -10,7 +10,7 @@ and both branches go through the network as one batch, which counts as one call.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,8 +24,8 @@ from torch import Tensor
 from rad.autoencoder import Autoencoder
 from rad.load import MOST_STEPS, describing, read_json, weights_hash
 from rad.lora import AdapterInfo, load_adapter
-from rad.model import CHECKPOINTED_SIZE, Condition, adapted
-from rad.parts import find_pipeline, load_network, load_text_encoder, load_tokenizer, read_config, require_transformers
+from rad.model import Condition, ready
+from rad.parts import find_pipeline, load_encoder, load_network, load_tokenizer, read_config, require_transformers
 from rad.process import LEAST_SIGNAL, Flow, Noise
 from rad.step import Estimate
 from rad.transformer import patch_transformer
@@ -209,13 +209,11 @@ class FlowModel:
             transformer=_network(SD3Transformer2DModel, folder / "transformer", dtype),
             scheduler=None,  # pyright: ignore[reportArgumentType]
             vae=Autoencoder.load(folder / "vae").network,
-            text_encoder=load_text_encoder(CLIPTextModelWithProjection, folder / "text_encoder", dtype=dtype),  # pyright: ignore
+            text_encoder=load_encoder(CLIPTextModelWithProjection, folder / "text_encoder", dtype=dtype),  # pyright: ignore
             tokenizer=load_tokenizer(CLIPTokenizer, folder / "tokenizer"),
-            text_encoder_2=load_text_encoder(CLIPTextModelWithProjection, folder / "text_encoder_2", dtype=dtype),  # pyright: ignore
+            text_encoder_2=load_encoder(CLIPTextModelWithProjection, folder / "text_encoder_2", dtype=dtype),  # pyright: ignore
             tokenizer_2=load_tokenizer(CLIPTokenizer, folder / "tokenizer_2"),
-            text_encoder_3=load_text_encoder(T5EncoderModel, folder / "text_encoder_3", dtype=t5_dtype)
-            if with_t5
-            else None,  # pyright: ignore
+            text_encoder_3=load_encoder(T5EncoderModel, folder / "text_encoder_3", dtype=t5_dtype) if with_t5 else None,  # pyright: ignore
             tokenizer_3=load_tokenizer(T5TokenizerFast, folder / "tokenizer_3") if with_t5 else None,  # pyright: ignore
         )
 
@@ -286,18 +284,8 @@ class FlowModel:
     def _scale(self, condition: Condition) -> float:
         return self.guidance if condition.guidance is None else condition.guidance
 
-    @contextlib.contextmanager
-    def weights(self, *, adapter: bool, differentiated: bool) -> Iterator[None]:
-        """A large network that is differentiated keeps few activations and computes the others again."""
-        checkpointed = differentiated and min(self.size) >= CHECKPOINTED_SIZE * self.codec.factor
-        if checkpointed:
-            self.transformer.enable_gradient_checkpointing()
-        try:
-            with adapted(self.peft, adapter=adapter):
-                yield
-        finally:
-            if checkpointed:
-                self.transformer.disable_gradient_checkpointing()
+    def weights(self, *, adapter: bool, differentiated: bool) -> contextlib.AbstractContextManager[None]:
+        return ready(self, [self.transformer], adapter=adapter, differentiated=differentiated)
 
 
 class FluxModel(FlowModel):
@@ -333,9 +321,9 @@ class FluxModel(FlowModel):
             transformer=_network(FluxTransformer2DModel, folder / "transformer", dtype),
             scheduler=None,  # pyright: ignore[reportArgumentType]
             vae=Autoencoder.load(folder / "vae").network,
-            text_encoder=load_text_encoder(CLIPTextModel, folder / "text_encoder", dtype=dtype),  # pyright: ignore
+            text_encoder=load_encoder(CLIPTextModel, folder / "text_encoder", dtype=dtype),  # pyright: ignore
             tokenizer=load_tokenizer(CLIPTokenizer, folder / "tokenizer"),
-            text_encoder_2=load_text_encoder(T5EncoderModel, folder / "text_encoder_2", dtype=t5_dtype),  # pyright: ignore
+            text_encoder_2=load_encoder(T5EncoderModel, folder / "text_encoder_2", dtype=t5_dtype),  # pyright: ignore
             tokenizer_2=load_tokenizer(T5TokenizerFast, folder / "tokenizer_2"),
         )
 

@@ -116,7 +116,8 @@ class Model(Protocol):
 
 
 CHECKPOINTED_SIZE = 128
-"""From this size of what the network works on, methods that differentiate the network recompute its activations."""
+"""From this side of what it works on, half of it for latents, whose networks are wider, a network that is differentiated keeps
+few activations and computes the others again."""
 
 
 class PixelModel:
@@ -199,19 +200,29 @@ class PixelModel:
             learned_variance=info is None or info.learned_variance,
         )
 
-    @contextlib.contextmanager
-    def weights(self, *, adapter: bool, differentiated: bool) -> Iterator[None]:
-        """A large network that is differentiated keeps few activations and computes the others again."""
-        network: Any = self.unet
-        checkpointed = differentiated and min(self.size) >= CHECKPOINTED_SIZE * self.codec.factor
-        if checkpointed:
-            network.enable_gradient_checkpointing()
-        try:
-            with adapted(self.peft, adapter=adapter):
-                yield
-        finally:
-            if checkpointed:
-                network.disable_gradient_checkpointing()
+    def weights(self, *, adapter: bool, differentiated: bool) -> contextlib.AbstractContextManager[None]:
+        return ready(self, [self.unet], adapter=adapter, differentiated=differentiated)
+
+
+@contextlib.contextmanager
+def ready(
+    model: Any, networks: Sequence[Any], *, adapter: bool, differentiated: bool, recompute: Any = None
+) -> Iterator[None]:
+    """`Model.weights` of a model that has `peft`, None or its network with an adapter.
+
+    Args:
+        networks: that are differentiated; recompute: the function that computes their activations again, None for torch's.
+    """
+    side, least = min(model.size) // model.codec.factor, CHECKPOINTED_SIZE // (1 if model.codec is PIXELS else 2)
+    large = list(networks) if differentiated and side >= least else []
+    for network in large:
+        network.enable_gradient_checkpointing(*([] if recompute is None else [recompute]))
+    try:
+        with adapted(model.peft, adapter=adapter):
+            yield
+    finally:
+        for network in large:
+            network.disable_gradient_checkpointing()
 
 
 @contextlib.contextmanager

@@ -5,9 +5,10 @@ As for base models: no pickled code is run, no class is taken from a file, and a
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,12 @@ if TYPE_CHECKING:
     from diffusers.configuration_utils import ConfigMixin
 
 
+ENCODER_FILES = ("model.safetensors", "model.fp16.safetensors")
+"""Of transformers, which calls its weights otherwise than diffusers' WEIGHT_FILES."""
+UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
+"""Parts of pipelines that nothing here has a use for; an IP-Adapter brings its own image_encoder."""
+
+
 @dataclass(frozen=True)
 class Pipeline:
     """What model_index.json says.
@@ -50,21 +57,16 @@ class Pipeline:
         """The same with the files of all parts, of which a hub id has the index alone."""
         if self.revision is None:
             return self
-        wanted = [INDEX]
-        for part in self.parts:
+        wanted, used = [INDEX], [part for part in self.parts if part not in UNUSED]
+        for part in used:
             wanted += [f"{part}/*.json", f"{part}/*.txt", f"{part}/spiece.model"]
             for stem in ("diffusion_pytorch_model", "model"):
                 wanted += [f"{part}/{stem}.safetensors", f"{part}/{stem}-*-of-*.safetensors"]
         folder = fetch(self.source, wanted, revision=self.revision)
-        without = [
-            part for part in self.parts if (folder / part / "config.json").is_file() and not _files(folder / part)
-        ]
-        if without:  # stored before safetensors
-            folder = fetch(
-                self.source,
-                [*wanted, *(f"{part}/{WEIGHT_FILES[-1]}" for part in without)],
-                revision=self.revision,
-            )
+        without = [part for part in used if (folder / part / "config.json").is_file() and not _files(folder / part)]
+        if without:  # stored in half precision alone, or before safetensors
+            more = [f"{part}/{name}" for part in without for name in (*WEIGHT_FILES[1:], ENCODER_FILES[1])]
+            folder = fetch(self.source, [*wanted, *more], revision=self.revision)
         return Pipeline(self.source, self.revision, folder, self.kind, self.parts)
 
 
@@ -94,7 +96,9 @@ def read_config(folder: Path, allowed: Sequence[str]) -> dict[str, Any]:
     """The config.json of a part, whose class must be one of `allowed`."""
     path = folder / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"no {path}: fetch the whole pipeline folder again")
+        raise FileNotFoundError(
+            f"no {' or '.join(allowed)} at {folder}: there is no config.json; give the whole folder"
+        )
     config = read_json(path)
     if config.get("_class_name") not in allowed:
         raise ValueError(f"{path} describes a {config.get('_class_name')}; supported are {', '.join(allowed)}")
@@ -134,7 +138,7 @@ def _cast(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 def _files(folder: Path) -> list[Path]:
     """The files with the weights of a part: one, or the shards that an index beside them lists."""
-    whole = next((folder / name for name in (*WEIGHT_FILES, "model.safetensors") if (folder / name).is_file()), None)
+    whole = next((folder / name for name in (*WEIGHT_FILES, *ENCODER_FILES) if (folder / name).is_file()), None)
     if whole is not None:
         return [whole]
     index = folder / f"{WEIGHT_FILES[0]}.index.json"
@@ -162,11 +166,11 @@ def require_transformers() -> None:
 
 
 UNTRUSTED = ("auto_map", "quantization_config", "attn_implementation")
-"""Settings of a text encoder that would have transformers import or fetch something."""
+"""Settings of an encoder that would have transformers import or fetch something."""
 
 
-def load_text_encoder(kind: Any, folder: Path, *, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """A text encoder of transformers (`kind`, a class), from safetensors; eval, frozen, on the CPU."""
+def load_encoder(kind: Any, folder: Path, *, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """An encoder of texts or pictures of transformers (`kind`, a class), from safetensors; eval, frozen, on the CPU."""
     config = folder / "config.json"
     if not config.is_file():
         raise FileNotFoundError(f"no {config}: fetch the whole pipeline folder again")
@@ -174,12 +178,14 @@ def load_text_encoder(kind: Any, folder: Path, *, dtype: torch.dtype = torch.flo
     settings = {n: value for n, value in told.items() if not n.startswith("_") and n not in UNTRUSTED}
     if "quantization_config" in told:
         raise ValueError(f"{folder} holds quantised weights: take those that are not")
-    if not _files(folder):
+    files = _files(folder)
+    if not files:
         raise FileNotFoundError(f"no safetensors in {folder}: fetch the whole pipeline folder again")
-    with describing(folder), _quiet():
+    with describing(folder), quietly():
         encoder, info = kind.from_pretrained(
             folder,
             config=kind.config_class.from_dict(settings),
+            variant="fp16" if files[0].name == ENCODER_FILES[1] else None,
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
@@ -193,23 +199,24 @@ def load_tokenizer(kind: Any, folder: Path) -> Any:
     """A tokenizer of transformers (`kind`, a class), from JSON and text files."""
     if not folder.is_dir():
         raise FileNotFoundError(f"no {folder}: fetch the whole pipeline folder again")
-    with describing(folder), _quiet():
+    with describing(folder), quietly():
         return kind.from_pretrained(folder, local_files_only=True)
 
 
-class _quiet:
-    """Within it transformers says nothing of its progress, and draws no bars."""
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Without the hints and progress bars of the libraries that load and save networks; what fails is raised."""
+    from diffusers.utils import logging as ours
+    from transformers.utils import logging as theirs
 
-    def __enter__(self) -> None:
-        from transformers.utils import logging
-
-        self.level, self.bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-
-    def __exit__(self, *_: object) -> None:
-        from transformers.utils import logging
-
-        logging.set_verbosity(self.level)
-        if self.bars:
-            logging.enable_progress_bar()
+    before, bars = [module.get_verbosity() for module in (ours, theirs)], theirs.is_progress_bar_enabled()
+    ours.set_verbosity_error()
+    theirs.set_verbosity_error()
+    theirs.disable_progress_bar()
+    try:
+        yield
+    finally:
+        ours.set_verbosity(before[0])
+        theirs.set_verbosity(before[1])
+        if bars:
+            theirs.enable_progress_bar()

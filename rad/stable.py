@@ -11,7 +11,7 @@ both in one doubled batch, which counts as one network call.
 
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,18 @@ from rad.attention import Focus, Layer, cross_attentions, focused, grids, recomp
 from rad.autoencoder import Autoencoder
 from rad.conditional import patch_conditional
 from rad.guidance import per_image
-from rad.load import INDEX, PIPELINES, describing, fetch, read_json, read_schedule, weights_hash
+from rad.load import INDEX, PIPELINES, describing, read_json, read_schedule, weights_hash
 from rad.lora import AdapterInfo, load_adapter
-from rad.model import CHECKPOINTED_SIZE, Condition, adapted
-from rad.parts import find_pipeline, require_transformers
+from rad.model import Condition, ready
+from rad.parts import (
+    find_pipeline,
+    load_encoder,
+    load_network,
+    load_tokenizer,
+    quietly,
+    read_config,
+    require_transformers,
+)
 from rad.pictures import to_tensor
 from rad.prior import Semantics
 from rad.process import Noise, Process, Uniform
@@ -36,16 +44,6 @@ from rad.step import Estimate
 
 GUIDANCE, GUIDANCE_XL = 7.5, 5.0
 """The guidance where a condition gives none."""
-_WEIGHTS = ("diffusion_pytorch_model", "model")
-FILES = (
-    INDEX,
-    "scheduler/scheduler_config.json",
-    *(f"{part}/{name}" for part in ("tokenizer", "tokenizer_2") for name in ("*.json", "merges.txt")),
-    *(f"{part}/config.json" for part in ("unet", "vae", "text_encoder", "text_encoder_2")),
-    *(f"{part}/diffusion_pytorch_model.safetensors" for part in ("unet", "vae")),
-    *(f"{part}/model.safetensors" for part in ("text_encoder", "text_encoder_2")),
-)
-"""What is fetched of a hub id."""
 
 
 @dataclass(frozen=True)
@@ -256,17 +254,16 @@ class StableModel:
                 "StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)"
             )
         pipeline = find_pipeline(source, revision)
-        kind = None if pipeline is None else pipeline.kind
-        if not folder.exists() and kind is not None:
-            folder = fetch(str(source), FILES, revision=revision)
-        if kind not in PIPELINES:
-            raise ValueError(f"{source} is no {' or '.join(PIPELINES)}, but {kind or 'no pipeline of diffusers'}")
+        if pipeline is None or pipeline.kind not in PIPELINES:
+            kind = "no pipeline of diffusers" if pipeline is None else pipeline.kind
+            raise ValueError(f"{source} is no {' or '.join(PIPELINES)}, but {kind}")
         if adapter is not None and loras:
             raise ValueError(f"loras change the weights that {adapter} was trained on: leave them out")
+        folder = pipeline.fetched().folder
         betas, prediction_type = read_schedule(folder)
-        extras, peft = {}, None
-        with _quietly():
-            pipe = _pipeline(folder, large=kind == PIPELINES[1])
+        with quietly():
+            pipe = _pipeline(folder, large=pipeline.kind == PIPELINES[1])
+            peft = None
             if adapter is not None:
                 base_hash = weights_hash(pipe.unet.state_dict())
                 peft = load_adapter(patch_conditional(pipe.unet), adapter, base_hash=base_hash)
@@ -276,8 +273,10 @@ class StableModel:
                 pipe.set_adapters([f"lora{n}" for n in range(len(loras))], [float(weight) for _, weight in loras])
             if ip_adapter is not None:
                 _load_ip_adapter(pipe, Path(ip_adapter))
-            for name, path in (("ControlNetModel", controlnet), ("T2IAdapter", t2i_adapter)):
-                extras[name] = None if path is None else _component("diffusers", name, Path(path)).to(device)
+            extras = [
+                None if path is None else _network(kind, Path(path)).to(device)
+                for kind, path in (("ControlNetModel", controlnet), ("T2IAdapter", t2i_adapter))
+            ]
             pipe.to(device)
         return cls(
             pipe,
@@ -285,8 +284,8 @@ class StableModel:
             device=torch.device(device),
             betas=betas,
             prediction_type=prediction_type,
-            controlnet=extras["ControlNetModel"],
-            adapter=extras["T2IAdapter"],
+            controlnet=extras[0],
+            adapter=extras[1],
             info=None if adapter is None else info,
             peft=peft,
         )
@@ -331,19 +330,10 @@ class StableModel:
             channels=self.codec.channels,
         )
 
-    @contextlib.contextmanager
-    def weights(self, *, adapter: bool, differentiated: bool) -> Iterator[None]:
-        """A large network that is differentiated keeps few activations and computes the others again."""
-        large = differentiated and min(self.size) >= CHECKPOINTED_SIZE
-        networks = [network for network in (self.unet, self.controlnet) if large and network is not None]
-        for network in networks:
-            network.enable_gradient_checkpointing(recomputing(self.layers))
-        try:
-            with adapted(self.peft, adapter=adapter):
-                yield
-        finally:
-            for network in networks:
-                network.disable_gradient_checkpointing()
+    def weights(self, *, adapter: bool, differentiated: bool) -> contextlib.AbstractContextManager[None]:
+        networks = [network for network in (self.unet, self.controlnet) if network is not None]
+        again = recomputing(self.layers)
+        return ready(self, networks, adapter=adapter, differentiated=differentiated, recompute=again)
 
     def check(self, conditions: Sequence[Condition]) -> None:
         for condition in conditions:
@@ -421,71 +411,36 @@ def _scales(images: Sequence[Image.Image | None], scales: Sequence[float]) -> li
 # ---- files ---------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Without the progress bars and hints of the loaders; what fails is raised."""
-    from diffusers.utils import logging as ours
-    from transformers.utils import logging as theirs
+def _network(kind: str, folder: Path) -> Any:
+    """The network of class `kind` of diffusers in a folder, in float32."""
+    import diffusers
 
-    before, bars = [module.get_verbosity() for module in (ours, theirs)], theirs.is_progress_bar_enabled()
-    ours.set_verbosity_error()
-    theirs.set_verbosity_error()
-    theirs.disable_progress_bar()
-    try:
-        yield
-    finally:
-        ours.set_verbosity(before[0])
-        theirs.set_verbosity(before[1])
-        if bars:
-            theirs.enable_progress_bar()
-
-
-def _component(library: str, name: str, folder: Path) -> Any:
-    """The network of class `name` in a folder, in float32."""
-    import importlib
-
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"no {name} at {folder}: expected a folder with config.json and weights as safetensors")
-    weights = next((stem for stem in _WEIGHTS if (folder / f"{stem}.fp16.safetensors").is_file()), None)
-    plain = any(file.name.endswith(".safetensors") and ".fp16" not in file.name for file in folder.iterdir())
-    if not plain and weights is None:
-        raise FileNotFoundError(f"{folder} holds no .safetensors, the only kind of weights that is read here")
-    variant = {} if plain else {"variant": "fp16"}
-    with describing(folder):
-        made = getattr(importlib.import_module(library), name).from_pretrained(
-            str(folder), use_safetensors=True, local_files_only=True, **variant
-        )
-        return made.float()
+    return load_network(getattr(diffusers, kind), folder, read_config(folder, (kind,)))
 
 
 def _pipeline(folder: Path, *, large: bool) -> Any:
-    import diffusers
     import transformers
-
-    def tokenizer(name: str) -> Any:
-        with describing(folder / name):
-            return transformers.CLIPTokenizer.from_pretrained(str(folder / name), local_files_only=True)
+    from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 
     parts: dict[str, Any] = {
-        "vae": _component("diffusers", "AutoencoderKL", folder / "vae"),
-        "text_encoder": _component("transformers", "CLIPTextModel", folder / "text_encoder"),
-        "tokenizer": tokenizer("tokenizer"),
-        "unet": _component("diffusers", "UNet2DConditionModel", folder / "unet"),
-        "scheduler": diffusers.DDIMScheduler(clip_sample=False, steps_offset=1),  # pyright: ignore[reportAttributeAccessIssue]  # `own` is used
+        "vae": _network("AutoencoderKL", folder / "vae"),
+        "text_encoder": load_encoder(transformers.CLIPTextModel, folder / "text_encoder"),
+        "tokenizer": load_tokenizer(transformers.CLIPTokenizer, folder / "tokenizer"),
+        "unet": _network("UNet2DConditionModel", folder / "unet"),
+        "scheduler": DDIMScheduler(clip_sample=False, steps_offset=1),  # `own` is used
     }
     none: Any = None
     with describing(folder):
         if not large:
-            return diffusers.StableDiffusionPipeline(  # pyright: ignore[reportAttributeAccessIssue]
+            return StableDiffusionPipeline(
                 **parts, safety_checker=none, feature_extractor=none, requires_safety_checker=False
             )
-        second = _component("transformers", "CLIPTextModelWithProjection", folder / "text_encoder_2")
-        zeros = bool(read_json(folder / INDEX).get("force_zeros_for_empty_prompt", True))
-        return diffusers.StableDiffusionXLPipeline(  # pyright: ignore[reportAttributeAccessIssue]
+        second: Any = load_encoder(transformers.CLIPTextModelWithProjection, folder / "text_encoder_2")
+        return StableDiffusionXLPipeline(
             **parts,
             text_encoder_2=second,
-            tokenizer_2=tokenizer("tokenizer_2"),
-            force_zeros_for_empty_prompt=zeros,
+            tokenizer_2=load_tokenizer(transformers.CLIPTokenizer, folder / "tokenizer_2"),
+            force_zeros_for_empty_prompt=bool(read_json(folder / INDEX).get("force_zeros_for_empty_prompt", True)),
             add_watermarker=False,
         )
 
@@ -519,8 +474,10 @@ def _load_lora(pipe: Any, path: Path, name: str) -> None:
 
 
 def _load_ip_adapter(pipe: Any, path: Path) -> None:
+    import transformers
+
     file = _the_file(path, "IP-Adapter")
-    encoder = _component("transformers", "CLIPVisionModelWithProjection", file.parent / "image_encoder")
+    encoder = load_encoder(transformers.CLIPVisionModelWithProjection, file.parent / "image_encoder")
     pipe.register_modules(image_encoder=encoder)
     with describing(file):
         pipe.load_ip_adapter(

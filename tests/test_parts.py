@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from rad.flow import FlowModel
 from rad.inpainter import Inpainter
 from rad.latent import LatentModel
-from rad.parts import find_pipeline, load_network, load_text_encoder, read_config
+from rad.parts import find_pipeline, load_encoder, load_network, read_config
 from tests.conftest import box_hole, random_picture
 from tests.pipelines import tiny_ldm, tiny_sd3
 from tests.test_security import KINDS, MARKER, not_executed, one_line  # noqa: F401  (a fixture for every test here)
@@ -162,7 +162,7 @@ def test_settings_that_would_fetch_or_import_something_are_dropped(sd3):
         attn_implementation="someone/kernel",
         _attn_implementation="someone/kernel",
     )
-    encoder = load_text_encoder(CLIPTextModelWithProjection, part)
+    encoder = load_encoder(CLIPTextModelWithProjection, part)
     assert type(encoder) is CLIPTextModelWithProjection
     assert "someone" not in str(encoder.config._attn_implementation)
     assert not Path(MARKER).exists()

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 
 from rad.inpainter import Inpainter
+from rad.load import weights_hash
 from rad.methods.pilot import PILOT
 from rad.model import Condition
 from rad.sampler import CountedPrior
@@ -349,14 +351,12 @@ def test_control_images_are_cut_with_their_windows(folder):
 
 def test_gradients_through_a_large_model_are_the_same(folder, guided, monkeypatch):
     """With activations computed again: text bounded, shares kept, all controls."""
-    import rad.stable
-
     condition = replace(CAT, control_image=IMAGE, style_image=IMAGE)
     noise, hole = guided.own.noise(torch.tensor([700])), torch.zeros(1, 1, 16, 16)
     hole[..., :8] = 1
     found = []
     for least in (10_000, 1):
-        monkeypatch.setattr(rad.stable, "CHECKPOINTED_SIZE", least)
+        monkeypatch.setattr("rad.model.CHECKPOINTED_SIZE", least)
         with guided.weights(adapter=False, differentiated=True):
             assert guided.unet.is_gradient_checkpointing == (least == 1)
             x = X[:1].clone().requires_grad_()
@@ -404,11 +404,23 @@ def test_code_of_a_model_is_never_run(copied, tmp_path):
     assert not ran.exists()
 
 
-def test_pickled_weights_are_not_read(copied):
+def test_weights_from_before_safetensors_are_read_as_tensors_alone(copied):
     weights = copied / "unet" / "diffusion_pytorch_model.safetensors"
     weights.unlink()
-    torch.save(make_unet().state_dict(), weights.with_suffix(".bin"))
-    assert "holds no .safetensors" in refused(copied)
+    assert "no weights in" in refused(copied)
+    expected = make_unet().state_dict()
+    torch.save(expected, weights.with_suffix(".bin"))
+    assert StableModel.load(copied).hash == weights_hash(expected)
+    torch.save({"weights": Path("pickled")}, weights.with_suffix(".bin"))
+    assert str(weights.with_suffix(".bin")) in refused(copied)
+
+
+def test_half_precision_alone_is_read(copied):
+    """As many models are published: every part's weights under a name of their own."""
+    parts = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+    for part, stem in parts.items():
+        (copied / part / f"{stem}.safetensors").rename(copied / part / f"{stem}.fp16.safetensors")
+    assert StableModel.load(copied).hash == weights_hash(make_unet().state_dict())
 
 
 def test_damage_is_one_line(copied):
