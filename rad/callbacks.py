@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from diffusers import UNet2DConditionModel, UNet2DModel
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from peft import PeftModel
@@ -23,6 +24,8 @@ from rad.files import replacing_folder
 from rad.lora import save_adapter, swapped, trainable
 from rad.masks.shapes import make
 from rad.module import Diffusion
+from rad.parts import quietly
+from rad.pretrained import StableText
 from rad.process import betas_of
 from rad.tape import NoiseTape, generator
 
@@ -184,31 +187,40 @@ def export(module: Diffusion | AutoencoderTraining, trainer: L.Trainer, folder: 
 
 
 def save_trained(folder: Path, module: Diffusion) -> None:
-    """A diffusers folder of a model of which all weights are trained; a latent one is an LDMPipeline with its autoencoder."""
-    from diffusers import UNet2DModel
-
+    """A diffusers folder of a model of which all weights are trained; a latent one is a pipeline with its autoencoder, and
+    with its text encoder where it is told texts."""
     from rad.load import save_base
 
-    network, codec, own = module.unet, module.parts.codec, module.parts.own
-    assert isinstance(network, UNet2DModel)
+    network, codec, text = module.unet, module.parts.codec, module.parts.text
+    assert isinstance(network, UNet2DModel | UNet2DConditionModel)
     latent = isinstance(codec, Autoencoder)
     save_base(
         folder,
         network,
-        betas=betas_of(own),
+        betas=betas_of(module.parts.own),
         prediction_type=module.parts.prediction,
         half=False,
         latent=latent,
     )
-    if latent:
-        codec.network.save_pretrained(folder / "vqvae")
-        index = {
-            "_class_name": "LDMPipeline",
-            "scheduler": ["diffusers", "DDPMScheduler"],
-            "unet": ["diffusers", "UNet2DModel"],
-            "vqvae": ["diffusers", type(codec.network).__name__],
-        }
-        (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    if not latent:
+        return
+    place = "vqvae" if text is None else "vae"
+    codec.network.save_pretrained(folder / place)
+    index: dict[str, Any] = {
+        "_class_name": "LDMPipeline" if text is None else "StableDiffusionPipeline",
+        "scheduler": ["diffusers", "DDPMScheduler"],
+        "unet": ["diffusers", "UNet2DModel" if text is None else "UNet2DConditionModel"],
+        place: ["diffusers", type(codec.network).__name__],
+    }
+    if text is not None:
+        assert isinstance(text, StableText)
+        with quietly():
+            for name in ("text_encoder", "tokenizer"):
+                part = getattr(text.pipeline, name)
+                part.save_pretrained(folder / name)
+                index[name] = ["transformers", type(part).__name__]
+        index |= {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
 def export_autoencoder(module: AutoencoderTraining, trainer: L.Trainer, folder: Path) -> None:

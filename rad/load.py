@@ -27,6 +27,7 @@ from rad.process import karras_sigmas
 
 if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d import UNet2DModel
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 WEIGHT_FILES = tuple(f"diffusion_pytorch_model{e}" for e in (".safetensors", ".fp16.safetensors", ".bin"))
@@ -120,7 +121,7 @@ def load_base(
 
 def save_base(
     folder: str | Path,
-    unet: UNet2DModel,
+    unet: UNet2DModel | UNet2DConditionModel,
     *,
     betas: Tensor,
     prediction_type: str = "epsilon",
@@ -134,21 +135,23 @@ def save_base(
     fixed_small. `latent`: it makes latents, which samplers must not clip to [-1, 1]. Raises ValueError for a
     network with adapters inside or values that float16 cannot hold.
     """
-    from diffusers import __version__
+    from diffusers import UNet2DConditionModel, UNet2DModel, __version__
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
     from safetensors.torch import save_file
 
     if prediction_type not in PREDICTION_TYPES:
         raise ValueError(f"prediction_type is {prediction_type!r}: use one of {', '.join(PREDICTION_TYPES)}")
     config = {key: value for key, value in unet.config.items() if not key.startswith("_")}
+    kind = UNet2DConditionModel if isinstance(unet, UNet2DConditionModel) else UNet2DModel
     dtype = torch.float16 if half else torch.float32
     weights = {name: value.detach().to("cpu", dtype).contiguous() for name, value in unet.state_dict().items()}
-    require_fit(empty_unet(config), weights)
+    with torch.device("meta"):
+        require_fit(kind(**config), weights)
     if not all(value.isfinite().all() for value in weights.values()):
         raise ValueError(f"some weights are not finite in {dtype}: save with half=False, or check the training")
     place = Path(folder) / "unet"
     place.mkdir(parents=True, exist_ok=True)
-    named = {**config, "_class_name": "UNet2DModel", "_diffusers_version": __version__}
+    named = {**config, "_class_name": kind.__name__, "_diffusers_version": __version__}
     (place / "config.json").write_text(json.dumps(named, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     save_file(weights, place / WEIGHT_FILES[0], metadata={"format": "pt"})
 
@@ -293,10 +296,14 @@ def _sorted_rows(state: Mapping[str, Tensor], head_channels: int | None) -> dict
     return rows
 
 
+def _scheduler(folder: Path) -> Path | None:
+    places = (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json")
+    return next((place for place in places if place.is_file()), None)
+
+
 def read_schedule(folder: Path) -> tuple[Tensor, str]:
     """(T,) float64 betas and the prediction type of a folder's scheduler."""
-    places = (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json")
-    path = next((place for place in places if place.is_file()), None)
+    path = _scheduler(folder)
     if path is None:
         warnings.warn(f"no scheduler_config.json in {folder}: taking DDPM's linear schedule", stacklevel=3)
         return _betas(DDPM_SCHEDULE), "epsilon"
@@ -310,10 +317,9 @@ def read_schedule(folder: Path) -> tuple[Tensor, str]:
 
 def _read_karras(folder: Path) -> tuple[Tensor, float] | None:
     """(T,) float64 sigmas, increasing, and sigma_data of a folder whose scheduler has EDM's formulation; None for others."""
-    places = (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json")
-    path = next((place for place in places if place.is_file()), places[0])
-    config = read_json(path) if path.is_file() else {}
-    if config.get("_class_name") not in EDM_SCHEDULERS:
+    path = _scheduler(folder)
+    config = {} if path is None else read_json(path)
+    if path is None or config.get("_class_name") not in EDM_SCHEDULERS:
         return None
     with describing(path):
         return _karras(config)

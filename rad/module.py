@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-from diffusers import UNet2DModel
+from diffusers import UNet2DConditionModel, UNet2DModel
 from lightning.pytorch.utilities import rank_zero_warn
 from peft import PeftModel
 from torch import Tensor
@@ -22,7 +22,7 @@ from torchmetrics import MeanMetric
 
 from rad.codec import PIXELS, Codec, Grid, Prefill, latent_hole, prefill
 from rad.load import QkvOrder, empty_unet, load_base, require_run, weights_hash
-from rad.lora import AdapterInfo, LoRA, inject, load_adapter, trainable
+from rad.lora import AdapterInfo, Kind, LoRA, inject, load_adapter, trainable
 from rad.losses import Losses, LossRegion, VlbBoundary, hybrid_loss
 from rad.masks import MaskGenerator
 from rad.masks.perlin import Perlin
@@ -32,6 +32,7 @@ from rad.pretrained import (
     RegionAwareNetwork,
     load_autoencoder,
     load_parts,
+    load_text,
     region_aware_network,
 )
 from rad.prior import Prior, UNetPrior
@@ -54,6 +55,8 @@ class Diffusion(L.LightningModule):
             autoencoder is a latent model: LDM, Stable Diffusion 1.x, 2.x and 3. None: train one from scratch.
         unet: fields of diffusers' UNet2DModel, for training from scratch; needed when `base` is None.
         autoencoder: the folder of one of diffusers' AutoencoderKL, whose latents `unet` is trained on; None: on pixels.
+        text_encoder: a folder with a CLIP text model and its tokenizer in text_encoder/ and tokenizer/, as Stable Diffusion has
+            them, which stay as they are: `unet` is then of a UNet2DConditionModel, and is told texts. Needs `autoencoder`.
         revision: of a hub id.
         image_size: of the training images in pixels; head_channels: width of the attention heads of a .pt base.
         qkv_order: "legacy" for ADM weights as OpenAI's program reads them; "naive" for official RAD weights.
@@ -87,6 +90,7 @@ class Diffusion(L.LightningModule):
         base: str | None = None,
         unet: dict[str, Any] | None = None,
         autoencoder: str | None = None,
+        text_encoder: str | None = None,
         revision: str | None = None,
         image_size: int = 256,
         head_channels: int = 64,
@@ -127,8 +131,12 @@ class Diffusion(L.LightningModule):
             )
         if lora is not None and adapter is not None:
             raise ValueError(f"model.adapter {adapter} has its own rank and layers: set model.lora to null")
-        if autoencoder is not None and unet is None:
-            raise ValueError("model.autoencoder is for model.unet; a pretrained latent model has its own: remove it")
+        if (autoencoder is not None or text_encoder is not None) and unet is None:
+            raise ValueError(
+                "model.autoencoder and model.text_encoder are for model.unet; a pretrained latent model has its own: remove them"
+            )
+        if text_encoder is not None and autoencoder is None:
+            raise ValueError("model.text_encoder is for models on latents: give model.autoencoder, too")
         if not 0 <= phase2 <= 1 or not 0 <= prompt_dropout <= 1:
             raise ValueError(f"phase2 is {phase2} and prompt_dropout {prompt_dropout}; they are fractions from 0 to 1")
         if vlb_weight < 0 or weight_limit < 1:
@@ -141,7 +149,7 @@ class Diffusion(L.LightningModule):
 
         if unet is not None:
             codec = PIXELS if autoencoder is None else load_autoencoder(Path(autoencoder))
-            parts = _from_scratch(unet, codec, seed)
+            parts = _from_scratch(unet, codec, text_encoder, seed)
         else:
             parts = _load(
                 str(base),
@@ -151,8 +159,9 @@ class Diffusion(L.LightningModule):
                 revision=revision,
             )
         _require_trainable(parts, image_size=image_size, weight_limit=weight_limit, time_origin=time_origin)
-        if parts.text is not None and lora is None and adapter is None:
-            raise ValueError(f"of {parts.source} an adapter is trained, not all of it: set model.lora")
+        whole = lora is None and adapter is None
+        if whole and parts.text is not None and (process != "uniform" or parts.kind != "stable"):
+            raise ValueError(f"for {process!r} an adapter of {parts.source} is trained, not all of it: set model.lora")
         self.process_kind = process
         self.process: Process
         self.sampling_process: Process
@@ -470,16 +479,24 @@ def _require_trainable(parts: Parts, *, image_size: int, weight_limit: float, ti
         raise ValueError(f"the pictures are {image_size} pixels wide; {parts.source} needs a multiple of {multiple}")
 
 
-def _from_scratch(fields: dict[str, Any], codec: Codec, seed: int) -> Parts:
+def _from_scratch(fields: dict[str, Any], codec: Codec, text_encoder: str | None, seed: int) -> Parts:
+    kind = UNet2DModel if text_encoder is None else UNet2DConditionModel
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         try:
-            require_run(empty_unet(fields))
+            if kind is UNet2DModel:
+                require_run(empty_unet(fields))
+            network = kind(**fields)
         except Exception as error:  # settings of a wrong type or size fail anywhere, with anything
-            raise ValueError(f"model.unet does not describe a UNet2DModel: {' '.join(str(error).split())}") from error
-        unet = UNet2DModel(**fields)
+            raise ValueError(
+                f"model.unet does not describe a {kind.__name__}: {' '.join(str(error).split())}"
+            ) from error
     with torch.no_grad():  # ADM starts from a network that predicts zero
-        unet.conv_out.weight.zero_()
-        unet.conv_out.bias.zero_()  # pyright: ignore[reportOptionalMemberAccess]
-    kind = "pixel" if codec is PIXELS else "latent"
-    return Parts(unet, kind, Uniform(linear_betas()), "epsilon", codec, None, "scratch", None, weights_hash({}))
+        network.conv_out.weight.zero_()
+        network.conv_out.bias.zero_()  # pyright: ignore[reportOptionalMemberAccess]
+    own, nothing = Uniform(linear_betas()), weights_hash({})
+    if text_encoder is None:
+        name: Kind = "pixel" if codec is PIXELS else "latent"
+        return Parts(network, name, own, "epsilon", codec, None, "scratch", None, nothing)
+    text = load_text(Path(text_encoder), network, codec)
+    return Parts(network, "stable", own, "epsilon", codec, text, "scratch", None, nothing)

@@ -19,7 +19,7 @@ from rad.conditional import RegionAwareConditionalUNet, patch_conditional
 from rad.latent import AUTOENCODERS, LatentModel, is_latent
 from rad.lora import Kind
 from rad.losses import Prediction
-from rad.parts import find_pipeline
+from rad.parts import find_pipeline, load_encoder, load_tokenizer, require_transformers
 from rad.process import Noise, Process
 from rad.step import Estimate
 from rad.transformer import RegionAwareTransformer, patch_transformer
@@ -182,3 +182,41 @@ def load_autoencoder(folder: Path) -> Autoencoder:
     if place is None:
         raise FileNotFoundError(f"no autoencoder in {folder}: there is no config.json in it, in vae/ or in vqvae/")
     return Autoencoder.load(place)
+
+
+def load_text(folder: Path, network: nn.Module, codec: Codec) -> StableText:
+    """The CLIP text model and tokenizer in `folder`, in a pipeline with a new denoiser and its autoencoder.
+
+    Raises:
+        FileNotFoundError: a part is missing; ValueError: it cannot be read, or its texts do not fit the denoiser.
+    """
+    require_transformers()
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    encoder = load_encoder(CLIPTextModel, folder / "text_encoder")
+    tokenizer = load_tokenizer(CLIPTokenizer, folder / "tokenizer")
+    told: Any = encoder.config
+    taken: Any = network.config
+    if taken["cross_attention_dim"] != told.hidden_size:
+        raise ValueError(
+            f"the texts of {folder} have {told.hidden_size} channels, and model.unet takes {taken['cross_attention_dim']}: "
+            f"set its cross_attention_dim to {told.hidden_size}"
+        )
+    if tokenizer.model_max_length > told.max_position_embeddings:
+        raise ValueError(
+            f"the tokenizer in {folder} makes {tokenizer.model_max_length} tokens, and the text model reads "
+            f"{told.max_position_embeddings}: set model_max_length in tokenizer_config.json to that"
+        )
+    assert isinstance(codec, Autoencoder)
+    parts: Any = {"vae": codec.network, "text_encoder": encoder, "tokenizer": tokenizer, "unet": network}
+    parts["scheduler"] = DDIMScheduler(clip_sample=False, steps_offset=1)
+    none: Any = None
+    return StableText(
+        StableDiffusionPipeline(
+            **parts,
+            safety_checker=none,
+            feature_extractor=none,
+            requires_safety_checker=False,
+        )
+    )

@@ -324,6 +324,19 @@ UNET = {
     "norm_num_groups": 8,
     "attention_head_dim": 16,
 }
+TEXT_UNET = {
+    "sample_size": 8,
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": (32, 64),
+    "layers_per_block": 1,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    "cross_attention_dim": 16,
+    "attention_head_dim": 2,
+    "norm_num_groups": 16,
+    "resnet_time_scale_shift": "scale_shift",
+}
 
 
 def test_a_latent_model_from_scratch_is_a_base_for_an_adapter_and_stock_diffusers_reads_it(world, tmp_path):
@@ -350,6 +363,60 @@ def test_a_latent_model_from_scratch_is_a_base_for_an_adapter_and_stock_diffuser
     assert adapter.parts.kind == "latent"
     fit(tmp_path / "adapter", adapter, data(world, "latent"), 2)
     assert AdapterInfo.read(tmp_path / "adapter" / "checkpoints" / "step=2").base == str(folder)
+
+
+def test_a_text_to_image_model_from_scratch_is_a_pipeline_that_guidance_an_adapter_and_diffusers_read(world, tmp_path):
+    from diffusers import StableDiffusionPipeline
+
+    from rad.inpainter import Inpainter
+    from rad.model import Condition
+
+    scratch = Diffusion(
+        unet=TEXT_UNET,
+        autoencoder=str(world / "stable"),
+        text_encoder=str(world / "stable"),
+        process="uniform",
+        image_size=16,
+    )
+    encoder = scratch.parts.text.pipeline.text_encoder
+    before = {name: weight.clone() for name, weight in encoder.state_dict().items()}
+    scratch.learning_rate = 3e-3
+    fit(tmp_path / "base", scratch, data(world, "stable"), 4)
+    assert all(torch.equal(weight, before[name]) for name, weight in encoder.state_dict().items()), "it stays as it is"
+    folder = tmp_path / "base" / "checkpoints" / "step=4"
+    pipeline = StableDiffusionPipeline.from_pretrained(folder)
+    x, text = (
+        torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)),
+        scratch.parts.text(["a red boat", "x"]),
+    )
+    with torch.no_grad():
+        mine = scratch.unet.eval()(x, 40, **text).sample
+        torch.testing.assert_close(pipeline.unet(x, 40, **text).sample, mine, rtol=1e-4, atol=1e-5)
+        told = pipeline.encode_prompt(["a red boat", "x"], "cpu", 1, False)[0]
+    torch.testing.assert_close(told, text["encoder_hidden_states"])
+    assert float((mine[:1] - scratch.unet(x[:1], 40, **scratch.parts.text(["a sky"])).sample).abs().max()) > 0
+    inpainter = Inpainter.from_pretrained(folder, device="cpu")
+    hole = torch.zeros(1, 16, 16)
+    hole[:, 4:12, 4:12] = 1
+    picture = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(1))
+    fill = [
+        inpainter(picture, hole, method="replacement", steps=2, condition=Condition(text, guidance=3.0))
+        for text in ("a red boat", "a blue boat")
+    ]
+    assert fill[0].images[0].tobytes() != fill[1].images[0].tobytes()
+    assert Diffusion(base=str(folder), image_size=16, lora=LoRA(rank=2)).parts.kind == "stable"
+
+
+def test_all_of_stable_diffusion_is_fine_tuned_as_a_base(world, tmp_path):
+    """What DreamBooth and its like do: the folder is a Stable Diffusion again, with the schedule and prediction of before."""
+    tuned = module(world, "stable", lora=None, process="uniform")
+    fit(tmp_path, tuned, data(world, "stable"), 2)
+    before, after = load(world / "stable"), load(tmp_path / "checkpoints" / "step=2")
+    assert before.hash != after.hash
+    torch.testing.assert_close(
+        before.own.noise(torch.tensor([7])).levels_a, after.own.noise(torch.tensor([7])).levels_a
+    )
+    torch.testing.assert_close(before.text(["a boat"]), after.text(["a boat"]))
 
 
 def test_captions_of_files_lines_and_folders(world, tmp_path):
@@ -386,7 +453,7 @@ def test_captions_of_files_lines_and_folders(world, tmp_path):
 
 
 def test_what_cannot_be_trained_is_said(world, tmp_path):
-    with pytest.raises(ValueError, match=r"an adapter is trained, not all of it: set model\.lora"):
+    with pytest.raises(ValueError, match=r"an adapter of .* is trained, not all of it: set model\.lora"):
         module(world, "stable", lora=None)
     with pytest.raises(ValueError, match="variance-preserving"):
         module(world, "stable3", process="tdpaint")
@@ -394,8 +461,17 @@ def test_what_cannot_be_trained_is_said(world, tmp_path):
         module(world, "stable3", time_origin="official")
     with pytest.raises(ValueError, match="multiples of 4"):
         module(world, "stable3", image_size=18)
-    with pytest.raises(ValueError, match=r"model\.autoencoder is for model\.unet"):
+    with pytest.raises(ValueError, match=r"model\.autoencoder and model\.text_encoder are for model\.unet"):
         module(world, "stable", autoencoder=str(world / "stable"))
+    with pytest.raises(ValueError, match="for models on latents"):
+        Diffusion(unet=TEXT_UNET, text_encoder=str(world / "stable"), process="uniform", image_size=16)
+    both = {"autoencoder": str(world / "stable"), "text_encoder": str(world / "stable"), "process": "uniform"}
+    with pytest.raises(ValueError, match="set its cross_attention_dim to 16"):
+        Diffusion(unet={**TEXT_UNET, "cross_attention_dim": 24}, **both, image_size=16)
+    with pytest.raises(ValueError, match="does not describe a UNet2DConditionModel"):
+        Diffusion(unet={**TEXT_UNET, "no_such_field": 1}, **both, image_size=16)
+    with pytest.raises(FileNotFoundError, match="text_encoder"):
+        Diffusion(unet=TEXT_UNET, **{**both, "text_encoder": str(tmp_path)}, image_size=16)
     with pytest.raises(ValueError, match="training is of these latents: 4, and 4"):
         Diffusion(unet={**UNET, "in_channels": 3}, autoencoder=str(world / "stable"), process="uniform", image_size=16)
     with pytest.raises(FileNotFoundError, match="no autoencoder in"):
