@@ -4,6 +4,7 @@ python benchmarks/pictures.py --source nature64_val.zip --size 32 --count 200 --
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from PIL import Image, ImageOps
 
+from rad.captions import read_captions
 from rad.pictures import list_pictures
 
 
@@ -20,14 +22,24 @@ def main() -> None:
     parser.add_argument("--size", type=int, required=True)
     parser.add_argument("--count", type=int, help="all if not given")
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument(
+        "--captions", help="as data.captions of training: writes OUTPUT.json, for --prompts of sample.py"
+    )
     options = parser.parse_args()
+    captions = None if options.captions is None else read_captions(options.captions)
     pictures = list_pictures(options.source)
     count = len(pictures) if options.count is None else min(options.count, len(pictures))
     options.output.mkdir(parents=True, exist_ok=True)
+    texts = {}
     for number in range(count):
         picture = pictures[number * len(pictures) // count]
         square = ImageOps.fit(picture.open(), (options.size, options.size), Image.Resampling.LANCZOS)
-        square.save(options.output / f"{Path(picture.name).stem}.png")
+        name = f"{Path(picture.name).stem}.png"
+        square.save(options.output / name)
+        if captions is not None:
+            texts[name] = captions(picture.name)
+    if captions is not None:
+        options.output.with_suffix(".json").write_text(json.dumps(texts, indent=2) + "\n")
     print(f"{count} of {len(pictures)} pictures in {options.output}")
 
 

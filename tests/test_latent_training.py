@@ -407,6 +407,30 @@ def test_a_text_to_image_model_from_scratch_is_a_pipeline_that_guidance_an_adapt
     assert Diffusion(base=str(folder), image_size=16, lora=LoRA(rank=2)).parts.kind == "stable"
 
 
+def test_names_of_classes_become_codes_that_differ(tmp_path, monkeypatch):
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    from benchmarks import class_texts
+    from rad.parts import load_encoder, load_tokenizer
+
+    names = Path(__file__).resolve().parents[1] / "configs" / "nature64_names.json"
+    monkeypatch.setattr("sys.argv", ["class_texts.py", "--names", str(names), "--output", str(tmp_path)])
+    class_texts.main()
+    tokenizer = load_tokenizer(CLIPTokenizer, tmp_path / "tokenizer")
+    texts = sorted(json.loads(names.read_text()).values())
+    for text in texts:
+        assert [token.removesuffix("</w>") for token in tokenizer.tokenize(text)] == text.split(), (
+            "a token for each word"
+        )
+    assert len(tokenizer.tokenize("zebra")) > 1
+    encoder = load_encoder(CLIPTextModel, tmp_path / "text_encoder")
+    ids = tokenizer(["", *texts], padding="max_length", return_tensors="pt").input_ids
+    with torch.no_grad():
+        codes = encoder(ids).last_hidden_state.flatten(1)
+    apart = torch.cdist(codes, codes).fill_diagonal_(torch.inf).min()
+    assert float(apart) > 0.2 * float((codes - codes.mean(0)).norm(dim=1).mean())
+
+
 def test_all_of_stable_diffusion_is_fine_tuned_as_a_base(world, tmp_path):
     """What DreamBooth and its like do: the folder is a Stable Diffusion again, with the schedule and prediction of before."""
     tuned = module(world, "stable", lora=None, process="uniform")
