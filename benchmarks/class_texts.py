@@ -57,6 +57,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     texts = sorted(set((read_captions(options.names).texts or {}).values()))
+    if not texts:
+        parser.error(f"--names {options.names} lists no texts: give a .json or .jsonl file")
     tokenizer = write_tokenizer(texts, options.output / "tokenizer", tokens=options.tokens)
     longest = max(len(tokenizer(text).input_ids) for text in texts)
     if longest > options.tokens:

@@ -39,7 +39,7 @@ def main() -> None:
         if captions is not None:
             texts[name] = captions(picture.name)
     if captions is not None:
-        options.output.with_suffix(".json").write_text(json.dumps(texts, indent=2) + "\n")
+        Path(f"{options.output}.json").write_text(json.dumps(texts, indent=2) + "\n")
     print(f"{count} of {len(pictures)} pictures in {options.output}")
 
 

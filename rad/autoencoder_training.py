@@ -70,17 +70,24 @@ class AutoencoderTraining(L.LightningModule):
                 f"kl_weight is {kl_weight}, perceptual_weight {perceptual_weight}, warmup_steps {warmup_steps} and "
                 f"learning_rate {learning_rate}; allowed are >= 0, >= 0, >= 0 and > 0"
             )
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            try:
-                self.autoencoder = AutoencoderKL(**{**autoencoder, "sample_size": image_size})
-            except Exception as error:  # settings of a wrong type or size fail anywhere, with anything
-                raise ValueError(
-                    f"model.autoencoder does not describe an AutoencoderKL: {' '.join(str(error).split())}"
-                ) from error
-        factor = 2 ** (len(self.autoencoder.config["block_out_channels"]) - 1)
+        fields: dict[str, Any] = {**autoencoder, "sample_size": image_size}
+        try:
+            with torch.device("meta"):
+                empty = AutoencoderKL(**fields)
+                factor = 2 ** (len(empty.config["block_out_channels"]) - 1)
+                if image_size % factor == 0:
+                    made = empty(torch.empty(1, 3, image_size, image_size)).sample.shape
+                    if made != (1, 3, image_size, image_size):
+                        raise ValueError(f"it makes {tuple(made[1:])} of (3, {image_size}, {image_size})")
+        except Exception as error:  # settings of a wrong type or size fail anywhere, with anything
+            raise ValueError(
+                f"model.autoencoder does not describe an AutoencoderKL: {' '.join(str(error).split())}"
+            ) from error
         if image_size % factor:
             raise ValueError(f"the pictures are {image_size} pixels wide; the autoencoder needs a multiple of {factor}")
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.autoencoder = AutoencoderKL(**fields)
         self.autoencoder.train()
         self.kl_weight, self.perceptual, self.perceptual_weight = kl_weight, perceptual, perceptual_weight
         self.learning_rate, self.adam_betas, self.weight_decay = learning_rate, betas, weight_decay

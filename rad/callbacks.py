@@ -214,11 +214,12 @@ def save_trained(folder: Path, module: Diffusion) -> None:
     }
     if text is not None:
         assert isinstance(text, StableText)
+        libraries = {"text_encoder": "transformers", "tokenizer": "transformers", "scheduler": "diffusers"}
         with quietly():
-            for name in ("text_encoder", "tokenizer"):
+            for name, library in libraries.items():
                 part = getattr(text.pipeline, name)
                 part.save_pretrained(folder / name)
-                index[name] = ["transformers", type(part).__name__]
+                index[name] = [library, type(part).__name__]
         index |= {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 

@@ -57,7 +57,7 @@ def read_captions(source: str) -> Captions:
     try:
         content = path.read_text(encoding="utf-8")
         if path.suffix == ".jsonl":
-            rows = [json.loads(line) for line in content.splitlines() if line.strip()]
+            rows = [json.loads(line) for line in content.split("\n") if line.strip()]
             texts = {row["file_name"]: row["text"] for row in rows}
         else:
             texts = dict(json.loads(content))

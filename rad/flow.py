@@ -27,7 +27,7 @@ from rad.lora import AdapterInfo, load_adapter
 from rad.model import Condition, ready
 from rad.parts import find_pipeline, load_encoder, load_network, load_tokenizer, read_config, require_transformers
 from rad.process import LEAST_SIGNAL, Flow, Noise
-from rad.step import Estimate
+from rad.step import Estimate, denoised
 from rad.transformer import patch_transformer
 
 KEPT_TEXTS = 64
@@ -90,7 +90,7 @@ class FlowPrior:
             v = v.index_copy(0, self.guided, v_negative + g * (v[self.guided] - v_negative))
         else:
             v = self.velocity(x, times, self.text, index)
-        return Estimate(x - noise.spread(noise.levels_s.to(x.dtype)) * v)
+        return Estimate(denoised(x, v, noise, "velocity"))
 
 
 class FlowModel:

@@ -145,8 +145,7 @@ def save_base(
     kind = UNet2DConditionModel if isinstance(unet, UNet2DConditionModel) else UNet2DModel
     dtype = torch.float16 if half else torch.float32
     weights = {name: value.detach().to("cpu", dtype).contiguous() for name, value in unet.state_dict().items()}
-    with torch.device("meta"):
-        require_fit(kind(**config), weights)
+    require_fit(empty_unet(config, kind), weights)
     if not all(value.isfinite().all() for value in weights.values()):
         raise ValueError(f"some weights are not finite in {dtype}: save with half=False, or check the training")
     place = Path(folder) / "unet"
@@ -417,12 +416,14 @@ def _flat(error: Exception) -> str:
 # ---- building ------------------------------------------------------------------------------------
 
 
-def empty_unet(config: Mapping[str, Any]) -> UNet2DModel:
-    """The network of `config` without values: costs no time and leaves the global random generator alone."""
+def empty_unet(config: Mapping[str, Any], kind: Any = None) -> UNet2DModel:
+    """The network of `config` without values: costs no time and leaves the global random generator alone.
+
+    kind: None or a class, UNet2DModel or UNet2DConditionModel."""
     from diffusers.models.unets.unet_2d import UNet2DModel
 
     with torch.device("meta"):
-        return UNet2DModel(**config)
+        return (kind or UNet2DModel)(**config)
 
 
 def _build(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> UNet2DModel:
@@ -450,10 +451,14 @@ def require_run(unet: UNet2DModel) -> None:
     if not (right and all(1 <= n <= 8192 for n in sides)):
         raise ValueError(f"sample_size is {size!r}: give 1 to 8192 pixels a side, or [height, width]")
     image = torch.empty(1, unet.config["in_channels"], *sides, device="meta")
-    label = None if unet.class_embedding is None else torch.zeros(1, dtype=torch.long, device="meta")
+    told: dict[str, Any] = {}
+    if unet.class_embedding is not None:
+        told["class_labels"] = torch.zeros(1, dtype=torch.long, device="meta")
+    if unet.config.get("cross_attention_dim") is not None:
+        told["encoder_hidden_states"] = torch.empty(1, 1, unet.config["cross_attention_dim"], device="meta")
     try:
         with torch.no_grad():
-            shape = unet(image, torch.zeros(1, device="meta"), class_labels=label).sample.shape
+            shape = unet(image, torch.zeros(1, device="meta"), **told).sample.shape
     except Exception as error:  # whatever does not fit inside
         raise ValueError(
             f"the network cannot run on {tuple(image.shape)} ({_flat(error)}): check its config"

@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from rad.process import Noise
-from rad.step import log_variance, posterior_mean, step_levels
+from rad.step import Prediction, log_variance, posterior_mean, step_levels
 
 LossRegion = Literal["all", "noisy", "moving"]
 VlbBoundary = Literal["nll", "zero"]
-Prediction = Literal["epsilon", "v_prediction", "velocity"]
 
 
 @dataclass(frozen=True)

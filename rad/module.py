@@ -17,9 +17,10 @@ import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
 from lightning.pytorch.utilities import rank_zero_warn
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from rad.autoencoder import Autoencoder
 from rad.codec import PIXELS, Codec, Grid, Prefill, latent_hole, prefill
 from rad.load import QkvOrder, empty_unet, load_base, require_run, weights_hash
 from rad.lora import AdapterInfo, Kind, LoRA, inject, load_adapter, trainable
@@ -129,6 +130,10 @@ class Diffusion(L.LightningModule):
             raise ValueError(
                 "process 'uniform' trains a base model, all of it: remove model.lora and model.adapter, or use 'region_aware'"
             )
+        if unet is not None and (lora is not None or adapter is not None):
+            raise ValueError(
+                "model.lora and model.adapter are for a trained model.base: model.unet is trained as a whole"
+            )
         if lora is not None and adapter is not None:
             raise ValueError(f"model.adapter {adapter} has its own rank and layers: set model.lora to null")
         if (autoencoder is not None or text_encoder is not None) and unet is None:
@@ -149,7 +154,7 @@ class Diffusion(L.LightningModule):
 
         if unet is not None:
             codec = PIXELS if autoencoder is None else load_autoencoder(Path(autoencoder))
-            parts = _from_scratch(unet, codec, text_encoder, seed)
+            parts = _from_scratch(unet, codec, text_encoder, image_size=image_size, seed=seed)
         else:
             parts = _load(
                 str(base),
@@ -159,9 +164,8 @@ class Diffusion(L.LightningModule):
                 revision=revision,
             )
         _require_trainable(parts, image_size=image_size, weight_limit=weight_limit, time_origin=time_origin)
-        whole = lora is None and adapter is None
-        if whole and parts.text is not None and (process != "uniform" or parts.kind != "stable"):
-            raise ValueError(f"for {process!r} an adapter of {parts.source} is trained, not all of it: set model.lora")
+        if parts.text is not None and lora is None and adapter is None:
+            _require_whole(parts, process)
         self.process_kind = process
         self.process: Process
         self.sampling_process: Process
@@ -176,6 +180,9 @@ class Diffusion(L.LightningModule):
         else:
             self.process = self.sampling_process = parts.own
         network = region_aware_network(parts.network, embedding=embedding)
+        for layer in network.modules():  # of a pretrained model: its draws would not be keyed
+            if isinstance(layer, nn.Dropout):
+                layer.p = 0.0
         self.parts = parts
         self.grid, self.prompt_dropout = grid or Grid(), prompt_dropout
         self.fill: Prefill = fill
@@ -451,6 +458,16 @@ def _load(base: str, *, image_size: int, head_channels: int, qkv_order: QkvOrder
     return Parts(loaded.unet, "pixel", own, prediction, PIXELS, None, base, loaded.revision, loaded.hash)
 
 
+def _require_whole(parts: Parts, process: ProcessKind) -> None:
+    if parts.kind != "stable":
+        raise ValueError(
+            f"of {parts.source} an adapter is trained, not all of it: set model.lora, and process 'region_aware'"
+        )
+    if process != "uniform":
+        what = "set process 'uniform'" if parts.source == "scratch" else "set model.lora, or process 'uniform'"
+        raise ValueError(f"all weights of a model that is told texts are trained for one level an image alone: {what}")
+
+
 def _require_trainable(parts: Parts, *, image_size: int, weight_limit: float, time_origin: TimeOrigin) -> None:
     network: Any = parts.network
     own, flow = network.config, isinstance(parts.own, Flow)
@@ -479,13 +496,26 @@ def _require_trainable(parts: Parts, *, image_size: int, weight_limit: float, ti
         raise ValueError(f"the pictures are {image_size} pixels wide; {parts.source} needs a multiple of {multiple}")
 
 
-def _from_scratch(fields: dict[str, Any], codec: Codec, text_encoder: str | None, seed: int) -> Parts:
+def _from_scratch(
+    fields: dict[str, Any], codec: Codec, text_encoder: str | None, *, image_size: int, seed: int
+) -> Parts:
     kind = UNet2DModel if text_encoder is None else UNet2DConditionModel
+    cells = image_size // codec.factor
+    if fields.get("sample_size", cells) != cells:
+        raise ValueError(
+            f"model.unet.sample_size is {fields['sample_size']}, and pictures of {image_size} pixels give it {cells}: "
+            "remove it, or set data.size"
+        )
+    if fields.get("dropout"):
+        raise ValueError(
+            f"model.unet.dropout is {fields['dropout']}: its draws would depend on how a batch is split, and a resumed run would "
+            "have others; remove it"
+        )
+    fields = {**fields, "sample_size": cells}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         try:
-            if kind is UNet2DModel:
-                require_run(empty_unet(fields))
+            require_run(empty_unet(fields, kind))
             network = kind(**fields)
         except Exception as error:  # settings of a wrong type or size fail anywhere, with anything
             raise ValueError(
@@ -494,9 +524,19 @@ def _from_scratch(fields: dict[str, Any], codec: Codec, text_encoder: str | None
     with torch.no_grad():  # ADM starts from a network that predicts zero
         network.conv_out.weight.zero_()
         network.conv_out.bias.zero_()  # pyright: ignore[reportOptionalMemberAccess]
-    own, nothing = Uniform(linear_betas()), weights_hash({})
-    if text_encoder is None:
-        name: Kind = "pixel" if codec is PIXELS else "latent"
-        return Parts(network, name, own, "epsilon", codec, None, "scratch", None, nothing)
-    text = load_text(Path(text_encoder), network, codec)
-    return Parts(network, "stable", own, "epsilon", codec, text, "scratch", None, nothing)
+    frozen: dict[str, nn.Module] = {}
+    text = None
+    if isinstance(codec, Autoencoder):
+        if codec.shift:
+            raise ValueError(
+                f"the autoencoder has shift_factor {codec.shift}, which pipelines of this kind leave out when they decode: "
+                "set it to 0 in its config.json"
+            )
+        frozen["autoencoder"] = codec.network
+    if text_encoder is not None:
+        text = load_text(Path(text_encoder), network, codec)
+        frozen["text_encoder"] = text.encoders[0]
+    # A run is resumed on the latents and the texts that it began with.
+    given = weights_hash({f"{part}.{name}": w for part in frozen for name, w in frozen[part].state_dict().items()})
+    name: Kind = "stable" if text is not None else "latent" if frozen else "pixel"
+    return Parts(network, name, Uniform(linear_betas()), "epsilon", codec, text, "scratch", None, given)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from diffusers import SD3Transformer2DModel, UNet2DConditionModel, UNet2DModel
+from diffusers import AutoencoderKL, SD3Transformer2DModel, UNet2DConditionModel, UNet2DModel
 from torch import Tensor, nn
 
 from rad.autoencoder import Autoencoder
@@ -18,10 +18,9 @@ from rad.codec import Codec
 from rad.conditional import RegionAwareConditionalUNet, patch_conditional
 from rad.latent import AUTOENCODERS, LatentModel, is_latent
 from rad.lora import Kind
-from rad.losses import Prediction
-from rad.parts import find_pipeline, load_encoder, load_tokenizer, require_transformers
+from rad.parts import find_pipeline, load_encoder, load_tokenizer, quietly, require_transformers
 from rad.process import Noise, Process
-from rad.step import Estimate
+from rad.step import Estimate, Prediction, denoised
 from rad.transformer import RegionAwareTransformer, patch_transformer
 from rad.unet import EmbeddingKind, RegionAwareUNet, patch
 
@@ -75,9 +74,11 @@ class StableText:
         self.pipeline, self.encoders = pipeline, [pipeline.text_encoder]
 
     def __call__(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        tokens, _ = self.pipeline.encode_prompt(
-            list(prompts), self.encoders[0].device, num_images_per_prompt=1, do_classifier_free_guidance=False
-        )
+        device = self.encoders[0].device
+        with quietly(), torch.autocast(device.type, enabled=False):  # of texts that are cut it would warn at every step
+            tokens, _ = self.pipeline.encode_prompt(
+                list(prompts), device, num_images_per_prompt=1, do_classifier_free_guidance=False
+            )
         return {"encoder_hidden_states": tokens}
 
     def to(self, device: torch.device | str) -> None:
@@ -93,9 +94,11 @@ class Stable3Text:
         self.encoders: list[Any] = [encoder for encoder in encoders if encoder is not None]
 
     def __call__(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        embedded, _, pooled, _ = self.pipeline.encode_prompt(
-            list(prompts), None, None, device=self.encoders[0].device, do_classifier_free_guidance=False
-        )
+        device = self.encoders[0].device
+        with quietly(), torch.autocast(device.type, enabled=False):
+            embedded, _, pooled, _ = self.pipeline.encode_prompt(
+                list(prompts), None, None, device=device, do_classifier_free_guidance=False
+            )
         return {"encoder_hidden_states": embedded.float(), "pooled_projections": pooled.float()}
 
     def to(self, device: torch.device | str) -> None:
@@ -128,10 +131,7 @@ class ConditionedPrior:
     def estimate(self, x: Tensor, noise: Noise) -> Estimate:
         times = noise.times.to(x.dtype)
         output = self.network(x, timestep=times, index=noise.index, **self.conditions).sample.to(x.dtype)
-        a, s = noise.spread(noise.levels_a.to(x.dtype)), noise.spread(noise.levels_s.to(x.dtype))
-        if self.prediction == "epsilon":
-            return Estimate((x - s * output) / a)
-        return Estimate(x - s * output if self.prediction == "velocity" else a * x - s * output)
+        return Estimate(denoised(x, output, noise, self.prediction))
 
 
 # ---- loading -------------------------------------------------------------------------------------
@@ -208,9 +208,12 @@ def load_text(folder: Path, network: nn.Module, codec: Codec) -> StableText:
             f"the tokenizer in {folder} makes {tokenizer.model_max_length} tokens, and the text model reads "
             f"{told.max_position_embeddings}: set model_max_length in tokenizer_config.json to that"
         )
-    assert isinstance(codec, Autoencoder)
+    if not isinstance(codec, Autoencoder) or not isinstance(codec.network, AutoencoderKL):
+        raise ValueError(
+            "Stable Diffusion, which a model that is told texts is written as, has an AutoencoderKL: train on one"
+        )
     parts: Any = {"vae": codec.network, "text_encoder": encoder, "tokenizer": tokenizer, "unet": network}
-    parts["scheduler"] = DDIMScheduler(clip_sample=False, steps_offset=1)
+    parts["scheduler"] = DDIMScheduler(beta_start=1e-4, beta_end=0.02, clip_sample=False, steps_offset=1)
     none: Any = None
     return StableText(
         StableDiffusionPipeline(

@@ -9,15 +9,13 @@ and `MixturePrior` for mixtures of such data. With A = diag(a), S = diag(s), M =
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from rad.process import Noise
-from rad.step import Estimate
-
-PredictionType = Literal["epsilon", "sample", "v_prediction"]
+from rad.step import Estimate, Prediction, denoised
 
 
 class Prior(Protocol):
@@ -83,7 +81,7 @@ class UNetPrior:
         self,
         network: nn.Module,
         *,
-        prediction_type: PredictionType = "epsilon",
+        prediction_type: Prediction = "epsilon",
         channels: int = 3,
         clip: bool = True,
         learned_variance: bool = True,
@@ -96,13 +94,7 @@ class UNetPrior:
     def estimate(self, x: Tensor, noise: Noise) -> Estimate:
         output = self.network(x, noise.times.to(x.dtype), index=noise.index).sample.to(x.dtype)
         predicted = output[:, : self.channels]
-        a, s = noise.spread(noise.levels_a.to(x.dtype)), noise.spread(noise.levels_s.to(x.dtype))
-        if self.prediction_type == "epsilon":
-            x0 = (x - s * predicted) / a
-        elif self.prediction_type == "v_prediction":
-            x0 = a * x - s * predicted
-        else:
-            x0 = predicted
+        x0 = denoised(x, predicted, noise, self.prediction_type)
         if self.clip:
             x0 = _ClampPassingGradients.apply(x0)
         learned = self.learned_variance and output.shape[1] == 2 * self.channels

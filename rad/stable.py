@@ -40,7 +40,7 @@ from rad.parts import (
 from rad.pictures import to_tensor
 from rad.prior import Semantics
 from rad.process import Noise, Process, Uniform
-from rad.step import Estimate
+from rad.step import Estimate, Prediction, denoised
 
 GUIDANCE, GUIDANCE_XL = 7.5, 5.0
 """The guidance where a condition gives none."""
@@ -163,10 +163,7 @@ class StableDiffusionPrior:
             return model.unet(x, times, index=rows(noise.index), **told).sample.to(x.dtype)
 
     def _x0(self, x: Tensor, predicted: Tensor, noise: Noise) -> Estimate:
-        a, s = noise.spread(noise.levels_a.to(x.dtype)), noise.spread(noise.levels_s.to(x.dtype))
-        if self.model.prediction_type == "epsilon":
-            return Estimate((x - s * predicted) / a)
-        return Estimate(a * x - s * predicted)
+        return Estimate(denoised(x, predicted, noise, self.model.prediction_type))
 
 
 class StableModel:
@@ -186,7 +183,7 @@ class StableModel:
         source: str,
         device: torch.device,
         betas: Tensor,
-        prediction_type: str = "epsilon",
+        prediction_type: Prediction = "epsilon",
         controlnet: Any = None,
         adapter: Any = None,
         info: AdapterInfo | None = None,
@@ -260,7 +257,8 @@ class StableModel:
         if adapter is not None and loras:
             raise ValueError(f"loras change the weights that {adapter} was trained on: leave them out")
         folder = pipeline.fetched().folder
-        betas, prediction_type = read_schedule(folder)
+        betas, predicts = read_schedule(folder)
+        prediction_type: Any = predicts
         with quietly():
             pipe = _pipeline(folder, large=pipeline.kind == PIPELINES[1])
             peft = None
@@ -418,16 +416,27 @@ def _network(kind: str, folder: Path) -> Any:
     return load_network(getattr(diffusers, kind), folder, read_config(folder, (kind,)))
 
 
+def _scheduler(folder: Path) -> Any:
+    """Of the noise that the model was trained on, in case the pipeline is written again; sampling has its own steps."""
+    from diffusers import DDIMScheduler
+
+    path = folder / "scheduler" / "scheduler_config.json"
+    if not path.is_file():
+        return DDIMScheduler(clip_sample=False, steps_offset=1)
+    with describing(path):
+        return DDIMScheduler.from_config(read_json(path))
+
+
 def _pipeline(folder: Path, *, large: bool) -> Any:
     import transformers
-    from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
     parts: dict[str, Any] = {
         "vae": _network("AutoencoderKL", folder / "vae"),
         "text_encoder": load_encoder(transformers.CLIPTextModel, folder / "text_encoder"),
         "tokenizer": load_tokenizer(transformers.CLIPTokenizer, folder / "tokenizer"),
         "unet": _network("UNet2DConditionModel", folder / "unet"),
-        "scheduler": DDIMScheduler(clip_sample=False, steps_offset=1),  # `own` is used
+        "scheduler": _scheduler(folder),
     }
     none: Any = None
     with describing(folder):

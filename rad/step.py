@@ -9,6 +9,7 @@ A pixel with b = 0 does not change. Coefficients are formed in float64 for the K
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -28,6 +29,20 @@ class Estimate:
 
     x0: Tensor
     fraction: Tensor | None = None
+
+
+Prediction = Literal["epsilon", "sample", "v_prediction", "velocity"]
+"""What a network gives: e; x0; v = a e - s x0 (Salimans & Ho 2022, arXiv 2202.00512); a flow's velocity e - x0, a = 1 - s."""
+
+
+def denoised(x: Tensor, output: Tensor, now: Noise, prediction: Prediction) -> Tensor:
+    """x0 (B,C,H,W) by the network's `output` (B,C,H,W) for x (B,C,H,W) = a x0 + s e."""
+    if prediction == "sample":
+        return output
+    a, s = now.spread(now.levels_a.to(x.dtype)), now.spread(now.levels_s.to(x.dtype))
+    if prediction == "epsilon":
+        return (x - s * output) / a
+    return x - s * output if prediction == "velocity" else a * x - s * output
 
 
 @dataclass(frozen=True)

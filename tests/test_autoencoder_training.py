@@ -162,8 +162,10 @@ def test_what_is_trained_is_said_by_the_last_of_configs_and_arguments(capsys):
 
 
 def test_bad_settings_are_refused():
-    with pytest.raises(ValueError, match="does not describe an AutoencoderKL"):
-        AutoencoderTraining({"colours": 3})
+    blocks = {"block_out_channels": [8, 16]}
+    for wrong in ({"colours": 3}, {**SMALL, "in_channels": 1}, {**SMALL, "out_channels": 1}, blocks):
+        with pytest.raises(ValueError, match="does not describe an AutoencoderKL"):
+            AutoencoderTraining(wrong, image_size=16)
     with pytest.raises(ValueError, match="needs a multiple of 2"):
         AutoencoderTraining(SMALL, image_size=17)
     with pytest.raises(ValueError, match="kl_weight is -1"):

@@ -1,12 +1,14 @@
 """Training in latents: what is encoded and told, which weights move, resumed runs, files, and losses of every prediction."""
 
 import json
+import shutil
 from pathlib import Path
 
 import lightning as L
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from rad.callbacks import EMA, Checkpoint, Panel
 from rad.captions import read_captions
@@ -247,6 +249,7 @@ def test_prompts_are_told_and_some_are_dropped_by_position(world):
 @pytest.mark.parametrize("kind", ["stable", "stable3"])
 def test_bf16_and_gradient_checkpointing(world, tmp_path, kind):
     model = module(world, kind, gradient_checkpointing=True)
+    assert model.unet.is_gradient_checkpointing
     fit(tmp_path, model, data(world), 1, precision="bf16-mixed")
     fresh = trainable(module(world, kind))
     assert all(bool(p.isfinite().all()) for p in trainable(model).values())
@@ -255,13 +258,42 @@ def test_bf16_and_gradient_checkpointing(world, tmp_path, kind):
 
 def test_the_loss_does_not_depend_on_how_the_batch_is_split(world):
     for kind in KINDS:
-        model = moved(module(world, kind)).eval()
+        model = moved(module(world, kind))
         together = model.losses(batch(), "train")[0].total
         parts = [
             model.losses({name: values[rows] for name, values in batch().items()}, "train")[0].total
             for rows in (slice(0, 1), slice(1, 4))
         ]
         torch.testing.assert_close(together, torch.cat(parts), rtol=1e-4, atol=1e-6)
+
+
+def test_dropout_of_a_pretrained_network_is_off_in_training(world, tmp_path):
+    """Its draws would be those of the global generator, and depend on how the batch is split."""
+    folder = tmp_path / "stable"
+    shutil.copytree(world / "stable", folder)
+    path = folder / "unet" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"dropout": 0.5}))
+    model = module(tmp_path, "stable")
+    assert {layer.p for layer in model.unet.modules() if isinstance(layer, torch.nn.Dropout)} == {0.0}
+    with torch.no_grad():
+        first, again = (model.losses(batch(), "train")[0].total for _ in range(2))
+    assert torch.equal(first, again)
+
+
+def test_a_run_is_resumed_on_the_latents_and_texts_that_it_began_with(world, tmp_path):
+    shutil.copytree(world / "stable", tmp_path / "stable")
+    place = str(tmp_path / "stable")
+    given = {"unet": TEXT_UNET, "process": "uniform", "image_size": 16, "autoencoder": place, "text_encoder": place}
+    fit(tmp_path, Diffusion(**given), data(world), 1)
+    state = torch.load(tmp_path / "checkpoints" / "step=1.ckpt", weights_only=True)
+    Diffusion(**given).on_load_checkpoint(state)
+    for part in ("vae/diffusion_pytorch_model", "text_encoder/model"):
+        path = tmp_path / "stable" / f"{part}.safetensors"
+        before = load_file(path)
+        save_file({name: value + 0.01 for name, value in before.items()}, path, metadata={"format": "pt"})
+        with pytest.raises(ValueError, match="the checkpoint belongs to"):
+            Diffusion(**given).on_load_checkpoint(state)
+        save_file(before, path, metadata={"format": "pt"})
 
 
 def test_targets_in_closed_form():
@@ -433,10 +465,20 @@ def test_names_of_classes_become_codes_that_differ(tmp_path, monkeypatch):
 
 def test_all_of_stable_diffusion_is_fine_tuned_as_a_base(world, tmp_path):
     """What DreamBooth and its like do: the folder is a Stable Diffusion again, with the schedule and prediction of before."""
-    tuned = module(world, "stable", lora=None, process="uniform")
+    from diffusers import StableDiffusionPipeline
+
+    folder = write_pipeline(tmp_path / "v", "stable", prediction="v_prediction")
+    tuned = module(tmp_path, "v", lora=None, process="uniform")
     fit(tmp_path, tuned, data(world, "stable"), 2)
-    before, after = load(world / "stable"), load(tmp_path / "checkpoints" / "step=2")
+    before, after = load(folder), load(tmp_path / "checkpoints" / "step=2")
     assert before.hash != after.hash
+    assert before.prediction == after.prediction == "v_prediction"
+    schedules = [
+        StableDiffusionPipeline.from_pretrained(place).scheduler.config
+        for place in (folder, tmp_path / "checkpoints" / "step=2")
+    ]
+    same = ("beta_start", "beta_end", "beta_schedule", "prediction_type", "steps_offset", "clip_sample")
+    assert [schedules[0][key] for key in same] == [schedules[1][key] for key in same]
     torch.testing.assert_close(
         before.own.noise(torch.tensor([7])).levels_a, after.own.noise(torch.tensor([7])).levels_a
     )
@@ -456,10 +498,10 @@ def test_captions_of_files_lines_and_folders(world, tmp_path):
     assert "red sky" in read_captions("folder")("red_sky/2.png")
 
     lines = tmp_path / "metadata.jsonl"
-    rows = [{"file_name": "boat/1.png", "text": "mine"}, {"file_name": "boat", "text": "any boat"}]
-    lines.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    rows = [{"file_name": "boat/1.png", "text": "mine\u2028too"}, {"file_name": "boat", "text": "any boat"}]
+    lines.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n", encoding="utf-8")
     told = read_captions(str(lines))
-    assert [told("boat/1.png"), told("boat/3.png")] == ["mine", "any boat"]
+    assert [told("boat/1.png"), told("boat/3.png")] == ["mine\u2028too", "any boat"]
     with pytest.raises(ValueError, match=r"no text for picture red_sky/0\.png"):
         told("red_sky/0.png")
     with pytest.raises(ValueError, match="lies in no folder"):
@@ -477,8 +519,10 @@ def test_captions_of_files_lines_and_folders(world, tmp_path):
 
 
 def test_what_cannot_be_trained_is_said(world, tmp_path):
-    with pytest.raises(ValueError, match=r"an adapter of .* is trained, not all of it: set model\.lora"):
+    with pytest.raises(ValueError, match=r"one level an image alone: set model\.lora, or process 'uniform'"):
         module(world, "stable", lora=None)
+    with pytest.raises(ValueError, match=r"an adapter is trained, not all of it: set model\.lora, and process 'region"):
+        module(world, "stable3", lora=None, process="uniform")
     with pytest.raises(ValueError, match="variance-preserving"):
         module(world, "stable3", process="tdpaint")
     with pytest.raises(ValueError, match="a flow is told its own sigma"):
@@ -492,8 +536,20 @@ def test_what_cannot_be_trained_is_said(world, tmp_path):
     both = {"autoencoder": str(world / "stable"), "text_encoder": str(world / "stable"), "process": "uniform"}
     with pytest.raises(ValueError, match="set its cross_attention_dim to 16"):
         Diffusion(unet={**TEXT_UNET, "cross_attention_dim": 24}, **both, image_size=16)
-    with pytest.raises(ValueError, match="does not describe a UNet2DConditionModel"):
-        Diffusion(unet={**TEXT_UNET, "no_such_field": 1}, **both, image_size=16)
+    for wrong in ({"no_such_field": 1}, {"encoder_hid_dim": 8}):
+        with pytest.raises(ValueError, match="does not describe a UNet2DConditionModel"):
+            Diffusion(unet={**TEXT_UNET, **wrong}, **both, image_size=16)
+    with pytest.raises(ValueError, match=r"pictures of 32 pixels give it 16"):
+        Diffusion(unet=TEXT_UNET, **both, image_size=32)
+    with pytest.raises(ValueError, match="alone: set process 'uniform'"):
+        Diffusion(unet=TEXT_UNET, **{**both, "process": "region_aware"}, image_size=16)
+    with pytest.raises(ValueError, match=r"model\.unet is trained as a whole"):
+        Diffusion(unet=TEXT_UNET, **{**both, "process": "region_aware"}, lora=LoRA(), image_size=16)
+    with pytest.raises(ValueError, match=r"model\.unet\.dropout is 0\.1"):
+        Diffusion(unet={**TEXT_UNET, "dropout": 0.1}, **both, image_size=16)
+    small_autoencoder(shift_factor=0.1).save_pretrained(tmp_path / "shifted")
+    with pytest.raises(ValueError, match=r"shift_factor 0\.1"):
+        Diffusion(unet=TEXT_UNET, **{**both, "autoencoder": str(tmp_path / "shifted")}, image_size=16)
     with pytest.raises(FileNotFoundError, match="text_encoder"):
         Diffusion(unet=TEXT_UNET, **{**both, "text_encoder": str(tmp_path)}, image_size=16)
     with pytest.raises(ValueError, match="training is of these latents: 4, and 4"):
