@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from rad.inpainter import Inpainter
+from rad.model import PixelModel
 from rad.pictures import list_pictures, to_tensor
 from rad.process import RegionAware, Regions, Uniform
 from rad.step import noised
@@ -32,13 +33,15 @@ def main() -> None:
     print(f"{len(x0)} pictures; mean squared error of eps at t = {' / '.join(map(str, TIMES))}")
     for name in options.model:
         adapter = (Path(name) / "adapter_config.json").exists()
-        model = Inpainter.from_pretrained(name, base=options.base if adapter else None)
+        model = Inpainter.from_pretrained(name, base=options.base if adapter else None).model
+        if not isinstance(model, PixelModel):
+            parser.error(f"{name} is no model of pixels")
         for title, hole in [("right half", half)] * (model.info is not None) + [("everything", torch.ones_like(half))]:
             print(f"{name}, {title} hole: {' / '.join(f'{error(model, x0, hole, t):.4f}' for t in TIMES)}", flush=True)
 
 
 @torch.inference_mode()
-def error(model: Inpainter, x0: torch.Tensor, hole: torch.Tensor, t: int) -> float:
+def error(model: PixelModel, x0: torch.Tensor, hole: torch.Tensor, t: int) -> float:
     """Mean over the hole; the noise depends on t alone, so that it is the same for all models."""
     betas = model.base.betas
     process = Uniform(betas) if model.info is None else RegionAware(betas, time_origin=model.info.time_origin)

@@ -126,7 +126,8 @@ class ConditionedPrior:
     def __init__(
         self, network: nn.Module, *, prediction: Prediction, channels: int, conditions: Mapping[str, Tensor]
     ) -> None:
-        self.network, self.prediction, self.channels, self.conditions = network, prediction, channels, conditions
+        self.network, self.channels, self.conditions = network, channels, conditions
+        self.prediction: Prediction = prediction
 
     def estimate(self, x: Tensor, noise: Noise) -> Estimate:
         times = noise.times.to(x.dtype)

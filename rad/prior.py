@@ -88,7 +88,8 @@ class UNetPrior:
     ) -> None:
         if prediction_type not in ("epsilon", "sample", "v_prediction"):
             raise ValueError(f"prediction_type is {prediction_type!r}; allowed are 'epsilon', 'sample', 'v_prediction'")
-        self.network, self.prediction_type, self.channels = network, prediction_type, channels
+        self.network, self.channels = network, channels
+        self.prediction_type: Prediction = prediction_type
         self.clip, self.learned_variance = clip, learned_variance
 
     def estimate(self, x: Tensor, noise: Noise) -> Estimate:

@@ -190,7 +190,8 @@ class StableModel:
         peft: PeftModel | None = None,
     ) -> None:
         self.pipe, self.unet, self.controlnet, self.adapter = pipe, pipe.unet, controlnet, adapter
-        self.source, self.device, self.prediction_type = source, device, prediction_type
+        self.source, self.device = source, device
+        self.prediction_type: Prediction = prediction_type
         self.info, self.peft = info, peft
         self._hash = None if info is None else info.base_hash
         self.codec = Autoencoder(pipe.vae)
