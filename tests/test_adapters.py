@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import lightning as L
 import numpy as np
@@ -256,3 +257,51 @@ def test_an_adapter_of_another_base_is_refused(world, tmp_path, kind):
         Inpainter.from_pretrained(
             world / f"{kind}-trained", device="cpu", **({"controlnet": "x"} if kind == "stable3" else {"size": 32})
         )
+
+
+# ---- what ships ----------------------------------------------------------------------------------
+
+SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints"
+NAMES = ("goldfish", "lakeside")
+
+
+def test_the_shipped_text_to_image_model_is_one_of_diffusers_and_shows_what_it_is_told():
+    from diffusers import StableDiffusionPipeline
+
+    inpainter = Inpainter.from_pretrained(SHIPPED / "latent-nature32", device="cpu")
+    stock = StableDiffusionPipeline.from_pretrained(SHIPPED / "latent-nature32", torch_dtype=torch.float32)
+    noise = inpainter.model.own.noise(torch.tensor([400]))
+    x = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        text = stock.encode_prompt("lion", "cpu", 1, False)[0]
+        eps = stock.unet(x, 400, encoder_hidden_states=text).sample
+        mine = inpainter.model.prior([Condition("lion", guidance=1.0)], adapter=False).estimate(x, noise).x0
+    a, s = float(noise.levels_a), float(noise.levels_s)
+    torch.testing.assert_close(mine, (x - s * eps) / a, rtol=1e-4, atol=1e-4)
+    red = []
+    for name in NAMES:
+        images = [Image.new("RGB", (32, 32))] * 4
+        made = inpainter(
+            images,
+            torch.ones(1, 32, 32),
+            method="replacement",
+            steps=10,
+            names=list("abcd"),
+            condition=Condition(name, guidance=3.0),
+        )
+        red.append(np.mean([pixels(image)[..., 0] - pixels(image)[..., 2] for image in made.images]))
+    assert red[0] > red[1] + 30, "goldfish are red, and lakes are not"
+
+
+def test_the_shipped_adapter_knows_its_base_and_keeps_what_is_known():
+    inpainter = Inpainter.from_pretrained(SHIPPED / "rad-latent-nature32", device="cpu")
+    assert AdapterInfo.read(SHIPPED / "rad-latent-nature32").base_hash == inpainter.model.hash
+    picture = random_picture(32, 32, seed=3)
+    hole = torch.zeros(1, 32, 32)
+    hole[:, 8:24, 8:24] = 1
+    filled = [
+        pixels(inpainter(picture, hole, steps=4, condition=Condition(name, guidance=1.0)).images[0]) for name in NAMES
+    ]
+    known = hole[0].numpy() == 0
+    assert all((image[known] == pixels(picture)[known]).all() for image in filled)
+    assert (filled[0] != filled[1])[~known].mean() > 0.5
