@@ -113,5 +113,7 @@ def test_what_the_readme_names_exists():
         assert (ROOT / name).exists(), name
     for name in re.findall(r"`(\w+\.yaml)`", README):
         assert (ROOT / "configs" / name).is_file(), name
-    for name in re.findall(r"\]\((docs/[^)]+)\)", README):
+    for name, heading in re.findall(r"\]\((docs/[^)#]+)#?([^)]*)\)", README):
         assert (ROOT / name).is_file(), name
+        titles = re.findall(r"^#+ (.+)$", (ROOT / name).read_text(), re.MULTILINE) if heading else [""]
+        assert heading in [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles], heading
