@@ -9,11 +9,13 @@ from PIL import Image
 
 from rad import cli
 from rad.inpainter import Inpainter
+from rad.methods import METHODS
 from rad.model import Condition
 from rad.sampling import parser
 from rad.workers import Setup
 from tests.conftest import box_hole, random_picture
 from tests.pipelines import SIDE, tiny_flux, tiny_ldm, tiny_sd3
+from tests.tiny_stable import write_stable
 
 HOLE = box_hole(SIDE, SIDE, 4, 5, 11, 12)
 
@@ -166,3 +168,46 @@ def test_other_processes_load_the_same_model(folders):
     words = ["--checkpoint", folders["flux"], "--size", SIDE, "--image", "in", "--mask", "box", "--output", "out"]
     filler = Setup(parser().parse_args([str(word) for word in words]), {}, {}, []).filler("cpu")
     assert filler.inpainter.size == (SIDE, SIDE)
+
+
+@pytest.mark.parametrize("model", ["ldm", "sd", "sd3"])
+def test_every_method_runs_end_to_end(sample, folders, tmp_path, model):
+    """All that a base model on latents can do, by one command; a report of failures would be exit code 1."""
+    folders = folders if model != "sd" else {"sd": write_stable(tmp_path / "sd")}
+    own = Inpainter.from_pretrained(folders[model]).model.own
+    chosen = []
+    for name, kind in METHODS.items():
+        try:
+            kind().process(own, "adm")
+        except ValueError:
+            continue
+        if kind.weights != "adapter" and name != "m2s" and (model == "sd" or not kind.needs_text):
+            chosen.append(name)
+    assert len(chosen) > 24
+    told = [
+        "--checkpoint",
+        folders[model],
+        "--image",
+        "in",
+        "--mask",
+        "center",
+        "--output",
+        "all",
+        "--size_policy",
+        "resize",
+    ]
+    told += [
+        "--steps",
+        3,
+        "--method",
+        *chosen,
+        "--set",
+        "mcgdiff.particles=2",
+        "vipaint.iterations=2",
+    ]
+    assert cli.sample([str(word) for word in (*told, *(() if model == "ldm" else ("--prompt", "a cat")))]) == 0
+    for name in chosen:
+        image, given = read(f"all/{name}/a.png"), read("in/a.png")
+        changed = (image != given).any(2)
+        assert changed.mean() > 0.05, name
+        assert np.array_equal(image[0], given[0]), name
