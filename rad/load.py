@@ -295,14 +295,15 @@ def _sorted_rows(state: Mapping[str, Tensor], head_channels: int | None) -> dict
     return rows
 
 
-def _scheduler(folder: Path) -> Path | None:
+def scheduler_file(folder: Path) -> Path | None:
+    """The scheduler_config.json of a model folder; None where there is none."""
     places = (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json")
     return next((place for place in places if place.is_file()), None)
 
 
 def read_schedule(folder: Path) -> tuple[Tensor, str]:
     """(T,) float64 betas and the prediction type of a folder's scheduler."""
-    path = _scheduler(folder)
+    path = scheduler_file(folder)
     if path is None:
         warnings.warn(f"no scheduler_config.json in {folder}: taking DDPM's linear schedule", stacklevel=3)
         return _betas(DDPM_SCHEDULE), "epsilon"
@@ -316,7 +317,7 @@ def read_schedule(folder: Path) -> tuple[Tensor, str]:
 
 def _read_karras(folder: Path) -> tuple[Tensor, float] | None:
     """(T,) float64 sigmas, increasing, and sigma_data of a folder whose scheduler has EDM's formulation; None for others."""
-    path = _scheduler(folder)
+    path = scheduler_file(folder)
     config = {} if path is None else read_json(path)
     if path is None or config.get("_class_name") not in EDM_SCHEDULERS:
         return None

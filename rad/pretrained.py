@@ -192,8 +192,9 @@ def load_text(folder: Path, network: nn.Module, codec: Codec) -> StableText:
         FileNotFoundError: a part is missing; ValueError: it cannot be read, or its texts do not fit the denoiser.
     """
     require_transformers()
-    from diffusers import DDIMScheduler, StableDiffusionPipeline
     from transformers import CLIPTextModel, CLIPTokenizer
+
+    from rad.stable import scheduler_of, text_pipeline
 
     encoder = load_encoder(CLIPTextModel, folder / "text_encoder")
     tokenizer = load_tokenizer(CLIPTokenizer, folder / "tokenizer")
@@ -213,14 +214,12 @@ def load_text(folder: Path, network: nn.Module, codec: Codec) -> StableText:
         raise ValueError(
             "Stable Diffusion, which a model that is told texts is written as, has an AutoencoderKL: train on one"
         )
-    parts: Any = {"vae": codec.network, "text_encoder": encoder, "tokenizer": tokenizer, "unet": network}
-    parts["scheduler"] = DDIMScheduler(beta_start=1e-4, beta_end=0.02, clip_sample=False, steps_offset=1)
-    none: Any = None
     return StableText(
-        StableDiffusionPipeline(
-            **parts,
-            safety_checker=none,
-            feature_extractor=none,
-            requires_safety_checker=False,
+        text_pipeline(
+            vae=codec.network,
+            text_encoder=encoder,
+            tokenizer=tokenizer,
+            unet=network,
+            scheduler=scheduler_of(None),
         )
     )

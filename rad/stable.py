@@ -25,7 +25,7 @@ from rad.attention import Focus, Layer, cross_attentions, focused, grids, recomp
 from rad.autoencoder import Autoencoder
 from rad.conditional import patch_conditional
 from rad.guidance import per_image
-from rad.load import INDEX, PIPELINES, describing, read_json, read_schedule, weights_hash
+from rad.load import INDEX, PIPELINES, describing, read_json, read_schedule, scheduler_file, weights_hash
 from rad.lora import AdapterInfo, load_adapter
 from rad.model import Condition, ready
 from rad.parts import (
@@ -417,34 +417,41 @@ def _network(kind: str, folder: Path) -> Any:
     return load_network(getattr(diffusers, kind), folder, read_config(folder, (kind,)))
 
 
-def _scheduler(folder: Path) -> Any:
-    """Of the noise that the model was trained on, in case the pipeline is written again; sampling has its own steps."""
+def scheduler_of(path: Path | None) -> Any:
+    """diffusers' scheduler of a scheduler_config.json, of DDPM's noise for None, for a pipeline that is written again.
+
+    Sampling has steps of its own.
+    """
     from diffusers import DDIMScheduler
 
-    path = folder / "scheduler" / "scheduler_config.json"
-    if not path.is_file():
+    if path is None:
         return DDIMScheduler(clip_sample=False, steps_offset=1)
     with describing(path):
         return DDIMScheduler.from_config(read_json(path))
 
 
+def text_pipeline(**parts: Any) -> Any:
+    """diffusers' pipeline of Stable Diffusion 1 and 2 around vae, text_encoder, tokenizer, unet and scheduler."""
+    from diffusers import StableDiffusionPipeline
+
+    unused: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    return StableDiffusionPipeline(**parts, **unused)
+
+
 def _pipeline(folder: Path, *, large: bool) -> Any:
     import transformers
-    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+    from diffusers import StableDiffusionXLPipeline
 
     parts: dict[str, Any] = {
         "vae": _network("AutoencoderKL", folder / "vae"),
         "text_encoder": load_encoder(transformers.CLIPTextModel, folder / "text_encoder"),
         "tokenizer": load_tokenizer(transformers.CLIPTokenizer, folder / "tokenizer"),
         "unet": _network("UNet2DConditionModel", folder / "unet"),
-        "scheduler": _scheduler(folder),
+        "scheduler": scheduler_of(scheduler_file(folder)),
     }
-    none: Any = None
     with describing(folder):
         if not large:
-            return StableDiffusionPipeline(
-                **parts, safety_checker=none, feature_extractor=none, requires_safety_checker=False
-            )
+            return text_pipeline(**parts)
         second: Any = load_encoder(transformers.CLIPTextModelWithProjection, folder / "text_encoder_2")
         return StableDiffusionXLPipeline(
             **parts,
