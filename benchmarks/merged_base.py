@@ -1,0 +1,44 @@
+"""Writes the network of a RAD adapter, with the adapter in its weights, as a base model for zero-shot methods.
+
+    python benchmarks/merged_base.py --checkpoint checkpoints/rad-nature32 --output runs/merged-nature32
+    python sample.py --checkpoint runs/merged-nature32 --image runs/pictures32 --mask half --method repaint --output runs/M
+
+A control: is RAD nearer to the originals for what it does, or because its network was trained for longer than the base? At
+one noise level for the whole image the network is a stock one, which repaint and the others can use.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from diffusers import UNet2DModel
+
+from rad.inpainter import Inpainter
+from rad.load import save_base
+from rad.lora import merge
+from rad.model import PixelModel
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", required=True, help="a RAD adapter for a model of pixels")
+    parser.add_argument("--base", help="of the adapter, where it is not found by itself")
+    parser.add_argument("--output", required=True)
+    options = parser.parse_args()
+    model = Inpainter.from_pretrained(options.checkpoint, base=options.base).model
+    if not isinstance(model, PixelModel) or model.peft is None or model.info is None:
+        parser.error(f"{options.checkpoint} is no RAD adapter for a model of pixels")
+    weights, config = merge(model.peft).state_dict(), dict(model.unet.config)
+    if not model.info.learned_variance:  # the channels of the variance are of no use without its training
+        config["out_channels"] = model.codec.channels
+        weights |= {name: weights[name][: model.codec.channels] for name in ("conv_out.weight", "conv_out.bias")}
+    unet = UNet2DModel.from_config(config)
+    unet.load_state_dict(weights)
+    save_base(options.output, unet, betas=model.base.betas, prediction_type=model.base.prediction_type, half=False)
+    print(options.output)
+
+
+if __name__ == "__main__":
+    main()
