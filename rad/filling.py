@@ -1,6 +1,8 @@
 """Pictures in chunks: filled by a method and written, here or in another process; and the account of it, which is kept here."""
 
 import argparse
+import os
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +77,15 @@ class Failures:
             self.pictures.add(picture)
 
 
+EXPECTED = (ValueError, OSError, RuntimeError)
+"""Errors whose message says enough."""
+
+
+def told(error: Exception) -> str:
+    """What is said of an error: of one that nobody expected, its kind too."""
+    return str(error) if isinstance(error, EXPECTED) else f"{type(error).__name__}: {error} (RAD_DEBUG=1 shows where)"
+
+
 class Listener(Protocol):
     """Who hears what becomes of a chunk: made and then written, or failed."""
 
@@ -105,7 +116,7 @@ class Filler:
                 for job, picture in zip(chunk.jobs, pictures, strict=True)
             ]
             result = self._inpaint(chunk, pictures, holes, on_step)
-        except (ValueError, RuntimeError, OSError) as error:
+        except Exception as error:  # of a method that somebody wrote it may be any, and the others go on
             listener.failed(chunk, error)
             return
         listener.made(chunk, Effort(result.nfe, result.vjp, result.seconds, result.peak_memory))
@@ -235,7 +246,9 @@ class Account:
         """A comparison goes on with the next chunk; otherwise the error is raised."""
         if self.record is None:
             raise error
-        self.lost(chunk, str(error))
+        if os.environ.get("RAD_DEBUG") and error.__traceback__:  # another process has shown its own
+            traceback.print_exception(error)
+        self.lost(chunk, told(error))
 
     def lost(self, chunk: Chunk, reason: str) -> None:
         for job in chunk.jobs:

@@ -1,6 +1,7 @@
 """Inpainting pictures with a saved model: `Inpainter.from_pretrained(path)(image, mask, steps=100, seed=0)`."""
 
 import contextlib
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -463,12 +464,22 @@ def _is_lack_of_memory(error: RuntimeError) -> bool:
 def _forget_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+        return
+    with contextlib.suppress(
+        OSError
+    ):  # Linux alone has it: "5" is the peak of the resident size, see proc_pid_clear_refs(5)
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def _peak_memory(device: torch.device) -> int:
-    """Bytes: on CUDA since `_forget_peak`, otherwise the largest resident size of this process so far."""
+    """Bytes: on CUDA what was allocated, otherwise the resident size of this process; the largest since `_forget_peak`, or where
+    a system cannot forget, of all time."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    with contextlib.suppress(OSError):
+        found = re.search(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(), flags=re.MULTILINE)
+        if found:
+            return int(found[1]) * 1024
     import resource  # POSIX only
 
     unit = 1 if sys.platform == "darwin" else 1024

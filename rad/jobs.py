@@ -258,7 +258,10 @@ def _find_masks(mask: str, names: Sequence[str], *, in_order: bool) -> Sequence[
         return [found[0]] * len(names)
     if in_order:
         if len(found) < len(names):
-            raise ValueError(f"--mask {mask} has {len(found)} masks for {len(names)} pictures: give at least as many")
+            raise ValueError(
+                f"--mask {mask} has {len(found)} masks for {len(names)} pictures, of which each takes that of its number, with "
+                "--limit too: give at least as many"
+            )
         return found[: len(names)]
     named = by_stem(found, where=f"--mask {mask}", what="masks")
     return [named.get(name) for name in names]

@@ -103,12 +103,7 @@ class Record:
         if self._written or (shard is not None and shard[0] > 1):
             return
         self._written = True
-        run = {
-            "command": shlex.join(["python", *sys.argv]),
-            "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "commit": commit(),
-            "environment": self.environment,
-        }
+        run = {**_now(), "environment": self.environment, "options": self.options}
         before, number = self.before, len(self.before["runs"])
         content = {
             "runs": [*before["runs"], run],
@@ -131,6 +126,19 @@ class Record:
             raise ValueError(
                 f"{self.path.parent} holds results of {what} {old}, this is {new}: give another --output, or delete those"
             )
+
+
+def scoring(**options: object) -> dict[str, Any]:
+    """How a comparison is scored now, for its report: command, date, commit and versions, and `options`."""
+    return {**_now(), **options, **_versions()}
+
+
+def _now() -> dict[str, Any]:
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "commit": commit(),
+    }
 
 
 RUN = "run.json"
@@ -163,8 +171,9 @@ def read_run(folder: Path) -> dict[str, Any]:
         if not isinstance(value, outer) or not all(isinstance(part, inner) for part in parts):
             raise ValueError(f"{path} is broken ({name} is {json.dumps(value)[:60]}): remove it, or sample again")
     for number, one in enumerate(run.get("runs", [])):
-        if not isinstance(one.get("environment", {}), dict):
-            raise ValueError(f"{path} is broken (environment of run {number}): remove it, or sample again")
+        for name in ("environment", "options"):
+            if not isinstance(one.get(name, {}), dict):
+                raise ValueError(f"{path} is broken ({name} of run {number}): remove it, or sample again")
     return run
 
 
@@ -257,17 +266,22 @@ def _prompts(path: str | None) -> str | None:
     return f"{Path(path).name}, sha256 {hashlib.sha256(content.encode()).hexdigest()[:16]}"
 
 
-def _environment(devices: Sequence[str]) -> dict[str, Any]:
+def _versions() -> dict[str, str]:
     import torch
 
     import rad
+
+    return {"rad": rad.__version__, "python": platform.python_version(), "torch": torch.__version__}
+
+
+def _environment(devices: Sequence[str]) -> dict[str, Any]:
+    import torch
+
     from rad.device import threads_of_each
 
     first = torch.device(devices[0])
     return {
-        "rad": rad.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
+        **_versions(),
         "device": torch.cuda.get_device_name(first) if first.type == "cuda" else first.type,
         "processes": len(devices),
         "threads": threads_of_each(devices),

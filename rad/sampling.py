@@ -27,7 +27,7 @@ from rad.masks import MaskGenerator
 from rad.masks.files import looks_inverted, same_mask
 from rad.masks.shapes import main_names
 from rad.pictures import Picture, pictures_up_to
-from rad.record import Record
+from rad.record import Record, scoring
 from rad.workers import Setup, fill_by_workers
 
 if TYPE_CHECKING:
@@ -89,9 +89,10 @@ def run(options: argparse.Namespace) -> int:
         tell(f"failed: {' '.join(message.split())}")
     if not failures.messages:
         return EXIT_OK
-    wanted = {job.picture for cell in fresh for job in cell.jobs}
+    wanted = {job.picture for cell in cells for job in cell.jobs}
     tell(f"{len(failures.pictures)} of {counted(len(wanted), 'picture')} failed")
-    return EXIT_SOME if failures.written or not failures.pictures else EXIT_INPUT
+    some = failures.written or sum(len(cell.jobs) for cell in fresh) < sum(len(cell.jobs) for cell in cells)
+    return EXIT_SOME if some or not failures.pictures else EXIT_INPUT
 
 
 def _check_numbers(options: argparse.Namespace) -> None:
@@ -286,13 +287,18 @@ def _networks(options: argparse.Namespace, methods: Sequence[str]) -> list["Extr
 
 def _report(options: argparse.Namespace, networks: list["Extractor"], failures: Failures) -> None:
     """Score what was written, in a second pass over the files."""
-    from rad.evaluation.compare import BASELINE, evaluate
+    from rad.evaluation.compare import evaluate
     from rad.evaluation.report import write_report
 
     output = Path(options.output)
     try:
         comparison = evaluate(
-            output, references=options.image, extractors=networks, baseline=options.baseline or BASELINE
+            output,
+            references=options.image,
+            extractors=networks,
+            baseline=options.baseline,
+            scoring=scoring(),
+            remarks=failures.messages,
         )
         for path in write_report(comparison, output):
             print(path)

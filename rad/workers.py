@@ -19,7 +19,7 @@ import torch
 from rad.conditions import networks_of
 from rad.console import Progress
 from rad.device import threads_of_each
-from rad.filling import Account, Chunk, Failures, Filler
+from rad.filling import EXPECTED, Account, Chunk, Failures, Filler, told
 from rad.jobs import Label
 from rad.pictures import pictures_up_to
 from rad.record import Effort
@@ -206,7 +206,7 @@ def _fill(connection: Connection, setup: Setup, device: str) -> None:
     with pictures_up_to(setup.options.max_megapixels):
         try:
             filler = setup.filler(device)
-        except (ValueError, RuntimeError, OSError) as error:
+        except EXPECTED as error:
             connection.send(("lost", str(error)))
             return
         while True:
@@ -232,6 +232,6 @@ class _Messenger:
     def failed(self, chunk: Chunk, error: Exception) -> None:
         if os.environ.get("RAD_DEBUG"):
             traceback.print_exception(error)
-        kinds = (torch.OutOfMemoryError, ValueError, OSError, RuntimeError)
-        plain = next(kind for kind in kinds if isinstance(error, kind))  # others may not be picklable
-        self.connection.send(("failed", plain(str(error))))
+        kinds = (torch.OutOfMemoryError, *EXPECTED)  # others may not be picklable
+        plain = next((kind for kind in kinds if isinstance(error, kind)), RuntimeError)
+        self.connection.send(("failed", plain(told(error))))

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import shutil
+import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -203,7 +204,7 @@ def test_references_beyond_the_results_count_in_every_distance_between_sets(tree
     assert precision != recall
     passports = {metric.name: metric.passport for metric in found.metrics}
     assert passports["fd/means"]["references"] == "20, the originals of these results among them"
-    assert passports["fd-crop/means"]["references"] == "crops of the originals of these results"
+    assert passports["fd-crop/means"]["references"] == "crops of the originals of the images of the row"
     assert any("originals of these results are among the references" in note for note in found.notes)
 
 
@@ -604,11 +605,77 @@ def test_samples_are_told_from_pictures_whose_names_end_in_numbers(tmp_path: Pat
     for name in ("a", "a-0", "b-0", "b-1", "c-7", "c-x"):
         save(tmp_path / f"{name}.png", smooth(0))
     find = partial(find_results, tmp_path, notes=[])
-    found = find({"a", "a-0", "b", "c", "d"})
+    found, unknown = find({"a", "a-0", "b", "c", "d"})
     numbers = {name: {n: path.stem for n, path in some.items()} for name, some in found.items()}
     assert numbers == {"a": {0: "a"}, "a-0": {0: "a-0"}, "b": {0: "b-0", 1: "b-1"}, "c": {7: "c-7"}}
-    assert set(find({"a", "b"}, samples=1)) == {"a"}
-    assert {name: sorted(some) for name, some in find({"a", "b"}, samples=2).items()} == {"a": [0], "b": [0, 1]}
+    assert unknown == 1, "c-x"
+    assert set(find({"a", "b"}, samples=1)[0]) == {"a"}
+    assert {name: sorted(some) for name, some in find({"a", "b"}, samples=2)[0].items()} == {"a": [0], "b": [0, 1]}
+
+
+def test_what_is_written_beside_results_is_not_unknown(tmp_path: Path):
+    for name in ("a", "a-raw", "a-mask", "b-0", "b-1", "b-0-raw", "b-1-raw", "b-mask"):
+        save(tmp_path / f"{name}.png", smooth(0))
+    notes: list[str] = []
+    assert find_results(tmp_path, {"a", "b"}, notes=notes)[1] == 0
+    assert notes == []
+
+
+def test_files_without_an_original_are_told(
+    tree: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    results, references = copied(tree, tmp_path)
+    (references / "0.png").unlink()
+    words = ["--reference", str(references), "--mask", str(results / "wide/masks"), "--output", str(tmp_path / "out")]
+    assert command.main(["--results", str(results / "wide/bad"), *words]) == 3
+    assert "bad: 1 file without an original and a mask of that name, such as 0" in capsys.readouterr().err
+    (results / "wide/masks/1.png").unlink(missing_ok=True)
+    (results / "wide/masks/2.png").unlink()
+    found = evaluate(results, references=tree[1])
+    assert found.unknown == 4, "one file of each method"
+    assert any("wide/copy: 1 file without" in note for note in found.notes)
+
+
+def test_crops_of_a_row_are_compared_with_its_own_originals(
+    compared: Comparison, tree: tuple[Path, Path], tmp_path: Path
+):
+    results, references = copied(tree, tmp_path)
+    some = NAMES[:5]
+    for name in NAMES[5:]:
+        (results / f"wide/bad/{name}.png").unlink()
+    found = row(evaluate(results, references=references, extractors=[Averages()]), "wide", "bad")
+    assert found.images == 5
+    for label in ("repaint", "rad", "copy"):
+        shutil.rmtree(results / "wide" / label)
+    for name in NAMES[5:]:
+        (results / f"wide/masks/{name}.png").unlink()
+    alone = row(evaluate(results, references=references, extractors=[Averages()]), "wide", "bad")
+    assert alone.group == found.group
+    assert alone.values == found.values, "whatever other methods have"
+    boxes = [metrics.crop_box(hole_of("wide", NAMES.index(name))) for name in some]
+    net, crops = Averages(), []
+    for path in (references, results / "wide/bad"):
+        images = [to_tensor(Image.open(path / f"{name}.png")) for name in some]
+        crops.append(torch.cat([net.features(metrics.crop(i, b)[None]) for i, b in zip(images, boxes, strict=True)]))
+    expected = metrics.frechet_distance(crops[1], metrics.ReferenceFeatures(crops[0]))
+    assert found.values["fd-crop/means"].value == pytest.approx(expected, rel=1e-6)
+    assert expected != pytest.approx(row(compared, "wide", "bad").values["fd-crop/means"].value, rel=1e-3)
+
+
+def test_a_baseline_that_is_asked_for_has_to_be_there(tree: tuple[Path, Path], tmp_path: Path):
+    results, references = copied(tree, tmp_path)
+    for mask in ("wide", "half"):
+        shutil.rmtree(results / mask / "rad")
+    assert evaluate(results, references=references).baseline == "repaint", "the first"
+    with pytest.raises(ValueError, match="baseline rad has no results: choose one of repaint, copy, bad"):
+        evaluate(results, references=references, baseline="rad")
+
+
+def test_a_metric_that_some_images_have_not_is_told(tree: tuple[Path, Path], tmp_path: Path):
+    results, references = copied(tree, tmp_path)
+    write_mask(results / "wide/masks/0.png", torch.ones(1, SIDE, SIDE))
+    notes = evaluate(results, references=references).notes
+    assert any(note == "wide: seam (grey levels) is known of 7 of 8 images alone" for note in notes)
 
 
 # other systems
@@ -713,7 +780,12 @@ def test_command_on_folders_of_others(tree: tuple[Path, Path], tmp_path: Path, c
     arguments += ["--mask", str(tree[0] / "wide/masks"), "--output", str(tmp_path), "--baseline", "bad"]
     assert command.main(arguments) == 0
     assert [line["method"] for line in read(tmp_path / "sets.csv")] == ["ours", "bad"]
-    assert "bad" in (tmp_path / "summary.md").read_text()
+    for name in ("summary.md", "report.html"):
+        text = (tmp_path / name).read_text()
+        assert "bad" in text
+        assert "how these results were made is not known" in text
+        for part in (sys.argv[0], str(tree[1]), "white_is_fill", torch.__version__):
+            assert part in text, "how they were scored is"
 
 
 @pytest.mark.parametrize(

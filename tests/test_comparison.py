@@ -87,6 +87,7 @@ def test_several_masks_make_a_tree_with_costs_and_a_record(sample, pictures):
     assert run["settings"]["rad@2"] == {"run": 0, "method": "rad", "steps": 2, "eta": 1.0, "precision": "32"}
     assert run["settings"]["pigdm@6nfe"]["steps"] == 2, "a VJP counts as two calls"
     assert run["options"]["seed"] == 0
+    assert run["runs"][0]["options"]["batch_size"] == 4
     assert len(run["model"]["base_hash"]) == len(run["model"]["adapter_hash"]) == 64
     (only,) = run["runs"]
     assert only["environment"]["torch"] == torch.__version__
@@ -210,12 +211,32 @@ def test_a_method_that_fails_does_not_lose_the_others(sample, pictures, monkeypa
     assert len(files(pictures / "out/half/ddnm@1")) == 7
 
 
+def test_a_mistake_in_a_method_does_not_lose_the_others(sample, pictures, monkeypatch):
+    whole = Inpainter.__call__
+
+    def fail(self, *args, method, **options):
+        if method.name == "ddnm":
+            raise TypeError("can't do that")
+        return whole(self, *args, method=method, **options)
+
+    monkeypatch.setattr(Inpainter, "__call__", fail)
+    code, out, err = sample("--mask half --method ddnm@1 rad@1 mean --report")
+    assert code == 3
+    assert len(files(pictures / "out/half/rad@1")) == len(files(pictures / "out/half/mean")) == 7
+    assert "by ddnm@1 on half: TypeError: can't do that" in err
+    assert out[-1] == "out/report.html"
+
+
 def test_a_picture_that_cannot_be_read_costs_only_itself(sample, pictures):
     (pictures / "in" / "b.png").write_bytes(b"no picture")
     code, _, err = sample("--mask half box --method rad@1 mean")
     assert code == 3
     assert len(files(pictures / "out/half/rad@1")) == 6
     assert sum(line.startswith("failed:") for line in err.splitlines()) == 2, "once a mask, not once a method"
+    code, _, err = sample("--mask half box --method rad@1 mean --report")
+    assert code == 3, "the others are there"
+    assert "1 of 6 pictures failed" in err
+    assert "in/b.png" in (pictures / "out/summary.md").read_text().split("## Notes")[1]
 
 
 @pytest.mark.parametrize(
@@ -250,6 +271,11 @@ def test_a_report_of_one_mask(sample, pictures):
     assert out[-2:] == ["out/summary.md", "out/report.html"]
     lines = (pictures / "out" / "metrics.csv").read_text().splitlines()
     assert len(lines) == 1 + 2 * 3
+    passports = json.loads((pictures / "out/passports.json").read_text())["rows"]
+    for name in ("summary.md", "report.html"):
+        text = (pictures / "out" / name).read_text()
+        assert passports[0]["masks hash"] in text
+        assert passports[0]["references hash"] in text
     head = lines[0].split(",")
     row = dict(zip(head, lines[1].split(","), strict=True))
     assert (row["mask"], row["method"], row["image"], row["nfe"]) == ("half", "rad@1", "a", "1")

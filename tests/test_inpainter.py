@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -371,6 +372,15 @@ def test_without_memory_batches_are_halved_and_results_stay(rad):
     assert all(np.array_equal(pixels(a), pixels(b)) for a, b in zip(result.images, expected.images, strict=True))
     with counted(rad, limit=0), pytest.raises(torch.OutOfMemoryError):
         rad(pictures[0], boxes[0], steps=2)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not forget the peak")
+def test_memory_of_a_call_is_not_that_of_what_was_before(rad):
+    before = torch.ones(2**28)  # 1 GiB
+    large = rad(random_picture(SIZE, SIZE), box_hole(SIZE, SIZE, 2, 2, 12, 12), steps=1).peak_memory
+    del before
+    small = rad(random_picture(SIZE, SIZE), box_hole(SIZE, SIZE, 2, 2, 12, 12), steps=1).peak_memory
+    assert 0.9 * 2**30 < large - small < 1.1 * 2**30
 
 
 # ---- windows -------------------------------------------------------------------------------------

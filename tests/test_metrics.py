@@ -35,11 +35,20 @@ def test_psnr_of_a_constant_offset():
     assert metrics.psnr(image, reference).tolist() == pytest.approx([20, 40], abs=1e-4)
 
 
-def test_psnr_of_equal_images_is_that_of_rounding_to_8_bits():
-    reference = noise(1, 3, 16, 16)
+def test_psnr_of_equal_holes_is_that_of_rounding_to_8_bits():
+    reference, hole = noise(1, 3, 16, 16), box_hole(16, 16, 2, 2, 8, 8)[None]
     rounded = 10 * math.log10(1 / (1 / 255**2 / 12))
-    for hole in (None, box_hole(16, 16, 2, 2, 8, 8)[None]):
-        assert metrics.psnr(reference, reference, hole).item() == pytest.approx(rounded) == metrics.PSNR_LIMIT
+    assert metrics.psnr(reference, reference, hole).item() == pytest.approx(rounded) == metrics.PSNR_LIMIT
+
+
+def test_psnr_of_equal_images_is_that_of_the_least_difference():
+    reference = (noise(2, 3, 16, 16) * 254).round() / 255
+    image = reference.clone()
+    image[0, 1, 2, 3] += 1 / 255
+    image[1, :, 2, 3] += 1 / 255
+    one, three = metrics.psnr(image, reference).tolist()
+    assert metrics.psnr(reference, reference).tolist() == pytest.approx([one, one], abs=1e-3)
+    assert one - three == pytest.approx(10 * math.log10(3), abs=1e-3)
 
 
 def test_psnr_of_the_hole_sees_the_hole_and_nothing_else():

@@ -180,6 +180,9 @@ def test_an_error_that_cannot_be_sent_arrives_as_a_plain_one():
         _Messenger(theirs).failed(Chunk(0, Label("rad", "rad"), [], []), error)
         name, arrived = ours.recv()
         assert (name, type(arrived), str(arrived)) == ("failed", kind, "this and that")
+    _Messenger(theirs).failed(Chunk(0, Label("rad", "rad"), [], []), KeyError("this"))
+    name, arrived = ours.recv()
+    assert (name, type(arrived), str(arrived)) == ("failed", RuntimeError, "KeyError: 'this' (RAD_DEBUG=1 shows where)")
 
 
 def test_a_process_that_cannot_begin_says_why():

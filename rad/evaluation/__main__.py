@@ -10,8 +10,8 @@ from rad.evaluation.compare import BATCH_SIZE, evaluate, evaluate_folders, extra
 from rad.evaluation.layout import is_tree
 from rad.evaluation.options import add_options
 from rad.evaluation.results import Comparison
-from rad.pictures import is_source
-from rad.record import RUN, read_run
+from rad.pictures import absolute, is_source
+from rad.record import RUN, read_run, scoring
 
 FILES = ("metrics.csv", "sets.csv", "passports.json")
 
@@ -62,6 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tell("note: pixels only; --feature_net, --lpips or --fid add perceptual distances and distances between sets")
     output = Path(options.output or (first if tree else "evaluation"))
     progress = _Progress()
+    how = scoring(
+        reference=absolute(str(reference)), mask=options.mask, mask_polarity=options.mask_polarity, seed=options.seed
+    )
     if tree:
         comparison = evaluate(
             first,
@@ -72,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             seed=options.seed,
             batch_size=options.batch_size,
             on_progress=progress,
+            scoring=how,
         )
     else:
         comparison = evaluate_folders(
@@ -85,10 +89,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             seed=options.seed,
             batch_size=options.batch_size,
             on_progress=progress,
+            scoring=how,
         )
     _report(comparison, output)
-    complete = len(comparison.results) == progress.total and not any(row.missing for row in comparison.rows)
-    return EXIT_OK if complete else EXIT_SOME
+    lacking = (
+        progress.total - len(comparison.results) + comparison.unknown + sum(row.missing for row in comparison.rows)
+    )
+    return EXIT_SOME if lacking else EXIT_OK
 
 
 def _report(comparison: Comparison, output: Path) -> None:

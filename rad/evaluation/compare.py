@@ -32,6 +32,7 @@ BATCH_SIZE = 32
 BASELINE = "rad"
 
 References = Sequence[Picture] | str | Path
+Scoring = Mapping[str, object]
 OnProgress = Callable[[int, int], None]
 
 
@@ -40,11 +41,13 @@ def evaluate(
     *,
     references: References,
     extractors: Sequence["Extractor"] = (),
-    baseline: str | None = BASELINE,
+    baseline: str | None = None,
     seed: int = 0,
     batch_size: int = BATCH_SIZE,
     on_progress: OnProgress | None = None,
     tables: Path | None = None,
+    scoring: Scoring | None = None,
+    remarks: Sequence[str] = (),
 ) -> Comparison:
     """Score all that sample.py wrote into a folder, and write metrics.csv, sets.csv and passports.json.
 
@@ -56,17 +59,19 @@ def evaluate(
         references: the original pictures, or the folder, zip or file with them. Distances between sets use all of them, also
             those that were not filled.
         extractors: networks for perceptual distances and features; without any, only pixels are compared.
-        baseline: the method that others are compared with; where it is None, or "rad" and there is none, the first.
+        baseline: the method that others are compared with; None: "rad" if it is there, or else the first.
         seed: of the resamples.
         batch_size: images that are scored together; numbers do not depend on it, but for rounding.
         on_progress: called with the number of files done and that of all.
         tables: folder for the files written; None: `output`.
+        scoring: how the files are scored, for the reader of the report (`rad.record.scoring`).
+        remarks: further notes, such as what could not be made.
 
     Raises:
         ValueError: there is nothing that can be scored, no method is called `baseline`, or pictures share a name.
     """
     run = read_run(output)
-    notes = unlike(run)
+    notes = [*remarks, *unlike(run)]
     files = read_tree(output, run, notes=notes)
     return _compare(
         tables or output,
@@ -77,7 +82,7 @@ def evaluate(
         seed=seed,
         batch_size=batch_size,
         on_progress=on_progress,
-        run=run,
+        run=run | ({"scoring": dict(scoring)} if scoring else {}),
         notes=notes,
     )
 
@@ -90,10 +95,11 @@ def evaluate_folders(
     output: Path,
     mask_polarity: Polarity = "white_is_fill",
     extractors: Sequence["Extractor"] = (),
-    baseline: str | None = BASELINE,
+    baseline: str | None = None,
     seed: int = 0,
     batch_size: int = BATCH_SIZE,
     on_progress: OnProgress | None = None,
+    scoring: Scoring | None = None,
 ) -> Comparison:
     """Score the results of any other system; the rest as `evaluate`.
 
@@ -117,7 +123,7 @@ def evaluate_folders(
         seed=seed,
         batch_size=batch_size,
         on_progress=on_progress,
-        run={},
+        run={"scoring": dict(scoring)} if scoring else {},
         notes=notes,
     )
 
@@ -207,6 +213,7 @@ def _compare(
         rank_by=perceptual[0] if perceptual else "psnr-hole",
         run=run,
         notes=list(dict.fromkeys(" ".join(note.split()) for note in notes)),
+        unknown=sum(one.unknown for one in files),
     )
     _write(comparison, output, files, seed)
     return comparison
@@ -217,7 +224,7 @@ def _choose_baseline(baseline: str | None, methods: list[str]) -> str:
         raise ValueError("there are no results of any method")
     if baseline in methods:
         return str(baseline)
-    if baseline not in (None, BASELINE):
+    if baseline is not None:
         raise ValueError(f"baseline {baseline} has no results: choose one of {', '.join(methods)}")
     return BASELINE if BASELINE in methods else methods[0]
 
@@ -305,6 +312,8 @@ def _rows(
         values = {}
         for metric in described:
             numbers = list(_by_image(some, metric.name).values())
+            if 0 < len(numbers) < len(counts):
+                notes.append(f"{files.name}: {metric.title} is known of {len(numbers)} of {len(counts)} images alone")
             if numbers:
                 values[metric.name] = interval(numbers, seed=key(seed, "interval", files.name, label, metric.name))
         compared_with = digests or {image: scored.digests[image] for image in counts}
@@ -356,9 +365,13 @@ def _with_sets(
         return []
     for number, whole in references.items():
         extractor = extractors[number]
-        for region, reference in (("whole", whole), ("crop", scored.crops[number])):
+        crops: dict[frozenset[str], metrics.ReferenceFeatures] = {}
+        for region in ("whole", "crop"):
             for place, row in enumerate(rows):
                 found = scored.features[number, region, row.method]
+                images = frozenset(image for image, _ in found)
+                crops[images] = crops.get(images) or scored.crops[number].of(images)
+                reference = whole if region == "whole" else crops[images]
                 made = _set_values(extractor, region, found, reference, key(seed, "sets", mask, row.method))
                 rows[place] = replace(row, values=row.values | made)
                 least = min(row.images, len(reference.features))
@@ -366,7 +379,7 @@ def _with_sets(
                     notes.append(f"{mask}: rows of less than two images have no distances between sets")
                 elif least <= metrics.NEIGHBOURS:
                     notes.append(f"{mask}: rows of at most {metrics.NEIGHBOURS} images have no precision and recall")
-                elif least <= whole.features.shape[1] and extractor.frechet_name is not None:
+                if 2 <= least <= whole.features.shape[1] and extractor.frechet_name is not None:
                     notes.append(
                         f"{extractor.frechet_name} is of fewer images than features ({whole.features.shape[1]}) and depends on "
                         "their number: compare it within a group only"

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from rad.console import counted
 from rad.evaluation.results import Cost
 from rad.masks.files import looks_inverted, read_mask, write_mask
 from rad.pictures import SUFFIXES, Picture, by_stem, holds_one, list_pictures, stems
@@ -25,12 +26,14 @@ class MaskResults:
         holes: the hole of each image, white = fill, in files.
         files: the results of each method, in the order in which methods are shown.
         costs: of each method and image, where they are known; of one sample.
+        unknown: number of result files without a hole of their name.
     """
 
     name: str
     holes: dict[str, Path]
     files: dict[str, Files]
     costs: dict[str, dict[str, Cost]] = field(default_factory=dict)
+    unknown: int = 0
 
     @property
     def images(self) -> list[str]:
@@ -55,9 +58,10 @@ def is_tree(folder: Path) -> bool:
 
 def unlike(run: Mapping[str, Any]) -> list[str]:
     """A remark where results were made on different machines, as far as `run.json` says."""
-    different = []
-    for name, usual in (("device", None), ("cpu", None), ("threads", None), ("processes", 1)):
-        found = list(dict.fromkeys(str(one.get("environment", {}).get(name, usual)) for one in run.get("runs", [])))
+    different, common = [], run.get("options", {})
+    told = [{**one.get("options", common), **one.get("environment", {})} for one in run.get("runs", [])]
+    for name, usual in (("device", None), ("cpu", None), ("threads", None), ("processes", 1), ("batch_size", None)):
+        found = list(dict.fromkeys(str(one.get(name, usual)) for one in told))
         if len(found) > 1:
             different.append(f"{name} {' and '.join(found)}")
     return [f"seconds are not comparable: runs differ in {', '.join(different)}"] if different else []
@@ -80,13 +84,14 @@ def read_tree(folder: Path, run: Mapping[str, Any], *, notes: list[str]) -> list
     for mask in _ordered(found, run.get("masks", [])):
         holes = _pictures(folder / mask / "masks", notes)
         labels = {path.name for path in (folder / mask).iterdir() if path.is_dir() and not path.name.startswith(".")}
-        files, costs = {}, {}
+        files, costs, unknown = {}, {}, 0
         for label in _ordered(labels - {"masks"}, run.get("methods", [])):
-            files[label] = find_results(folder / mask / label, set(holes), samples=samples, notes=notes)
+            files[label], more = find_results(folder / mask / label, set(holes), samples=samples, notes=notes)
+            unknown += more
             count = samples or max((len(some) for some in files[label].values()), default=1)
             costs[label] = _costs_of_one(folder / mask / label, count, notes)
         notes += [f"{mask}: there are no results of {label}" for label in run.get("methods", []) if label not in files]
-        sets.append(MaskResults(mask, holes, files, costs))
+        sets.append(MaskResults(mask, holes, files, costs, unknown))
     return sets
 
 
@@ -94,8 +99,9 @@ def _ordered(found: set[str], wanted: list[str]) -> list[str]:
     return [name for name in dict.fromkeys(wanted) if name in found] + sorted(found - set(wanted))
 
 
-def find_results(folder: Path, names: set[str], *, samples: int | None = None, notes: list[str]) -> Files:
-    """The result files in a folder for the images called `names`: NAME.png, or NAME-0.png, NAME-1.png ...
+def find_results(folder: Path, names: set[str], *, samples: int | None = None, notes: list[str]) -> tuple[Files, int]:
+    """The result files in a folder for the images called `names`: NAME.png, or NAME-0.png, NAME-1.png ...; and how many are no
+    one's, nor what sample.py writes beside them.
 
     Args:
         samples: how many there are of each image, which tells sample 0 of "a" from the image "a-0"; None: numbered files are
@@ -105,14 +111,23 @@ def find_results(folder: Path, names: set[str], *, samples: int | None = None, n
     found = _pictures(folder, notes)
     if samples is not None and samples > 1:
         numbered = {name: {n: found[f"{name}-{n}"] for n in range(samples) if f"{name}-{n}" in found} for name in names}
-        return {name: files for name, files in numbered.items() if files}
-    results: Files = {name: {0: found[name]} for name in names if name in found}
+        results: Files = {name: files for name, files in numbered.items() if files}
+    else:
+        results = {name: {0: found[name]} for name in names if name in found}
     if samples is None:
         for full, path in sorted(found.items()):
             match = re.fullmatch(r"(.+)-(\d+)", full)
             if match and match[1] in names and match[1] not in found and full not in names:
                 results.setdefault(match[1], {})[int(match[2])] = path
-    return results
+    known = {path for some in results.values() for path in some.values()}
+    taken = {name for name, path in found.items() if path in known} | results.keys()
+    beside = {f"{name}{suffix}" for name in taken for suffix in ("-raw", "-mask")}
+    unknown = sorted(name for name, path in found.items() if path not in known and name not in beside)
+    if unknown:
+        notes.append(
+            f"{folder}: {counted(len(unknown), 'file')} without an original and a mask of that name, such as {unknown[0]}"
+        )
+    return results, len(unknown)
 
 
 def _pictures(folder: Path, notes: list[str]) -> dict[str, Path]:
@@ -167,10 +182,12 @@ def read_folders(
     Raises ValueError where a folder holds no picture called like a reference, or no mask fits.
     """
     files: dict[str, Files] = {}
+    unknown = 0
     for label, folder in results.items():
         if not folder.is_dir():
             raise ValueError(f"{folder} is not a folder: give the folder with the results of {label}")
-        files[label] = find_results(folder, names, notes=notes)
+        files[label], more = find_results(folder, names, notes=notes)
+        unknown += more
         if not files[label]:
             raise ValueError(f"{folder} holds no picture called like a reference, such as {min(names)}.png")
     images = sorted({image for some in files.values() for image in some})
@@ -201,4 +218,4 @@ def read_folders(
             f"{name}: {len(inverted)} of {len(holes)} masks look inverted, such as that of {inverted[0]} (so do those of "
             f"outpainting): look at --mask_polarity, which is {polarity}"
         )
-    return MaskResults(name, holes, files)
+    return MaskResults(name, holes, files, unknown=unknown)

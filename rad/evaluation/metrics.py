@@ -5,7 +5,7 @@ Numbers are computed in float64; SSIM in float32 as torchmetrics does, where rou
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cached_property
 from typing import Literal
 
@@ -69,9 +69,9 @@ def crop(image: Tensor, box: Box) -> Tensor:
 
 
 def psnr(image: Tensor, reference: Tensor, hole: Tensor | None = None) -> Tensor:
-    """(B) float64, dB, range 1, over all pixels or over those of the hole; at most `PSNR_LIMIT`, for equal images too.
+    """(B) float64, dB, range 1, over all pixels, or over those of the hole with at most `PSNR_LIMIT`.
 
-    NaN for an empty hole.
+    Equal images have that of images of which one value differs by one of 255 levels, or the limit. NaN for an empty hole.
     """
     image, reference = image.double(), reference.double()
     share: Tensor | float = 1.0
@@ -80,7 +80,7 @@ def psnr(image: Tensor, reference: Tensor, hole: Tensor | None = None) -> Tensor
         image, reference, share = image * fill, reference * fill, fill.mean((1, 2, 3))
     whole = peak_signal_noise_ratio(image, reference, data_range=1.0, dim=(1, 2, 3), reduction="none")
     value = whole + 10 * torch.log10(torch.as_tensor(share, dtype=torch.float64, device=image.device))
-    return value.clamp(max=PSNR_LIMIT)
+    return value.clamp(max=10 * math.log10(255**2 * image[0].numel()) if hole is None else PSNR_LIMIT)
 
 
 def ssim(image: Tensor, reference: Tensor) -> Tensor:
@@ -140,6 +140,13 @@ class ReferenceFeatures:
 
     def __init__(self, features: Tensor, names: Sequence[str] = ()) -> None:
         self.features, self.names = features.double(), names
+
+    def of(self, names: Collection[str]) -> "ReferenceFeatures":
+        """Those of the pictures called so."""
+        rows = [row for row, name in enumerate(self.names) if name in names]
+        if len(rows) == len(self.names):
+            return self
+        return ReferenceFeatures(self.features[rows], [self.names[row] for row in rows])
 
     @cached_property
     def radii(self) -> Tensor:
@@ -372,11 +379,12 @@ def pixel_metrics(*, raw: bool) -> list[Metric]:
     own = base | {"library": "rad"}
     whole, bounds = {"region": "whole image"}, {"region": REGION_CROP}
     limit = {"limit": f"{PSNR_LIMIT:.2f} dB, that of 8-bit rounding"}
+    equal = {"limit": "one value differs by one of 255 levels"}
     window = {"window": "Gaussian, 11 pixels, sigma 1.5", "colours": "mean over RGB"}
     band = {"region": "hole pixels within max(1, side/64) pixels of a known one"}
     made = [
-        Metric("psnr", "PSNR (dB)", "higher", 2, base | whole | limit),
-        Metric("psnr-crop", "PSNR crop (dB)", "higher", 2, base | bounds | limit),
+        Metric("psnr", "PSNR (dB)", "higher", 2, base | whole | equal),
+        Metric("psnr-crop", "PSNR crop (dB)", "higher", 2, base | bounds | equal),
         Metric("psnr-hole", "PSNR hole (dB)", "higher", 2, base | {"region": "hole pixels only"} | limit),
         Metric("ssim", "SSIM", "higher", 3, base | whole | window),
         Metric("ssim-crop", "SSIM crop", "higher", 3, base | bounds | window),
@@ -413,7 +421,7 @@ def set_metrics(
         references: number and hash of the pictures that the results are compared with.
     """
     whole = passport | references | {"region": "whole image"}
-    bounds = passport | {"references": "crops of the originals of these results", "region": REGION_CROP}
+    bounds = passport | {"references": "crops of the originals of the images of the row", "region": REGION_CROP}
     exact = f"torchmetrics {torchmetrics.__version__}, float64"
     among = {"neighbours": str(NEIGHBOURS), "definition": "improved precision and recall, arXiv:1904.06991"}
     made: list[Metric] = []

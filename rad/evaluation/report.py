@@ -38,10 +38,11 @@ COSTS = {
     "nfe": ("NFE", "network calls for one sample of an image"),
     "vjp": ("VJP", "backward passes through the network for one sample of an image"),
     "seconds": ("seconds", "for one sample of an image"),
-    "peak_mib": ("peak MiB", "the largest memory of all images"),
+    "peak_mib": ("peak MiB", "the largest memory of all images; on a CPU that of the process, the model included"),
 }
 READING = (
-    "Numbers in brackets are bootstrap 95 % intervals over images; there is none where all values are equal.",
+    "Numbers in brackets are bootstrap 95 % intervals over images; there is none where all values are equal, and those of fewer "
+    "than six images are too narrow.",
     "the best value of a group and all that cannot be told from it, by the test where one of the two is the baseline, "
     "otherwise because their intervals overlap; nothing where that would be all, or where the best has no interval.",
     "Means over images are compared with the baseline on the images that both have: paired sign-flip test, Holm over the "
@@ -152,7 +153,7 @@ def write_report(comparison: Comparison, output: Path, *, open_reference: Opener
     pictures.fit(_all_pictures(mask_sets))
     content: dict[str, Any] = {
         "comparison": comparison,
-        "commands": [str(run["command"]) for run in comparison.run.get("runs", []) if "command" in run],
+        "commands": _commands(comparison.run),
         "facts": _facts(comparison.run),
         "columns": _columns(comparison),
         "mask_sets": mask_sets,
@@ -162,6 +163,7 @@ def write_report(comparison: Comparison, output: Path, *, open_reference: Opener
         "reading": READING,
         "reduction": pictures.describe(),
         "method_count": len({row.method for row in comparison.rows}),
+        "row_keys": list(dict.fromkeys(key for row in comparison.rows for key in row.passport)),
         "passport_keys": list(dict.fromkeys(key for metric in comparison.metrics for key in metric.passport)),
         "arrow": {"higher": " ↑", "lower": " ↓", "none": ""},
         "sorted_as": {"higher": "descending", "lower": "ascending", "none": "none"},
@@ -195,6 +197,12 @@ def _plain(text: object) -> str:
     return re.sub(r"([\\`*<>\[\]|])", r"\\\1", " ".join(str(text).split()))
 
 
+def _commands(run: dict[str, Any]) -> list[str]:
+    """Of sampling, and that of scoring where it is another."""
+    made = [*run.get("runs", []), run.get("scoring", {})]
+    return list(dict.fromkeys(str(one["command"]) for one in made if "command" in one))
+
+
 def _facts(run: dict[str, Any]) -> dict[str, dict[str, str]]:
     """run.json as titled lists; its commands, and its names of masks and methods, are elsewhere on the page."""
     runs = run.get("runs", [])
@@ -202,9 +210,10 @@ def _facts(run: dict[str, Any]) -> dict[str, dict[str, str]]:
     if "seed" in run.get("options", {}):
         facts["run"]["seed"] = _text(run["options"]["seed"])
     facts["environment"] = _of_runs([one.get("environment", {}) for one in runs])
+    facts["options"] = _of_runs([one.get("options", run.get("options", {})) for one in runs])
     for title, entries in run.items():
-        if isinstance(entries, dict):
-            facts[title] = {str(key): _text(value) for key, value in entries.items()}
+        if isinstance(entries, dict) and title not in facts:
+            facts[title] = {str(key): _text(value) for key, value in entries.items() if key != "command"}
     return {title: entries for title, entries in facts.items() if entries}
 
 

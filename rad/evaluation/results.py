@@ -114,8 +114,10 @@ class Comparison:
     Args:
         baseline: the method that others are compared with.
         rank_by: name of the metric by which rows are sorted and best and worst cases are chosen.
-        run: how the results were made, from run.json (commands, commits, environments, options); empty for others' files.
+        run: how the results were made, from run.json (commands, commits, environments, options), and under "scoring" how they
+            were scored.
         notes: remarks for the reader, such as a metric that was left out and why.
+        unknown: number of result files that have no reference or no mask of their name.
     """
 
     metrics: list[Metric]
@@ -125,3 +127,4 @@ class Comparison:
     rank_by: str
     run: dict[str, Any]
     notes: list[str]
+    unknown: int = 0
