@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from diffusers import UNet2DModel
 from PIL import Image
+from safetensors.torch import load_file
 
 from rad import cli
 from rad.console import Progress
@@ -780,6 +782,15 @@ def test_every_configuration_that_ships_is_valid(path, capsys):
         cli.train(["--config", path.name, "--print_config"])
     assert stopped.value.code == 0
     assert yaml.safe_load(capsys.readouterr().out)["name"] == path.stem
+
+
+def test_the_configuration_of_the_base_that_ships_builds_it():
+    config = yaml.safe_load((ROOT / "configs/base_nature32.yaml").read_text())
+    shipped = load_file(ROOT / "checkpoints/base-nature32/unet/diffusion_pytorch_model.safetensors")
+    built = UNet2DModel(**config["model"]["unet"]).state_dict()
+    assert {name: value.shape for name, value in built.items()} == {
+        name: value.shape for name, value in shipped.items()
+    }
 
 
 # ---- as programs, from another folder ------------------------------------------------------------
