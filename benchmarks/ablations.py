@@ -2,11 +2,13 @@
 
     python benchmarks/ablations.py --data TRAIN.zip --val_data VAL.zip --pictures runs/pictures32 --output runs/ablations
 
-The commands are written to OUTPUT/commands.txt; what is finished is not made again.
+The commands are written to OUTPUT/commands.txt; what is finished is not made again. OUTPUT/compared holds the results of all
+variants as one scored comparison, for benchmarks/table.py; the first variant is its baseline.
 """
 
 import argparse
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -47,6 +49,7 @@ def main() -> None:
         if not (model / "rad_config.json").is_file():
             call(options, training(options, name))
         call(options, sampling(options, name, model))
+    call(options, scoring(options))
 
 
 def training(options: argparse.Namespace, name: str) -> list[str]:
@@ -67,21 +70,49 @@ def training(options: argparse.Namespace, name: str) -> list[str]:
 
 def sampling(options: argparse.Namespace, name: str, model: Path) -> list[str]:
     """The command that fills and scores the pictures with a variant."""
-    method = "tdpaint" if name == "tdpaint" else "rad"
     words = ["sample.py", "--checkpoint", str(model.resolve()), "--image", str(options.pictures.resolve())]
-    words += ["--mask", *options.mask, "--method", f"{method}@{options.steps}", "--limit", str(options.limit)]
+    words += ["--mask", *options.mask, "--method", method(options, name), "--limit", str(options.limit)]
     words += ["--output", str((options.output / "results" / name).resolve()), "--batch_size", "25", "--report"]
     return [*words, "--feature_net", str(ROOT / "checkpoints/features-nature64")]
 
 
+def scoring(options: argparse.Namespace) -> list[str]:
+    """The command that scores all variants together; their results are put side by side, as methods of one comparison."""
+    together = options.output / "compared"
+    for mask in options.mask:
+        (together / mask).mkdir(parents=True, exist_ok=True)
+        for name in options.variants:
+            made = (options.output / "results" / name / mask).resolve()
+            for there, label in (("masks", "masks"), (method(options, name), name)):
+                if not (together / mask / label).exists():
+                    (together / mask / label).symlink_to(made / there, target_is_directory=True)
+    words = [
+        "-m",
+        "rad.evaluation",
+        "--results",
+        str(together.resolve()),
+        "--reference",
+        str(options.pictures.resolve()),
+    ]
+    return [*words, "--baseline", options.variants[0], "--feature_net", str(ROOT / "checkpoints/features-nature64")]
+
+
+def method(options: argparse.Namespace, name: str) -> str:
+    return f"{'tdpaint' if name == 'tdpaint' else 'rad'}@{options.steps}"
+
+
 def call(options: argparse.Namespace, words: list[str]) -> None:
-    """Run a script of the project in the output folder, where train.py puts its runs."""
+    """Run a script or module of the project in the output folder, where train.py puts its runs."""
     with (options.output / "commands.txt").open("a") as file:
         print("python", shlex.join(words), file=file)
     models = options.output / "checkpoints"
     if not models.exists():
         models.symlink_to(ROOT / "checkpoints")
-    subprocess.run([sys.executable, str(ROOT / words[0]), *words[1:]], cwd=options.output, check=True)
+    program = words if words[0] == "-m" else [str(ROOT / words[0]), *words[1:]]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, *program], cwd=options.output, env=environment, check=False)
+    if done.returncode not in (0, 3):  # 3: a picture or a part of the report is missing
+        raise SystemExit(done.returncode)
 
 
 if __name__ == "__main__":
