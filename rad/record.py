@@ -130,15 +130,21 @@ class Record:
 
 def scoring(**options: object) -> dict[str, Any]:
     """How a comparison is scored now, for its report: command, date, commit and versions, and `options`."""
-    return {**_now(), **options, **_versions()}
+    return {**_now(), **{name: value for name, value in options.items() if value is not None}, **_versions()}
 
 
 def _now() -> dict[str, Any]:
     return {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(["python", *_program(), *sys.argv[1:]]),
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "commit": commit(),
     }
+
+
+def _program() -> list[str]:
+    """The script, or -m and the package, as it was called."""
+    package = getattr(getattr(sys.modules["__main__"], "__spec__", None), "parent", None)
+    return ["-m", package] if package and Path(sys.argv[0]).name == "__main__.py" else sys.argv[:1]
 
 
 RUN = "run.json"

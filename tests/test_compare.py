@@ -775,7 +775,8 @@ def test_command_on_a_tree(tree: tuple[Path, Path], tmp_path: Path, capsys: pyte
     assert (tmp_path / "tables/report.html").is_file()
 
 
-def test_command_on_folders_of_others(tree: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_command_on_folders_of_others(tree: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "argv", ["score.py", "--mask_polarity", "white_is_fill"])
     arguments = ["--results", f"ours={tree[0] / 'wide/rad'}", str(tree[0] / "wide/bad"), "--reference", str(tree[1])]
     arguments += ["--mask", str(tree[0] / "wide/masks"), "--output", str(tmp_path), "--baseline", "bad"]
     assert command.main(arguments) == 0
@@ -784,7 +785,7 @@ def test_command_on_folders_of_others(tree: tuple[Path, Path], tmp_path: Path, c
         text = (tmp_path / name).read_text()
         assert "bad" in text
         assert "how these results were made is not known" in text
-        for part in (sys.argv[0], str(tree[1]), "white_is_fill", torch.__version__):
+        for part in ("python score.py --mask_polarity", str(tree[1]), torch.__version__):
             assert part in text, "how they were scored is"
 
 
