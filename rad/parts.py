@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +83,8 @@ def find_pipeline(source: str | Path, revision: str | None = None) -> Pipeline |
         commit = folder.name
     if not (folder / INDEX).is_file():
         return None
+    if revision is not None and commit is None:
+        warnings.warn(f"revision={revision!r} is unused: {folder} is a local path", stacklevel=2)
     index = read_json(folder / INDEX)
     parts = {
         name: entry[1]

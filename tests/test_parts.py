@@ -51,6 +51,8 @@ def test_what_the_index_says(sd3, ldm, base):
     assert set(other.parts) == {"vqvae", "unet", "scheduler"}
     assert find_pipeline(base) is None
     assert find_pipeline("nowhere") is None
+    with pytest.warns(UserWarning, match="revision='main' is unused"):
+        assert find_pipeline(ldm, "main") == other
 
 
 def test_an_index_with_code_of_its_own_or_damage_is_data(ldm):

@@ -458,6 +458,14 @@ def test_the_plot_has_a_point_or_a_line_for_each_method(tmp_path: Path) -> None:
     assert plot_quality(rows, FRECHET, families=["slow", "good", "mean"], prefix="p") is None
 
 
+def test_costs_that_hardly_differ_have_ticks(tmp_path: Path) -> None:
+    rows = [
+        Row("wide", name, "0", 4, 1, {"psnr": Interval(20, 12, 21)}, cost=Cost(n)) for name, n in (("a", 6), ("b", 8))
+    ]
+    texts = re.findall(r"<text[^>]*>([^<]*)</text>", plot_quality(rows, PSNR, families=["a", "b"], prefix="p") or "")
+    assert [text for text in texts if text in "56789"] == ["5", "6", "7", "8", "9"]
+
+
 def test_intervals_of_the_plot_reach_as_far_as_they_do(tmp_path: Path) -> None:
     """The bar of an interval that is long below its value is as long below its marker."""
     row = Row("wide", "slow", "0", 4, 1, {"psnr": Interval(20, 12, 21)}, cost=Cost(100))

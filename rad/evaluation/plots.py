@@ -85,7 +85,8 @@ def _panel(
     room = max((high / low) ** 0.14, 1.5)
     axes.set_xlim(low / room, high * room)
     wide = high / low > 300
-    axes.xaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5), numticks=12))
+    subs = (1,) if wide else (1, 2, 5) if high / low > 5 else range(1, 10)
+    axes.xaxis.set_major_locator(LogLocator(subs=tuple(subs), numticks=12))
     axes.xaxis.set_minor_locator(LogLocator(subs=(2, 5), numticks=30) if wide else NullLocator())
     for which in ("major", "minor"):
         axes.xaxis.set_tick_params(which=which, color="#888888")
