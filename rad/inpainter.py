@@ -465,9 +465,7 @@ def _forget_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
-    with contextlib.suppress(
-        OSError
-    ):  # Linux alone has it: "5" is the peak of the resident size, see proc_pid_clear_refs(5)
+    with contextlib.suppress(OSError):  # Linux alone has it; "5" is the peak of the resident size
         Path("/proc/self/clear_refs").write_text("5")
 
 
