@@ -98,6 +98,7 @@ def scoring(options: argparse.Namespace) -> list[str]:
 
 
 def method(options: argparse.Namespace, name: str) -> str:
+    """What fills the pictures with a variant, as its folder is called."""
     return f"{'tdpaint' if name == 'tdpaint' else 'rad'}@{options.steps}"
 
 

@@ -369,9 +369,10 @@ def _with_sets(
         for region in ("whole", "crop"):
             for place, row in enumerate(rows):
                 found = scored.features[number, region, row.method]
-                images = frozenset(image for image, _ in found)
-                crops[images] = crops.get(images) or scored.crops[number].of(images)
-                reference = whole if region == "whole" else crops[images]
+                reference = whole
+                if region == "crop":
+                    images = frozenset(image for image, _ in found)
+                    reference = crops[images] = crops.get(images) or scored.crops[number].of(images)
                 made = _set_values(extractor, region, found, reference, key(seed, "sets", mask, row.method))
                 rows[place] = replace(row, values=row.values | made)
                 least = min(row.images, len(reference.features))
