@@ -9,7 +9,7 @@ much against the first as there.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from rad.lora import trainable
-from rad.module import Batch, adamw
+from rad.module import Batch, Schedule, adamw, require_schedule
 from rad.tape import generator
 
 MEASURED = 256
@@ -45,7 +45,7 @@ class AutoencoderTraining(L.LightningModule):
         perceptual: a feature network as `rad.evaluation.features.feature_net` takes it; None: no perceptual distance. Numbers
             of an evaluation with the same network then flatter the model.
         perceptual_weight: of its distance.
-        learning_rate, betas, weight_decay, warmup_steps, schedule: as of `rad.module.Diffusion`.
+        learning_rate, betas, weight_decay, warmup_steps, schedule, decay_share: as of `rad.module.Diffusion`.
         image_size: of the training images in pixels.
         seed: of the weights and of the draws from the posterior.
     """
@@ -60,16 +60,15 @@ class AutoencoderTraining(L.LightningModule):
         betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 0.0,
         warmup_steps: int = 0,
-        schedule: Literal["constant", "linear", "cosine"] = "constant",
+        schedule: Schedule = "constant",
+        decay_share: float = 0.1,
         image_size: int = 64,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if kl_weight < 0 or perceptual_weight < 0 or warmup_steps < 0 or learning_rate <= 0:
-            raise ValueError(
-                f"kl_weight is {kl_weight}, perceptual_weight {perceptual_weight}, warmup_steps {warmup_steps} and "
-                f"learning_rate {learning_rate}; allowed are >= 0, >= 0, >= 0 and > 0"
-            )
+        if kl_weight < 0 or perceptual_weight < 0:
+            raise ValueError(f"kl_weight is {kl_weight} and perceptual_weight {perceptual_weight}; both must be >= 0")
+        require_schedule(warmup_steps=warmup_steps, decay_share=decay_share, learning_rate=learning_rate)
         fields: dict[str, Any] = {**autoencoder, "sample_size": image_size}
         try:
             with torch.device("meta"):
@@ -91,7 +90,8 @@ class AutoencoderTraining(L.LightningModule):
         self.autoencoder.train()
         self.kl_weight, self.perceptual, self.perceptual_weight = kl_weight, perceptual, perceptual_weight
         self.learning_rate, self.adam_betas, self.weight_decay = learning_rate, betas, weight_decay
-        self.warmup_steps, self.schedule = warmup_steps, schedule
+        self.warmup_steps, self.decay_share = warmup_steps, decay_share
+        self.schedule: Schedule = schedule
         self.image_size, self.seed = image_size, seed
         self._compare = self._load_network()
         self.val_means = torch.nn.ModuleDict({name: MeanMetric() for name in ("loss", "l1", "distance", "kl", "psnr")})

@@ -20,11 +20,12 @@ from torch import Tensor
 from rad.autoencoder import Autoencoder
 from rad.autoencoder_training import MEASURED, AutoencoderTraining
 from rad.checkpoints import WholeCheckpointIO
-from rad.files import replacing_folder
+from rad.files import replacing, replacing_folder
 from rad.lora import save_adapter, swapped, trainable
 from rad.masks.shapes import make
 from rad.module import Diffusion
 from rad.parts import quietly
+from rad.pictures import to_uint8
 from rad.pretrained import StableText
 from rad.process import betas_of
 from rad.tape import NoiseTape, generator
@@ -33,22 +34,36 @@ from rad.tape import NoiseTape, generator
 class EMA(Callback):
     """Exponential moving average of what is trained, with warm-up: decay = min(decay, 1 - (1 + step/inv_gamma)^-power).
 
-    Validation and panels use the average; raw weights and average are both kept.
+    Raw weights and averages are both kept. Several averages may run in one training, each with its own `suffix`;
+    validation and panels use the first.
 
     Args:
         decay: the largest decay a step.
         inv_gamma, power: of the warm-up (Karras et al.'s defaults for long runs are 1 and 2/3; RAD's code has 1 and 3/4).
+        suffix: the average is exported to `step=N-SUFFIX`.
     """
 
-    def __init__(self, decay: float = 0.9999, inv_gamma: float = 1.0, power: float = 0.75) -> None:
+    def __init__(self, decay: float = 0.9999, inv_gamma: float = 1.0, power: float = 0.75, suffix: str = "ema") -> None:
         if not 0 <= decay < 1 or inv_gamma <= 0 or power <= 0:
             raise ValueError(
                 f"EMA has decay {decay}, inv_gamma {inv_gamma}, power {power}; allowed are [0,1), > 0, > 0"
             )
-        self.decay, self.inv_gamma, self.power = decay, inv_gamma, power
+        if not suffix.replace("_", "").replace(".", "").isalnum():
+            raise ValueError(f"EMA has suffix {suffix!r}; allowed are letters, digits, '_' and '.'")
+        self.decay, self.inv_gamma, self.power, self.suffix = decay, inv_gamma, power, suffix
         self.step = 0
         self.weights: dict[str, Tensor] = {}
         self._swap: Any = None
+
+    @property
+    def state_key(self) -> str:
+        """The name of its state in a checkpoint: each average has its own."""
+        return "EMA" if self.suffix == "ema" else f"EMA-{self.suffix}"
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        suffixes = [ema.suffix for ema in _averages(trainer)]
+        if len(set(suffixes)) < len(suffixes):
+            raise ValueError(f"the EMA callbacks have suffixes {', '.join(suffixes)}: give each its own")
 
     def decay_at(self, step: int) -> float:
         """The decay of update number `step` = 1, 2, ..."""
@@ -74,7 +89,7 @@ class EMA(Callback):
         torch._foreach_lerp_(averages, [p.detach() for p in parameters.values()], 1 - self.decay_at(step))
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.weights:
+        if self.weights and self is _averages(trainer)[0]:
             self._swap = swapped(pl_module, self.weights)
             self._swap.__enter__()
 
@@ -91,26 +106,26 @@ class EMA(Callback):
 
 
 @contextmanager
-def averaged(trainer: L.Trainer, module: L.LightningModule) -> Iterator[bool]:
-    """Within the context `module` holds the averaged weights, if an EMA callback runs; yields whether it does."""
-    ema = next((callback for callback in _callbacks(trainer) if isinstance(callback, EMA) and callback.weights), None)
+def averaged(trainer: L.Trainer, module: L.LightningModule) -> Iterator[None]:
+    """Within the context `module` holds the averaged weights of the first EMA callback, if there is one."""
+    ema = next((ema for ema in _averages(trainer) if ema.weights), None)
     if ema is None:
-        yield False
+        yield
         return
     with swapped(module, ema.weights):
-        yield True
+        yield
 
 
-def _callbacks(trainer: L.Trainer) -> list[Callback]:
+def _averages(trainer: L.Trainer) -> list[EMA]:
     found: Any = trainer
-    return found.callbacks
+    return [callback for callback in found.callbacks if isinstance(callback, EMA)]
 
 
 class Checkpoint(ModelCheckpoint):
     """ModelCheckpoint in optimiser steps that writes models ready for use beside each `.ckpt`.
 
-    `step=N.ckpt` resumes the run. `step=N/` and `step=N-ema/` hold the adapter (or, of a base model or autoencoder, the
-    diffusers folder) with the raw and the averaged weights. Whatever stops the program, what bears these names is whole.
+    `step=N.ckpt` resumes the run. `step=N/` and, for each EMA, `step=N-SUFFIX/` hold the adapter (or, of a model trained as a
+    whole, the diffusers folder) with the raw and the averaged weights. A file or folder with such a name is always complete.
 
     Args:
         every_n_train_steps: distance of checkpoints in optimiser steps.
@@ -142,9 +157,10 @@ class Checkpoint(ModelCheckpoint):
             folder = Path(filepath).with_suffix("")
             try:
                 export(module, trainer, folder, ema=False)
-                with averaged(trainer, module) as available:
-                    if available:
-                        export(module, trainer, folder.with_name(f"{folder.name}-ema"), ema=True)
+                for average in _averages(trainer):
+                    if average.weights:
+                        with swapped(module, average.weights):
+                            export(module, trainer, folder.with_name(f"{folder.name}-{average.suffix}"), ema=True)
             except SafetensorError as error:
                 raise OSError(
                     f"{folder} cannot be written: {error}; make room and go on with --ckpt_path last"
@@ -162,7 +178,8 @@ class Checkpoint(ModelCheckpoint):
         super()._remove_checkpoint(trainer, filepath)
         if trainer.is_global_zero:
             folder = Path(filepath).with_suffix("")
-            for path in (folder, folder.with_name(f"{folder.name}-ema")):
+            suffixes = [ema.suffix for ema in _averages(trainer)]
+            for path in (folder, *(folder.with_name(f"{folder.name}-{suffix}") for suffix in suffixes)):
                 shutil.rmtree(path, ignore_errors=True)
 
 
@@ -276,7 +293,9 @@ class Throughput(Callback):
 
 
 class Panel(Callback):
-    """Every N steps, inpaints the first held-out pictures at a fixed seed and logs hole | result | truth to TensorBoard.
+    """Every N steps, inpaints the first held-out images at a fixed seed: hole | result | original.
+
+    The panel is written to `panels/step=N.png` in the run folder, and logged to TensorBoard.
 
     Args:
         every_n_steps: in optimiser steps; 0: never.
@@ -301,9 +320,12 @@ class Panel(Callback):
         due = self.every_n_steps > 0 and trainer.global_step % self.every_n_steps == 0
         if due and trainer.global_step != self._done and isinstance(pl_module, Diffusion) and trainer.is_global_zero:
             self._done = trainer.global_step
+            picture = self.picture(trainer, pl_module)
+            path = Path(trainer.default_root_dir) / "panels" / f"step={trainer.global_step}.png"
+            with replacing(path) as place:
+                to_uint8(picture).save(place, format="PNG")
             writer = getattr(trainer.logger, "experiment", None)
             if hasattr(writer, "add_image"):
-                picture = self.picture(trainer, pl_module)
                 writer.add_image("panel", picture, trainer.global_step)  # pyright: ignore[reportOptionalMemberAccess]
 
     @torch.no_grad()

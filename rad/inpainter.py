@@ -254,8 +254,9 @@ class Inpainter:
         if method.weights == "base" and not self.model.has_base:
             assert self.model.info is not None
             raise ValueError(
-                f"method {method.name!r} needs a base model, and all weights of {self.model.source} were trained for per-pixel "
-                f"noise: use rad, or give the model it was trained from, {self.model.info.base!r}"
+                f"method {method.name!r} needs a base model, and {self.model.source} was trained on per-pixel noise without "
+                "images that are all hole (model.unconditional_share): use rad, or the model that it was trained from, "
+                f"{self.model.info.base!r}"
             )
         if method.needs_grad and self.precision == "bf16":
             free = ", ".join(n for n, kind in METHODS.items() if not kind.needs_grad and n != method.name)

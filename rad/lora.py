@@ -83,6 +83,8 @@ class AdapterInfo:
         qkv_order: how a base in ADM's layout was read, see `rad.load`.
         learned_variance: whether the variance was trained (vlb_weight > 0); if not, sampling takes the posterior's.
         process: that it was trained on, see `rad.module.Diffusion`.
+        unconditional: whether a part of its training had the whole image as the hole. If all weights were trained, they are
+            then a base model for the zero-shot methods, too.
         kind: of the base, see `rad.pretrained.Parts`.
     """
 
@@ -97,6 +99,7 @@ class AdapterInfo:
     qkv_order: QkvOrder = "legacy"
     learned_variance: bool = True
     process: str = "region_aware"
+    unconditional: bool = False
     kind: Kind = "pixel"
     format: int = FORMAT
 
@@ -148,6 +151,7 @@ _INFO: dict[str, Callable[[Any], bool]] = {
     "ema": lambda value: isinstance(value, bool),
     "qkv_order": lambda value: value in get_args(QkvOrder),
     "learned_variance": lambda value: isinstance(value, bool),
+    "unconditional": lambda value: isinstance(value, bool),
     "process": lambda value: value in ("region_aware", "tdpaint"),
     "kind": lambda value: value in get_args(Kind),
 }

@@ -5,6 +5,18 @@ the level does not change: 0; the step ends at the clean level: -log p(x_0) of t
 This one rule covers both ends of RAD's two phases.
 
 Networks that predict v or a flow's velocity have the squared error of that, and no variational term.
+
+Timestep weights. Every squared error is that of x0 times a factor of the signal-to-noise ratio SNR = a^2 / s^2:
+
+    epsilon: SNR     v_prediction: SNR + 1     velocity: 1 / s^2
+
+`timestep_weight` multiplies it, so that the factor of x0 becomes
+
+    "min_snr":        min(SNR, 5)       Hang et al. 2023, arXiv 2303.09556, gamma = 5
+    "truncated_snr":  max(SNR, 1)       Salimans & Ho 2022, arXiv 2202.00512, section 4
+    "p2":             SNR / (1 + SNR)   Choi et al. 2022, arXiv 2204.00227, gamma = k = 1
+
+whatever the network predicts.
 """
 
 import math
@@ -18,6 +30,8 @@ from rad.process import Noise
 from rad.step import Prediction, log_variance, posterior_mean, step_levels
 
 LossRegion = Literal["all", "noisy", "moving"]
+TimestepWeight = Literal["none", "min_snr", "truncated_snr", "p2"]
+MIN_SNR_GAMMA = 5.0
 VlbBoundary = Literal["nll", "zero"]
 
 
@@ -42,6 +56,7 @@ def hybrid_loss(
     vlb_boundary: VlbBoundary = "nll",
     loss_region: LossRegion = "all",
     weight_limit: float = 1.0,
+    timestep_weight: TimestepWeight = "none",
     prediction: Prediction = "epsilon",
 ) -> Losses:
     """Loss of a network that predicts eps, and the variance if it has twice the channels; or another `prediction`.
@@ -57,7 +72,8 @@ def hybrid_loss(
         weight_limit: the squared error of a pixel is weighted by 1 + 1/SNR = 1/a^2, as in v-prediction (Salimans & Ho 2022,
             arXiv 2202.00512), up to this limit. 1 (official): no weight. A short training gains from a limit of about 100:
             at high noise the colours of the estimate hang on very small errors of eps.
-        prediction: what the network gives, see `target`; weights and the variational term are for "epsilon" alone.
+        timestep_weight: weight of the squared error by the noise level of a pixel, see above. "none": 1.
+        prediction: what the network gives, see `target`; `weight_limit` and the variational term are for "epsilon" alone.
     """
     channels = x0.shape[1]
     error = (target(prediction, x0=x0, eps=eps, now=now) - output[:, :channels]).square()
@@ -67,6 +83,8 @@ def hybrid_loss(
     else:
         assert weight_limit == 1
         assert output.shape[1] == channels
+    if timestep_weight != "none":
+        error = now.spread(snr_weight(timestep_weight, now, prediction).to(x.dtype)) * error
     if loss_region != "all":
         chosen = now.s > 0 if loss_region == "noisy" else now.spread(step_levels(now, previous).b > 0)
         counted = chosen.expand(-1, 1, *x.shape[2:]).to(error.dtype)
@@ -89,6 +107,26 @@ def target(prediction: Prediction, *, x0: Tensor, eps: Tensor, now: Noise) -> Te
     if prediction == "velocity":
         return eps - x0
     return now.spread(now.levels_a.to(x0.dtype)) * eps - now.spread(now.levels_s.to(x0.dtype)) * x0
+
+
+def snr_weight(kind: TimestepWeight, now: Noise, prediction: Prediction) -> Tensor:
+    """The timestep weight of each level, (B,K) float64; 0 for clean levels, whose error says nothing.
+
+    Args:
+        kind: see the top of this file; now: the noise levels; prediction: what the network gives.
+    """
+    a2, s2 = now.levels_a.square(), now.levels_s.square()
+    noisy = s2 > 0
+    s2 = torch.where(noisy, s2, 1.0)
+    snr = a2 / s2
+    wanted = {
+        "none": torch.ones_like(snr),
+        "min_snr": snr.clamp(max=MIN_SNR_GAMMA),
+        "truncated_snr": snr.clamp(min=1.0),
+        "p2": snr / (1 + snr),
+    }[kind]
+    given = {"epsilon": snr, "v_prediction": snr + 1, "velocity": 1 / s2, "sample": torch.ones_like(snr)}[prediction]
+    return torch.where(noisy, wanted / given, 0.0)
 
 
 def variational_bits(output: Tensor, *, x0: Tensor, x: Tensor, now: Noise, previous: Noise) -> Tensor:

@@ -176,7 +176,7 @@ class PixelModel:
 
     @property
     def has_base(self) -> bool:
-        return self.info is None or self.peft is not None
+        return self.info is None or self.peft is not None or self.info.unconditional
 
     @property
     def has_adapter(self) -> bool:
@@ -191,7 +191,7 @@ class PixelModel:
         if self.base.sigmas is not None:
             channels = self.codec.channels
             return EDMPrior(lambda x, c: self.unet(x, c).sample, sigma_data=self.base.sigma_data, channels=channels)
-        info = self.info if adapter else None
+        info = self.info if adapter or self.peft is None else None
         return UNetPrior(
             self.unet,
             prediction_type=self.base.prediction_type,  # pyright: ignore[reportArgumentType]

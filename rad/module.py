@@ -24,7 +24,7 @@ from rad.autoencoder import Autoencoder
 from rad.codec import PIXELS, Codec, Grid, Prefill, latent_hole, prefill
 from rad.load import QkvOrder, empty_unet, load_base, require_run, weights_hash
 from rad.lora import AdapterInfo, Kind, LoRA, inject, load_adapter, trainable
-from rad.losses import Losses, LossRegion, VlbBoundary, hybrid_loss
+from rad.losses import Losses, LossRegion, TimestepWeight, VlbBoundary, hybrid_loss
 from rad.masks import MaskGenerator
 from rad.masks.perlin import Perlin
 from rad.pretrained import (
@@ -44,6 +44,8 @@ from rad.tape import generator
 from rad.unet import EmbeddingKind
 
 ProcessKind = Literal["region_aware", "tdpaint", "uniform"]
+TrainedPrediction = Literal["epsilon", "v_prediction"]
+Schedule = Literal["constant", "linear", "cosine", "warmup_stable_decay"]
 BUCKETS = 4
 Batch = Mapping[str, Any]
 
@@ -55,6 +57,8 @@ class Diffusion(L.LightningModule):
         base: the base model: a diffusers folder, a hub id, or a guided-diffusion .pt file; a folder or hub id with an
             autoencoder is a latent model: LDM, Stable Diffusion 1.x, 2.x and 3. None: train one from scratch.
         unet: fields of diffusers' UNet2DModel, for training from scratch; needed when `base` is None.
+        prediction: what a network trained from scratch predicts: "epsilon", or "v_prediction" (v = a e - s x0, Salimans & Ho
+            2022, arXiv 2202.00512), whose estimate of x0 stays good at high noise. A base has its own.
         autoencoder: the folder of one of diffusers' AutoencoderKL, whose latents `unet` is trained on; None: on pixels.
         text_encoder: a folder with a CLIP text model and its tokenizer in text_encoder/ and tokenizer/, as Stable Diffusion has
             them, which stay as they are: `unet` is then of a UNet2DConditionModel, and is told texts. Needs `autoencoder`.
@@ -65,6 +69,8 @@ class Diffusion(L.LightningModule):
             weights the variational term with 1), or "uniform" (a base model).
         time_origin: what the network is told of a level, see `rad.process.RegionAware`.
         phase2: fraction of the samples drawn from RAD's second phase, which sampling never visits; official: 0.5.
+        unconditional_share: share of the samples, 0 to 1, whose hole is the whole image, whatever `masks` draws. The trained
+            weights are then also an unconditional model, which the zero-shot methods use as their base.
         lora: what the adapter trains; None: train all weights.
         adapter: the folder of an adapter to train further, in place of a new one; `lora` is then None, for it is the adapter's.
         masks: holes to train on (not "uniform"), drawn on the training device; a batch with its own "hole" goes first.
@@ -75,9 +81,12 @@ class Diffusion(L.LightningModule):
         vlb_boundary: "nll", or "zero" as in the official code; see `rad.losses.hybrid_loss`.
         loss_region: squared error over "all" pixels (official), the "noisy" or the "moving" ones, see `rad.losses.hybrid_loss`.
         weight_limit: of the squared error at high noise, 1 (official) for none; see `rad.losses.hybrid_loss`.
+        timestep_weight: weight of the squared error by noise level: "none", "min_snr", "truncated_snr" or "p2"; see `rad.losses`.
         learning_rate, betas, weight_decay: of AdamW, on everything trained.
         warmup_steps: linear warm-up of the learning rate, in optimiser steps.
-        schedule: of the learning rate after the warm-up: "constant", or "linear" or "cosine" to zero at trainer.max_steps.
+        schedule: of the learning rate after the warm-up: "constant", "linear" or "cosine" to zero at trainer.max_steps, or
+            "warmup_stable_decay": constant, then a cosine to zero over the last `decay_share` of trainer.max_steps.
+        decay_share: share of trainer.max_steps in (0,1] over which "warmup_stable_decay" falls to zero.
         gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
         channels_last: memory format of the network.
         compile: run the network through torch.compile.
@@ -93,12 +102,14 @@ class Diffusion(L.LightningModule):
         autoencoder: str | None = None,
         text_encoder: str | None = None,
         revision: str | None = None,
+        prediction: TrainedPrediction = "epsilon",
         image_size: int = 256,
         head_channels: int = 64,
         qkv_order: QkvOrder = "legacy",
         process: ProcessKind = "region_aware",
         time_origin: TimeOrigin = "adm",
         phase2: float = 0.5,
+        unconditional_share: float = 0.0,
         lora: LoRA | None = None,
         adapter: str | None = None,
         masks: MaskGenerator | None = None,
@@ -110,11 +121,13 @@ class Diffusion(L.LightningModule):
         vlb_boundary: VlbBoundary = "nll",
         loss_region: LossRegion = "all",
         weight_limit: float = 1.0,
+        timestep_weight: TimestepWeight = "none",
         learning_rate: float = 1e-4,
         betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 1e-2,
         warmup_steps: int = 0,
-        schedule: Literal["constant", "linear", "cosine"] = "constant",
+        schedule: Schedule = "constant",
+        decay_share: float = 0.1,
         gradient_checkpointing: bool = False,
         channels_last: bool = False,
         compile: bool = False,
@@ -146,15 +159,20 @@ class Diffusion(L.LightningModule):
             raise ValueError(f"phase2 is {phase2} and prompt_dropout {prompt_dropout}; they are fractions from 0 to 1")
         if vlb_weight < 0 or weight_limit < 1:
             raise ValueError(f"vlb_weight is {vlb_weight} and weight_limit {weight_limit}; allowed are >= 0 and >= 1")
-        if warmup_steps < 0 or learning_rate <= 0:
+        require_schedule(warmup_steps=warmup_steps, decay_share=decay_share, learning_rate=learning_rate)
+        if not 0 <= unconditional_share <= 1:
+            raise ValueError(f"unconditional_share is {unconditional_share}; allowed is a share from 0 to 1")
+        if unconditional_share > 0 and process == "uniform":
+            raise ValueError("process 'uniform' has no holes, so that unconditional_share has no effect: remove it")
+        if timestep_weight != "none" and weight_limit != 1:
             raise ValueError(
-                f"warmup_steps is {warmup_steps} and learning_rate {learning_rate}; allowed are >= 0 and > 0"
+                f"timestep_weight {timestep_weight!r} and weight_limit {weight_limit} exclude each other: remove one"
             )
         self.strict_loading = False  # a checkpoint holds what is trained, and on_load_checkpoint compares the names
 
         if unet is not None:
             codec = PIXELS if autoencoder is None else load_autoencoder(Path(autoencoder))
-            parts = _from_scratch(unet, codec, text_encoder, image_size=image_size, seed=seed)
+            parts = _from_scratch(unet, codec, text_encoder, prediction=prediction, image_size=image_size, seed=seed)
         else:
             parts = _load(
                 str(base),
@@ -162,6 +180,10 @@ class Diffusion(L.LightningModule):
                 head_channels=head_channels,
                 qkv_order=qkv_order,
                 revision=revision,
+            )
+        if prediction not in ("epsilon", parts.prediction):
+            raise ValueError(
+                f"model.prediction is {prediction!r}, and {parts.source} predicts {parts.prediction!r}: remove it"
             )
         _require_trainable(parts, image_size=image_size, weight_limit=weight_limit, time_origin=time_origin)
         if parts.text is not None and lora is None and adapter is None:
@@ -190,9 +212,12 @@ class Diffusion(L.LightningModule):
         self.qkv_order: QkvOrder = qkv_order
         self.vlb_boundary: VlbBoundary = vlb_boundary
         self.loss_region: LossRegion = loss_region
+        self.timestep_weight: TimestepWeight = timestep_weight
         self.phase2, self.vlb_weight, self.weight_limit = phase2, vlb_weight, weight_limit
+        self.unconditional_share = unconditional_share
         self.learning_rate, self.adam_betas, self.weight_decay = learning_rate, betas, weight_decay
-        self.warmup_steps, self.schedule, self.seed = warmup_steps, schedule, seed
+        self.warmup_steps, self.decay_share, self.seed = warmup_steps, decay_share, seed
+        self.schedule: Schedule = schedule
         self.shard_optimizer = shard_optimizer
         self.image_size = image_size
         self.masks: MaskGenerator = masks if masks is not None else Perlin()
@@ -220,7 +245,7 @@ class Diffusion(L.LightningModule):
 
     @property
     def learned_variance(self) -> bool:
-        return self.parts.kind == "pixel" and self.vlb_weight > 0
+        return self.parts.kind == "pixel" and self.parts.prediction == "epsilon" and self.vlb_weight > 0
 
     def on_fit_start(self) -> None:
         self.parts.to(self.device)
@@ -267,6 +292,7 @@ class Diffusion(L.LightningModule):
             qkv_order=self.qkv_order,
             learned_variance=self.learned_variance,
             process=self.process_kind,
+            unconditional=self.unconditional_share > 0,
             kind=self.parts.kind,
         )
 
@@ -297,7 +323,7 @@ class Diffusion(L.LightningModule):
             generator(self.seed, purpose, position, device=image.device) for position in batch["position"].tolist()
         ]
         t = self.draw_times(sources)
-        hole, regions = self._holes(batch, sources, image)
+        hole, regions = self._holes(batch, sources, image, purpose)
         x0 = image
         if self.parts.kind != "pixel":
             x0, regions = self._encoded(image, hole)
@@ -317,6 +343,7 @@ class Diffusion(L.LightningModule):
             vlb_boundary=self.vlb_boundary,
             loss_region=self.loss_region,
             weight_limit=self.weight_limit,
+            timestep_weight=self.timestep_weight,
             prediction=self.parts.prediction,
         )
         return losses, t, hole
@@ -332,13 +359,22 @@ class Diffusion(L.LightningModule):
             t = t + levels * (draws[:, 1] < self.phase2)
         return t
 
-    def _holes(self, batch: Batch, sources: list[torch.Generator], image: Tensor) -> tuple[Tensor, Regions | None]:
+    def _holes(
+        self, batch: Batch, sources: list[torch.Generator], image: Tensor, purpose: str
+    ) -> tuple[Tensor, Regions | None]:
         if self.process_kind == "uniform":
             return image.new_ones(len(image), 1, *image.shape[2:]), None
-        if "hole" in batch:
-            return batch["hole"], Regions.of(batch["hole"])
-        hole = self.masks(sources, image.shape[2], image.shape[3]).to(image.device)
-        return hole, Regions.binary(hole)
+        given = "hole" in batch
+        hole = batch["hole"] if given else self.masks(sources, *image.shape[2:]).to(image.device)
+        if self.unconditional_share > 0:
+            draws = self._draws(batch, purpose, "unconditional").to(hole.device)
+            hole = torch.where((draws < self.unconditional_share)[:, None, None, None], 1.0, hole)
+        return hole, Regions.of(hole) if given else Regions.binary(hole)
+
+    def _draws(self, batch: Batch, purpose: str, what: str) -> Tensor:
+        """(B,) uniform in [0,1), keyed by the position of each sample and by what they are for."""
+        keys = [generator(self.seed, purpose, what, position) for position in batch["position"].tolist()]
+        return torch.stack([torch.rand((), generator=key) for key in keys])
 
     @torch.no_grad()
     def _encoded(self, image: Tensor, hole: Tensor) -> tuple[Tensor, Regions | None]:
@@ -430,18 +466,30 @@ def adamw(module: Any, total: int, *, sharded: bool = False) -> dict[str, Any]:
     if module.schedule != "constant" and total <= 0:
         raise ValueError(f"schedule {module.schedule!r} needs to know the length of the run: set trainer.max_steps")
     scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: learning_rate_factor(step, module.warmup_steps, total, module.schedule)
+        optimizer,
+        lambda step: learning_rate_factor(
+            step, module.warmup_steps, total, module.schedule, decay_share=module.decay_share
+        ),
     )
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-def learning_rate_factor(step: int, warmup: int, total: int, schedule: str) -> float:
-    """What the learning rate is multiplied with at optimiser step `step` = 0, 1, ..."""
+def require_schedule(*, warmup_steps: int, decay_share: float, learning_rate: float) -> None:
+    """Raise ValueError for settings of the learning rate that are out of range."""
+    if warmup_steps < 0 or learning_rate <= 0:
+        raise ValueError(f"warmup_steps is {warmup_steps} and learning_rate {learning_rate}; allowed are >= 0 and > 0")
+    if not 0 < decay_share <= 1:
+        raise ValueError(f"decay_share is {decay_share}; allowed are shares of trainer.max_steps above 0, up to 1")
+
+
+def learning_rate_factor(step: int, warmup: int, total: int, schedule: Schedule, *, decay_share: float = 0.1) -> float:
+    """The factor of the learning rate at optimiser step `step` = 0, 1, ... of `total`; see `Diffusion`."""
     if step < warmup:
         return (step + 1) / warmup
     if schedule == "constant":
         return 1.0
-    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    start = max(warmup, round(total * (1 - decay_share))) if schedule == "warmup_stable_decay" else warmup
+    progress = min(1.0, max(0, step - start) / max(1, total - start))
     if schedule == "linear":
         return 1 - progress
     return 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * progress, dtype=torch.float64))))
@@ -497,7 +545,13 @@ def _require_trainable(parts: Parts, *, image_size: int, weight_limit: float, ti
 
 
 def _from_scratch(
-    fields: dict[str, Any], codec: Codec, text_encoder: str | None, *, image_size: int, seed: int
+    fields: dict[str, Any],
+    codec: Codec,
+    text_encoder: str | None,
+    *,
+    prediction: TrainedPrediction,
+    image_size: int,
+    seed: int,
 ) -> Parts:
     kind = UNet2DModel if text_encoder is None else UNet2DConditionModel
     cells = image_size // codec.factor
@@ -539,4 +593,4 @@ def _from_scratch(
     # A run is resumed on the latents and the texts that it began with.
     given = weights_hash({f"{part}.{name}": w for part in frozen for name, w in frozen[part].state_dict().items()})
     name: Kind = "stable" if text is not None else "latent" if frozen else "pixel"
-    return Parts(network, name, Uniform(linear_betas()), "epsilon", codec, text, "scratch", None, given)
+    return Parts(network, name, Uniform(linear_betas()), prediction, codec, text, "scratch", None, given)
