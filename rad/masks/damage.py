@@ -107,12 +107,13 @@ class Text(MaskGenerator):
     def _draw_block(self, source: random.Random, canvas: Image.Image) -> None:
         draw, size = ImageDraw.Draw(canvas), source.randint(*self.size)
         margin, lines = source.randint(*self.margin), source.randint(*self.lines)
-        left = source.uniform(-4 * size, 0.6 * canvas.width)
+        left = source.uniform(-2 * size, 0.6 * canvas.width)
         top = source.uniform(0.2 * size - 1.2 * size * lines, canvas.height - 0.8 * size)
+        longest = math.ceil((canvas.width - left) / (0.3 * size))  # characters beyond the border cost time
         for line in range(lines):
-            words = ("".join(source.choices(_LETTERS, k=source.randint(1, 8))) for _ in range(source.randint(2, 6)))
+            words = ("".join(source.choices(_LETTERS, k=source.randint(1, 8))) for _ in range(source.randint(1, 4)))
             place = (left, top + 1.2 * size * line)
-            draw.text(place, " ".join(words), fill=1, font=_font(size), stroke_width=margin)
+            draw.text(place, " ".join(words)[:longest], fill=1, font=_font(size), stroke_width=margin)
 
 
 _LETTERS = 3 * string.ascii_lowercase + string.ascii_uppercase + string.digits
