@@ -4,11 +4,14 @@ Position p = 0, 1, 2, ... is the number of a sample in the whole run. With n pic
 through permutation(seed, e), and crop, flip and hole of the sample come from generators keyed by (seed, p):
 batch size, devices, workers and interruptions change nothing. Step k of W processes with batches of B takes
 positions k*B*W to (k+1)*B*W - 1.
+
+Several sources with weights take turns in a fixed pattern, see `Turns`; each goes through its own epochs.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import lru_cache
 from importlib.resources import files
 from itertools import chain
@@ -40,6 +43,7 @@ from rad.tape import generator, key, key_of
 Source = Picture | Decoded
 Resize = Literal["short_side", "none"]
 Crop = Literal["center", "random", "random_scale"]
+ScaleDraw = Literal["uniform", "log_uniform"]
 
 # Colour photographs inside the scikit-image wheel; the motorcycles are two views of one scene.
 SKIMAGE_TRAIN = (
@@ -51,6 +55,8 @@ SKIMAGE_TRAIN = (
 )
 SKIMAGE_HELD_OUT = ("coffee.png", "rocket.jpg")
 
+SCALE_RANGE = (0.25, 1.0)
+LONGEST_PERIOD = 10_000
 _FRESH = {"position": 0, "batches": 0}  # of a run that was not resumed
 
 
@@ -61,8 +67,10 @@ class Framing:
     size: int
     resize: Resize = "short_side"
     crop: Crop = "center"
-    scale_range: tuple[float, float] = (0.25, 1.0)
+    scale_range: tuple[float, float] = SCALE_RANGE
     flip: bool = False
+    side_range: tuple[int, int | None] | None = None
+    scale_draw: ScaleDraw = "uniform"
 
     def __post_init__(self) -> None:
         if self.resize not in get_args(Resize):
@@ -73,18 +81,45 @@ class Framing:
             raise ValueError(f"scale_range={self.scale_range}: give 0 < low <= high <= 1, parts of the short side")
         if self.crop == "random_scale" and self.resize == "none":
             raise ValueError("resize='none' contradicts crop='random_scale', which scales: leave one of them out")
+        if self.scale_draw not in get_args(ScaleDraw):
+            raise ValueError(f"scale_draw={self.scale_draw!r}: choose one of {', '.join(get_args(ScaleDraw))}")
+        if self.scale_draw != "uniform" and self.crop != "random_scale":
+            raise ValueError(f"scale_draw={self.scale_draw!r} has no effect: set crop='random_scale' or leave it out")
+        if self.side_range is not None:
+            self._check_side_range(*self.side_range)
+
+    def _check_side_range(self, low: int, high: int | None) -> None:
+        if low < 1 or (high is not None and high < low):
+            raise ValueError(
+                f"side_range={self.side_range}: give pixels with 1 <= low <= high, or null for high, the whole short side"
+            )
+        if self.crop != "random_scale":
+            raise ValueError(f"side_range={self.side_range} has no effect: set crop='random_scale' or leave it out")
+        if self.scale_range != SCALE_RANGE:
+            raise ValueError(
+                f"side_range={self.side_range} (pixels) and scale_range={self.scale_range} (shares) contradict: give one"
+            )
 
     def box(self, width: int, height: int, draws: Sequence[float]) -> tuple[int, int, int]:
         """Left, top and side of the square cut from a picture, in its pixels; draws: four in [0, 1)."""
         side = short = min(width, height)
         if self.crop == "random_scale":
-            low, high = self.scale_range
-            side = max(1, round((low + (high - low) * draws[0]) * short))
+            side = self._draw_side(short, draws[0])
         elif self.resize == "none":
             side = min(self.size, short)
         if self.crop == "center":
             return (width - side) // 2, (height - side) // 2, side
         return int(draws[1] * (width - side + 1)), int(draws[2] * (height - side + 1)), side
+
+    def _draw_side(self, short: int, draw: float) -> int:
+        """Side of the crop of a picture with this short side, in pixels; draw in [0, 1)."""
+        low, high = self.scale_range
+        unit = short
+        if self.side_range is not None:  # a picture smaller than the range is taken whole
+            low, high = (short if side is None else min(side, short) for side in self.side_range)
+            unit = 1
+        scale = low + (high - low) * draw if self.scale_draw == "uniform" else low * (high / low) ** draw
+        return max(1, round(scale * unit))
 
     def __call__(self, image: Image.Image, random: torch.Generator) -> Tensor:
         """(3,size,size) float32 in [-1, 1]; always four draws, so that no setting shifts those of another."""
@@ -99,8 +134,51 @@ class Framing:
 
 
 @dataclass(frozen=True)
+class Turns:
+    """Which of several sources a position belongs to: a fixed pattern that repeats every sum(weights) positions.
+
+    Of the weights [3, 1], positions 0 to 3 go to the sources 0, 0, 1, 0, and so on. After p positions the count of
+    source s differs from p * weights[s] / sum(weights) by less than the number of sources.
+
+    Args:
+        weights: positions of each source in a period, whole numbers of at least 1.
+    """
+
+    weights: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.weights or min(self.weights) < 1 or sum(self.weights) > LONGEST_PERIOD:
+            raise ValueError(
+                f"weights={list(self.weights)}: give whole numbers of at least 1, with a sum of at most {LONGEST_PERIOD}"
+            )
+
+    def __call__(self, position: int) -> tuple[int, int]:
+        """(source, how many earlier positions belong to it)."""
+        rounds, place = divmod(position, sum(self.weights))
+        source, before = _period(self.weights)[place]
+        return source, rounds * self.weights[source] + before
+
+
+@lru_cache(maxsize=8)
+def _period(weights: tuple[int, ...]) -> list[tuple[int, int]]:
+    """(source, earlier places of it) for each place: turn i of a source is due at the share (2i + 1) / (2 weight)."""
+    turns = [
+        (Fraction(2 * turn + 1, 2 * weight), source, turn)
+        for source, weight in enumerate(weights)
+        for turn in range(weight)
+    ]
+    return [(source, turn) for _, source, turn in sorted(turns)]
+
+
+@dataclass(frozen=True)
 class Stream(Dataset[dict[str, Any]]):
-    """The endless training stream: `stream[p]` is the sample at position p."""
+    """The endless training stream: `stream[p]` is the sample at position p.
+
+    Args:
+        pictures: all of them, one source after another.
+        counts: pictures of each source, if these have `weights`.
+        weights: relative share of the samples that each source has, see `Turns`. None: all pictures are one source.
+    """
 
     pictures: Sequence[Source]
     framing: Framing
@@ -108,10 +186,20 @@ class Stream(Dataset[dict[str, Any]]):
     masks: MaskGenerator | None = None
     strict: bool = False
     captions: Captions | None = None
+    counts: tuple[int, ...] = ()
+    weights: tuple[int, ...] | None = None
+
+    def number(self, position: int) -> int:
+        """Which of `pictures` a position shows."""
+        if self.weights is None:
+            source, before, counts = 0, position, (len(self.pictures),)
+        else:
+            (source, before), counts = Turns(self.weights)(position), self.counts
+        epoch, place = divmod(before, counts[source])
+        return sum(counts[:source]) + int(_order(self.seed, epoch, counts[source], source)[place])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        epoch, place = divmod(index, len(self.pictures))
-        picture = int(_order(self.seed, epoch, len(self.pictures))[place])
+        picture = self.number(index)
         name, image = open_readable(self.pictures, picture, strict=self.strict)
         square = self.framing(image, generator(self.seed, "augment", index))
         hole = draw_hole(self.masks, self.framing.size, generator(self.seed, "hole", index))
@@ -140,9 +228,10 @@ class HeldOut(Dataset[dict[str, Any]]):
         return {"image": square, "position": index, "name": name, **hole, **told(self.captions, name)}
 
 
-@lru_cache(maxsize=2)  # a batch may span two epochs
-def _order(seed: int, epoch: int, count: int) -> Tensor:
-    return torch.randperm(count, generator=generator(seed, "order", epoch))
+@lru_cache(maxsize=8)  # a batch may span two epochs of each of several sources
+def _order(seed: int, epoch: int, count: int, source: int) -> Tensor:
+    keys = ("order", epoch, source) if source else ("order", epoch)
+    return torch.randperm(count, generator=generator(seed, *keys))
 
 
 def draw_hole(masks: MaskGenerator | None, size: int, random: torch.Generator) -> dict[str, Tensor]:
@@ -165,13 +254,19 @@ def list_source(source: str, *, held_out: bool = False) -> Sequence[Picture]:
 
 def hold_out(pictures: Sequence[Source], count: int) -> tuple[Sequence[Source], Sequence[Source]]:
     """(the rest, the `count` with the smallest hash of their name): a new picture moves at most one other."""
+    rest, held = _split(pictures, count)
+    return _choose(pictures, rest), _choose(pictures, held)
+
+
+def _split(pictures: Sequence[Source], count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of both parts of `hold_out`, ascending."""
     if count >= len(pictures):
         raise ValueError(
             f"val_count={count} leaves none of {len(pictures)} pictures to train on: lower it or set val_path"
         )
     hashes = np.fromiter((key("held out", picture.name) for picture in pictures), np.int64, len(pictures))
     ranked = np.argsort(hashes, kind="stable")
-    return _choose(pictures, np.sort(ranked[count:])), _choose(pictures, np.sort(ranked[:count]))
+    return np.sort(ranked[count:]), np.sort(ranked[:count])
 
 
 def _choose(pictures: Sequence[Source], numbers: np.ndarray) -> Sequence[Source]:
@@ -242,23 +337,32 @@ class PictureData(LightningDataModule):
         path: folder of any depth, zip, tar, SHARD-{0000..0099}.tar, folder of tars, folder of an LMDB,
             "hf:ID:SPLIT:COLUMN" for a Hugging Face dataset, or "skimage" for photographs inside scikit-image; or a
             list of these. See docs/data.md.
-        val_path: one such source for validation. None: hold out `val_count` pictures of `path`, chosen by a
+        weights: relative share of the samples that each path of the list has, as whole numbers: [3, 1] takes three samples of
+            the first for each one of the second, in a fixed pattern. Each path then goes through its own epochs, and
+            `trainer.max_epochs` still counts all pictures of all paths once an epoch. None: the list is one source, in
+            which all pictures are equally frequent.
+        val_path: one such source for validation, or a list. None: hold out `val_count` pictures of `path`, chosen by a
             hash of their names, or with "skimage" the photographs kept for this.
         val_count: pictures to hold out when there is no `val_path`; 0: no validation. With "skimage" and
             crops at random scales, the number of crops.
         size: side of the squares, in pixels.
         resize: "short_side" scales the short side to `size` before the crop, "none" crops unscaled pixels.
-        crop: "center"; "random": at a random place; "random_scale": a square at a random place, its side
-            `scale_range` times the short side, scaled to `size`. For validation the first two take the
+        crop: "center"; "random": at a random place; "random_scale": a square at a random place, its side drawn
+            from `scale_range` or `side_range`, scaled to `size`. For validation the first two take the
             center, the last a place and scale fixed by the name.
         scale_range: smallest and largest side for "random_scale", as parts of the short side.
+        side_range: the same in pixels, instead of `scale_range`; null for the largest is the whole short side. With
+            [32, null] crops lie between 32 pixels and the whole short side. A picture whose short side is below the
+            smallest is taken whole.
+        scale_draw: "uniform" side, or "log_uniform": as many crops between 32 and 64 pixels as between 64 and 128.
         flip: mirror half of the training pictures.
         batch_size: pictures per step and device.
         num_workers: processes that read pictures; 0: the main process does.
         seed: of order, crops, flips and holes.
         strict: make unreadable pictures an error.
         masks: draws a hole for every picture. None: no holes.
-        in_memory: decode all pictures once, at the start, and keep them, at 4 bytes a pixel.
+        in_memory: decode all pictures once, at the start, and keep them, at 4 bytes a pixel in every process: 960
+            photographs of about 345x490 pixels are 650 MB.
         captions: for models that take text: "folder" for the names of the pictures' folders, or a .json or .jsonl file, see
             `rad.captions.read_captions`. None: no text.
 
@@ -272,12 +376,15 @@ class PictureData(LightningDataModule):
         self,
         path: str | list[str],
         *,
-        val_path: str | None = None,
+        weights: list[int] | None = None,
+        val_path: str | list[str] | None = None,
         val_count: int = 64,
         size: int = 256,
         resize: Resize = "short_side",
         crop: Crop = "center",
-        scale_range: tuple[float, float] = (0.25, 1.0),
+        scale_range: tuple[float, float] = SCALE_RANGE,
+        side_range: tuple[int, int | None] | None = None,
+        scale_draw: ScaleDraw = "uniform",
         flip: bool = False,
         batch_size: int = 8,
         num_workers: int = 0,
@@ -296,33 +403,52 @@ class PictureData(LightningDataModule):
             if value < least:
                 raise ValueError(f"{name}={value}: it must be at least {least}")
         self.paths = [path] if isinstance(path, str) else list(path)
-        self.val_path = "skimage" if val_path is None and self.paths == ["skimage"] else val_path
+        if weights is not None:
+            Turns(tuple(weights))  # checks them
+            if len(weights) != len(self.paths):
+                raise ValueError(
+                    f"weights={weights}: give one weight for each path, of which there are {len(self.paths)}"
+                )
+        self.weights = None if weights is None else tuple(weights)
+        if val_path is None and self.paths == ["skimage"]:
+            val_path = "skimage"
+        self.val_paths = [val_path] if isinstance(val_path, str) else val_path
         self.val_count = val_count
-        self.framing = Framing(size, resize, crop, scale_range, flip)
+        self.framing = Framing(size, resize, crop, scale_range, flip, side_range, scale_draw)
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.strict, self.masks, self.in_memory = strict, masks, in_memory
         self.captions = None if captions is None else read_captions(captions)
         self.train_pictures: Sequence[Source] = []
         self.val_pictures: Sequence[Source] = []
+        self._counts: tuple[int, ...] = ()
         self._names: int | None = None
         self._resumed = _FRESH
 
     def setup(self, stage: str) -> None:
         if not self.train_pictures:
-            pictures = self._readable([list_source(path) for path in self.paths])
-            if self.val_path is None:
-                self.train_pictures, self.val_pictures = hold_out(pictures, self.val_count)
+            sources = self._readable([list_source(path) for path in self.paths])
+            pictures, counts = self._join(sources), np.array([len(source) for source in sources])
+            if self.val_paths is None:
+                rest, held = _split(pictures, self.val_count)
+                self.train_pictures, self.val_pictures = _choose(pictures, rest), _choose(pictures, held)
+                counts = np.diff(np.searchsorted(rest, [0, *counts.cumsum()]))
             else:
-                self.val_pictures = self._readable([list_source(self.val_path, held_out=True)])
-                self.train_pictures = pictures
+                held_out = self._readable([list_source(path, held_out=True) for path in self.val_paths])
+                self.train_pictures, self.val_pictures = pictures, self._join(held_out)
+            self._counts = tuple(counts.tolist())
+            if self.weights is not None and 0 in self._counts:
+                empty = self.paths[self._counts.index(0)]
+                raise ValueError(
+                    f"{empty} has a weight and no picture left to train on: leave it out or lower val_count"
+                )
             if self.captions is not None:
                 self.captions.require(picture.name for picture in chain(self.train_pictures, self.val_pictures))
         if stage == "fit" and self.trainer is not None:
             self._resumed = _FRESH  # Lightning calls `load_state_dict` after `setup`
             self._count_in_steps(self.trainer)
 
-    def _readable(self, parts: Sequence[Sequence[Picture]]) -> Sequence[Source]:
-        """All that can be read, one part after another; a `Listing` as it is, unless it goes into memory."""
+    def _readable(self, parts: Sequence[Sequence[Picture]]) -> list[Sequence[Source]]:
+        """What can be read of each part; a `Listing` as it is, unless it goes into memory."""
         kept: list[Sequence[Source]] = []
         bad: list[str] = []
         for part in parts:
@@ -335,9 +461,13 @@ class PictureData(LightningDataModule):
             if self.strict or not any(kept):
                 raise ValueError(f"{message}; repair or remove them")
             rank_zero_warn(f"{message}; they are skipped")
-        if any(map(self._is_unseen, kept)):
-            return kept[0] if len(kept) == 1 else Gathered(kept)
-        return [picture for part in kept for picture in part]
+        return kept
+
+    def _join(self, parts: Sequence[Sequence[Source]]) -> Sequence[Source]:
+        """One part after another."""
+        if any(map(self._is_unseen, parts)):
+            return parts[0] if len(parts) == 1 else Gathered(parts)
+        return [picture for part in parts for picture in part]
 
     def _is_unseen(self, part: Sequence[Source]) -> bool:
         return isinstance(part, Listing) and not self.in_memory
@@ -371,7 +501,8 @@ class PictureData(LightningDataModule):
 
     def _fingerprint(self) -> int:
         if self._names is None:
-            self._names = key_of(chain([self.seed], (picture.name for picture in self.train_pictures)))
+            weights = [] if self.weights is None else ["weights", *self.weights, *self._counts]
+            self._names = key_of(chain([self.seed], (picture.name for picture in self.train_pictures), weights))
         return self._names
 
     def state_dict(self) -> dict[str, int]:
@@ -383,13 +514,22 @@ class PictureData(LightningDataModule):
 
     def stream(self) -> Stream:
         """All samples of the run."""
-        return Stream(self.train_pictures, self.framing, self.seed, self.masks, self.strict, self.captions)
+        return Stream(
+            self.train_pictures,
+            self.framing,
+            self.seed,
+            self.masks,
+            self.strict,
+            self.captions,
+            self._counts,
+            self.weights,
+        )
 
     def train_dataloader(self) -> StreamLoader:
         """The rest of the run, from `position()`; without a trainer, one pass over the pictures."""
         if self._resumed is not _FRESH and self._resumed["pictures"] != self._fingerprint():
             rank_zero_warn(
-                "the training pictures or the seed are not those of the checkpoint: "
+                "the training pictures, their weights or the seed are not those of the checkpoint: "
                 f"the stream goes on at position {self.position()} in its new order"
             )
         left = math.ceil(len(self.train_pictures) / self.batch_size)
@@ -410,7 +550,7 @@ class PictureData(LightningDataModule):
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         """Every validation picture once over all ranks, in a fixed order; [] when there are none."""
         crop: Crop = "random_scale" if self.framing.crop == "random_scale" else "center"
-        few = self.val_path == "skimage" and crop == "random_scale"
+        few = self.val_paths == ["skimage"] and crop == "random_scale"
         length = self.val_count if few else len(self.val_pictures)
         if length == 0:
             return []

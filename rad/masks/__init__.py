@@ -24,3 +24,8 @@ class MaskGenerator(ABC):
         Returns (B,1,height,width) float32 in {0,1}, 1 = fill, B = len(generators) >= 1, on the generators'
         device.
         """
+
+
+from rad.masks.mixture import Mixture, Part  # noqa: E402  (needs MaskGenerator)
+
+__all__ = ["MaskGenerator", "Mixture", "Part"]

@@ -26,6 +26,7 @@ ABOUT = {
     "blobs": "one to three silhouettes with smooth irregular outlines, as of objects",
     "perlin": "thresholded Perlin noise, any share: what RAD is trained on",
     "lettering": "lines of random letters, and scratches",
+    "photos": "the mixture for training on photographs: scratches, strokes, text, boxes, all hole",
 }
 DEFAULTS = {"size": [256], "count": 100, "seed": 0}
 

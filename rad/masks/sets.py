@@ -12,7 +12,7 @@ The overview lies beside the folder, for programs take every PNG of a folder for
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from rad import __version__
 from rad.files import replacing, write_text
+from rad.masks import MaskGenerator
 from rad.masks.files import read_mask, same_mask, write_mask
 from rad.masks.shapes import ALIASES, make
 from rad.pictures import Archive, Picture, by_stem, list_pictures, top_folder
@@ -163,7 +164,7 @@ def write_set(folder: str | Path, name: str, *, size: tuple[int, int], count: in
     head = {
         "format": FORMAT,
         "set": ALIASES.get(name, name),
-        "settings": vars(make(name)),
+        "settings": {field: _plain(value) for field, value in vars(make(name)).items()},
         "height": size[0],
         "width": size[1],
         "seed": seed,
@@ -237,6 +238,19 @@ def overview(masks: Sequence[tuple[Entry, Tensor]], *, title: str) -> Image.Imag
         sheet.paste(picture, (left, top))
         draw.text((left, top + picture.height + 2), f"{entry.name}: {100 * entry.share:.1f} %", fill=0, font=font)
     return sheet
+
+
+def _plain(value: Any) -> Any:
+    """A setting as JSON has it; a generator within a mixture as a configuration has it."""
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    if is_dataclass(value):
+        settings = {field: _plain(each) for field, each in vars(value).items()}
+        if not isinstance(value, MaskGenerator):
+            return settings
+        kind = type(value)
+        return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": settings}
+    return value
 
 
 def _put(folder: Path, mask: str, hole: Tensor, head: Mapping[str, Any]) -> None:

@@ -12,7 +12,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from rad.masks import MaskGenerator
+from rad.masks import MaskGenerator, Mixture, Part
+from rad.masks.damage import Polylines, Text
 from rad.masks.perlin import Perlin, threshold_by_rank
 
 MOST = 1000
@@ -24,18 +25,19 @@ class Box(MaskGenerator):
     """A box at a uniformly random place: RAD's "box", 128x128 of 256x256 (its code omits the last place).
 
     Args:
-        side: share of each side of the image, in (0,1]; 0.5 makes a quarter of the image the hole.
+        side: share of each side of the image, in (0,1]; 0.5 makes a quarter of the image the hole. Or (low, high), between
+            which the shares of height and width are drawn apart for each image.
     """
 
-    side: float = 0.5
+    side: float | tuple[float, float] = 0.5
 
     def __post_init__(self) -> None:
-        _check_share("side", self.side)
+        _check_shares("side", self.side)
 
     def __call__(self, generators: Sequence[torch.Generator], height: int, width: int) -> Tensor:
-        box_height, box_width = _box_size(self.side, height, width)
         hole = torch.zeros(len(generators), 1, height, width, device=generators[0].device)
         for image, generator in zip(hole, generators, strict=True):
+            box_height, box_width = _draw_box_size(generator, self.side, height, width)
             top = _draw_integer(generator, height - box_height)
             left = _draw_integer(generator, width - box_width)
             image[:, top : top + box_height, left : left + box_width] = 1
@@ -46,10 +48,10 @@ class Box(MaskGenerator):
 class Extreme(MaskGenerator):
     """All but a box at a random place: RAD's "extreme", 3/4 of the image. The complement of `Box`."""
 
-    side: float = 0.5
+    side: float | tuple[float, float] = 0.5
 
     def __post_init__(self) -> None:
-        _check_share("side", self.side)
+        _check_shares("side", self.side)
 
     def __call__(self, generators: Sequence[torch.Generator], height: int, width: int) -> Tensor:
         return 1 - Box(side=self.side)(generators, height, width)
@@ -96,6 +98,34 @@ class Half(MaskGenerator):
 
 
 @dataclass(frozen=True)
+class Halves(MaskGenerator):
+    """One of the four halves, right, left, bottom or top, with the middle row or column of an odd side."""
+
+    def __call__(self, generators: Sequence[torch.Generator], height: int, width: int) -> Tensor:
+        hole = torch.zeros(len(generators), 1, height, width, device=generators[0].device)
+        rows, columns = (height + 1) // 2, (width + 1) // 2
+        for image, generator in zip(hole, generators, strict=True):
+            side = _draw_integer(generator, 3)
+            if side == 0:
+                image[:, :, width - columns :] = 1
+            elif side == 1:
+                image[:, :, :columns] = 1
+            elif side == 2:
+                image[:, height - rows :] = 1
+            else:
+                image[:, :rows] = 1
+        return hole
+
+
+@dataclass(frozen=True)
+class Everything(MaskGenerator):
+    """The whole image: nothing is known, which trains the unconditional model."""
+
+    def __call__(self, generators: Sequence[torch.Generator], height: int, width: int) -> Tensor:
+        return _repeat(torch.ones(height, width), generators)
+
+
+@dataclass(frozen=True)
 class EveryOtherLine(MaskGenerator):
     """Rows 0, 2, 4 and so on: RePaint's "alternating lines"."""
 
@@ -127,23 +157,16 @@ class RandomPixels(MaskGenerator):
     fraction: float | tuple[float, float] = 0.92
 
     def __post_init__(self) -> None:
-        low, high = self._range()
-        _check_share("fraction", low)
-        _check_share("fraction", high)
-        if low > high:
-            raise ValueError(f"fraction={self.fraction}: give (low, high) with low <= high")
+        _check_shares("fraction", self.fraction)
 
     def __call__(self, generators: Sequence[torch.Generator], height: int, width: int) -> Tensor:
         noise = torch.stack([torch.rand(height, width, generator=g, device=g.device) for g in generators])
-        low, high = self._range()
+        low, high = _both(self.fraction)
         shares = torch.full((len(generators),), low, device=noise.device, dtype=torch.float64)
         if low < high:
             draws = [torch.rand((), generator=g, device=g.device, dtype=torch.float64) for g in generators]
             shares = low + (high - low) * torch.stack(draws)
         return threshold_by_rank(noise, (shares * height * width).round().long())
-
-    def _range(self) -> tuple[float, float]:
-        return self.fraction if isinstance(self.fraction, tuple) else (self.fraction, self.fraction)
 
 
 @dataclass(frozen=True)
@@ -306,6 +329,8 @@ class Lettering(MaskGenerator):
 
     The letters come from the font inside Pillow; their edges may differ by a pixel between its versions.
 
+    The letters shrink with the image; `rad.masks.damage.Text` has letters of a size in pixels.
+
     Args:
         lines: number of lines of text, at least 1.
         scratches: number of scratches, each between two random places and one or two pixels wide in 256x256.
@@ -338,6 +363,21 @@ class Lettering(MaskGenerator):
         return canvas
 
 
+def photos() -> Mixture:
+    """The mixture for training on photographs: a quarter all hole, otherwise damage as people have it, mostly thin."""
+    return Mixture(
+        (
+            Part(Everything(), weight=25),
+            Part(Polylines(), weight=30),
+            Part(Polylines(width=(3.0, 9.0)), weight=15),
+            Part(Box(side=(0.2, 0.75)), weight=11.25),
+            Part(Halves(), weight=3.75),
+            Part(Perlin(area_range=(0.01, 1.0)), weight=6),
+            Part(Text(), weight=9),
+        )
+    )
+
+
 MASKS: dict[str, Callable[[], MaskGenerator]] = {
     "box": Box,
     "extreme": Extreme,
@@ -352,6 +392,7 @@ MASKS: dict[str, Callable[[], MaskGenerator]] = {
     "blobs": Blobs,
     "perlin": Perlin,
     "lettering": Lettering,
+    "photos": photos,
 }
 
 # Other names of the same generators: LaMa's for "wide", and those of RePaint.
@@ -406,6 +447,17 @@ def _draw_integer(generator: torch.Generator, high: int) -> int:
     return int(torch.randint(high + 1, (), generator=generator, device=generator.device).item())
 
 
+def _draw_box_size(
+    generator: torch.Generator, side: float | tuple[float, float], height: int, width: int
+) -> tuple[int, int]:
+    if not isinstance(side, tuple):
+        return _box_size(side, height, width)
+    low, high = side
+    draws = torch.rand(2, generator=generator, device=generator.device, dtype=torch.float64).tolist()
+    down, across = (low + (high - low) * draw for draw in draws)
+    return max(1, round(down * height)), max(1, round(across * width))
+
+
 def _box_size(side: float, height: int, width: int) -> tuple[int, int]:
     return max(1, round(side * height)), max(1, round(side * width))
 
@@ -416,6 +468,19 @@ def _center_box(side: float, height: int, width: int) -> Tensor:
     hole = torch.zeros(height, width)
     hole[top : top + box_height, left : left + box_width] = 1
     return hole
+
+
+def _both(share: float | tuple[float, float]) -> tuple[float, float]:
+    """(low, high) of a share that may be fixed."""
+    return share if isinstance(share, tuple) else (share, share)
+
+
+def _check_shares(name: str, share: float | tuple[float, float]) -> None:
+    low, high = _both(share)
+    _check_share(name, low)
+    _check_share(name, high)
+    if low > high:
+        raise ValueError(f"{name}={share}: give (low, high) with low <= high")
 
 
 def _check_share(name: str, share: float) -> None:

@@ -1,0 +1,156 @@
+"""Damage as people have it: scratches, strokes and text, sized in pixels of the image that the network sees.
+
+A scratch is as wide in a small crop as in a large one, so these sizes do not scale with the image.
+"""
+
+import math
+import random
+import string
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from rad.masks import MaskGenerator
+
+MOST = 1000
+"""Largest number and size accepted: more would take hours."""
+
+
+@dataclass(frozen=True)
+class Polylines(MaskGenerator):
+    """Strokes along polylines, each with one width and round ends: scratches, or brush strokes if wide.
+
+    A pixel is hole if its centre is at most half a width away from the polyline. A polyline has a random vertex on a
+    random pixel; its other vertices may lie outside the image. No hole is empty.
+
+    Args:
+        strokes: lowest and highest number of polylines.
+        width: lowest and highest width, at least 1, in pixels whatever the size of the image.
+        segments: lowest and highest number of segments of a polyline.
+        length: lowest and highest length of a segment, as share of the shorter side of the image.
+        turn: largest angle between two segments, in degrees, at most 180.
+    """
+
+    strokes: tuple[int, int] = (1, 3)
+    width: tuple[float, float] = (1.0, 3.0)
+    segments: tuple[int, int] = (1, 4)
+    length: tuple[float, float] = (0.2, 0.8)
+    turn: float = 60.0
+
+    def __post_init__(self) -> None:
+        for name in ("strokes", "width", "segments"):
+            _check_range(name, getattr(self, name), least=1)
+        low, high = self.length
+        if not 0 < low <= high <= 10:
+            raise ValueError(f"length={self.length}: give shares (low, high) with 0 < low <= high <= 10")
+        if not 0 <= self.turn <= 180:
+            raise ValueError(f"turn={self.turn}: give 0 (straight lines) to 180 degrees")
+
+    def __call__(self, generators: Sequence[torch.Generator], height: int, width: int) -> Tensor:
+        return _paint(self._draw, generators, height, width)
+
+    def _draw(self, source: random.Random, height: int, width: int) -> np.ndarray:
+        hole = np.zeros((height, width), dtype=bool)
+        for _ in range(source.randint(*self.strokes)):
+            radius = source.uniform(*self.width) / 2
+            hole |= _near(self._draw_vertices(source, height, width), radius, height, width)
+        return hole
+
+    def _draw_vertices(self, source: random.Random, height: int, width: int) -> np.ndarray:
+        """(vertices, 2): x and y, where pixel (row, column) has its centre at x = column, y = row."""
+        heading, vertices = source.uniform(0, 2 * math.pi), [(0.0, 0.0)]
+        for _ in range(source.randint(*self.segments)):
+            length = min(height, width) * source.uniform(*self.length)
+            x, y = vertices[-1]
+            vertices.append((x + length * math.cos(heading), y + length * math.sin(heading)))
+            heading += math.radians(source.uniform(-self.turn, self.turn))
+        placed = np.array(vertices)
+        return placed - placed[source.randrange(len(placed))] + (source.randrange(width), source.randrange(height))
+
+
+@dataclass(frozen=True)
+class Text(MaskGenerator):
+    """A block of lines of random words at a random place, cut by the border: lettering of a fixed size in pixels.
+
+    The letters come from the font inside Pillow; their edges may differ by a pixel between its versions. No hole is empty.
+
+    Args:
+        size: lowest and highest size of the font, in pixels whatever the size of the image.
+        lines: lowest and highest number of lines.
+        margin: lowest and highest number of pixels around the letters that belong to the hole, as masks drawn by hand have.
+    """
+
+    size: tuple[int, int] = (9, 20)
+    lines: tuple[int, int] = (1, 3)
+    margin: tuple[int, int] = (0, 1)
+
+    def __post_init__(self) -> None:
+        _check_range("size", self.size, least=4)
+        _check_range("lines", self.lines, least=1)
+        _check_range("margin", self.margin, least=0)
+
+    def __call__(self, generators: Sequence[torch.Generator], height: int, width: int) -> Tensor:
+        return _paint(self._draw, generators, height, width)
+
+    def _draw(self, source: random.Random, height: int, width: int) -> np.ndarray:
+        while True:  # a space or the gap between two lines may cover the whole of a small image
+            canvas = Image.new("1", (width, height))
+            self._draw_block(source, canvas)
+            if canvas.getbbox() is not None:
+                return np.asarray(canvas)
+
+    def _draw_block(self, source: random.Random, canvas: Image.Image) -> None:
+        draw, size = ImageDraw.Draw(canvas), source.randint(*self.size)
+        margin, lines = source.randint(*self.margin), source.randint(*self.lines)
+        left = source.uniform(-2 * size, 0.6 * canvas.width)
+        top = source.uniform(0.2 * size - 1.2 * size * lines, canvas.height - 0.8 * size)
+        longest = math.ceil((canvas.width - left) / (0.3 * size))  # characters beyond the border cost time
+        for line in range(lines):
+            words = ("".join(source.choices(_LETTERS, k=source.randint(1, 8))) for _ in range(source.randint(1, 4)))
+            place = (left, top + 1.2 * size * line)
+            draw.text(place, " ".join(words)[:longest], fill=1, font=_font(size), stroke_width=margin)
+
+
+_LETTERS = 3 * string.ascii_lowercase + string.ascii_uppercase + string.digits
+
+
+@lru_cache(maxsize=32)
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Loading a font takes longer than drawing a hole."""
+    return ImageFont.load_default(size=size)
+
+
+def _near(vertices: np.ndarray, radius: float, height: int, width: int) -> np.ndarray:
+    """(height,width) bool: pixels whose centre is at most `radius` away from the polyline through (vertices, 2)."""
+    steps = np.diff(vertices, axis=0)
+    lengths = np.hypot(*steps.T)[:, None, None]
+    along_x, along_y = steps.T[:, :, None, None] / lengths
+    x = np.arange(width) - vertices[:-1, 0, None, None]
+    y = np.arange(height)[:, None] - vertices[:-1, 1, None, None]
+    along = np.clip(x * along_x + y * along_y, 0, lengths)
+    return ((x - along * along_x) ** 2 + (y - along * along_y) ** 2 <= radius**2).any(0)
+
+
+def _paint(
+    draw: Callable[[random.Random, int, int], np.ndarray],
+    generators: Sequence[torch.Generator],
+    height: int,
+    width: int,
+) -> Tensor:
+    """One draw of each generator seeds the scalar draws of its image."""
+    holes = []
+    for generator in generators:
+        seed = int(torch.randint(2**62, (), generator=generator, device=generator.device).item())
+        hole = draw(random.Random(seed), height, width)
+        holes.append(torch.from_numpy(hole.astype(np.float32)).to(generator.device))
+    return torch.stack(holes)[:, None]
+
+
+def _check_range(name: str, bounds: tuple[float, float], *, least: int) -> None:
+    if not least <= bounds[0] <= bounds[1] <= MOST:
+        raise ValueError(f"{name}={bounds}: give (low, high) with {least} <= low <= high <= {MOST}")
