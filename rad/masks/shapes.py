@@ -364,16 +364,15 @@ class Lettering(MaskGenerator):
 
 
 def photos() -> Mixture:
-    """The mixture for training on photographs: a quarter all hole, otherwise damage as people have it, mostly thin."""
+    """The mixture of `configs/photos.yaml`: damage that people have in photographs, mostly thin."""
     return Mixture(
         (
-            Part(Everything(), weight=25),
-            Part(Polylines(), weight=30),
-            Part(Polylines(width=(3.0, 9.0)), weight=15),
-            Part(Box(side=(0.2, 0.75)), weight=11.25),
-            Part(Halves(), weight=3.75),
-            Part(Perlin(area_range=(0.01, 1.0)), weight=6),
-            Part(Text(), weight=9),
+            Part(Polylines(), weight=40),
+            Part(Polylines(width=(3.0, 9.0)), weight=20),
+            Part(Box(side=(0.2, 0.75)), weight=15),
+            Part(Halves(), weight=5),
+            Part(Perlin(area_range=(0.01, 1.0)), weight=8),
+            Part(Text(), weight=12),
         )
     )
 
