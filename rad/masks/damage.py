@@ -115,8 +115,9 @@ class Text(MaskGenerator):
         longest = math.ceil((canvas.width - left) / (0.3 * size))  # characters beyond the border cost time
         for line in range(lines):
             words = ("".join(source.choices(_LETTERS, k=source.randint(1, 8))) for _ in range(source.randint(1, 4)))
-            place = (left, top + 1.2 * size * line)
-            draw.text(place, " ".join(words)[:longest], fill=1, font=_font(size), stroke_width=margin)
+            text, place = " ".join(words)[:longest], (left, top + 1.2 * size * line)
+            if -1.5 * size < place[1] + margin and place[1] - margin < canvas.height:  # else nothing of it is seen
+                draw.text(place, text, fill=1, font=_font(size), stroke_width=margin)
 
 
 _LETTERS = 3 * string.ascii_lowercase + string.ascii_uppercase + string.digits
