@@ -32,11 +32,11 @@ from rad import cli
 from rad.catalogue import create
 from rad.inpainter import Inpainter
 from rad.load import load_base, save_base
-from rad.masks import MaskGenerator
+from rad.masks import MaskGenerator, Mixture
 from rad.masks.files import read_mask
 from rad.masks.perlin import Perlin, Pnoise
 from rad.masks.sets import read_set, write_set
-from rad.masks.shapes import MASKS
+from rad.masks.shapes import MASKS, photos
 from rad.methods import METHODS
 from rad.pictures import list_pictures, open_picture
 from rad.process import linear_betas
@@ -340,7 +340,10 @@ def _of_type(kind: Any) -> st.SearchStrategy[Any]:
 
 
 def draw_mask(data: st.DataObject, place: Place) -> str:
-    kinds = {type(make()) for make in MASKS.values()} | {Perlin, Pnoise}
+    kinds = (
+        {type(make()) for make in MASKS.values()} | {Perlin, Pnoise} | {type(part.generator) for part in photos().parts}
+    )
+    kinds -= {Mixture}  # its settings are other generators
     kind = data.draw(st.sampled_from(sorted(kinds, key=lambda one: one.__name__)))
     hints = typing.get_type_hints(kind)
     names = [one.name for one in fields(kind)]

@@ -16,9 +16,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 from torch import Tensor, nn
 
-from rad.data import SKIMAGE_HELD_OUT, SKIMAGE_TRAIN, Framing, PictureData, PositionSampler, Stream, hold_out
+from rad.data import SKIMAGE_HELD_OUT, SKIMAGE_TRAIN, Framing, PictureData, PositionSampler, Stream, Turns, hold_out
 from rad.masks import MaskGenerator
 from rad.pictures import list_pictures, open_picture, to_tensor, to_uint8
+from rad.tape import generator
 
 COLOURS = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3) * 3
 
@@ -186,6 +187,14 @@ def test_missing_empty_and_contradictory_settings_are_errors(folder: Path, tmp_p
         ({"crop": "middle"}, "crop='middle'"),
         ({"scale_range": (0.5, 2.0)}, "scale_range"),
         ({"crop": "random_scale", "resize": "none"}, "contradicts"),
+        ({"crop": "random_scale", "scale_draw": "log"}, "scale_draw='log'"),
+        ({"scale_draw": "log_uniform"}, "no effect.*random_scale"),
+        ({"side_range": (8, None)}, "no effect.*random_scale"),
+        ({"crop": "random_scale", "side_range": (0, None)}, r"side_range=\(0, None\)"),
+        ({"crop": "random_scale", "side_range": (9, 8)}, r"side_range=\(9, 8\)"),
+        ({"crop": "random_scale", "side_range": (8, 9), "scale_range": (0.5, 1.0)}, "contradict: give one"),
+        ({"weights": [1, 2]}, "weights=.1, 2.*one weight for each path"),
+        ({"weights": [0]}, "weights=.0.*at least 1"),
     ):
         with pytest.raises(ValueError, match=message):
             make(folder, **settings)
@@ -219,6 +228,32 @@ def test_boxes_cover_the_picture_and_nothing_else() -> None:
     assert Framing(16).box(60, 40, draws[0]) == (10, 0, 40)
     assert Framing(16, resize="none").box(60, 40, draws[0]) == (22, 12, 16)
     assert Framing(16, resize="none").box(60, 9, draws[0])[2] == 9
+
+
+def test_sides_in_pixels_are_log_uniform_up_to_the_whole_short_side() -> None:
+    framing = Framing(32, crop="random_scale", side_range=(32, None), scale_draw="log_uniform")
+    assert [framing.box(500, 400, (share, 0, 0, 0))[2] for share in (0, 0.25, 0.5, 1 - 1e-9)] == [32, 60, 113, 400]
+    draws = torch.rand(4000, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64).tolist()
+    sides = np.array([framing.box(500, 400, draw)[2] for draw in draws])
+    for low, high in ((32, 64), (64, 128), (128, 256), (256, 401)):
+        share = ((sides >= low) & (sides < high)).mean()
+        assert share == pytest.approx(np.log(min(high, 400) / low) / np.log(400 / 32), abs=0.03)
+    boxes = [framing.box(500, 400, draw) for draw in draws]
+    assert all(0 <= left <= 500 - side and 0 <= top <= 400 - side for left, top, side in boxes)
+
+
+def test_sides_in_pixels_stay_in_their_range_and_in_the_picture() -> None:
+    draws = torch.rand(500, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64).tolist()
+    for scale_draw in ("uniform", "log_uniform"):
+        framing = Framing(16, crop="random_scale", side_range=(20, 40), scale_draw=scale_draw)
+        sides = {framing.box(300, 100, draw)[2] for draw in draws}
+        assert sides == set(range(20, 41))
+        assert max(framing.box(30, 90, draw)[2] for draw in draws) == 30
+        assert {framing.box(12, 90, draw)[2] for draw in draws} == {12}, "smaller than the range: taken whole"
+    uniform = Framing(16, crop="random_scale", side_range=(20, 40))
+    assert np.mean([uniform.box(99, 99, draw)[2] for draw in draws]) == pytest.approx(30, abs=1)
+    shares = Framing(16, crop="random_scale", scale_range=(0.1, 0.4), scale_draw="log_uniform")
+    assert [shares.box(100, 100, (share, 0, 0, 0))[2] for share in (0, 0.5, 1 - 1e-9)] == [10, 20, 40]
 
 
 def test_crop_and_flip_follow_the_position(folder: Path) -> None:
@@ -294,6 +329,101 @@ def test_workers_and_memory_change_nothing(folder: Path, tmp_path: Path) -> None
             assert all(torch.equal(one[field], other[field]) for field in ("image", "position", "hole"))
 
 
+# several sources
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> list[str]:
+    """Three folders of 7, 4 and 5 pictures, each of its own grey."""
+    for number, (source, count) in enumerate({"a": 7, "b": 4, "c": 5}.items()):
+        (tmp_path / source).mkdir()
+        for picture in range(count):
+            Image.new("RGB", (9, 9), (60 * number,) * 3).save(tmp_path / source / f"{source}{picture}.png")
+    return [str(tmp_path / source) for source in "abc"]
+
+
+def mixed(paths: list[str], **settings: object) -> PictureData:
+    data = PictureData(paths, **({"val_count": 0, "size": 8, "batch_size": 2} | settings))
+    data.setup("fit")
+    return data
+
+
+@pytest.mark.parametrize("weights", [(1,), (3, 1), (1, 1, 1), (5, 3, 2), (1, 7, 12)])
+def test_turns_give_every_source_its_exact_share(weights: tuple[int, ...]) -> None:
+    turns, period = Turns(weights), sum(weights)
+    seen = [0] * len(weights)
+    for position in range(5 * period):
+        source, before = turns(position)
+        assert before == seen[source], "counts the earlier positions of the source"
+        seen[source] += 1
+        due = [(position + 1) * weight / period for weight in weights]
+        assert max(abs(one - other) for one, other in zip(seen, due, strict=True)) < len(weights)
+    assert seen == [5 * weight for weight in weights]
+    assert turns(10**15 * period + 1) == (turns(1)[0], 10**15 * weights[turns(1)[0]] + turns(1)[1])
+
+
+def test_each_source_goes_through_its_own_epochs(sources: list[str]) -> None:
+    stream = mixed(sources, weights=[3, 1, 2]).stream()
+    names = [stream[position]["name"] for position in range(6 * 28)]
+    assert all(sorted(name[0] for name in names[start : start + 6]) == list("aaabcc") for start in range(0, 168, 6))
+    for source, count in (("a", 7), ("b", 4), ("c", 5)):
+        own = [name for name in names if name[0] == source]
+        epochs = [own[start : start + count] for start in range(0, len(own) - count + 1, count)]
+        assert len(epochs) >= 7
+        assert all(sorted(epoch) == [f"{source}{number}.png" for number in range(count)] for epoch in epochs)
+        assert len(set(map(tuple, epochs))) > 3, "in another order each time"
+    image = stream[names.index("c0.png")]["image"]
+    assert torch.allclose(image, torch.full_like(image, 120 / 255 * 2 - 1)), "the picture of that name"
+
+
+def test_without_weights_the_list_is_one_source(sources: list[str]) -> None:
+    """The order is that of a single permutation of all, which earlier versions drew."""
+    data = mixed(sources, seed=3)
+    names = [picture.name for picture in data.train_pictures]
+    for epoch in range(2):
+        order = torch.randperm(16, generator=generator(3, "order", epoch)).tolist()
+        drawn = [data.stream()[16 * epoch + place]["name"] for place in range(16)]
+        assert drawn == [names[number] for number in order]
+    one = mixed(sources[:1], seed=3, weights=[1]).stream()
+    alone = mixed(sources[:1], seed=3).stream()
+    assert [one[position]["name"] for position in range(20)] == [alone[position]["name"] for position in range(20)]
+
+
+def test_held_out_pictures_of_several_sources(sources: list[str]) -> None:
+    data = mixed(sources, weights=[1, 1, 1], val_count=6)
+    trained = {data.stream()[position]["name"] for position in range(60)}
+    held_out = {picture.name for picture in data.val_pictures}
+    assert len(held_out) == 6
+    assert trained == {picture.name for picture in data.train_pictures}
+    assert len(trained) == 10
+    assert not trained & held_out
+    names = [data.stream()[position]["name"][0] for position in range(60)]
+    assert [names.count(source) for source in "abc"] == [20, 20, 20]
+    with pytest.raises(ValueError, match="has a weight and no picture left"):
+        mixed(sources, weights=[1, 1, 1], val_count=15)
+    apart = mixed(sources[:1], val_path=sources[1:])
+    assert [picture.name[0] for picture in apart.val_pictures] == list("bbbbccccc")
+
+
+@pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
+def test_sources_with_weights_resume_in_the_middle(sources: list[str], tmp_path: Path) -> None:
+    whole, rest, changed = Recorder(), Recorder(), Recorder()
+    keep = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=5, save_top_k=-1)
+    trainer(tmp_path, callbacks=[keep], max_steps=12).fit(whole, mixed(sources, weights=[3, 2, 1]))
+    checkpoint = tmp_path / "step=5.ckpt"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="the training pictures, their weights")
+        trainer(tmp_path, max_steps=12).fit(
+            rest, mixed(sources, weights=[3, 2, 1], num_workers=1), ckpt_path=checkpoint, weights_only=True
+        )
+    assert rest.names == whole.names[5:]
+    assert [name[0] for batch in whole.names for name in batch].count("a") == 12
+    with pytest.warns(UserWarning, match="the training pictures, their weights or the seed are not those"):
+        trainer(tmp_path, max_steps=6).fit(
+            changed, mixed(sources, weights=[3, 1, 1]), ckpt_path=checkpoint, weights_only=True
+        )
+
+
 class Recorder(LightningModule):
     """Trains one number and remembers what it saw."""
 
@@ -301,6 +431,7 @@ class Recorder(LightningModule):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(()))
         self.seen: list[list[int]] = []
+        self.names: list[list[str]] = []
         self.validated: list[int] = []
         self.fail_at = fail_at
 
@@ -308,6 +439,7 @@ class Recorder(LightningModule):
         if len(self.seen) == self.fail_at:
             raise RuntimeError("power cut")
         self.seen.append(batch["position"].tolist())
+        self.names.append(batch["name"])
         return (self.weight - batch["image"].mean()) ** 2
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:

@@ -18,7 +18,9 @@ from torch import Tensor
 from rad.masks import MaskGenerator
 
 MOST = 1000
-"""Largest number and size accepted: more would take hours."""
+"""Largest number of polylines and lines, and largest size: more would take hours."""
+
+MOST_SEGMENTS, MOST_MARGIN = 100, 32
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,9 @@ class Polylines(MaskGenerator):
     turn: float = 60.0
 
     def __post_init__(self) -> None:
-        for name in ("strokes", "width", "segments"):
-            _check_range(name, getattr(self, name), least=1)
+        _check_range("strokes", self.strokes, 1, MOST)
+        _check_range("width", self.width, 1, MOST)
+        _check_range("segments", self.segments, 1, MOST_SEGMENTS)
         low, high = self.length
         if not 0 < low <= high <= 10:
             raise ValueError(f"length={self.length}: give shares (low, high) with 0 < low <= high <= 10")
@@ -90,9 +93,9 @@ class Text(MaskGenerator):
     margin: tuple[int, int] = (0, 1)
 
     def __post_init__(self) -> None:
-        _check_range("size", self.size, least=4)
-        _check_range("lines", self.lines, least=1)
-        _check_range("margin", self.margin, least=0)
+        _check_range("size", self.size, 4, MOST)
+        _check_range("lines", self.lines, 1, MOST)
+        _check_range("margin", self.margin, 0, MOST_MARGIN)
 
     def __call__(self, generators: Sequence[torch.Generator], height: int, width: int) -> Tensor:
         return _paint(self._draw, generators, height, width)
@@ -112,8 +115,9 @@ class Text(MaskGenerator):
         longest = math.ceil((canvas.width - left) / (0.3 * size))  # characters beyond the border cost time
         for line in range(lines):
             words = ("".join(source.choices(_LETTERS, k=source.randint(1, 8))) for _ in range(source.randint(1, 4)))
-            place = (left, top + 1.2 * size * line)
-            draw.text(place, " ".join(words)[:longest], fill=1, font=_font(size), stroke_width=margin)
+            text, place = " ".join(words)[:longest], (left, top + 1.2 * size * line)
+            if -1.5 * size < place[1] + margin and place[1] - margin < canvas.height:  # else nothing of it is seen
+                draw.text(place, text, fill=1, font=_font(size), stroke_width=margin)
 
 
 _LETTERS = 3 * string.ascii_lowercase + string.ascii_uppercase + string.digits
@@ -151,6 +155,6 @@ def _paint(
     return torch.stack(holes)[:, None]
 
 
-def _check_range(name: str, bounds: tuple[float, float], *, least: int) -> None:
-    if not least <= bounds[0] <= bounds[1] <= MOST:
-        raise ValueError(f"{name}={bounds}: give (low, high) with {least} <= low <= high <= {MOST}")
+def _check_range(name: str, bounds: tuple[float, float], least: int, most: int) -> None:
+    if not least <= bounds[0] <= bounds[1] <= most:
+        raise ValueError(f"{name}={bounds}: give (low, high) with {least} <= low <= high <= {most}")
