@@ -60,11 +60,6 @@ class EMA(Callback):
         """The name of its state in a checkpoint: each average has its own."""
         return "EMA" if self.suffix == "ema" else f"EMA-{self.suffix}"
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        suffixes = [ema.suffix for ema in _averages(trainer)]
-        if len(set(suffixes)) < len(suffixes):
-            raise ValueError(f"the EMA callbacks have suffixes {', '.join(suffixes)}: give each its own")
-
     def decay_at(self, step: int) -> float:
         """The decay of update number `step` = 1, 2, ..."""
         return min(self.decay, 1 - (1 + step / self.inv_gamma) ** -self.power)

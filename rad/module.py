@@ -166,7 +166,7 @@ class Diffusion(L.LightningModule):
             raise ValueError("process 'uniform' has no holes, so that unconditional_share has no effect: remove it")
         if timestep_weight != "none" and weight_limit != 1:
             raise ValueError(
-                f"timestep_weight {timestep_weight!r} and weight_limit {weight_limit} exclude each other: remove one"
+                f"timestep_weight is {timestep_weight!r} and weight_limit {weight_limit}: remove one of them"
             )
         self.strict_loading = False  # a checkpoint holds what is trained, and on_load_checkpoint compares the names
 

@@ -10,6 +10,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from rad.autoencoder_training import AutoencoderTraining
+from rad.callbacks import EMA
 from rad.checkpoints import find_checkpoint
 from rad.console import EXIT_INTERRUPTED, EXIT_OK
 from rad.data import PictureData
@@ -58,6 +59,9 @@ class TrainCLI(LightningCLI):
             kwargs["logger"] = TensorBoardLogger("runs", name=config.name, version="")
         given = config.trainer.callbacks or []
         callbacks = list(given) if isinstance(given, list) else [given]
+        suffixes = [one.suffix for one in callbacks if isinstance(one, EMA)]
+        if len(set(suffixes)) < len(suffixes):
+            raise ValueError(f"the EMA callbacks have the suffixes {', '.join(suffixes)}: give each its own")
         missing = [
             guard for guard in (StopOnSignal, FiniteGuard) if not any(isinstance(one, guard) for one in callbacks)
         ]
