@@ -1,12 +1,16 @@
-"""A training step with everything around it against a bare loop of the same network; and what the pictures cost.
+"""A training step with everything around it against a bare loop of the same network; precisions; and what reading images costs.
 
-    python benchmarks/training.py
-    python benchmarks/training.py --pictures
+    python benchmarks/training.py --threads 1
+    python benchmarks/training.py --threads 1 --config photos --precision bf16-mixed
+    python benchmarks/training.py --threads 1 --precisions
+    python benchmarks/training.py --images
 
-The first trains an adapter on checkpoints/base-nature32 by `Trainer.fit`: pictures from the disk, Perlin masks, noise, both
-losses, clipping, AdamW, EMA, guards, logging. After each of its steps comes a bare one on a copy of the network, timed by itself:
-forward, squared error, backward, clipping, AdamW on ready tensors. The goal is at most 1.05 times. The second reads pictures for
-256x256 (JPEG, and larger PNG) with several workers; a step that takes longer than a batch of them never waits.
+The first trains an adapter on checkpoints/base-nature32 by `Trainer.fit`: images from the disk, Perlin masks, noise, both losses,
+clipping, AdamW, EMA, guards, logging. After each of its steps comes a bare one on a copy of the network, timed by itself:
+forward, squared error, backward, clipping, AdamW on ready tensors. The goal is at most 1.05 times. `--config photos` does the
+same for the model, masks, crops and averages of configs/photos.yaml. `--precisions` times the bare step of that network in float32,
+bfloat16, and bfloat16 with torch.compile, and of diffusers' own network in bfloat16, in turn. `--images` reads images for 256x256
+(JPEG, and larger PNG) with several workers; a step that takes longer than a batch of them never waits.
 """
 
 import argparse
@@ -20,7 +24,8 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
+import yaml
+from diffusers import UNet2DModel
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -30,86 +35,151 @@ from rad.callbacks import EMA, Throughput
 from rad.data import PictureData
 from rad.guards import FiniteGuard, StopOnSignal
 from rad.lora import LoRA
+from rad.masks.shapes import make
 from rad.module import Diffusion
+from rad.unet import patch
 from tests.conftest import random_picture
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", action="store_true")
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--images", action="store_true", help="time the loader alone")
+    parser.add_argument("--precisions", action="store_true", help="time float32, bfloat16 and torch.compile in turn")
+    parser.add_argument("--config", choices=["lora", "photos"], default="lora", help="what is trained")
+    parser.add_argument("--precision", choices=["32", "bf16-mixed"], default="32")
+    parser.add_argument("--batch", type=int, help="default: 16, or 32 with --config photos")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.precisions:
+        precisions(options)
+        return
     with tempfile.TemporaryDirectory() as folder:
-        if options.pictures:
+        if options.images:
             read(Path(folder))
         else:
             train(Path(folder), options)
 
 
-class Turns(L.Callback):
-    """After each step of the trainer one of the bare loop; seconds of both."""
+class Bare:
+    """The least a training step can do: forward, squared error, backward, clipping and AdamW, on ready tensors."""
 
-    def __init__(self, module: Diffusion, batch: int) -> None:
-        self.network: Any = copy.deepcopy(module.network)
-        self.trained = [p for p in self.network.parameters() if p.requires_grad]
+    def __init__(self, network: Any, *, batch: int, precision: str, region_aware: bool = True) -> None:
+        self.network, self.precision, self.region_aware = network, precision, region_aware
+        self.trained = [p for p in network.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, lr=1e-4)
         source = torch.Generator().manual_seed(0)
         self.x = torch.randn(batch, 3, 32, 32, generator=source)
         self.eps = torch.randn(batch, 3, 32, 32, generator=source)
         self.times = 1000 * torch.rand(batch, 2, generator=source)
         self.index = (torch.rand(batch, 32, 32, generator=source) > 0.5).long()
-        self.seconds: dict[str, list[float]] = {"bare loop": [], "Trainer.fit": []}
-        self._since = 0.0
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._since = time.perf_counter()
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        self.seconds["Trainer.fit"].append(time.perf_counter() - self._since)
-        start = time.perf_counter()
-        self.bare()
-        self._since = time.perf_counter()
-        self.seconds["bare loop"].append(self._since - start)
-
-    def bare(self) -> Tensor:
-        output = self.network(self.x, self.times, index=self.index).sample
-        loss = (output[:, :3] - self.eps).square().mean()
+    def step(self) -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16-mixed"):
+            times, index = (self.times, {"index": self.index}) if self.region_aware else (self.times[:, 0], {})
+            output = self.network(self.x, times, **index).sample
+            loss = (output[:, :3] - self.eps).square().mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return loss
+
+
+class Turns(L.Callback):
+    """After each step of the trainer one of the bare loop; seconds of both, wall and CPU."""
+
+    def __init__(self, bare: Bare) -> None:
+        self.bare = bare
+        self.seconds = {"bare loop": timing.Seconds(), "Trainer.fit": timing.Seconds()}
+        self._since = (0.0, 0.0)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._since = (time.perf_counter(), time.process_time())
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._record("Trainer.fit")
+        self.bare.step()
+        self._record("bare loop")
+
+    def _record(self, name: str) -> None:
+        now = (time.perf_counter(), time.process_time())
+        if self.bare.optimizer.state:  # not the first step of all, which sets up
+            self.seconds[name].wall.append(now[0] - self._since[0])
+            self.seconds[name].cpu.append(now[1] - self._since[1])
+        self._since = now
 
 
 def train(folder: Path, options: argparse.Namespace) -> None:
+    photos = options.config == "photos"
+    batch = options.batch or (32 if photos else 16)
     for number in range(64):
-        random_picture(64, 64, seed=number).save(folder / f"{number}.png")
-    module = Diffusion(
-        base=str(ROOT / "checkpoints/base-nature32"), image_size=32, lora=LoRA(rank=32, alpha=32), learning_rate=1e-4
-    )
-    turns = Turns(module, options.batch)
+        if photos:
+            random_picture(60, 80, seed=number).resize((533, 400)).save(folder / f"{number}.jpg")
+        else:
+            random_picture(64, 64, seed=number).save(folder / f"{number}.png")
+    averages = [EMA()]
+    if photos:
+        config = yaml.safe_load((ROOT / "configs/photos.yaml").read_text())
+        module = Diffusion(**{**config["model"], "betas": tuple(config["model"]["betas"]), "image_size": 32})
+        data = PictureData(
+            str(folder),
+            size=32,
+            batch_size=batch,
+            val_count=0,
+            crop="random_scale",
+            side_range=(32, None),
+            scale_draw="log_uniform",
+            flip=True,
+            in_memory=True,
+            masks=make("photos"),
+        )
+        averages.append(EMA(suffix="ema_long"))
+    else:
+        base = str(ROOT / "checkpoints/base-nature32")
+        module = Diffusion(base=base, image_size=32, lora=LoRA(rank=32, alpha=32), learning_rate=1e-4)
+        data = PictureData(str(folder), size=32, batch_size=batch, val_count=0)
+    turns = Turns(Bare(copy.deepcopy(module.network), batch=batch, precision=options.precision))
     trainer = L.Trainer(
         max_steps=options.steps + 3,
         accelerator="cpu",
+        precision=options.precision,
         use_distributed_sampler=False,
         gradient_clip_val=1.0,
-        callbacks=[EMA(), Throughput(), StopOnSignal(), FiniteGuard(), turns],
+        callbacks=[*averages, Throughput(), StopOnSignal(), FiniteGuard(), turns],
         default_root_dir=str(folder),
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=False,
         log_every_n_steps=10,
     )
-    trainer.fit(module, datamodule=PictureData(str(folder), size=32, batch_size=options.batch, val_count=0))
-    seconds = {name: timing.Seconds(values[3:], values[3:]) for name, values in turns.seconds.items()}
-    timing.print_setting(f"32x32, batch {options.batch}, 3.2 M, LoRA of rank 32", repeats=options.steps)
-    rows = [[name, *cells[:4]] for name, cells in timing.compare(seconds, to="bare loop").items()]
-    timing.print_table(["a training step", *timing.COMPARED[:4]], rows)
+    trainer.fit(module, datamodule=data)
+    what = "3.2 M, all weights, configs/photos.yaml" if photos else "3.2 M, LoRA of rank 32"
+    timing.print_setting(f"32x32, batch {batch}, {what}, {options.precision}", repeats=options.steps)
+    rows = [[name, *cells] for name, cells in timing.compare(turns.seconds, to="bare loop").items()]
+    timing.print_table(["a training step", *timing.COMPARED], rows)
+
+
+def precisions(options: argparse.Namespace) -> None:
+    """Images a second of the bare step of the network of configs/photos.yaml."""
+    fields = yaml.safe_load((ROOT / "configs/photos.yaml").read_text())["model"]["unet"]
+    batch = options.batch or 64
+    patched = [patch(UNet2DModel(**fields, sample_size=32)) for _ in range(3)]
+    steps = {
+        "float32": Bare(patched[0], batch=batch, precision="32"),
+        "bfloat16": Bare(patched[1], batch=batch, precision="bf16-mixed"),
+        "bfloat16, torch.compile": Bare(torch.compile(patched[2]), batch=batch, precision="bf16-mixed"),
+        "bfloat16, stock network": Bare(
+            UNet2DModel(**fields, sample_size=32), batch=batch, precision="bf16-mixed", region_aware=False
+        ),
+    }
+    seconds = timing.interleaved({name: bare.step for name, bare in steps.items()}, repeats=options.steps)
+    timing.print_setting(f"32x32, batch {batch}, 3.2 M, all weights", repeats=options.steps)
+    cells = timing.compare(seconds, to="float32")
+    rows = [[n, f"{batch / statistics.median(seconds[n].cpu):.0f}", *cells[n]] for n in steps]
+    timing.print_table(["a bare training step", "images/s of CPU time", *timing.COMPARED], rows)
 
 
 def read(folder: Path) -> None:
