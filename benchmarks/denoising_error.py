@@ -1,6 +1,6 @@
 """Squared error of the estimate of x0 in the hole, on random crops of held-out photographs, at several timesteps.
 
-    python benchmarks/denoising_error.py --data data/photos_val.zip --model checkpoints/photos runs/photos/checkpoints/step=500-ema
+    python benchmarks/denoising_error.py --data HELD_OUT --model checkpoints/photos runs/photos/checkpoints/step=500-ema
 
 Crops are log-uniform in scale, from the model's size to the whole short side; masks are of the set `photos`. Crops, masks and
 noise are the same for every model. Values are in the range [-1, 1]: 0.004 is the error of 8 grey levels.

@@ -8,9 +8,9 @@
 The first trains an adapter on checkpoints/base-nature32 by `Trainer.fit`: images from the disk, Perlin masks, noise, both losses,
 clipping, AdamW, EMA, guards, logging. After each of its steps comes a bare one on a copy of the network, timed by itself:
 forward, squared error, backward, clipping, AdamW on ready tensors. The goal is at most 1.05 times. `--config photos` does the
-same for the model, masks, crops and averages of configs/photos.yaml. `--precisions` times the bare step of that network in float32,
-bfloat16, and bfloat16 with torch.compile, and of diffusers' own network in bfloat16, in turn. `--images` reads images for 256x256
-(JPEG, and larger PNG) with several workers; a step that takes longer than a batch of them never waits.
+same for the model, masks, crops and averages of configs/photos.yaml. `--precisions` times the bare step of that network in
+float32, bfloat16, and bfloat16 with torch.compile, and of diffusers' own network in bfloat16, in turn. `--images` reads images
+for 256x256 (JPEG, and larger PNG) with several workers; a step that takes longer than a batch of them never waits.
 """
 
 import argparse
