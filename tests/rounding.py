@@ -17,7 +17,7 @@ NETWORK = 1000
 def assert_same(found: Tensor, wanted: Tensor, *, gain: float = 1.0) -> None:
     """Equal but for rounding; `gain`: by how much the error of a network is enlarged after it, as by guidance or s / a."""
     assert found.dtype == wanted.dtype
-    bound = gain * NETWORK * torch.finfo(wanted.dtype).eps * float(wanted.abs().max())
+    bound = gain * NETWORK * torch.finfo(wanted.dtype).eps * float(wanted.detach().abs().max())
     torch.testing.assert_close(found, wanted, rtol=0, atol=bound)
 
 
