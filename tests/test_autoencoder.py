@@ -79,9 +79,7 @@ def test_a_tiny_autoencoder(pixels):
     assert (codec.factor, codec.channels) == (2, 4)
     with torch.no_grad():
         assert_same(codec.encode(pixels), 0.5 * network.encode(pixels).latents)
-        assert_same(
-            codec.decode(codec.encode(pixels)), network.decode(network.encode(pixels).latents).sample
-        )
+        assert_same(codec.decode(codec.encode(pixels)), network.decode(network.encode(pixels).latents).sample)
 
 
 @pytest.mark.parametrize("kind", ["vq", "kl"])

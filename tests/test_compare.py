@@ -55,7 +55,9 @@ def assert_same_values(found: Mapping[str, Interval], wanted: Mapping[str, Inter
     for name, one in found.items():
         bound = {"abs": 1e-3} if name.startswith("ssim") else {"rel": 1e-5, "abs": 1e-6}
         other = wanted[name]
-        assert [one.value, one.low, one.high] == pytest.approx([other.value, other.low, other.high], nan_ok=True, **bound)
+        assert [one.value, one.low, one.high] == pytest.approx(
+            [other.value, other.low, other.high], nan_ok=True, **bound
+        )
 
 
 def smooth(seed: int, side: int = SIDE) -> Tensor:
