@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test slow lint type bench clean
+.PHONY: help setup demo test slow numerical lint type bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -26,6 +26,12 @@ test: setup ## run the tests, on all cores
 
 slow: setup ## run the tests that take more than ten seconds each
 	$(BIN)/python -m pytest -n auto --dist loadfile -m slow
+
+NUMERICAL := adapters attention autoencoder autoencoder_training codecs compare conditional ddp edm features flow latent \
+	latent_training load lora metrics module sampler stable transformer unet
+
+numerical: setup ## run the tests that compare networks' numbers; the environment sets processor features and RAD_TEST_THREADS
+	$(BIN)/python -m pytest -n auto --dist loadfile $(NUMERICAL:%=tests/test_%.py)
 
 lint: setup ## check style and format
 	$(BIN)/ruff check .

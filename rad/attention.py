@@ -110,7 +110,8 @@ class _Focused:
 
     def _kept(self, query: Tensor, key: Tensor, value: Tensor, where: Tensor | None) -> Tensor:
         assert self.focus.tokens is not None
-        scores = query.float() @ key.float().transpose(-1, -2) * query.shape[-1] ** -0.5
+        exact = torch.promote_types(query.dtype, torch.float32)
+        scores = query.to(exact) @ key.to(exact).transpose(-1, -2) * query.shape[-1] ** -0.5
         probabilities = scores.softmax(-1)  # (B, heads, cells, T)
         self.focus.kept.append((probabilities @ self.focus.tokens[:, None, :, None].to(scores)).mean(1)[..., 0])
         if where is not None:

@@ -93,7 +93,8 @@ def hybrid_loss(
         simple = error.mean((1, 2, 3))
     if output.shape[1] == channels:
         return Losses(simple, torch.zeros_like(simple), simple)
-    bits = variational_bits(output.float(), x0=x0, x=x, now=now, previous=previous)
+    exact = output.to(torch.promote_types(output.dtype, torch.float32))
+    bits = variational_bits(exact, x0=x0, x=x, now=now, previous=previous)
     vlb = bits.mean((1, 2, 3))
     if vlb_boundary == "zero":
         vlb = torch.where(_ends_clean(now, previous).any(1), torch.zeros_like(vlb), vlb)

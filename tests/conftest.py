@@ -1,5 +1,6 @@
 """Models small enough for every test: a base of 16x16 pixels with random weights, and an adapter that changes it."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,8 +21,17 @@ SIZE = 16
 
 
 @pytest.fixture(scope="session", autouse=True)
+def threads() -> Iterator[None]:
+    """Threads of torch: RAD_TEST_THREADS, or 1, since small networks run faster on one. No test depends on their number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(int(os.environ.get("RAD_TEST_THREADS", "1")))
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Small networks run faster on one thread, and runs are equal bit for bit."""
+    """For files of this process and of another, which has a thread of its own, that are compared bit for bit."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

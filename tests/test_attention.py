@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from rad.attention import Focus, cross_attentions, focused, grids, recomputing, shrunk
+from tests.rounding import assert_same
 from tests.tiny_stable import make_unet
 
 DEPTHS = 4
@@ -11,15 +12,15 @@ DEPTHS = 4
 
 @pytest.fixture(scope="module")
 def unet():
-    return make_unet().requires_grad_(False)
+    return make_unet().double().requires_grad_(False)
 
 
 def inputs(seed=0):
     random = torch.Generator().manual_seed(seed)
     return (
-        torch.randn(2, 4, 16, 16, generator=random),
+        torch.randn(2, 4, 16, 16, generator=random, dtype=torch.float64),
         torch.tensor([500.0, 20.0]),
-        torch.randn(2, 12, 16, generator=random),
+        torch.randn(2, 12, 16, generator=random, dtype=torch.float64),
     )
 
 
@@ -78,10 +79,10 @@ def test_kept_attention_is_a_distribution_and_changes_nothing(unet):
     for token in range(12):
         focus = Focus(tokens=torch.eye(12)[token].expand(2, -1))
         made, _ = outputs_of(unet, focus, x, times, text)
-        torch.testing.assert_close(made, plain, rtol=1e-4, atol=1e-5)
+        assert_same(made, plain)
         parts.append(focus.kept)
     for layer in zip(*parts, strict=True):
-        torch.testing.assert_close(sum(layer), torch.ones_like(layer[0]))
+        assert_same(sum(layer), torch.ones_like(layer[0]))
         assert float(min(part.min() for part in layer)) >= 0
         assert float(torch.stack(list(layer)).std()) > 1e-3, "some token has more than others"
 
@@ -105,7 +106,7 @@ def test_no_bound_and_all_hole_are_the_untouched_network_bit_for_bit(unet):
 def test_outside_the_hole_a_layer_gives_the_first_value_times_its_probability(unet, keeping):
     """By the formula, with the probabilities written out; both ways in which a layer may be computed."""
     layer, random = cross_attentions(unet)[0], torch.Generator().manual_seed(3)
-    hidden, text = torch.randn(2, 256, 16, generator=random), torch.randn(2, 12, 16, generator=random)
+    hidden, text = (torch.randn(2, count, 16, generator=random, dtype=torch.float64) for count in (256, 12))
     where, attn = places(two_holes())[256], layer.attention
     focus = Focus({256: where}, torch.ones(2, 12) if keeping else None)
     with focused([layer], focus):
@@ -119,13 +120,13 @@ def test_outside_the_hole_a_layer_gives_the_first_value_times_its_probability(un
     allowed = where[:, None, :, None].repeat(1, 1, 1, 12)
     allowed[..., 0] = True
     want = attn.to_out[0](((chances * allowed) @ value).transpose(1, 2).flatten(2))
-    torch.testing.assert_close(made, want)
+    assert_same(made, want)
 
 
 @pytest.mark.parametrize("keeping", [False, True])
 def test_garbage_in_the_values_of_other_tokens_changes_nothing_outside(unet, keeping):
     layer, random = cross_attentions(unet)[0], torch.Generator().manual_seed(3)
-    hidden, text = torch.randn(2, 256, 16, generator=random), torch.randn(2, 12, 16, generator=random)
+    hidden, text = (torch.randn(2, count, 16, generator=random, dtype=torch.float64) for count in (256, 12))
     where = places(two_holes())[256]
 
     def outcome(extra):
@@ -151,7 +152,7 @@ def test_each_image_of_a_batch_has_its_own_bound(unet):
     for row in (0, 1):
         own = slice(row, row + 1)
         alone = outputs_of(unet, Focus(places(hole[own])), x[own], times[own], text[own])[0]
-        torch.testing.assert_close(both[own], alone, rtol=1e-4, atol=1e-5)
+        assert_same(both[own], alone)
     assert float((both[1:] - outputs_of(unet, Focus(places(hole.flip(0))), x, times, text)[0][1:]).abs().max()) > 1e-3
 
 
@@ -179,5 +180,5 @@ def test_gradients_are_the_same_when_activations_are_computed_again(unet):
             found.append(torch.autograd.grad(loss, at)[0])
         finally:
             unet.disable_gradient_checkpointing()
-    torch.testing.assert_close(found[0], found[1])
+    assert_same(found[0], found[1])
     assert float(found[0].abs().max()) > 0

@@ -196,11 +196,11 @@ def test_zips_are_read_and_cannot_write_outside_the_output(sample, tmp_path):
         for name, entry in (("a", "a.png"), ("sub/b", "sub/b.png"), ("a", absolute), ("a", "../../up.png")):
             pictures.writestr(zipfile.ZipInfo(entry), Path(f"in/{name}.png").read_bytes())
             masks.writestr(zipfile.ZipInfo(entry), Path(f"masks/{name}.png").read_bytes())
-    assert sample(image="in.zip", mask="masks.zip")[0] == 0
+    assert sample(image="in.zip", mask="masks.zip", batch_size=1)[0] == 0
     assert hidden() == sorted(["a.png", "sub/b.png", absolute.lstrip("/")])
     assert not Path(absolute).exists()
     assert not np.array_equal(read("out/a.png"), read("out" + absolute)), "another name has other noise"
-    sample(output="plain")
+    sample(output="plain", batch_size=1)
     assert Path("plain/a.png").read_bytes() == Path("out/a.png").read_bytes()
 
 

@@ -33,6 +33,7 @@ def config(base, tmp_path, monkeypatch):
         "trainer": {
             "accelerator": "cpu",
             "max_steps": STEPS,
+            "precision": "64-true",
             "val_check_interval": 2,
             "check_val_every_n_epoch": None,
             "log_every_n_steps": 1,
@@ -79,7 +80,7 @@ def losses(name):
 
 
 def assert_equal_runs(one, several, step=STEPS):
-    """To rounding: gradients are summed in another order, and Adam divides by their size."""
+    """In float64 to rounding: gradients are summed in another order, and Adam divides by their size."""
     ours, theirs = checkpoint(one, step), checkpoint(several, step)
     assert theirs["PictureData"]["position"] == ours["PictureData"]["position"] == 8 * step
     for weights, others in (
@@ -88,8 +89,9 @@ def assert_equal_runs(one, several, step=STEPS):
     ):
         assert weights.keys() == others.keys()
         for name, weight in weights.items():
+            assert weight.dtype == torch.float64
             torch.testing.assert_close(
-                others[name], weight, rtol=1e-3, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}"
+                others[name], weight, rtol=1e-6, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}"
             )
 
 
@@ -119,7 +121,7 @@ def test_two_nodes_are_one_process(config):
     ours, theirs = losses("one"), losses("c")
     for (step, value), (other_step, other) in zip(ours["val/loss"], theirs["val/loss"], strict=True):
         assert step == other_step
-        assert other == pytest.approx(value, rel=1e-3)
+        assert other == pytest.approx(value, rel=1e-6)
     assert [step for step, _ in theirs["train/loss"]] == list(range(STEPS)), "one writer"
     assert len(list(Path("runs/c").glob("events.*"))) == 1
     names = {path.name for path in Path("runs/c/checkpoints").iterdir()}

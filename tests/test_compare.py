@@ -5,7 +5,7 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from zipfile import ZipFile
@@ -22,7 +22,7 @@ from rad.evaluation import compare, metrics, statistics
 from rad.evaluation.compare import evaluate, evaluate_folders
 from rad.evaluation.features import Extractor
 from rad.evaluation.layout import find_results
-from rad.evaluation.results import Comparison, Row
+from rad.evaluation.results import Comparison, Interval, Row
 from rad.evaluation.statistics import set_interval
 from rad.masks.files import write_mask
 from rad.pictures import to_tensor, to_uint8
@@ -44,6 +44,20 @@ class Averages(Extractor):
 
     def distance(self, first: Tensor, second: Tensor) -> Tensor:
         return (first - second).abs().mean((1, 2, 3))
+
+
+def assert_same_values(found: Mapping[str, Interval], wanted: Mapping[str, Interval]) -> None:
+    """Numbers of the same images, computed in batches of others: equal but for the rounding of float32.
+
+    SSIM divides errors of E[x^2], some ten eps (1e-6), by its constant 0.0009 where an image is flat.
+    """
+    assert found.keys() == wanted.keys()
+    for name, one in found.items():
+        bound = {"abs": 1e-3} if name.startswith("ssim") else {"rel": 1e-5, "abs": 1e-6}
+        other = wanted[name]
+        assert [one.value, one.low, one.high] == pytest.approx(
+            [other.value, other.low, other.high], nan_ok=True, **bound
+        )
 
 
 def smooth(seed: int, side: int = SIDE) -> Tensor:
@@ -256,7 +270,7 @@ def test_no_method_changes_the_numbers_of_another(compared: Comparison, tree: tu
     fewer = evaluate(results, references=references, extractors=[Averages()])
     for one in fewer.rows:
         other = row(compared, one.mask, one.method)
-        assert one.values == other.values
+        assert_same_values(one.values, other.values)
         assert (one.group, one.cost) == (other.group, other.cost)
     assert "wide: there are no results of bad" in fewer.notes
 
@@ -266,11 +280,13 @@ def test_numbers_do_not_depend_on_the_size_of_batches(compared: Comparison, tree
         other = evaluate(tree[0], references=tree[1], extractors=[Averages()], batch_size=batch_size, tables=tmp_path)
         for one, same in zip(compared.results, other.results, strict=True):
             assert (one.file, one.image) == (same.file, same.image)
-            assert one.values == pytest.approx(same.values, rel=1e-5, abs=1e-6)
+            assert one.values.keys() == same.values.keys()
+            for name, value in one.values.items():
+                bound = {"abs": 1e-3} if name.startswith("ssim") else {"rel": 1e-5, "abs": 1e-6}
+                assert value == pytest.approx(same.values[name], **bound), name
         for one, same in zip(compared.rows, other.rows, strict=True):
             assert one.group == same.group
-            for name, value in one.values.items():
-                assert value.value == pytest.approx(same.values[name].value, rel=1e-4, abs=1e-6)
+            assert_same_values(one.values, same.values)
 
 
 def test_the_seed_moves_intervals_and_no_values(compared: Comparison, tree: tuple[Path, Path], tmp_path: Path):
@@ -364,7 +380,7 @@ def test_a_broken_and_a_missing_file_cost_their_own_numbers(
     assert [one.missing for one in other.rows] == [0, 1, 0, 1, 0, 1, 0, 0]
     assert [one.images for one in other.rows] == [8, 7, 8, 7, 8, 7, 8, 8]
     assert len(other.results) == len(compared.results) - 3
-    assert row(other, "wide", "copy").values == row(compared, "wide", "copy").values
+    assert_same_values(row(other, "wide", "copy").values, row(compared, "wide", "copy").values)
     assert row(other, "wide", "copy").against["psnr"].images == 7
     assert row(other, "wide", "rad").group != row(other, "wide", "copy").group
     text = "\n".join(other.notes)
@@ -651,7 +667,7 @@ def test_crops_of_a_row_are_compared_with_its_own_originals(
         (results / f"wide/masks/{name}.png").unlink()
     alone = row(evaluate(results, references=references, extractors=[Averages()]), "wide", "bad")
     assert alone.group == found.group
-    assert alone.values == found.values, "whatever other methods have"
+    assert_same_values(alone.values, found.values)  # whatever other methods have
     boxes = [metrics.crop_box(hole_of("wide", NAMES.index(name))) for name in some]
     net, crops = Averages(), []
     for path in (references, results / "wide/bad"):

@@ -21,6 +21,7 @@ from rad.module import Diffusion
 from rad.pretrained import load_parts, region_aware_network
 from rad.process import Flow, RegionAwareFlow, Regions, Uniform, linear_betas, shifted_sigmas
 from rad.step import noised
+from tests.rounding import assert_same, doubled
 from tests.tiny_pipelines import captions, small_autoencoder, write_pipeline
 
 KINDS = ("latent", "stable", "stable3")
@@ -138,7 +139,7 @@ def test_known_cells_know_nothing_of_the_hole_and_cells_of_the_hole_hold_the_pic
     assert torch.equal(x0[cells], model.parts.codec.encode(given["image"])[cells])
     assert (x0[cells] != changed[cells]).any()
     task = model.task(given["image"], hole)
-    torch.testing.assert_close(x0[~cells], task.known[~cells], rtol=0, atol=1e-6)
+    assert_same(x0[~cells], task.known[~cells])
     assert torch.equal(regions.index, task.regions.index), "training and sampling have one rule for holes"
     leaking = module(world, kind, fill="none")
     assert (leaking._encoded(given["image"], hole)[0] - leaking._encoded(other, hole)[0])[~cells].abs().max() > 1e-4
@@ -213,9 +214,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(world, tmp_path, 
     parts = load(info.base)
     network = region_aware_network(parts.network, embedding="factorised")
     loaded = load_adapter(network, folder, base_hash=parts.hash)
-    torch.testing.assert_close(
-        outputs(loaded, parts.text, INDEX), outputs(whole.network, parts.text, INDEX), rtol=1e-4, atol=1e-5
-    )
+    assert_same(outputs(loaded, parts.text, INDEX), outputs(whole.network, parts.text, INDEX))
 
 
 def test_training_lowers_the_loss(world, tmp_path):
@@ -240,10 +239,15 @@ def test_prompts_are_told_and_some_are_dropped_by_position(world):
     model.prompt_dropout = 0.5
     told = model._conditions({"position": torch.arange(200), "text": ["red"] * 200}, "train")["encoder_hidden_states"]
     plain = model.parts.text([""])["encoder_hidden_states"]
-    dropped = torch.isclose(told, plain, atol=1e-5).flatten(1).all(1)
+
+    def as_plain(texts):  # the same text in another batch, to rounding; another text is some tenths away
+        return (texts - plain).abs().flatten(1).amax(1) < 1e-3
+
+    dropped = as_plain(told)
+    assert float((told - plain)[~dropped].abs().flatten(1).amax(1).min()) > 1e-2
     assert 70 <= int(dropped.sum()) <= 130
     part = model._conditions({"position": torch.arange(50, 60), "text": ["red"] * 10}, "train")["encoder_hidden_states"]
-    assert torch.equal(torch.isclose(part, plain, atol=1e-5).flatten(1).all(1), dropped[50:60]), "keyed by position"
+    assert torch.equal(as_plain(part), dropped[50:60]), "keyed by position"
 
 
 @pytest.mark.parametrize("kind", ["stable", "stable3"])
@@ -259,12 +263,13 @@ def test_bf16_and_gradient_checkpointing(world, tmp_path, kind):
 def test_the_loss_does_not_depend_on_how_the_batch_is_split(world):
     for kind in KINDS:
         model = moved(module(world, kind))
+        doubled(model.network)
         together = model.losses(batch(), "train")[0].total
         parts = [
             model.losses({name: values[rows] for name, values in batch().items()}, "train")[0].total
             for rows in (slice(0, 1), slice(1, 4))
         ]
-        torch.testing.assert_close(together, torch.cat(parts), rtol=1e-4, atol=1e-6)
+        assert_same(together.float(), torch.cat(parts).float())  # the frozen encoders stay in float32
 
 
 def test_dropout_of_a_pretrained_network_is_off_in_training(world, tmp_path):
@@ -388,7 +393,7 @@ def test_a_latent_model_from_scratch_is_a_base_for_an_adapter_and_stock_diffuser
     pipeline = LDMPipeline.from_pretrained(folder)
     x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        torch.testing.assert_close(pipeline.unet(x, 40).sample, scratch.unet.eval()(x, 40).sample, rtol=1e-4, atol=1e-5)
+        assert_same(pipeline.unet(x, 40).sample, scratch.unet.eval()(x, 40).sample)
     assert pipeline.vqvae.config.scaling_factor == 0.7
     assert not pipeline.scheduler.config.clip_sample
     adapter = Diffusion(base=str(folder), image_size=16, lora=LoRA(rank=2))
@@ -423,9 +428,9 @@ def test_a_text_to_image_model_from_scratch_is_a_pipeline_that_guidance_an_adapt
     )
     with torch.no_grad():
         mine = scratch.unet.eval()(x, 40, **text).sample
-        torch.testing.assert_close(pipeline.unet(x, 40, **text).sample, mine, rtol=1e-4, atol=1e-5)
+        assert_same(pipeline.unet(x, 40, **text).sample, mine)
         told = pipeline.encode_prompt(["a red boat", "x"], "cpu", 1, False)[0]
-    torch.testing.assert_close(told, text["encoder_hidden_states"])
+    assert_same(told, text["encoder_hidden_states"])
     assert float((mine[:1] - scratch.unet(x[:1], 40, **scratch.parts.text(["a sky"])).sample).abs().max()) > 0
     inpainter = Inpainter.from_pretrained(folder, device="cpu")
     hole = torch.zeros(1, 16, 16)

@@ -83,14 +83,16 @@ def test_ssim_is_one_for_equal_images_and_falls_with_noise():
 def test_ssim_of_two_constants():
     first, second = torch.full((1, 3, 16, 16), 0.4), torch.full((1, 3, 16, 16), 0.6)
     luminance = (2 * 0.4 * 0.6 + 1e-4) / (0.4**2 + 0.6**2 + 1e-4)
-    assert metrics.ssim(first, second).item() == pytest.approx(luminance, abs=5e-4)
+    # Variances of zero are differences of numbers below 0.4, some ten eps of float32 off, beside the constant 0.0009.
+    assert metrics.ssim(first, second).item() == pytest.approx(luminance, abs=2e-3)
 
 
 @pytest.mark.parametrize("metric", [metrics.psnr, metrics.ssim])
 def test_an_image_is_scored_alike_in_any_batch(metric):
     image, reference = noise(5, 3, 16, 16, seed=1), noise(5, 3, 16, 16)
     alone = torch.cat([metric(image[n : n + 1], reference[n : n + 1]) for n in range(5)])
-    assert torch.allclose(metric(image, reference), alone, rtol=1e-6, atol=1e-7)
+    # SSIM in float32: some ten eps of numbers up to 1, beside variances of 1 / 12
+    assert torch.allclose(metric(image, reference), alone, rtol=1e-6, atol=2e-5 if metric is metrics.ssim else 1e-9)
 
 
 def test_seam_of_a_constant_error_is_that_error():

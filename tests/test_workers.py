@@ -60,7 +60,7 @@ def failed(err):
 
 
 @pytest.mark.slow
-def test_a_tree_by_two_processes_is_that_of_one_with_a_picture_that_is_lost_on_the_way(sample, monkeypatch):
+def test_a_tree_by_two_processes_is_that_of_one_with_a_picture_that_is_lost_on_the_way(sample, monkeypatch, one_thread):
     """The last picture but one can be read at first, and not when it is to be filled: the chunk of it fails."""
     lost = Path("in/d.png").read_bytes()
 
@@ -90,7 +90,7 @@ def test_a_tree_by_two_processes_is_that_of_one_with_a_picture_that_is_lost_on_t
 
 
 @pytest.mark.slow
-def test_a_process_that_is_killed_costs_the_chunk_it_was_at(sample, monkeypatch):
+def test_a_process_that_is_killed_costs_the_chunk_it_was_at(sample, monkeypatch, one_thread):
     hear = _Crew._hear
 
     def kill(self, worker, kind, content):

@@ -140,19 +140,21 @@ def loader(images: Tensor, labels: Tensor, *, batch_size: int, random: torch.Gen
 
 
 def fit(
-    data: str | Path, val_data: str | Path, *, epochs: int, batch_size: int, size: int, seed: int
+    data: str | Path, val_data: str | Path, *, epochs: int, batch_size: int, learning_rate: float, size: int, seed: int
 ) -> tuple[Classifier, int, list[str]]:
     """Train on `data`: (the classifier, the number of training pictures, the names of its classes); errors: `read_classes`."""
     for name, value, least in (("epochs", epochs, 1), ("batch_size", batch_size, 2), ("size", size, 32)):
         if value < least:
             raise ValueError(f"{name}={value}: it must be at least {least}")
+    if not learning_rate > 0:
+        raise ValueError(f"learning_rate={learning_rate}: it must be above 0")
     images, labels, classes = read_classes(data, size=size)
     held_images, held_labels, _ = read_classes(val_data, size=size, classes=classes)
     if len(held_images) < 4:
         raise ValueError(
             f"{val_data} holds {len(held_images)} pictures: give at least 4, so that two halves can be compared"
         )
-    module = Classifier(len(classes), seed=seed)
+    module = Classifier(len(classes), learning_rate=learning_rate, seed=seed)
     trainer = Trainer(
         accelerator="auto",
         devices=1,
@@ -279,6 +281,9 @@ def parser() -> argparse.ArgumentParser:
     described.add_argument("--name", default="nature64-resnet", help="what its metrics are called")
     described.add_argument("--epochs", type=int, default=20)
     described.add_argument("--batch_size", type=int, default=128)
+    described.add_argument(
+        "--learning_rate", type=float, default=0.2, help="the largest of the cycle; smaller for smaller batches"
+    )
     described.add_argument("--size", type=int, default=64, help="side of the images, in pixels")
     described.add_argument("--seed", type=int, default=0, help="of the first weights, order and augmentation")
     return described
@@ -307,6 +312,7 @@ def train(options: argparse.Namespace, folder: Path, words: Sequence[str]) -> li
         options.val_data,
         epochs=options.epochs,
         batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
         size=options.size,
         seed=options.seed,
     )
