@@ -16,6 +16,8 @@ class RAD(SamplingCallback):
 
     paper = "Kim, Suh, Lee 2025, arXiv 2412.09191"
     weights = "adapter"
+    multistep = True
+    fractional = True
 
     def process(self, own: Process, time_origin: TimeOrigin) -> Process:
         return region_aware(own, time_origin=time_origin)
