@@ -45,6 +45,16 @@ def test_a_label_is_a_method_with_steps_or_a_budget():
     assert Label.of("ddnm") == Label("ddnm", "ddnm")
     assert Label.of("ddnm@50") == Label("ddnm@50", "ddnm", steps=50)
     assert Label.of("ddnm@100nfe") == Label("ddnm@100nfe", "ddnm", budget=100)
+    own = Label.of("rad@10,solver=ddim,spacing=quad,eta=0")
+    assert own == Label(own.text, "rad", steps=10, solver="ddim", spacing="quad", eta=0.0)
+    assert Label.of("rad,solver=ddpm") == Label("rad,solver=ddpm", "rad", solver="ddpm")
+    for wrong in ("rad,", "rad,ddim", "rad,steps=5", "rad,solver=ddim,solver=ddpm"):
+        with pytest.raises(ValueError, match="after a comma give solver=, spacing= or eta="):
+            Label.of(wrong)
+    with pytest.raises(ValueError, match="solver is 'euler'; allowed are ddpm, ddim"):
+        Label.of("rad@5,solver=euler")
+    with pytest.raises(ValueError, match="eta is 'much'"):
+        Label.of("rad@5,eta=much")
     for wrong in ("ddnm@", "ddnm@0", "ddnm@-3", "ddnm@1.5", "ddnm@nfe", "ddnm@5steps", "ddnm@²"):
         with pytest.raises(ValueError, match="ddnm@50 for 50 steps"):
             Label.of(wrong)
@@ -84,7 +94,15 @@ def test_several_masks_make_a_tree_with_costs_and_a_record(sample, pictures):
 
     run = json.loads((pictures / "out" / "run.json").read_text())
     assert (run["masks"], run["methods"]) == (["half", "box"], ["rad@2", "pigdm@6nfe", "mean"])
-    assert run["settings"]["rad@2"] == {"run": 0, "method": "rad", "steps": 2, "eta": 1.0, "precision": "32"}
+    assert run["settings"]["rad@2"] == {
+        "run": 0,
+        "method": "rad",
+        "steps": 2,
+        "eta": 0.0,
+        "solver": "dpm++2m",
+        "spacing": "logsnr",
+        "precision": "32",
+    }
     assert run["settings"]["pigdm@6nfe"]["steps"] == 2, "a VJP counts as two calls"
     assert run["options"]["seed"] == 0
     assert run["runs"][0]["options"]["batch_size"] == 4
