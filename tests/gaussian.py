@@ -200,15 +200,26 @@ class _UnitTape:
 
 
 def law_of_draws(
-    world: World, method: SamplingCallback, chosen: Schedule, *, own: Process | None = None
+    world: World,
+    method: SamplingCallback,
+    chosen: Schedule,
+    *,
+    own: Process | None = None,
+    times: list[float] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """As `law`, for samplers whose steps have a memory: the result is affine in all draws together."""
+    """As `law`, for samplers whose steps have a memory: the result is affine in all draws together.
+
+    Args:
+        times: other ones than `chosen.spacing` gives; also those that the sampler refuses.
+    """
     draws = chosen.steps if chosen.eta else 1
     d = world.prior.mean.numel()
     rows = 1 + draws * d
     task = Task.of(world.y.expand(rows, *world.y.shape[1:]), world.hole.expand(rows, *world.hole.shape[1:]))
     process = method.process(own or Uniform(linear_betas()), "adm")
-    made = Sampler(process, (method,), **vars(chosen))(world.prior, task, noise=_UnitTape(rows)).raw.flatten(1)
+    sampler = Sampler(process, (method,), **vars(chosen))
+    sampler.times = sampler.times if times is None else times
+    made = sampler(world.prior, task, noise=_UnitTape(rows)).raw.flatten(1)
     on_draws = made[1:] - made[0]
     return made[0], on_draws.T @ on_draws
 
