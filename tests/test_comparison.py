@@ -135,6 +135,42 @@ def test_a_tree_grows_by_methods_and_masks_and_keeps_what_is_there(sample, pictu
     assert (pictures / "out/lines/rad@2/a.png").exists()
 
 
+def test_solvers_of_each_method_are_run_and_recorded(sample, pictures):
+    words = "rad@3 rad@3,solver=ddim,spacing=quad rad@3,eta=1 ddrm@2 mean"
+    code, _, err = sample(f"--mask half --method {words} --report --spacing logsnr")
+    assert code == 0, err
+    assert "warning: --spacing has no effect on mean" in err
+    assert "rad@3 with 3 steps (dpm++2m, logsnr)" in err
+    run = json.loads((pictures / "out" / "run.json").read_text())
+    shown = {label: tuple(own.get(n) for n in ("solver", "spacing", "eta")) for label, own in run["settings"].items()}
+    assert shown == {
+        "rad@3": ("dpm++2m", "logsnr", 0.0),
+        "rad@3,solver=ddim,spacing=quad": ("ddim", "quad", 0.0),
+        "rad@3,eta=1": ("dpm++2m", "logsnr", 1.0),
+        "ddrm@2": ("ddpm", "logsnr", 0.85),  # a setting of its own
+        "mean": (None, None, None),
+    }
+    made = [(pictures / "out/half" / label / "a.png").read_bytes() for label in shown]
+    assert len(set(made)) == 5
+    assert "rad@3,solver=ddim,spacing=quad" in (pictures / "out" / "summary.md").read_text()
+    code, _, err = sample("--mask half --method rad@3 --solver ddpm --report")
+    assert code == 2
+    assert "holds results of rad@3" in err
+
+
+def test_results_without_a_recorded_solver_are_those_of_ddpm(sample, pictures):
+    assert sample("--mask half box --method rad@2 --solver ddpm")[0] == 0
+    record = pictures / "out" / "run.json"
+    run = json.loads(record.read_text())
+    del run["settings"]["rad@2"]["solver"], run["settings"]["rad@2"]["spacing"]
+    record.write_text(json.dumps(run))
+    assert sample("--mask half box lines --method rad@2 --solver ddpm --spacing even")[0] == 0
+    record.write_text(json.dumps(run))
+    code, _, err = sample("--mask half box --method rad@2")
+    assert code == 2
+    assert "holds results of rad@2" in err
+
+
 def test_results_of_the_base_model_and_of_its_adapter_go_together(sample, base):
     assert sample("--mask half box --method ddnm@2", checkpoint=base)[0] == 0
     assert sample("--mask half box --method rad@2")[0] == 0
@@ -144,6 +180,7 @@ def test_results_of_the_base_model_and_of_its_adapter_go_together(sample, base):
 @pytest.mark.parametrize(
     ("words", "part"),
     [
+        ("--method rad@2 --solver ddim", "holds results of rad@2"),
         ("--method rad@2 --seed 1", "results of --seed 0, this is 1"),
         ("--method rad@2 mean --num_samples 2", "results of --num_samples 1, this is 2"),
         ("--method ddnm@2 --set ddnm.eta=0.5", "holds results of ddnm@2"),
