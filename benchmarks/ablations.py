@@ -73,6 +73,7 @@ def sampling(options: argparse.Namespace, name: str, model: Path) -> list[str]:
     words = ["sample.py", "--checkpoint", str(model.resolve()), "--image", str(options.pictures.resolve())]
     words += ["--mask", *options.mask, "--method", method(options, name), "--limit", str(options.limit)]
     words += ["--output", str((options.output / "results" / name).resolve()), "--batch_size", "25", "--report"]
+    words += ["--solver", "ddpm", "--spacing", "even"]
     return [*words, "--feature_net", str(ROOT / "checkpoints/features-nature64")]
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
@@ -27,8 +27,12 @@ from rad.module import Diffusion
 from rad.parts import quietly
 from rad.pictures import to_uint8
 from rad.pretrained import StableText
-from rad.process import betas_of
+from rad.process import Spacing, betas_of
+from rad.solvers import Solver
 from rad.tape import NoiseTape, generator
+
+if TYPE_CHECKING:
+    from rad.sampler import Sampler
 
 
 class EMA(Callback):
@@ -296,6 +300,8 @@ class Panel(Callback):
         every_n_steps: in optimiser steps; 0: never.
         pictures: how many.
         steps: of the sampler.
+        solver, spacing, eta: of the sampler; None: the preset of the method. A RAD model is shown by `rad`, a TD-Paint model by
+            `tdpaint`, and a base model by `replacement`, the simplest method that fills holes with it.
         masks: names from `rad.masks.shapes.MASKS`, taken in turn.
     """
 
@@ -305,9 +311,26 @@ class Panel(Callback):
         pictures: int = 4,
         steps: int = 50,
         masks: tuple[str, ...] = ("center", "half", "thick", "perlin"),
+        solver: Solver | None = None,
+        spacing: Spacing | None = None,
+        eta: float | None = None,
     ) -> None:
-        self.every_n_steps, self.pictures, self.steps, self.masks = every_n_steps, pictures, steps, masks
+        self.every_n_steps, self.pictures, self.masks = every_n_steps, pictures, masks
+        self.sampling: dict[str, Any] = {"steps": steps, "solver": solver, "spacing": spacing, "eta": eta}
         self._done = 0
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """A solver that the model cannot use is refused before training."""
+        if self.every_n_steps > 0 and isinstance(pl_module, Diffusion):
+            self.sampler(pl_module)
+
+    def sampler(self, module: Diffusion) -> "Sampler":
+        from rad.methods import RAD, Replacement, TDPaint
+        from rad.sampler import Sampler
+
+        methods = {"region_aware": RAD(), "tdpaint": TDPaint()}
+        method = methods.get(module.process_kind, Replacement())
+        return Sampler(module.sampling_process, (method,), **vars(method.choose(**self.sampling)))
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -328,9 +351,6 @@ class Panel(Callback):
         """(3, rows, columns) in [0,1]: for each picture its hole in grey, the result and the truth, side by side."""
         from torchvision.utils import make_grid
 
-        from rad.methods.replacement import Replacement
-        from rad.sampler import Sampler
-
         source: Any = trainer
         held_out = source.datamodule.val_dataloader().dataset
         chosen = [held_out[i] for i in range(min(self.pictures, len(held_out)))]
@@ -348,11 +368,7 @@ class Panel(Callback):
         ):
             training = module.training
             module.eval()
-            # A base model is shown through the simplest method that fills holes with it.
-            method = (Replacement(),) if module.process_kind == "uniform" else ()
-            sample = Sampler(module.sampling_process, method, steps=self.steps)(
-                module.prior(prompts), module.task(data, hole), noise=tape
-            )
+            sample = self.sampler(module)(module.prior(prompts), module.task(data, hole), noise=tape)
             filled = module.parts.codec.decode(sample.image)
             module.train(training)
         rows = [data * (1 - hole), torch.where(hole == 1, filled, data), data]

@@ -5,7 +5,7 @@ from dataclasses import Field, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from rad.methods import METHODS
-from rad.process import Process, Uniform, linear_betas, spaced_times
+from rad.process import Process, Spacing, Uniform, linear_betas, sampling_times
 from rad.sampler import Cost, Loop, Method, SamplingCallback
 
 HOOKS = ("view", "plan", "on_start", "before_estimate", "on_estimate", "after_step")
@@ -68,19 +68,26 @@ def most_steps(method: Method, own: Process) -> int:
     return method.process(own, "adm").sampled_steps
 
 
-def cost(method: Method, steps: int, *, own: Process | None = None) -> Cost:
-    """Work for an image with `steps` levels, on a model with this process; None: DDPM's 1000 levels."""
-    return method.cost(method.plan(spaced_times(most_steps(method, own or Uniform(linear_betas())), steps)))
+def cost(method: Method, steps: int, *, own: Process | None = None, spacing: Spacing | None = None) -> Cost:
+    """Work for an image with `steps` levels, on a model with this process; None: DDPM's 1000 levels.
+
+    `spacing` None: the method's preset.
+    """
+    process = method.process(own or Uniform(linear_betas()), "adm")
+    spacing = method.preset_spacing if spacing is None else spacing
+    times = sampling_times(process, steps, spacing=spacing, fractional=method.fractional)
+    return method.cost(method.plan(times))
 
 
-def steps_within(method: Method, budget: int, *, own: Process | None = None) -> int:
-    """The most steps whose cost, a VJP counted as two network calls, is at most `budget`.
+def steps_within(method: Method, budget: int, *, own: Process | None = None, spacing: Spacing | None = None) -> int:
+    """The most steps whose cost, a VJP counted as two network calls, is at most `budget`; arguments as of `cost`.
 
     Raises:
         ValueError: even the cheapest costs more.
     """
-    most = most_steps(method, own or Uniform(linear_betas()))
-    costs = [(steps, method.cost(method.plan(spaced_times(most, steps))).units) for steps in range(1, most + 1)]
+    own = own or Uniform(linear_betas())
+    most = most_steps(method, own)
+    costs = [(steps, cost(method, steps, own=own, spacing=spacing).units) for steps in range(1, most + 1)]
     within = [steps for steps, units in costs if units <= budget]
     if not within:
         least, units = min(costs, key=lambda pair: pair[1])
@@ -100,13 +107,16 @@ def hooks(kind: type[Method]) -> str:
 
 def table() -> str:
     """All methods with their cost at the preset, and the settings of each."""
-    rows = [("method", "paper", "hooks", "weights", "steps", "NFE", "VJP", "gradient")]
+    rows = [("method", "paper", "hooks", "weights", "solver", "spacing", "steps", "NFE", "VJP", "gradient")]
     for name, kind in METHODS.items():
         method = kind()
         work = cost(method, method.preset_steps)
         gradient = "yes" if method.needs_grad else "no"
         steps = str(method.preset_steps) if work.nfe else "-"
-        rows.append((name, kind.paper, hooks(kind), method.weights, steps, str(work.nfe), str(work.vjp), gradient))
+        solver = method.preset_solver if method.uses_eta else "-"
+        spacing = method.preset_spacing if method.uses_spacing else "-"
+        start = (name, kind.paper, hooks(kind), method.weights, solver, spacing)
+        rows.append((*start, steps, str(work.nfe), str(work.vjp), gradient))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines += ["", "NFE: network calls an image; VJP: backward passes through the network, each about two calls.", ""]

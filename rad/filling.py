@@ -24,7 +24,7 @@ from rad.record import Costs, Effort, Record
 if TYPE_CHECKING:
     from rad.inpainter import Inpainted, Inpainter
     from rad.model import Condition
-    from rad.sampler import Cost, Method
+    from rad.sampler import Cost, Method, Schedule
 
 LARGE = 2**26
 """Pixels of all samples of a chunk; of large pictures fewer are held in memory together."""
@@ -99,12 +99,12 @@ class Filler:
     """A model at work.
 
     Args:
-        methods: with all that they need besides the model; steps: of each.
+        methods: with all that they need besides the model; schedules: of each.
     """
 
     inpainter: "Inpainter"
     methods: Mapping[Label, "Method"]
-    steps: Mapping[Label, int]
+    schedules: Mapping[Label, "Schedule"]
     options: argparse.Namespace
 
     def fill(self, chunk: Chunk, listener: Listener, on_step: Callable[[int], None]) -> None:
@@ -133,8 +133,7 @@ class Filler:
             pictures,
             holes,
             method=self.methods[chunk.label],
-            steps=self.steps[chunk.label],
-            eta=options.eta,
+            **vars(self.schedules[chunk.label]),
             seed=options.seed,
             num_samples=options.num_samples,
             size_policy=options.size_policy,
@@ -174,7 +173,8 @@ class Account:
     """What one method does on one mask, as it is told and recorded.
 
     Args:
-        chunks: that will be filled; work, steps: of the method for one window; size: of a window; where: the device or devices.
+        chunks: that will be filled; work, schedule: of the method for one window.
+        size: of a window; where: the device or devices.
         record: of a comparison.
     """
 
@@ -184,7 +184,7 @@ class Account:
         chunks: Sequence[Chunk],
         work: "Cost",
         *,
-        steps: int,
+        schedule: "Schedule",
         size: tuple[int, int],
         where: str,
         options: argparse.Namespace,
@@ -198,7 +198,7 @@ class Account:
         self._spent = Effort()
         count = self.samples * sum(sum(chunk.windows) for chunk in chunks)
         backward = f" and {counted(count * work.vjp, 'backward pass')}" if work.vjp else ""
-        how = f" with {counted(steps, 'step')}" if work.nfe else ""
+        how = f" with {counted(schedule.steps, 'step')} ({schedule.solver}, {schedule.spacing})" if work.nfe else ""
         self._headline = (
             f"{f'{cell.mask}: ' if record else ''}"
             f"{counted(sum(len(chunk.jobs) for chunk in chunks), 'picture')}, {counted(count, 'window')}, "

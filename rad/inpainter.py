@@ -3,6 +3,7 @@
 import contextlib
 import re
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,8 +28,9 @@ from rad.model import PLAIN, Condition, Model, PixelModel, size_of
 from rad.parts import find_pipeline
 from rad.pictures import open_picture, to_rgb, to_tensor, to_uint8
 from rad.prior import UNetPrior
-from rad.process import Uniform
+from rad.process import Spacing, Uniform
 from rad.sampler import Cost, Loop, Method, Sample, Sampler, SamplingCallback, Task
+from rad.solvers import Solver
 from rad.tape import NoiseTape
 from rad.tiles import Window, next_wave, plan_windows
 from rad.unet import patch
@@ -138,6 +140,8 @@ class Inpainter:
         method: str | Method = "rad",
         steps: int | None = None,
         eta: float | None = None,
+        solver: Solver | None = None,
+        spacing: Spacing | None = None,
         seed: int = 0,
         num_samples: int = 1,
         mask_polarity: Polarity = "white_is_fill",
@@ -158,7 +162,12 @@ class Inpainter:
             mask: the same, one for each image or one for all; white / 1 = fill. A tensor is (1,H,W) in [0,1].
             method: a name of `rad.methods.METHODS`, or one with settings: `RePaint(resamplings=5)`.
             steps: noise levels visited, 1 to the number that the method has (1000); None: the method's preset.
-            eta: 1 DDPM to 0 DDIM; None: the method's preset.
+            eta: 1 DDPM to 0 DDIM; with solver "dpm++2m" 0 (ODE) or 1 (SDE). None: the method's preset, or the solver's own if
+                you choose another solver than the preset.
+            solver: "ddpm", "ddim", or "dpm++2m" (second order, for few steps; for `rad` and `tdpaint`); None: the method's
+                preset.
+            spacing: where the noise levels lie: "even", "trailing", "quad", "logsnr", "official", see `rad.process.Spacing`;
+                None: the method's preset, or the solver's own if you choose another solver than the preset.
             seed: with the picture's name it fixes the noise; results do not depend on batch size or order (but for
                 `share` of VIPaint).
             num_samples: fillings of each image.
@@ -193,7 +202,7 @@ class Inpainter:
         if feather < 0:
             raise ValueError(f"feather is {feather}; allowed are 0 (known pixels stay exact) and more pixels")
         self.check(conditions, grid=grid, fill=fill)
-        sampler = self.sampler(method, steps=steps, eta=eta)
+        sampler = self.sampler(method, steps=steps, eta=eta, solver=solver, spacing=spacing)
         pictures = [_picture(one) for one in images]
         holes = [_hole(one, picture, mask_polarity) for one, picture in zip(masks, pictures, strict=True)]
         canvases = [
@@ -239,8 +248,19 @@ class Inpainter:
                 f"{self.model.source} works on pixels: there is no latent grid, and no encoder that sees the hole"
             )
 
-    def sampler(self, method: str | Method, *, steps: int | None = None, eta: float | None = None) -> Sampler:
-        """The loop of a method on this model. Raises ValueError for a method that the model cannot do."""
+    def sampler(
+        self,
+        method: str | Method,
+        *,
+        steps: int | None = None,
+        eta: float | None = None,
+        solver: Solver | None = None,
+        spacing: Spacing | None = None,
+    ) -> Sampler:
+        """The loop of a method on this model; arguments as of a call.
+
+        Warns of a solver or spacing without effect. Raises ValueError for what the model or the method cannot do.
+        """
         if isinstance(method, str):
             if method not in METHODS:
                 raise ValueError(f"method {method!r} is not known; there are {', '.join(METHODS)}")
@@ -267,10 +287,11 @@ class Inpainter:
         method.check()
         info = self.model.info
         process = method.process(self.model.own, "adm" if info is None else info.time_origin)
-        steps = method.preset_steps if steps is None else steps
-        eta = method.preset_eta if eta is None or not method.uses_eta else eta
+        for name in method.unused(solver=solver, spacing=spacing):
+            warnings.warn(f"{name} has no effect on method {method.name!r}", stacklevel=3)
+        chosen = method.choose(steps=steps, solver=solver, spacing=spacing, eta=eta)
         assert isinstance(method, Loop | SamplingCallback)
-        return Sampler(process, method if isinstance(method, Loop) else (method,), steps=steps, eta=eta)
+        return Sampler(process, method if isinstance(method, Loop) else (method,), **vars(chosen))
 
     def complete(self, method: Method) -> Method:
         """The method with what it needs besides this model: the coarse model of M2S is loaded from its path."""

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Any, get_args
 
 from torch import Tensor
 
@@ -13,6 +14,8 @@ from rad.masks import MaskGenerator
 from rad.masks.files import read_mask
 from rad.masks.shapes import MASKS, main_names, make
 from rad.pictures import Picture, by_stem, holds_one, is_source, list_pictures, stems
+from rad.process import Spacing
+from rad.solvers import Solver
 from rad.tape import generator
 
 
@@ -58,27 +61,62 @@ Input = tuple[Picture, str, Picture | MaskGenerator | None]
 
 @dataclass(frozen=True)
 class Label:
-    """A method as it is called on the command line: "ddnm", "ddnm@50" (steps) or "ddnm@100nfe" (a budget of network calls)."""
+    """A method as it is called on the command line, for example "ddnm", "ddnm@50" or "rad@10,solver=ddim,spacing=quad".
+
+    Args:
+        steps, budget: after "@", a number of steps, or of network calls ("ddnm@100nfe").
+        solver, spacing, eta: after commas; None: those of the whole run.
+    """
 
     text: str
     method: str
     steps: int | None = None
     budget: int | None = None
+    solver: Solver | None = None
+    spacing: Spacing | None = None
+    eta: float | None = None
 
     @classmethod
     def of(cls, text: str) -> "Label":
-        """Raises ValueError for an unknown method or what is not a number after "@"."""
+        """Raises ValueError for an unknown method, what is not a number after "@", or an unknown word after a comma."""
         from rad.methods import METHODS
 
-        method, at, amount = text.partition("@")
+        call, *words = text.split(",")
+        method, at, amount = call.partition("@")
         if method not in METHODS:
             raise ValueError(f"there is no method {method!r}; there are {', '.join(METHODS)}")
         number = amount.removesuffix("nfe")
         if at and not (number.isascii() and number.isdigit() and int(number) > 0):
             raise ValueError(f"{text!r}: give {method}@50 for 50 steps or {method}@100nfe for 100 network calls")
+        own = _sampler_words(text, words)
         if not at:
-            return cls(text, method)
-        return cls(text, method, budget=int(number)) if amount != number else cls(text, method, steps=int(number))
+            return cls(text, method, **own)
+        amounts = {"budget": int(number)} if amount != number else {"steps": int(number)}
+        return cls(text, method, **amounts, **own)
+
+    def given(self, options: argparse.Namespace) -> dict[str, Any]:
+        """Solver, spacing and eta that the user gives for this method: of the label, otherwise of all."""
+        names = ("solver", "spacing", "eta")
+        return {name: getattr(options if getattr(self, name) is None else self, name) for name in names}
+
+
+def _sampler_words(text: str, words: Sequence[str]) -> dict[str, Any]:
+    """`["solver=ddim", "eta=0"]` as {"solver": "ddim", "eta": 0.0}."""
+    allowed = {"solver": get_args(Solver), "spacing": get_args(Spacing)}
+    found: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or name in found or name not in (*allowed, "eta"):
+            raise ValueError(
+                f"{text!r}: after a comma give solver=, spacing= or eta=, each once, as in rad@10,solver=ddim"
+            )
+        if name in allowed and value not in allowed[name]:
+            raise ValueError(f"{text!r}: {name} is {value!r}; allowed are {', '.join(allowed[name])}")
+        try:
+            found[name] = float(value) if name == "eta" else value
+        except ValueError:
+            raise ValueError(f"{text!r}: eta is {value!r}; allowed are 0 to 1") from None
+    return found
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ computed for the K levels of an image, in float64, and only looked up for the pi
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -120,7 +120,19 @@ class Process(Protocol):
     """Number of them that the reverse process visits: it starts at sampled_steps - 1."""
 
     def noise(self, t: Tensor, regions: Regions | None) -> Noise:
-        """The noise at times t (B,) int64 in [CLEAN, steps), for images with these regions."""
+        """The noise at times t (B,) in [CLEAN, steps - 1], for images with these regions.
+
+        `t` holds whole numbers (int64) or fractional ones (any float). A whole number gives the same noise in both dtypes.
+        """
+        ...
+
+
+@runtime_checkable
+class Invertible(Protocol):
+    """A process that finds the time of a noise level, which the spacing "logsnr" needs."""
+
+    def time_of(self, log_snr: Tensor) -> Tensor:
+        """The fractional times in [CLEAN, sampled_steps - 1] at which log(a / s) of the hole is `log_snr`; float64."""
         ...
 
 
@@ -135,13 +147,40 @@ def log_cumulative(betas: Tensor) -> Tensor:
     return torch.cat([logs, logs.new_zeros(1)])
 
 
-def _check_times(t: Tensor, steps: int) -> None:
-    if t.is_floating_point():
-        raise ValueError(f"t has dtype {t.dtype}; expected whole numbers from {CLEAN} (clean) to {steps - 1}")
-    if t.device.type == "cpu" and len(t) and not (t.min() >= CLEAN and t.max() < steps):
+def _checked(t: Tensor, steps: int) -> Tensor:
+    """Times `t` as int64 or, where they may be fractional, as float64. Raises ValueError outside [CLEAN, steps - 1]."""
+    if t.device.type == "cpu" and len(t) and not (t.min() >= CLEAN and t.max() <= steps - 1):
         raise ValueError(
-            f"t runs from {int(t.min())} to {int(t.max())}; allowed are {CLEAN} (clean) to {steps - 1}, the last step"
+            f"t runs from {t.min().item():g} to {t.max().item():g}; allowed are {CLEAN} (clean) to {steps - 1}, the last step"
         )
+    return t.to(torch.float64) if t.is_floating_point() else t
+
+
+def _between(table: Tensor, t: Tensor) -> Tensor:
+    """Entries of `table` at times t, any shape: the table's own at whole times, linear between them.
+
+    Args:
+        table: (T+1,) float64, the last entry for time CLEAN.
+    """
+    if not t.is_floating_point():
+        return table[t]
+    below = t.floor()
+    at = below.long()
+    above = torch.where(at < len(table) - 2, at + 1, at)
+    return torch.where(t == below, table[at], torch.lerp(table[at], table[above], t - below))
+
+
+def _log_abar(log_A: Tensor, t: Tensor) -> Tensor:
+    """log A at times t, any shape: the table's own at whole times; between them 1 - A is linear, as in `fractional_times`."""
+    if not t.is_floating_point():
+        return log_A[t]
+    between = torch.log1p(-_between(-torch.expm1(log_A), t))
+    return torch.where(t == t.floor(), log_A[t.floor().long()], between)
+
+
+def _time_of(intensity: Tensor, table: Tensor) -> Tensor:
+    """The inverse of `_between`, for a table that increases from 0 at time CLEAN."""
+    return fractional_times(intensity, torch.cat([table[-1:], table[:-1]])) - 1
 
 
 class Uniform:
@@ -157,10 +196,14 @@ class Uniform:
         self.log_A = log_cumulative(self.betas)
 
     def noise(self, t: Tensor, regions: Regions | None = None) -> Noise:
-        """t (B,) int64. `regions` may be given, for one signature with RegionAware; the level does not depend on it."""
-        _check_times(t, self.steps)
-        log_abar = self.log_A.to(t.device)[t][:, None]
+        """t (B,). `regions` may be given, for one signature with RegionAware; the level does not depend on it."""
+        t = _checked(t, self.steps)
+        log_abar = _log_abar(self.log_A.to(t.device), t)[:, None]
         return Noise(*_amplitudes(log_abar), times=t.clamp(min=0)[:, None].to(torch.float64))
+
+    def time_of(self, log_snr: Tensor) -> Tensor:
+        """See `Invertible`."""
+        return _time_of(torch.sigmoid(-2 * log_snr), -torch.expm1(self.log_A))
 
 
 class Flow:
@@ -180,10 +223,14 @@ class Flow:
         self.table = torch.cat([self.sigmas, self.sigmas.new_zeros(1)])
 
     def noise(self, t: Tensor, regions: Regions | None = None) -> Noise:
-        """t (B,) int64; `regions` changes nothing."""
-        _check_times(t, self.steps)
-        sigma = self.table.to(t.device)[t][:, None]
+        """t (B,); `regions` changes nothing. At fractional times sigma is linear between its neighbours."""
+        t = _checked(t, self.steps)
+        sigma = _between(self.table.to(t.device), t)[:, None]
         return Noise(1 - sigma, sigma, times=self.scale * sigma)
+
+    def time_of(self, log_snr: Tensor) -> Tensor:
+        """See `Invertible`."""
+        return _time_of(torch.sigmoid(-log_snr), self.table)
 
 
 def shifted_sigmas(steps: int = 1000, *, shift: float = 3.0) -> Tensor:
@@ -207,10 +254,17 @@ class EDM:
         self.table = torch.cat([self.sigmas, self.sigmas.new_zeros(1)])
 
     def noise(self, t: Tensor, regions: Regions | None = None) -> Noise:
-        """t (B,) int64; `regions` changes nothing. The clean level is told as the least one."""
-        _check_times(t, self.steps)
-        sigma = self.table.to(t.device)[t][:, None]
+        """t (B,); `regions` changes nothing. The clean level is told as the least one.
+
+        At fractional times sigma is linear between its neighbours.
+        """
+        t = _checked(t, self.steps)
+        sigma = _between(self.table.to(t.device), t)[:, None]
         return Noise(torch.ones_like(sigma), sigma, times=sigma.clamp(min=float(self.sigmas[0])).log() / 4)
+
+    def time_of(self, log_snr: Tensor) -> Tensor:
+        """See `Invertible`."""
+        return _time_of(torch.exp(-log_snr), self.table)
 
 
 def karras_sigmas(steps: int = 1000, *, low: float = 0.002, high: float = 80.0, rho: float = 7.0) -> Tensor:
@@ -240,23 +294,26 @@ class RegionAware:
         self.grid = noise_grid(self.log_A[:-1])
 
     def log_abar(self, t: Tensor, m: Tensor) -> Tensor:
-        """log abar_t(m) for times t (B,) int64 in [CLEAN, 2 T1) and hole values m (B,K) float64: (B,K) float64."""
+        """log abar_t(m) for times t (B,) in [CLEAN, 2 T1 - 1] and hole values m (B,K) float64: (B,K) float64."""
         log_A = self.log_A.to(t.device)
         last = log_A[self.sampled_steps - 1]  # log(1 - nu)
         nu = -torch.expm1(last)
         phase1_end = torch.where(m == 1, last, torch.log1p(-nu * m))  # log(1 - nu m), exact at both ends
-        in_phase2 = t >= self.sampled_steps
-        fraction = (log_A[torch.where(in_phase2, t - self.sampled_steps, t)] / last)[:, None]  # G_t
+        in_phase2 = t > self.sampled_steps - 1
+        fraction = (_log_abar(log_A, torch.where(in_phase2, t - self.sampled_steps, t)) / last)[:, None]  # G_t
         return torch.where(in_phase2[:, None], phase1_end + fraction * (last - phase1_end), fraction * phase1_end)
 
     def noise(self, t: Tensor, regions: Regions | None) -> Noise:
-        """t (B,) int64 in [CLEAN, 2 T1), each image its own (the phases may be mixed in a batch)."""
+        """t (B,) in [CLEAN, 2 T1 - 1], each image its own (the phases may be mixed in a batch)."""
         if regions is None:
             raise ValueError("the region-aware process needs the regions of a hole map: Regions.of(hole)")
-        _check_times(t, self.steps)
-        log_abar = self.log_abar(t, regions.values)
+        log_abar = self.log_abar(_checked(t, self.steps), regions.values)
         times = fractional_times(-torch.expm1(log_abar), self.grid.to(t.device))
         return Noise(*_amplitudes(log_abar), times=_told(times, self.time_origin), index=regions.index)
+
+    def time_of(self, log_snr: Tensor) -> Tensor:
+        """See `Invertible`."""
+        return _time_of(torch.sigmoid(-2 * log_snr), -torch.expm1(self.log_A))
 
 
 class RegionAwareFlow:
@@ -271,15 +328,19 @@ class RegionAwareFlow:
         self.own, self.sampled_steps, self.steps = own, own.steps, 2 * own.steps
 
     def noise(self, t: Tensor, regions: Regions | None) -> Noise:
-        """t (B,) int64 in [CLEAN, 2 T1), each image its own."""
+        """t (B,) in [CLEAN, 2 T1 - 1], each image its own."""
         if regions is None:
             raise ValueError("the region-aware process needs the regions of a hole map: Regions.of(hole)")
-        _check_times(t, self.steps)
+        t = _checked(t, self.steps)
         table, m = self.own.table.to(t.device), regions.values
-        second = t >= self.sampled_steps
-        g = table[torch.where(second, t - self.sampled_steps, t)][:, None]
+        second = t > self.sampled_steps - 1
+        g = _between(table, torch.where(second, t - self.sampled_steps, t))[:, None]
         sigma = torch.where(second[:, None], m * table[-2] + (1 - m) * g, m * g)
         return Noise(1 - sigma, sigma, times=self.own.scale * sigma, index=regions.index)
+
+    def time_of(self, log_snr: Tensor) -> Tensor:
+        """See `Invertible`."""
+        return self.own.time_of(log_snr)
 
 
 def region_aware(own: Process, *, time_origin: TimeOrigin = "adm") -> Process:
@@ -315,12 +376,16 @@ class PerPixel:
         self.known = known
 
     def noise(self, t: Tensor, regions: Regions | None) -> Noise:
-        """t (B,) int64 for pixels with a hole value above 0; the others never have more noise than these."""
+        """t (B,) for pixels with a hole value above 0; the others never have more noise than these."""
         if regions is None:
             raise ValueError("a process with a step for every pixel needs the regions of a hole map: Regions.of(hole)")
-        _check_times(t, self.steps)
+        t = _checked(t, self.steps)
         times = torch.where(regions.values > 0, t[:, None], t[:, None].clamp(max=self.known))
-        return _whole_steps(self.log_A, times, regions, self.time_origin)
+        return _steps(self.log_A, times, regions, self.time_origin)
+
+    def time_of(self, log_snr: Tensor) -> Tensor:
+        """See `Invertible`."""
+        return _time_of(torch.sigmoid(-2 * log_snr), -torch.expm1(self.log_A))
 
 
 class Bands:
@@ -341,23 +406,23 @@ class Bands:
         self.bands, self.overlap = bands, overlap
 
     def noise(self, t: Tensor, regions: Regions | None) -> Noise:
-        """t (B,) int64, counted over the whole of the release."""
+        """t (B,), counted over the whole of the release; fractional times are rounded."""
         if regions is None:
             raise ValueError("a process with a step for every pixel needs the regions of a hole map: Regions.of(hole)")
-        _check_times(t, self.steps)
+        t = _checked(t, self.steps).round().long() if t.is_floating_point() else _checked(t, self.steps)
         band = (regions.values * self.bands - 1e-6).ceil().clamp(min=1) - 1  # 0, the first, to B - 1
         duration = self.overlap + (1 - self.overlap) / self.bands
         begin = band * (1 - duration) / max(1, self.bands - 1)
         progress = ((self.steps - 1 - t[:, None]) / self.steps - begin) / duration  # 0 at the first level of a band
         times = (self.steps - 1 - (progress * self.steps).round()).clamp(CLEAN, self.steps - 1).long()
         times = torch.where((regions.values > 0) & (t[:, None] > CLEAN), times, CLEAN)
-        return _whole_steps(self.log_A, times, regions, self.time_origin)
+        return _steps(self.log_A, times, regions, self.time_origin)
 
 
-def _whole_steps(log_A: Tensor, times: Tensor, regions: Regions, origin: TimeOrigin) -> Noise:
-    """Levels at the whole times (B,K) of one schedule; tau is t + 1, for 0 is clean."""
+def _steps(log_A: Tensor, times: Tensor, regions: Regions, origin: TimeOrigin) -> Noise:
+    """Levels at the times (B,K) of one schedule; tau is t + 1, for 0 is clean."""
     told = _told((times + 1).to(torch.float64), origin)
-    return Noise(*_amplitudes(log_A.to(times.device)[times]), times=told, index=regions.index)
+    return Noise(*_amplitudes(_log_abar(log_A.to(times.device), times)), times=told, index=regions.index)
 
 
 def _told(tau: Tensor, origin: TimeOrigin) -> Tensor:
@@ -389,25 +454,79 @@ def fractional_times(intensity: Tensor, grid: Tensor) -> Tensor:
     return (below + (intensity - low) / (high - low)).clamp(0, len(grid) - 1)
 
 
-def spaced_times(total: int, count: int, *, spacing: Literal["even", "official"] = "even") -> list[int]:
-    """`count` times from total - 1 down to 0, then CLEAN; neighbours in the list are the steps of the sampler.
+Spacing = Literal["even", "trailing", "quad", "logsnr", "official"]
+"""Where the n sampled times lie, from t = T-1 down, before the last step to the clean image:
+
+- even: rounded linspace(T-1, 0, n). The last network call is made at t = 0, where little noise is left.
+- trailing: round(T - i T/n) - 1. The last call goes from t = T/n - 1 to the clean image (Lin et al., arXiv 2305.08891).
+- quad: t proportional to (1 - i/(n-1))^2.
+- logsnr: log(a / s) is evenly spaced from t = T-1 to t = 0.
+- official: rounded linspace(T-10, 0, n), as the official RAD sampler.
+"""
+
+
+def spaced_times(
+    total: int,
+    count: int,
+    *,
+    spacing: Literal["even", "trailing", "quad", "official"] = "even",
+    fractional: bool = False,
+) -> list[float]:
+    """`count` times from total - 1 downwards, then CLEAN; neighbours in the list are the steps of the sampler.
 
     Args:
-        spacing: "even": rounded linspace(total - 1, 0). "official": linspace(total - 10, 0), as the official RAD sampler.
+        spacing: see `Spacing`; `sampling_times` knows "logsnr" too.
+        fractional: keep the times of "quad" as they are. Otherwise they are rounded and a repeated one is dropped, so there
+            may be fewer than `count`.
 
     Raises:
         ValueError: count outside [1, total].
     """
     if not 1 <= count <= total:
         raise ValueError(f"steps is {count}; allowed are 1 to {total}, the number of noise levels of this model")
-    first = total - 1 if spacing == "even" or count == 1 else total - 10
+    if spacing == "trailing":
+        return [*(math.floor(total - i * total / count + 0.5) - 1 for i in range(count)), CLEAN]
+    first = total - 10 if spacing == "official" and count > 1 else total - 1
     if count > first + 1:
         raise ValueError(f"steps is {count}; the official spacing allows 1 to {first + 1}: use spacing='even'")
-    times: Sequence[float] = [first * (1 - i / (count - 1)) for i in range(count)] if count > 1 else [first]
-    return [math.floor(time + 0.5) for time in times] + [CLEAN]
+    power = 2 if spacing == "quad" else 1
+    times = [first * (1 - i / (count - 1)) ** power for i in range(count)] if count > 1 else [float(first)]
+    return [*(times if spacing == "quad" and fractional else _whole(times)), CLEAN]
 
 
-def time_travel(times: list[int], *, length: int, visits: int) -> list[int]:
+def sampling_times(process: Process, count: int, *, spacing: Spacing = "even", fractional: bool = False) -> list[float]:
+    """As `spaced_times`, with every `Spacing`, for a process.
+
+    Raises:
+        ValueError: count outside [1, sampled_steps], an unknown spacing, or "logsnr" for a process without `time_of`.
+    """
+    total = process.sampled_steps
+    if spacing not in get_args(Spacing):
+        raise ValueError(f"spacing is {spacing!r}; allowed are {', '.join(get_args(Spacing))}")
+    if spacing != "logsnr" or count == 1 or not 1 <= count <= total:
+        return spaced_times(total, count, spacing="even" if spacing == "logsnr" else spacing, fractional=fractional)
+    if not isinstance(process, Invertible):
+        raise ValueError(
+            "spacing 'logsnr' needs one noise level for the whole hole, and here parts of the hole have different levels: "
+            "use 'even', 'trailing' or 'quad'"
+        )
+    ends = process.noise(torch.tensor([total - 1, 0]), ALL_HOLE)
+    noisiest, cleanest = (ends.levels_a / ends.levels_s).log()[:, -1].tolist()
+    inner = torch.linspace(noisiest, cleanest, count, dtype=torch.float64)[1:-1]
+    times = [float(total - 1), *process.time_of(inner).tolist(), 0.0]
+    return [*(times if fractional else _whole(times)), CLEAN]
+
+
+ALL_HOLE = Regions(torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, 1, 1, dtype=torch.int64))
+"""The regions of an image without known pixels."""
+
+
+def _whole(times: Sequence[float]) -> list[float]:
+    """Rounded, half up; repeated times are dropped."""
+    return list(dict.fromkeys(math.floor(time + 0.5) for time in times))
+
+
+def time_travel(times: list[float], *, length: int, visits: int) -> list[float]:
     """RePaint's plan: at every `length`-th level go back up by `length` levels and down again, until visited `visits` times.
 
     Args:

@@ -34,6 +34,9 @@ SAME = (
 ONLY_IF_GIVEN = {"grid": None, "dilate": 0, "encode_full": False, "feather": 0}
 """Options that are settings of a method where they are not what they are by default."""
 
+FIRST_SOLVER = {"solver": "ddpm", "spacing": "even"}
+"""The settings of results whose record does not name them: there was no choice."""
+
 
 class Record:
     """OUTPUT/run.json of a comparison: what is there already, and what this run adds once it has made something.
@@ -59,7 +62,7 @@ class Record:
             }
             for mask in dict.fromkeys(options.mask)
         }
-        self.settings = {label.text: _settings(options, method) for label, method in methods.items()}
+        self.settings = {label.text: _settings(options, label, method) for label, method in methods.items()}
         self.model: dict[str, str] = {}
         self.environment: dict[str, Any] = {}
         self._written = False
@@ -68,7 +71,7 @@ class Record:
         for name, source in self.masks.items():
             self._compare(f"masks {name}", self.before["mask_sources"].get(name, source), source)
         for label, own in self.settings.items():
-            there = self.before["settings"].get(label, own)
+            there = self._there(label, own)
             defaults = {**own, **ONLY_IF_GIVEN}
             names = own.keys() | (there.keys() & ONLY_IF_GIVEN.keys())
             before, now = ({name: one.get(name, defaults[name]) for name in sorted(names)} for one in (there, own))
@@ -77,6 +80,11 @@ class Record:
         if adapter.is_file():
             self.model["adapter_hash"] = _hash(adapter)
             self._compare_model()
+
+    def _there(self, label: str, own: dict[str, Any]) -> dict[str, Any]:
+        """The settings of the results that are there; `own` where there are none."""
+        there = self.before["settings"].get(label, own)
+        return {**FIRST_SOLVER, **there} if "eta" in there else there
 
     @property
     def methods(self) -> list[str]:
@@ -93,7 +101,7 @@ class Record:
             own = self.settings[label.text]
             if "eta" in own:
                 own["steps"] = count
-            there = self.before["settings"].get(label.text, own)
+            there = self._there(label.text, own)
             self._compare(label.text, {name: value for name, value in there.items() if name != "run"}, own)
         self.environment = _environment(devices)
 
@@ -251,7 +259,7 @@ def read_costs(path: Path) -> dict[str, dict[str, float]]:
         raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error}): delete it") from None
 
 
-def _settings(options: argparse.Namespace, method: "Method") -> dict[str, Any]:
+def _settings(options: argparse.Namespace, label: Label, method: "Method") -> dict[str, Any]:
     """Of a method as it is called; the steps are known with the model only."""
     own = {one.name: getattr(method, one.name) for one in fields(method)}
     shown = {name: value if isinstance(value, int | float | str | None) else str(value) for name, value in own.items()}
@@ -260,8 +268,16 @@ def _settings(options: argparse.Namespace, method: "Method") -> dict[str, Any]:
     }
     if method.weights == "none":
         return {"method": method.name, **shown, **given}
-    eta = options.eta if options.eta is not None and method.uses_eta else method.preset_eta
-    return {"method": method.name, "eta": eta, "precision": options.precision, **shown, **given}
+    chosen = method.choose(**label.given(options))
+    return {
+        "method": method.name,
+        "eta": chosen.eta,
+        "solver": chosen.solver,
+        "spacing": chosen.spacing,
+        "precision": options.precision,
+        **shown,
+        **given,
+    }
 
 
 def _prompts(path: str | None) -> str | None:

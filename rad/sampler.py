@@ -17,7 +17,8 @@ from torch import Tensor
 
 from rad.codec import PIXELS, Codec, Grid, Prefill, latent_hole, prefill
 from rad.prior import Prior, Semantics, TextPrior
-from rad.process import Noise, Process, Regions, TimeOrigin, spaced_times
+from rad.process import Noise, Process, Regions, Spacing, TimeOrigin, sampling_times
+from rad.solvers import DEFAULTS, History, Solver, check_solver, multistep
 from rad.step import Estimate, noised, renoise, reverse_step
 
 
@@ -134,22 +135,23 @@ class State:
     prior: CountedPrior
     step: int
     steps: int
-    time: int
-    next_time: int
+    time: float
+    next_time: float
     now: Noise
     next: Noise
     x: Tensor
     draw: Callable[[], Tensor]
     estimate: Estimate | None = None
 
-    def level(self, t: int) -> Noise:
+    def level(self, t: float) -> Noise:
         """The noise at time t."""
         return level(self.process, t, self.task)
 
 
-def level(process: Process, t: int, task: Task) -> Noise:
+def level(process: Process, t: float, task: Task) -> Noise:
     """The noise of `task` at time t, the same for all images."""
-    return process.noise(torch.full((len(task.known),), t, device=task.known.device), task.regions)
+    kind = torch.int64 if isinstance(t, int) else torch.float64
+    return process.noise(torch.full((len(task.known),), t, dtype=kind, device=task.known.device), task.regions)
 
 
 def setting(default: Any, help: str, *, low: float = -math.inf, high: float = math.inf) -> Any:
@@ -158,24 +160,42 @@ def setting(default: Any, help: str, *, low: float = -math.inf, high: float = ma
 
 
 @dataclass(frozen=True)
+class Schedule:
+    """How a method is run: the number of network steps, the solver with its eta, and the spacing of the noise levels."""
+
+    steps: int
+    solver: Solver
+    spacing: Spacing
+    eta: float
+
+
+@dataclass(frozen=True)
 class Method:
     """What every method says of itself. A method is a frozen dataclass whose fields are its settings.
 
     Attributes:
         paper: authors, year, arXiv id.
-        preset_steps, preset_eta: of the paper, where the user gives none.
+        preset_steps, preset_eta, preset_solver, preset_spacing: where the user gives none; of the paper, or measured.
         needs_grad: whether the network is differentiated; then bf16 is refused.
         weights: "base": the pretrained network; "adapter": RAD's; "none": no network at all.
-        uses_eta: whether the sampler's eta has a meaning for it.
+        uses_eta: whether the sampler's eta, and with it the choice of ddpm or ddim, has a meaning for it.
+        uses_spacing: whether the sampler's spacing has.
+        multistep: whether it leaves x and x0 alone between the steps, so that "dpm++2m" may use the step before.
+        fractional: whether it takes fractional times; otherwise they are rounded and repeated ones are dropped.
         needs_text: whether it needs a `TextPrior`.
     """
 
     paper: ClassVar[str] = ""
     preset_steps: ClassVar[int] = 100
     preset_eta: ClassVar[float] = 1.0
+    preset_solver: ClassVar[Solver] = "ddpm"
+    preset_spacing: ClassVar[Spacing] = "even"
     needs_grad: ClassVar[bool] = False
     weights: ClassVar[Literal["base", "adapter", "none"]] = "base"
     uses_eta: ClassVar[bool] = True
+    uses_spacing: ClassVar[bool] = True
+    multistep: ClassVar[bool] = False
+    fractional: ClassVar[bool] = False
     needs_text: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -213,11 +233,45 @@ class Method:
         """The denoiser as the method uses it for this task. Raises ValueError for one that lacks what the method needs."""
         return prior
 
-    def plan(self, times: list[int]) -> list[int]:
+    def choose(
+        self,
+        *,
+        steps: int | None = None,
+        solver: Solver | None = None,
+        spacing: Spacing | None = None,
+        eta: float | None = None,
+    ) -> Schedule:
+        """The preset, changed by what the user gives. Another solver brings its own spacing and eta, see `DEFAULTS`.
+
+        What has no effect (see `unused`) stays as in the preset.
+        """
+        solver = self.preset_solver if solver is None or not self.takes(solver) else solver
+        own = self.preset_spacing, self.preset_eta
+        default_spacing, default_eta = own if solver == self.preset_solver else DEFAULTS.get(solver, own)
+        spacing = default_spacing if spacing is None or not self.uses_spacing else spacing
+        eta = default_eta if eta is None or not self.uses_eta else eta
+        return Schedule(self.preset_steps if steps is None else steps, solver, spacing, eta)
+
+    def takes(self, solver: str) -> bool:
+        """Whether `solver` has an effect, or is refused, rather than being ignored."""
+        return self.uses_eta or (solver == "dpm++2m" and self.weights != "none")
+
+    def unused(
+        self, *, solver: Solver | None = None, spacing: Spacing | None = None, eta: float | None = None
+    ) -> list[str]:
+        """The names of those that are given and have no effect on this method."""
+        kept = {
+            "solver": solver is None or self.takes(solver) or solver == self.preset_solver,
+            "spacing": spacing is None or self.uses_spacing or spacing == self.preset_spacing,
+            "eta": eta is None or self.uses_eta or eta == self.preset_eta,
+        }
+        return [name for name, fine in kept.items() if not fine]
+
+    def plan(self, times: list[float]) -> list[float]:
         """The levels visited, ending in CLEAN; a level that is higher than the one before is a forward move."""
         return times
 
-    def cost(self, times: list[int]) -> Cost:
+    def cost(self, times: list[float]) -> Cost:
         """Work for one image on the levels that `plan` gave."""
         calls = sum(nxt < now for now, nxt in pairwise(times))
         return Cost(calls, calls if self.needs_grad else 0)
@@ -271,13 +325,13 @@ class Run:
     task: Task
     process: Process
     prior: CountedPrior
-    times: list[int]
+    times: list[float]
     eta: float
     draw: Callable[[], Tensor]
     tell: Callable[[int, int], None]
     """To be called with (steps done, of how many), for a progress bar."""
 
-    def level(self, t: int) -> Noise:
+    def level(self, t: float) -> Noise:
         """The noise at time t."""
         return level(self.process, t, self.task)
 
@@ -321,10 +375,14 @@ class Sampler:
     Args:
         process: `RegionAware` for RAD, `Uniform` for methods that use the base model.
         callbacks: methods; in this order at each hook. Or a single `Loop`.
-        steps: number of levels visited, from 1 to process.sampled_steps.
-        eta: 1 is DDPM, 0 is DDIM; see `rad.step.reverse_step`.
-        spacing: "even", or "official" as the official RAD sampler.
+        steps: number of noise levels, from 1 to process.sampled_steps.
+        eta: 1 adds DDPM's noise, 0 none; None: the solver's own (1 for "ddpm", otherwise 0).
+        solver: "ddpm" and "ddim", see `rad.step.reverse_step`; "dpm++2m", see `rad.solvers.multistep`.
+        spacing: where the noise levels lie, see `rad.process.Spacing`.
         on_step: called with (steps done, steps in all) after each step, for a progress bar.
+
+    Raises:
+        ValueError: a number outside its range; or a solver that cannot be combined with the spacing or the methods.
     """
 
     def __init__(
@@ -333,18 +391,38 @@ class Sampler:
         callbacks: Sequence[SamplingCallback] | Loop = (),
         *,
         steps: int = 100,
-        eta: float = 1.0,
-        spacing: Literal["even", "official"] = "even",
+        eta: float | None = None,
+        solver: Solver = "ddpm",
+        spacing: Spacing = "even",
         on_step: Callable[[int, int], None] | None = None,
     ) -> None:
-        if not 0 <= eta <= 1:
-            raise ValueError(f"eta is {eta}; allowed are 0 (DDIM, no fresh noise) to 1 (DDPM)")
-        self.process, self.eta, self.on_step = process, eta, on_step
+        eta = DEFAULTS.get(solver, ("even", 1.0))[1] if eta is None else eta
+        check_solver(solver, eta, spacing)
+        self.process, self.eta, self.solver, self.on_step = process, eta, solver, on_step
         self.loop = callbacks if isinstance(callbacks, Loop) else None
         self.callbacks = () if isinstance(callbacks, Loop) else tuple(callbacks)
-        self.times = spaced_times(process.sampled_steps, steps, spacing=spacing)
+        for method in self.methods:
+            if spacing not in ("even", "official") and not method.uses_spacing:
+                raise ValueError(f"spacing {spacing!r} has no effect on method {method.name!r}: use 'even'")
+        fractional = all(method.fractional for method in self.methods)
+        self.times = sampling_times(process, steps, spacing=spacing, fractional=fractional)
         for method in self.methods:
             self.times = method.plan(self.times)
+        if solver == "dpm++2m":
+            self._check_multistep()
+
+    def _check_multistep(self) -> None:
+        for method in self.methods:
+            if not method.multistep:
+                raise ValueError(
+                    f"solver 'dpm++2m' extrapolates from the step before, and method {method.name!r} changes x or x0 between "
+                    "steps or has a loop of its own: use solver 'ddpm' or 'ddim'"
+                )
+        if any(nxt > now for now, nxt in pairwise(self.times)):
+            raise ValueError(
+                "solver 'dpm++2m' extrapolates from the step before, and this plan goes back to noisier levels: "
+                "use solver 'ddpm' or 'ddim'"
+            )
 
     @property
     def methods(self) -> tuple[Method, ...]:
@@ -390,6 +468,7 @@ class Sampler:
         now = run.level(self.times[0])
         x = noised(task.known, now, noise=draw())
         done, total = 0, sum(nxt < now for now, nxt in pairwise(self.times))
+        before: History | None = None
         for number, (t, t_next) in enumerate(pairwise(self.times)):
             nxt = run.level(t_next)
             if t_next > t:
@@ -408,7 +487,10 @@ class Sampler:
                     estimate = callback.on_estimate(replace(state, estimate=estimate))
                 state = replace(state, estimate=estimate)
                 fresh = draw() if self.eta > 0 and t_next >= 0 else None
-                x = reverse_step(state.x, estimate, now, nxt, eta=self.eta, noise=fresh)
+                if self.solver == "dpm++2m":
+                    x, before = multistep(state.x, estimate.x0, now, nxt, before=before, eta=self.eta, noise=fresh)
+                else:
+                    x = reverse_step(state.x, estimate, now, nxt, eta=self.eta, noise=fresh)
                 for callback in self.callbacks:
                     x = callback.after_step(state, x)
             x, now = x.detach(), nxt

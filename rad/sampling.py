@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import torch
 
@@ -27,14 +27,16 @@ from rad.masks import MaskGenerator
 from rad.masks.files import looks_inverted, same_mask
 from rad.masks.shapes import main_names
 from rad.pictures import Picture, pictures_up_to
+from rad.process import Spacing
 from rad.record import Record, scoring
+from rad.solvers import Solver
 from rad.workers import Setup, fill_by_workers
 
 if TYPE_CHECKING:
     from rad.evaluation.features import Extractor
     from rad.inpainter import Inpainter
     from rad.process import Process
-    from rad.sampler import Method
+    from rad.sampler import Method, Schedule
 
 
 def run(options: argparse.Namespace) -> int:
@@ -149,16 +151,16 @@ def _make(
     if options.margin is not None and options.size_policy == "crop" and 2 * options.margin >= inpainter.size[0]:
         raise ValueError(f"--margin {options.margin}: allowed are 0 to {(inpainter.size[0] - 1) // 2} with this model")
     methods = {label: inpainter.complete(method) for label, method in methods.items()}
-    steps = {label: _steps(label, method, options, inpainter.model.own) for label, method in methods.items()}
+    schedules = {label: _schedule(label, method, options, inpainter.model.own) for label, method in methods.items()}
     work = {}
     for label, method in methods.items():
-        work[label] = inpainter.sampler(method, steps=steps[label], eta=options.eta).cost
-        if options.eta is not None and not method.uses_eta:
-            tell(f"warning: --eta has no effect on {label.text}")
+        work[label] = inpainter.sampler(method, **vars(schedules[label])).cost
+        for name in method.unused(**label.given(options)):
+            tell(f"warning: --{name} has no effect on {label.text}")
         if options.steps is not None and method.weights == "none":
             tell(f"warning: --steps has no effect on {label.text}")
     if record is not None:
-        record.complete(inpainter, steps, devices)
+        record.complete(inpainter, {label: chosen.steps for label, chosen in schedules.items()}, devices)
     needs: dict[str, dict[Picture, Need]] = {}
     for mask in dict.fromkeys(cell.mask for cell in fresh):
         jobs = {job.picture: job for cell in fresh if cell.mask == mask for job in cell.jobs}
@@ -169,7 +171,7 @@ def _make(
             cell,
             own,
             work[cell.label],
-            steps=steps[cell.label],
+            schedule=schedules[cell.label],
             size=inpainter.size,
             where=", ".join(dict.fromkeys(devices)) + (f" ({len(devices)} processes)" if len(devices) > 1 else ""),
             options=options,
@@ -179,10 +181,10 @@ def _make(
         for cell, own in zip(fresh, chunks, strict=True)
     ]
     if len(devices) == 1:
-        fill_here(Filler(inpainter, methods, steps, options), accounts)
+        fill_here(Filler(inpainter, methods, schedules, options), accounts)
         return
     del inpainter, methods
-    setup = Setup(options, given, steps, [chunk for own in chunks for chunk in own])
+    setup = Setup(options, given, schedules, [chunk for own in chunks for chunk in own])
     fill_by_workers(setup, accounts, devices, failures)
 
 
@@ -201,7 +203,14 @@ def _check_told(
         raise ValueError("a prompt has no effect on methods that use no network")
 
 
-def _steps(label: Label, method: "Method", options: argparse.Namespace, own: "Process") -> int:
+def _schedule(label: Label, method: "Method", options: argparse.Namespace, own: "Process") -> "Schedule":
+    """How the method is run: the user's choice, or its preset. The solver is checked before anything is filled."""
+    given = label.given(options)
+    steps = _steps(label, method, options, own, method.choose(**given).spacing)
+    return method.choose(steps=steps, **given)
+
+
+def _steps(label: Label, method: "Method", options: argparse.Namespace, own: "Process", spacing: Spacing) -> int:
     from rad.catalogue import cost, steps_within
 
     fixed = label.steps is not None or label.budget is not None
@@ -210,11 +219,11 @@ def _steps(label: Label, method: "Method", options: argparse.Namespace, own: "Pr
         return method.preset_steps
     if budget is None:
         return method.preset_steps if wanted is None else wanted
-    steps = steps_within(method, budget, own=own)
-    work = cost(method, steps, own=own)
+    steps = steps_within(method, budget, own=own, spacing=spacing)
+    work = cost(method, steps, own=own, spacing=spacing)
     unused = ""
     if 2 * work.units < budget and steps < own.sampled_steps:
-        more = cost(method, steps + 1, own=own).units
+        more = cost(method, steps + 1, own=own, spacing=spacing).units
         unused = (
             f"; {counted(steps + 1, 'step')} would cost {more}, so much of the budget is not used: change its settings"
         )
@@ -364,7 +373,8 @@ def parser() -> Parser:
         action="extend",
         metavar="METHOD",
         help="one (rad if none is given), or several on equal noise, each into a folder of its name; rad@50: with 50 steps, "
-        f"ddnm@100nfe: as many steps as 100 network calls allow. There are {', '.join(METHODS)}",
+        "ddnm@100nfe: as many steps as 100 network calls allow; rad@10,solver=ddim,spacing=quad,eta=0: with its own solver, "
+        f"spacing and eta. There are {', '.join(METHODS)}",
     )
     made.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="METHOD.SETTING=VALUE", help="see --list_methods"
@@ -376,7 +386,24 @@ def parser() -> Parser:
         type=int,
         help="as many steps as cost at most this many network calls an image; a VJP is two, line searches not counted",
     )
-    made.add_argument("--eta", type=float, help="1: DDPM, 0: DDIM (no fresh noise)")
+    made.add_argument(
+        "--solver",
+        choices=get_args(Solver),
+        help="ddpm: first order, with fresh noise by --eta; ddim: without; dpm++2m: second order, for few steps, an ODE "
+        "(--eta 0) or SDE (--eta 1), for rad and tdpaint, with --spacing logsnr or quad. The method's preset if not given",
+    )
+    made.add_argument(
+        "--spacing",
+        choices=get_args(Spacing),
+        help="where the noise levels lie. even: in time; trailing: even, but the last network call goes farther; quad: closer "
+        "together at low noise; logsnr: even in log(a/s); official: as the official RAD sampler. The method's preset if not "
+        "given, or that of --solver",
+    )
+    made.add_argument(
+        "--eta",
+        type=float,
+        help="fresh noise, 0 (none) to 1 (DDPM's); the method's preset if not given, or that of --solver",
+    )
     made.add_argument("--seed", type=int, default=0, help="of noise and generated masks")
     made.add_argument("--num_samples", type=int, default=1, help="fillings of each picture")
     made.add_argument("--mask_polarity", default="white_is_fill", choices=["white_is_fill", "white_is_known"])

@@ -57,7 +57,7 @@ def step_levels(now: Noise, nxt: Noise) -> StepLevels:
     """Variances of the step from `now` to the less noisy `nxt`; exactly 0 where the level does not change."""
     ratio = now.levels_a / nxt.levels_a
     b = (now.levels_s.square() - (ratio * nxt.levels_s).square()).clamp(min=0)
-    b = torch.where(_unchanged(now, nxt), 0.0, b)
+    b = torch.where(unchanged(now, nxt), 0.0, b)
     return StepLevels(b, b * nxt.levels_s.square() / _positive(now.levels_s.square()))
 
 
@@ -68,7 +68,7 @@ def posterior_mean(x: Tensor, x0: Tensor, now: Noise, nxt: Noise) -> Tensor:
     on_x0 = nxt.levels_a * b / variance
     on_x = now.levels_a / nxt.levels_a * nxt.levels_s.square() / variance
     mean = now.spread(on_x0.to(x.dtype)) * x0 + now.spread(on_x.to(x.dtype)) * x
-    return torch.where(now.spread(_unchanged(now, nxt)), x, mean)
+    return torch.where(now.spread(unchanged(now, nxt)), x, mean)
 
 
 def log_variance(fraction: Tensor, now: Noise, nxt: Noise) -> Tensor:
@@ -111,7 +111,7 @@ def reverse_step(
         stepped = stepped + deviation * noise
     elif bool((sigma > 0).any()):
         raise ValueError(f"with eta = {eta} a step above the clean level needs noise of shape {tuple(x.shape)}")
-    return torch.where(now.spread(_unchanged(now, nxt)), x, stepped)
+    return torch.where(now.spread(unchanged(now, nxt)), x, stepped)
 
 
 def renoise(x: Tensor, now: Noise, nxt: Noise, *, noise: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ def renoise(x: Tensor, now: Noise, nxt: Noise, *, noise: Tensor) -> Tensor:
     ratio = nxt.levels_a / now.levels_a
     added = (nxt.levels_s.square() - (ratio * now.levels_s).square()).clamp(min=0).sqrt()
     moved = now.spread(ratio.to(x.dtype)) * x + now.spread(added.to(x.dtype)) * noise
-    return torch.where(now.spread(_unchanged(now, nxt)), x, moved)
+    return torch.where(now.spread(unchanged(now, nxt)), x, moved)
 
 
 def noised(x0: Tensor, level: Noise, *, noise: Tensor) -> Tensor:
@@ -127,7 +127,8 @@ def noised(x0: Tensor, level: Noise, *, noise: Tensor) -> Tensor:
     return level.spread(level.levels_a.to(x0.dtype)) * x0 + level.spread(level.levels_s.to(x0.dtype)) * noise
 
 
-def _unchanged(now: Noise, nxt: Noise) -> Tensor:
+def unchanged(now: Noise, nxt: Noise) -> Tensor:
+    """(B,K): where the level is the same before and after a step."""
     return (now.levels_a == nxt.levels_a) & (now.levels_s == nxt.levels_s)
 
 

@@ -25,7 +25,7 @@ from rad.pictures import pictures_up_to
 from rad.record import Effort
 
 if TYPE_CHECKING:
-    from rad.sampler import Method
+    from rad.sampler import Method, Schedule
 
 PATIENCE = 10.0
 """Seconds that a process has for leaving, when it is told to."""
@@ -33,11 +33,11 @@ PATIENCE = 10.0
 
 @dataclass(frozen=True)
 class Setup:
-    """What every process is told: options, methods as they were given, steps of each, all chunks."""
+    """What every process is told: options, methods as they were given, schedules of each, all chunks."""
 
     options: argparse.Namespace
     methods: Mapping[Label, "Method"]
-    steps: Mapping[Label, int]
+    schedules: Mapping[Label, "Schedule"]
     chunks: Sequence[Chunk]
 
     def filler(self, device: str) -> Filler:
@@ -53,7 +53,7 @@ class Setup:
             **networks_of(options),
         )
         methods = {label: inpainter.complete(method) for label, method in self.methods.items()}
-        return Filler(inpainter, methods, self.steps, options)
+        return Filler(inpainter, methods, self.schedules, options)
 
 
 def fill_by_workers(setup: Setup, accounts: Sequence[Account], devices: Sequence[str], failures: Failures) -> None:

@@ -1,6 +1,7 @@
 """A Gaussian world where everything is known: data, exact posterior, exact law of an affine sampler (propagated, not sampled)."""
 
 import itertools
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,8 +10,9 @@ from torch import Tensor
 
 from rad.methods.m2s import M2S, Coarse
 from rad.prior import GaussianPrior
-from rad.process import Noise, Process, Uniform, linear_betas
-from rad.sampler import Loop, Method, Sampler, SamplingCallback, State, Task
+from rad.process import Noise, Process, Spacing, Uniform, linear_betas
+from rad.sampler import Loop, Method, Sampler, SamplingCallback, Schedule, State, Task
+from rad.solvers import Solver
 from rad.step import Estimate, reverse_step, step_levels
 from rad.tape import NoiseTape
 
@@ -125,6 +127,8 @@ class _Probe(SamplingCallback):
         self.drawn += 1
         return rows.view(-1, *shape)
 
+    fractional = True
+
     def after_step(self, state: State, x_next: Tensor) -> Tensor:
         flat = x_next.detach().flatten(1)
         offset, matrix = flat[0], (flat[1:] - flat[0]).T  # (d, d + slots d)
@@ -153,6 +157,8 @@ def law(
     method: SamplingCallback,
     *,
     steps: int,
+    solver: Solver | None = None,
+    spacing: Spacing | None = None,
     eta: float | None = None,
     draws: int = 4,
     own: Process | None = None,
@@ -162,19 +168,60 @@ def law(
     The sampler and the method run as they are, on rows that probe them; nothing is drawn at random.
 
     Args:
+        solver, spacing, eta: None: the method's preset, or the solver's own.
         draws: the most draws between two reverse steps.
         own: process of the model; None: DDPM's.
     """
+    chosen = method.choose(steps=steps, solver=solver, spacing=spacing, eta=eta)
+    if chosen.solver == "dpm++2m":
+        return law_of_draws(world, method, chosen, own=own)
     d = world.prior.mean.numel()
     probe = _Probe(d, draws)
     rows = 1 + d + draws * d
     task = Task.of(world.y.expand(rows, *world.y.shape[1:]), world.hole.expand(rows, *world.hole.shape[1:]))
     process = method.process(own or Uniform(linear_betas()), "adm")
-    eta = method.preset_eta if eta is None else eta
-    sampler = Sampler(process, (method, probe), steps=steps, eta=eta)
+    sampler = Sampler(process, (method, probe), **vars(chosen))
     sampler(world.prior, task, noise=_ProbeTape(probe))  # pyright: ignore[reportArgumentType]
     assert probe.mean is not None
     return probe.mean, probe.covariance
+
+
+class _UnitTape:
+    """Draw k is zero but for a unit vector in each of the rows 1 + k d to (k + 1) d."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+
+    def draw(self, number: int, shape: tuple[int, ...]) -> Tensor:
+        d = math.prod(shape)
+        rows = torch.zeros(self.rows, d, dtype=DOUBLE)
+        rows[1 + number * d : 1 + (number + 1) * d] = torch.eye(d, dtype=DOUBLE)
+        return rows.view(-1, *shape)
+
+
+def law_of_draws(
+    world: World,
+    method: SamplingCallback,
+    chosen: Schedule,
+    *,
+    own: Process | None = None,
+    times: list[float] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """As `law`, for samplers whose steps have a memory: the result is affine in all draws together.
+
+    Args:
+        times: other ones than `chosen.spacing` gives; also those that the sampler refuses.
+    """
+    draws = chosen.steps if chosen.eta else 1
+    d = world.prior.mean.numel()
+    rows = 1 + draws * d
+    task = Task.of(world.y.expand(rows, *world.y.shape[1:]), world.hole.expand(rows, *world.hole.shape[1:]))
+    process = method.process(own or Uniform(linear_betas()), "adm")
+    sampler = Sampler(process, (method,), **vars(chosen))
+    sampler.times = sampler.times if times is None else times
+    made = sampler(world.prior, task, noise=_UnitTape(rows)).raw.flatten(1)
+    on_draws = made[1:] - made[0]
+    return made[0], on_draws.T @ on_draws
 
 
 @dataclass(frozen=True)
@@ -215,9 +262,9 @@ def sampled(
     """(rows,C,H,W) samples of a method, for those that are not affine in x; `raw`, nothing put back."""
     task = Task.of(world.y.expand(rows, *world.y.shape[1:]), world.hole.expand(rows, *world.hole.shape[1:]))
     process = method.process(own or Uniform(linear_betas()), "adm")
-    eta = method.preset_eta if eta is None else eta
     assert isinstance(method, Loop | SamplingCallback)
-    sampler = Sampler(process, method if isinstance(method, Loop) else (method,), steps=steps, eta=eta)
+    loop = method if isinstance(method, Loop) else (method,)
+    sampler = Sampler(process, loop, **vars(method.choose(steps=steps, eta=eta)))
     with NoiseTape(seed, range(rows)) as tape:
         return sampler(world.prior, task, noise=tape).raw
 

@@ -116,14 +116,15 @@ def test_a_fresh_adapter_on_one_level_is_the_base(inpainters, kind, time):
 
 
 @EACH
-def test_a_fresh_adapter_fills_a_whole_picture_as_the_base_would(inpainters, kind):
+@pytest.mark.parametrize("solver", [{"solver": "ddpm", "spacing": "even"}, {"solver": "dpm++2m", "spacing": "logsnr"}])
+def test_a_fresh_adapter_fills_a_whole_picture_as_the_base_would(inpainters, kind, solver):
     rad, base, steps = inpainters[f"{kind}-zero"], inpainters[kind], 4
     hole, picture = torch.ones(1, SIDE, SIDE), random_picture(SIDE, SIDE)
-    filled = rad(picture, hole, steps=steps, condition=condition(kind), names=["a"]).images[0]
+    filled = rad(picture, hole, steps=steps, condition=condition(kind), names=["a"], **solver).images[0]
     task = base._task(torch.zeros(1, 3, SIDE, SIDE), hole[None], None, "smooth")
     with NoiseTape(0, ["a"]) as tape, torch.no_grad():
         prior = base.model.prior([condition(kind)], adapter=False)
-        sample = Sampler(base.model.own, (), steps=steps)(prior, task, noise=tape)
+        sample = Sampler(base.model.own, (), steps=steps, **solver)(prior, task, noise=tape)
         made = base.model.codec.decode(sample.image)[0].clamp(-1, 1)
     expected = (255 * (made / 2 + 0.5)).round().permute(1, 2, 0).numpy()
     assert expected.std() > 1

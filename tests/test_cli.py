@@ -408,7 +408,7 @@ def test_several_methods_write_a_folder_each_on_equal_noise_and_a_sheet(sample):
     assert code == 0, err
     names = ("rad", "replacement", "mean")
     assert out == [f"out/{name}/{picture}.png" for name in names for picture in "ab"] + ["out/methods.png"]
-    assert "replacement with 2 steps: 8 network calls" in err
+    assert "replacement with 2 steps (ddpm, even): 8 network calls" in err
     assert "replacement: 8 NFE" in err
     assert "peak memory" in err
     assert sample(output="alone", steps=2)[0] == 0

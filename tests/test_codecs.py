@@ -39,7 +39,7 @@ def loop(method):
 
 
 def run(method, prior, task, *, codec=None, steps=12):
-    sampler = Sampler(Uniform(linear_betas()), loop(method), steps=steps, eta=method.preset_eta)
+    sampler = Sampler(Uniform(linear_betas()), loop(method), **vars(method.choose(steps=steps)))
     with NoiseTape(0, ["a", "b"]) as tape:
         draws = tape if codec is None else EncodedTape(tape, codec, (1, 8, 8))
         return sampler(prior, task, noise=draws).raw

@@ -45,6 +45,16 @@ def test_a_label_is_a_method_with_steps_or_a_budget():
     assert Label.of("ddnm") == Label("ddnm", "ddnm")
     assert Label.of("ddnm@50") == Label("ddnm@50", "ddnm", steps=50)
     assert Label.of("ddnm@100nfe") == Label("ddnm@100nfe", "ddnm", budget=100)
+    own = Label.of("rad@10,solver=ddim,spacing=quad,eta=0")
+    assert own == Label(own.text, "rad", steps=10, solver="ddim", spacing="quad", eta=0.0)
+    assert Label.of("rad,solver=ddpm") == Label("rad,solver=ddpm", "rad", solver="ddpm")
+    for wrong in ("rad,", "rad,ddim", "rad,steps=5", "rad,solver=ddim,solver=ddpm"):
+        with pytest.raises(ValueError, match="after a comma give solver=, spacing= or eta="):
+            Label.of(wrong)
+    with pytest.raises(ValueError, match="solver is 'euler'; allowed are ddpm, ddim"):
+        Label.of("rad@5,solver=euler")
+    with pytest.raises(ValueError, match="eta is 'much'"):
+        Label.of("rad@5,eta=much")
     for wrong in ("ddnm@", "ddnm@0", "ddnm@-3", "ddnm@1.5", "ddnm@nfe", "ddnm@5steps", "ddnm@²"):
         with pytest.raises(ValueError, match="ddnm@50 for 50 steps"):
             Label.of(wrong)
@@ -84,7 +94,15 @@ def test_several_masks_make_a_tree_with_costs_and_a_record(sample, pictures):
 
     run = json.loads((pictures / "out" / "run.json").read_text())
     assert (run["masks"], run["methods"]) == (["half", "box"], ["rad@2", "pigdm@6nfe", "mean"])
-    assert run["settings"]["rad@2"] == {"run": 0, "method": "rad", "steps": 2, "eta": 1.0, "precision": "32"}
+    assert run["settings"]["rad@2"] == {
+        "run": 0,
+        "method": "rad",
+        "steps": 2,
+        "eta": 0.0,
+        "solver": "dpm++2m",
+        "spacing": "logsnr",
+        "precision": "32",
+    }
     assert run["settings"]["pigdm@6nfe"]["steps"] == 2, "a VJP counts as two calls"
     assert run["options"]["seed"] == 0
     assert run["runs"][0]["options"]["batch_size"] == 4
@@ -117,6 +135,42 @@ def test_a_tree_grows_by_methods_and_masks_and_keeps_what_is_there(sample, pictu
     assert (pictures / "out/lines/rad@2/a.png").exists()
 
 
+def test_solvers_of_each_method_are_run_and_recorded(sample, pictures):
+    words = "rad@3 rad@3,solver=ddim,spacing=quad rad@3,eta=1 ddrm@2 mean"
+    code, _, err = sample(f"--mask half --method {words} --report --spacing logsnr")
+    assert code == 0, err
+    assert "warning: --spacing has no effect on mean" in err
+    assert "rad@3 with 3 steps (dpm++2m, logsnr)" in err
+    run = json.loads((pictures / "out" / "run.json").read_text())
+    shown = {label: tuple(own.get(n) for n in ("solver", "spacing", "eta")) for label, own in run["settings"].items()}
+    assert shown == {
+        "rad@3": ("dpm++2m", "logsnr", 0.0),
+        "rad@3,solver=ddim,spacing=quad": ("ddim", "quad", 0.0),
+        "rad@3,eta=1": ("dpm++2m", "logsnr", 1.0),
+        "ddrm@2": ("ddpm", "logsnr", 0.85),  # a setting of its own
+        "mean": (None, None, None),
+    }
+    made = [(pictures / "out/half" / label / "a.png").read_bytes() for label in shown]
+    assert len(set(made)) == 5
+    assert "rad@3,solver=ddim,spacing=quad" in (pictures / "out" / "summary.md").read_text()
+    code, _, err = sample("--mask half --method rad@3 --solver ddpm --report")
+    assert code == 2
+    assert "holds results of rad@3" in err
+
+
+def test_results_without_a_recorded_solver_are_those_of_ddpm(sample, pictures):
+    assert sample("--mask half box --method rad@2 --solver ddpm")[0] == 0
+    record = pictures / "out" / "run.json"
+    run = json.loads(record.read_text())
+    del run["settings"]["rad@2"]["solver"], run["settings"]["rad@2"]["spacing"]
+    record.write_text(json.dumps(run))
+    assert sample("--mask half box lines --method rad@2 --solver ddpm --spacing even")[0] == 0
+    record.write_text(json.dumps(run))
+    code, _, err = sample("--mask half box --method rad@2")
+    assert code == 2
+    assert "holds results of rad@2" in err
+
+
 def test_results_of_the_base_model_and_of_its_adapter_go_together(sample, base):
     assert sample("--mask half box --method ddnm@2", checkpoint=base)[0] == 0
     assert sample("--mask half box --method rad@2")[0] == 0
@@ -126,6 +180,7 @@ def test_results_of_the_base_model_and_of_its_adapter_go_together(sample, base):
 @pytest.mark.parametrize(
     ("words", "part"),
     [
+        ("--method rad@2 --solver ddim", "holds results of rad@2"),
         ("--method rad@2 --seed 1", "results of --seed 0, this is 1"),
         ("--method rad@2 mean --num_samples 2", "results of --num_samples 1, this is 2"),
         ("--method ddnm@2 --set ddnm.eta=0.5", "holds results of ddnm@2"),

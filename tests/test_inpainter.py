@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+import warnings
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -444,8 +445,14 @@ def test_a_window_sees_the_pixels_around_it_and_none_further_away(rad):
     for row, column in ((39, 59), (12, 24)):
         changed = np.array(random_picture(40, 60))
         changed[row, column] ^= 255
-        results.append(pixels(rad(Image.fromarray(changed), hole, steps=2, size_policy="crop").images[0])[18:22, 30:34])
-    unchanged = pixels(rad(random_picture(40, 60), hole, steps=2, size_policy="crop").images[0])[18:22, 30:34]
+        results.append(
+            pixels(rad(Image.fromarray(changed), hole, steps=2, solver="ddpm", size_policy="crop").images[0])[
+                18:22, 30:34
+            ]
+        )
+    unchanged = pixels(rad(random_picture(40, 60), hole, steps=2, solver="ddpm", size_policy="crop").images[0])[
+        18:22, 30:34
+    ]
     assert np.array_equal(results[0], unchanged)
     assert not np.array_equal(results[1], unchanged)
 
@@ -641,6 +648,10 @@ def test_one_mask_serves_all_pictures(rad):
         ({"steps": 1001}, "1000"),
         ({"eta": 2.0}, "eta"),
         ({"eta": -0.1}, "eta"),
+        ({"eta": 0.5}, r"allows 0 \(ODE\) and 1 \(SDE\)"),
+        ({"spacing": "even"}, "use spacing 'logsnr' or 'quad', or solver 'ddpm'"),
+        ({"solver": "euler"}, "allowed are ddpm, ddim, dpm"),
+        ({"method": "ddnm", "solver": "dpm++2m"}, "method 'ddnm' changes x or x0"),
         ({"method": "magic"}, "replacement"),
         ({"size_policy": "stretch"}, "resize"),
         ({"mask_polarity": "black"}, "white_is_fill"),
@@ -707,7 +718,36 @@ def test_bfloat16_is_close_to_float32_and_not_the_same(adapter, rad):
 def test_more_steps_and_less_eta_change_the_result(rad):
     picture, hole = random_picture(SIZE, SIZE), box_hole(SIZE, SIZE, 3, 3, 13, 13)
     results = [
-        pixels(rad(picture, hole, **o).images[0]) for o in ({"steps": 2}, {"steps": 3}, {"steps": 3, "eta": 0.0})
+        pixels(rad(picture, hole, **o).images[0]) for o in ({"steps": 2}, {"steps": 3}, {"steps": 3, "eta": 1.0})
     ]
     assert not np.array_equal(results[0], results[1])
     assert not np.array_equal(results[1], results[2])
+
+
+def test_solver_and_spacing_of_rad_are_its_preset_or_the_users(rad):
+    def chosen(**options):
+        sampler = rad.sampler("rad", **options)
+        return len(sampler.times) - 1, sampler.solver, sampler.eta, sampler.times[1]
+
+    assert chosen()[:3] == (20, "dpm++2m", 0.0)
+    assert chosen(solver="ddpm", steps=5) == (5, "ddpm", 1.0, 749)
+    assert chosen(solver="ddpm", spacing="trailing", steps=5) == (5, "ddpm", 1.0, 799)
+    assert chosen(solver="ddim", steps=5, spacing="quad") == (5, "ddim", 0.0, 561.9375)
+    picture, hole = random_picture(SIZE, SIZE), box_hole(SIZE, SIZE, 3, 3, 13, 13)
+    results = [
+        pixels(rad(picture, hole, steps=4, **options).images[0])
+        for options in ({}, {"spacing": "quad"}, {"solver": "ddim", "spacing": "logsnr"}, {"solver": "ddpm"})
+    ]
+    assert all(not np.array_equal(a, b) for n, a in enumerate(results) for b in results[:n])
+    known = (hole[0] == 0).numpy()
+    assert all(np.array_equal(one[known], pixels(picture)[known]) for one in results)
+
+
+def test_a_solver_without_effect_is_warned_of(rad):
+    with pytest.warns(UserWarning, match="spacing has no effect on method 'grow'"):
+        rad.sampler("grow", steps=4, spacing="quad")
+    with pytest.warns(UserWarning, match="solver has no effect on method 'ddrm'"):
+        rad.sampler("ddrm", steps=4, solver="ddim")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rad.sampler("ddrm", steps=4, solver="ddpm", spacing="quad")

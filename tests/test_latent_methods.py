@@ -51,7 +51,7 @@ ALLOWED = [(name, own) for own in OWN for name in BLIND if not refused(name, own
 def fill(method: str | Method, own: str, task: Task, *, steps=24, names="ab"):
     method = create(method, SHORT.get(method)) if isinstance(method, str) else method
     loop = method if isinstance(method, Loop) else (method,)
-    sampler = Sampler(method.process(OWN[own], "adm"), loop, steps=steps, eta=method.preset_eta)  # pyright: ignore[reportArgumentType]
+    sampler = Sampler(method.process(OWN[own], "adm"), loop, **vars(method.choose(steps=steps)))  # pyright: ignore[reportArgumentType]
     with NoiseTape(0, names) as tape:
         return sampler(Single(), task, noise=tape)
 

@@ -35,6 +35,9 @@ class Scaled:
         noise = self.process.noise(t, regions)
         return replace(noise, levels_a=torch.ones_like(noise.levels_a), levels_s=noise.levels_s / noise.levels_a)
 
+    def time_of(self, log_snr):
+        return self.process.time_of(log_snr)
+
 
 def method_of(name):
     return with_needs(create(name, SHORT.get(name)))
@@ -48,8 +51,7 @@ def run(name, image, hole, *, names=("a", "b"), scaled=False, seed=0, steps=STEP
     sampler = Sampler(
         Scaled(process) if scaled else process,
         method if isinstance(method, Loop) else (method,),
-        steps=steps,
-        eta=method.preset_eta,
+        **vars(method.choose(steps=steps)),
     )
     with NoiseTape(seed, names[: len(image)]) as tape:
         return sampler(WORLD.prior, Task.of(image, hole), noise=tape), sampler.cost
@@ -177,7 +179,7 @@ def test_flipping_image_hole_and_noise_flips_the_result(name):
     for tape_class, flip in ((NoiseTape, False), (Flipped, True)):
         image, hole = (PICTURES.flip(-1), BOTH.flip(-1)) if flip else (PICTURES, BOTH)
         loop = method if isinstance(method, Loop) else (method,)
-        sampler = Sampler(method.process(Uniform(BETAS), "adm"), loop, steps=STEPS, eta=method.preset_eta)
+        sampler = Sampler(method.process(Uniform(BETAS), "adm"), loop, **vars(method.choose(steps=STEPS)))
         with tape_class(0, ["a", "b"]) as tape:
             results.append(sampler(prior, Task.of(image, hole), noise=tape).raw)
     torch.testing.assert_close(results[0], results[1].flip(-1), rtol=0, atol=1e-6)
@@ -271,7 +273,10 @@ def test_the_table_shows_every_method_with_its_cost():
     lines = table().splitlines()
     rows = {line.split()[0]: line for line in lines[1 : 1 + len(METHODS)]}
     assert list(rows) == list(METHODS)
-    assert rows["rad"].split()[-4:] == ["100", "100", "0", "no"]
+    assert rows["rad"].split()[-4:] == ["20", "20", "0", "no"]
+    assert rows["rad"].split()[-6:-4] == ["dpm++2m", "logsnr"]
+    assert rows["grow"].split()[-6:-4] == ["ddpm", "-"]
+    assert rows["mean"].split()[-6:-4] == ["-", "-"]
     assert hooks(METHODS["rad"]) == "none"
     assert hooks(METHODS["mean"]) == "own loop"
     assert hooks(METHODS["replacement"]) == "before_estimate after_step"

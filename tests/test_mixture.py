@@ -40,7 +40,7 @@ def posterior_weights(y):
 def fill(method, *, rows, steps, y=Y):
     task = Task.of(y.expand(rows, -1, -1, -1), HOLE.expand(rows, -1, -1, -1))
     assert isinstance(method, SamplingCallback)
-    sampler = Sampler(method.process(Uniform(linear_betas()), "adm"), (method,), steps=steps, eta=method.preset_eta)
+    sampler = Sampler(method.process(Uniform(linear_betas()), "adm"), (method,), **vars(method.choose(steps=steps)))
     with NoiseTape(0, range(rows)) as tape:
         return sampler(PRIOR, task, noise=tape).raw.flatten(1)[:, INSIDE]
 

@@ -271,6 +271,19 @@ def test_a_panel_of_a_base_model_fills_by_replacement(world, tmp_path):
     assert (hole[:, ~known] == 0.5).all()
 
 
+def test_a_panel_of_a_rad_model_uses_the_preset_of_rad_or_its_own_solver(world):
+    sampler = Panel(steps=5).sampler(module(world))
+    assert (sampler.solver, sampler.eta, len(sampler.times)) == ("dpm++2m", 0.0, 6)
+    sampler = Panel(steps=5, solver="ddpm", spacing="trailing").sampler(module(world))
+    assert (sampler.solver, sampler.eta, sampler.times[1]) == ("ddpm", 1.0, 799)
+
+
+def test_a_panel_that_cannot_be_drawn_is_refused_before_training(tmp_path, world):
+    model = Diffusion(unet=UNET, process="uniform", image_size=16)
+    with pytest.raises(ValueError, match="method 'replacement' changes x or x0"):
+        fit(tmp_path, model, data(world), 1, callbacks=[Panel(every_n_steps=2, solver="dpm++2m")])
+
+
 def test_learning_rate_schedules():
     assert [learning_rate_factor(step, 4, 8, "constant") for step in (0, 1, 3, 4, 100)] == [
         0.25,

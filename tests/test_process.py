@@ -7,14 +7,22 @@ import pytest
 import torch
 
 from rad.process import (
+    ALL_HOLE,
     CLEAN,
+    EDM,
+    Bands,
+    Flow,
     PerPixel,
     RegionAware,
+    RegionAwareFlow,
     Regions,
     Uniform,
     fractional_times,
+    karras_sigmas,
     linear_betas,
     noise_grid,
+    sampling_times,
+    shifted_sigmas,
     spaced_times,
     time_travel,
 )
@@ -181,6 +189,113 @@ def test_official_times():
 def test_impossible_step_counts_are_refused(count):
     with pytest.raises(ValueError, match=f"steps is {count}; allowed are 1 to 1000"):
         spaced_times(1000, count)
+
+
+FLOW = Flow(shifted_sigmas(T1))
+PROCESSES = {
+    "uniform": Uniform(BETAS),
+    "flow": FLOW,
+    "edm": EDM(karras_sigmas(T1)),
+    "rad": RegionAware(BETAS),
+    "rad-official": RegionAware(BETAS, time_origin="official"),
+    "rad-flow": RegionAwareFlow(FLOW),
+    "tdpaint": PerPixel(BETAS),
+    "tdpaint-training": PerPixel(BETAS, known=0),
+    "bands": Bands(BETAS, bands=3, overlap=0.5),
+}
+SOFT = Regions.of(torch.tensor([0.0, 0.25, 0.6, 1.0]).view(1, 1, 2, 2))
+
+
+@pytest.mark.parametrize("name", list(PROCESSES))
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_whole_times_are_the_same_as_integers_and_as_floats(name, kind):
+    process = PROCESSES[name]
+    t = torch.arange(CLEAN, process.steps)
+    regions = Regions(SOFT.values.expand(len(t), -1), SOFT.index.expand(len(t), -1, -1))
+    whole, real = process.noise(t, regions), process.noise(t.to(kind), regions)
+    assert torch.equal(real.levels_a, whole.levels_a)
+    assert torch.equal(real.levels_s, whole.levels_s)
+    assert torch.equal(real.times, whole.times)
+
+
+@pytest.mark.parametrize("name", [name for name in PROCESSES if name != "bands"])
+def test_levels_at_fractional_times_lie_between_their_neighbours_and_noise_grows(name):
+    process = PROCESSES[name]
+    t = torch.linspace(CLEAN, process.steps - 1, 7 * process.steps + 1, dtype=torch.float64)
+    regions = Regions(SOFT.values.expand(len(t), -1), SOFT.index.expand(len(t), -1, -1))
+    noise = process.noise(t, regions)
+    ratio = noise.levels_s / noise.levels_a
+    assert bool((ratio.diff(dim=0) >= -1e-15).all())
+    assert bool((ratio[:, -1].diff()[: 6 * process.sampled_steps] > 0).all())
+    assert bool(noise.times.isfinite().all())
+
+
+@pytest.mark.parametrize("name", ["uniform", "rad", "tdpaint"])
+def test_the_network_gets_the_fractional_time_and_the_level_that_belongs_to_it(name):
+    """1 - abar is linear between the grid points, as `fractional_times` has it; at t = 3.25 by hand."""
+    noise = PROCESSES[name].noise(torch.tensor([3.25, 0.5, 998.875], dtype=torch.float64), ALL_HOLE)
+    torch.testing.assert_close(
+        noise.times[:, -1], torch.tensor([3.25, 0.5, 998.875], dtype=torch.float64), atol=1e-8, rtol=0
+    )
+    by_hand = 0.75 * (1 - ALPHA_BAR[3]) + 0.25 * (1 - ALPHA_BAR[4])
+    assert float(noise.levels_s[0, -1] ** 2) == pytest.approx(float(by_hand), rel=1e-12)
+    assert float(noise.levels_s[0, -1] ** 2 + noise.levels_a[0, -1] ** 2) == pytest.approx(1, rel=1e-12)
+
+
+def test_sigma_of_a_flow_is_linear_between_its_levels():
+    sigmas = FLOW.sigmas
+    for process in (FLOW, RegionAwareFlow(FLOW)):
+        noise = process.noise(torch.tensor([10.25], dtype=torch.float64), ALL_HOLE)
+        by_hand = float(0.75 * sigmas[10] + 0.25 * sigmas[11])
+        assert float(noise.levels_s[0, -1]) == pytest.approx(by_hand, rel=1e-14)
+        assert float(noise.times[0, -1]) == pytest.approx(1000 * by_hand, rel=1e-14)
+
+
+@pytest.mark.parametrize("name", [name for name in PROCESSES if name != "bands"])
+def test_a_log_snr_is_found_at_its_time(name):
+    process = PROCESSES[name]
+    times = torch.tensor([0.0, 0.3, 7.75, 500.5, 900.0, 998.4, 999.0], dtype=torch.float64)
+    noise = process.noise(times, ALL_HOLE)
+    found = process.time_of((noise.levels_a / noise.levels_s).log()[:, -1])
+    torch.testing.assert_close(found, times, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in PROCESSES if name != "bands"])
+def test_logsnr_spacing_is_even_in_log_snr(name):
+    process = PROCESSES[name]
+    times = sampling_times(process, 12, spacing="logsnr", fractional=True)
+    assert (times[0], times[-2:], len(times)) == (T1 - 1, [0, CLEAN], 13)
+    noise = process.noise(torch.tensor(times[:-1], dtype=torch.float64), ALL_HOLE)
+    steps = (noise.levels_a / noise.levels_s).log()[:, -1].diff()
+    torch.testing.assert_close(steps, steps.mean().expand(11), rtol=1e-8, atol=0)
+    assert bool((steps > 0).all())
+
+
+def test_spacings_by_hand():
+    process = Uniform(BETAS)
+    assert sampling_times(process, 4, spacing="trailing") == [999, 749, 499, 249, CLEAN]
+    assert sampling_times(process, 5, spacing="quad") == [999, 562, 250, 62, 0, CLEAN]
+    assert sampling_times(process, 3, spacing="quad", fractional=True) == [999, 249.75, 0, CLEAN]
+    assert sampling_times(process, 3) == spaced_times(1000, 3) == [999, 500, 0, CLEAN]
+    for spacing in ("even", "trailing", "quad", "logsnr", "official"):
+        assert sampling_times(process, 1, spacing=spacing) == [999, CLEAN]
+        for fractional in (False, True):
+            times = sampling_times(process, 300, spacing=spacing, fractional=fractional)
+            assert all(now > nxt for now, nxt in itertools.pairwise(times)), "no level twice"
+            assert len(times) == 301 or not fractional
+            assert fractional or all(isinstance(t, int) for t in times)
+    assert sampling_times(process, 1000, spacing="trailing") == [*range(999, -1, -1), CLEAN]
+
+
+def test_bands_have_no_common_log_snr():
+    with pytest.raises(ValueError, match="needs one noise level for the whole hole"):
+        sampling_times(PROCESSES["bands"], 5, spacing="logsnr")
+
+
+@pytest.mark.parametrize("t", [-1.5, 999.5, float("nan")])
+def test_fractional_times_outside_the_range_are_refused(t):
+    with pytest.raises(ValueError, match=r"allowed are -1 \(clean\) to 999"):
+        Uniform(BETAS).noise(torch.tensor([t]))
 
 
 def test_bad_input_is_refused():

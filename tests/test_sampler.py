@@ -40,10 +40,11 @@ def test_everything_known_returns_the_image_bit_for_bit(eta):
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_everything_hole_is_the_base_models_own_sampler(eta):
+@pytest.mark.parametrize("solver", [{}, {"spacing": "logsnr"}, {"solver": "dpm++2m", "spacing": "logsnr"}])
+def test_everything_hole_is_the_base_models_own_sampler(eta, solver):
     everything = torch.ones(2, 1, 16, 16)
-    rad = run(RegionAware(BETAS, time_origin="adm"), picture(), everything, eta=eta)
-    plain = run(Uniform(BETAS), picture(seed=1), everything, eta=eta)
+    rad = run(RegionAware(BETAS, time_origin="adm"), picture(), everything, eta=eta, **solver)
+    plain = run(Uniform(BETAS), picture(seed=1), everything, eta=eta, **solver)
     torch.testing.assert_close(rad.raw, plain.raw, rtol=0, atol=1e-7)  # times 1e-10 apart, in the float32 sinusoid
     assert plain.raw.std() > 0.01
 

@@ -63,8 +63,9 @@ COSTS = {"nfe": "network calls for one sample (NFE)", "seconds": "seconds for on
 
 
 def family(method: str) -> str:
-    """The method without its number of steps: "ddnm" of "ddnm@50"."""
-    return method.split("@")[0]
+    """The method without its number of steps: "ddnm" of "ddnm@50", "rad,solver=ddim" of "rad@10,solver=ddim"."""
+    call, comma, words = method.partition(",")
+    return call.split("@")[0] + comma + words
 
 
 def _is_positive(value: float | None) -> bool:

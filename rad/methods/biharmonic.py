@@ -24,11 +24,12 @@ class Biharmonic(Loop):
     preset_steps = 1
     weights = "none"
     uses_eta = False
+    uses_spacing = False
 
-    def plan(self, times: list[int]) -> list[int]:
+    def plan(self, times: list[float]) -> list[float]:
         return [CLEAN]
 
-    def cost(self, times: list[int]) -> Cost:
+    def cost(self, times: list[float]) -> Cost:
         return Cost(0)
 
     def run(self, run: Run) -> Tensor:

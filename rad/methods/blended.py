@@ -30,7 +30,7 @@ class Blended(SamplingCallback):
 
     skip: float = setting(0.25, "part of the steps left out, the noisiest, rounded down: 25 of 100", low=0, high=0.99)
 
-    def plan(self, times: list[int]) -> list[int]:
+    def plan(self, times: list[float]) -> list[float]:
         return times[int(self.skip * (len(times) - 1) + 1e-9) :]
 
     def on_start(self, state: State) -> Tensor:

@@ -56,7 +56,7 @@ class BlendedLatent(SamplingCallback):
     )
     iterations: int = setting(75, "steps of Adam of that fit", low=1)
 
-    def plan(self, times: list[int]) -> list[int]:
+    def plan(self, times: list[float]) -> list[float]:
         return times[int(self.skip * (len(times) - 1) + 1e-9) :]
 
     def on_start(self, state: State) -> Tensor:

@@ -34,6 +34,7 @@ class CoPaint(SamplingCallback):
     paper = "Zhang et al. 2023, arXiv 2304.03322"
     preset_steps = 250
     preset_eta = 0.0
+    uses_spacing = False  # its rates grow with evenly spaced levels
     needs_grad = True
 
     descents: int = setting(2, "gradient steps G at each level", low=0)
@@ -54,10 +55,10 @@ class CoPaint(SamplingCallback):
         """CoPaint-Fast, for 100 levels; over all of them the rate grows as much as in 250."""
         return cls(descents=1, rate_growth=1.03)
 
-    def plan(self, times: list[int]) -> list[int]:
+    def plan(self, times: list[float]) -> list[float]:
         return time_travel(times, length=self.jump, visits=self.visits)
 
-    def cost(self, times: list[int]) -> Cost:
+    def cost(self, times: list[float]) -> Cost:
         """Where every first trial is accepted; a line search adds its own, as many as the slowest image of the batch."""
         steps = super().cost(times).nfe
         return Cost(steps * (1 + self.descents), steps * self.descents)

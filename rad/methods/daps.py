@@ -57,7 +57,7 @@ class DAPS(SamplingCallback):
         if self.mcmc == "langevin" and self.tau == 0:
             raise ValueError('tau is 0; with mcmc "langevin" it must be above 0')
 
-    def cost(self, times: list[int]) -> Cost:
+    def cost(self, times: list[float]) -> Cost:
         return Cost(sum(len(self.times(t)) for t in times[:-1]))
 
     def on_start(self, state: State) -> Tensor:
@@ -65,7 +65,7 @@ class DAPS(SamplingCallback):
             raise ValueError('daps: mcmc is "exact", which a decoder rules out: use mcmc "langevin", or space "latent"')
         return state.x
 
-    def times(self, t: int) -> list[int]:
+    def times(self, t: float) -> list[int]:
         """The levels at which the ODE from t calls the network."""
         return sorted({math.floor(t * (1 - k / self.calls) ** 2 + 0.5) for k in range(self.calls)}, reverse=True)
 

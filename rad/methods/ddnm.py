@@ -53,7 +53,7 @@ class DDNM(SamplingCallback):
     form: Form = setting("ddnm", "step: ddnm (with eta) or posterior (DDPM's)")
     known_noise: KnownNoise = setting("model", "noise of known pixels if sigma_y is 0: model (as in the hole) or fresh")
 
-    def plan(self, times: list[int]) -> list[int]:
+    def plan(self, times: list[float]) -> list[float]:
         return time_travel(times, length=self.travel_length, visits=self.travel_repeat)
 
     def after_step(self, state: State, x_next: Tensor) -> Tensor:

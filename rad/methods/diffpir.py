@@ -32,18 +32,19 @@ class DiffPIR(SamplingCallback):
     paper = "Zhu et al. 2023, arXiv 2305.08995"
     preset_steps = 20
     preset_eta = 0.0
+    uses_spacing = False  # it has its own
 
     lam: float = setting(1.0, "lambda, weight of the prior in the data step, no unit", low=0)
     sigma_n: float = setting(0.001, "deviation of the noise in the known pixels, in units of [-1,1]", low=0)
     zeta: float = setting(1.0, "fresh part of the variance of the noise that is added, no unit", low=0, high=1)
 
-    def plan(self, times: list[int]) -> list[int]:
-        total, count = times[0] + 1, len(times) - 1
+    def plan(self, times: list[float]) -> list[float]:
+        total, count = round(times[0]) + 1, len(times) - 1
         if count == 1:
             return times
         # floor(T sqrt(i / (N - 1))) in whole numbers.
         quadratic = [total - 1 - math.isqrt(total * total * i // (count - 1)) for i in range(count)]
-        return [max(t, count - 1 - i) for i, t in enumerate(quadratic)] + [CLEAN]
+        return [*(max(t, count - 1 - i) for i, t in enumerate(quadratic)), CLEAN]
 
     def on_estimate(self, state: State) -> Estimate:
         assert state.estimate is not None

@@ -50,10 +50,10 @@ class DInG(SamplingCallback):
     )
     stop_early: bool = setting(True, "read x0 one level before the last, as the official code")
 
-    def plan(self, times: list[int]) -> list[int]:
+    def plan(self, times: list[float]) -> list[float]:
         return [*times[:-2], CLEAN] if self.stop_early and len(times) > 2 else times
 
-    def cost(self, times: list[int]) -> Cost:
+    def cost(self, times: list[float]) -> Cost:
         seconds = sum(nxt != CLEAN for _, nxt in pairwise(times)) if self.proxy == "resample" else 0
         return Cost(super().cost(times).nfe + seconds)
 

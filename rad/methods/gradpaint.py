@@ -41,7 +41,7 @@ class GradPaint(SamplingCallback):
     latent_alignment: float = setting(0.0, "the same for latent models, whose cells need not be alike; inferred", low=0)
     stop: float = setting(0.45, "part of the steps, from the first, that descend the loss; the paper", low=0, high=1)
 
-    def cost(self, times: list[int]) -> Cost:
+    def cost(self, times: list[float]) -> Cost:
         plain = super().cost(times).nfe
         active = math.ceil(self.stop * plain)
         return Cost(plain + active, active)

@@ -22,6 +22,7 @@ class Grow(Loop):
     """With the exact conditional sampler any order gives the same law, so a difference measures how biased a method is."""
 
     paper = "after Growing Images 2026, OpenReview 6VOu2xvsbd"
+    uses_spacing = False  # a band runs the wrapped method with DDPM's steps on even spacing
 
     method: str = setting("replacement", "the method that fills a band, at its preset's settings")
     bands: int = setting(4, "stages, of equal area of the hole; 1: the method itself", low=1)
@@ -37,8 +38,10 @@ class Grow(Loop):
         if self.method not in kinds:
             raise ValueError(f"method is {self.method!r}; allowed are {', '.join(kinds)}")
         inner = METHODS[self.method]
-        for name in ("preset_steps", "preset_eta", "needs_grad", "weights", "uses_eta"):
-            object.__setattr__(self, name, getattr(inner, name))  # frozen; these are its kind's, as for any method
+        eta = inner.preset_eta if inner.preset_solver == self.preset_solver else Loop.preset_eta
+        own = {name: getattr(inner, name) for name in ("preset_steps", "needs_grad", "weights", "uses_eta")}
+        for name, value in {**own, "preset_eta": eta}.items():
+            object.__setattr__(self, name, value)  # frozen; these are its kind's, as for any method
 
     @property
     def inner(self) -> Method:
@@ -49,8 +52,8 @@ class Grow(Loop):
     def process(self, own: Process, time_origin: TimeOrigin) -> Process:
         return self.inner.process(own, time_origin)
 
-    def cost(self, times: list[int]) -> Cost:
-        total, steps = times[0] + 1, self._steps(len(times) - 1)
+    def cost(self, times: list[float]) -> Cost:
+        total, steps = round(times[0]) + 1, self._steps(len(times) - 1)
         one = self.inner.cost(self.inner.plan(spaced_times(total, steps)))
         return Cost(one.nfe * self.bands, one.vjp * self.bands)
 

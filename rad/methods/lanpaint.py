@@ -39,7 +39,7 @@ class LanPaint(SamplingCallback):
     step: float = setting(0.15, "length eta of a Langevin step, in units of s^2", low=0)
     guidance: float = setting(8.0, "lam, how much known pixels listen to the hole; 0: not at all", low=0)
 
-    def cost(self, times: list[int]) -> Cost:
+    def cost(self, times: list[float]) -> Cost:
         return Cost(super().cost(times).nfe * (1 + self.inner))
 
     def before_estimate(self, state: State) -> Tensor:

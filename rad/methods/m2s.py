@@ -45,6 +45,7 @@ class M2S(Loop):
     paper = "Zhang et al. 2024, arXiv 2407.05875"
     preset_steps = 270
     preset_eta = 0.0
+    uses_spacing = False  # its jumps are counted in evenly spaced levels
 
     coarse: Coarse | str | None = field(
         default=None, metadata={"help": "model of the first stage: a base model's path"}
@@ -81,7 +82,7 @@ class M2S(Loop):
         fine = plan(self.fine_start, self.fine_jump, self.fine_interval)
         return plan(self.coarse_start, self.coarse_jump, self.coarse_interval), fine
 
-    def cost(self, times: list[int]) -> Cost:
+    def cost(self, times: list[float]) -> Cost:
         return Cost(sum(u < t for plan in self.plans(len(times) - 1) for t, u in pairwise(plan)))
 
     def run(self, run: Run) -> Tensor:

@@ -36,7 +36,7 @@ class MCGDiff(Loop):
     particles: int = setting(64, "N, for each image; network calls are N times the steps", low=1)
     kappa: float = setting(1e-4, "variance of known pixels, in the image's unit [-1,1] squared", low=1e-12)
 
-    def cost(self, times: list[int]) -> Cost:
+    def cost(self, times: list[float]) -> Cost:
         return Cost(self.particles * (len(times) - 1))
 
     def run(self, run: Run) -> Tensor:

@@ -66,7 +66,7 @@ class PILOT(SamplingCallback):
             )
         return prior.bounded(task.hole)
 
-    def cost(self, times: list[int]) -> Cost:
+    def cost(self, times: list[float]) -> Cost:
         plain, levels = super().cost(times), times[0] + 1
         rounds = sum(self._optimises(number, t, levels) for number, t in enumerate(times[:-1]))
         return Cost(plain.nfe + rounds * self.iterations, rounds * self.iterations)
@@ -108,10 +108,10 @@ class PILOT(SamplingCallback):
         known = (1 - state.task.hole).flatten(1).mean(1)
         return part * self.weight * known * 64 * 64 / 1499
 
-    def _blends(self, t: int, levels: int) -> bool:
+    def _blends(self, t: float, levels: float) -> bool:
         return t < levels * (1 - self.coherence)
 
-    def _optimises(self, step: int, t: int, levels: int) -> bool:
+    def _optimises(self, step: int, t: float, levels: float) -> bool:
         return step % self.interval == 0 and not self._blends(t, levels)
 
 

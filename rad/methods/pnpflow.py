@@ -37,7 +37,7 @@ class PnPFlow(Loop):
     draws: int = setting(5, "N, draws of noise at each level, a network call each", low=1)
     space: Space = setting("latent", 'where the gradient compares: "latent" of the model, or decoded "pixels"')
 
-    def cost(self, times: list[int]) -> Cost:
+    def cost(self, times: list[float]) -> Cost:
         return Cost(self.draws * (len(times) - 1))
 
     def run(self, run: Run) -> Tensor:

@@ -47,7 +47,7 @@ class REDDiff(Loop):
         """For 100 steps."""
         return cls(rate=0.25)
 
-    def cost(self, times: list[int]) -> Cost:
+    def cost(self, times: list[float]) -> Cost:
         return Cost(len(times) - 1)
 
     def run(self, run: Run) -> Tensor:

@@ -33,7 +33,7 @@ class RePaint(SamplingCallback):
     jump_length: int = setting(10, "j, levels that a jump goes back up; the paper's 10", low=1)
     resamplings: int = setting(10, "r, how often each block of levels is denoised; the paper's 10; 1: no jumps", low=1)
 
-    def plan(self, times: list[int]) -> list[int]:
+    def plan(self, times: list[float]) -> list[float]:
         return time_travel(times, length=self.jump_length, visits=self.resamplings)
 
     def before_estimate(self, state: State) -> Tensor:

@@ -29,7 +29,7 @@ class Replacement(SamplingCallback):
     corrections: int = setting(0, "Langevin steps at each level, algorithm 4; the paper has 1 in its PC sampler", low=0)
     ratio: float = setting(0.16, "signal-to-noise ratio r of a Langevin step, no unit; 0.16 CIFAR, 0.075 LSUN", low=0)
 
-    def cost(self, times: list[int]) -> Cost:
+    def cost(self, times: list[float]) -> Cost:
         plain = super().cost(times)
         return Cost(plain.nfe * (1 + self.corrections))
 

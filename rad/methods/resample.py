@@ -52,7 +52,7 @@ class ReSample(SamplingCallback):
     legacy_level: Literal["u", "t"] = setting("u", "level of a and s in the draw; t as in the official code")
     space: Space = setting("pixels", "where known values are compared: latent (no decoder, no encoder) or pixels")
 
-    def cost(self, times: list[int]) -> Cost:
+    def cost(self, times: list[float]) -> Cost:
         calls = super().cost(times).nfe
         return Cost(calls, calls if self.dps else 0)
 

@@ -21,6 +21,8 @@ class TDPaint(SamplingCallback):
     paper = "Mayet et al. 2025, arXiv 2410.09306"
     preset_steps = 250
     weights = "adapter"
+    multistep = True
+    fractional = True
 
     def process(self, own: Process, time_origin: TimeOrigin) -> Process:
         return PerPixel(betas_of(own), time_origin=time_origin)

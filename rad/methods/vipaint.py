@@ -70,7 +70,7 @@ class VIPaint(SamplingCallback):
         process.sampled_steps = _time_of(process, self.lowest) + 1
         return process
 
-    def cost(self, times: list[int]) -> Cost:
+    def cost(self, times: list[float]) -> Cost:
         fit_and_steps = self.iterations * (self.levels + 1) + len(times) - 1
         return Cost(fit_and_steps + self.levels - 1, fit_and_steps)
 
@@ -96,7 +96,7 @@ class VIPaint(SamplingCallback):
         x = x_next - vp_scale(state.now, x_next) * vp_scale(state.next, x_next) * gradient
         return torch.lerp(state.task.known, x, state.task.hole) if state.next_time == CLEAN else x
 
-    def fit(self, state: State, times: list[int]) -> Tensor:
+    def fit(self, state: State, times: list[float]) -> Tensor:
         """(B,3,K,C,H,W): mu, log tau^2 and gamma of each level."""
         mu = torch.stack([state.task.known + self.start * state.draw() for _ in times], 1)
         pairs = [(state.level(t), state.level(u)) for t, u in pairwise(times)]
@@ -123,7 +123,7 @@ class VIPaint(SamplingCallback):
             q = q.detach() - rates * (1 - number / self.iterations) * first / (1 - 0.9 ** (number + 1)) / size
         return q
 
-    def sample(self, state: State, times: list[int], q: Tensor) -> tuple[Tensor, Tensor]:
+    def sample(self, state: State, times: list[float], q: Tensor) -> tuple[Tensor, Tensor]:
         """z_K (B,C,H,W) drawn from q, and the sum (B,) of the KL of its levels i > 1."""
         mu, log_variance, gamma = q.unbind(1)
         z = _on(mu, state.level(times[0]).levels_a) * mu[:, 0] + (log_variance[:, 0] / 2).exp() * state.draw()
@@ -138,7 +138,7 @@ class VIPaint(SamplingCallback):
             z = mean + (log_variance[:, i] / 2).exp() * state.draw()
         return z, divergence
 
-    def divergence_above(self, state: State, top: int, t: int, q: Tensor) -> Tensor:
+    def divergence_above(self, state: State, top: float, t: float, q: Tensor) -> Tensor:
         """(B,) KL of the reverse step t -> t - 1 of q, which knows mu_1 and tau_1 at level `top` < t, to that of p."""
         mu, variance = q[:, 0, 0], q[:, 1, 0].exp()
         h, now, nxt = state.level(top), state.level(t), state.level(t - 1)
