@@ -209,14 +209,11 @@ def test_sides_of_boxes_are_drawn_apart_and_reach_both_ends():
 
 
 @pytest.mark.parametrize("size", [32, 64, 96])
-def test_photos_are_a_quarter_all_hole_and_mostly_thin_otherwise(size):
-    count = 1200
-    shares = make("photos")(generators(count), size, size).mean((1, 2, 3))
+def test_damage_of_photographs_is_mostly_thin(size):
+    shares = make("photos")(generators(1200), size, size).mean((1, 2, 3))
     assert shares.min() > 0
-    # Perlin noise may cover all as well, one time in a thousand.
-    assert (shares == 1).float().mean().item() == pytest.approx(0.25, abs=4 * math.sqrt(0.25 * 0.75 / count) + 0.001)
-    assert shares[shares < 1].median() < 0.2
-    assert ((shares > 0.2) & (shares < 1)).float().mean() > 0.1
+    assert shares.median() < 0.2
+    assert (shares > 0.2).float().mean() > 0.1
 
 
 def test_a_set_of_a_mixture_has_a_manifest(tmp_path):
@@ -224,9 +221,9 @@ def test_a_set_of_a_mixture_has_a_manifest(tmp_path):
     again = write_set(tmp_path / "set", "photos", size=(32, 32), count=6, seed=0)
     assert read_set(tmp_path / "set").hash == again.hash
     parts = json.loads((tmp_path / "set" / "manifest.json").read_text())["settings"]["parts"]
-    assert parts[0] == {
-        "generator": {"class_path": "rad.masks.shapes.Everything", "init_args": {}},
-        "weight": 25,
+    assert parts[3] == {
+        "generator": {"class_path": "rad.masks.shapes.Halves", "init_args": {}},
+        "weight": 5,
         "area_range": [0.0, 1.0],
     }
-    assert parts[1]["generator"]["init_args"]["width"] == [1.0, 3.0]
+    assert parts[0]["generator"]["init_args"]["width"] == [1.0, 3.0]
