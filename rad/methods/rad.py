@@ -15,7 +15,7 @@ class RAD(SamplingCallback):
     """No settings: the method lies in the process and in the adapter.
 
     The paper samples with DDPM on evenly spaced times (solver "ddpm", spacing "even"). The preset is a second-order solver
-    on levels evenly spaced in log(a / s): at 10 network calls it has the texture that DDPM lacks at 100 (docs/results.md).
+    on levels evenly spaced in log(a / s): at 10 network calls it has the texture that DDPM lacks at 50 (docs/results.md).
     """
 
     paper = "Kim, Suh, Lee 2025, arXiv 2412.09191"
