@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-NETWORK = 1000
-"""eps of the largest value: some ten for each of a hundred layers. In float32 that is 1e-4, in float64 2e-13."""
+NETWORK = {torch.float32: 1e3, torch.float64: 1e6}
+"""eps of the largest value: some ten for each of a hundred layers, in float32 1e-4. In float64, 2e-10, there is room for networks
+that enlarge what comes in."""
 
 
 def assert_same(found: Tensor, wanted: Tensor, *, gain: float = 1.0) -> None:
     """Equal but for rounding; `gain`: by how much the error of a network is enlarged after it, as by guidance or s / a."""
     assert found.dtype == wanted.dtype
-    bound = gain * NETWORK * torch.finfo(wanted.dtype).eps * float(wanted.detach().abs().max())
+    bound = gain * NETWORK[wanted.dtype] * torch.finfo(wanted.dtype).eps * float(wanted.detach().abs().max())
     torch.testing.assert_close(found, wanted, rtol=0, atol=bound)
 
 

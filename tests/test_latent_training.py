@@ -263,13 +263,16 @@ def test_bf16_and_gradient_checkpointing(world, tmp_path, kind):
 def test_the_loss_does_not_depend_on_how_the_batch_is_split(world):
     for kind in KINDS:
         model = moved(module(world, kind))
-        doubled(model.network)
+        encoders = [] if model.parts.text is None else model.parts.text.encoders
+        for network in (model.network, *model.parts.codec.network.children(), *encoders):
+            doubled(network)
         together = model.losses(batch(), "train")[0].total
         parts = [
             model.losses({name: values[rows] for name, values in batch().items()}, "train")[0].total
             for rows in (slice(0, 1), slice(1, 4))
         ]
-        assert_same(together.float(), torch.cat(parts).float())  # the frozen encoders stay in float32
+        assert together.dtype == torch.float64
+        assert_same(together, torch.cat(parts))
 
 
 def test_dropout_of_a_pretrained_network_is_off_in_training(world, tmp_path):

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from rad.adm import split_qkv
 from rad.load import convert_adm, load_base, save_base, weights_hash
 from tests.adm_reference import Adm, forward, random_state, shapes
+from tests.rounding import assert_same
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 REFERENCE = SHARED / "reference"
@@ -87,7 +88,7 @@ def load_mini(**options) -> UNet2DModel:
 def test_converted_network_gives_the_published_programs_numbers(mini):
     unet = load_mini()
     for times, output in (("timesteps", "output"), ("timesteps_fractional", "output_fractional")):
-        assert (unet(mini["x"], mini[times]).sample - mini[output]).abs().max() <= 2e-4
+        assert_same(unet(mini["x"], mini[times]).sample, mini[output])
 
 
 @torch.no_grad()
@@ -115,7 +116,7 @@ def test_naive_rows_wrong_epsilon_and_shifted_time_miss_the_published_numbers(mi
 def test_readable_reference_gives_the_published_programs_numbers(mini):
     adm = Adm(width=64, multipliers=(1, 1), blocks=1, attention=(1,), head_channels=32)
     state = torch.load(REFERENCE / "adm_mini_weights.pt", weights_only=True)
-    assert (forward(adm, state, mini["x"], mini["timesteps"]) - mini["output"]).abs().max() <= 2e-4
+    assert_same(forward(adm, state, mini["x"], mini["timesteps"]), mini["output"])
 
 
 # ---- conversion ----------------------------------------------------------------------------------
