@@ -696,7 +696,7 @@ def test_a_model_trained_as_a_whole_is_for_rad_alone(config, train, sample, base
     assert sample(checkpoint=whole)[0] == 0
     code, _, err = sample("--overwrite", checkpoint=whole, method="ddnm")
     assert code == 2
-    assert_one_error(err, "ddnm", "trained for per-pixel noise", str(base))
+    assert_one_error(err, "ddnm", "unconditional_share", str(base))
     with pytest.raises(ValueError, match="has no use"):
         Inpainter.from_pretrained(whole, base=base)
     inpainter = Inpainter.from_pretrained(whole)
