@@ -19,7 +19,7 @@ $(READY): pyproject.toml constraints.txt
 demo: setup ## train a small RAD adapter, inpaint with it, write runs/demo/panel.png
 	rm -rf runs/demo
 	$(BIN)/python train.py --config rad_demo.yaml --name demo
-	$(BIN)/python -m rad.demo --adapter runs/demo/checkpoints/step=240-ema --output runs/demo/panel.png
+	$(BIN)/python -m rad.cli.demo --adapter runs/demo/checkpoints/step=240-ema --output runs/demo/panel.png
 
 test: setup ## run the tests, on all cores
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
@@ -27,11 +27,10 @@ test: setup ## run the tests, on all cores
 slow: setup ## run the tests that take more than ten seconds each
 	$(BIN)/python -m pytest -n auto --dist loadfile -m slow
 
-NUMERICAL := adapters attention autoencoder autoencoder_training codecs compare conditional ddp edm features flow latent \
-	latent_training load lora metrics module sampler stable transformer unet
+NUMERICAL := models/test_adapters.py networks/test_attention.py models/test_autoencoder.py training/test_autoencoder_training.py models/test_codecs.py evaluation/test_compare.py networks/test_conditional.py training/test_ddp.py models/test_edm.py evaluation/test_features.py models/test_flow.py models/test_latent.py training/test_latent_training.py models/test_load.py models/test_lora.py evaluation/test_metrics.py training/test_module.py sampling/test_sampler.py models/test_stable.py networks/test_transformer.py networks/test_unet.py
 
 numerical: setup ## run the tests that compare networks' numbers; the environment sets processor features and RAD_TEST_THREADS
-	$(BIN)/python -m pytest -n auto --dist loadfile $(NUMERICAL:%=tests/test_%.py)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(NUMERICAL:%=tests/%)
 
 lint: setup ## check style and format
 	$(BIN)/ruff check .

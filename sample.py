@@ -1,6 +1,6 @@
 """Fill holes in pictures: `python sample.py --checkpoint ADAPTER --image FILE --mask FILE --output FILE`."""
 
-from rad.cli import sample
+from rad.cli.main import sample
 
 if __name__ == "__main__":
     raise SystemExit(sample())

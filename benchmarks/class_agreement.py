@@ -18,9 +18,10 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from rad.captions import read_captions
+from rad.data.captions import read_captions
 from rad.evaluation.features import feature_net
-from rad.pictures import list_pictures, to_tensor
+from rad.images.codecs import to_tensor
+from rad.images.sources import list_pictures
 
 FIRST, EACH = 5, 100
 """Guesses that count; training pictures of each class."""

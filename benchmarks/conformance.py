@@ -22,12 +22,13 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from rad.catalogue import cost
+from rad.diffusion.solvers import Solver
+from rad.diffusion.spacings import Spacing, spaced_times
 from rad.methods import METHODS
 from rad.methods.rad import RAD
-from rad.process import Spacing, spaced_times
-from rad.sampler import Cost, Method, SamplingCallback
-from rad.solvers import Solver
+from rad.methods.registry import cost
+from rad.sampling.method import Method, SamplingMethod
+from rad.sampling.state import Cost
 from tests.gaussian import Distance, distance, law, law_of_draws, make_world, moments, sampled, with_needs
 
 DRAWS = {"repaint": 16, "lanpaint": 12}
@@ -54,7 +55,7 @@ class Row:
 def measure(name: str, rows: int) -> Row:
     method: Method = with_needs(METHODS[name]())
     world, began = make_world(), time.perf_counter()
-    exact = isinstance(method, SamplingCallback) and not method.needs_grad and name not in NOT_AFFINE
+    exact = isinstance(method, SamplingMethod) and not method.needs_grad and name not in NOT_AFFINE
     if exact:
         reached = distance(world, *law(world, method, steps=method.preset_steps, draws=DRAWS.get(name, 4)))
     else:
@@ -189,8 +190,8 @@ REMARKS = [
     "it so, the others with one level for the image. The mean of `rad` is exact; with its preset solver, its variance is too.",
     "The other methods take DDPM's or DDIM's steps, whose small variance at few steps is a floor for all of them: with DDPM's",
     "steps RAD has 0.81 of the variance at 100 calls (below), and with the true kernel between two levels it is the posterior",
-    "to 1e-3 nats at 10 steps (`tests/test_gaussian.py`). Nothing in this table says how good pictures look: the data are",
-    "Gaussian and the denoiser is perfect. It says whether a method samples what it claims to sample. Optimisers (`reddiff`)",
+    "to 1e-3 nats at 10 steps (`tests/diffusion/test_gaussian.py`). Nothing in this table says how good images look: the data",
+    "are Gaussian and the denoiser is perfect. It says whether a method samples what it claims to sample. Optimisers (`reddiff`)",
     "and floors (`mean`, `biharmonic`) give one image, so their variance is not a posterior's.",
 ]
 

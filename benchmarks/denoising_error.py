@@ -14,14 +14,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from rad.data import Framing, HeldOut
-from rad.inpainter import Inpainter
+from rad.data.framing import Framing
+from rad.data.stream import HeldOut
+from rad.diffusion.levels import NoiseRegions
+from rad.diffusion.processes import region_aware
+from rad.diffusion.step import noised
+from rad.images.sources import list_pictures
+from rad.inpainting.inpainter import Inpainter
 from rad.masks.shapes import make
-from rad.model import PixelModel
-from rad.pictures import list_pictures
-from rad.process import Regions, region_aware
-from rad.step import noised
-from rad.tape import generator
+from rad.models.pixel import PixelModel
+from rad.rng import generator
 
 TIMES = (100, 300, 500, 700, 900)
 
@@ -43,7 +45,7 @@ def main() -> None:
         model = Inpainter.from_pretrained(name).model
         if not isinstance(model, PixelModel):
             parser.error(f"{name} is not a model on pixels")
-        errors = [f"{in_hole(estimate(model, x0, hole, t), x0, hole):.4f}" for t in TIMES]
+        errors = [f"{in_hole(denoise(model, x0, hole, t), x0, hole):.4f}" for t in TIMES]
         print(f"| {name} | {' | '.join(errors)} |", flush=True)
 
 
@@ -56,7 +58,7 @@ def crops(data: str, masks: str, *, size: int, count: int) -> tuple[torch.Tensor
 
 
 @torch.inference_mode()
-def estimate(model: PixelModel, x0: torch.Tensor, hole: torch.Tensor, t: int) -> torch.Tensor:
+def denoise(model: PixelModel, x0: torch.Tensor, hole: torch.Tensor, t: int) -> torch.Tensor:
     """The model's x0 (N,3,H,W) with noise of timestep t in the hole; the noise depends on t alone."""
     adapter = model.has_adapter
     process = region_aware(model.own, time_origin="adm" if model.info is None else model.info.time_origin)
@@ -65,8 +67,8 @@ def estimate(model: PixelModel, x0: torch.Tensor, hole: torch.Tensor, t: int) ->
     with model.weights(adapter=adapter, differentiated=False):
         prior = model.prior([], adapter=adapter)
         for clean, e, h in zip(x0.split(50), noise.split(50), hole.split(50), strict=True):
-            now = process.noise(torch.full((len(clean),), t), Regions.of(h))
-            estimates.append(prior.estimate(noised(clean, now, noise=e), now).x0)
+            now = process.noise(torch.full((len(clean),), t), NoiseRegions.from_mask(h))
+            estimates.append(prior.denoise(noised(clean, now, noise=e), now).x0)
     return torch.cat(estimates)
 
 

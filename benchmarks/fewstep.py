@@ -25,11 +25,12 @@ from torch import Tensor
 
 from rad.evaluation.features import Extractor, feature_net
 from rad.evaluation.metrics import ReferenceFeatures, crop, crop_box, frechet_distance, psnr
-from rad.inpainter import Inpainter
+from rad.images.codecs import to_tensor
+from rad.images.sources import list_pictures
+from rad.inpainting.inpainter import Inpainter
 from rad.masks.shapes import make
-from rad.pictures import list_pictures, to_tensor
-from rad.sampler import Schedule
-from rad.tape import generator
+from rad.rng import generator
+from rad.sampling.method import Schedule
 
 RUNS = [
     Schedule(0, "ddpm", "even", 1.0),

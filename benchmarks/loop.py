@@ -16,19 +16,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import timing
 from benchmarks.networks import BATCH, CONFIGS, ConfigName, build, picture
-from rad.load import load_base
-from rad.prior import UNetPrior
-from rad.process import RegionAware, linear_betas
-from rad.sampler import Sampler, Task
-from rad.tape import NoiseTape
-from rad.unet import patch
+from rad.diffusion.denoiser import UNetDenoiser
+from rad.diffusion.processes import RegionAware
+from rad.diffusion.schedules import linear_betas
+from rad.models.base import load_base
+from rad.networks.unet import patch
+from rad.rng import KeyedNoise
+from rad.sampling.sampler import Sampler
+from rad.sampling.task import Task
 
 BASE = Path(__file__).resolve().parents[1] / "checkpoints/base-nature32"
 STEPS: dict[ConfigName, int] = {"ffhq": 3, "imagenet": 2, "nature32": 20}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="rad.sampler.Sampler against bare calls of the same network")
+    parser = argparse.ArgumentParser(description="rad.sampling.sampler.Sampler against bare calls of the same network")
     parser.add_argument("--config", choices=list(CONFIGS), default="nature32")
     parser.add_argument("--batch", type=int, default=None, help="images (default: 1; nature32: 8)")
     parser.add_argument("--steps", type=int, default=None, help="network calls a run (ffhq: 3; nature32: 20)")
@@ -42,15 +44,15 @@ def main() -> None:
     shipped = given.config == "nature32"
     unet = patch(load_base(BASE).unet if shipped else build(given.config)).to(given.device).eval()
     inputs = picture(given.config, batch=batch, device=given.device)
-    task = Task.of(inputs["x"].clamp(-1, 1), inputs["hole"][:, None].float())
+    task = Task.from_image(inputs["x"].clamp(-1, 1), inputs["hole"][:, None].float())
     process = RegionAware(linear_betas())
-    sampler, prior = Sampler(process, steps=steps), UNetPrior(unet)
+    sampler, prior = Sampler(process, steps=steps), UNetDenoiser(unet)
     levels = [torch.full((batch,), time, device=given.device) for time in sampler.times[:-1]]
     times = [process.noise(level, task.regions).times.float() for level in levels]
     assert len(times) == sampler.cost.nfe
 
     def loop() -> Tensor:
-        with NoiseTape(0, range(batch)) as noise:
+        with KeyedNoise(0, range(batch)) as noise:
             return sampler(prior, task, noise=noise).image
 
     @torch.inference_mode()

@@ -15,10 +15,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from diffusers import UNet2DModel
 
-from rad.inpainter import Inpainter
-from rad.load import save_base
-from rad.lora import merge
-from rad.model import PixelModel
+from rad.inpainting.inpainter import Inpainter
+from rad.models.base import save_base
+from rad.models.lora import merge
+from rad.models.pixel import PixelModel
 
 
 def main() -> None:

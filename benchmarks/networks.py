@@ -10,8 +10,8 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor, nn
 
-from rad.lora import LoRA, inject
-from rad.unet import patch
+from rad.models.lora import LoRA, inject
+from rad.networks.unet import patch
 
 ConfigName = Literal["ffhq", "imagenet", "nature32"]
 Variant = Literal["unpatched", "factorised", "dense"]

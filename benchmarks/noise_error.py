@@ -11,12 +11,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from rad.inpainter import Inpainter
-from rad.model import PixelModel
-from rad.pictures import list_pictures, to_tensor
-from rad.process import RegionAware, Regions, Uniform
-from rad.step import noised
-from rad.tape import generator
+from rad.diffusion.levels import NoiseRegions
+from rad.diffusion.processes import RegionAware, Uniform
+from rad.diffusion.step import noised
+from rad.images.codecs import to_tensor
+from rad.images.sources import list_pictures
+from rad.inpainting.inpainter import Inpainter
+from rad.models.pixel import PixelModel
+from rad.rng import generator
 
 TIMES = (10, 50, 100, 200, 400, 600, 800, 950)
 
@@ -48,7 +50,7 @@ def error(model: PixelModel, x0: torch.Tensor, hole: torch.Tensor, t: int) -> fl
     noise = torch.randn(x0.shape, generator=generator(0, "noise", t))
     total = 0.0
     for x, e, h in zip(x0.split(25), noise.split(25), hole.split(25), strict=True):
-        now = process.noise(torch.full((len(x),), t), Regions.of(h))
+        now = process.noise(torch.full((len(x),), t), NoiseRegions.from_mask(h))
         output = model.unet(noised(x, now, noise=e), now.times.float(), index=now.index).sample[:, :3]
         total += float(((output - e).square() * h).sum())
     return total / float(3 * hole.sum())

@@ -12,8 +12,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from PIL import Image, ImageOps
 
-from rad.captions import read_captions
-from rad.pictures import list_pictures
+from rad.data.captions import read_captions
+from rad.images.sources import list_pictures
 
 
 def main() -> None:

@@ -25,10 +25,10 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from rad.load import save_base
-from rad.process import linear_betas
+from rad.diffusion.schedules import linear_betas
+from rad.models.base import save_base
 from tests.conftest import random_picture
-from tests.networks import small_unet
+from tests.tiny_networks import small_unet
 
 CONFIG = {
     "seed_everything": 7,
@@ -39,8 +39,11 @@ CONFIG = {
         "enable_progress_bar": False,
         "accumulate_grad_batches": 2,
         "callbacks": [
-            {"class_path": "rad.callbacks.EMA"},
-            {"class_path": "rad.callbacks.Checkpoint", "init_args": {"every_n_train_steps": 1, "save_top_k": 3}},
+            {"class_path": "rad.training.ema.EMA"},
+            {
+                "class_path": "rad.training.checkpoint.Checkpoint",
+                "init_args": {"every_n_train_steps": 1, "save_top_k": 3},
+            },
         ],
     },
 }

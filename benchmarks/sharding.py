@@ -19,10 +19,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from rad.load import save_base
-from rad.process import linear_betas
+from rad.diffusion.schedules import linear_betas
+from rad.models.base import save_base
 from tests.conftest import make_adapter, random_picture
-from tests.networks import small_unet
+from tests.tiny_networks import small_unet
 
 SIZE = 16
 

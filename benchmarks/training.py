@@ -31,13 +31,14 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import timing
-from rad.callbacks import EMA, Throughput
-from rad.data import PictureData
-from rad.guards import FiniteGuard, StopOnSignal
-from rad.lora import LoRA
+from rad.data.module import PictureData
 from rad.masks.shapes import make
-from rad.module import Diffusion
-from rad.unet import patch
+from rad.models.lora import LoRA
+from rad.networks.unet import patch
+from rad.training.diffusion import Diffusion
+from rad.training.ema import EMA
+from rad.training.guards import FiniteGuard, StopOnSignal
+from rad.training.panel import Throughput
 from tests.conftest import random_picture
 
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from rad.inpainter import Inpainter as Inpainter
+    from rad.inpainting.inpainter import Inpainter as Inpainter
 
-_LAZY = {"Inpainter": "rad.inpainter"}
+_LAZY = {"Inpainter": "rad.inpainting.inpainter"}
 
 
 def __getattr__(name: str) -> Any:

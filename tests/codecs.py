@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rad.codec import Codec, Grid
-from rad.prior import GaussianPrior
-from rad.sampler import Task
-from rad.tape import NoiseTape
+from rad.diffusion.gaussian import GaussianDenoiser
+from rad.models.latent_mask import Grid
+from rad.models.vae import Autoencoder
+from rad.rng import KeyedNoise
+from rad.sampling.task import Task
 from tests.gaussian import DOUBLE, World
 
 
@@ -60,17 +61,17 @@ def _cosines(factor: int) -> Tensor:
     return torch.stack([torch.outer(rows[u], rows[v]) for u, v in order])
 
 
-def encoded_prior(world: World, codec: Codec) -> GaussianPrior:
+def encoded_prior(world: World, codec: Autoencoder) -> GaussianDenoiser:
     """The law of the latents of the world."""
     shape = world.prior.mean.shape
     basis = torch.eye(world.prior.mean.numel(), dtype=DOUBLE).view(-1, *shape)
     latents = codec.encode(basis)
     matrix = latents.flatten(1).T
     mean = codec.encode(world.prior.mean[None])[0]
-    return GaussianPrior(mean, matrix @ world.prior.covariance @ matrix.T)
+    return GaussianDenoiser(mean, matrix @ world.prior.covariance @ matrix.T)
 
 
-def encoded_task(world: World, codec: Codec, *, rows: int = 1, grid: Grid | None = None) -> Task:
+def encoded_task(world: World, codec: Autoencoder, *, rows: int = 1, grid: Grid | None = None) -> Task:
     """The world's task in latents."""
     picture, hole = (one.expand(rows, *one.shape[1:]) for one in (world.y, world.hole))
     return Task.encoded(picture, hole, codec, grid=grid)
@@ -79,7 +80,7 @@ def encoded_task(world: World, codec: Codec, *, rows: int = 1, grid: Grid | None
 class EncodedTape:
     """The draws of a tape, as encodings of noise in pixels (C,H,W), so that both runs see the same noise."""
 
-    def __init__(self, tape: NoiseTape, codec: Codec, shape: tuple[int, int, int]) -> None:
+    def __init__(self, tape: KeyedNoise, codec: Autoencoder, shape: tuple[int, int, int]) -> None:
         self.tape, self.codec, self.shape = tape, codec, shape
 
     def draw(self, number: int, shape: Sequence[int]) -> Tensor:

@@ -11,11 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rad.load import load_base, save_base
-from rad.lora import AdapterInfo, LoRA, inject, save_adapter, trainable
-from rad.process import linear_betas
-from rad.unet import patch
-from tests.networks import small_unet
+from rad.diffusion.schedules import linear_betas
+from rad.models.adapter import AdapterInfo, save_adapter
+from rad.models.base import load_base, save_base
+from rad.models.lora import LoRA, inject, trainable
+from rad.networks.unet import patch
+from tests.tiny_networks import small_unet
 
 SIZE = 16
 

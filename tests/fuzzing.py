@@ -28,23 +28,24 @@ from hypothesis import strategies as st
 from PIL import Image, features
 from safetensors.torch import load_file
 
-from rad import cli
-from rad.catalogue import create
-from rad.inpainter import Inpainter
-from rad.load import load_base, save_base
+from rad.cli import main as cli
+from rad.cli.train import fit
+from rad.diffusion.schedules import linear_betas
+from rad.evaluation.run_log import read_run
+from rad.images.codecs import open_picture
+from rad.images.sources import list_pictures
+from rad.inpainting.inpainter import Inpainter
 from rad.masks import MaskGenerator, Mixture
 from rad.masks.files import read_mask
 from rad.masks.perlin import Perlin, Pnoise
 from rad.masks.sets import read_set, write_set
 from rad.masks.shapes import MASKS, photos
 from rad.methods import METHODS
-from rad.pictures import list_pictures, open_picture
-from rad.process import linear_betas
-from rad.record import read_run
-from rad.training import fit
+from rad.methods.registry import create
+from rad.models.base import load_base, save_base
 from tests.adm_reference import Adm, random_state
 from tests.conftest import SIZE, box_hole, make_adapter, random_picture
-from tests.networks import small_unet
+from tests.tiny_networks import small_unet
 
 PATIENCE = 300
 """Seconds after which an attempt counts as hanging; the longest takes a few."""
@@ -81,8 +82,8 @@ def make_place(root: Path) -> Place:
             "enable_progress_bar": False,
             "logger": False,
             "callbacks": [
-                {"class_path": "rad.callbacks.EMA", "init_args": {"decay": 0.9}},
-                {"class_path": "rad.callbacks.Checkpoint", "init_args": {"every_n_train_steps": 1}},
+                {"class_path": "rad.training.ema.EMA", "init_args": {"decay": 0.9}},
+                {"class_path": "rad.training.checkpoint.Checkpoint", "init_args": {"every_n_train_steps": 1}},
             ],
         },
     }

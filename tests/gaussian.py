@@ -8,13 +8,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rad.diffusion.gaussian import GaussianDenoiser
+from rad.diffusion.levels import NoiseLevel
+from rad.diffusion.processes import Process, Uniform
+from rad.diffusion.schedules import linear_betas
+from rad.diffusion.solvers import Solver
+from rad.diffusion.spacings import Spacing
+from rad.diffusion.step import Denoised, reverse_step, step_levels
 from rad.methods.m2s import M2S, Coarse
-from rad.prior import GaussianPrior
-from rad.process import Noise, Process, Spacing, Uniform, linear_betas
-from rad.sampler import Loop, Method, Sampler, SamplingCallback, Schedule, State, Task
-from rad.solvers import Solver
-from rad.step import Estimate, reverse_step, step_levels
-from rad.tape import NoiseTape
+from rad.rng import KeyedNoise
+from rad.sampling.method import CustomSampler, Method, SamplingMethod, Schedule
+from rad.sampling.sampler import Sampler
+from rad.sampling.state import State
+from rad.sampling.task import Task
 
 DOUBLE = torch.float64
 
@@ -23,7 +29,7 @@ DOUBLE = torch.float64
 class World:
     """An 8x8 grey image of smooth Gaussian data with a 4x4 hole; y is one draw of it."""
 
-    prior: GaussianPrior
+    prior: GaussianDenoiser
     hole: Tensor
     y: Tensor
 
@@ -50,19 +56,19 @@ def make_world(size: int = 8) -> World:
     y = mean + (torch.linalg.cholesky(covariance) @ draw).view(1, size, size)
     hole = torch.zeros(1, 1, size, size, dtype=DOUBLE)
     hole[..., 2:6, 3:7] = 1
-    return World(GaussianPrior(mean, covariance), hole, y[None])
+    return World(GaussianDenoiser(mean, covariance), hole, y[None])
 
 
 def make_pair(correlation: float = 0.8) -> World:
     """Two pixels of variance 1, the first known to be 1: the second has mean `correlation`, variance 1 - correlation^2."""
     covariance = torch.tensor([[1, correlation], [correlation, 1]], dtype=DOUBLE)
     hole, y = (torch.tensor([[[row]]], dtype=DOUBLE) for row in ([0, 1], [1, 0]))
-    return World(GaussianPrior(torch.zeros(1, 1, 2, dtype=DOUBLE), covariance), hole, y)
+    return World(GaussianDenoiser(torch.zeros(1, 1, 2, dtype=DOUBLE), covariance), hole, y)
 
 
 def propagate(
     world: World,
-    chain: list[Noise],
+    chain: list[NoiseLevel],
     *,
     mean: Tensor,
     covariance: Tensor,
@@ -79,11 +85,11 @@ def propagate(
     basis = torch.cat([torch.zeros(1, d, dtype=DOUBLE), torch.eye(d, dtype=DOUBLE)]).view(-1, *shape)
     zero = torch.zeros_like(basis)
 
-    def step(x: Tensor, x0: Tensor, now: Noise, nxt: Noise, noise: Tensor) -> Tensor:
-        return reverse_step(x, Estimate(x0), now, nxt, eta=eta, noise=noise).flatten(1)
+    def step(x: Tensor, x0: Tensor, now: NoiseLevel, nxt: NoiseLevel, noise: Tensor) -> Tensor:
+        return reverse_step(x, Denoised(x0), now, nxt, eta=eta, noise=noise).flatten(1)
 
     for now, nxt in itertools.pairwise(chain):
-        estimate = world.prior.estimate(basis, now).x0
+        estimate = world.prior.denoise(basis, now).x0
         images = step(basis, estimate, now, nxt, zero)
         offset, matrix = images[0], (images[1:] - images[0]).T
         deviation = step(zero[:1], zero[:1], now, nxt, torch.ones_like(zero[:1]))[0]
@@ -107,7 +113,7 @@ def kl(mean: Tensor, covariance: Tensor, other_mean: Tensor, other_covariance: T
     return 0.5 * float(torch.trace(solved) - len(mean) + distance + logs)
 
 
-class _Probe(SamplingCallback):
+class _Probe(SamplingMethod):
     """Last of the callbacks: reads the affine map of each step off the rows of the batch, and sends new rows out.
 
     Row 0 is zero, rows 1 to d are a basis of x, and d rows follow for each draw of the step, a basis of that draw.
@@ -154,7 +160,7 @@ class _ProbeTape:
 
 def law(
     world: World,
-    method: SamplingCallback,
+    method: SamplingMethod,
     *,
     steps: int,
     solver: Solver | None = None,
@@ -178,7 +184,7 @@ def law(
     d = world.prior.mean.numel()
     probe = _Probe(d, draws)
     rows = 1 + d + draws * d
-    task = Task.of(world.y.expand(rows, *world.y.shape[1:]), world.hole.expand(rows, *world.hole.shape[1:]))
+    task = Task.from_image(world.y.expand(rows, *world.y.shape[1:]), world.hole.expand(rows, *world.hole.shape[1:]))
     process = method.process(own or Uniform(linear_betas()), "adm")
     sampler = Sampler(process, (method, probe), **vars(chosen))
     sampler(world.prior, task, noise=_ProbeTape(probe))  # pyright: ignore[reportArgumentType]
@@ -201,7 +207,7 @@ class _UnitTape:
 
 def law_of_draws(
     world: World,
-    method: SamplingCallback,
+    method: SamplingMethod,
     chosen: Schedule,
     *,
     own: Process | None = None,
@@ -215,7 +221,7 @@ def law_of_draws(
     draws = chosen.steps if chosen.eta else 1
     d = world.prior.mean.numel()
     rows = 1 + draws * d
-    task = Task.of(world.y.expand(rows, *world.y.shape[1:]), world.hole.expand(rows, *world.hole.shape[1:]))
+    task = Task.from_image(world.y.expand(rows, *world.y.shape[1:]), world.hole.expand(rows, *world.hole.shape[1:]))
     process = method.process(own or Uniform(linear_betas()), "adm")
     sampler = Sampler(process, (method,), **vars(chosen))
     sampler.times = sampler.times if times is None else times
@@ -260,12 +266,12 @@ def sampled(
     own: Process | None = None,
 ) -> Tensor:
     """(rows,C,H,W) samples of a method, for those that are not affine in x; `raw`, nothing put back."""
-    task = Task.of(world.y.expand(rows, *world.y.shape[1:]), world.hole.expand(rows, *world.hole.shape[1:]))
+    task = Task.from_image(world.y.expand(rows, *world.y.shape[1:]), world.hole.expand(rows, *world.hole.shape[1:]))
     process = method.process(own or Uniform(linear_betas()), "adm")
-    assert isinstance(method, Loop | SamplingCallback)
-    loop = method if isinstance(method, Loop) else (method,)
+    assert isinstance(method, CustomSampler | SamplingMethod)
+    loop = method if isinstance(method, CustomSampler) else (method,)
     sampler = Sampler(process, loop, **vars(method.choose(steps=steps, eta=eta)))
-    with NoiseTape(seed, range(rows)) as tape:
+    with KeyedNoise(seed, range(rows)) as tape:
         return sampler(world.prior, task, noise=tape).raw
 
 
@@ -281,5 +287,5 @@ def with_needs(method: Method) -> Method:
         return method
     world = make_world()
     pool = F.avg_pool2d(torch.eye(64, dtype=DOUBLE).view(64, 1, 8, 8), 2).flatten(1).T
-    small = GaussianPrior((pool @ world.prior.mean.flatten()).view(1, 4, 4), pool @ world.prior.covariance @ pool.T)
+    small = GaussianDenoiser((pool @ world.prior.mean.flatten()).view(1, 4, 4), pool @ world.prior.covariance @ pool.T)
     return replace(method, coarse=Coarse(small, Uniform(linear_betas()), 4))

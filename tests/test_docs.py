@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from rad.catalogue import create, hooks, table
+from rad.diffusion.processes import Uniform
+from rad.diffusion.schedules import linear_betas
 from rad.methods import METHODS
-from rad.process import Uniform, linear_betas
-from rad.sampler import Sampler, Task
-from rad.tape import NoiseTape
+from rad.methods.registry import create, hooks, table
+from rad.rng import KeyedNoise
+from rad.sampling.sampler import Sampler
+from rad.sampling.task import Task
 from tests.gaussian import make_world
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "add-a-method.md").read_text()
@@ -31,15 +33,15 @@ def projection(monkeypatch):
 def test_the_example_is_short_and_registers_by_its_name(projection):
     assert len(EXAMPLE.splitlines()) <= 30
     assert create("projection", {"strength": "0.9"}) == projection(strength=0.9)
-    assert hooks(projection) == "on_estimate"
+    assert hooks(projection) == "on_denoised"
     assert "  projection.strength=1.0: how far" in table()
 
 
 def test_the_example_returns_known_pixels_and_at_strength_0_is_the_plain_sampler(projection):
     world = make_world()
-    task, results = Task.of(world.y, world.hole), {}
+    task, results = Task.from_image(world.y, world.hole), {}
     for strength in (0.0, 1.0, None):
-        with NoiseTape(0, ["a"]) as tape:
+        with KeyedNoise(0, ["a"]) as tape:
             method = () if strength is None else (projection(strength=strength),)
             results[strength] = Sampler(projection().process(Uniform(linear_betas()), "adm"), method, steps=20)(
                 world.prior, task, noise=tape

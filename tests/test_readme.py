@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rad import cli
+from rad.cli import main as cli
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -82,7 +82,7 @@ def test_evaluation_commands(desk):
 
 
 def test_the_commands_of_the_page_on_evaluation_are_valid():
-    from rad import sampling
+    from rad.cli import sample as sampling
     from rad.evaluation import __main__ as evaluation
     from rad.masks import __main__ as masks
 

@@ -14,8 +14,8 @@ from diffusers import (
     UNet2DModel,
 )
 
-from tests.networks import small_conditional, small_transformer
 from tests.pipelines import clip_tokenizer, t5_tokenizer, tiny_clip, tiny_t5
+from tests.tiny_networks import small_conditional, small_transformer
 
 
 def small_autoencoder(**changes: object) -> AutoencoderKL:
@@ -34,7 +34,7 @@ def small_autoencoder(**changes: object) -> AutoencoderKL:
 
 
 def write_pipeline(folder: Path, kind: str, *, prediction: str = "epsilon", t5: bool = True) -> Path:
-    """A model of the `kind` "stable", "stable3" or "latent", see `rad.pretrained.Parts`; pictures of 16x16, latents of 8x8."""
+    """A model of the `kind` "stable", "stable3" or "latent", see `Parts`; images of 16x16, latents of 8x8."""
     if kind == "stable3":
         with torch.random.fork_rng():
             torch.manual_seed(0)

@@ -5,13 +5,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from rad.cli.record import scoring
 from rad.console import EXIT_OK, EXIT_SOME, Parser, guarded, tell
 from rad.evaluation.compare import BATCH_SIZE, evaluate, evaluate_folders, extractors
 from rad.evaluation.layout import is_tree
 from rad.evaluation.options import add_options
 from rad.evaluation.results import Comparison
-from rad.pictures import absolute, is_source
-from rad.record import RUN, read_run, scoring
+from rad.evaluation.run_log import RUN, read_run
+from rad.images.sources import absolute, is_source
 
 FILES = ("metrics.csv", "sets.csv", "passports.json")
 
@@ -92,10 +93,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             scoring=how,
         )
     _report(comparison, output)
-    lacking = (
+    observation_residual = (
         progress.total - len(comparison.results) + comparison.unknown + sum(row.missing for row in comparison.rows)
     )
-    return EXIT_SOME if lacking else EXIT_OK
+    return EXIT_SOME if observation_residual else EXIT_OK
 
 
 def _report(comparison: Comparison, output: Path) -> None:

@@ -27,8 +27,8 @@ from torchvision.transforms.v2.functional import gaussian_blur
 from rad.console import guarded
 from rad.evaluation.features import Extractor, feature_net
 from rad.evaluation.metrics import ReferenceFeatures, frechet_distance
-from rad.pictures import list_pictures
-from rad.tape import generator
+from rad.images.sources import list_pictures
+from rad.rng import generator
 
 BLOCKS = [1, 1, 1, 1]  # of the four stages; 4.9 million parameters
 SHIFT = 8  # of the random crop, in pixels of a 64 pixel image

@@ -17,13 +17,13 @@ from rad.device import find_device
 from rad.evaluation import metrics
 from rad.evaluation.layout import MaskResults, Polarity, by_name, read_folders, read_tree, unlike
 from rad.evaluation.results import Comparison, Cost, Interval, Metric, Result, Row
+from rad.evaluation.run_log import COSTS, read_run
 from rad.evaluation.scoring import Scored, has_features, reference_features, score
 from rad.evaluation.statistics import difference, holm, interval, set_interval
-from rad.files import write_text
+from rad.images.atomic import write_text
+from rad.images.sources import Picture
 from rad.masks.sets import hash_entries
-from rad.pictures import Picture
-from rad.record import COSTS, read_run
-from rad.tape import key
+from rad.rng import key
 
 if TYPE_CHECKING:
     from rad.evaluation.features import Extractor, LPIPSNet
@@ -64,7 +64,7 @@ def evaluate(
         batch_size: images that are scored together; numbers do not depend on it, but for rounding.
         on_progress: called with the number of files done and that of all.
         tables: folder for the files written; None: `output`.
-        scoring: how the files are scored, for the reader of the report (`rad.record.scoring`).
+        scoring: how the files are scored, for the reader of the report (`rad.cli.record.scoring`).
         remarks: further notes, such as what could not be made.
 
     Raises:

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from rad.console import counted
 from rad.evaluation.results import Cost
+from rad.evaluation.run_log import RUN, read_costs
+from rad.images.sources import SUFFIXES, Picture, by_stem, holds_one, list_pictures, stems
 from rad.masks.files import looks_inverted, read_mask, write_mask
-from rad.pictures import SUFFIXES, Picture, by_stem, holds_one, list_pictures, stems
-from rad.record import RUN, read_costs
 
 Polarity = Literal["white_is_fill", "white_is_known"]
 Files = dict[str, dict[int, Path]]

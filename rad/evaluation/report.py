@@ -18,9 +18,10 @@ from PIL import Image
 from rad.console import counted
 from rad.evaluation.plots import family, plot_quality
 from rad.evaluation.results import Comparison, Difference, Interval, Metric, Result, Row
-from rad.files import write_text
+from rad.images.atomic import write_text
+from rad.images.codecs import blank, open_picture, to_tensor
+from rad.images.sources import Picture
 from rad.masks.files import read_mask
-from rad.pictures import Picture, blank, open_picture, to_tensor
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -65,7 +66,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Cell:
+class MethodRun:
     """What a cell says; `order` sorts it, None comes last. `mark` is a word on the difference from the baseline."""
 
     text: str = "–"
@@ -82,7 +83,7 @@ class Line:
     """A row of a table, its cells in the order of the columns."""
 
     row: Row
-    cells: list[Cell]
+    cells: list[MethodRun]
 
 
 @dataclass(frozen=True)
@@ -317,10 +318,10 @@ def _is_alike(row: Row, best: Row, metric: Metric, baseline: str) -> bool:
     return one.low <= other.high and other.low <= one.high
 
 
-def _cells(row: Row, comparison: Comparison, best: dict[str, set[str]]) -> list[Cell]:
+def _cells(row: Row, comparison: Comparison, best: dict[str, set[str]]) -> list[MethodRun]:
     cells = [_cost(getattr(row.cost, name)) for name in _known_costs(comparison)]
     cells.append(
-        Cell(
+        MethodRun(
             f"{row.images}" if row.samples == 1 else f"{row.images} × {row.samples}",
             row.images * row.samples,
             mark=f"{row.missing} missing" if row.missing else "",
@@ -331,13 +332,13 @@ def _cells(row: Row, comparison: Comparison, best: dict[str, set[str]]) -> list[
     for metric in _known_metrics(comparison):
         interval = row.values.get(metric.name)
         if interval is None or math.isnan(interval.value):
-            cells.append(Cell(hint="not known"))
+            cells.append(MethodRun(hint="not known"))
             continue
         text = _number(interval.value, metric.digits)
         difference = row.against.get(metric.name)
         mark, verdict, hint = _judge(difference, metric, comparison.baseline) if difference else ("", "", "")
         ends = _ends(interval, lambda end, metric=metric: _number(end, metric.digits))
-        cells.append(Cell(text, interval.value, ends, mark, verdict, hint, row.method in best[metric.name]))
+        cells.append(MethodRun(text, interval.value, ends, mark, verdict, hint, row.method in best[metric.name]))
     return cells
 
 
@@ -371,11 +372,11 @@ def _number(value: float, digits: int) -> str:
     return f"{round(value, digits) + 0.0:.{digits}f}"
 
 
-def _cost(value: float | None) -> Cell:
+def _cost(value: float | None) -> MethodRun:
     if value is None or not math.isfinite(value):
-        return Cell()
+        return MethodRun()
     digits = 0 if value >= 100 or value == round(value) else 1 if value >= 10 else 2
-    return Cell(f"{value:.{digits}f}" if value == 0 or value >= 0.01 else f"{value:.1g}", value)
+    return MethodRun(f"{value:.{digits}f}" if value == 0 or value >= 0.01 else f"{value:.1g}", value)
 
 
 # Pictures

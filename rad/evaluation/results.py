@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from rad.pictures import Picture
+from rad.images.sources import Picture
 
 
 @dataclass(frozen=True)

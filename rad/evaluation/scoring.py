@@ -13,9 +13,10 @@ from torch import Tensor
 from rad.evaluation import metrics
 from rad.evaluation.layout import MaskResults
 from rad.evaluation.results import Result
+from rad.images.codecs import open_picture, to_tensor
+from rad.images.sources import Picture
 from rad.masks.files import read_mask
 from rad.masks.sets import Entry
-from rad.pictures import Picture, open_picture, to_tensor
 
 if TYPE_CHECKING:
     from rad.evaluation.features import Extractor

@@ -47,7 +47,7 @@ def parser() -> Parser:
         help="print count, sizes, shares and hash of the masks in a folder of any depth or a zip, ours or others'",
     )
     made.add_argument(
-        "--size", nargs="+", type=int, metavar="PIXELS", help="one number, or HEIGHT WIDTH (default: 256)"
+        "--size", nargs="+", type=int, metavar="IDENTITY", help="one number, or HEIGHT WIDTH (default: 256)"
     )
     made.add_argument(
         "--count", type=int, help="masks in a set; a larger set begins with the smaller one (default: 100)"

@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from rad.files import replacing
+from rad.images.atomic import replacing
 
 
 def read_mask(

@@ -22,12 +22,12 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from rad import __version__
-from rad.files import replacing, write_text
+from rad.images.atomic import replacing, write_text
+from rad.images.sources import Archive, Picture, by_stem, list_pictures, top_folder
 from rad.masks import MaskGenerator
 from rad.masks.files import read_mask, same_mask, write_mask
 from rad.masks.shapes import ALIASES, make
-from rad.pictures import Archive, Picture, by_stem, list_pictures, top_folder
-from rad.tape import generator
+from rad.rng import generator
 
 MANIFEST, FORMAT = "manifest.json", "rad-masks-1"
 SMALLEST, MOST, SHOWN = 8, 1_000_000, 24

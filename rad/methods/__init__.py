@@ -32,7 +32,7 @@ from rad.methods.replacement import Replacement
 from rad.methods.resample import ReSample
 from rad.methods.tdpaint import TDPaint
 from rad.methods.vipaint import VIPaint
-from rad.sampler import Method, name_of
+from rad.sampling.method import Method, name_of
 
 METHODS: dict[str, type[Method]] = {
     name_of(kind): kind

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rad.process import CLEAN
-from rad.sampler import Cost, Loop, Run
+from rad.diffusion.levels import CLEAN
+from rad.sampling.method import CustomSampler
+from rad.sampling.state import Cost, RunContext
 
 
 @dataclass(frozen=True)
-class Biharmonic(Loop):
+class Biharmonic(CustomSampler):
     """Any pixel whose hole value is above 0 is unknown to it. Where nothing is known the fill is mid-grey.
 
     Pixels are filled; for a latent model they are encoded then.
@@ -32,7 +33,7 @@ class Biharmonic(Loop):
     def cost(self, times: list[float]) -> Cost:
         return Cost(0)
 
-    def run(self, run: Run) -> Tensor:
+    def run(self, run: RunContext) -> Tensor:
         from skimage.restoration import inpaint_biharmonic
 
         task, filled = run.task, []

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from rad.guidance import known_mean, replace_known
-from rad.sampler import SamplingCallback, State, setting
+from rad.methods.guidance import known_mean, replace_known
+from rad.sampling.method import SamplingMethod, setting
+from rad.sampling.state import State
 
 
 @dataclass(frozen=True)
-class Blended(SamplingCallback):
+class Blended(SamplingMethod):
     """The start is where a hole could leak: f is the source image in the official code, which edits it.
 
     Here f is the mean colour of the known pixels of the image, a guess that what is left out cannot correct; skip = 0
@@ -37,7 +38,7 @@ class Blended(SamplingCallback):
         if self.skip == 0:
             return state.x
         known = state.task.known
-        a = state.now.spread(state.now.levels_a.to(known.dtype))
+        a = state.now.spread(state.now.alpha.to(known.dtype))
         return state.x + a * state.task.hole * (known_mean(state.task) - known)
 
     def after_step(self, state: State, x_next: Tensor) -> Tensor:

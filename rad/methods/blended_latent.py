@@ -11,7 +11,7 @@ over its weights or the latents z, from the result z_0 on, Adam minimises
 
     mean (hole (Dec_0(z_0) - Dec(z)))^2 + 100 mean (known (image - Dec(z)))^2
 
-Hooks: plan, on_start, before_estimate, after_step, decode.
+Hooks: plan, on_start, before_denoise, after_step, decode.
 """
 
 from dataclasses import dataclass
@@ -21,9 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rad.codec import Codec
-from rad.guidance import drawn_at, known_at, known_mean
-from rad.sampler import SamplingCallback, State, Task, setting
+from rad.methods.guidance import drawn_at, known_at, known_mean
+from rad.models.vae import Autoencoder
+from rad.sampling.method import SamplingMethod, setting
+from rad.sampling.state import State
+from rad.sampling.task import Task
 
 Reconstruct = Literal["none", "latent", "weights"]
 RATES = {"latent": 0.1, "weights": 1e-4}
@@ -32,7 +34,7 @@ KNOWN_WEIGHT = 100.0
 
 
 @dataclass(frozen=True)
-class BlendedLatent(SamplingCallback):
+class BlendedLatent(SamplingMethod):
     """The text does the work: on a model without it, or without a prompt, this is replacement with a warm start, and as biased.
 
     Its defaults on pixels are `blended`, of another preset; with skip = 0 `replacement`, bit by bit. f is the mean of the
@@ -64,10 +66,10 @@ class BlendedLatent(SamplingCallback):
         if self.skip == 0:
             return state.x
         known = state.task.known
-        a = state.now.spread(state.now.levels_a.to(known.dtype))
+        a = state.now.spread(state.now.alpha.to(known.dtype))
         return state.x + a * state.task.hole * (known_mean(state.task) - known)
 
-    def before_estimate(self, state: State) -> Tensor:
+    def before_denoise(self, state: State) -> Tensor:
         if self.blend == "before" and not self.in_pixels(state):
             return torch.lerp(known_at(state, state.now), state.x, self.hole(state))
         return state.x
@@ -103,7 +105,7 @@ class BlendedLatent(SamplingCallback):
             rows = zip(x.detach().clone().split(1), task.picture.split(1), task.picture_hole.split(1), strict=True)
             return torch.cat([self._repaired(task.codec, *row) for row in rows])
 
-    def _repaired(self, codec: Codec, z: Tensor, picture: Tensor, hole: Tensor) -> Tensor:
+    def _repaired(self, codec: Autoencoder, z: Tensor, picture: Tensor, hole: Tensor) -> Tensor:
         """The decoded picture (1,3,H,W) of the latents z (1,C,h,w), fitted to the known pixels of `picture`."""
         fitted = [z] if self.reconstruct == "latent" else list(_decoder(codec).parameters())
         before = [(one.detach().clone(), one.requires_grad) for one in fitted]
@@ -126,14 +128,14 @@ class BlendedLatent(SamplingCallback):
                 one.data.copy_(value)
 
 
-def _decoder(codec: Codec) -> nn.Module:
+def _decoder(codec: Autoencoder) -> nn.Module:
     """The network that a codec decodes with, which it may show as `decoder`."""
     decoder = getattr(codec, "decoder", None)
     assert isinstance(decoder, nn.Module)
     return decoder
 
 
-def _check(reconstruct: Reconstruct, codec: Codec) -> None:
+def _check(reconstruct: Reconstruct, codec: Autoencoder) -> None:
     """Raises ValueError where there is nothing to fit."""
     if reconstruct != "none" and codec.factor == 1:
         raise ValueError(

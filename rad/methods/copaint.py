@@ -4,7 +4,7 @@ Before each DDIM step x_t moves, by G steps of gradient descent from o = x_t, to
 pixels: F(x) = |known (y - D(x))|^2 + lam_t |x - o|^2, x <- x - r_t grad F, where r_t shrinks by 0.8 until F does not rise.
 r_t = r a_t / a_0 grow^i, lam_t = lam grow'^i for the i-th of the levels; DDIM (eta 0) then takes the step.
 CoPaint-TT travels in time as RePaint does: from every L-th level up by L levels and down again.
-Hook: before_estimate; the plan.
+Hook: before_denoise; the plan.
 """
 
 from dataclasses import dataclass
@@ -13,16 +13,18 @@ from itertools import count
 import torch
 from torch import Tensor
 
-from rad.guidance import per_image, residual, squared_norm, vp_scale
-from rad.process import Noise, time_travel
-from rad.sampler import Cost, SamplingCallback, State, setting
+from rad.diffusion.levels import NoiseLevel, per_image
+from rad.diffusion.spacings import time_travel
+from rad.methods.guidance import residual, squared_norm, vp_scale
+from rad.sampling.method import SamplingMethod, setting
+from rad.sampling.state import Cost, State
 
 FACTORS = (*(0.8**shrunk for shrunk in range(21)), 0.0)
 """Of the learning rate, as tried one after the other; at last the image stays where it is."""
 
 
 @dataclass(frozen=True)
-class CoPaint(SamplingCallback):
+class CoPaint(SamplingMethod):
     """The settings of CelebA-HQ; `tt()` and `fast()` are the paper's variants. MAP-like: it varies too little.
 
     Decided otherwise than in the official code: F and the line search are of each image, not of the batch; the search ends;
@@ -66,7 +68,7 @@ class CoPaint(SamplingCallback):
     def differentiates(self, state: State) -> bool:
         return False
 
-    def before_estimate(self, state: State) -> Tensor:
+    def before_denoise(self, state: State) -> Tensor:
         x = start = state.x.detach()
         done, scale = self._levels_done(state), vp_scale(state.now, start)
         signal = _signal(state.now, start) / _signal(state.level(0), start)
@@ -77,7 +79,7 @@ class CoPaint(SamplingCallback):
             """x, as the tensor that the prior was asked about, and F of it, (B,)."""
             with torch.set_grad_enabled(differentiable):
                 x = x.detach().requires_grad_(differentiable)
-                mismatch = squared_norm(residual(state.task, state.prior.estimate(x, state.now).x0))
+                mismatch = squared_norm(residual(state.task, state.prior.denoise(x, state.now).x0))
                 return x, mismatch + weight * squared_norm((x - start) / scale)
 
         for descent in range(self.descents):
@@ -109,6 +111,6 @@ class CoPaint(SamplingCallback):
         return len(range(0, levels - self.jump, self.jump)) * (self.visits - 1) * self.jump
 
 
-def _signal(level: Noise, like: Tensor) -> Tensor:
+def _signal(level: NoiseLevel, like: Tensor) -> Tensor:
     """a as a map, in variance-preserving units."""
-    return level.spread(level.levels_a.to(like.dtype)) / vp_scale(level, like)
+    return level.alpha_map(like) / vp_scale(level, like)

@@ -5,7 +5,7 @@ of N(x0, sigma^2) and the likelihood N(y; x0, tau^2 / 2) of known pixels; and x_
 For inpainting the product is known pixel by pixel, so the paper's Langevin steps are not needed: with
 g = 2 sigma^2 / (2 sigma^2 + tau^2), known pixels are N(x0 + g (y - x0), g tau^2 / 2). Where y is compared with a decoded x0 they
 are: M steps z <- z + h [(x0 - z) / sigma^2 + 2 J^T known (y - Dec(z)) / tau^2] + sqrt(2 h) n from z = x0, J that of the decoder.
-Hooks: on_start, on_estimate, after_step.
+Hooks: on_start, on_denoised, after_step.
 """
 
 import math
@@ -15,18 +15,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rad.codec import PIXELS
-from rad.guidance import Space, per_image, pull, squared_norm
-from rad.process import CLEAN
-from rad.sampler import Cost, SamplingCallback, State, setting
-from rad.step import Estimate, noised, reverse_step
+from rad.diffusion.levels import CLEAN, per_image
+from rad.diffusion.step import Denoised, noised, reverse_step
+from rad.methods.guidance import Space, data_gradient, squared_norm
+from rad.models.vae import IDENTITY
+from rad.sampling.method import SamplingMethod, setting
+from rad.sampling.state import Cost, State
 
 Hole = Literal["mean", "draw"]
 MCMC = Literal["exact", "langevin"]
 
 
 @dataclass(frozen=True)
-class DAPS(SamplingCallback):
+class DAPS(SamplingMethod):
     """DAPS-1k: 200 levels of 5 network calls.
 
     hole: "mean" keeps the hole at x0, as the official code nearly does, whose Langevin steps are too few to move it; "draw" is
@@ -61,7 +62,7 @@ class DAPS(SamplingCallback):
         return Cost(sum(len(self.times(t)) for t in times[:-1]))
 
     def on_start(self, state: State) -> Tensor:
-        if self.mcmc == "exact" and self.space == "pixels" and state.task.codec is not PIXELS:
+        if self.mcmc == "exact" and self.space == "pixels" and state.task.codec is not IDENTITY:
             raise ValueError('daps: mcmc is "exact", which a decoder rules out: use mcmc "langevin", or space "latent"')
         return state.x
 
@@ -69,21 +70,21 @@ class DAPS(SamplingCallback):
         """The levels at which the ODE from t calls the network."""
         return sorted({math.floor(t * (1 - k / self.calls) ** 2 + 0.5) for k in range(self.calls)}, reverse=True)
 
-    def on_estimate(self, state: State) -> Estimate:
+    def on_denoised(self, state: State) -> Denoised:
         assert state.estimate is not None
         x, estimate, now = state.x, state.estimate, state.now
         for t in self.times(state.time)[1:]:
             level = state.level(t)
             x = reverse_step(x, estimate, now, level, eta=0)
-            estimate, now = state.prior.estimate(x, level), level
+            estimate, now = state.prior.denoise(x, level), level
         x0 = reverse_step(x, estimate, now, state.level(CLEAN), eta=0)
-        return Estimate(self.inner(state, x0))
+        return Denoised(self.inner(state, x0))
 
     def inner(self, state: State, x0: Tensor) -> Tensor:
         """A draw of the clean image given the end x0 of the ODE, and y."""
         if self.mcmc == "langevin":
             return self.langevin(state, x0)
-        sigma = state.now.spread((state.now.levels_s / state.now.levels_a).to(x0.dtype))
+        sigma = state.now.spread((state.now.sigma / state.now.alpha).to(x0.dtype))
         fresh = state.draw()
         gain = 2 * sigma.square() / (2 * sigma.square() + self.tau**2)
         known = torch.lerp(x0, state.task.known, gain) + (gain / 2).sqrt() * self.tau * fresh
@@ -92,11 +93,11 @@ class DAPS(SamplingCallback):
 
     def langevin(self, state: State, x0: Tensor) -> Tensor:
         """The same by M steps of Langevin dynamics from x0, never longer than half of what is stable for what is seen of J."""
-        variance = state.now.spread((state.now.levels_s / state.now.levels_a).square().to(x0.dtype))
+        variance = state.now.spread((state.now.sigma / state.now.alpha).square().to(x0.dtype))
         rate = self.rate * (1 - (1 - self.decay) * state.step / state.steps)
         noisy, z = 1 - state.task.hole if self.hole == "mean" else 1.0, x0
         for _ in range(self.iterations):
-            pulled, missing = pull(state.task, z, self.space)
+            pulled, missing = data_gradient(state.task, z, self.space)
             gain = per_image(squared_norm(pulled) / squared_norm(missing).clamp(min=torch.finfo(z.dtype).tiny))
             size = (0.5 / (1 / variance + 2 * gain / self.tau**2)).clamp(max=rate)
             moved = (x0 - z) / variance + 2 * pulled / self.tau**2
@@ -105,6 +106,6 @@ class DAPS(SamplingCallback):
 
     def after_step(self, state: State, x_next: Tensor) -> Tensor:
         assert state.estimate is not None
-        if not bool((state.next.levels_s > 0).any()):
+        if not bool((state.next.sigma > 0).any()):
             return state.estimate.x0
         return noised(state.estimate.x0, state.next, noise=state.draw())

@@ -20,17 +20,18 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rad.guidance import predicted_noise
-from rad.process import time_travel
-from rad.sampler import SamplingCallback, State, setting
-from rad.step import posterior_mean, reverse_step, step_levels
+from rad.diffusion.spacings import time_travel
+from rad.diffusion.step import posterior_mean, reverse_step, step_levels
+from rad.methods.guidance import predicted_noise
+from rad.sampling.method import SamplingMethod, setting
+from rad.sampling.state import State
 
 Form = Literal["ddnm", "posterior"]
 KnownNoise = Literal["model", "fresh"]
 
 
 @dataclass(frozen=True)
-class DDNM(SamplingCallback):
+class DDNM(SamplingMethod):
     """Few steps and no gradient; biased, less so with more steps.
 
     The official "simplified" path adds too little noise (s_u twice); this is its path by singular values. There known
@@ -62,13 +63,13 @@ class DDNM(SamplingCallback):
         fresh = state.draw()
         if self.form == "posterior":
             levels = step_levels(now, nxt)
-            weight, deviation = nxt.levels_a * levels.b / now.levels_s.square(), levels.posterior.sqrt()
+            weight, deviation = nxt.alpha * levels.b / now.sigma.square(), levels.posterior.sqrt()
             trust, left = (nxt.spread(part.to(x.dtype)) for part in self._trust(weight, deviation, eta=0))
             fill = reverse_step(x, state.estimate, now, nxt, eta=1, noise=fresh)
             kept = posterior_mean(x, torch.lerp(x0, known, trust), now, nxt) + left * fresh
         else:
-            a, s = nxt.spread(nxt.levels_a.to(x.dtype)), nxt.spread(nxt.levels_s.to(x.dtype))
-            parts = self._trust(nxt.levels_a, nxt.levels_s, eta=self.eta)
+            a, s = nxt.alpha_map(x), nxt.sigma_map(x)
+            parts = self._trust(nxt.alpha, nxt.sigma, eta=self.eta)
             trust, left = (nxt.spread(part.to(x.dtype)) for part in parts)
             mixed = self.eta * fresh + math.sqrt(1 - self.eta**2) * predicted_noise(x, x0, now)
             fill = a * x0 + s * mixed

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rad.guidance import predicted_noise
-from rad.sampler import SamplingCallback, State, setting
+from rad.methods.guidance import predicted_noise
+from rad.sampling.method import SamplingMethod, setting
+from rad.sampling.state import State
 
 
 @dataclass(frozen=True)
-class DDRM(SamplingCallback):
+class DDRM(SamplingMethod):
     """Very few steps and no gradient; weak in large holes.
 
     In the official code neither of the two cases holds at the clean end of a noiseless task (0 > 0, 0 < 0), and known
@@ -39,7 +40,7 @@ class DDRM(SamplingCallback):
     def after_step(self, state: State, x_next: Tensor) -> Tensor:
         assert state.estimate is not None
         x, x0, nxt = state.x, state.estimate.x0, state.next
-        a, s = nxt.spread(nxt.levels_a.to(x.dtype)), nxt.spread(nxt.levels_s.to(x.dtype))
+        a, s = nxt.alpha_map(x), nxt.sigma_map(x)
         from_model, fresh = math.sqrt(1 - self.eta**2), state.draw()
         fill = a * x0 + s * (self.eta * fresh + from_model * predicted_noise(x, x0, state.now))
         of_y = a * self.sigma_y

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rad.guidance import known_at
-from rad.sampler import SamplingCallback, State
+from rad.methods.guidance import known_at
+from rad.sampling.method import SamplingMethod
+from rad.sampling.state import State
 
 
 @dataclass(frozen=True)
-class Differential(SamplingCallback):
+class Differential(SamplingMethod):
     """No settings: the method lies in the soft mask. For one of 0 and 1 it is replacement, bit by bit.
 
     The network is told one level for all pixels, held or not. Unlike in the official code pixels that are to be filled

@@ -6,7 +6,7 @@ sigma_t = s_t / a_t, rho = lambda sigma_n^2 / sigma_t^2, known image y, n fresh,
     e = (x - a_t z) / s_t                                                       (from the corrected z)
     x_u = a_u z + sqrt(1 - zeta) (DDIM's noise, from e, with the sampler's eta) + sqrt(zeta) s_u n
 Levels are dense where there is little noise: t_i = T - 1 - floor(T sqrt(i / (N - 1))), the last one 0.
-Hooks: plan, on_estimate, after_step.
+Hooks: plan, on_denoised, after_step.
 """
 
 import math
@@ -15,13 +15,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rad.process import CLEAN
-from rad.sampler import SamplingCallback, State, setting
-from rad.step import Estimate
+from rad.diffusion.levels import CLEAN
+from rad.diffusion.step import Denoised
+from rad.sampling.method import SamplingMethod, setting
+from rad.sampling.state import State
 
 
 @dataclass(frozen=True)
-class DiffPIR(SamplingCallback):
+class DiffPIR(SamplingMethod):
     """With zeta = 1 all noise is fresh and eta has no effect; with sigma_n = 0 the data step is y itself.
 
     The official code makes no step at the last level: the estimate there is lost, and its samples keep noise of that
@@ -46,16 +47,16 @@ class DiffPIR(SamplingCallback):
         quadratic = [total - 1 - math.isqrt(total * total * i // (count - 1)) for i in range(count)]
         return [*(max(t, count - 1 - i) for i, t in enumerate(quadratic)), CLEAN]
 
-    def on_estimate(self, state: State) -> Estimate:
+    def on_denoised(self, state: State) -> Denoised:
         assert state.estimate is not None
         x0, now = state.estimate.x0, state.now
         sigma_n = 0.0 if state.next_time == CLEAN else self.sigma_n
-        rho = now.spread((self.lam * sigma_n**2 * (now.levels_a / now.levels_s).square()).to(x0.dtype))
-        return Estimate(torch.lerp((state.task.known + rho * x0) / (1 + rho), x0, state.task.hole))
+        rho = now.spread((self.lam * sigma_n**2 * (now.alpha / now.sigma).square()).to(x0.dtype))
+        return Denoised(torch.lerp((state.task.known + rho * x0) / (1 + rho), x0, state.task.hole))
 
     def after_step(self, state: State, x_next: Tensor) -> Tensor:
         assert state.estimate is not None
         nxt, dtype = state.next, x_next.dtype
-        mean = nxt.spread(nxt.levels_a.to(dtype)) * state.estimate.x0
-        fresh = nxt.spread(nxt.levels_s.to(dtype)) * state.draw()
+        mean = nxt.spread(nxt.alpha.to(dtype)) * state.estimate.x0
+        fresh = nxt.spread(nxt.sigma.to(dtype)) * state.draw()
         return mean + math.sqrt(1 - self.zeta) * (x_next - mean) + math.sqrt(self.zeta) * fresh

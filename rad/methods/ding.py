@@ -19,16 +19,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rad.guidance import flow_time, predicted_noise
-from rad.process import CLEAN, Noise
-from rad.sampler import Cost, SamplingCallback, State, setting
-from rad.step import step_levels
+from rad.diffusion.levels import CLEAN, NoiseLevel
+from rad.diffusion.step import step_levels
+from rad.methods.guidance import flow_time, predicted_noise
+from rad.sampling.method import SamplingMethod, setting
+from rad.sampling.state import Cost, State
 
 Schedule = Literal["sigma2", "sigma1.5", "ddpm", "ddim", "vp"]
 
 
 @dataclass(frozen=True)
-class DInG(SamplingCallback):
+class DInG(SamplingMethod):
     """No gradient at all. Not exact, but its mean comes to the posterior's as the levels become more; replacement's does not.
 
     With sigma2 and many levels v falls below the noise of y, and gamma, how much known pixels count, to nothing at the last
@@ -57,21 +58,21 @@ class DInG(SamplingCallback):
         seconds = sum(nxt != CLEAN for _, nxt in pairwise(times)) if self.proxy == "resample" else 0
         return Cost(super().cost(times).nfe + seconds)
 
-    def variance(self, now: Noise, nxt: Noise) -> Tensor:
+    def variance(self, now: NoiseLevel, nxt: NoiseLevel) -> Tensor:
         """v of the step, (B,K) float64, at most s_u^2."""
-        s = nxt.levels_s
+        s = nxt.sigma
         if self.schedule == "sigma2":
             return (s * flow_time(nxt)).square()
         if self.schedule == "sigma1.5":
             return s.square() * flow_time(nxt)
         if self.schedule == "vp":
-            a = nxt.levels_a
+            a = nxt.alpha
             return (s * (1 - a / (a.square() + s.square()).sqrt())).square()
         return step_levels(now, nxt).posterior * (1.0 if self.schedule == "ddpm" else 1e-4)
 
-    def gamma(self, v: Tensor, nxt: Noise) -> Tensor:
+    def gamma(self, v: Tensor, nxt: NoiseLevel) -> Tensor:
         """How much known pixels count, (B,K) float64, for the variance v of the step; in 0 (v = 0) to 1 (sigma_y = 0)."""
-        noisy = v + (nxt.levels_a * self.sigma_y).square()
+        noisy = v + (nxt.alpha * self.sigma_y).square()
         return (v / noisy.clamp(min=torch.finfo(v.dtype).tiny)).clamp(min=self.gamma_min)
 
     def after_step(self, state: State, x_next: Tensor) -> Tensor:
@@ -84,12 +85,12 @@ class DInG(SamplingCallback):
         def spread(levels: Tensor) -> Tensor:
             return nxt.spread(levels.to(dtype))
 
-        a, s, deviation = spread(nxt.levels_a), spread(nxt.levels_s), spread(v.sqrt())
+        a, s, deviation = spread(nxt.alpha), spread(nxt.sigma), spread(v.sqrt())
         w = predicted_noise(state.x, x0, state.now)
-        mu = a * x0 + spread((nxt.levels_s.square() - v).clamp(min=0).sqrt()) * w
+        mu = a * x0 + spread((nxt.sigma.square() - v).clamp(min=0).sqrt()) * w
         if self.proxy == "resample":
             z = mu + deviation * state.draw()
-            w = predicted_noise(z, state.prior.estimate(z, nxt).x0, nxt)
+            w = predicted_noise(z, state.prior.denoise(z, nxt).x0, nxt)
         gamma = (1 - state.task.hole) * spread(self.gamma(v, nxt))
         mean = mu + gamma * (a * state.task.known + s * w - mu)
         return mean + deviation * (1 - gamma).sqrt() * state.draw()

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from rad.guidance import norm, residual, vp_scale
-from rad.sampler import SamplingCallback, State, setting
+from rad.methods.guidance import norm, residual, vp_scale
+from rad.sampling.method import SamplingMethod, setting
+from rad.sampling.state import State
 
 
 @dataclass(frozen=True)
-class DPS(SamplingCallback):
+class DPS(SamplingMethod):
     """Known pixels are pulled, never replaced: before they are put back at the end they are y only nearly.
 
     zeta has the unit of x times sqrt(number of values): a norm grows with the image, so a smaller image wants a smaller zeta.

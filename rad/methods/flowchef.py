@@ -14,12 +14,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from rad.guidance import DataStep, Space, require_space, steered
-from rad.sampler import SamplingCallback, State, setting
+from rad.methods.guidance import DataStep, Space, data_consistency, require_space
+from rad.sampling.method import SamplingMethod, setting
+from rad.sampling.state import State
 
 
 @dataclass(frozen=True)
-class FlowChef(SamplingCallback):
+class FlowChef(SamplingMethod):
     """Noise is drawn at the start alone (eta = 0, the paper's). With a_u as the factor of the shift this would be DDNM.
 
     Unlike in the official code the norm is that of each image, not of the batch, and no step goes further than to where
@@ -42,5 +43,5 @@ class FlowChef(SamplingCallback):
     def after_step(self, state: State, x_next: Tensor) -> Tensor:
         assert state.estimate is not None
         x0, nxt = state.estimate.x0, state.next
-        z = steered(state.task, x0, self.dc, self.space, rate=self.rate, count=self.descents)
-        return x_next + nxt.spread((nxt.levels_a + nxt.levels_s).to(x0.dtype)) * (z - x0)
+        z = data_consistency(state.task, x0, self.dc, self.space, rate=self.rate, count=self.descents)
+        return x_next + nxt.spread((nxt.alpha + nxt.sigma).to(x0.dtype)) * (z - x0)

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rad.guidance import DataStep, Space, flow_time, predicted_noise, require_space, steered
-from rad.process import CLEAN
-from rad.sampler import SamplingCallback, State, setting
+from rad.diffusion.levels import CLEAN
+from rad.methods.guidance import DataStep, Space, data_consistency, flow_time, predicted_noise, require_space
+from rad.sampling.method import SamplingMethod, setting
+from rad.sampling.state import State
 
 
 @dataclass(frozen=True)
-class FlowDPS(SamplingCallback):
+class FlowDPS(SamplingMethod):
     """A faithful baseline: the weight kappa_t of z fades, so known pixels are y only nearly before they are put back.
 
     Unlike in the official code the norm is that of each image, not of the batch, and no step goes further than to where
@@ -43,10 +44,10 @@ class FlowDPS(SamplingCallback):
     def after_step(self, state: State, x_next: Tensor) -> Tensor:
         assert state.estimate is not None
         x0, nxt, dtype = state.estimate.x0, state.next, x_next.dtype
-        z = steered(state.task, x0, self.dc, self.space, rate=self.rate, count=self.descents)
+        z = data_consistency(state.task, x0, self.dc, self.space, rate=self.rate, count=self.descents)
         blend = torch.lerp(x0, z, state.now.spread(flow_time(state.now).to(dtype)))
         if state.next_time == CLEAN:
             return blend
         kappa, e = flow_time(nxt), predicted_noise(state.x, x0, state.now)
         noise = nxt.spread(kappa.sqrt().to(dtype)) * e + nxt.spread((1 - kappa).sqrt().to(dtype)) * state.draw()
-        return nxt.spread(nxt.levels_a.to(dtype)) * blend + nxt.spread(nxt.levels_s.to(dtype)) * noise
+        return nxt.spread(nxt.alpha.to(dtype)) * blend + nxt.spread(nxt.sigma.to(dtype)) * noise

@@ -5,7 +5,7 @@ L = mean over known pixels of (D(x_t) - y)^2 + w mean over the border of the hol
 c = D(x_t) in the hole and y around it, p and q neighbours on either side of the border;
 x_t <- x_t - kappa s_t sqrt(d) g / |g|, g = grad L, d numbers in an image. The estimate is then made anew, and known pixels
 are replaced after the step: x_u <- hole x_u + known (a_u y + s_u n).
-Hooks: before_estimate, after_step.
+Hooks: before_denoise, after_step.
 """
 
 import math
@@ -14,13 +14,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rad.codec import PIXELS
-from rad.guidance import per_image, replace_known, squared_norm
-from rad.sampler import Cost, SamplingCallback, State, Task, setting
+from rad.diffusion.levels import per_image
+from rad.methods.guidance import replace_known, squared_norm
+from rad.models.vae import IDENTITY
+from rad.sampling.method import SamplingMethod, setting
+from rad.sampling.state import Cost, State
+from rad.sampling.task import Task
 
 
 @dataclass(frozen=True)
-class GradPaint(SamplingCallback):
+class GradPaint(SamplingMethod):
     """A reconstruction: no official code is public, and its constants are not known to us. Call results "GradPaint-style".
 
     From the paper: the two losses, the normalised gradient step on x_t, 45 %, replacement afterwards. INFERRED: the means
@@ -49,15 +52,15 @@ class GradPaint(SamplingCallback):
     def differentiates(self, state: State) -> bool:
         return False
 
-    def before_estimate(self, state: State) -> Tensor:
+    def before_denoise(self, state: State) -> Tensor:
         if state.step >= self.stop * state.steps:
             return state.x
         with torch.enable_grad():
             x = state.x.detach().requires_grad_()
-            gradient = state.prior.gradient(self.loss(state.task, state.prior.estimate(x, state.now).x0), x)
+            gradient = state.prior.gradient(self.loss(state.task, state.prior.denoise(x, state.now).x0), x)
         # Not `norm`: these gradients are of means, so small that its 1e-12 would count.
         direction = gradient / per_image(squared_norm(gradient).sqrt().clamp(min=torch.finfo(x.dtype).tiny))
-        s = state.now.spread(state.now.levels_s.to(x.dtype))
+        s = state.now.spread(state.now.sigma.to(x.dtype))
         return state.x - self.kappa * s * math.sqrt(x[0].numel()) * direction
 
     def loss(self, task: Task, x0: Tensor) -> Tensor:
@@ -71,7 +74,7 @@ class GradPaint(SamplingCallback):
             weight = task.hole.diff(dim=axis).abs()  # 1 across the border of a hole of 0 and 1, else 0
             differences = differences + (weight * composed.diff(dim=axis).square()).flatten(1).sum(1)
             weights = weights + channels * weight.flatten(1).sum(1)
-        alignment = self.alignment if task.codec is PIXELS else self.latent_alignment
+        alignment = self.alignment if task.codec is IDENTITY else self.latent_alignment
         return mismatch + alignment * differences / weights.clamp(min=1e-12)
 
     def after_step(self, state: State, x_next: Tensor) -> Tensor:

@@ -11,14 +11,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rad.bands import release_order
-from rad.codec import PIXELS
-from rad.process import Process, TimeOrigin, spaced_times
-from rad.sampler import Cost, Loop, Method, Run, Sampler, SamplingCallback, Task, setting
+from rad.diffusion.processes import Process, TimeOrigin
+from rad.diffusion.spacings import spaced_times
+from rad.masks.fill_order import fill_order
+from rad.models.vae import IDENTITY
+from rad.sampling.method import CustomSampler, Method, SamplingMethod, setting
+from rad.sampling.sampler import Sampler
+from rad.sampling.state import Cost, RunContext
+from rad.sampling.task import Task
 
 
 @dataclass(frozen=True)
-class Grow(Loop):
+class Grow(CustomSampler):
     """With the exact conditional sampler any order gives the same law, so a difference measures how biased a method is."""
 
     paper = "after Growing Images 2026, OpenReview 6VOu2xvsbd"
@@ -34,11 +38,11 @@ class Grow(Loop):
         super().__post_init__()
         from rad.methods import METHODS
 
-        kinds = [name for name, kind in METHODS.items() if issubclass(kind, SamplingCallback) and not kind.needs_text]
+        kinds = [name for name, kind in METHODS.items() if issubclass(kind, SamplingMethod) and not kind.needs_text]
         if self.method not in kinds:
             raise ValueError(f"method is {self.method!r}; allowed are {', '.join(kinds)}")
         inner = METHODS[self.method]
-        eta = inner.preset_eta if inner.preset_solver == self.preset_solver else Loop.preset_eta
+        eta = inner.preset_eta if inner.preset_solver == self.preset_solver else CustomSampler.preset_eta
         own = {name: getattr(inner, name) for name in ("preset_steps", "needs_grad", "weights", "uses_eta")}
         for name, value in {**own, "preset_eta": eta}.items():
             object.__setattr__(self, name, value)  # frozen; these are its kind's, as for any method
@@ -57,15 +61,15 @@ class Grow(Loop):
         one = self.inner.cost(self.inner.plan(spaced_times(total, steps)))
         return Cost(one.nfe * self.bands, one.vjp * self.bands)
 
-    def run(self, run: Run) -> Tensor:
+    def run(self, run: RunContext) -> Tensor:
         inner: Any = self.inner
         steps = self._steps(len(run.times) - 1)
-        x, hole, order = run.task.known, run.task.hole, release_order(run.task.hole, self.bands)
+        x, hole, order = run.task.known, run.task.hole, fill_order(run.task.hole, self.bands)
         for band in range(1, self.bands + 1):
             sampler = Sampler(run.process, (inner,), steps=steps, eta=run.eta)
             sampler.on_step = lambda done, total, band=band: run.tell((band - 1) * total + done, self.bands * total)
-            task = Task.of(x, hole)
-            if run.task.codec is not PIXELS:  # the picture knows only what it knew
+            task = Task.from_image(x, hole)
+            if run.task.codec is not IDENTITY:  # the picture knows only what it knew
                 task = replace(run.task, known=task.known, hole=hole, regions=task.regions)
             result = sampler(run.prior, task, noise=_Draws(run))
             run.prior.vjp += result.vjp
@@ -81,7 +85,7 @@ class Grow(Loop):
 class _Draws:
     """The run's draws as a noise tape."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: RunContext) -> None:
         self.run = run
 
     def draw(self, number: int, shape: Any) -> Tensor:

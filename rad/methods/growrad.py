@@ -8,13 +8,15 @@ reverse process. Hook: none.
 
 from dataclasses import dataclass
 
-from rad.bands import release_order
-from rad.process import Bands, Process, Regions, TimeOrigin, betas_of
-from rad.sampler import SamplingCallback, Task, setting
+from rad.diffusion.levels import NoiseRegions
+from rad.diffusion.processes import Bands, Process, TimeOrigin, get_betas
+from rad.masks.fill_order import fill_order
+from rad.sampling.method import SamplingMethod, setting
+from rad.sampling.task import Task
 
 
 @dataclass(frozen=True)
-class GrowRAD(SamplingCallback):
+class GrowRAD(SamplingMethod):
     """An adapter was trained on two levels an image; here it sees up to bands + 1. Soft masks are filled altogether.
 
     An image without known pixels is one band, which has only its share of the steps.
@@ -27,7 +29,7 @@ class GrowRAD(SamplingCallback):
     overlap: float = setting(0.5, "0: a band starts when the one before is clean; 1: all together (RAD)", low=0, high=1)
 
     def process(self, own: Process, time_origin: TimeOrigin) -> Process:
-        return Bands(betas_of(own), bands=self.bands, overlap=self.overlap, time_origin=time_origin)
+        return Bands(get_betas(own), bands=self.bands, overlap=self.overlap, time_origin=time_origin)
 
-    def regions(self, task: Task) -> Regions:
-        return Regions.of(release_order(task.hole, self.bands))
+    def regions(self, task: Task) -> NoiseRegions:
+        return NoiseRegions.from_mask(fill_order(task.hole, self.bands))

@@ -9,7 +9,7 @@ At each level of a short ODE sampler n steps of Langevin dynamics dx = g dt + sq
 With A = 1 / s^2 in the hole, (1 + lam) / s^2 else, and C(x) = g + A x, the flow of dx = (C - A x) dt + sqrt(2) dW at a fixed C
 is exact; a step of length dt = eta s^2 is half a flow, x <- x + (C(x) - C) dt, half a flow, both with the old C (Strang);
 the first step at a level is one flow with its own C. Then the ODE's step, and known pixels anew at its end: a y + s n.
-Hooks: before_estimate, after_step.
+Hooks: before_denoise, after_step.
 """
 
 from dataclasses import dataclass
@@ -17,12 +17,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rad.guidance import replace_known
-from rad.sampler import Cost, SamplingCallback, State, setting
+from rad.methods.guidance import replace_known
+from rad.sampling.method import SamplingMethod, setting
+from rad.sampling.state import Cost, State
 
 
 @dataclass(frozen=True)
-class LanPaint(SamplingCallback):
+class LanPaint(SamplingMethod):
     """The settings of the paper's benchmark. The guided score is of no density at a finite s; exact only as s -> 0, n -> inf.
 
     First order, as the newer official code: the paper's friction of 15 damps its momentum almost at once, so there is no
@@ -42,7 +43,7 @@ class LanPaint(SamplingCallback):
     def cost(self, times: list[float]) -> Cost:
         return Cost(super().cost(times).nfe * (1 + self.inner))
 
-    def before_estimate(self, state: State) -> Tensor:
+    def before_denoise(self, state: State) -> Tensor:
         x = state.x
         if self.inner == 0:
             return x
@@ -61,16 +62,16 @@ class LanPaint(SamplingCallback):
 
     def target(self, state: State, x: Tensor) -> Tensor:
         """C / A, where the flow leads: a D(x) in the hole, a y + lam (x - a D(x)) / (1 + lam) else. One network call."""
-        task, a = state.task, state.now.spread(state.now.levels_a.to(x.dtype))
-        known, x0 = 1 - task.hole, a * state.prior.estimate(x, state.now).x0
+        task, a = state.task, state.now.spread(state.now.alpha.to(x.dtype))
+        known, x0 = 1 - task.hole, a * state.prior.denoise(x, state.now).x0
         guided = (1 + self.guidance) * a * task.known + self.guidance * (x - x0)
         return (task.hole * x0 + known * guided) / self._pull(state)
 
     def flow(self, state: State, x: Tensor, target: Tensor, *, length: float) -> Tensor:
         """x after a time `length` s^2 at a fixed target, exactly: a draw of the Ornstein-Uhlenbeck process."""
-        pull, s = self._pull(state), state.now.spread(state.now.levels_s.to(x.dtype))
-        stays = torch.exp(-length * pull)
-        deviation = s * ((1 - stays.square()) / pull).sqrt()
+        data_gradient, s = self._pull(state), state.now.spread(state.now.sigma.to(x.dtype))
+        stays = torch.exp(-length * data_gradient)
+        deviation = s * ((1 - stays.square()) / data_gradient).sqrt()
         return torch.lerp(target, x, stays) + deviation * state.draw()
 
     def _pull(self, state: State) -> Tensor:

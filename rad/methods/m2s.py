@@ -18,24 +18,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rad.codec import PIXELS
-from rad.prior import Prior
-from rad.process import CLEAN, Process, spaced_times
-from rad.sampler import Cost, CountedPrior, Loop, Run, Task, setting
-from rad.step import noised, renoise, reverse_step
+from rad.diffusion.denoiser import Denoiser
+from rad.diffusion.levels import CLEAN
+from rad.diffusion.processes import Process
+from rad.diffusion.spacings import spaced_times
+from rad.diffusion.step import noised, renoise, reverse_step
+from rad.models.vae import IDENTITY
+from rad.sampling.method import CustomSampler, setting
+from rad.sampling.state import Cost, CountedDenoiser, RunContext
+from rad.sampling.task import Task
 
 
 @dataclass(frozen=True)
 class Coarse:
     """The model of the first stage: its prior, its process, and the height of its images, which divides the full one."""
 
-    prior: Prior
+    prior: Denoiser
     process: Process
     size: int
 
 
 @dataclass(frozen=True)
-class M2S(Loop):
+class M2S(CustomSampler):
     """Calls of the coarse model are counted like any other, though they are cheaper.
 
     Unlike the official code known pixels are overwritten before every step, and the second stage starts at the level that
@@ -85,9 +89,9 @@ class M2S(Loop):
     def cost(self, times: list[float]) -> Cost:
         return Cost(sum(u < t for plan in self.plans(len(times) - 1) for t, u in pairwise(plan)))
 
-    def run(self, run: Run) -> Tensor:
+    def run(self, run: RunContext) -> Tensor:
         coarse, (height, width), count = self.check(), run.task.hole.shape[2:], len(run.times) - 1
-        if run.task.codec is not PIXELS:
+        if run.task.codec is not IDENTITY:
             raise ValueError(
                 "m2s enlarges pictures of a smaller model of pixels, and this one works on latents: use repaint"
             )
@@ -96,7 +100,7 @@ class M2S(Loop):
             raise ValueError(f"{width}x{height} images: the coarse model's height, {coarse.size}, does not divide them")
         times = spaced_times(coarse.process.sampled_steps, count), run.times
         first, second = ([t[-2 - n] for n in plan] for t, plan in zip(times, self.plans(count), strict=True))
-        total, prior, task = self.cost(run.times).nfe, CountedPrior(coarse.prior), reduced(run.task, factor)
+        total, prior, task = self.cost(run.times).nfe, CountedDenoiser(coarse.prior), reduced(run.task, factor)
         small = replace(run, task=task, process=coarse.process, prior=prior, times=first)
         small = replace(small, draw=lambda: run.draw()[..., ::factor, ::factor])  # white noise is white in every part
         x = _stage(small, task.known, lambda done: run.tell(done, total))
@@ -110,10 +114,10 @@ def reduced(task: Task, factor: int) -> Task:
     """The task at 1 / factor of its size: hole wherever some of it is, and means of known pixels alone."""
     weight = F.avg_pool2d(1 - task.hole, factor)
     mean = F.avg_pool2d((1 - task.hole) * task.known, factor) / torch.where(weight > 0, weight, 1.0)
-    return Task.of(mean, F.max_pool2d(task.hole, factor))
+    return Task.from_image(mean, F.max_pool2d(task.hole, factor))
 
 
-def _stage(run: Run, image: Tensor, tell: Callable[[int], None]) -> Tensor:
+def _stage(run: RunContext, image: Tensor, tell: Callable[[int], None]) -> Tensor:
     now, done = run.level(run.times[0]), 0
     x = noised(image, now, noise=run.draw())
     for t, u in pairwise(run.times):
@@ -123,7 +127,7 @@ def _stage(run: Run, image: Tensor, tell: Callable[[int], None]) -> Tensor:
         else:
             x = torch.lerp(noised(run.task.known, now, noise=run.draw()), x, run.task.hole)
             fresh = run.draw() if run.eta > 0 and u > CLEAN else None
-            x, done = reverse_step(x, run.prior.estimate(x, now), now, nxt, eta=run.eta, noise=fresh), done + 1
+            x, done = reverse_step(x, run.prior.denoise(x, now), now, nxt, eta=run.eta, noise=fresh), done + 1
             tell(done)
         now = nxt
     return x

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from rad.guidance import norm, replace_known, residual, vp_scale
-from rad.sampler import SamplingCallback, State, setting
+from rad.methods.guidance import norm, replace_known, residual, vp_scale
+from rad.sampling.method import SamplingMethod, setting
+from rad.sampling.state import State
 
 
 @dataclass(frozen=True)
-class MCG(SamplingCallback):
+class MCG(SamplingMethod):
     """The norm is not squared, as in the official code: the step does not fade as the residual does.
 
     Unlike the official code known pixels have the level of the step's end, not of its beginning, and the norm is that of

@@ -16,13 +16,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rad.process import CLEAN, Noise
-from rad.sampler import Cost, Loop, Run, Task, setting
-from rad.step import Estimate, reverse_step, step_levels
+from rad.diffusion.levels import CLEAN, NoiseLevel
+from rad.diffusion.step import Denoised, reverse_step, step_levels
+from rad.sampling.method import CustomSampler, setting
+from rad.sampling.state import Cost, RunContext
+from rad.sampling.task import Task
 
 
 @dataclass(frozen=True)
-class MCGDiff(Loop):
+class MCGDiff(CustomSampler):
     """Exact as N grows, for the reverse process with that many steps and the network's x0 as mean; a reference, not for speed.
 
     With many known pixels one particle has all the weight, and the result is about that of N = 1, a kind of replacement.
@@ -39,12 +41,12 @@ class MCGDiff(Loop):
     def cost(self, times: list[float]) -> Cost:
         return Cost(self.particles * (len(times) - 1))
 
-    def run(self, run: Run) -> Tensor:
+    def run(self, run: RunContext) -> Tensor:
         task, total = run.task, self.particles * (len(run.times) - 1)
         now, images = run.level(run.times[0]), torch.arange(len(task.known), device=task.known.device)
         # x_T ~ N(0, a^2 + s^2) g_T
         mean = torch.zeros_like(task.known).expand(self.particles, *task.known.shape)
-        x = self._moved(run, mean, _like(mean, now, now.levels_a**2 + now.levels_s**2), now)
+        x = self._moved(run, mean, _like(mean, now, now.alpha**2 + now.sigma**2), now)
         for number, u in enumerate(run.times[1:], 1):
             nxt = run.level(u)
             variance = _like(x, now, run.eta**2 * step_levels(now, nxt).posterior)
@@ -57,30 +59,30 @@ class MCGDiff(Loop):
             run.tell(number * self.particles, total)
         return torch.lerp(task.known, x[0], task.hole)
 
-    def _width(self, x: Tensor, level: Noise) -> Tensor:
+    def _width(self, x: Tensor, level: NoiseLevel) -> Tensor:
         """w = s^2 + kappa a^2 as a map."""
-        return _like(x, level, level.levels_s**2 + self.kappa * level.levels_a**2)
+        return _like(x, level, level.sigma**2 + self.kappa * level.alpha**2)
 
-    def _log_fit(self, task: Task, x: Tensor, level: Noise, variance: Tensor) -> Tensor:
+    def _log_fit(self, task: Task, x: Tensor, level: NoiseLevel, variance: Tensor) -> Tensor:
         """(N,B) log N(known x; known a y, variance + w), but for a constant that all particles have."""
-        misfit = (x - _like(x, level, level.levels_a) * task.known).square() / (variance + self._width(x, level))
+        misfit = (x - _like(x, level, level.alpha) * task.known).square() / (variance + self._width(x, level))
         return -0.5 * ((1 - task.hole) * misfit).flatten(2).sum(2)
 
-    def _moved(self, run: Run, mean: Tensor, variance: Tensor, level: Noise) -> Tensor:
+    def _moved(self, run: RunContext, mean: Tensor, variance: Tensor, level: NoiseLevel) -> Tensor:
         """(N,B,C,H,W) drawn from N(mean, variance) g."""
-        width, y = self._width(mean, level), _like(mean, level, level.levels_a) * run.task.known
+        width, y = self._width(mean, level), _like(mean, level, level.alpha) * run.task.known
         gain = variance / (variance + width)
         fresh = torch.stack([run.draw() for _ in mean])
         known = torch.lerp(mean, y.expand_as(mean), gain.expand_as(mean)) + (gain * width).sqrt() * fresh
         return torch.lerp(known, mean + variance.sqrt() * fresh, run.task.hole.expand_as(mean))
 
 
-def _like(x: Tensor, level: Noise, values: Tensor) -> Tensor:
+def _like(x: Tensor, level: NoiseLevel, values: Tensor) -> Tensor:
     return level.spread(values.to(x.dtype))
 
 
-def _mean(run: Run, x: Tensor, now: Noise, nxt: Noise) -> Tensor:
-    estimate = Estimate(run.prior.estimate(x, now).x0)
+def _mean(run: RunContext, x: Tensor, now: NoiseLevel, nxt: NoiseLevel) -> Tensor:
+    estimate = Denoised(run.prior.denoise(x, now).x0)
     return reverse_step(x, estimate, now, nxt, eta=run.eta, noise=torch.zeros_like(x))
 
 

@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from rad.guidance import known_mean
-from rad.process import CLEAN
-from rad.sampler import Cost, Loop, Run
+from rad.diffusion.levels import CLEAN
+from rad.methods.guidance import known_mean
+from rad.sampling.method import CustomSampler
+from rad.sampling.state import Cost, RunContext
 
 
 @dataclass(frozen=True)
-class Mean(Loop):
+class Mean(CustomSampler):
     """Where nothing is known the fill is mid-grey. Pixels are filled; for a latent model they are encoded then."""
 
     paper = "(floor)"
@@ -29,7 +30,7 @@ class Mean(Loop):
     def cost(self, times: list[float]) -> Cost:
         return Cost(0)
 
-    def run(self, run: Run) -> Tensor:
+    def run(self, run: RunContext) -> Tensor:
         task, hole = run.task, run.task.picture_hole
         mean = known_mean(replace(task, known=task.picture, hole=hole))
         return torch.lerp(task.known, task.codec.encode(torch.where(hole > 0, mean, task.picture)), task.hole)

@@ -9,7 +9,7 @@ With p(x0 | x_t) taken as N(x0, r_t^2), r_t^2 = s^2 / (a^2 + s^2), the known pix
     paper:    x_u <- x_u + a_t g
     score:    x0 <- x0 + g / a_t  before the step       (Bayes' rule for the score and the step's noise alike)
 
-Hooks: on_estimate, after_step.
+Hooks: on_denoised, after_step.
 """
 
 from dataclasses import dataclass, replace
@@ -17,13 +17,14 @@ from typing import Literal
 
 from torch import Tensor
 
-from rad.guidance import residual, vp_scale
-from rad.sampler import SamplingCallback, State, setting
-from rad.step import Estimate
+from rad.diffusion.step import Denoised
+from rad.methods.guidance import residual, vp_scale
+from rad.sampling.method import SamplingMethod, setting
+from rad.sampling.state import State
 
 
 @dataclass(frozen=True)
-class PiGDM(SamplingCallback):
+class PiGDM(SamplingMethod):
     """There is no official code and published weights differ; reddiff comes nearest to the posterior of Gaussian data.
 
     Amounts are for variance-preserving levels and are converted for others. Unlike RED-diff's code sigma_y is used,
@@ -39,12 +40,12 @@ class PiGDM(SamplingCallback):
     strength: float = setting(1.0, "factor on g, no unit; at 0 reddiff still projects known pixels", low=0)
     sigma_y: float = setting(0.0, "noise in known pixels, in units of [-1,1]; denoised ones are in --raw only", low=0)
 
-    def on_estimate(self, state: State) -> Estimate:
+    def on_denoised(self, state: State) -> Denoised:
         assert state.estimate is not None
         if self.weighting != "score":
             return state.estimate
         g = self._pull(state, self._residual(state))
-        a = state.now.spread(state.now.levels_a.to(g.dtype))
+        a = state.now.spread(state.now.alpha.to(g.dtype))
         return replace(state.estimate, x0=state.estimate.x0 + vp_scale(state.now, g).square() / a * g)
 
     def after_step(self, state: State, x_next: Tensor) -> Tensor:
@@ -52,14 +53,14 @@ class PiGDM(SamplingCallback):
             return x_next
         r = self._residual(state)
         g = self._pull(state, r)
-        a, a_next = (level.spread(level.levels_a.to(g.dtype)) for level in (state.now, state.next))
+        a, a_next = (level.alpha_map(g) for level in (state.now, state.next))
         if self.weighting == "paper":
             return x_next + vp_scale(state.next, g) * a * g
         return x_next + a_next * (r + a * state.task.hole * g)
 
     def _residual(self, state: State) -> Tensor:
         assert state.estimate is not None
-        a2, s2 = state.now.levels_a.square(), state.now.levels_s.square()
+        a2, s2 = state.now.alpha.square(), state.now.sigma.square()
         r2 = s2 / (a2 + s2)
         shrunk = state.now.spread(r2 / (r2 + self.sigma_y**2))
         r = residual(state.task, state.estimate.x0.detach())

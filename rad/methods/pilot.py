@@ -7,10 +7,10 @@ At every `interval`-th step the latent descends, by a few steps of heavy ball,
     L_sc = mean over layers of (share of attention of the prompt's words, mean over cells outside the hole - inside it),
     q <- momentum q - lr(t) grad L,    x_t <- x_t + q,    q = 0 at each outer step,
 
-with D of the prompt alone. In all calls text acts in the hole alone (semantic boundary control, `rad/attention.py`). Below
+with D of the prompt alone. In all calls text acts in the hole alone (semantic boundary control, `rad.networks.attention`). Below
 t = T (1 - coherence) nothing is optimised, and known latents are replaced before the step: x_t <- hole x_t + known (a y + s n).
 The steps are DDIM with classifier-free guidance.
-Hooks: view, before_estimate.
+Hooks: view, before_denoise.
 """
 
 from dataclasses import dataclass
@@ -19,14 +19,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rad.attention import shrunk
-from rad.guidance import replace_known, squared_norm, vp_scale
-from rad.prior import Prior, Semantics, TextPrior
-from rad.sampler import Cost, SamplingCallback, State, Task, setting
+from rad.diffusion.denoiser import Denoiser, Semantics, TextDenoiser
+from rad.methods.guidance import replace_known, squared_norm, vp_scale
+from rad.networks.attention import shrunk
+from rad.sampling.method import SamplingMethod, setting
+from rad.sampling.state import Cost, State
+from rad.sampling.task import Task
 
 
 @dataclass(frozen=True)
-class PILOT(SamplingCallback):
+class PILOT(SamplingMethod):
     """Presets are those of the official configuration for text with 100 steps; the paper has 200.
 
     Losses are an image's own, in the official code those of a batch; levels are spread evenly from T - 1 to 0, there 991 to 1;
@@ -58,8 +60,8 @@ class PILOT(SamplingCallback):
     )
     layers: Literal["coarse", "all"] = setting("coarse", "of L_sc; all: those with the most cells too")
 
-    def view(self, prior: Prior, task: Task) -> Prior:
-        if not isinstance(prior, TextPrior):
+    def view(self, prior: Denoiser, task: Task) -> Denoiser:
+        if not isinstance(prior, TextDenoiser):
             raise ValueError(
                 "method 'pilot' looks at where a prompt acts: it needs a text-to-image model with cross-attention "
                 "(Stable Diffusion 1, 2, XL)"
@@ -74,7 +76,7 @@ class PILOT(SamplingCallback):
     def differentiates(self, state: State) -> bool:
         return False
 
-    def before_estimate(self, state: State) -> Tensor:
+    def before_denoise(self, state: State) -> Tensor:
         if self._blends(state.time, state.process.sampled_steps):
             return replace_known(state, state.x, state.now)
         if not self._optimises(state.step, state.time, state.process.sampled_steps):

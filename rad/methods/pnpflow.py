@@ -14,14 +14,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rad.guidance import Space, flow_time, per_image, pull, reach, squared_norm
-from rad.process import Noise
-from rad.sampler import Cost, Loop, Run, Task, setting
-from rad.step import noised
+from rad.diffusion.levels import NoiseLevel, per_image
+from rad.diffusion.step import noised
+from rad.methods.guidance import Space, data_gradient, flow_time, polyak_step, squared_norm
+from rad.sampling.method import CustomSampler, setting
+from rad.sampling.state import Cost, RunContext
+from rad.sampling.task import Task
 
 
 @dataclass(frozen=True)
-class PnPFlow(Loop):
+class PnPFlow(CustomSampler):
     """A point estimate: it varies the less the more is averaged. With rate = 1 known pixels are y at each level.
 
     The official code for several images averages over as many draws as its batch has images, and its rates are 0.1, and 0.8 to
@@ -40,19 +42,19 @@ class PnPFlow(Loop):
     def cost(self, times: list[float]) -> Cost:
         return Cost(self.draws * (len(times) - 1))
 
-    def run(self, run: Run) -> Tensor:
+    def run(self, run: RunContext) -> Tensor:
         levels = run.times[:-1]
         x = (1 - run.task.hole) * run.task.known
         for number, t in enumerate(levels, start=1):
             level = run.level(t)
             z, x = self.nearer(run.task, x, level), torch.zeros_like(x)
             for _ in range(self.draws):
-                x = x + run.prior.estimate(noised(z, level, noise=run.draw()), level).x0 / self.draws
+                x = x + run.prior.denoise(noised(z, level, noise=run.draw()), level).x0 / self.draws
             run.tell(number, len(levels))
         return self.nearer(run.task, x, run.level(run.times[-1]))
 
-    def nearer(self, task: Task, x: Tensor, level: Noise) -> Tensor:
+    def nearer(self, task: Task, x: Tensor, level: NoiseLevel) -> Tensor:
         """x (B,C,H,W) after the gradient step of `level`."""
-        change, missing = pull(task, x, self.space)
+        change, missing = data_gradient(task, x, self.space)
         rate = self.rate * level.spread(flow_time(level).pow(self.fade).to(x.dtype))
-        return x + rate * per_image(reach(change, squared_norm(missing)).clamp(max=1)) * change
+        return x + rate * per_image(polyak_step(change, squared_norm(missing)).clamp(max=1)) * change

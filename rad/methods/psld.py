@@ -14,12 +14,14 @@ from typing import Literal
 
 from torch import Tensor
 
-from rad.guidance import Space, norm, residual, squared_norm, vp_scale
-from rad.sampler import SamplingCallback, State, Task, setting
+from rad.methods.guidance import Space, norm, residual, squared_norm, vp_scale
+from rad.sampling.method import SamplingMethod, setting
+from rad.sampling.state import State
+from rad.sampling.task import Task
 
 
 @dataclass(frozen=True)
-class PSLD(SamplingCallback):
+class PSLD(SamplingMethod):
     """Where space is "latent", or for a model of pixels, both terms are known (y - x0), and only omega + gamma counts.
 
     A norm has a gradient of unit length however small it is, so the step does not fade as the misfit does; norm "l2sq" takes its

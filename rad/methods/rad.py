@@ -6,12 +6,12 @@ Hook: none.
 
 from dataclasses import dataclass
 
-from rad.process import Process, TimeOrigin, region_aware
-from rad.sampler import SamplingCallback
+from rad.diffusion.processes import Process, TimeOrigin, region_aware
+from rad.sampling.method import SamplingMethod
 
 
 @dataclass(frozen=True)
-class RAD(SamplingCallback):
+class RAD(SamplingMethod):
     """No settings: the method lies in the process and in the adapter.
 
     The paper samples with DDPM on evenly spaced times (solver "ddpm", spacing "even"). The preset is a second-order solver

@@ -16,14 +16,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rad.guidance import Space, predicted_noise, pull
-from rad.process import Noise
-from rad.sampler import Cost, Loop, Run, Task, setting
-from rad.step import noised
+from rad.diffusion.levels import NoiseLevel
+from rad.diffusion.step import noised
+from rad.methods.guidance import Space, data_gradient, predicted_noise
+from rad.sampling.method import CustomSampler, setting
+from rad.sampling.state import Cost, RunContext
+from rad.sampling.task import Task
 
 
 @dataclass(frozen=True)
-class REDDiff(Loop):
+class REDDiff(CustomSampler):
     """The settings of the paper; `fast()` are those of the official script, which disagree. v = 1: only w / v matters.
 
     A point estimate: what differs from seed to seed is noise of the optimiser, not of the posterior. Both terms are sums over
@@ -50,14 +52,14 @@ class REDDiff(Loop):
     def cost(self, times: list[float]) -> Cost:
         return Cost(len(times) - 1)
 
-    def run(self, run: Run) -> Tensor:
+    def run(self, run: RunContext) -> Tensor:
         task, levels = run.task, run.times[:-1]
         mu = (1 - task.hole) * task.known
         mean, square = torch.zeros_like(mu), torch.zeros_like(mu)
         for number, t in enumerate(levels, start=1):
             level, noise = run.level(t), run.draw()
             x = noised(mu, level, noise=noise)
-            gradient = self.gradient(task, mu, x, run.prior.estimate(x, level).x0, level, noise=noise)
+            gradient = self.gradient(task, mu, x, run.prior.denoise(x, level).x0, level, noise=noise)
             mean = torch.lerp(gradient, mean, self.beta1)
             square = torch.lerp(gradient.square(), square, self.beta2)
             unbiased = (square / (1 - self.beta2**number)).sqrt() + 1e-8
@@ -65,10 +67,10 @@ class REDDiff(Loop):
             run.tell(number, len(levels))
         return mu
 
-    def gradient(self, task: Task, mu: Tensor, x: Tensor, x0: Tensor, level: Noise, *, noise: Tensor) -> Tensor:
+    def gradient(self, task: Task, mu: Tensor, x: Tensor, x0: Tensor, level: NoiseLevel, *, noise: Tensor) -> Tensor:
         """Of the loss, at x = a mu + s noise with the estimate x0; all (B,C,H,W)."""
         regulariser = predicted_noise(x, x0, level) - noise
         if self.weighting == "linear":
-            regulariser = level.spread((level.levels_s / level.levels_a).to(x.dtype)) * regulariser
-        pulled, missing = pull(task, mu, self.space)
+            regulariser = level.spread((level.sigma / level.alpha).to(x.dtype)) * regulariser
+        pulled, missing = data_gradient(task, mu, self.space)
         return (self.weight * regulariser - mu[0].numel() / missing[0].numel() * pulled) / mu[0].numel()

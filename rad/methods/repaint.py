@@ -7,20 +7,22 @@ so that the hole can settle with its surroundings. For each pair of levels of th
     down, t -> u:   x <- hole x + known (a_t y + s_t n);   x_u = DDPM step of x
     up,   u -> t:   x_t = (a_t / a_u) x_u + sqrt(s_t^2 - (a_t / a_u)^2 s_u^2) n
 
-Hooks: before_estimate, after_step; the plan travels in time.
+Hooks: before_denoise, after_step; the plan travels in time.
 """
 
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from rad.guidance import replace_known
-from rad.process import CLEAN, time_travel
-from rad.sampler import SamplingCallback, State, setting
+from rad.diffusion.levels import CLEAN
+from rad.diffusion.spacings import time_travel
+from rad.methods.guidance import replace_known
+from rad.sampling.method import SamplingMethod, setting
+from rad.sampling.state import State
 
 
 @dataclass(frozen=True)
-class RePaint(SamplingCallback):
+class RePaint(SamplingMethod):
     """The bias of replacement falls with r and with the number of levels, and vanishes only as both grow.
 
     As in the official code known pixels are overwritten before a step (the paper: after it; the same law). Unlike it they
@@ -36,7 +38,7 @@ class RePaint(SamplingCallback):
     def plan(self, times: list[float]) -> list[float]:
         return time_travel(times, length=self.jump_length, visits=self.resamplings)
 
-    def before_estimate(self, state: State) -> Tensor:
+    def before_denoise(self, state: State) -> Tensor:
         return replace_known(state, state.x, state.now)
 
     def after_step(self, state: State, x_next: Tensor) -> Tensor:

@@ -4,19 +4,21 @@ After each reverse step the known pixels are overwritten by the known image at t
 x_u <- hole x_u + known (a_u y + s_u n). GradPaint calls it combine-image.
 With the corrector, Langevin steps at the level precede the estimate (algorithm 4): with score g = -e/s,
 x <- x + h g + sqrt(2 h) n, h = 2 (r |n| / |g|)^2, known pixels overwritten after each.
-Hooks: before_estimate, after_step.
+Hooks: before_denoise, after_step.
 """
 
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from rad.guidance import norm, per_image, predicted_noise, replace_known
-from rad.sampler import Cost, SamplingCallback, State, setting
+from rad.diffusion.levels import per_image
+from rad.methods.guidance import norm, predicted_noise, replace_known
+from rad.sampling.method import SamplingMethod, setting
+from rad.sampling.state import Cost, State
 
 
 @dataclass(frozen=True)
-class Replacement(SamplingCallback):
+class Replacement(SamplingMethod):
     """Biased at any number of steps: the hole sees known pixels only through its own noise. A long corrector removes that.
 
     250 steps are customary; the paper takes 1000 and 2000. Unlike in the official code known pixels start noisy, and have the
@@ -33,11 +35,11 @@ class Replacement(SamplingCallback):
         plain = super().cost(times)
         return Cost(plain.nfe * (1 + self.corrections))
 
-    def before_estimate(self, state: State) -> Tensor:
+    def before_denoise(self, state: State) -> Tensor:
         x = state.x
-        s = state.now.spread(state.now.levels_s.to(x.dtype))
+        s = state.now.spread(state.now.sigma.to(x.dtype))
         for _ in range(self.corrections):
-            score = -predicted_noise(x, state.prior.estimate(x, state.now).x0, state.now) / s
+            score = -predicted_noise(x, state.prior.denoise(x, state.now).x0, state.now) / s
             fresh = state.draw()
             size = per_image(2 * (self.ratio * norm(fresh) / norm(score)).square())
             x = replace_known(state, x + size * score + (2 * size).sqrt() * fresh, state.now)

@@ -18,13 +18,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rad.guidance import Space, per_image, pull, squared_misfit, squared_norm, vp_scale
-from rad.sampler import Cost, SamplingCallback, State, Task, setting
-from rad.step import step_levels
+from rad.diffusion.levels import per_image
+from rad.diffusion.step import step_levels
+from rad.methods.guidance import Space, data_gradient, squared_misfit, squared_norm, vp_scale
+from rad.sampling.method import SamplingMethod, setting
+from rad.sampling.state import Cost, State
+from rad.sampling.task import Task
 
 
 @dataclass(frozen=True)
-class ReSample(SamplingCallback):
+class ReSample(SamplingMethod):
     """Between its events it is deterministic. Nothing is made consistent after the last step.
 
     Unlike in the official code the pixels of the second third have their solution and are not optimised, Adam has no weight
@@ -64,11 +67,11 @@ class ReSample(SamplingCallback):
         x0, here, there = state.estimate.x0, vp_scale(state.now, x_next), vp_scale(state.next, x_next)
         if self.dps:
             misfit = self.dps / 2 * squared_misfit(state.task, x0, self.space)
-            signal = state.now.spread(state.now.levels_a.to(x_next.dtype)) / here
+            signal = state.now.spread(state.now.alpha.to(x_next.dtype)) / here
             x_next = x_next - signal.square() * here * there * state.prior.gradient(misfit, state.x)
         x_next, third = x_next.detach(), (state.steps + 1) // 3
         due = state.step % self.frequency == 1 % self.frequency and state.step >= third
-        if not due or not bool((state.next.levels_s > 0).any()):
+        if not due or not bool((state.next.sigma > 0).any()):
             return x_next
         with torch.no_grad():
             z = self.consistent(state.task, x0.detach(), by_latents=state.step >= 2 * third)
@@ -78,7 +81,7 @@ class ReSample(SamplingCallback):
         """A draw between x_next and the clean z, (B,C,H,W)."""
         level, nxt, dtype = (state.now if self.legacy_level == "t" else state.next), state.next, x_next.dtype
         unit = vp_scale(nxt, x_next) / vp_scale(level, x_next)
-        a, s = unit * level.spread(level.levels_a.to(dtype)), unit * level.spread(level.levels_s.to(dtype))
+        a, s = unit * level.spread(level.alpha.to(dtype)), unit * level.spread(level.sigma.to(dtype))
         g = nxt.spread((self.sigma_scale * step_levels(state.now, nxt).posterior).to(dtype))
         weight = g / (g + s.square())
         return torch.lerp(x_next, a * z, weight) + s * weight.sqrt() * state.draw()
@@ -87,7 +90,7 @@ class ReSample(SamplingCallback):
         """x0 (B,C,H,W), changed so that it agrees with what is known."""
         known, hole = (task.known, task.hole) if self.space == "latent" else (task.picture, task.picture_hole)
         if by_latents:
-            return self.descended(x0, hole, lambda z: pull(task, z, self.space), self.rate)
+            return self.descended(x0, hole, lambda z: data_gradient(task, z, self.space), self.rate)
         p = x0 if self.space == "latent" else task.codec.decode(x0)
         if self.exact:
             p = torch.lerp(known, p, hole)

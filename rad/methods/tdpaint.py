@@ -6,12 +6,12 @@ process of the hole. It runs on weights that were trained on per-pixel noise: an
 
 from dataclasses import dataclass
 
-from rad.process import PerPixel, Process, TimeOrigin, betas_of
-from rad.sampler import SamplingCallback
+from rad.diffusion.processes import PerPixel, Process, TimeOrigin, get_betas
+from rad.sampling.method import SamplingMethod
 
 
 @dataclass(frozen=True)
-class TDPaint(SamplingCallback):
+class TDPaint(SamplingMethod):
     """For a mask of 0 and 1 the levels and times are RAD's.
 
     It knows no soft masks: a pixel with a hole value above 0 is filled altogether. The network mixes the embeddings of the
@@ -25,4 +25,4 @@ class TDPaint(SamplingCallback):
     fractional = True
 
     def process(self, own: Process, time_origin: TimeOrigin) -> Process:
-        return PerPixel(betas_of(own), time_origin=time_origin)
+        return PerPixel(get_betas(own), time_origin=time_origin)

@@ -19,14 +19,17 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from rad.guidance import Space, lacking, norm, squared_misfit, vp_scale
-from rad.process import CLEAN, Process, Regions, TimeOrigin
-from rad.sampler import Cost, SamplingCallback, State, Task, setting
-from rad.step import Estimate, posterior_mean, reverse_step, step_levels
+from rad.diffusion.levels import CLEAN, NoiseRegions
+from rad.diffusion.processes import Process, TimeOrigin
+from rad.diffusion.step import Denoised, posterior_mean, reverse_step, step_levels
+from rad.methods.guidance import Space, norm, observation_residual, squared_misfit, vp_scale
+from rad.sampling.method import SamplingMethod, setting
+from rad.sampling.state import Cost, State
+from rad.sampling.task import Task
 
 
 @dataclass(frozen=True)
-class VIPaint(SamplingCallback):
+class VIPaint(SamplingMethod):
     """The sampler's steps are those below h_K; the levels h are found by their a / s, on any process, and are even in time.
 
     VIPaint-2 is the preset, VIPaint-4 has levels=4. The official code is for latents, with the mean L1 distance of decoded
@@ -91,7 +94,7 @@ class VIPaint(SamplingCallback):
 
     def after_step(self, state: State, x_next: Tensor) -> Tensor:
         assert state.estimate is not None
-        misfit = self.zeta * norm(lacking(state.task, state.estimate.x0, self.space))
+        misfit = self.zeta * norm(observation_residual(state.task, state.estimate.x0, self.space))
         gradient = state.prior.gradient(misfit, state.x)
         x = x_next - vp_scale(state.now, x_next) * vp_scale(state.next, x_next) * gradient
         return torch.lerp(state.task.known, x, state.task.hole) if state.next_time == CLEAN else x
@@ -101,7 +104,7 @@ class VIPaint(SamplingCallback):
         mu = torch.stack([state.task.known + self.start * state.draw() for _ in times], 1)
         pairs = [(state.level(t), state.level(u)) for t, u in pairwise(times)]
         variances = [
-            state.level(times[0]).levels_s.square(),
+            state.level(times[0]).sigma.square(),
             *(0.49 * self.step_eta**2 * step_levels(*pair).posterior for pair in pairs),
         ]
         log_variance = torch.cat(variances, 1).log().to(mu)[:, :, None, None, None].expand_as(mu)
@@ -114,7 +117,7 @@ class VIPaint(SamplingCallback):
                 t = times[0] + 1 + int(above * (0.6180339887 * number % 1))  # the golden ratio: evenly over the levels
                 gradient = state.prior.gradient(above * self.divergence_above(state, times[0], t, q), q)
                 z, loss = self.sample(state, times, q)
-                x0 = state.prior.estimate(z, state.level(times[-1])).x0
+                x0 = state.prior.denoise(z, state.level(times[-1])).x0
                 misfit = squared_misfit(state.task, x0, self.space) / (2 * self.sigma_y**2)
                 gradient = gradient + state.prior.gradient(loss + misfit, q)
             state.prior.vjp += len(pairs)  # that gradient came through the network K times
@@ -126,13 +129,13 @@ class VIPaint(SamplingCallback):
     def sample(self, state: State, times: list[float], q: Tensor) -> tuple[Tensor, Tensor]:
         """z_K (B,C,H,W) drawn from q, and the sum (B,) of the KL of its levels i > 1."""
         mu, log_variance, gamma = q.unbind(1)
-        z = _on(mu, state.level(times[0]).levels_a) * mu[:, 0] + (log_variance[:, 0] / 2).exp() * state.draw()
+        z = _on(mu, state.level(times[0]).alpha) * mu[:, 0] + (log_variance[:, 0] / 2).exp() * state.draw()
         divergence = z.new_zeros(len(z))
         for i, (t, u) in enumerate(pairwise(times), 1):
             now, nxt, w = state.level(t), state.level(u), gamma[:, i].sigmoid()
-            x0 = Estimate(state.prior.estimate(z, now).x0)
+            x0 = Denoised(state.prior.denoise(z, now).x0)
             f = reverse_step(z, x0, now, nxt, eta=self.step_eta, noise=torch.zeros_like(z))
-            mean = w * f + (1 - w) * _on(mu, nxt.levels_a) * mu[:, i]
+            mean = w * f + (1 - w) * _on(mu, nxt.alpha) * mu[:, i]
             variance = self.step_eta**2 * _on(mu, step_levels(now, nxt).posterior)
             divergence = divergence + kl(mean, log_variance[:, i].exp(), f, variance)
             z = mean + (log_variance[:, i] / 2).exp() * state.draw()
@@ -142,13 +145,13 @@ class VIPaint(SamplingCallback):
         """(B,) KL of the reverse step t -> t - 1 of q, which knows mu_1 and tau_1 at level `top` < t, to that of p."""
         mu, variance = q[:, 0, 0], q[:, 1, 0].exp()
         h, now, nxt = state.level(top), state.level(t), state.level(t - 1)
-        ratio_t, ratio_u = now.levels_a / h.levels_a, nxt.levels_a / h.levels_a
+        ratio_t, ratio_u = now.alpha / h.alpha, nxt.alpha / h.alpha
         v_t = _on(mu, ratio_t.square()) * variance + _on(mu, step_levels(now, h).b)
         v_u = _on(mu, ratio_u.square()) * variance + _on(mu, step_levels(nxt, h).b)
         noise = v_t.sqrt() * state.draw()
-        z = _on(mu, now.levels_a) * mu + noise
-        mean = _on(mu, nxt.levels_a) * mu + _on(mu, ratio_t / ratio_u) * v_u / v_t * noise
-        p_mean, levels = posterior_mean(z, state.prior.estimate(z, now).x0, now, nxt), step_levels(now, nxt)
+        z = _on(mu, now.alpha) * mu + noise
+        mean = _on(mu, nxt.alpha) * mu + _on(mu, ratio_t / ratio_u) * v_u / v_t * noise
+        p_mean, levels = posterior_mean(z, state.prior.denoise(z, now).x0, now, nxt), step_levels(now, nxt)
         return kl(mean, _on(mu, levels.b) * v_u / v_t, p_mean, _on(mu, levels.posterior))
 
 
@@ -161,7 +164,7 @@ def kl(mean: Tensor, variance: Tensor, other_mean: Tensor, other_variance: Tenso
 def _rows(task: Task, rows: Tensor) -> Task:
     """The images of `task` that are numbered in `rows` (N,)."""
     known, hole = task.known[rows], task.hole[rows]
-    regions = Regions(task.regions.values[rows], task.regions.index[rows])
+    regions = NoiseRegions(task.regions.values[rows], task.regions.index[rows])
     return Task(known, hole, regions, task.codec, task.picture[rows], task.picture_hole[rows])
 
 
@@ -172,4 +175,4 @@ def _on(image: Tensor, level: Tensor) -> Tensor:
 def _time_of(process: Process, ratio: float) -> int:
     """The noisiest time at which a / s is at least `ratio`."""
     noise = process.noise(torch.arange(process.steps), None)
-    return max(0, int((noise.levels_a >= ratio * noise.levels_s).sum()) - 1)
+    return max(0, int((noise.alpha >= ratio * noise.sigma).sum()) - 1)

@@ -1,0 +1,147 @@
+"""The picture of `make demo`: held-out crops inpainted by two saved adapters, and a photograph restored at full size."""
+
+import argparse
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from rad.console import Progress, tell
+from rad.data.module import PictureData
+from rad.images.codecs import blank, open_picture, to_uint8
+from rad.inpainting.inpainter import Inpainter
+from rad.masks.shapes import Lettering, make
+from rad.rng import generator
+
+SHOWN = ("center", "half", "thick", "perlin", "box", "thin", "expand", "lettering")
+
+
+TILE, GAP, HEAD = 112, 6, 22
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--adapter", required=True, help="the adapter that the demo has trained")
+    parser.add_argument("--shipped", default="checkpoints/rad-nature32", help="an adapter trained for longer")
+    parser.add_argument("--output", default="runs/demo/panel.png")
+    parser.add_argument("--steps", type=int, default=48, help="network calls of each filling")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+
+    crops = held_out_crops(2 * len(SHOWN), size=32)
+    holes = torch.cat(
+        [make(SHOWN[i % len(SHOWN)])([generator(options.seed, "demo", i)], 32, 32) for i in range(len(crops))]
+    )
+    columns = [[blank(crop, hole) for crop, hole in zip(crops, holes, strict=True)]]
+    for folder in (options.adapter, options.shipped):
+        columns.append(fill(folder, crops, holes, steps=options.steps, seed=options.seed))
+    columns.append([to_uint8(crop) for crop in crops])
+    tiles = mosaic(columns, ["input", "demo adapter", "shipped adapter", "truth"])
+
+    photograph = open_picture(Path(str(files("skimage"))) / "data" / "astronaut.png")
+    lettering = Lettering(lines=8, scratches=12)
+    damage = lettering([generator(options.seed, "damage")], photograph.height, photograph.width)[0]
+    damaged = paint(photograph, damage)
+    restored = restore(options.shipped, damaged, damage, steps=max(1, options.steps // 3), seed=options.seed)
+    known = damage[0].numpy() == 0
+    assert np.array_equal(np.asarray(restored)[known], np.asarray(photograph)[known]), "known pixels must not change"
+
+    panel = stack(
+        [
+            tiles,
+            beside(
+                [damaged, restored],
+                ["512x512, scratched and lettered over", "restored by the shipped adapter, size_policy crop"],
+            ),
+        ]
+    )
+    output = Path(options.output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    panel.save(output)
+    print(output)
+    return 0
+
+
+def held_out_crops(count: int, *, size: int) -> Tensor:
+    """(count,3,size,size) in [0,1]: crops of photographs that the demo does not train on."""
+    data = PictureData("skimage", val_count=count, size=size, crop="random_scale", batch_size=count)
+    data.setup("validate")
+    loader = data.val_dataloader()
+    assert not isinstance(loader, list)
+    return next(iter(loader))["image"] / 2 + 0.5
+
+
+def fill(folder: str, crops: Tensor, holes: Tensor, *, steps: int, seed: int) -> list[Image.Image]:
+    inpainter = Inpainter.from_pretrained(folder)
+    tell(f"{folder}: {len(crops)} crops, {steps} network calls each")
+    with Progress(steps * len(crops)) as progress:
+        result = inpainter(
+            list(crops), list(holes), steps=steps, seed=seed, batch_size=len(crops),
+            names=[str(i) for i in range(len(crops))], on_step=lambda done, _: progress.update(done),
+        )  # fmt: skip
+    return result.images
+
+
+def restore(folder: str, image: Image.Image, hole: Tensor, *, steps: int, seed: int) -> Image.Image:
+    inpainter = Inpainter.from_pretrained(folder)
+    windows = inpainter.count_windows(hole, size_policy="crop")
+    tell(f"{folder}: a photograph of {image.width}x{image.height}, {windows} windows, {steps} network calls each")
+    with Progress(steps * windows) as progress:
+        result = inpainter(
+            image, hole, steps=steps, seed=seed, size_policy="crop", batch_size=32,
+            on_step=lambda done, _: progress.update(done),
+        )  # fmt: skip
+    return result.images[0]
+
+
+def paint(image: Image.Image, hole: Tensor) -> Image.Image:
+    """White paint where the hole is: what was there is gone."""
+    return Image.composite(
+        Image.new("RGB", image.size, "white"), image, Image.fromarray((255 * hole[0]).byte().numpy())
+    )
+
+
+def mosaic(columns: list[list[Image.Image]], titles: list[str]) -> Image.Image:
+    """Rows of tiles, two examples side by side."""
+    rows = (len(columns[0]) + 1) // 2
+    group = len(columns) * (TILE + GAP) + 2 * GAP
+    canvas = Image.new("RGB", (2 * group, HEAD + rows * (TILE + GAP)), "white")
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=14)
+    for side in range(2):
+        for number, (title, column) in enumerate(zip(titles, columns, strict=True)):
+            left = GAP + side * group + number * (TILE + GAP)
+            draw.text((left, 2), title, fill="black", font=font)
+            for row, image in enumerate(column[side * rows : (side + 1) * rows]):
+                canvas.paste(image.resize((TILE, TILE), Image.Resampling.NEAREST), (left, HEAD + row * (TILE + GAP)))
+    return canvas
+
+
+def beside(images: list[Image.Image], titles: list[str]) -> Image.Image:
+    width = sum(image.width + GAP for image in images)
+    canvas = Image.new("RGB", (width, HEAD + max(image.height for image in images)), "white")
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=14)
+    left = GAP
+    for image, title in zip(images, titles, strict=True):
+        draw.text((left, 2), title, fill="black", font=font)
+        canvas.paste(image, (left, HEAD))
+        left += image.width + GAP
+    return canvas
+
+
+def stack(images: list[Image.Image]) -> Image.Image:
+    canvas = Image.new(
+        "RGB", (max(image.width for image in images), sum(image.height + GAP for image in images)), "white"
+    )
+    top = 0
+    for image in images:
+        canvas.paste(image, (0, top))
+        top += image.height + GAP
+    return canvas
+
+
+if __name__ == "__main__":
+    sys.exit(main())

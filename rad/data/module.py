@@ -1,0 +1,316 @@
+"""The LightningDataModule of square images, in steps instead of epochs."""
+
+import math
+import numpy as np
+import torch
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.resources import files
+from itertools import chain
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from pathlib import Path
+from rad.data.captions import read_captions
+from rad.data.framing import Crop, Framing, Resize, SCALE_RANGE, ScaleDraw
+from rad.data.stream import HeldOut, PositionSampler, Source, Stream, StreamLoader, Turns
+from rad.images.sources import Gathered, Listing, Picture, find_readable, list_pictures
+from rad.masks import MaskGenerator
+from rad.rng import key, key_of
+from torch.utils.data import DataLoader
+from typing import Any
+
+
+# Colour photographs inside the scikit-image wheel; the motorcycles are two views of one scene.
+SKIMAGE_TRAIN = (
+    "astronaut.png",
+    "chelsea.png",
+    "hubble_deep_field.jpg",
+    "motorcycle_left.png",
+    "motorcycle_right.png",
+)
+
+
+SKIMAGE_HELD_OUT = ("coffee.png", "rocket.jpg")
+
+
+_FRESH = {"position": 0, "batches": 0}  # of a run that was not resumed
+
+
+def list_source(source: str, *, held_out: bool = False) -> Sequence[Picture]:
+    """Pictures as of `list_pictures`, or one part of the photographs inside scikit-image ("skimage")."""
+    if source != "skimage":
+        return list_pictures(source)
+    folder = Path(str(files("skimage"))) / "data"
+    return [Picture(name, folder / name) for name in (SKIMAGE_HELD_OUT if held_out else SKIMAGE_TRAIN)]
+
+
+def hold_out(pictures: Sequence[Source], count: int) -> tuple[Sequence[Source], Sequence[Source]]:
+    """(the rest, the `count` with the smallest hash of their name): a new picture moves at most one other."""
+    rest, held = _split(pictures, count)
+    return _choose(pictures, rest), _choose(pictures, held)
+
+
+def _split(pictures: Sequence[Source], count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of both parts of `hold_out`, ascending."""
+    if count >= len(pictures):
+        raise ValueError(
+            f"val_count={count} leaves none of {len(pictures)} pictures to train on: lower it or set val_path"
+        )
+    hashes = np.fromiter((key("held out", picture.name) for picture in pictures), np.int64, len(pictures))
+    ranked = np.argsort(hashes, kind="stable")
+    return np.sort(ranked[count:]), np.sort(ranked[:count])
+
+
+def _choose(pictures: Sequence[Source], numbers: np.ndarray) -> Sequence[Source]:
+    if isinstance(pictures, list):
+        return [pictures[number] for number in numbers]
+    return Gathered([pictures], numbers)
+
+
+class PictureData(LightningDataModule):
+    """Square pictures for training and validation, in steps instead of epochs.
+
+    Batches are dicts: "image" (B,3,size,size) float32 in [-1, 1], "position" (B) int64, "name" list of B, and
+    with `masks` "hole" (B,1,size,size), 1 = fill, with `captions` "text", list of B. The whole run is one pass of
+    Lightning, `trainer.max_steps` long (or `trainer.max_epochs` times the pictures, counted in steps). The trainer needs
+    `use_distributed_sampler=False`.
+
+    Unreadable pictures are skipped with one warning that counts and names them; one whose damage shows only
+    when it is decoded is replaced by the next of the list. In tars, LMDB and datasets, where it would take hours
+    to look at every picture before the first step, all damage shows only then. Pictures smaller than `size` are
+    enlarged. Scaling is Lanczos.
+
+    Args:
+        path: folder of any depth, zip, tar, SHARD-{0000..0099}.tar, folder of tars, folder of an LMDB,
+            "hf:ID:SPLIT:COLUMN" for a Hugging Face dataset, or "skimage" for photographs inside scikit-image; or a
+            list of these. See docs/data.md.
+        weights: relative share of the samples that each path of the list has, as whole numbers: [3, 1] takes three samples of
+            the first for each one of the second, in a fixed pattern. Each path then goes through its own epochs, and
+            `trainer.max_epochs` still counts all pictures of all paths once an epoch. None: the list is one source, in
+            which all pictures are equally frequent.
+        val_path: one such source for validation, or a list. None: hold out `val_count` pictures of `path`, chosen by a
+            hash of their names, or with "skimage" the photographs kept for this.
+        val_count: pictures to hold out when there is no `val_path`; 0: no validation. With "skimage" and
+            crops at random scales, the number of crops.
+        size: side of the squares, in pixels.
+        resize: "short_side" scales the short side to `size` before the crop, "none" crops unscaled pixels.
+        crop: "center"; "random": at a random place; "random_scale": a square at a random place, its side drawn
+            from `scale_range` or `side_range`, scaled to `size`. For validation the first two take the
+            center, the last a place and scale fixed by the name.
+        scale_range: smallest and largest side for "random_scale", as parts of the short side.
+        side_range: the same in pixels, instead of `scale_range`; null for the largest is the whole short side. With
+            [32, null] crops lie between 32 pixels and the whole short side. A picture whose short side is below the
+            smallest is taken whole.
+        scale_draw: "uniform" side, or "log_uniform": as many crops between 32 and 64 pixels as between 64 and 128.
+        flip: mirror half of the training pictures.
+        batch_size: pictures per step and device.
+        num_workers: processes that read pictures; 0: the main process does.
+        seed: of order, crops, flips and holes.
+        strict: make unreadable pictures an error.
+        masks: draws a hole for every picture. None: no holes.
+        in_memory: decode all pictures once, at the start, and keep them, at 4 bytes a pixel in every process: 960
+            photographs of about 345x490 pixels are 650 MB.
+        captions: for models that take text: "folder" for the names of the pictures' folders, or a .json or .jsonl file, see
+            `rad.data.captions.read_captions`. None: no text.
+
+    Raises:
+        ValueError: a setting is out of range; at setup, a path is missing or holds no readable picture.
+    """
+
+    allow_zero_length_dataloader_with_multiple_devices = True  # there may be more devices than validation pictures
+
+    def __init__(
+        self,
+        path: str | list[str],
+        *,
+        weights: list[int] | None = None,
+        val_path: str | list[str] | None = None,
+        val_count: int = 64,
+        size: int = 256,
+        resize: Resize = "short_side",
+        crop: Crop = "center",
+        scale_range: tuple[float, float] = SCALE_RANGE,
+        side_range: tuple[int, int | None] | None = None,
+        scale_draw: ScaleDraw = "uniform",
+        flip: bool = False,
+        batch_size: int = 8,
+        num_workers: int = 0,
+        seed: int = 0,
+        strict: bool = False,
+        masks: MaskGenerator | None = None,
+        in_memory: bool = False,
+        captions: str | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("size", size, 1),
+            ("batch_size", batch_size, 1),
+            ("val_count", val_count, 0),
+        ):
+            if value < least:
+                raise ValueError(f"{name}={value}: it must be at least {least}")
+        self.paths = [path] if isinstance(path, str) else list(path)
+        if weights is not None:
+            Turns(tuple(weights))  # checks them
+            if len(weights) != len(self.paths):
+                raise ValueError(
+                    f"weights={weights}: give one weight for each path, of which there are {len(self.paths)}"
+                )
+        self.weights = None if weights is None else tuple(weights)
+        if val_path is None and self.paths == ["skimage"]:
+            val_path = "skimage"
+        self.val_paths = [val_path] if isinstance(val_path, str) else val_path
+        self.val_count = val_count
+        self.framing = Framing(size, resize, crop, scale_range, flip, side_range, scale_draw)
+        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+        self.strict, self.masks, self.in_memory = strict, masks, in_memory
+        self.captions = None if captions is None else read_captions(captions)
+        self.train_pictures: Sequence[Source] = []
+        self.val_pictures: Sequence[Source] = []
+        self._counts: tuple[int, ...] = ()
+        self._names: int | None = None
+        self._resumed = _FRESH
+
+    def setup(self, stage: str) -> None:
+        if not self.train_pictures:
+            sources = self._readable([list_source(path) for path in self.paths])
+            pictures, counts = self._join(sources), np.array([len(source) for source in sources])
+            if self.val_paths is None:
+                rest, held = _split(pictures, self.val_count)
+                self.train_pictures, self.val_pictures = _choose(pictures, rest), _choose(pictures, held)
+                counts = np.diff(np.searchsorted(rest, [0, *counts.cumsum()]))
+            else:
+                held_out = self._readable([list_source(path, held_out=True) for path in self.val_paths])
+                self.train_pictures, self.val_pictures = pictures, self._join(held_out)
+            self._counts = tuple(counts.tolist())
+            if self.weights is not None and 0 in self._counts:
+                empty = self.paths[self._counts.index(0)]
+                raise ValueError(
+                    f"{empty} has a weight and no picture left to train on: leave it out or lower val_count"
+                )
+            if self.captions is not None:
+                self.captions.require(picture.name for picture in chain(self.train_pictures, self.val_pictures))
+        if stage == "fit" and self.trainer is not None:
+            self._resumed = _FRESH  # Lightning calls `load_state_dict` after `setup`
+            self._count_in_steps(self.trainer)
+
+    def _readable(self, parts: Sequence[Sequence[Picture]]) -> list[Sequence[Source]]:
+        """What can be read of each part; a `Listing` as it is, unless it goes into memory."""
+        kept: list[Sequence[Source]] = []
+        bad: list[str] = []
+        for part in parts:
+            good, broken = (part, []) if self._is_unseen(part) else find_readable(part, decode=self.in_memory)
+            kept.append(good)
+            bad += broken
+        if bad:
+            names = ", ".join(bad[:5]) + (", ..." if len(bad) > 5 else "")
+            message = f"{len(bad)} of {sum(map(len, parts))} pictures cannot be read: {names}"
+            if self.strict or not any(kept):
+                raise ValueError(f"{message}; repair or remove them")
+            rank_zero_warn(f"{message}; they are skipped")
+        return kept
+
+    def _join(self, parts: Sequence[Sequence[Source]]) -> Sequence[Source]:
+        """One part after another."""
+        if any(map(self._is_unseen, parts)):
+            return parts[0] if len(parts) == 1 else Gathered(parts)
+        return [picture for part in parts for picture in part]
+
+    def _is_unseen(self, part: Sequence[Source]) -> bool:
+        return isinstance(part, Listing) and not self.in_memory
+
+    def _count_in_steps(self, trainer: Trainer) -> None:
+        """Make Lightning stop by steps alone: an epoch of its own would end and begin the loader."""
+        if trainer.overfit_batches:  # pyright: ignore[reportAttributeAccessIssue]
+            raise ValueError("overfit_batches repeats an epoch, which this data has not: give a path with few pictures")
+        limits = [trainer.max_steps] if trainer.max_steps >= 0 else []
+        if trainer.max_epochs is not None and trainer.max_epochs >= 0:
+            epoch = math.ceil(len(self.train_pictures) / (self.batch_size * trainer.world_size))
+            limits.append(math.ceil(trainer.max_epochs * epoch / trainer.accumulate_grad_batches))
+        if not limits:
+            raise ValueError("the training has no end: set trainer.max_steps")
+        trainer.fit_loop.epoch_loop.max_steps = min(limits)
+        trainer.fit_loop.max_epochs = -1
+
+    def _rank_and_world(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _batches_done(self) -> int:
+        if self.trainer is None:
+            return 0
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress
+        return progress.total.processed
+
+    def position(self) -> int:
+        """How many samples of the stream the run has used, over all devices and all resumes."""
+        batches = max(0, self._batches_done() - self._resumed["batches"])
+        return self._resumed["position"] + batches * self.batch_size * self._rank_and_world()[1]
+
+    def _fingerprint(self) -> int:
+        if self._names is None:
+            weights = [] if self.weights is None else ["weights", *self.weights, *self._counts]
+            self._names = key_of(chain([self.seed], (picture.name for picture in self.train_pictures), weights))
+        return self._names
+
+    def state_dict(self) -> dict[str, int]:
+        """The position, so that a run may resume with another batch size, and what its meaning depends on."""
+        return {"position": self.position(), "batches": self._batches_done(), "pictures": self._fingerprint()}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self._resumed = state_dict
+
+    def stream(self) -> Stream:
+        """All samples of the run."""
+        return Stream(
+            self.train_pictures,
+            self.framing,
+            self.seed,
+            self.masks,
+            self.strict,
+            self.captions,
+            self._counts,
+            self.weights,
+        )
+
+    def train_dataloader(self) -> StreamLoader:
+        """The rest of the run, from `position()`; without a trainer, one pass over the pictures."""
+        if self._resumed is not _FRESH and self._resumed["pictures"] != self._fingerprint():
+            rank_zero_warn(
+                "the training pictures, their weights or the seed are not those of the checkpoint: "
+                f"the stream goes on at position {self.position()} in its new order"
+            )
+        left = math.ceil(len(self.train_pictures) / self.batch_size)
+        if self.trainer is not None:
+            steps = max(0, self.trainer.max_steps - self.trainer.global_step)
+            left = steps * self.trainer.accumulate_grad_batches
+        done, (rank, world_size) = self._batches_done(), self._rank_and_world()
+        sampler = PositionSampler(
+            self.position,
+            length=done + left,
+            batch_size=self.batch_size,
+            done=done,
+            rank=rank,
+            world_size=world_size,
+        )
+        return StreamLoader(self.stream(), batch_sampler=sampler, **self._reading())
+
+    def val_dataloader(self) -> DataLoader | list[DataLoader]:
+        """Every validation picture once over all ranks, in a fixed order; [] when there are none."""
+        crop: Crop = "random_scale" if self.framing.crop == "random_scale" else "center"
+        few = self.val_paths == ["skimage"] and crop == "random_scale"
+        length = self.val_count if few else len(self.val_pictures)
+        if length == 0:
+            return []
+        framing = replace(self.framing, crop=crop, flip=False)
+        held_out = HeldOut(self.val_pictures, framing, length, self.masks, self.strict, self.captions)
+        rank, world_size = self._rank_and_world()
+        mine = list(range(rank, length, world_size))
+        batches = [mine[start : start + self.batch_size] for start in range(0, len(mine), self.batch_size)]
+        return DataLoader(held_out, batch_sampler=batches, **self._reading())
+
+    def _reading(self) -> dict[str, Any]:
+        return {
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+        }

@@ -1,0 +1,175 @@
+"""The hybrid loss, pixel by pixel: L = mean (eps - eps_theta)^2 + vlb_weight * L_vlb (Nichol & Dhariwal 2021, arXiv 2102.09672).
+
+L_vlb compares the true step q(x_u | x_t, x_0) with the model's, in bits, and trains the variance alone. For each pixel:
+the level does not change: 0; the step ends at the clean level: -log p(x_0) of the 8-bit value; else the KL divergence.
+This one rule covers both ends of RAD's two phases.
+
+Networks that predict v or a flow's velocity have the squared error of that, and no variational term.
+
+Timestep weights. Every squared error is that of x0 times a factor of the signal-to-noise ratio SNR = a^2 / s^2:
+
+    epsilon: SNR     v_prediction: SNR + 1     velocity: 1 / s^2
+
+`timestep_weight` multiplies it, so that the factor of x0 becomes
+
+    "min_snr":        min(SNR, 5)       Hang et al. 2023, arXiv 2303.09556, gamma = 5
+    "truncated_snr":  max(SNR, 1)       Salimans & Ho 2022, arXiv 2202.00512, section 4
+    "p2":             SNR / (1 + SNR)   Choi et al. 2022, arXiv 2204.00227, gamma = k = 1
+
+whatever the network predicts.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rad.diffusion.levels import NoiseLevel
+from rad.diffusion.step import Prediction, log_variance, posterior_mean, step_levels
+
+LossRegion = Literal["all", "noisy", "moving"]
+
+
+TimestepWeight = Literal["none", "min_snr", "truncated_snr", "p2"]
+
+
+MIN_SNR_GAMMA = 5.0
+
+
+VlbBoundary = Literal["nll", "zero"]
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Each (B,): the squared error of the prediction, the variational term in bits (0 without a learned variance), their sum."""
+
+    simple: Tensor
+    vlb: Tensor
+    total: Tensor
+
+
+def hybrid_loss(
+    output: Tensor,
+    *,
+    x0: Tensor,
+    x: Tensor,
+    eps: Tensor,
+    now: NoiseLevel,
+    previous: NoiseLevel,
+    vlb_weight: float = 1e-3,
+    vlb_boundary: VlbBoundary = "nll",
+    loss_region: LossRegion = "all",
+    weight_limit: float = 1.0,
+    timestep_weight: TimestepWeight = "none",
+    prediction: Prediction = "epsilon",
+) -> Losses:
+    """Loss of a network that predicts eps, and the variance if it has twice the channels; or another `prediction`.
+
+    Args:
+        output: (B,C,H,W) or (B,2C,H,W), the network's; x0, x, eps: (B,C,H,W), with x = a x0 + s eps.
+        now, previous: the noise of x, and of the step that follows in the reverse process.
+        vlb_weight: on the sampled variational term. The official RAD code has 1e-3; 1.0 is iDDPM's weighting.
+        vlb_boundary: "nll": the rule above. "zero" (as the official code turns out): images of which any pixel ends at the
+            clean level in this step get no variational term.
+        loss_region: pixels of the squared error: "all" (official), "noisy": those that hold noise, by their number, or
+            "moving": those whose level the step changes (TD-Paint: the hole), by their number.
+        weight_limit: the squared error of a pixel is weighted by 1 + 1/SNR = 1/a^2, as in v-prediction (Salimans & Ho 2022,
+            arXiv 2202.00512), up to this limit. 1 (official): no weight. A short training gains from a limit of about 100:
+            at high noise the colours of the estimate hang on very small errors of eps.
+        timestep_weight: weight of the squared error by the noise level of a pixel, see above. "none": 1.
+        prediction: what the network gives, see `target`; `weight_limit` and the variational term are for "epsilon" alone.
+    """
+    channels = x0.shape[1]
+    error = (target(prediction, x0=x0, eps=eps, now=now) - output[:, :channels]).square()
+    if prediction == "epsilon":
+        # The error of v = a eps - s x0 is that of eps divided by a.
+        error = now.spread((1 / now.alpha.square()).clamp(max=weight_limit).to(x.dtype)) * error
+    else:
+        assert weight_limit == 1
+        assert output.shape[1] == channels
+    if timestep_weight != "none":
+        error = now.spread(snr_weight(timestep_weight, now, prediction).to(x.dtype)) * error
+    if loss_region != "all":
+        chosen = now.sigma_map() > 0 if loss_region == "noisy" else now.spread(step_levels(now, previous).b > 0)
+        counted = chosen.expand(-1, 1, *x.shape[2:]).to(error.dtype)
+        simple = (error * counted).sum((1, 2, 3)) / (channels * counted.sum((1, 2, 3))).clamp(min=1)
+    else:
+        simple = error.mean((1, 2, 3))
+    if output.shape[1] == channels:
+        return Losses(simple, torch.zeros_like(simple), simple)
+    exact = output.to(torch.promote_types(output.dtype, torch.float32))
+    bits = variational_bits(exact, x0=x0, x=x, now=now, previous=previous)
+    vlb = bits.mean((1, 2, 3))
+    if vlb_boundary == "zero":
+        vlb = torch.where(_ends_clean(now, previous).any(1), torch.zeros_like(vlb), vlb)
+    return Losses(simple, vlb, simple + vlb_weight * vlb)
+
+
+def target(prediction: Prediction, *, x0: Tensor, eps: Tensor, now: NoiseLevel) -> Tensor:
+    """What the network should give, (B,C,H,W): eps; v = a eps - s x0 (Salimans & Ho 2022); a flow's velocity eps - x0."""
+    if prediction == "epsilon":
+        return eps
+    if prediction == "velocity":
+        return eps - x0
+    return now.alpha_map(x0) * eps - now.sigma_map(x0) * x0
+
+
+def snr_weight(kind: TimestepWeight, now: NoiseLevel, prediction: Prediction) -> Tensor:
+    """The timestep weight of each level, (B,K) float64; 0 for clean levels, whose error says nothing.
+
+    Args:
+        kind: see the top of this file; now: the noise levels; prediction: what the network gives.
+    """
+    a2, s2 = now.alpha.square(), now.sigma.square()
+    noisy = s2 > 0
+    s2 = torch.where(noisy, s2, 1.0)
+    snr = a2 / s2
+    wanted = {
+        "none": torch.ones_like(snr),
+        "min_snr": snr.clamp(max=MIN_SNR_GAMMA),
+        "truncated_snr": snr.clamp(min=1.0),
+        "p2": snr / (1 + snr),
+    }[kind]
+    given = {"epsilon": snr, "v_prediction": snr + 1, "velocity": 1 / s2, "sample": torch.ones_like(snr)}[prediction]
+    return torch.where(noisy, wanted / given, 0.0)
+
+
+def variational_bits(output: Tensor, *, x0: Tensor, x: Tensor, now: NoiseLevel, previous: NoiseLevel) -> Tensor:
+    """The variational term of every value, (B,C,H,W), in bits; the predicted mean gets no gradient."""
+    eps, raw = output.chunk(2, dim=1)
+    a, s = now.alpha_map(x), now.sigma_map(x)
+    predicted = (x - s * eps.detach()) / a
+    fraction = (raw + 1) / 2
+    levels = step_levels(now, previous)
+    mean = posterior_mean(x, predicted, now, previous)
+    log_var = log_variance(fraction, now, previous)
+    true_mean = posterior_mean(x, x0, now, previous)
+    true_log_var = now.spread(levels.posterior.clamp(min=1e-20).log().to(x.dtype))
+    ends_clean = now.spread(_ends_clean(now, previous))
+    # Where a branch is not taken its input is made harmless first: an infinity there would reach the gradient as NaN.
+    kl = normal_kl(true_mean, torch.where(ends_clean, log_var.detach(), true_log_var.expand_as(log_var)), mean, log_var)
+    nll = discretised_nll(x0, mean, 0.5 * log_var)
+    bits = torch.where(ends_clean, nll, kl) / math.log(2)
+    return torch.where(now.spread(levels.b > 0), bits, 0.0)
+
+
+def normal_kl(mean: Tensor, log_var: Tensor, other_mean: Tensor, other_log_var: Tensor) -> Tensor:
+    """KL( N(mean, exp log_var) || N(other_mean, exp other_log_var) ) elementwise, in nats."""
+    spread = torch.exp(log_var - other_log_var) + (mean - other_mean).square() * torch.exp(-other_log_var)
+    return 0.5 * (other_log_var - log_var - 1 + spread)
+
+
+def discretised_nll(x0: Tensor, mean: Tensor, log_deviation: Tensor) -> Tensor:
+    """-log of the mass that N(mean, exp(log_deviation)^2) gives to the 8-bit value x0 in [-1,1], in nats; open end bins."""
+    inverse = torch.exp(-log_deviation)
+    below = torch.special.ndtr((x0 - mean - 1 / 255) * inverse)
+    above = torch.special.ndtr((x0 - mean + 1 / 255) * inverse)
+    above = torch.where(x0 > 0.999, 1.0, above)
+    below = torch.where(x0 < -0.999, 0.0, below)
+    return -torch.log((above - below).clamp(min=1e-12))
+
+
+def _ends_clean(now: NoiseLevel, previous: NoiseLevel) -> Tensor:
+    return (previous.sigma == 0) & (now.sigma > 0)

@@ -1,0 +1,125 @@
+"""Image files to tensors and back: colour, orientation, bit depth, one rounding to 8 bits."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # damaged input makes Pillow and zipfile raise almost anything
+        if isinstance(error, UnidentifiedImageError):
+            reason = "not a picture"
+        elif isinstance(error, Image.DecompressionBombError):
+            reason = f"{str(error).partition(',')[0]} (sample.py --max_megapixels, PIL.Image.MAX_IMAGE_PIXELS)"
+        else:
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise ValueError(f"cannot read picture {name}: {reason.splitlines()[0]}") from error
+
+
+@contextmanager
+def pictures_up_to(megapixels: float) -> Iterator[None]:
+    """For commands, since it is Pillow's global limit: larger pictures are refused, and no smaller one makes it warn."""
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, int(megapixels * 500_000)  # Pillow refuses twice as many
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+def open_picture(file: str | Path | IO[bytes], *, name: str | None = None) -> Image.Image:
+    """The picture in `file` as 8-bit RGB, turned upright by its EXIF orientation, with its colour profile; see `to_rgb`.
+
+    Of an animation, the first frame is read.
+
+    Args:
+        file: path or binary stream.
+        name: what errors call the picture; None: the path or the stream's own name.
+
+    Raises:
+        ValueError: the file is missing, truncated, not a picture, too large for Pillow, or has float pixels (no agreed range).
+    """
+    with _naming(name or str(getattr(file, "name", file))), Image.open(file) as image:
+        return to_rgb(image)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Upright 8-bit RGB.
+
+    Grey, palette and CMYK pictures are converted; 16-bit grey is divided by 257 (65535 -> 255). Alpha is
+    dropped, not composited: the colour stored under transparent pixels is kept.
+
+    Colours keep their meaning: pixels with an RGB profile stay as they are, and the profile stays in `info["icc_profile"]`, from
+    where Pillow writes it into a PNG; pixels with a profile of grey or CMYK are converted to sRGB, which needs none. Nothing else
+    stays in `info`.
+
+    Raises:
+        ValueError: float pixels, or a damaged profile of grey or CMYK.
+    """
+    if image.mode == "F":
+        raise ValueError("float pixels have no agreed range: convert it to 8 or 16 bits")
+    image = ImageOps.exif_transpose(image)
+    profile = image.info.get("icc_profile") or b""
+    space = profile[16:20]
+    if image.mode.startswith("I"):  # Pillow's own conversion of 16 bits clips at 255
+        image = Image.fromarray(np.uint8(np.rint(np.clip(np.asarray(image), 0, 65535) / 257)))
+    if image.mode in ("1", "LA"):
+        image = image.convert("L")
+    if (image.mode, space) in (("L", b"GRAY"), ("CMYK", b"CMYK")):
+        image = _to_srgb(image, profile)
+    if image.mode == "P" and "transparency" in image.info:  # straight to RGB is the same, with a warning
+        image = image.convert("RGBA")
+    keep = space == b"RGB " and image.mode != "CMYK"
+    image = image if image.mode == "RGB" else image.convert("RGB")
+    image.info = {"icc_profile": profile} if keep else {}
+    return image
+
+
+def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    from PIL import ImageCms
+
+    try:
+        converted = ImageCms.profileToProfile(
+            image,
+            BytesIO(profile),  # pyright: ignore[reportArgumentType]
+            ImageCms.createProfile("sRGB"),  # pyright: ignore[reportArgumentType]
+            renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            outputMode="RGB",
+            flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        )
+    except ImageCms.PyCMSError as error:
+        raise ValueError(f"its colour profile cannot be used ({error}): save it as sRGB") from error
+    assert converted is not None
+    return converted
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """An RGB picture as (3,H,W) float32 in [0, 1]; value v of 8 bits becomes v / 255."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div_(255)
+
+
+def to_uint8(image: Tensor) -> Image.Image:
+    """(3,H,W) in [0, 1] as an 8-bit RGB picture: clamped, times 255, rounded once (ties to even)."""
+    return Image.fromarray(round_to_uint8(image.detach()).cpu().permute(1, 2, 0).contiguous().numpy())
+
+
+def round_to_uint8(image: Tensor) -> Tensor:
+    """Values in [0, 1] as those of 8 bits, rounded as in `to_uint8`."""
+    return image.float().clamp(0, 1).mul_(255).round_().to(torch.uint8)
+
+
+def blank(image: Tensor, hole: Tensor) -> Image.Image:
+    """The image (3,H,W) in [0,1] with its hole (1,H,W) in mid-grey, 0.5."""
+    return to_uint8(torch.lerp(image, torch.full_like(image, 0.5), hole))

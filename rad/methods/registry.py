@@ -1,0 +1,136 @@
+"""Methods from words: by name, with settings as text, with steps that keep to a budget; and the table of them all."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import Field, fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from rad.diffusion.processes import Process, Uniform
+from rad.diffusion.schedules import linear_betas
+from rad.diffusion.spacings import Spacing, sampling_times
+from rad.methods import METHODS
+from rad.sampling.method import CustomSampler, Method, SamplingMethod
+from rad.sampling.state import Cost
+
+HOOKS = ("view", "plan", "on_start", "before_denoise", "on_denoised", "after_step")
+
+
+def create(name: str, settings: Mapping[str, str] | None = None) -> Method:
+    """The method called `name`, with `settings` given as text.
+
+    Raises:
+        ValueError: an unknown name or setting, or a value that is not of its type or range.
+    """
+    if name not in METHODS:
+        raise ValueError(f"method {name!r} is not known; there are {', '.join(METHODS)}")
+    kind, values = METHODS[name], {}
+    known = {one.name: one for one in fields(kind)}
+    for key, text in (settings or {}).items():
+        if key not in known:
+            allowed = ", ".join(known) or "none"
+            raise ValueError(f"method {name} has no setting {key!r}; it has {allowed}")
+        values[key] = _parse(f"{name}.{key}", text, get_type_hints(kind)[key])
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise ValueError(f"method {name}: {error}") from None
+
+
+def parse_settings(words: Sequence[str], names: Sequence[str]) -> dict[str, dict[str, str]]:
+    """`["repaint.jump_length=5"]` as {"repaint": {"jump_length": "5"}}; only for the methods in `names`."""
+    settings: dict[str, dict[str, str]] = {name: {} for name in names}
+    for word in words:
+        left, equals, value = word.partition("=")
+        name, dot, key = left.partition(".")
+        if not (equals and dot and key):
+            raise ValueError(f"--set {word}: expected METHOD.SETTING=VALUE, such as repaint.jump_length=5")
+        if name not in settings:
+            raise ValueError(f"--set {word}: method {name!r} is not among those of --method, {', '.join(names)}")
+        settings[name][key] = value
+    return settings
+
+
+def _parse(name: str, text: str, kind: Any) -> Any:
+    if get_origin(kind) is Literal:
+        if text not in get_args(kind):
+            raise ValueError(f"{name} is {text!r}; allowed are {', '.join(map(str, get_args(kind)))}")
+        return text
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise ValueError(f"{name} is {text!r}; allowed are true and false")
+        return text.lower() == "true"
+    if kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            raise ValueError(f"{name} is {text!r}; expected {'a whole' if kind is int else 'a'} number") from None
+    return text
+
+
+def most_steps(method: Method, own: Process) -> int:
+    """The most steps that the method can take on a model with this process."""
+    return method.process(own, "adm").sampled_steps
+
+
+def cost(method: Method, steps: int, *, own: Process | None = None, spacing: Spacing | None = None) -> Cost:
+    """Work for an image with `steps` levels, on a model with this process; None: DDPM's 1000 levels.
+
+    `spacing` None: the method's preset.
+    """
+    process = method.process(own or Uniform(linear_betas()), "adm")
+    spacing = method.preset_spacing if spacing is None else spacing
+    times = sampling_times(process, steps, spacing=spacing, fractional=method.fractional)
+    return method.cost(method.plan(times))
+
+
+def steps_within(method: Method, budget: int, *, own: Process | None = None, spacing: Spacing | None = None) -> int:
+    """The most steps whose cost, a VJP counted as two network calls, is at most `budget`; arguments as of `cost`.
+
+    Raises:
+        ValueError: even the cheapest costs more.
+    """
+    own = own or Uniform(linear_betas())
+    most = most_steps(method, own)
+    costs = [(steps, cost(method, steps, own=own, spacing=spacing).units) for steps in range(1, most + 1)]
+    within = [steps for steps, units in costs if units <= budget]
+    if not within:
+        least, units = min(costs, key=lambda pair: pair[1])
+        raise ValueError(
+            f"method {method.name} costs at least {units} network calls ({least} steps), more than the budget of {budget}"
+        )
+    return max(within)
+
+
+def hooks(kind: type[Method]) -> str:
+    """The hooks that a method overrides; "own loop"; "none" for a plain reverse process."""
+    if issubclass(kind, CustomSampler):
+        return "own loop"
+    used = [hook for hook in HOOKS if getattr(kind, hook) is not getattr(SamplingMethod, hook)]
+    return " ".join(used) or "none"
+
+
+def table() -> str:
+    """All methods with their cost at the preset, and the settings of each."""
+    rows = [("method", "paper", "hooks", "weights", "solver", "spacing", "steps", "NFE", "VJP", "gradient")]
+    for name, kind in METHODS.items():
+        method = kind()
+        work = cost(method, method.preset_steps)
+        gradient = "yes" if method.needs_grad else "no"
+        steps = str(method.preset_steps) if work.nfe else "-"
+        solver = method.preset_solver if method.uses_eta else "-"
+        spacing = method.preset_spacing if method.uses_spacing else "-"
+        start = (name, kind.paper, hooks(kind), method.weights, solver, spacing)
+        rows.append((*start, steps, str(work.nfe), str(work.vjp), gradient))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines += ["", "NFE: network calls an image; VJP: backward passes through the network, each about two calls.", ""]
+    lines += ["Settings, as --set METHOD.SETTING=VALUE:"]
+    lines += [
+        f"  {name}.{one.name}={_shown(one)}: {one.metadata['help']}"
+        for name, kind in METHODS.items()
+        for one in fields(kind)
+    ]
+    return "\n".join(lines)
+
+
+def _shown(one: Field[Any]) -> str:
+    return str(one.default).lower() if isinstance(one.default, bool) else str(one.default)

@@ -1,0 +1,221 @@
+"""The folder of a RAD adapter: peft's layout, `rad_config.json` and a model card."""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from rad.diffusion.processes import TimeOrigin
+from rad.models.guided_diffusion import QkvOrder
+
+FORMAT = 1
+
+
+Kind = Literal["pixel", "latent", "stable", "stable3"]
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """The content of `rad_config.json`.
+
+    Args:
+        base: where the base model was loaded from: a folder, a file or a hub id; `base_revision` of a hub id.
+        base_hash: `rad.models.weights.weights_hash` of the base model; compared at loading.
+        time_origin: see `rad.diffusion.processes.RegionAware`.
+        steps: number of noise levels of a phase; size: (height, width) of the training images in pixels.
+        trained_steps: optimiser steps; ema: whether these are averaged weights.
+        qkv_order: how a base in ADM's layout was read, see `rad.load`.
+        learned_variance: whether the variance was trained (vlb_weight > 0); if not, sampling takes the posterior's.
+        process: that it was trained on, see `rad.training.diffusion.Diffusion`.
+        unconditional: whether a part of its training had the whole image as the hole. If all weights were trained, they are
+            then a base model for the zero-shot methods, too.
+        kind: of the base, see `rad.models.trainable.Parts`.
+    """
+
+    base: str
+    base_hash: str
+    time_origin: TimeOrigin
+    steps: int
+    size: tuple[int, int]
+    base_revision: str | None = None
+    trained_steps: int = 0
+    ema: bool = False
+    qkv_order: QkvOrder = "legacy"
+    learned_variance: bool = True
+    process: str = "region_aware"
+    unconditional: bool = False
+    kind: Kind = "pixel"
+    format: int = FORMAT
+
+    @classmethod
+    def read(cls, folder: Path) -> "AdapterInfo":
+        path = folder / "rad_config.json"
+        try:
+            content = json.loads(path.read_text())
+            if not isinstance(content, dict):
+                raise ValueError("not a JSON object")
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{path} is missing: {folder} is not a RAD adapter folder") from None
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path} cannot be read ({error}): restore it, or export the adapter again") from None
+        unknown = set(content) - {field.name for field in fields(cls)}
+        if content.get("format") != FORMAT or unknown:
+            raise ValueError(
+                f"{path} has format {content.get('format')} and unknown keys {sorted(unknown)}; "
+                f"this version of rad reads format {FORMAT}"
+            )
+        wrong = [name for name, allowed in _INFO.items() if name in content and not allowed(content[name])]
+        if wrong:
+            raise ValueError(
+                f"{path} is damaged ({wrong[0]} is {json.dumps(content[wrong[0]])[:60]}): restore it, or export the adapter again"
+            )
+        try:
+            return cls(**{**content, "size": tuple(content["size"])})
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"{path} is incomplete ({error}): export the adapter again") from None
+
+    def write(self, folder: Path) -> None:
+        (folder / "rad_config.json").write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and value >= 1
+
+
+_INFO: dict[str, Callable[[Any], bool]] = {
+    "base": lambda value: isinstance(value, str) and value != "",
+    "base_hash": lambda value: isinstance(value, str),
+    "time_origin": lambda value: value in get_args(TimeOrigin),
+    "steps": _is_count,
+    "size": lambda value: (
+        isinstance(value, list) and len(value) == 2 and all(_is_count(n) and n <= 8192 for n in value)
+    ),
+    "base_revision": lambda value: value is None or isinstance(value, str),
+    "trained_steps": lambda value: isinstance(value, int),
+    "ema": lambda value: isinstance(value, bool),
+    "qkv_order": lambda value: value in get_args(QkvOrder),
+    "learned_variance": lambda value: isinstance(value, bool),
+    "unconditional": lambda value: isinstance(value, bool),
+    "process": lambda value: value in ("region_aware", "tdpaint"),
+    "kind": lambda value: value in get_args(Kind),
+}
+"""What the entries of rad_config.json may be; for a file may say anything."""
+
+
+def save_adapter(model: PeftModel, folder: str | Path, info: AdapterInfo, *, card: str, half: bool = False) -> Path:
+    """Write the adapter folder; in float16 if `half`. Returns the folder."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = _adapter_state(model)
+    dtype = torch.float16 if half else torch.float32
+    save_file(
+        {name: w.detach().to("cpu", dtype).contiguous() for name, w in state.items()},
+        folder / "adapter_model.safetensors",
+    )
+    config = replace(model.peft_config["default"], base_model_name_or_path=info.base, inference_mode=True)
+    config.save_pretrained(str(folder))
+    info.write(folder)
+    (folder / "README.md").write_text(card)
+    return folder
+
+
+def load_adapter(
+    network: nn.Module, folder: str | Path, *, base_hash: str | None = None, trained: bool = False
+) -> PeftModel:
+    """Put the adapter of `folder` on `network` (in place), frozen, in eval mode; or to be `trained` further.
+
+    Args:
+        base_hash: of the weights in `network`; None: not compared.
+
+    Raises:
+        FileNotFoundError: a file of the folder is missing.
+        ValueError: trained on other base weights, a file is corrupt, or keys do not match.
+    """
+    folder = Path(folder)
+    info = AdapterInfo.read(folder)
+    if base_hash is not None and base_hash != info.base_hash:
+        raise ValueError(
+            f"{folder} was trained on {info.base} with hash {info.base_hash[:12]}, but the base given has hash "
+            f"{base_hash[:12]}: give the base it was trained on"
+        )
+    weights, config_file = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+    for path in (weights, config_file):
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: copy the whole adapter folder, or export it again")
+    try:
+        state = load_file(weights)
+    except Exception as error:  # a damaged header can raise almost anything
+        raise ValueError(f"{weights} is corrupt ({error}): copy it again, or export the adapter again") from None
+    try:
+        config = replace(_read_peft_config(config_file, state), inference_mode=not trained)
+        with torch.random.fork_rng():
+            model = get_peft_model(network, config)  # pyright: ignore[reportArgumentType]
+    except Exception as error:  # names of layers that the base lacks, or what peft makes of any other value
+        raise ValueError(
+            f"{config_file} cannot be used ({' '.join(str(error).split())}): export the adapter again"
+        ) from None
+    assert isinstance(model, PeftModel)
+    expected = {name: w.shape for name, w in _adapter_state(model).items()}
+    given = {name: w.shape for name, w in state.items()}
+    if expected != given:
+        wrong = sorted(name for name in expected.keys() | given.keys() if expected.get(name) != given.get(name))
+        raise ValueError(
+            f"{weights} does not fit the base model: {len(wrong)} of {len(expected)} tensors are missing, left over or of "
+            f"another shape, the first {wrong[0]}: give the base and the adapter_config.json it was trained with"
+        )
+    set_peft_model_state_dict(model, {name: w.float() for name, w in state.items()})
+    return model if trained else model.eval().requires_grad_(False)
+
+
+OWN = ("r", "lora_alpha", "target_modules", "modules_to_save")
+
+
+def _read_peft_config(path: Path, state: Mapping[str, Tensor]) -> LoraConfig:
+    """The settings of an adapter that `inject` made, which the weights `state` agree with.
+
+    peft's other settings change what is computed, and may ask for any amount of memory: a file that sets one is refused.
+    """
+    content = json.loads(path.read_text())
+    if not isinstance(content, dict):
+        raise ValueError("not a JSON object")
+    missing = [name for name in OWN if name not in content]
+    if missing:
+        raise ValueError(f"{missing[0]} is missing")
+    rank, alpha, targets, full = (content[name] for name in OWN)
+    ranks = {len(w) if w.ndim else 0 for name, w in state.items() if ".lora_A." in name}
+    if ranks != {rank} or not isinstance(rank, int):
+        raise ValueError(f"r is {rank!r}, the weights have {sorted(ranks)}")
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        raise ValueError(f"lora_alpha is {alpha!r}")
+    if not _is_names(targets) or not (full is None or _is_names(full)):
+        raise ValueError("target_modules and modules_to_save are lists of names")
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # pyright: ignore[reportArgumentType]
+        target_modules=targets,
+        modules_to_save=full,
+        init_lora_weights="gaussian",
+    )
+    plain = LoraConfig().to_dict()
+    own = {*OWN, "init_lora_weights", "inference_mode", "base_model_name_or_path", "peft_version"}
+    given = {name: value for name, value in content.items() if name not in own and value}  # what is not off
+    foreign = sorted(name for name, value in given.items() if name not in plain or value != plain[name])
+    if foreign:
+        raise ValueError(f"{foreign[0]} is {json.dumps(content[foreign[0]])[:60]}, which no adapter of rad has")
+    return config
+
+
+def _is_names(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(name, str) and name for name in value)
+
+
+def _adapter_state(model: PeftModel) -> dict[str, Tensor]:
+    # Without this argument peft asks the hub whether a language model's vocabulary has changed.
+    return get_peft_model_state_dict(model, save_embedding_layers=False)

@@ -1,0 +1,95 @@
+"""How a hole comes to the latent grid, and what fills it while the image is encoded."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Prefill = Literal["smooth", "mean", "none"]
+
+
+GridRule = Literal["average", "bilinear", "nearest"]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How a hole in pixels becomes one of latent cells.
+
+    Args:
+        rule: "average": a cell is known where at least `threshold` of it is; "bilinear": the same after an antialiased bilinear
+            reduction, as DInG's code, which widens holes by a cell; "nearest": the pixel in the middle of a cell decides,
+            as in Blended Latent Diffusion's code, so that a hole may shrink.
+        threshold: in (0,1], of what is known.
+        dilate: rings of cells that are added to the hole.
+    """
+
+    rule: GridRule = "average"
+    threshold: float = 0.95
+    dilate: int = 0
+
+    def __post_init__(self) -> None:
+        if self.rule not in ("average", "bilinear", "nearest"):
+            raise ValueError(
+                f"the rule of the latent grid is {self.rule!r}; allowed are 'average', 'bilinear', 'nearest'"
+            )
+        if not 0 < self.threshold <= 1 or self.dilate < 0:
+            raise ValueError(
+                f"threshold is {self.threshold} and dilate {self.dilate}; allowed are above 0 to 1, and 0 or more"
+            )
+
+
+def latent_hole(hole: Tensor, factor: int, grid: Grid) -> Tensor:
+    """hole (B,1,H,W) in [0,1] -> (B,1,H/factor,W/factor) of 0 and 1; soft pixels count as hole by their share.
+
+    Raises:
+        ValueError: sides that are no multiples of `factor`.
+    """
+    if hole.shape[2] % factor or hole.shape[3] % factor:
+        raise ValueError(f"a picture of {hole.shape[3]}x{hole.shape[2]} has no whole number of {factor}x{factor} cells")
+    known = 1 - hole
+    if factor > 1 and grid.rule == "nearest":
+        known = known[:, :, factor // 2 :: factor, factor // 2 :: factor]
+    elif factor > 1 and grid.rule == "bilinear":
+        size = (hole.shape[2] // factor, hole.shape[3] // factor)
+        known = F.interpolate(known, size, mode="bilinear", align_corners=False, antialias=True)
+    elif factor > 1:
+        known = F.avg_pool2d(known, factor)
+    cells = (known < grid.threshold - 1e-6).to(hole.dtype)
+    side = 2 * grid.dilate + 1
+    return F.max_pool2d(cells, side, stride=1, padding=grid.dilate) if grid.dilate else cells
+
+
+def prefill(picture: Tensor, hole: Tensor, fill: Prefill) -> Tensor:
+    """The picture (B,C,H,W) with something harmless in the hole (B,1,H,W), from its known pixels alone.
+
+    "mean": their mean colour. "smooth": averages of growing neighbourhoods, halved and doubled, so that it passes smoothly
+    into what is around; mid-grey where nothing is known. "none": the picture as it is.
+    """
+    if fill == "none":
+        return picture
+    known = (1 - hole).to(picture.dtype)
+    if fill == "mean":
+        smooth = (known * picture).sum((2, 3), keepdim=True) / known.sum((2, 3), keepdim=True).clamp(min=1e-12)
+    elif fill == "smooth":
+        smooth = _pyramid(known * picture, known)
+    else:
+        raise ValueError(f"fill is {fill!r}; allowed are 'smooth', 'mean', 'none'")
+    return torch.lerp(picture, smooth.expand_as(picture), hole.to(picture.dtype))
+
+
+def _pyramid(weighted: Tensor, weight: Tensor) -> Tensor:
+    """weighted / weight where there is weight, and from a grid half as fine where there is none."""
+    here = weighted / weight.clamp(min=1e-12)
+    if min(weight.shape[2:]) < 2:
+        total = weight.sum((2, 3), keepdim=True)
+        coarse = (weighted.sum((2, 3), keepdim=True) / total.clamp(min=1e-12)).expand_as(here)
+    else:
+        half = _pyramid(_halved(weighted), _halved(weight))
+        coarse = F.interpolate(half, weight.shape[2:], mode="bilinear", align_corners=False)
+    return torch.lerp(coarse, here, weight)
+
+
+def _halved(image: Tensor) -> Tensor:
+    return F.avg_pool2d(image, 2, ceil_mode=True)

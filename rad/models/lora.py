@@ -1,0 +1,130 @@
+"""Low-rank adapters on a network, by peft: W + (alpha / r) B A on convolutions and attention (Hu et al. 2021, arXiv 2106.09685).
+
+RAD trains rank 16 on the layers below, and the time layers fully. An adapter is a folder: `adapter_model.safetensors` and
+`adapter_config.json` in peft's layout, `rad_config.json` (what it was trained for, and on which base), `README.md`.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from diffusers import SD3Transformer2DModel, UNet2DModel
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "conv_in", "conv_out", "conv1", "conv2")
+
+
+TIME_LAYERS = ("time_embedding.linear_1", "time_embedding.linear_2", "time_emb_proj")
+
+
+# Of Stable Diffusion 3's transformer, where norms take the place of projections; those of the text's stream are left alone.
+SD3_TARGETS = (*TARGETS[:4], "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+
+
+SD3_TIME_LAYERS = ("timestep_embedder.linear_1", "timestep_embedder.linear_2", "norm1.linear", "norm_out.linear")
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """What is trained.
+
+    Args:
+        rank: of the update of each layer.
+        alpha: the update is scaled by alpha / rank.
+        targets: names of layers that get a low-rank update; None: TARGETS of a UNet, SD3_TARGETS of SD3's transformer.
+        time_layers: "full" trains the time embedding and its projections as they are (as the paper); "lora" gives them a
+            low-rank update too, for an adapter of a third of the size; take it for SD3, whose norms hold a fifth of its weights.
+    """
+
+    rank: int = 16
+    alpha: float = 16
+    targets: tuple[str, ...] | None = None
+    time_layers: Literal["full", "lora"] = "full"
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"lora.rank is {self.rank}; it must be at least 1")
+        if self.time_layers not in ("full", "lora"):
+            raise ValueError(f"lora.time_layers is {self.time_layers!r}; allowed are 'full' and 'lora'")
+
+    def peft_config(self, network: nn.Module) -> LoraConfig:
+        full = self.time_layers == "full"
+        transformer = isinstance(network, SD3Transformer2DModel)
+        targets = self.targets or (SD3_TARGETS if transformer else TARGETS)
+        time_layers = SD3_TIME_LAYERS if transformer else TIME_LAYERS
+        return LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,  # pyright: ignore[reportArgumentType]  # peft divides by the rank; any number will do
+            target_modules=list(targets) + ([] if full else list(time_layers)),
+            modules_to_save=list(time_layers) if full else None,
+            init_lora_weights="gaussian",
+        )
+
+
+def inject(network: nn.Module, lora: LoRA, *, seed: int = 0) -> PeftModel:
+    """Add a fresh adapter to `network` (in place) and freeze the rest; the output does not change yet, since B = 0.
+
+    A is Gaussian with deviation 1/rank, drawn from `seed`; the global generator is left as it was.
+    """
+    with torch.random.fork_rng():
+        model = get_peft_model(network, lora.peft_config(network))  # pyright: ignore[reportArgumentType]
+    assert isinstance(model, PeftModel)
+    source = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if ".lora_A." in name and parameter.device.type != "meta":
+            drawn = torch.randn(parameter.shape, generator=source) / lora.rank
+            parameter.data.copy_(drawn)
+    return model
+
+
+def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def merge(model: PeftModel) -> UNet2DModel:
+    """The network with the adapter added into its weights: W <- W + (alpha / r) B A. The adapter is gone from `model`."""
+    wrapped: Any = model
+    return wrapped.merge_and_unload()
+
+
+@contextmanager
+def merged(model: PeftModel) -> Iterator[None]:
+    """Within the context the adapter is in the weights, and costs nothing; after it they are those of the base, bit for bit."""
+    layers: list[Any] = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
+    own = [layer.get_base_layer().weight.data for layer in layers]
+    try:
+        for layer in layers:
+            layer.merge(safe_merge=True)  # makes a new tensor, and refuses weights that are not finite
+        yield
+    finally:
+        for layer, weight in zip(layers, own, strict=True):
+            layer.get_base_layer().weight.data = weight
+            layer.merged_adapters.clear()
+
+
+@contextmanager
+def swapped(model: torch.nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Within the context the named parameters hold `weights`; after it, their own values again."""
+    parameters = dict(model.named_parameters())
+    own = {name: parameters[name].detach().clone() for name in weights}
+    try:
+        _copy(parameters, weights)
+        yield
+    finally:
+        _copy(parameters, own)
+
+
+def _copy(parameters: Mapping[str, torch.nn.Parameter], weights: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, weight in weights.items():
+            parameters[name].copy_(weight)
+
+
+def enabled(model: PeftModel) -> bool:
+    """Whether the adapter takes part in the forward pass."""
+    return not any(module.disable_adapters for module in model.modules() if isinstance(module, BaseTunerLayer))

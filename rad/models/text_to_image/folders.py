@@ -1,0 +1,227 @@
+"""Parts of a diffusers pipeline folder (model_index.json), from JSON and tensors alone: networks, text encoders, tokenizers.
+
+As for base models: no pickled code is run, no class is taken from a file, and a local path never opens a connection.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from rad.models.base import INDEX
+from rad.models.weights import (
+    WEIGHT_FILES,
+    describing,
+    fetch,
+    is_hub_id,
+    read_json,
+    read_weights,
+    require_fit,
+    with_new_names,
+)
+
+if TYPE_CHECKING:
+    from diffusers.configuration_utils import ConfigMixin
+
+
+ENCODER_FILES = ("model.safetensors", "model.fp16.safetensors")
+"""Of transformers, which calls its weights otherwise than diffusers' WEIGHT_FILES."""
+
+
+UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
+"""Parts of pipelines that nothing here has a use for; an IP-Adapter brings its own image_encoder."""
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """What model_index.json says.
+
+    Args:
+        source: as it was given; revision: the hub commit, None for a local folder.
+        folder: where it lies; kind: the pipeline's class; parts: the class of each component that is there.
+    """
+
+    source: str
+    revision: str | None
+    folder: Path
+    kind: str
+    parts: dict[str, str]
+
+    def fetched(self) -> Pipeline:
+        """The same with the files of all parts, of which a hub id has the index alone."""
+        if self.revision is None:
+            return self
+        wanted, used = [INDEX], [part for part in self.parts if part not in UNUSED]
+        for part in used:
+            wanted += [f"{part}/*.json", f"{part}/*.txt", f"{part}/spiece.model"]
+            for stem in ("diffusion_pytorch_model", "model"):
+                wanted += [f"{part}/{stem}.safetensors", f"{part}/{stem}-*-of-*.safetensors"]
+        folder = fetch(self.source, wanted, revision=self.revision)
+        without = [part for part in used if (folder / part / "config.json").is_file() and not _files(folder / part)]
+        if without:  # stored in half precision alone, or before safetensors
+            more = [f"{part}/{name}" for part in without for name in (*WEIGHT_FILES[1:], ENCODER_FILES[1])]
+            folder = fetch(self.source, [*wanted, *more], revision=self.revision)
+        return Pipeline(self.source, self.revision, folder, self.kind, self.parts)
+
+
+def find_pipeline(source: str | Path, revision: str | None = None) -> Pipeline | None:
+    """The pipeline of a folder or hub id; None where there is no model_index.json. Of a hub id the index alone is fetched.
+
+    Raises:
+        ValueError: a hub id that cannot be fetched, or a damaged index.
+    """
+    folder, commit = Path(source).expanduser(), None
+    if not folder.exists() and is_hub_id(source):
+        folder = fetch(str(source), [INDEX], revision=revision)
+        commit = folder.name
+    if not (folder / INDEX).is_file():
+        return None
+    if revision is not None and commit is None:
+        warnings.warn(f"revision={revision!r} is unused: {folder} is a local path", stacklevel=2)
+    index = read_json(folder / INDEX)
+    parts = {
+        name: entry[1]
+        for name, entry in index.items()
+        if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str) and re.fullmatch(r"[a-z]\w*", name)
+    }
+    kind = index.get("_class_name")
+    return Pipeline(str(source), commit, folder, kind if isinstance(kind, str) else "", parts)
+
+
+def read_config(folder: Path, allowed: Sequence[str]) -> dict[str, Any]:
+    """The config.json of a part, whose class must be one of `allowed`."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no {' or '.join(allowed)} at {folder}: there is no config.json; give the whole folder"
+        )
+    config = read_json(path)
+    if config.get("_class_name") not in allowed:
+        raise ValueError(f"{path} describes a {config.get('_class_name')}; supported are {', '.join(allowed)}")
+    return config
+
+
+def load_network(
+    kind: type[ConfigMixin], folder: Path, config: dict[str, Any], *, dtype: torch.dtype = torch.float32
+) -> Any:
+    """The network `kind` of a part's `config`, with its weights in `dtype`, every name and shape matched; eval, frozen, CPU.
+
+    Raises:
+        FileNotFoundError: no weights; ValueError: they or the settings do not fit, or are quantised.
+    """
+    settings = {name: value for name, value in config.items() if not name.startswith("_")}
+    unknown = sorted(settings.keys() - inspect.signature(kind.__init__).parameters.keys())
+    if unknown:
+        raise ValueError(
+            f"{folder / 'config.json'} has settings unknown to {kind.__name__} ({', '.join(map(repr, unknown[:5]))}): "
+            "take weights that are not quantised, or remove them"
+        )
+    files = _files(folder)
+    if not files:
+        raise FileNotFoundError(f"no weights in {folder}: put {WEIGHT_FILES[0]} there")
+    state = {name: _cast(value, dtype) for file in files for name, value in with_new_names(read_weights(file)).items()}
+    with describing(folder):
+        with torch.device("meta"):
+            network: Any = kind(**settings)
+        require_fit(network, state)
+        network.load_state_dict(state, assign=True)
+    return network.eval().requires_grad_(False)
+
+
+def _cast(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return value.to(dtype) if value.is_floating_point() else value
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files with the weights of a part: one, or the shards that an index beside them lists."""
+    whole = next((folder / name for name in (*WEIGHT_FILES, *ENCODER_FILES) if (folder / name).is_file()), None)
+    if whole is not None:
+        return [whole]
+    index = folder / f"{WEIGHT_FILES[0]}.index.json"
+    if not index.is_file():
+        index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return []
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise ValueError(f"{index} lists no files: fetch it again")
+    shards = sorted({folder / Path(name).name for name in names.values()})
+    missing = [shard for shard in shards if not shard.is_file()]
+    if missing:
+        raise FileNotFoundError(f"{missing[0]} is missing, of {len(shards)} files: fetch the folder again")
+    return shards
+
+
+def require_transformers() -> None:
+    try:
+        import transformers  # noqa: F401
+    except ImportError:
+        raise ValueError(
+            "text needs the package transformers, which is not installed: pip install 'rad[text]'"
+        ) from None
+
+
+UNTRUSTED = ("auto_map", "quantization_config", "attn_implementation")
+"""Settings of an encoder that would have transformers import or fetch something."""
+
+
+def load_encoder(kind: Any, folder: Path, *, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """An encoder of texts or pictures of transformers (`kind`, a class), from safetensors; eval, frozen, on the CPU."""
+    config = folder / "config.json"
+    if not config.is_file():
+        raise FileNotFoundError(f"no {config}: fetch the whole pipeline folder again")
+    told = read_json(config)
+    settings = {n: value for n, value in told.items() if not n.startswith("_") and n not in UNTRUSTED}
+    if "quantization_config" in told:
+        raise ValueError(f"{folder} holds quantised weights: take those that are not")
+    files = _files(folder)
+    if not files:
+        raise FileNotFoundError(f"no safetensors in {folder}: fetch the whole pipeline folder again")
+    with describing(folder), quietly():
+        encoder, info = kind.from_pretrained(
+            folder,
+            config=kind.config_class.from_dict(settings),
+            variant="fp16" if files[0].name == ENCODER_FILES[1] else None,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+        if info["missing_keys"]:
+            raise ValueError(f"{len(info['missing_keys'])} weights are missing, as {sorted(info['missing_keys'])[0]}")
+    return encoder.to(dtype).eval().requires_grad_(False)
+
+
+def load_tokenizer(kind: Any, folder: Path) -> Any:
+    """A tokenizer of transformers (`kind`, a class), from JSON and text files."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no {folder}: fetch the whole pipeline folder again")
+    with describing(folder), quietly():
+        return kind.from_pretrained(folder, local_files_only=True)
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Without the hints and progress bars of the libraries that load and save networks; what fails is raised."""
+    from diffusers.utils import logging as ours
+    from transformers.utils import logging as theirs
+
+    before, bars = [module.get_verbosity() for module in (ours, theirs)], theirs.is_progress_bar_enabled()
+    ours.set_verbosity_error()
+    theirs.set_verbosity_error()
+    theirs.disable_progress_bar()
+    try:
+        yield
+    finally:
+        ours.set_verbosity(before[0])
+        theirs.set_verbosity(before[1])
+        if bars:
+            theirs.enable_progress_bar()

@@ -1,0 +1,191 @@
+"""The interface of a sampling method: its settings, and the hooks of the reverse loop."""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field, fields
+from itertools import pairwise
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+
+from torch import Tensor
+
+from rad.diffusion.denoiser import Denoiser
+from rad.diffusion.levels import NoiseRegions
+from rad.diffusion.processes import Process, TimeOrigin
+from rad.diffusion.solvers import DEFAULTS, Solver
+from rad.diffusion.spacings import Spacing
+from rad.diffusion.step import Denoised
+from rad.sampling.state import Cost, RunContext, State
+from rad.sampling.task import Task
+
+
+def setting(default: Any, help: str, *, low: float = -math.inf, high: float = math.inf) -> Any:
+    """A field of a method: what it is, with unit, equation and source, and the range it must lie in (ends included)."""
+    return field(default=default, metadata={"help": help, "low": low, "high": high})
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How a method is run: the number of network steps, the solver with its eta, and the spacing of the noise levels."""
+
+    steps: int
+    solver: Solver
+    spacing: Spacing
+    eta: float
+
+
+@dataclass(frozen=True)
+class Method:
+    """What every method says of itself. A method is a frozen dataclass whose fields are its settings.
+
+    Attributes:
+        paper: authors, year, arXiv id.
+        preset_steps, preset_eta, preset_solver, preset_spacing: where the user gives none; of the paper, or measured.
+        needs_grad: whether the network is differentiated; then bf16 is refused.
+        weights: "base": the pretrained network; "adapter": RAD's; "none": no network at all.
+        uses_eta: whether the sampler's eta, and with it the choice of ddpm or ddim, has a meaning for it.
+        uses_spacing: whether the sampler's spacing has.
+        multistep: whether it leaves x and x0 alone between the steps, so that "dpm++2m" may use the step before.
+        fractional: whether it takes fractional times; otherwise they are rounded and repeated ones are dropped.
+        needs_text: whether it needs a `TextDenoiser`.
+    """
+
+    paper: ClassVar[str] = ""
+    preset_steps: ClassVar[int] = 100
+    preset_eta: ClassVar[float] = 1.0
+    preset_solver: ClassVar[Solver] = "ddpm"
+    preset_spacing: ClassVar[Spacing] = "even"
+    needs_grad: ClassVar[bool] = False
+    weights: ClassVar[Literal["base", "adapter", "none"]] = "base"
+    uses_eta: ClassVar[bool] = True
+    uses_spacing: ClassVar[bool] = True
+    multistep: ClassVar[bool] = False
+    fractional: ClassVar[bool] = False
+    needs_text: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        kinds = get_type_hints(type(self))
+        for one in fields(self):
+            choices = get_args(kinds[one.name]) if get_origin(kinds[one.name]) is Literal else ()
+            if choices and getattr(self, one.name) not in choices:
+                raise ValueError(
+                    f"{one.name} is {getattr(self, one.name)!r}; allowed are {', '.join(map(repr, choices))}"
+                )
+            value, low, high = getattr(self, one.name), one.metadata.get("low"), one.metadata.get("high")
+            if low is None or high is None or isinstance(value, str):
+                continue
+            if not low <= value <= high:
+                raise ValueError(f"{one.name} is {value}; allowed are {_range(low, high)} ({one.metadata['help']})")
+
+    @property
+    def name(self) -> str:
+        """As on the command line."""
+        return name_of(type(self))
+
+    def check(self) -> object:
+        """Called before any network call. Raises ValueError where something that the method needs is missing."""
+        return None
+
+    def process(self, own: Process, time_origin: TimeOrigin) -> Process:
+        """The noise process that the method runs on, for a model whose own is `own`."""
+        return own
+
+    def regions(self, task: Task) -> NoiseRegions:
+        """The distinct values that the process tells apart: those of the hole itself."""
+        return task.regions
+
+    def view(self, prior: Denoiser, task: Task) -> Denoiser:
+        """The denoiser as the method uses it for this task. Raises ValueError for one that lacks what the method needs."""
+        return prior
+
+    def choose(
+        self,
+        *,
+        steps: int | None = None,
+        solver: Solver | None = None,
+        spacing: Spacing | None = None,
+        eta: float | None = None,
+    ) -> Schedule:
+        """The preset, changed by what the user gives. Another solver brings its own spacing and eta, see `DEFAULTS`.
+
+        What has no effect (see `unused`) stays as in the preset.
+        """
+        solver = self.preset_solver if solver is None or not self.takes(solver) else solver
+        own = self.preset_spacing, self.preset_eta
+        default_spacing, default_eta = own if solver == self.preset_solver else DEFAULTS.get(solver, own)
+        spacing = default_spacing if spacing is None or not self.uses_spacing else spacing
+        eta = default_eta if eta is None or not self.uses_eta else eta
+        return Schedule(self.preset_steps if steps is None else steps, solver, spacing, eta)
+
+    def takes(self, solver: str) -> bool:
+        """Whether `solver` has an effect, or is refused, rather than being ignored."""
+        return self.uses_eta or (solver == "dpm++2m" and self.weights != "none")
+
+    def unused(
+        self, *, solver: Solver | None = None, spacing: Spacing | None = None, eta: float | None = None
+    ) -> list[str]:
+        """The names of those that are given and have no effect on this method."""
+        kept = {
+            "solver": solver is None or self.takes(solver) or solver == self.preset_solver,
+            "spacing": spacing is None or self.uses_spacing or spacing == self.preset_spacing,
+            "eta": eta is None or self.uses_eta or eta == self.preset_eta,
+        }
+        return [name for name, fine in kept.items() if not fine]
+
+    def plan(self, times: list[float]) -> list[float]:
+        """The levels visited, ending in CLEAN; a level that is higher than the one before is a forward move."""
+        return times
+
+    def cost(self, times: list[float]) -> Cost:
+        """Work for one image on the levels that `plan` gave."""
+        calls = sum(nxt < now for now, nxt in pairwise(times))
+        return Cost(calls, calls if self.needs_grad else 0)
+
+    def decode(self, x: Tensor, task: Task) -> Tensor:
+        """The pictures (B,3,H,W) in [-1,1] of what the method made, x (B,C,h,w), before known pixels are put back."""
+        return task.codec.decode(x)
+
+
+def name_of(kind: type[Method]) -> str:
+    """What a method is called: the name of its file."""
+    return kind.__module__.rpartition(".")[2]
+
+
+def _range(low: float, high: float) -> str:
+    if math.isinf(high):
+        return f"{low:g} or more"
+    return f"{high:g} or less" if math.isinf(low) else f"{low:g} to {high:g}"
+
+
+@dataclass(frozen=True)
+class SamplingMethod(Method):
+    """A method, as hooks of the reverse loop; each does nothing unless overridden, and returns what it was to change."""
+
+    def differentiates(self, state: State) -> bool:
+        """Whether `state.estimate` of this step is to be differentiable with respect to `state.x`."""
+        return self.needs_grad
+
+    def on_start(self, state: State) -> Tensor:
+        """x at the first level."""
+        return state.x
+
+    def before_denoise(self, state: State) -> Tensor:
+        """x, before the prior sees it."""
+        return state.x
+
+    def on_denoised(self, state: State) -> Denoised:
+        """The estimate of the clean image."""
+        assert state.estimate is not None
+        return state.estimate
+
+    def after_step(self, state: State, x_next: Tensor) -> Tensor:
+        """x at the next level."""
+        return x_next
+
+
+@dataclass(frozen=True)
+class CustomSampler(Method, ABC):
+    """A method that is not a reverse loop with something between the steps."""
+
+    @abstractmethod
+    def run(self, run: RunContext) -> Tensor:
+        """The filled images (B,C,H,W) in [-1,1]; known pixels are put back afterwards."""

@@ -1,0 +1,97 @@
+"""Exponential moving averages of the trained weights."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from rad.models.lora import swapped, trainable
+
+
+class EMA(Callback):
+    """Exponential moving average of what is trained, with warm-up: decay = min(decay, 1 - (1 + step/inv_gamma)^-power).
+
+    Raw weights and averages are both kept. Several averages may run in one training, each with its own `suffix`;
+    validation and panels use the first.
+
+    Args:
+        decay: the largest decay a step.
+        inv_gamma, power: of the warm-up (Karras et al.'s defaults for long runs are 1 and 2/3; RAD's code has 1 and 3/4).
+        suffix: the average is exported to `step=N-SUFFIX`.
+    """
+
+    def __init__(self, decay: float = 0.9999, inv_gamma: float = 1.0, power: float = 0.75, suffix: str = "ema") -> None:
+        if not 0 <= decay < 1 or inv_gamma <= 0 or power <= 0:
+            raise ValueError(
+                f"EMA has decay {decay}, inv_gamma {inv_gamma}, power {power}; allowed are [0,1), > 0, > 0"
+            )
+        if not suffix.replace("_", "").replace(".", "").isalnum():
+            raise ValueError(f"EMA has suffix {suffix!r}; allowed are letters, digits, '_' and '.'")
+        self.decay, self.inv_gamma, self.power, self.suffix = decay, inv_gamma, power, suffix
+        self.step = 0
+        self.weights: dict[str, Tensor] = {}
+        self._swap: Any = None
+
+    @property
+    def state_key(self) -> str:
+        """The name of its state in a checkpoint: each average has its own."""
+        return "EMA" if self.suffix == "ema" else f"EMA-{self.suffix}"
+
+    def decay_at(self, step: int) -> float:
+        """The decay of update number `step` = 1, 2, ..."""
+        return min(self.decay, 1 - (1 + step / self.inv_gamma) ** -self.power)
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        parameters = trainable(pl_module)
+        if not self.weights:
+            self.weights = {name: p.detach().clone() for name, p in parameters.items()}
+        self.weights = {name: w.to(parameters[name].device) for name, w in self.weights.items()}
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step > self.step:
+            self.update(pl_module, trainer.global_step)
+
+    @torch.no_grad()
+    def update(self, pl_module: L.LightningModule, step: int) -> None:
+        self.step = step
+        parameters = trainable(pl_module)
+        averages = [self.weights[name] for name in parameters]
+        torch._foreach_lerp_(averages, [p.detach() for p in parameters.values()], 1 - self.decay_at(step))
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.weights and self is _averages(trainer)[0]:
+            self._swap = swapped(pl_module, self.weights)
+            self._swap.__enter__()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._swap is not None:
+            self._swap.__exit__(None, None, None)
+            self._swap = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.step, "weights": self.weights}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.step, self.weights = state_dict["step"], state_dict["weights"]
+
+
+@contextmanager
+def averaged(trainer: L.Trainer, module: L.LightningModule) -> Iterator[None]:
+    """Within the context `module` holds the averaged weights of the first EMA callback, if there is one."""
+    ema = next((ema for ema in _averages(trainer) if ema.weights), None)
+    if ema is None:
+        yield
+        return
+    with swapped(module, ema.weights):
+        yield
+
+
+def _averages(trainer: L.Trainer) -> list[EMA]:
+    found: Any = trainer
+    return [callback for callback in found.callbacks if isinstance(callback, EMA)]

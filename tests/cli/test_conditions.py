@@ -1,0 +1,164 @@
+"""Text, guiding images and their networks as options of sample.py."""
+
+import socket
+from pathlib import Path
+
+import huggingface_hub
+import numpy as np
+import pytest
+from PIL import Image
+
+from rad.cli import main as cli
+from rad.cli.guidance_options import IMAGES, conditions_of, networks_of
+from rad.cli.sample import parser
+from rad.inpainting.inpainter import Inpainter
+from rad.methods.pilot import PILOT
+from rad.models.guidance_inputs import PLAIN, Condition
+from tests.conftest import random_picture
+from tests.tiny_stable import SIZE, make_unet, write_controlnet, write_ip_adapter, write_lora, write_stable
+
+LEAST = ["--checkpoint", "model", "--image", "in", "--mask", "center", "--output", "out"]
+
+
+@pytest.fixture(scope="module")
+def stable(tmp_path_factory):
+    place = tmp_path_factory.mktemp("stable")
+    write_stable(place / "sd")
+    write_controlnet(place / "control", make_unet())
+    write_ip_adapter(place / "style", make_unet())
+    write_lora(place / "lora.safetensors", make_unet())
+    return place
+
+
+@pytest.fixture
+def desk(tmp_path, monkeypatch):
+    """A folder with two pictures and an image of guidance for each; without a network."""
+
+    def refuse(*_, **__):
+        raise AssertionError("a local path must not open a connection")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.chdir(tmp_path)
+    for number, name in enumerate(("a", "b")):
+        for folder in ("in", "edges"):
+            Path(folder).mkdir(exist_ok=True)
+            random_picture(SIZE, SIZE, seed=10 * number + len(folder)).save(f"{folder}/{name}.png")
+    return tmp_path
+
+
+def options(*words):
+    return parser().parse_args([*LEAST, *words])
+
+
+def sample(stable, *words):
+    return cli.sample(["--checkpoint", str(stable / "sd"), *LEAST[2:], *words])
+
+
+def test_without_options_nothing_is_asked_for():
+    assert conditions_of(options(), ["a", "b"]) == [PLAIN, PLAIN]
+    assert networks_of(options()) == {"controlnet": None, "t2i_adapter": None, "ip_adapter": None, "loras": []}
+
+
+def test_every_option_reaches_its_place(desk):
+    words = ["--prompt", "a cat", "--negative", "dog", "--guidance", "2", "--controlnet", "c", "--t2i_adapter", "t"]
+    words += ["--ip_adapter", "i", "--lora", "one", "two=0.5", "--lora", "odd=name=-1"]
+    for number, kind in enumerate(IMAGES):
+        words += [f"--{kind}_image", "edges" if kind == "control" else "in/a.png", f"--{kind}_scale", f"0.{number + 1}"]
+    given = options(*words)
+    edges, style = Image.open("edges/b.png"), Image.open("in/a.png")
+    (made,) = conditions_of(given, ["b"])
+    assert made == Condition(
+        "a cat",
+        "dog",
+        2.0,
+        control_image=edges.convert("RGB"),
+        control_scale=0.1,
+        adapter_image=style.convert("RGB"),
+        adapter_scale=0.2,
+        style_image=style.convert("RGB"),
+        style_scale=0.3,
+    )
+    loras = [("one", 1.0), ("two", 0.5), ("odd=name", -1.0)]
+    assert networks_of(given) == {"controlnet": "c", "t2i_adapter": "t", "ip_adapter": "i", "loras": loras}
+    with pytest.raises(ValueError, match="--control_image edges has no image for c: expected one of the same name"):
+        conditions_of(given, ["c"])
+
+
+def test_pictures_are_filled_as_the_inpainter_fills_them(desk, stable):
+    lora = stable / "lora.safetensors"
+    code = sample(
+        stable,
+        *["--method", "pilot", "--set", "pilot.interval=2", "pilot.iterations=1", "--steps", "3", "--prompt", "a cat"],
+        *["--negative", "dog", "--guidance", "3", "--controlnet", str(stable / "control"), "--control_image", "edges"],
+        *["--control_scale", "0.5", "--ip_adapter", str(stable / "style"), "--style_image", "in/b.png"],
+        *["--lora", f"{lora}=0.5"],
+    )
+    assert code == 0
+    inpainter = Inpainter.from_pretrained(
+        stable / "sd",
+        controlnet=stable / "control",
+        ip_adapter=stable / "style" / "ip-adapter.safetensors",
+        loras=[(lora, 0.5)],
+    )
+    style = Image.open("in/b.png").convert("RGB")
+    wanted = [
+        Condition(
+            "a cat", "dog", 3.0, control_image=Image.open(f"edges/{name}.png"), control_scale=0.5, style_image=style
+        )
+        for name in "ab"
+    ]
+    from rad.masks.shapes import make
+    from rad.rng import generator
+
+    holes = [make("center")([generator(0, "mask", f"{name}.png")], SIZE, SIZE)[0] for name in "ab"]
+    made = inpainter(
+        ["in/a.png", "in/b.png"],
+        holes,
+        method=PILOT(interval=2, iterations=1),
+        steps=3,
+        names=["a.png", "b.png"],
+        condition=wanted,
+    )
+    for name, image in zip("ab", made.images, strict=True):
+        assert np.array_equal(np.array(Image.open(f"out/{name}.png")), np.array(image))
+
+
+def test_results_of_different_texts_are_not_compared(desk, stable, capsys):
+    words = ["--report", "--method", "replacement", "--steps", "1", "--limit", "1"]
+    assert sample(stable, *words, "--prompt", "a cat") == 0
+    assert sample(stable, *words, "--prompt", "bird") == 2
+    assert "holds results of --prompt a cat, this is bird" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--control_image", "edges"], "--control_image edges needs --controlnet"),
+        (["--style_image", "gone.png", "--ip_adapter", "x"], "--style_image gone.png: no such file or folder"),
+        (["--lora", "a=b"], "'a=b': give PATH, or PATH=WEIGHT with a number"),
+        (["--method", "rad"], "method 'rad' needs an adapter"),
+        (["--controlnet", "gone"], "no ControlNetModel at gone"),
+    ],
+)
+def test_mistakes_are_one_line(desk, stable, capsys, words, message):
+    try:
+        code = sample(stable, *words)
+    except SystemExit as stopped:
+        code = stopped.code
+    told = capsys.readouterr().err
+    assert code == 2
+    assert message in told
+    assert "Traceback" not in told
+
+
+def test_pilot_and_prompts_need_text(desk, base, capsys):
+    for words, message in (
+        (["--method", "pilot"], "needs a text-to-image model with cross-attention"),
+        (["--method", "replacement", "--prompt", "a cat"], "takes no text: leave the prompt out"),
+        (["--method", "replacement", "--lora", "x"], "is not Stable Diffusion, so loras="),
+    ):
+        arguments = ["--checkpoint", str(base), *LEAST[2:], "--size_policy", "resize", "--steps", "1", *words]
+        assert cli.sample(arguments) == 2
+        assert message in capsys.readouterr().err

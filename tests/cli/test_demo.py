@@ -1,0 +1,37 @@
+"""The picture of `make demo`, from the shipped adapter, with two network calls a filling."""
+
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+from rad.cli import demo
+
+SHIPPED = str(Path(__file__).resolve().parents[2] / "checkpoints" / "rad-nature32")
+
+
+def test_the_demo_writes_its_panel_and_names_it_last(tmp_path, monkeypatch, capsys):
+    panel = tmp_path / "panel.png"
+    arguments = ["demo", "--adapter", SHIPPED, "--shipped", SHIPPED, "--output", str(panel), "--steps", "2"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    assert demo.main() == 0  # it compares the known pixels of the restored photograph itself
+    assert capsys.readouterr().out.splitlines()[-1] == str(panel)
+    with Image.open(panel) as image:
+        image.load()
+        assert image.width > 1024
+        grey = 128
+        hole = image.getpixel((demo.GAP + demo.TILE // 2, demo.HEAD + demo.TILE // 2))
+        assert all(abs(value - grey) <= 1 for value in hole), "the first tile shows its centre hole in grey"
+        assert image.getpixel((demo.GAP + demo.TILE + demo.GAP + demo.TILE // 2, demo.HEAD + demo.TILE // 2)) != hole
+
+
+def test_held_out_crops_are_pictures_the_demo_does_not_train_on():
+    from rad.data.module import PictureData
+
+    data = PictureData("skimage", size=32, crop="random_scale", val_count=4)
+    data.setup("fit")
+    assert not {p.name for p in data.train_pictures} & {p.name for p in data.val_pictures}
+    crops = demo.held_out_crops(4, size=32)
+    assert crops.shape == (4, 3, 32, 32)
+    assert 0 <= float(crops.min()) < 0.2
+    assert 0.6 < float(crops.max()) <= 1

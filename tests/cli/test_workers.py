@@ -1,0 +1,317 @@
+"""Several processes, and several runs that are parts of one: the files of one run, whatever happens to one of them."""
+
+import multiprocessing
+import os
+import pickle
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from rad.cli import main as cli
+from rad.cli import sample as sampling
+from rad.cli.fill import LARGE, Chunk, Failures, WindowCount, cut
+from rad.cli.plan import Job, Label, MethodRun, share
+from rad.cli.sample import parser
+from rad.cli.workers import Setup, _Crew, _fill, _Messenger
+from rad.device import find_devices, threads_of_each
+from rad.evaluation.layout import read_tree
+from rad.evaluation.run_log import Costs, Usage, read_costs, read_run
+from rad.images.sources import Picture
+from rad.masks.shapes import MASKS, make
+from tests.conftest import SIZE, random_picture
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def pictures(tmp_path, monkeypatch):
+    """Five pictures, which need different numbers of windows."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAD_DEBUG", raising=False)
+    for number, name in enumerate("abcde"):
+        path = Path("in", f"{name}.png")
+        path.parent.mkdir(exist_ok=True)
+        random_picture(SIZE + 3 * number, SIZE + 9, seed=number).save(path)
+
+
+@pytest.fixture
+def sample(adapter, capsys):
+    def call(words):
+        code = cli.sample(["--checkpoint", str(adapter), "--image", "in", "--size_policy", "crop", *shlex.split(words)])
+        told = capsys.readouterr()
+        return code, told.out.splitlines(), told.err
+
+    return call
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in Path(folder).rglob("*.png")}
+
+
+def failed(err):
+    return sorted(line for line in err.splitlines() if line.startswith("failed:"))
+
+
+@pytest.mark.slow
+def test_a_tree_by_two_processes_is_that_of_one_with_a_picture_that_is_lost_on_the_way(sample, monkeypatch, one_thread):
+    """The last picture but one can be read at first, and not when it is to be filled: the chunk of it fails."""
+    lost = Path("in/d.png").read_bytes()
+
+    def cut_and_lose(*arguments):
+        Path("in/d.png").unlink(missing_ok=True)
+        return cut(*arguments)
+
+    monkeypatch.setattr(sampling, "cut", cut_and_lose)
+    told, words = {}, "--mask half box --method rad@2 ddnm@2 --batch_size 2"
+    for number in (1, 2):
+        Path("in/d.png").write_bytes(lost)
+        told[number] = sample(f"{words} --output out{number} --device cpu --devices {number}")
+    assert told[1][0] == told[2][0] == 3
+    assert not multiprocessing.active_children()
+    assert contents("out1") == contents("out2")
+    assert len(contents("out1")) == 2 * (2 * 3 + 3 + 1), "of two masks: a, b, e by two methods, their masks, the sheet"
+    assert failed(told[1][2]) == failed(told[2][2])
+    assert len(failed(told[1][2])) == 2 * 2 * 2, "c and d, of two methods on two masks"
+    assert sorted(told[2][1]) == sorted(line.replace("out1", "out2") for line in told[1][1])
+    for mask in ("half", "box"):
+        for label in ("rad@2", "ddnm@2"):
+            one, two = (read_costs(Path(f"out{number}", mask, label, "costs.csv")) for number in (1, 2))
+            assert {name: row["nfe"] for name, row in one.items()} == {name: row["nfe"] for name, row in two.items()}
+            assert all(row["seconds"] > 0 and row["peak_mib"] > 100 for row in two.values())
+    runs = [read_run(Path(f"out{number}"))["runs"] for number in (1, 2)]
+    assert [one["environment"]["processes"] for (one,) in runs] == [1, 2]
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_costs_the_chunk_it_was_at(sample, monkeypatch, one_thread):
+    hear = _Crew._hear
+
+    def kill(self, worker, kind, content):
+        hear(self, worker, kind, content)
+        if kind == "step" and worker.chunk.jobs[0].identity == "c":
+            worker.process.kill()
+
+    words = "--mask half --batch_size 2 --num_samples 2 --steps 3 --output out"
+    with monkeypatch.context() as patch:
+        patch.setattr(_Crew, "_hear", kill)
+        code, out, err = sample(f"{words} --device cpu --devices 2")
+    assert code == 3
+    assert not multiprocessing.active_children()
+    assert sorted(out) == [f"out/{name}-{n}.png" for name in "abe" for n in (0, 1)]
+    assert len(failed(err)) == 2
+    for line, name in zip(failed(err), "cd", strict=True):
+        assert (
+            f"in/{name}.png by rad on half: the process on cpu was killed by SIGKILL, perhaps for lack of mem" in line
+        )
+    assert err.splitlines()[-1] == "2 of 5 pictures failed"
+    assert set(sample(words)[1]) == {f"out/{name}-{n}.png" for name in "cd" for n in (0, 1)}
+    assert sample(words.replace(" out", " alone"))[0] == 0
+    assert contents("out") == contents("alone")
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_all_processes_and_keeps_what_is_finished(adapter):
+    words = "--image in --mask half --output out --size_policy crop --device cpu --devices 2 --batch_size 1 --steps 100"
+    command = [sys.executable, str(ROOT / "sample.py"), "--checkpoint", str(adapter), *words.split()]
+    random_picture(SIZE, SIZE).resize((SIZE * 60, SIZE)).save("in/b.png")  # is at work when the others are done
+    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  a shell's background jobs ignore it
+    with subprocess.Popen(
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=heed,
+    ) as running:
+        try:
+            assert processes_of(running.pid) or not Path("/proc").exists(), "they can be seen"
+            while running.poll() is None and not list(Path("out").glob("a.png")):
+                time.sleep(0.05)
+            os.killpg(running.pid, signal.SIGINT)  # as a terminal does, to all processes
+            out, err = running.communicate(timeout=300)
+        finally:
+            running.kill()
+    assert running.returncode == 130, err
+    assert "Traceback" not in err
+    assert err.splitlines()[-1].startswith("interrupted")
+    written = sorted(path.name for path in Path("out").iterdir())
+    assert "a.png" in written
+    assert "b.png" not in written
+    assert set(written) <= {"a.png", "c.png", "d.png", "e.png"}, "nothing is half written"
+    assert "out/a.png" in out.splitlines()
+    for _ in range(300):
+        if not processes_of(running.pid):
+            return
+        time.sleep(0.1)  # the tracker of multiprocessing ends when it finds its parent gone
+    pytest.fail(f"left behind: {processes_of(running.pid)}")
+
+
+def processes_of(group):
+    """The commands of a process group, without those that have ended; on systems without /proc none."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it may have ended just now
+            state, _, number = (folder / "stat").read_text().rpartition(")")[2].split()[:3]
+            if int(number) == group and state != "Z":
+                found.append((folder / "cmdline").read_text())
+    return found
+
+
+def test_an_error_that_cannot_be_sent_arrives_as_a_plain_one():
+    class Strange(ValueError):
+        def __init__(self, one, two):
+            super().__init__(f"{one} and {two}")
+
+    ours, theirs = multiprocessing.Pipe()
+    for error, kind in (
+        (Strange("this", "that"), ValueError),
+        (torch.OutOfMemoryError("this and that"), torch.OutOfMemoryError),
+        (RuntimeError("this and that"), RuntimeError),
+        (FileNotFoundError("this and that"), OSError),
+    ):
+        _Messenger(theirs).failed(Chunk(0, Label("rad", "rad"), [], []), error)
+        name, arrived = ours.recv()
+        assert (name, type(arrived), str(arrived)) == ("failed", kind, "this and that")
+    _Messenger(theirs).failed(Chunk(0, Label("rad", "rad"), [], []), KeyError("this"))
+    name, arrived = ours.recv()
+    assert (name, type(arrived), str(arrived)) == ("failed", RuntimeError, "KeyError: 'this' (RAD_DEBUG=1 shows where)")
+
+
+def test_a_process_that_cannot_begin_says_why():
+    options = parser().parse_args(["--checkpoint", "nowhere", "--image", "in", "--mask", "half", "--output", "out"])
+    ours, theirs = multiprocessing.Pipe()
+    setup, failures = Setup(options, {}, {}, []), Failures()
+    _fill(theirs, setup, "cpu")
+    kind, reason = ours.recv()
+    assert (kind, "nowhere" in reason) == ("lost", True)
+    _Crew(setup, [], failures, print)._hear(SimpleNamespace(device="cuda:1"), kind, reason)
+    assert failures.messages == [f"the process on cuda:1 cannot begin: {reason}"]
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_a_generator_of_masks_can_be_sent(name):
+    sent = pickle.loads(pickle.dumps(make(name)))
+    one, two = (mask([torch.Generator().manual_seed(3)], 20, 30) for mask in (make(name), sent))
+    assert torch.equal(one, two)
+
+
+def test_devices_are_numbered_and_there_must_be_enough(monkeypatch):
+    assert find_devices("cpu", 3) == ["cpu"] * 3
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    assert find_devices("auto", 2) == find_devices("cuda", 2) == ["cuda:0", "cuda:1"]
+    for name, count, message in (("cuda", 3, "there are 2"), ("cuda:1", 2, "there are 0"), ("tpu", 2, "there are 0")):
+        with pytest.raises(ValueError, match=message):
+            find_devices(name, count)
+
+
+def test_threads_are_divided(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 9)
+    assert [threads_of_each(["cpu"] * count) for count in (1, 2, 4, 20)] == [9, 4, 2, 1]
+
+
+def cell_of(count):
+    jobs = [Job(Picture(f"{n}.png", Path(f"{n}.png")), str(n), None, [], [], None) for n in range(count)]
+    return MethodRun("m", Label("rad", "rad"), Path("out"), jobs)
+
+
+def named(chunks):
+    return [[job.identity for job in chunk.jobs] for chunk in chunks]
+
+
+def test_chunks_are_batches_and_of_large_pictures_as_many_as_fit_into_memory():
+    options = parser().parse_args(
+        ["--checkpoint", "c", "--image", "i", "--mask", "m", "--output", "o", "--batch_size", "3"]
+    )
+    cell = cell_of(8)
+    small = {
+        job.picture: WindowCount(windows=int(job.identity), pixels=100) for job in cell.jobs if job.identity != "4"
+    }
+    chunks = cut(5, cell, small, options)
+    assert named(chunks) == [["0", "1", "2"], ["3", "5", "6"], ["7"]]
+    assert [chunk.windows for chunk in chunks] == [[0, 1, 2], [3, 5, 6], [7]]
+    assert {chunk.cell for chunk in chunks} == {5}
+    sizes = [LARGE // 2, LARGE // 2, 1, LARGE + 1, 1, LARGE, 1, 1]
+    large = {job.picture: WindowCount(1, pixels) for job, pixels in zip(cell.jobs, sizes, strict=True)}
+    assert named(cut(0, cell, large, options)) == [["0", "1"], ["2"], ["3"], ["4"], ["5"], ["6", "7"]]
+    options.num_samples = 2
+    assert named(cut(0, cell, large, options)) == [["0"], ["1"], ["2"], ["3"], ["4"], ["5"], ["6", "7"]]
+
+
+def test_shards_are_whole_batches_and_every_picture_is_in_one():
+    cells = [cell_of(7), cell_of(4)]
+    shards = [share(cells, (number, 3), 2) for number in (1, 2, 3)]
+    assert [[[job.identity for job in cell.jobs] for cell in shard] for shard in shards] == [
+        [["0", "1", "6"], []],
+        [["2", "3"], ["0", "1"]],
+        [["4", "5"], ["2", "3"]],
+    ]
+
+
+def test_three_shards_and_a_last_call_are_one_run(sample):
+    words = "--mask half box --method rad@2 mean --batch_size 2"
+    assert sample(f"{words} --output whole")[0] == 0
+    for number in (2, 3, 1):
+        assert not Path("out/run.json").exists(), "the first shard alone writes it"
+        code, out, err = sample(f"{words} --output out --shard {number}/3")
+        assert code == 0, err
+        assert "out/half/methods.png" not in out
+    code, out, _ = sample(f"{words} --output out")
+    assert (code, out) == (0, ["out/half/methods.png", "out/box/methods.png"])
+    assert contents("out") == contents("whole")
+    assert len(read_run(Path("out"))["runs"]) == 1
+    for one, two in zip(*(read_tree(Path(name), {}, notes=[]) for name in ("out", "whole")), strict=True):
+        for label in ("rad@2", "mean"):
+            assert set(one.costs[label]) == set("abcde")
+            assert {n: cost.nfe for n, cost in one.costs[label].items()} == {
+                n: cost.nfe for n, cost in two.costs[label].items()
+            }
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        ("--devices 0", "--devices 0"),
+        ("--devices two", "--devices"),
+        ("--devices 2 --device cpu:7", "there are 0"),
+        ("--shard 3/2", "'3/2': give 1/4 to 4/4"),
+        ("--shard 0/2", "'0/2'"),
+        ("--shard 2", "'2'"),
+    ],
+)
+def test_what_cannot_be_shared_is_one_line(sample, words, part):
+    code, out, err = sample(f"--mask half --output out {words}")
+    assert (code, out) == (2, [])
+    assert len(err.splitlines()) == 1
+    assert part in err
+    assert not Path("out").exists()
+
+
+def test_a_line_of_costs_is_added_and_the_later_one_counts(tmp_path):
+    """The file is read and written whole once a run, however many pictures there are."""
+    path = tmp_path / "costs.csv"
+    first = Costs(tmp_path)
+    first.add(["image", "b"], Usage(6, 2, 3.0, 2**20), [2, 1])
+    first.add(["c,\n"], Usage(5, 0, 1.0, 2**21), [0])
+    inode = path.stat().st_ino
+    first.add(["b"], Usage(9, 9, 9.0, 2**22), [7])
+    assert path.stat().st_ino == inode
+    expected = {
+        "image": {"nfe": 4, "vjp": 1, "seconds": 2, "peak_mib": 1},
+        "b": {"nfe": 9, "vjp": 9, "seconds": 9, "peak_mib": 4},
+        "c,\n": {"nfe": 0, "vjp": 0, "seconds": 0, "peak_mib": 2},
+    }
+    assert read_costs(path) == expected
+    Costs(tmp_path).add(["d"], Usage(1, 0, 1.0, 0), [1])
+    assert read_costs(path) == {**expected, "d": {"nfe": 1, "vjp": 0, "seconds": 1, "peak_mib": 0}}
+    assert len(path.read_text().splitlines()) == 1 + 4 + 1, "the line of b that no longer counts is gone"

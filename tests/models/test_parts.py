@@ -1,0 +1,178 @@
+"""Pipeline folders: what is fetched of a hub id, shards, no connection and no pickled code, and what is left of bad settings."""
+
+import json
+import shutil
+import socket
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from diffusers import SD3Transformer2DModel
+from safetensors.torch import load_file, save_file
+
+from rad.inpainting.inpainter import Inpainter
+from rad.models.latent import LatentModel
+from rad.models.text_to_image.flow import FlowModel
+from rad.models.text_to_image.folders import find_pipeline, load_encoder, load_network, read_config
+from tests.cli.test_security import KINDS, MARKER, not_executed, one_line  # noqa: F401  (a fixture for every test here)
+from tests.conftest import box_hole, random_picture
+from tests.pipelines import tiny_ldm, tiny_sd3
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def sd3(tmp_path_factory):
+    return tiny_sd3(tmp_path_factory.mktemp("sd3") / "sd3", t5=True)
+
+
+@pytest.fixture(scope="module")
+def ldm(tmp_path_factory):
+    return tiny_ldm(tmp_path_factory.mktemp("ldm") / "ldm")
+
+
+def copied(folder, name="copy"):
+    return Path(shutil.copytree(folder, name))
+
+
+def change(path, **settings):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+
+
+def test_what_the_index_says(sd3, ldm, base):
+    found = find_pipeline(sd3)
+    assert found is not None
+    assert (found.kind, found.revision) == ("StableDiffusion3Pipeline", None)
+    assert found.parts["transformer"] == "SD3Transformer2DModel"
+    assert found.parts["text_encoder_3"] == "T5EncoderModel"
+    other = find_pipeline(ldm)
+    assert other is not None
+    assert set(other.parts) == {"vqvae", "unet", "scheduler"}
+    assert find_pipeline(base) is None
+    assert find_pipeline("nowhere") is None
+    with pytest.warns(UserWarning, match="revision='main' is unused"):
+        assert find_pipeline(ldm, "main") == other
+
+
+def test_an_index_with_code_of_its_own_or_damage_is_data(ldm):
+    folder = copied(ldm)
+    change(folder / "model_index.json", _class_name=["evil", "EvilPipeline"], unet=["evil", "UNet2DModel"])
+    assert isinstance(Inpainter.from_pretrained(folder).model, LatentModel), "names are compared, and never imported"
+    change(folder / "model_index.json", **{"../x": ["diffusers", "VQModel"], "y": [1, 2], "z": 3})
+    found = find_pipeline(folder)
+    assert found is not None
+    assert set(found.parts) == {"vqvae", "unet", "scheduler"}
+    (folder / "model_index.json").write_text("{")
+    assert "not valid JSON" in one_line(Inpainter.from_pretrained, folder)
+
+
+def test_local_folders_need_no_connection(sd3, ldm, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("a connection")
+
+    for name in ("connect", "connect_ex", "sendto"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    for folder in (sd3, ldm):
+        picture, hole = random_picture(16, 16), box_hole(16, 16, 3, 3, 9, 9)
+        assert Inpainter.from_pretrained(folder)(picture, hole, method="replacement", steps=1).nfe == 1
+
+
+@pytest.mark.parametrize("kind", ["sd3", "ldm"])
+def test_of_a_hub_id_only_what_is_needed_is_fetched(kind, sd3, ldm, monkeypatch):
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    folder, calls = copied({"sd3": sd3, "ldm": ldm}[kind], commit), []
+
+    def fetch(name, *, revision, allow_patterns):
+        calls.append(allow_patterns)
+        assert (name, revision) == ("someone/model", None) or (name, revision) == ("someone/model", commit)
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    model = Inpainter.from_pretrained("someone/model").model
+    assert model.source == "someone/model"
+    assert calls[0] == ["model_index.json"]
+    wanted = [pattern for patterns in calls for pattern in patterns]
+    there = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    matched = {path for path in there if any(Path(path).match(pattern) for pattern in wanted)}
+    assert matched == there
+    assert not any(Path(name).match(pattern) for name in UNWANTED for pattern in wanted)
+
+
+UNWANTED = (
+    "README.md",
+    "evil.py",
+    "transformer/evil.py",
+    "text_encoder/model.bin",
+    "text_encoder/pytorch_model.bin",
+    "text_encoder/model.fp16.safetensors",
+    "transformer/diffusion_pytorch_model.fp16-00001-of-00002.safetensors",
+    "sd3_medium.safetensors",
+)
+
+
+def test_weights_in_several_files(sd3):
+    part = copied(sd3) / "transformer"
+    whole = load_network(SD3Transformer2DModel, part, read_config(part, ("SD3Transformer2DModel",)))
+    state = load_file(part / WEIGHTS)
+    (part / WEIGHTS).unlink()
+    names, shards = sorted(state), {}
+    for number in range(2):
+        file = f"diffusion_pytorch_model-0000{number + 1}-of-00002.safetensors"
+        save_file({name: state[name] for name in names[number::2]}, part / file)
+        shards |= dict.fromkeys(names[number::2], file)
+    (part / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": shards}))
+    config = read_config(part, ("SD3Transformer2DModel",))
+    cut = load_network(SD3Transformer2DModel, part, config)
+    assert all(torch.equal(cut.state_dict()[name], value) for name, value in whole.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in cut.parameters())
+    half = load_network(SD3Transformer2DModel, part, config, dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+    (part / file).unlink()
+    with pytest.raises(FileNotFoundError, match=r"00002-of-00002\.safetensors is missing, of 2 files"):
+        load_network(SD3Transformer2DModel, part, config)
+    outside = {name: f"../../{file}" for name, file in shards.items()}
+    (part / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": outside}))
+    assert "is missing" in one_line(load_network, SD3Transformer2DModel, part, config), "no file of another folder"
+
+
+@KINDS
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder", "text_encoder_3"])
+def test_pickled_weights_are_not_run(sd3, content, part):
+    folder = copied(sd3)
+    place = folder / part
+    stem = "diffusion_pytorch_model" if part in ("transformer", "vae") else "model"
+    for name in (f"{stem}.bin", "pytorch_model.bin"):
+        (place / name).write_bytes(content())
+    Inpainter.from_pretrained(folder)
+    weights = place / f"{stem}.safetensors"
+    weights.write_bytes(content())
+    assert part in one_line(Inpainter.from_pretrained, folder)
+    weights.unlink()
+    assert part in one_line(Inpainter.from_pretrained, folder)
+
+
+def test_settings_that_would_fetch_or_import_something_are_dropped(sd3):
+    from transformers import CLIPTextModelWithProjection
+
+    part = copied(sd3) / "text_encoder"
+    change(
+        part / "config.json",
+        auto_map={"AutoModel": "evil.Evil"},
+        attn_implementation="someone/kernel",
+        _attn_implementation="someone/kernel",
+    )
+    encoder = load_encoder(CLIPTextModelWithProjection, part)
+    assert type(encoder) is CLIPTextModelWithProjection
+    assert "someone" not in str(encoder.config._attn_implementation)
+    assert not Path(MARKER).exists()
+
+
+def test_a_tokenizer_with_code_of_its_own_does_not_run_it(sd3):
+    folder = copied(sd3)
+    change(folder / "tokenizer" / "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.Evil", "evil.Evil"]})
+    (folder / "tokenizer" / "evil.py").write_text(f"import os\nos.mkdir({MARKER!r})\nclass Evil: pass\n")
+    FlowModel.load(folder)
+    assert not Path(MARKER).exists()

@@ -1,0 +1,184 @@
+"""Cross-attention that is kept or bounded to a hole, in the smallest Stable Diffusion."""
+
+import pytest
+import torch
+
+from rad.networks.attention import Focus, cross_attentions, focused, grids, recomputing, shrunk
+from tests.rounding import assert_same
+from tests.tiny_stable import make_unet
+
+DEPTHS = 4
+
+
+@pytest.fixture(scope="module")
+def unet():
+    return make_unet().double().requires_grad_(False)
+
+
+def inputs(seed=0):
+    random = torch.Generator().manual_seed(seed)
+    return (
+        torch.randn(2, 4, 16, 16, generator=random, dtype=torch.float64),
+        torch.tensor([500.0, 20.0]),
+        torch.randn(2, 12, 16, generator=random, dtype=torch.float64),
+    )
+
+
+def two_holes():
+    hole = torch.zeros(2, 1, 16, 16)
+    hole[0, :, 4:12, 4:16] = 1
+    hole[1, :, :, :8] = 1
+    return hole
+
+
+def places(hole):
+    return {size[0] * size[1]: shrunk(hole, size).flatten(1) for size in grids((16, 16), DEPTHS)}
+
+
+def outputs_of(unet, focus, x, times, text):
+    """The network's output, and what each cross-attention gave."""
+    layers, given, hooks = cross_attentions(unet), [], []
+    for layer in layers:
+        hooks.append(layer.attention.register_forward_hook(lambda _, __, made: given.append(made)))
+    try:
+        with focused(layers, focus):
+            return unet(x, times, encoder_hidden_states=text).sample, given
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def test_the_layers_have_the_cells_of_their_depth(unet):
+    layers = cross_attentions(unet)
+    assert sorted(layer.depth for layer in layers) == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3]
+    focus = Focus(tokens=torch.ones(2, 12))
+    outputs_of(unet, focus, *inputs())
+    assert [kept.shape[1] for kept in focus.kept] == [256, 64, 16, 4, 16, 16, 64, 64, 256, 256]
+
+
+@pytest.mark.parametrize(("size", "want"), [((16, 16), [(16, 16), (8, 8), (4, 4)]), ((7, 5), [(7, 5), (4, 3), (2, 2)])])
+def test_odd_sides_are_rounded_up(size, want):
+    assert grids(size, 3) == want
+
+
+def test_a_hole_shrinks_on_coarser_cells_and_never_grows():
+    hole = torch.zeros(1, 1, 16, 16)
+    hole[:, :, 3:13, 4:12] = 1
+    assert torch.equal(shrunk(hole, (16, 16))[0], hole[0, 0] == 1)
+    half = shrunk(hole, (8, 8))[0]
+    assert torch.equal(half.nonzero().amin(0), torch.tensor([2, 2])), "row 1 is half a hole, so it is none"
+    assert torch.equal(half.nonzero().amax(0), torch.tensor([5, 5]))
+    assert bool(shrunk(torch.ones(1, 1, 7, 5), (3, 2)).all())
+    assert not bool(shrunk(torch.zeros(1, 1, 7, 5), (3, 2)).any())
+
+
+def test_kept_attention_is_a_distribution_and_changes_nothing(unet):
+    x, times, text = inputs()
+    plain = unet(x, times, encoder_hidden_states=text).sample
+    parts = []
+    for token in range(12):
+        focus = Focus(tokens=torch.eye(12)[token].expand(2, -1))
+        made, _ = outputs_of(unet, focus, x, times, text)
+        assert_same(made, plain)
+        parts.append(focus.kept)
+    for layer in zip(*parts, strict=True):
+        assert_same(sum(layer), torch.ones_like(layer[0]))
+        assert float(min(part.min() for part in layer)) >= 0
+        assert float(torch.stack(list(layer)).std()) > 1e-3, "some token has more than others"
+
+
+def test_shallow_layers_are_not_kept(unet):
+    focus = Focus(tokens=torch.ones(2, 12), shallowest=1)
+    outputs_of(unet, focus, *inputs())
+    assert [kept.shape[1] for kept in focus.kept] == [64, 16, 4, 16, 16, 64, 64]
+
+
+def test_no_bound_and_all_hole_are_the_untouched_network_bit_for_bit(unet):
+    x, times, text = inputs()
+    plain = unet(x, times, encoder_hidden_states=text).sample
+    assert torch.equal(outputs_of(unet, Focus(), x, times, text)[0], plain)
+    whole = places(torch.ones(2, 1, 16, 16))
+    assert torch.equal(outputs_of(unet, Focus(whole), x, times, text)[0], plain)
+    assert torch.equal(unet(x, times, encoder_hidden_states=text).sample, plain), "and it is left as it was"
+
+
+@pytest.mark.parametrize("keeping", [False, True])
+def test_outside_the_hole_a_layer_gives_the_first_value_times_its_probability(unet, keeping):
+    """By the formula, with the probabilities written out; both ways in which a layer may be computed."""
+    layer, random = cross_attentions(unet)[0], torch.Generator().manual_seed(3)
+    hidden, text = (torch.randn(2, count, 16, generator=random, dtype=torch.float64) for count in (256, 12))
+    where, attn = places(two_holes())[256], layer.attention
+    focus = Focus({256: where}, torch.ones(2, 12) if keeping else None)
+    with focused([layer], focus):
+        made = attn(hidden, encoder_hidden_states=text)
+
+    def heads(values):
+        return values.view(2, -1, attn.heads, 16 // attn.heads).transpose(1, 2)
+
+    query, key, value = heads(attn.to_q(hidden)), heads(attn.to_k(text)), heads(attn.to_v(text))
+    chances = (query @ key.mT * attn.scale).softmax(-1)
+    allowed = where[:, None, :, None].repeat(1, 1, 1, 12)
+    allowed[..., 0] = True
+    want = attn.to_out[0](((chances * allowed) @ value).transpose(1, 2).flatten(2))
+    assert_same(made, want)
+
+
+@pytest.mark.parametrize("keeping", [False, True])
+def test_garbage_in_the_values_of_other_tokens_changes_nothing_outside(unet, keeping):
+    layer, random = cross_attentions(unet)[0], torch.Generator().manual_seed(3)
+    hidden, text = (torch.randn(2, count, 16, generator=random, dtype=torch.float64) for count in (256, 12))
+    where = places(two_holes())[256]
+
+    def outcome(extra):
+        def garbage(_, __, values):
+            return values + extra * torch.arange(12.0)[None, :, None]  # nothing is added to token 0
+
+        hook = layer.attention.to_v.register_forward_hook(garbage)
+        try:
+            with focused([layer], Focus({256: where}, torch.ones(2, 12) if keeping else None)):
+                return layer.attention(hidden, encoder_hidden_states=text)
+        finally:
+            hook.remove()
+
+    one, other = outcome(0.0), outcome(100.0)
+    assert torch.equal(one[~where], other[~where])
+    assert float((one - other)[where].abs().amax(1).min()) > 100
+
+
+def test_each_image_of_a_batch_has_its_own_bound(unet):
+    x, times, text = inputs()
+    hole = two_holes()
+    both = outputs_of(unet, Focus(places(hole)), x, times, text)[0]
+    for row in (0, 1):
+        own = slice(row, row + 1)
+        alone = outputs_of(unet, Focus(places(hole[own])), x[own], times[own], text[own])[0]
+        assert_same(both[own], alone)
+    assert float((both[1:] - outputs_of(unet, Focus(places(hole.flip(0))), x, times, text)[0][1:]).abs().max()) > 1e-3
+
+
+def test_what_is_put_on_is_taken_off_even_after_an_error(unet):
+    layers = cross_attentions(unet)
+    before = [layer.attention.processor for layer in layers]
+    x, times, text = inputs()
+    with pytest.raises(KeyError), focused(layers, Focus({})):  # no bound for so many cells
+        unet(x, times, encoder_hidden_states=text)
+    assert [layer.attention.processor for layer in layers] == before
+
+
+def test_gradients_are_the_same_when_activations_are_computed_again(unet):
+    """They are wanted after the layers are as before."""
+    x, times, text = inputs()
+    layers, found = cross_attentions(unet), []
+    for again in (False, True):
+        if again:
+            unet.enable_gradient_checkpointing(recomputing(layers))
+        try:
+            at = x.clone().requires_grad_()
+            focus = Focus(places(two_holes()), torch.eye(12)[1].expand(2, -1), shallowest=1)
+            made = outputs_of(unet, focus, at, times, text)[0]
+            loss = made.square().sum() + sum(1000 * kept.square().sum() for kept in focus.kept)
+            found.append(torch.autograd.grad(loss, at)[0])
+        finally:
+            unet.disable_gradient_checkpointing()
+    assert_same(found[0], found[1])
+    assert float(found[0].abs().max()) > 0

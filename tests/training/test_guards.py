@@ -1,0 +1,192 @@
+"""Ends in good order: signals stop after a step with a checkpoint, what is not finite is kept and never trained on."""
+
+import json
+import os
+import signal
+import stat
+from dataclasses import replace
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rad.data.module import PictureData
+from rad.masks.shapes import Box
+from rad.models.lora import LoRA, trainable
+from rad.training.checkpoint import Checkpoint
+from rad.training.diffusion import Diffusion
+from rad.training.ema import EMA
+from rad.training.guards import FiniteGuard, StopOnSignal, requeue_job
+from tests.conftest import SIZE, random_picture
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    for number in range(6):
+        random_picture(20, 20, seed=number).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def world(base, pictures, tmp_path):
+    """`fit(model, steps, *callbacks, ...)` trains in the folder `fit.folder`; `fit.model()` makes one."""
+
+    def fit(model, steps, *callbacks, resume=None, **options):
+        trainer = L.Trainer(
+            max_steps=steps,
+            accelerator="cpu",
+            use_distributed_sampler=False,
+            callbacks=[EMA(), *callbacks, Checkpoint(every_n_train_steps=100)],
+            logger=False,
+            default_root_dir=str(tmp_path),
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            **options,
+        )
+        data = PictureData(str(pictures), size=SIZE, batch_size=2, val_count=2)
+        trainer.fit(model, datamodule=data, ckpt_path=resume, weights_only=True)
+        return trainer
+
+    fit.model = lambda: Diffusion(base=str(base), image_size=SIZE, lora=LoRA(rank=2), learning_rate=1e-3)
+    fit.folder = tmp_path
+    return fit
+
+
+class Send(L.Callback):
+    """A signal to this process while step `step` is under way."""
+
+    def __init__(self, number, step):
+        self.number, self.step = number, step
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=["SIGTERM", "SIGUSR1"])
+def test_a_signal_ends_the_run_with_a_checkpoint_that_goes_on_bit_for_bit(
+    world, capsys, number, accumulate, monkeypatch
+):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGUSR1)
+    options = {"accumulate_grad_batches": accumulate}
+    straight = world.model()
+    world(straight, 5, **options)
+    validated = []
+    model = world.model()
+    model.on_validation_start = lambda: validated.append(1)
+    stopped = StopOnSignal()
+    trainer = world(model, 5, stopped, Send(number, 2), num_sanity_val_steps=0, **options)
+    assert (trainer.global_step, stopped.received) == (3, number.name)
+    assert not validated, "the time that is left is for the checkpoint"
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGUSR1)) == handlers
+    resumed = world.model()
+    world(resumed, 5, StopOnSignal(), resume=str(next(world.folder.rglob("step=3.ckpt"))), **options)
+    for name, weight in trainable(straight).items():
+        assert torch.equal(weight, trainable(resumed)[name]), name
+
+
+def test_slurm_gets_its_job_back_into_the_queue(world, tmp_path, monkeypatch):
+    stub, told = tmp_path / "bin" / "scontrol", tmp_path / "told"
+    stub.parent.mkdir()
+    stub.write_text(f'#!/bin/sh\nls {world.folder}/checkpoints > {told}\necho "$@" >> {told}\n')
+    stub.chmod(stub.stat().st_mode | stat.S_IXUSR)
+    for name, value in {
+        "PATH": f"{stub.parent}:{os.environ['PATH']}",
+        "SLURM_JOB_ID": "77",
+        "SLURM_JOB_NAME": "rad",
+        "SLURM_NTASKS": "1",
+        "SLURM_PROCID": "0",
+        "SLURM_LOCALID": "0",
+        "SLURM_NODEID": "0",
+        "SLURM_NODELIST": "localhost",
+        "SLURM_NTASKS_PER_NODE": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
+    trainer = world(world.model(), 9, StopOnSignal(), Send(signal.SIGUSR1, 1))
+    assert trainer.global_step == 2
+    lines = told.read_text().splitlines()
+    assert "step=2.ckpt" in lines, "the checkpoint is there before the job may begin again"
+    assert lines[-1] == "requeue 77"
+    assert not list(world.folder.rglob("hpc_ckpt*")), "Lightning's handler would have saved in the middle of a step"
+
+    told.unlink()
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "70")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    requeue_job()
+    assert told.read_text().splitlines()[-1] == "requeue 70_3"
+    told.unlink()
+    world(world.model(), 9, StopOnSignal(), Send(signal.SIGTERM, 1))
+    assert not told.exists(), "SIGTERM is somebody who wants the job to end"
+
+
+class Poison(Diffusion):
+    """The loss of the sample at one position is not finite."""
+
+    position = 4
+
+    def losses(self, batch, purpose):
+        losses, t, hole = super().losses(batch, purpose)
+        bad = (batch["position"] == self.position) & (purpose == "train")
+        return replace(losses, total=torch.where(bad, torch.nan, losses.total)), t, hole
+
+
+def poisoned(base):
+    return Poison(base=str(base), image_size=SIZE, lora=LoRA(rank=2), learning_rate=1e-3, masks=Box(), seed=3)
+
+
+def test_what_is_not_finite_ends_the_run_and_its_batch_is_kept(world, base):
+    model = poisoned(base)
+    with pytest.raises(FloatingPointError, match=r"step 2 .*nonfinite.*skip"):
+        world(model, 5, FiniteGuard())
+    assert all(bool(p.isfinite().all()) for p in model.parameters())
+    folder = world.folder / "nonfinite" / "step=2-rank=0"
+    kept = json.loads((folder / "batch.json").read_text())
+    assert kept["seed"] == 3
+    assert [(sample["position"], bool(np.isnan(sample["loss"]))) for sample in kept["samples"]] == [
+        (4, True),
+        (5, False),
+    ]
+    assert all(sample["name"].endswith(".png") and 0 <= sample["t"] < 2000 for sample in kept["samples"])
+    hole = np.asarray(Image.open(folder / "4-hole.png").convert("L"))
+    assert set(np.unique(hole)) == {0, 255}
+    picture = np.asarray(Image.open(folder / "4.png"))
+    assert picture.shape == (SIZE, SIZE, 3)
+
+
+def test_an_update_may_be_skipped_and_changes_nothing(world, base):
+    class Watch(L.Callback):
+        def __init__(self):
+            self.weights = []
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            self.weights.append(torch.cat([p.detach().flatten() for p in trainable(pl_module).values()]))
+
+    watch, guard = Watch(), FiniteGuard(skip=1)
+    with pytest.warns(UserWarning, match="update skipped, 1 of at most 1"):
+        trainer = world(poisoned(base), 5, guard, watch)
+    assert trainer.global_step == 5
+    changed = [not torch.equal(a, b) for a, b in zip(watch.weights, watch.weights[1:], strict=False)]
+    assert changed == [True, False, True, True]
+    assert guard.state_dict() == {"skipped": 1}
+    again = FiniteGuard(skip=1)
+    again.load_state_dict(guard.state_dict())
+    with pytest.raises(FloatingPointError):
+        world(poisoned(base), 5, again)
+
+
+def test_gradients_that_are_not_finite_count_too(world, base):
+    model = world.model()
+    next(iter(trainable(model).values())).register_hook(lambda gradient: gradient * torch.inf)
+    with pytest.raises(FloatingPointError, match="gradient of step 0"):
+        world(model, 5, FiniteGuard())
+
+
+def test_the_cap_is_a_number_of_updates():
+    with pytest.raises(ValueError, match="skip is -1"):
+        FiniteGuard(skip=-1)

@@ -1,0 +1,335 @@
+"""Training: the loss falls, a resumed run equals an uninterrupted one bit for bit, checkpoints hold what is trained."""
+
+import lightning as L
+import pytest
+import torch
+from PIL import Image
+
+from rad.data.module import PictureData
+from rad.diffusion.schedules import linear_betas
+from rad.inpainting.inpainter import Inpainter
+from rad.masks.shapes import make
+from rad.models.adapter import AdapterInfo
+from rad.models.base import load_base, save_base
+from rad.models.lora import LoRA, trainable
+from rad.training.checkpoint import Checkpoint
+from rad.training.diffusion import Diffusion
+from rad.training.ema import EMA
+from rad.training.optimizer import learning_rate_factor
+from rad.training.panel import Panel, Throughput
+from tests.rounding import assert_same, doubled
+from tests.tiny_networks import small_unet
+
+UNET = {**dict(small_unet().config), "sample_size": 16}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder with `base/`, a base model, and `pictures/`, twelve of them."""
+    root = tmp_path_factory.mktemp("world")
+    save_base(root / "base", small_unet(), betas=linear_betas(), half=False)
+    source = torch.Generator().manual_seed(0)
+    (root / "pictures").mkdir()
+    for number in range(12):
+        pixels = torch.nn.functional.interpolate(torch.rand(1, 3, 4, 4, generator=source), (20, 24), mode="bicubic")[0]
+        Image.fromarray((pixels.clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy()).save(
+            root / "pictures" / f"{number}.png"
+        )
+    return root
+
+
+def module(world, **options):
+    settings = {
+        "base": str(world / "base"),
+        "image_size": 16,
+        "lora": LoRA(rank=4),
+        "learning_rate": 1e-3,
+    } | options
+    return Diffusion(**settings)
+
+
+def data(world, **options):
+    return PictureData(
+        str(world / "pictures"), **({"size": 16, "batch_size": 4, "val_count": 3, "flip": True} | options)
+    )
+
+
+def fit(folder, model, pictures, steps, *, resume=None, logger=False, callbacks=(), **options):
+    ema, checkpoint = EMA(decay=0.9), Checkpoint(every_n_train_steps=10, dirpath=str(folder / "checkpoints"))
+    trainer = L.Trainer(
+        max_steps=steps,
+        accelerator="cpu",
+        use_distributed_sampler=False,
+        gradient_clip_val=1.0,
+        callbacks=[ema, checkpoint, *callbacks],
+        logger=logger,
+        default_root_dir=str(folder),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+    trainer.fit(model, datamodule=pictures, ckpt_path=resume, weights_only=True)
+    return trainer, ema
+
+
+def batch(rows=4):
+    image = 2 * torch.rand(rows, 3, 16, 16, generator=torch.Generator().manual_seed(0)) - 1
+    return {"image": image, "position": torch.arange(rows)}
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(world, tmp_path, accumulate):
+    options = {
+        "accumulate_grad_batches": accumulate,
+        "val_check_interval": 4,
+        "check_val_every_n_epoch": None,
+    }
+    settings = {"schedule": "cosine", "warmup_steps": 3}
+    whole = module(world, **settings)
+    _, whole_ema = fit(tmp_path / "whole", whole, data(world), 20, **options)
+    # stopped after 10 of 20 steps: the first half writes step=10.ckpt, which a new process would load
+    resumed = module(world, **settings)
+    ckpt = tmp_path / "whole" / "checkpoints" / "step=10.ckpt"
+    trainer, resumed_ema = fit(tmp_path / "resumed", resumed, data(world), 20, resume=str(ckpt), **options)
+    assert trainer.global_step == 20
+    for name, weight in trainable(whole).items():
+        assert torch.equal(weight, trainable(resumed)[name]), name
+        assert torch.equal(whole_ema.weights[name], resumed_ema.weights[name]), name
+        assert not torch.equal(whole_ema.weights[name], weight)
+    assert whole_ema.step == resumed_ema.step == 20
+
+
+def test_the_loss_does_not_depend_on_how_the_batch_is_split(world):
+    model = module(world).eval()
+    doubled(model.unet)
+    together = model.losses(batch(), "train")[0]
+    halves = [
+        model.losses({name: values[rows] for name, values in batch().items()}, "train")[0]
+        for rows in (slice(0, 1), slice(1, 4))
+    ]
+    for name in ("simple", "vlb", "total"):
+        parts = torch.cat([getattr(half, name) for half in halves])
+        assert_same(getattr(together, name), parts)
+
+
+def test_training_lowers_the_loss_and_leaves_the_base_alone(world, tmp_path):
+    model = module(world, loss_region="noisy", learning_rate=3e-3)
+    frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
+    with torch.no_grad():
+        before = model.losses(batch(16), "train")[0].simple.mean()
+    fit(tmp_path, model, data(world, batch_size=8), 30)
+    with torch.no_grad():
+        after = model.losses(batch(16), "train")[0].simple.mean()
+    assert float(after) < 0.8 * float(before)
+    assert all(torch.equal(p, frozen[name]) for name, p in model.named_parameters() if name in frozen)
+
+
+def test_a_saved_adapter_is_trained_further(world, tmp_path):
+    fit(tmp_path, module(world), data(world), 3)
+    folder = tmp_path / "checkpoints" / "step=3"
+    before = {name: w.detach().clone() for name, w in trainable(module(world, lora=None, adapter=str(folder))).items()}
+    assert set(before) == set(trainable(module(world)))
+    assert any(float(w.abs().max()) > 0 for name, w in before.items() if "lora_B" in name), "it does not start anew"
+    further = module(world, lora=None, adapter=str(folder))
+    fit(tmp_path / "further", further, data(world), 2)
+    assert all(not torch.equal(w, before[name]) for name, w in trainable(further).items())
+    assert AdapterInfo.read(tmp_path / "further" / "checkpoints" / "step=2").trained_steps == 2
+    with pytest.raises(ValueError, match=r"its own rank and layers: set model\.lora to null"):
+        module(world, adapter=str(folder))
+
+
+def test_an_adapter_trained_on_td_paints_process_samples_with_its_method(world, tmp_path):
+    model = module(world, process="tdpaint", loss_region="moving", vlb_weight=1.0)
+    fit(tmp_path, model, data(world), 2, callbacks=[Panel(every_n_steps=2, pictures=2, steps=2)])
+    folder = tmp_path / "checkpoints" / "step=2-ema"
+    assert AdapterInfo.read(folder).process == "tdpaint"
+    inpainter = Inpainter.from_pretrained(folder)
+    hole = make("center")([torch.Generator()], 16, 16)[0]
+    result = inpainter(Image.new("RGB", (16, 16), (200, 30, 30)), hole, method="tdpaint", steps=2)
+    assert result.nfe == 2
+    times = model.draw_times([torch.Generator().manual_seed(i) for i in range(64)])
+    assert 0 <= int(times.min()) < 100
+    assert 900 < int(times.max()) < 1000
+
+
+def test_checkpoints_hold_what_is_trained_and_adapters_lie_beside_them(world, tmp_path):
+    model = module(world)
+    trainer, ema = fit(tmp_path, model, data(world), 13)
+    folder = tmp_path / "checkpoints"
+    names = {path.name for path in folder.iterdir()}
+    assert names == {f"step={n}{end}" for n in (10, 13) for end in (".ckpt", "", "-ema")} | {"last.ckpt"}
+    content = torch.load(folder / "last.ckpt", weights_only=True)
+    assert set(content["state_dict"]) == set(trainable(model))
+    assert content["global_step"] == 13
+    assert (folder / "last.ckpt").resolve().name == "step=13.ckpt"
+    assert AdapterInfo.read(folder / "step=13-ema").trained_steps == 13
+    assert AdapterInfo.read(folder / "step=13-ema").ema
+    assert "13 steps of batch 4" in (folder / "step=13" / "README.md").read_text()
+    assert trainer.global_step == 13
+    # the exported adapters are the weights: raw and averaged
+    x, times = torch.randn(1, 3, 16, 16), torch.tensor([[0.0, 500.0]])
+    index = (torch.rand(1, 16, 16) > 0.5).long()
+    with torch.no_grad():
+        raw = model.unet.eval()(x, times, index=index).sample
+        loaded = Inpainter.from_pretrained(folder / "step=13").model.unet(x, times, index=index).sample
+        assert_same(loaded, raw)
+        averaged = Inpainter.from_pretrained(folder / "step=13-ema").model.unet(x, times, index=index).sample
+        assert (averaged - raw).abs().max() > 1e-4
+        for name, weight in trainable(model).items():
+            weight.copy_(ema.weights[name])
+        assert_same(averaged, model.unet(x, times, index=index).sample)
+
+
+def test_only_the_newest_checkpoints_are_kept_with_their_adapters(world, tmp_path):
+    newest = Checkpoint(every_n_train_steps=2, save_top_k=2, dirpath=str(tmp_path / "newest"))
+    fit(tmp_path, module(world), data(world), 6, callbacks=[newest])
+    kept = {path.name for path in (tmp_path / "newest").iterdir()}
+    assert kept == {f"step={n}{end}" for n in (4, 6) for end in (".ckpt", "", "-ema")} | {"last.ckpt"}
+
+
+def test_ema_follows_its_formula():
+    ema = EMA(decay=0.999, inv_gamma=2.0, power=0.5)
+    assert ema.decay_at(6) == pytest.approx(1 - 4**-0.5)
+    assert ema.decay_at(10**9) == 0.999
+    layer = torch.nn.Linear(1, 1, bias=False)
+    ema.weights = {"weight": torch.zeros(1, 1)}
+    layer.weight.data.fill_(1.0)
+    expected = 0.0
+    for step in (1, 2, 3):
+        ema.update(layer, step)
+        expected = ema.decay_at(step) * expected + (1 - ema.decay_at(step))
+    assert float(ema.weights["weight"]) == pytest.approx(expected)
+    with pytest.raises(ValueError, match=r"decay 1\.5"):
+        EMA(decay=1.5)
+
+
+def test_a_base_model_trains_from_scratch_and_loads(world, tmp_path):
+    model = Diffusion(unet=UNET, process="uniform", image_size=16, learning_rate=2e-3, vlb_weight=1.0)
+    with torch.no_grad():
+        before = model.losses(batch(16), "train")[0].simple.mean()
+    assert float(before) == pytest.approx(1, abs=0.1), "a network of zeros predicts no noise"
+    fit(tmp_path, model, data(world, batch_size=8), 30)
+    with torch.no_grad():
+        assert float(model.losses(batch(16), "train")[0].simple.mean()) < 0.8
+    folder = tmp_path / "checkpoints" / "step=30"
+    x = torch.randn(1, 3, 16, 16)
+    assert_same(load_base(folder).unet(x, 40).sample, model.unet.eval()(x, 40).sample)
+
+
+def test_times_cover_both_phases_in_the_share_asked_for(world):
+    for phase2 in (0.0, 0.25, 1.0):
+        model = module(world, phase2=phase2)
+        times = model.draw_times([torch.Generator().manual_seed(i) for i in range(4000)])
+        assert float((times >= 1000).double().mean()) == pytest.approx(phase2, abs=0.03)
+        inside = (times % 1000).double()
+        assert float(inside.mean()) == pytest.approx(499.5, abs=4 * 289 / 4000**0.5)
+        assert int(inside.max()) > 990
+        assert int(inside.min()) < 10
+
+
+def test_holes_of_the_data_go_before_those_of_the_module(world):
+    model = module(world)
+    hole = make("half")([torch.Generator()] * 4, 16, 16)
+    _, _, used = model.losses({**batch(), "hole": hole}, "train")
+    assert torch.equal(used, hole)
+    _, _, drawn = model.losses(batch(), "train")
+    assert not torch.equal(drawn, hole)
+
+
+def test_tensorboard_gets_its_curves_and_a_panel(world, tmp_path):
+    from lightning.pytorch.callbacks import LearningRateMonitor
+    from lightning.pytorch.loggers import TensorBoardLogger
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logger = TensorBoardLogger(str(tmp_path), name="", version="")
+    callbacks = [Throughput(), Panel(every_n_steps=4, pictures=2, steps=2), LearningRateMonitor()]
+    fit(
+        tmp_path, module(world), data(world), 8, logger=logger, callbacks=callbacks,
+        log_every_n_steps=2, val_check_interval=4, check_val_every_n_epoch=None,
+    )  # fmt: skip
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    scalars = set(events.Tags()["scalars"])
+    wanted = "loss simple vlb hole_fraction gradient_norm images_per_second"
+    assert {f"train/{name}" for name in wanted.split()} | {"val/loss", "val/simple", "val/vlb"} <= scalars
+    assert any(name.startswith("train/simple_t") for name in scalars)
+    assert any(name.startswith("lr") for name in scalars)
+    assert [image.step for image in events.Images("panel")] == [4, 8]
+    losses = [event.value for event in events.Scalars("val/loss")]
+    assert len(losses) == 2
+    assert losses[0] != losses[1]
+
+
+def test_a_panel_of_a_base_model_fills_by_replacement(world, tmp_path):
+    model = Diffusion(unet=UNET, process="uniform", image_size=16)
+    panel = Panel(every_n_steps=0, pictures=2, steps=2)
+    trainer, _ = fit(tmp_path, model, data(world), 1, callbacks=[panel])
+    picture = panel.picture(trainer, model)
+    assert picture.shape == (3, 2 * 18 + 2, 3 * 18 + 2)
+    hole, result, truth = (picture[:, 2:18, 2 + 18 * i : 18 + 18 * i] for i in range(3))
+    known = torch.ones(16, 16, dtype=torch.bool)
+    known[4:12, 4:12] = False  # the first mask is "center"
+    for shown in (hole, result):
+        torch.testing.assert_close(shown[:, known], truth[:, known], rtol=0, atol=1e-6)
+    assert (result - truth)[:, ~known].abs().max() > 0.01
+    assert (hole[:, ~known] == 0.5).all()
+
+
+def test_a_panel_of_a_rad_model_uses_the_preset_of_rad_or_its_own_solver(world):
+    sampler = Panel(steps=5).sampler(module(world))
+    assert (sampler.solver, sampler.eta, len(sampler.times)) == ("dpm++2m", 0.0, 6)
+    sampler = Panel(steps=5, solver="ddpm", spacing="trailing").sampler(module(world))
+    assert (sampler.solver, sampler.eta, sampler.times[1]) == ("ddpm", 1.0, 799)
+
+
+def test_a_panel_that_cannot_be_drawn_is_refused_before_training(tmp_path, world):
+    model = Diffusion(unet=UNET, process="uniform", image_size=16)
+    with pytest.raises(ValueError, match="method 'replacement' changes x or x0"):
+        fit(tmp_path, model, data(world), 1, callbacks=[Panel(every_n_steps=2, solver="dpm++2m")])
+
+
+def test_learning_rate_schedules():
+    assert [learning_rate_factor(step, 4, 8, "constant") for step in (0, 1, 3, 4, 100)] == [
+        0.25,
+        0.5,
+        1,
+        1,
+        1,
+    ]
+    assert [learning_rate_factor(step, 4, 8, "linear") for step in (4, 6, 8)] == [1, 0.5, 0]
+    assert [learning_rate_factor(step, 0, 8, "cosine") for step in (0, 4, 8)] == pytest.approx([1, 0.5, 0])
+
+
+def test_bad_settings_and_foreign_checkpoints_are_refused(world, tmp_path):
+    with pytest.raises(ValueError, match=r"give model.base .* or model.unet"):
+        Diffusion()
+    with pytest.raises(ValueError, match="trains a base model"):
+        module(world, process="uniform")
+    with pytest.raises(ValueError, match="phase2 is 2"):
+        module(world, phase2=2)
+    with pytest.raises(ValueError, match="does not describe a UNet2DModel"):
+        Diffusion(unet={"block_out_channels": [32], "layers": 3})
+    fit(tmp_path, module(world), data(world), 2)
+    last = str(tmp_path / "checkpoints" / "last.ckpt")
+    with pytest.raises(ValueError, match="trains other layers"):
+        fit(tmp_path / "b", module(world, lora=LoRA(rank=2)), data(world), 4, resume=last)
+    other = small_unet()
+    with torch.no_grad():
+        other.conv_in.weight += 1
+    save_base(tmp_path / "other", other, betas=linear_betas())
+    with pytest.raises(ValueError, match="the checkpoint belongs to"):
+        fit(tmp_path / "c", module(world, base=str(tmp_path / "other")), data(world), 4, resume=last)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"out_channels": 2}, {"out_channels": 0}, {"in_channels": 4}, {"num_class_embeds": 5}]
+)
+def test_networks_of_other_channels_and_classes_are_refused_before_training(changes):
+    with pytest.raises(ValueError, match="RGB pictures"):
+        Diffusion(unet={**UNET, **changes}, process="uniform", image_size=16)
+
+
+def test_a_batch_with_accumulation_and_bf16(world, tmp_path):
+    model = module(world, gradient_checkpointing=True)
+    fit(tmp_path, model, data(world), 2, precision="bf16-mixed", accumulate_grad_batches=2)
+    assert all(bool(p.isfinite().all()) for p in trainable(model).values())

@@ -1,0 +1,259 @@
+"""Models trained as RAD from scratch: v-prediction, timestep weights, unconditional samples, several averages, bf16, compile."""
+
+import math
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from rad.cli.train import fit as training_fit
+from rad.diffusion.levels import NoiseLevel
+from rad.diffusion.losses import hybrid_loss, snr_weight
+from rad.diffusion.processes import Flow, RegionAware, Uniform
+from rad.diffusion.schedules import linear_betas, shifted_sigmas
+from rad.inpainting.inpainter import Inpainter
+from rad.models.adapter import AdapterInfo
+from rad.models.base import load_base
+from rad.models.lora import LoRA
+from rad.training.diffusion import Diffusion
+from rad.training.ema import EMA
+from rad.training.optimizer import learning_rate_factor
+from rad.training.panel import Panel
+from tests.training.test_module import UNET, batch, data, fit, world  # noqa: F401  (world is a fixture)
+
+ROOT = Path(__file__).resolve().parents[2]
+V_UNET = {**UNET, "out_channels": 3}
+
+
+def scratch(**options):
+    settings = {
+        "unet": V_UNET,
+        "prediction": "v_prediction",
+        "image_size": 16,
+        "phase2": 0.0,
+        "unconditional_share": 0.25,
+        "loss_region": "noisy",
+        "vlb_weight": 0.0,
+        "learning_rate": 1e-3,
+    } | options
+    return Diffusion(**settings)
+
+
+def test_a_model_trained_as_rad_from_scratch_is_saved_sampled_and_adapted(world, tmp_path):  # noqa: F811
+    fit(tmp_path, scratch(), data(world), 10, callbacks=[EMA(decay=0.5, suffix="ema_short")])
+    folder = tmp_path / "checkpoints" / "step=10-ema"
+    loaded, info = load_base(folder), AdapterInfo.read(folder)
+    assert (loaded.prediction_type, loaded.unet.config["out_channels"]) == ("v_prediction", 3)
+    assert (info.unconditional, info.learned_variance, info.process) == (True, False, "region_aware")
+    assert (folder.with_name("step=10-ema_short") / "unet").is_dir()
+
+    inpainter = Inpainter.from_pretrained(folder)
+    image, mask = Image.new("RGB", (16, 16), "teal"), Image.new("L", (16, 16))
+    mask.paste(255, (4, 4, 12, 12))
+    for method in ("rad", "ddnm"):
+        found = inpainter(image, mask, method=method, steps=3)
+        assert found.nfe == 3
+        assert found.images[0].getpixel((0, 0)) == image.getpixel((0, 0))
+
+    adapter = Diffusion(base=str(folder), image_size=16, lora=LoRA(rank=2), vlb_weight=0.0)
+    adapted, _ = fit(tmp_path / "lora", adapter, data(world), 10)
+    assert adapted.global_step == 10
+    assert Inpainter.from_pretrained(tmp_path / "lora/checkpoints/step=10")(image, mask, steps=2).nfe == 2
+
+
+def test_whole_weights_that_never_saw_an_unconditional_sample_are_no_base_model(world, tmp_path):  # noqa: F811
+    fit(tmp_path, scratch(unconditional_share=0.0), data(world), 10)
+    inpainter = Inpainter.from_pretrained(tmp_path / "checkpoints" / "step=10")
+    with pytest.raises(ValueError, match="unconditional_share"):
+        inpainter.sampler("ddnm")
+
+
+def test_a_uniform_level_is_the_unconditional_model():
+    """An all-hole image under the region-aware process is the same input as a uniform level."""
+    module = scratch().eval()
+    with torch.no_grad():  # the last layer starts at zero
+        module.unet.conv_out.weight.normal_(generator=torch.Generator().manual_seed(0))
+    module = module.double()
+    x = torch.randn(2, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    t, hole = torch.tensor([10, 700]), torch.ones(2, 1, 16, 16)
+    regions = module.task(x, hole).regions
+    uniform, aware = Uniform(linear_betas()).noise(t), RegionAware(linear_betas()).noise(t, regions)
+    expected = module.unet(x, uniform.times).sample
+    assert expected.std() > 0.1
+    torch.testing.assert_close(module.unet(x, aware.times, index=aware.index).sample, expected, rtol=0, atol=1e-9)
+
+
+def test_the_share_of_unconditional_samples_is_the_one_asked_for():
+    module, count = scratch(), 800
+
+    def holes(positions):
+        empty = torch.zeros(len(positions), 1, 16, 16)
+        return module._holes({"position": positions, "hole": empty}, [], empty.expand(-1, 3, -1, -1), "train")[0]
+
+    drawn = holes(torch.arange(count))
+    assert set(drawn.flatten(1).sum(1).tolist()) == {0.0, 256.0}
+    assert abs(float(drawn.mean()) - 0.25) < 4 * math.sqrt(0.25 * 0.75 / count)
+    assert torch.equal(holes(torch.arange(5, 9)), drawn[5:9])
+
+
+def test_v_loss_is_the_error_of_x0_times_snr_plus_one():
+    """v_hat = a e - s x0_hat ... an error d of x0 is an error -d / s of v, since x = a x0 + s e is given."""
+    now = Uniform(linear_betas()).noise(torch.tensor([50, 400, 900]))
+    previous = Uniform(linear_betas()).noise(torch.tensor([49, 399, 899]))
+    source = torch.Generator().manual_seed(0)
+    x0, eps, wrong = (torch.randn(3, 3, 4, 4, generator=source, dtype=torch.float64) for _ in range(3))
+    x = now.alpha_map() * x0 + now.sigma_map() * eps
+    guess_eps = (x - now.alpha_map() * wrong) / now.sigma_map()
+    outputs = {"epsilon": guess_eps, "v_prediction": now.alpha_map() * guess_eps - now.sigma_map() * wrong}
+    error = (wrong - x0).square().mean((1, 2, 3))
+    snr = (now.alpha / now.sigma).square()[:, 0]
+    factors = {"epsilon": snr, "v_prediction": snr + 1}
+    for prediction, output in outputs.items():
+        losses = hybrid_loss(output, x0=x0, x=x, eps=eps, now=now, previous=previous, prediction=prediction)
+        torch.testing.assert_close(losses.simple, factors[prediction] * error)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("min_snr", lambda snr: min(snr, 5.0)),
+        ("truncated_snr", lambda snr: max(snr, 1.0)),
+        ("p2", lambda snr: snr / (1 + snr)),
+    ],
+)
+def test_a_timestep_weight_gives_the_error_of_x0_its_factor_whatever_is_predicted(kind, expected):
+    vp, flow = Uniform(linear_betas()), Flow(shifted_sigmas(1000))
+    t = torch.tensor([0, 100, 250, 600, 999])
+    source = torch.Generator().manual_seed(0)
+    x0, eps, wrong = (torch.randn(5, 3, 4, 4, generator=source, dtype=torch.float64) for _ in range(3))
+    for process, prediction in ((vp, "epsilon"), (vp, "v_prediction"), (flow, "velocity")):
+        now, previous = process.noise(t), process.noise(t - 1)
+        x = now.alpha_map() * x0 + now.sigma_map() * eps
+        guess = (x - now.alpha_map() * wrong) / now.sigma_map()
+        output = {
+            "epsilon": guess,
+            "v_prediction": now.alpha_map() * guess - now.sigma_map() * wrong,
+            "velocity": guess - wrong,
+        }[prediction]
+        losses = hybrid_loss(
+            output, x0=x0, x=x, eps=eps, now=now, previous=previous, timestep_weight=kind, prediction=prediction
+        )
+        snr = (now.alpha / now.sigma).square()[:, 0]
+        factor = torch.tensor([expected(value) for value in snr.tolist()], dtype=torch.float64)
+        torch.testing.assert_close(losses.simple, factor * (wrong - x0).square().mean((1, 2, 3)))
+
+
+def test_a_clean_level_has_no_weight():
+    level = NoiseLevel(torch.ones(1, 1), torch.zeros(1, 1), torch.zeros(1, 1))
+    for kind in ("min_snr", "truncated_snr", "p2"):
+        assert snr_weight(kind, level, "v_prediction").item() == 0
+
+
+def test_the_rate_is_stable_and_decays_over_the_last_share():
+    factors = [learning_rate_factor(step, 10, 1000, "warmup_stable_decay", decay_share=0.1) for step in range(1001)]
+    assert factors[0] == 0.1
+    assert factors[10:901] == [1.0] * 891
+    assert factors[950] == pytest.approx(0.5)
+    assert factors[1000] == pytest.approx(0, abs=1e-15)
+    assert all(now >= later for now, later in pairwise(factors[10:]))
+
+
+def test_two_averages_are_kept_apart_through_a_resume(world, tmp_path):  # noqa: F811
+    def run(folder, steps, resume=None):
+        long = EMA(decay=0.99, inv_gamma=0.1, suffix="ema_long")
+        _, first = fit(folder, scratch(), data(world), steps, resume=resume, callbacks=[long])
+        return first, long
+
+    whole = run(tmp_path / "whole", 20)
+    run(tmp_path / "parts", 10)
+    parts = run(tmp_path / "parts", 20, resume=str(tmp_path / "parts/checkpoints/step=10.ckpt"))
+    for one, other in zip(whole, parts, strict=True):
+        assert all(torch.equal(one.weights[name], other.weights[name]) for name in one.weights)
+    assert any(not torch.equal(whole[0].weights[name], whole[1].weights[name]) for name in whole[0].weights)
+
+
+def test_the_panel_is_a_png_file_of_the_run(world, tmp_path):  # noqa: F811
+    fit(tmp_path, scratch(), data(world), 2, callbacks=[Panel(every_n_steps=2, pictures=2, steps=2)])
+    with Image.open(tmp_path / "panels" / "step=2.png") as panel:
+        assert panel.size == (3 * 18 + 2, 2 * 18 + 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"prediction": "epsilon", "timestep_weight": "p2", "weight_limit": 5.0}, "remove one of them"),
+        ({"unconditional_share": 1.5}, "share from 0 to 1"),
+        ({"process": "uniform"}, "remove it"),
+        ({"decay_share": 0.0}, "above 0"),
+        ({"unet": UNET}, "output channels"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(changes, says):
+    with pytest.raises(ValueError, match=says):
+        scratch(**changes)
+
+
+def test_a_base_keeps_its_prediction(world):  # noqa: F811
+    with pytest.raises(ValueError, match="predicts 'epsilon'"):
+        Diffusion(base=str(world / "base"), prediction="v_prediction", image_size=16)
+
+
+def test_averages_of_one_name_are_refused(world, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    given = [f"--data.path={world / 'pictures'}", f"--model.base={world / 'base'}", "--data.size=16"]
+    averages = '[{"class_path": "rad.training.ema.EMA"}, {"class_path": "rad.training.ema.EMA"}]'
+    with pytest.raises(ValueError, match="give each its own"):
+        training_fit([*given, f"--trainer.callbacks={averages}", "--trainer.max_steps=1"])
+
+
+def test_bf16_follows_float32(world):  # noqa: F811
+    """The loss in bfloat16 is that in float32 to the 8 bits of its mantissa, and its gradients point the same way."""
+    losses, gradients = [], []
+    for precision in (torch.float32, torch.bfloat16):
+        module = scratch()
+        with torch.no_grad():
+            module.unet.conv_out.weight.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision is torch.bfloat16):
+            loss = module.losses({**batch(), "hole": torch.ones(4, 1, 16, 16)}, "train")[0].total.mean()
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append(torch.cat([p.grad.flatten() for p in module.unet.parameters() if p.grad is not None]))
+    assert losses[1] == pytest.approx(losses[0], rel=2**-5)
+    assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > 0.98
+
+
+@pytest.mark.slow
+def test_torch_compile_gives_the_eager_loss_and_gradients():
+    unet = V_UNET | {
+        "block_out_channels": (32,),
+        "down_block_types": ("DownBlock2D",),
+        "up_block_types": ("UpBlock2D",),
+    }
+    results = []
+    for compiled in (False, True):
+        module = scratch(unet=unet, compile=compiled)
+        with torch.no_grad():
+            module.unet.conv_out.weight.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
+        loss = module.losses({**batch(), "hole": torch.ones(4, 1, 16, 16)}, "train")[0].total.mean()
+        loss.backward()
+        gradients = [p.grad.flatten() for p in module.unet.parameters() if p.grad is not None]
+        results.append((loss.item(), torch.cat(gradients)))
+    (eager, expected), (fused, found) = results
+    assert fused == pytest.approx(eager, rel=1e-4)
+    assert (found - expected).norm() < 1e-3 * expected.norm()  # float32 in another order; a wrong term is of order 1
+
+
+def test_the_configuration_describes_what_it_says():
+    """3.16 M parameters, and the levels of the trial: known pixels clean, the hole at t."""
+    config = yaml.safe_load((ROOT / "configs/photos.yaml").read_text())["model"]
+    module = Diffusion(**{**config, "image_size": 32, "betas": tuple(config["betas"])})
+    assert sum(p.numel() for p in module.unet.parameters()) == 3_161_955
+    assert (module.parts.prediction, module.unet.config["out_channels"]) == ("v_prediction", 3)
+    hole = torch.zeros(1, 1, 32, 32)
+    hole[..., 16:] = 1
+    now = module.process.noise(torch.tensor([600]), module.task(torch.zeros(1, 3, 32, 32), hole).regions)
+    assert now.times.tolist() == [[0.0, pytest.approx(600.0)]]
+    assert now.sigma[0, 0] == 0
