@@ -61,7 +61,7 @@ def crops(data: str, masks: str, *, size: int, count: int) -> tuple[torch.Tensor
 def denoise(model: PixelModel, x0: torch.Tensor, hole: torch.Tensor, t: int) -> torch.Tensor:
     """The model's x0 (N,3,H,W) with noise of timestep t in the hole; the noise depends on t alone."""
     adapter = model.has_adapter
-    process = region_aware(model.own, time_origin="adm" if model.info is None else model.info.time_origin)
+    process = region_aware(model.base_process, time_origin="adm" if model.info is None else model.info.time_origin)
     noise = torch.randn(x0.shape, generator=generator(0, "noise", t))
     estimates = []
     with model.weights(adapter=adapter, differentiated=False):

@@ -167,7 +167,7 @@ def law(
     spacing: Spacing | None = None,
     eta: float | None = None,
     draws: int = 4,
-    own: Process | None = None,
+    base_process: Process | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Exact mean and covariance of the whole image that a method makes of the world, for methods that are affine in x.
 
@@ -176,16 +176,16 @@ def law(
     Args:
         solver, spacing, eta: None: the method's preset, or the solver's own.
         draws: the most draws between two reverse steps.
-        own: process of the model; None: DDPM's.
+        base_process: of the model; None: DDPM's.
     """
     chosen = method.choose(steps=steps, solver=solver, spacing=spacing, eta=eta)
     if chosen.solver == "dpm++2m":
-        return law_of_draws(world, method, chosen, own=own)
+        return law_of_draws(world, method, chosen, base_process=base_process)
     d = world.prior.mean.numel()
     probe = _Probe(d, draws)
     rows = 1 + d + draws * d
     task = Task.from_image(world.y.expand(rows, *world.y.shape[1:]), world.hole.expand(rows, *world.hole.shape[1:]))
-    process = method.process(own or Uniform(linear_betas()), "adm")
+    process = method.process(base_process or Uniform(linear_betas()), "adm")
     sampler = Sampler(process, (method, probe), **vars(chosen))
     sampler(world.prior, task, noise=_ProbeTape(probe))  # pyright: ignore[reportArgumentType]
     assert probe.mean is not None
@@ -210,7 +210,7 @@ def law_of_draws(
     method: SamplingMethod,
     chosen: Schedule,
     *,
-    own: Process | None = None,
+    base_process: Process | None = None,
     times: list[float] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """As `law`, for samplers whose steps have a memory: the result is affine in all draws together.
@@ -222,7 +222,7 @@ def law_of_draws(
     d = world.prior.mean.numel()
     rows = 1 + draws * d
     task = Task.from_image(world.y.expand(rows, *world.y.shape[1:]), world.hole.expand(rows, *world.hole.shape[1:]))
-    process = method.process(own or Uniform(linear_betas()), "adm")
+    process = method.process(base_process or Uniform(linear_betas()), "adm")
     sampler = Sampler(process, (method,), **vars(chosen))
     sampler.times = sampler.times if times is None else times
     made = sampler(world.prior, task, noise=_UnitTape(rows)).raw.flatten(1)
@@ -263,11 +263,11 @@ def sampled(
     rows: int,
     eta: float | None = None,
     seed: int = 0,
-    own: Process | None = None,
+    base_process: Process | None = None,
 ) -> Tensor:
     """(rows,C,H,W) samples of a method, for those that are not affine in x; `raw`, nothing put back."""
     task = Task.from_image(world.y.expand(rows, *world.y.shape[1:]), world.hole.expand(rows, *world.hole.shape[1:]))
-    process = method.process(own or Uniform(linear_betas()), "adm")
+    process = method.process(base_process or Uniform(linear_betas()), "adm")
     assert isinstance(method, CustomSampler | SamplingMethod)
     loop = method if isinstance(method, CustomSampler) else (method,)
     sampler = Sampler(process, loop, **vars(method.choose(steps=steps, eta=eta)))

@@ -143,7 +143,9 @@ def _make(
     if options.margin is not None and options.size_policy == "crop" and 2 * options.margin >= inpainter.size[0]:
         raise ValueError(f"--margin {options.margin}: allowed are 0 to {(inpainter.size[0] - 1) // 2} with this model")
     methods = {label: inpainter.complete(method) for label, method in methods.items()}
-    schedules = {label: _schedule(label, method, options, inpainter.model.own) for label, method in methods.items()}
+    schedules = {
+        label: _schedule(label, method, options, inpainter.model.base_process) for label, method in methods.items()
+    }
     work = {}
     for label, method in methods.items():
         work[label] = inpainter.sampler(method, **vars(schedules[label])).cost
@@ -195,14 +197,16 @@ def _check_told(
         raise ValueError("a prompt has no effect on methods that use no network")
 
 
-def _schedule(label: Label, method: "Method", options: argparse.Namespace, own: "Process") -> "Schedule":
+def _schedule(label: Label, method: "Method", options: argparse.Namespace, base_process: "Process") -> "Schedule":
     """How the method is run: the user's choice, or its preset. The solver is checked before anything is filled."""
     given = label.given(options)
-    steps = _steps(label, method, options, own, method.choose(**given).spacing)
+    steps = _steps(label, method, options, base_process, method.choose(**given).spacing)
     return method.choose(steps=steps, **given)
 
 
-def _steps(label: Label, method: "Method", options: argparse.Namespace, own: "Process", spacing: Spacing) -> int:
+def _steps(
+    label: Label, method: "Method", options: argparse.Namespace, base_process: "Process", spacing: Spacing
+) -> int:
     from rad.methods.registry import cost, steps_within
 
     fixed = label.steps is not None or label.budget is not None
@@ -211,11 +215,11 @@ def _steps(label: Label, method: "Method", options: argparse.Namespace, own: "Pr
         return method.preset_steps
     if budget is None:
         return method.preset_steps if wanted is None else wanted
-    steps = steps_within(method, budget, own=own, spacing=spacing)
-    work = cost(method, steps, own=own, spacing=spacing)
+    steps = steps_within(method, budget, base_process=base_process, spacing=spacing)
+    work = cost(method, steps, base_process=base_process, spacing=spacing)
     unused = ""
-    if 2 * work.units < budget and steps < own.sampled_steps:
-        more = cost(method, steps + 1, own=own, spacing=spacing).units
+    if 2 * work.units < budget and steps < base_process.sampled_steps:
+        more = cost(method, steps + 1, base_process=base_process, spacing=spacing).units
         unused = (
             f"; {counted(steps + 1, 'step')} would cost {more}, so much of the budget is not used: change its settings"
         )

@@ -1,13 +1,14 @@
 """How an image becomes a square: crop, scale, flip."""
 
-import torch
-from PIL import Image
 from collections.abc import Sequence
 from dataclasses import dataclass
-from rad.images.codecs import to_tensor
-from torch import Tensor
 from typing import Literal, get_args
 
+import torch
+from PIL import Image
+from torch import Tensor
+
+from rad.images.codecs import to_tensor
 
 Resize = Literal["short_side", "none"]
 

@@ -1,24 +1,25 @@
 """The LightningDataModule of square images, in steps instead of epochs."""
 
 import math
-import numpy as np
-import torch
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.resources import files
 from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from pathlib import Path
+from torch.utils.data import DataLoader
+
 from rad.data.captions import read_captions
-from rad.data.framing import Crop, Framing, Resize, SCALE_RANGE, ScaleDraw
+from rad.data.framing import SCALE_RANGE, Crop, Framing, Resize, ScaleDraw
 from rad.data.stream import HeldOut, PositionSampler, Source, Stream, StreamLoader, Turns
 from rad.images.sources import Gathered, Listing, Picture, find_readable, list_pictures
 from rad.masks import MaskGenerator
 from rad.rng import key, key_of
-from torch.utils.data import DataLoader
-from typing import Any
-
 
 # Colour photographs inside the scikit-image wheel; the motorcycles are two views of one scene.
 SKIMAGE_TRAIN = (

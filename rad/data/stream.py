@@ -8,20 +8,21 @@ positions k*B*W to (k+1)*B*W - 1.
 Several sources with weights take turns in a fixed pattern, see `Turns`; each goes through its own epochs.
 """
 
-import torch
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
 from rad.data.captions import Captions
 from rad.data.framing import Framing
 from rad.images.sources import Decoded, Picture, open_readable
 from rad.masks import MaskGenerator
 from rad.rng import generator
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
-from typing import Any
-
 
 Source = Picture | Decoded
 

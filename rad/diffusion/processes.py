@@ -215,39 +215,39 @@ class RegionAwareFlow:
     Ours: the paper has variance-preserving levels alone. As there, phase 1 noises the hole while the known pixels wait.
     """
 
-    def __init__(self, own: Flow) -> None:
-        self.own, self.sampled_steps, self.steps = own, own.steps, 2 * own.steps
+    def __init__(self, base_process: Flow) -> None:
+        self.base_process, self.sampled_steps, self.steps = base_process, base_process.steps, 2 * base_process.steps
 
     def noise(self, t: Tensor, regions: NoiseRegions | None) -> NoiseLevel:
         """t (B,) in [CLEAN, 2 T1 - 1], each image its own."""
         if regions is None:
             raise ValueError("the region-aware process needs the regions of a hole map: Regions.of(hole)")
         t = _checked(t, self.steps)
-        table, m = self.own.table.to(t.device), regions.values
+        table, m = self.base_process.table.to(t.device), regions.values
         second = t > self.sampled_steps - 1
         g = _between(table, torch.where(second, t - self.sampled_steps, t))[:, None]
         sigma = torch.where(second[:, None], m * table[-2] + (1 - m) * g, m * g)
-        return NoiseLevel(1 - sigma, sigma, times=self.own.scale * sigma, index=regions.index)
+        return NoiseLevel(1 - sigma, sigma, times=self.base_process.scale * sigma, index=regions.index)
 
     def time_of(self, log_snr: Tensor) -> Tensor:
         """See `Invertible`."""
-        return self.own.time_of(log_snr)
+        return self.base_process.time_of(log_snr)
 
 
-def region_aware(own: Process, *, time_origin: TimeOrigin = "adm") -> Process:
+def region_aware(base_process: Process, *, time_origin: TimeOrigin = "adm") -> Process:
     """RAD's process for a model whose own is `own`. Raises ValueError for one that has no such form."""
-    if isinstance(own, Uniform):
-        return RegionAware(own.betas, time_origin=time_origin)
-    if isinstance(own, Flow):
-        return RegionAwareFlow(own)
+    if isinstance(base_process, Uniform):
+        return RegionAware(base_process.betas, time_origin=time_origin)
+    if isinstance(base_process, Flow):
+        return RegionAwareFlow(base_process)
     raise ValueError("RAD needs a variance-preserving model or a flow; this model has another kind of noise")
 
 
-def get_betas(own: Process) -> Tensor:
+def get_betas(base_process: Process) -> Tensor:
     """The betas of a variance-preserving model. Raises ValueError for a model of another kind."""
-    if not isinstance(own, Uniform):
+    if not isinstance(base_process, Uniform):
         raise ValueError("the method needs a variance-preserving model; this one is a flow or has EDM's noise levels")
-    return own.betas
+    return base_process.betas
 
 
 class PerPixel:

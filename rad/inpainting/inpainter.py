@@ -298,7 +298,7 @@ class Inpainter:
             )
         method.check()
         info = self.model.info
-        process = method.process(self.model.own, "adm" if info is None else info.time_origin)
+        process = method.process(self.model.base_process, "adm" if info is None else info.time_origin)
         for name in method.unused(solver=solver, spacing=spacing):
             warnings.warn(f"{name} has no effect on method {method.name!r}", stacklevel=3)
         chosen = method.choose(steps=steps, solver=solver, spacing=spacing, eta=eta)

@@ -53,8 +53,8 @@ class Grow(CustomSampler):
 
         return METHODS[self.method]()
 
-    def process(self, own: Process, time_origin: TimeOrigin) -> Process:
-        return self.inner.process(own, time_origin)
+    def process(self, base_process: Process, time_origin: TimeOrigin) -> Process:
+        return self.inner.process(base_process, time_origin)
 
     def cost(self, times: list[float]) -> Cost:
         total, steps = round(times[0]) + 1, self._steps(len(times) - 1)

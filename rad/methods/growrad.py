@@ -28,8 +28,8 @@ class GrowRAD(SamplingMethod):
     bands: int = setting(4, "parts of the hole, of equal area", low=1)
     overlap: float = setting(0.5, "0: a band starts when the one before is clean; 1: all together (RAD)", low=0, high=1)
 
-    def process(self, own: Process, time_origin: TimeOrigin) -> Process:
-        return Bands(get_betas(own), bands=self.bands, overlap=self.overlap, time_origin=time_origin)
+    def process(self, base_process: Process, time_origin: TimeOrigin) -> Process:
+        return Bands(get_betas(base_process), bands=self.bands, overlap=self.overlap, time_origin=time_origin)
 
     def regions(self, task: Task) -> NoiseRegions:
         return NoiseRegions.from_mask(fill_order(task.hole, self.bands))

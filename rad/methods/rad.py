@@ -27,5 +27,5 @@ class RAD(SamplingMethod):
     multistep = True
     fractional = True
 
-    def process(self, own: Process, time_origin: TimeOrigin) -> Process:
-        return region_aware(own, time_origin=time_origin)
+    def process(self, base_process: Process, time_origin: TimeOrigin) -> Process:
+        return region_aware(base_process, time_origin=time_origin)

@@ -66,31 +66,35 @@ def _parse(name: str, text: str, kind: Any) -> Any:
     return text
 
 
-def most_steps(method: Method, own: Process) -> int:
+def most_steps(method: Method, base_process: Process) -> int:
     """The most steps that the method can take on a model with this process."""
-    return method.process(own, "adm").sampled_steps
+    return method.process(base_process, "adm").sampled_steps
 
 
-def cost(method: Method, steps: int, *, own: Process | None = None, spacing: Spacing | None = None) -> Cost:
+def cost(method: Method, steps: int, *, base_process: Process | None = None, spacing: Spacing | None = None) -> Cost:
     """Work for an image with `steps` levels, on a model with this process; None: DDPM's 1000 levels.
 
     `spacing` None: the method's preset.
     """
-    process = method.process(own or Uniform(linear_betas()), "adm")
+    process = method.process(base_process or Uniform(linear_betas()), "adm")
     spacing = method.preset_spacing if spacing is None else spacing
     times = sampling_times(process, steps, spacing=spacing, fractional=method.fractional)
     return method.cost(method.plan(times))
 
 
-def steps_within(method: Method, budget: int, *, own: Process | None = None, spacing: Spacing | None = None) -> int:
+def steps_within(
+    method: Method, budget: int, *, base_process: Process | None = None, spacing: Spacing | None = None
+) -> int:
     """The most steps whose cost, a VJP counted as two network calls, is at most `budget`; arguments as of `cost`.
 
     Raises:
         ValueError: even the cheapest costs more.
     """
-    own = own or Uniform(linear_betas())
-    most = most_steps(method, own)
-    costs = [(steps, cost(method, steps, own=own, spacing=spacing).units) for steps in range(1, most + 1)]
+    base_process = base_process or Uniform(linear_betas())
+    most = most_steps(method, base_process)
+    costs = [
+        (steps, cost(method, steps, base_process=base_process, spacing=spacing).units) for steps in range(1, most + 1)
+    ]
     within = [steps for steps, units in costs if units <= budget]
     if not within:
         least, units = min(costs, key=lambda pair: pair[1])

@@ -24,5 +24,5 @@ class TDPaint(SamplingMethod):
     multistep = True
     fractional = True
 
-    def process(self, own: Process, time_origin: TimeOrigin) -> Process:
-        return PerPixel(get_betas(own), time_origin=time_origin)
+    def process(self, base_process: Process, time_origin: TimeOrigin) -> Process:
+        return PerPixel(get_betas(base_process), time_origin=time_origin)

@@ -68,8 +68,8 @@ class VIPaint(SamplingMethod):
         if self.highest >= self.lowest:
             raise ValueError(f"highest is {self.highest:g}; allowed are a / s below {self.lowest:g}, which is lowest")
 
-    def process(self, own: Process, time_origin: TimeOrigin) -> Process:
-        process = copy(own)
+    def process(self, base_process: Process, time_origin: TimeOrigin) -> Process:
+        process = copy(base_process)
         process.sampled_steps = _time_of(process, self.lowest) + 1
         return process
 

@@ -69,7 +69,7 @@ class Model(Protocol):
         source: where the pretrained weights came from.
         size: (height, width) of its pictures in pixels.
         codec: between pixels and what the denoiser works on; `IDENTITY` if these are the same.
-        own: the noise process of the pretrained weights.
+        base_process: the noise process of the pretrained weights.
         info: of the adapter; None for a base model.
         has_base: whether the pretrained weights are there, for zero-shot methods; has_adapter: whether RAD's are.
     """
@@ -81,7 +81,7 @@ class Model(Protocol):
     @property
     def codec(self) -> Autoencoder: ...
     @property
-    def own(self) -> Process: ...
+    def base_process(self) -> Process: ...
     @property
     def info(self) -> AdapterInfo | None: ...
     @property

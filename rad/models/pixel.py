@@ -47,7 +47,7 @@ class PixelModel:
         self.unet: nn.Module = unet.eval()
         self.peft, self.info, self.base, self.codec = peft, info, base, codec
         self.source, self.hash = base.source, base.hash
-        self.own: Process = Uniform(base.betas) if base.sigmas is None else EDM(base.sigmas)
+        self.base_process: Process = Uniform(base.betas) if base.sigmas is None else EDM(base.sigmas)
         self.size = size_of(unet, info, factor=codec.factor)
 
     @classmethod

@@ -51,7 +51,7 @@ class Parts:
 
     network: nn.Module
     kind: Kind
-    own: Process
+    base_process: Process
     prediction: Prediction
     codec: Autoencoder
     text: TextEncoder | None
@@ -153,7 +153,15 @@ def load_parts(source: str, *, image_size: int, revision: str | None = None) -> 
         stable = StableModel.load(source, revision=revision)
         network, text, prediction = stable.unet, StableText(stable.pipe), stable.prediction_type
         return Parts(
-            network, "stable", stable.own, prediction, stable.codec, text, source, pipeline.revision, stable.hash
+            network,
+            "stable",
+            stable.base_process,
+            prediction,
+            stable.codec,
+            text,
+            source,
+            pipeline.revision,
+            stable.hash,
         )
     if pipeline.kind == "StableDiffusion3Pipeline":
         from rad.models.text_to_image.flow import FlowModel
@@ -161,7 +169,9 @@ def load_parts(source: str, *, image_size: int, revision: str | None = None) -> 
         # T5 has five billion weights, was trained in bfloat16, and overflows in float16.
         flow = FlowModel.load(source, revision=revision, size=image_size, t5_dtype=torch.bfloat16)
         network, text = flow.transformer, Stable3Text(flow.pipeline)
-        return Parts(network, "stable3", flow.own, "velocity", flow.codec, text, source, pipeline.revision, flow.hash)
+        return Parts(
+            network, "stable3", flow.base_process, "velocity", flow.codec, text, source, pipeline.revision, flow.hash
+        )
     if pipeline.kind in ("StableDiffusionXLPipeline", "FluxPipeline"):
         raise ValueError(f"{source} is a {pipeline.kind}: training is of latent diffusion, Stable Diffusion 1, 2 and 3")
     if not is_latent(pipeline):
@@ -169,7 +179,15 @@ def load_parts(source: str, *, image_size: int, revision: str | None = None) -> 
     latent = LatentModel.load(source, revision=revision)
     prediction: Any = latent.base.prediction_type
     return Parts(
-        latent.unet, "latent", latent.own, prediction, latent.codec, None, source, pipeline.revision, latent.hash
+        latent.unet,
+        "latent",
+        latent.base_process,
+        prediction,
+        latent.codec,
+        None,
+        source,
+        pipeline.revision,
+        latent.hash,
     )
 
 

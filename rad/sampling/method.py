@@ -85,9 +85,9 @@ class Method:
         """Called before any network call. Raises ValueError where something that the method needs is missing."""
         return None
 
-    def process(self, own: Process, time_origin: TimeOrigin) -> Process:
-        """The noise process that the method runs on, for a model whose own is `own`."""
-        return own
+    def process(self, base_process: Process, time_origin: TimeOrigin) -> Process:
+        """The noise process that the method runs on, for a model whose base process is `base_process`."""
+        return base_process
 
     def regions(self, task: Task) -> NoiseRegions:
         """The distinct values that the process tells apart: those of the hole itself."""

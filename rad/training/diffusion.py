@@ -193,15 +193,15 @@ class Diffusion(L.LightningModule):
         self.process: Process
         self.sampling_process: Process
         if process == "region_aware":
-            self.process = self.sampling_process = region_aware(parts.own, time_origin=time_origin)
+            self.process = self.sampling_process = region_aware(parts.base_process, time_origin=time_origin)
         elif process == "tdpaint":
-            betas_of_own = get_betas(parts.own)
+            betas_of_own = get_betas(parts.base_process)
             self.process, self.sampling_process = (
                 PerPixel(betas_of_own, time_origin=time_origin, known=0),
                 PerPixel(betas_of_own, time_origin=time_origin),
             )
         else:
-            self.process = self.sampling_process = parts.own
+            self.process = self.sampling_process = parts.base_process
         network = region_aware_network(parts.network, embedding=embedding)
         for layer in network.modules():  # of a pretrained model: its draws would not be keyed
             if isinstance(layer, nn.Dropout):
@@ -286,7 +286,7 @@ class Diffusion(L.LightningModule):
             base_hash=self.parts.hash,
             base_revision=self.parts.revision,
             time_origin=self.time_origin,
-            steps=self.parts.own.steps,
+            steps=self.parts.base_process.steps,
             size=size,
             trained_steps=self.global_step,
             ema=ema,

@@ -51,7 +51,7 @@ def save_trained(folder: Path, module: Diffusion) -> None:
     save_base(
         folder,
         network,
-        betas=get_betas(module.parts.own),
+        betas=get_betas(module.parts.base_process),
         prediction_type=module.parts.prediction,
         half=False,
         latent=latent,

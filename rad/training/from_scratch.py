@@ -45,7 +45,7 @@ def _require_whole(parts: Parts, process: ProcessKind) -> None:
 
 def _require_trainable(parts: Parts, *, image_size: int, weight_limit: float, time_origin: TimeOrigin) -> None:
     network: Any = parts.network
-    own, flow = network.config, isinstance(parts.own, Flow)
+    own, flow = network.config, isinstance(parts.base_process, Flow)
     if parts.prediction not in ("epsilon", "v_prediction", "velocity"):
         raise ValueError(
             f"{parts.source} predicts {parts.prediction!r}; training is of networks that predict 'epsilon' or 'v_prediction'"

@@ -174,7 +174,7 @@ def test_other_processes_load_the_same_model(folders):
 def test_every_method_runs_end_to_end(sample, folders, tmp_path, model):
     """All that a base model on latents can do, by one command; a report of failures would be exit code 1."""
     folders = folders if model != "sd" else {"sd": write_stable(tmp_path / "sd")}
-    own = Inpainter.from_pretrained(folders[model]).model.own
+    own = Inpainter.from_pretrained(folders[model]).model.base_process
     chosen = []
     for name, kind in METHODS.items():
         try:

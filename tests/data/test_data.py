@@ -17,11 +17,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from rad.data.framing import Framing
-from rad.data.module import PictureData, SKIMAGE_HELD_OUT, SKIMAGE_TRAIN, hold_out
+from rad.data.module import SKIMAGE_HELD_OUT, SKIMAGE_TRAIN, PictureData, hold_out
 from rad.data.stream import PositionSampler, Stream, Turns
-from rad.masks import MaskGenerator
 from rad.images.codecs import open_picture, to_tensor, to_uint8
 from rad.images.sources import list_pictures
+from rad.masks import MaskGenerator
 from rad.rng import generator
 
 COLOURS = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3) * 3

@@ -205,7 +205,7 @@ def test_what_cannot_be_repaired_is_refused_before_any_network_call(task, recons
 class Latent:
     """The least latent model."""
 
-    source, hash, size, own, info, has_base, has_adapter = "latent", "0", (8, 8), PROCESS, None, True, False
+    source, hash, size, base_process, info, has_base, has_adapter = "latent", "0", (8, 8), PROCESS, None, True, False
 
     def __init__(self):
         self.codec = Blocks(2, dtype=torch.float32)

@@ -72,22 +72,22 @@ def one_step(method, now, nxt, *, hole=WORLD.hole, x=None):
 )
 def test_two_pixels_on_a_flow(proxy, schedule, steps, known, mean, variance):
     """Exact: mean 0.8, variance 0.36. Propagated; an independent simulation agrees to 0.003 with all of these."""
-    found, covariance = law(PAIR, DInG(proxy=proxy, schedule=schedule), steps=steps, own=FLOW)
+    found, covariance = law(PAIR, DInG(proxy=proxy, schedule=schedule), steps=steps, base_process=FLOW)
     assert [*found.tolist(), float(covariance[1, 1])] == pytest.approx([known, mean, variance], abs=2e-4)
 
 
 def test_more_levels_come_nearer_to_the_posterior_and_replacement_does_not():
     mean, covariance = PAIR.posterior()
     assert (float(mean), float(covariance)) == pytest.approx((0.8, 0.36))
-    found, spread = law(PAIR, DInG(), steps=400, draws=3, own=FLOW)
-    replaced = law(PAIR, Replacement(), steps=100, draws=2, eta=0.0, own=FLOW)[0]
+    found, spread = law(PAIR, DInG(), steps=400, draws=3, base_process=FLOW)
+    replaced = law(PAIR, Replacement(), steps=100, draws=2, eta=0.0, base_process=FLOW)[0]
     assert [*found.tolist(), float(spread[1, 1])] == pytest.approx([1.0031, 0.7888, 0.3557], abs=2e-4)
     assert float(replaced[1]) == pytest.approx(0.346, abs=0.002)
     assert abs(float(found[1]) - 0.8) < abs(float(replaced[1]) - 0.8) / 5
 
 
 def test_the_level_that_the_official_code_leaves_out_changes_little():
-    early, late = (law(PAIR, DInG(stop_early=early), steps=28, own=FLOW) for early in (True, False))
+    early, late = (law(PAIR, DInG(stop_early=early), steps=28, base_process=FLOW) for early in (True, False))
     torch.testing.assert_close(early[0], late[0], rtol=0, atol=1e-3)
     torch.testing.assert_close(early[1], late[1], rtol=0, atol=1e-3)
     assert not torch.equal(early[0], late[0])
@@ -102,8 +102,8 @@ def test_units_do_not_matter():
 
     for schedule in SCHEDULES:
         laws = [
-            law(PAIR, DInG(schedule=schedule), steps=10, own=own)
-            for own in (FLOW, Scaled(shifted_sigmas(), scale=1000))
+            law(PAIR, DInG(schedule=schedule), steps=10, base_process=base_process)
+            for base_process in (FLOW, Scaled(shifted_sigmas(), scale=1000))
         ]
         torch.testing.assert_close(laws[0][0], laws[1][0], rtol=0, atol=1e-8)
         torch.testing.assert_close(laws[0][1], laws[1][1], rtol=0, atol=1e-8)

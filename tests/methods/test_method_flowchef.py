@@ -73,21 +73,21 @@ def test_long_steps_are_projection_and_known_pixels_are_the_image():
 @pytest.mark.parametrize(("steps", "mean", "variance"), [(50, 0.8485, 0.3218), (200, 0.8144, 0.3499)])
 def test_two_pixels(steps, mean, variance):
     """Exact: 0.8 and 0.36. An independent simulation of the official algorithm, on other levels, is within 0.008 of these."""
-    found, covariance = law(PAIR, FlowChef(dc="project"), steps=steps, own=FLOW)
+    found, covariance = law(PAIR, FlowChef(dc="project"), steps=steps, base_process=FLOW)
     assert [*found.tolist(), float(covariance[1, 1])] == pytest.approx([1, mean, variance], abs=2e-4)
 
 
 def test_the_shift_has_more_weight_than_ddnms():
     """With a_u for a_u + s_u it would be DDNM without fresh noise, which gets to less of the mean on two pixels."""
     errors = [
-        abs(float(law(PAIR, method, steps=100, eta=0.0, own=FLOW)[0][1]) - 0.8)
+        abs(float(law(PAIR, method, steps=100, eta=0.0, base_process=FLOW)[0][1]) - 0.8)
         for method in (FlowChef(dc="project"), DDNM())
     ]
     assert errors[0] < 0.5 * errors[1]
 
 
 def test_variance_preserving_levels_too():
-    found, _ = law(PAIR, FlowChef(dc="project"), steps=200, own=Uniform(linear_betas()))
+    found, _ = law(PAIR, FlowChef(dc="project"), steps=200, base_process=Uniform(linear_betas()))
     assert found.tolist() == pytest.approx([1, 0.8], abs=0.05)
 
 

@@ -87,7 +87,7 @@ def test_a_step():
 )
 def test_two_pixels(steps, known, deviation, mean, variance):
     """Known pixels are not enforced at the end, and the mean stays short of 0.8. An independent simulation: within 0.005."""
-    found, covariance = law(PAIR, FlowDPS(dc="project"), steps=steps, own=FLOW)
+    found, covariance = law(PAIR, FlowDPS(dc="project"), steps=steps, base_process=FLOW)
     reached = [*found.tolist(), float(covariance[0, 0].sqrt()), float(covariance[1, 1])]
     assert reached == pytest.approx([known, mean, deviation, variance], abs=2e-4)
 

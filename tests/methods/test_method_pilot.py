@@ -315,7 +315,7 @@ def box():
 
 def fill(model, method, task, *conditions, names=("a", "b"), steps=4):
     prior = model.prior(conditions, adapter=False)
-    sampler = Sampler(model.own, (method,), steps=steps, eta=0.0)
+    sampler = Sampler(model.base_process, (method,), steps=steps, eta=0.0)
     with KeyedNoise(0, names[: len(conditions)]) as tape:
         return sampler(prior, task, noise=tape)
 
@@ -348,7 +348,7 @@ def test_the_words_are_drawn_into_the_hole(model):
     prior = model.prior([CAT], adapter=False).bounded(task.hole)
     x = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(5))
     method = PILOT(iterations=8, momentum=0.0, rate=0.05, growth=1.0, weight=1e4)
-    state = state_of(task, x, t=600, step=10, process=model.own, prior=prior)
+    state = state_of(task, x, t=600, step=10, process=model.base_process, prior=prior)
     moved = method.before_denoise(state)
     with torch.no_grad():
         scores = [float(semantic_loss(task, state.prior.semantic(one, state.now, fine=False))) for one in (x, moved)]

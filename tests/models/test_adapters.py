@@ -96,7 +96,7 @@ def test_an_adapter_is_loaded_on_its_pipeline(inpainters, world, kind):
     assert (model.has_base, model.has_adapter, inpainters[kind].model.has_adapter) == (True, True, False)
     info = AdapterInfo.read(world / f"{kind}-trained")
     assert model.info == info
-    assert (info.kind, info.base_hash, info.steps) == (kind, inpainters[kind].model.hash, model.own.steps)
+    assert (info.kind, info.base_hash, info.steps) == (kind, inpainters[kind].model.hash, model.base_process.steps)
     assert model.hash == info.base_hash
     assert model.size == (SIDE, SIDE)
 
@@ -107,12 +107,12 @@ def test_a_fresh_adapter_on_one_level_is_the_base(inpainters, kind, time):
     """K = 2 levels of which the cells have one: that of the hole, which is the base's own at this time."""
     rad, base = inpainters[f"{kind}-zero"], inpainters[kind]
     conditions = [condition(kind), Condition() if kind == "latent" else SKY]
-    time = min(time, rad.model.own.steps - 1)
+    time = min(time, rad.model.base_process.steps - 1)
     t = torch.tensor([time, time // 2])
     spatial = rad.sampler("rad").process.noise(t, whole(2))
     assert spatial.times.shape == (2, 2)
     found = denoise(rad, spatial, *conditions, adapter=True)
-    expected = denoise(base, base.model.own.noise(t), *conditions, adapter=False)
+    expected = denoise(base, base.model.base_process.noise(t), *conditions, adapter=False)
     torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-3)
 
 
@@ -125,7 +125,7 @@ def test_a_fresh_adapter_fills_a_whole_picture_as_the_base_would(inpainters, kin
     task = base._task(torch.zeros(1, 3, SIDE, SIDE), hole[None], None, "smooth")
     with KeyedNoise(0, ["a"]) as tape, torch.no_grad():
         prior = base.model.prior([condition(kind)], adapter=False)
-        sample = Sampler(base.model.own, (), steps=steps, **solver)(prior, task, noise=tape)
+        sample = Sampler(base.model.base_process, (), steps=steps, **solver)(prior, task, noise=tape)
         made = base.model.codec.decode(sample.image)[0].clamp(-1, 1)
     expected = (255 * (made / 2 + 0.5)).round().permute(1, 2, 0).numpy()
     assert expected.std() > 1
@@ -165,7 +165,7 @@ def test_the_sampler_sees_what_training_saw(inpainters, world, kind):
     hole = torch.zeros(2, 1, SIDE // 2, SIDE // 2)
     hole[0, :, 2:5], hole[1, ..., 3:] = 1, 1
     t = torch.tensor([600, 90])
-    assert module.process.steps == 2 * rad.model.own.steps
+    assert module.process.steps == 2 * rad.model.base_process.steps
     ours, theirs = (
         process.noise(t, NoiseRegions.from_mask(hole))
         for process in (rad.sampler("rad").process, module.sampling_process)
@@ -229,9 +229,9 @@ def test_controls_go_with_an_adapter_and_loras_do_not(world, inpainters, tmp_pat
     told = Condition("a red boat", control_image=image, adapter_image=image, style_image=image)
     t = torch.tensor([500])
     found = denoise(rad, rad.sampler("rad").process.noise(t, whole(1)), told, adapter=True)
-    expected = denoise(base, base.model.own.noise(t), told, adapter=False)
+    expected = denoise(base, base.model.base_process.noise(t), told, adapter=False)
     torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-3)
-    without = denoise(base, base.model.own.noise(t), Condition("a red boat"), adapter=False)
+    without = denoise(base, base.model.base_process.noise(t), Condition("a red boat"), adapter=False)
     assert float((expected - without).abs().max()) > 1e-2
     lora = write_lora(tmp_path / "lora.safetensors", small_conditional())
     with pytest.raises(ValueError, match="leave them out"):
@@ -274,7 +274,7 @@ def test_the_shipped_text_to_image_model_is_one_of_diffusers_and_shows_what_it_i
 
     inpainter = Inpainter.from_pretrained(SHIPPED / "latent-nature32", device="cpu")
     stock = StableDiffusionPipeline.from_pretrained(SHIPPED / "latent-nature32", torch_dtype=torch.float32)
-    noise = inpainter.model.own.noise(torch.tensor([400]))
+    noise = inpainter.model.base_process.noise(torch.tensor([400]))
     x = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         text = stock.encode_prompt("lion", "cpu", 1, False)[0]

@@ -92,7 +92,9 @@ def test_a_folder_with_edms_scheduler_is_sampled_as_diffusers_does_it(folder):
     model = inpainter.model
     scheduler = EDMEulerScheduler.from_pretrained(folder / "scheduler")
     scheduler.set_timesteps(steps)
-    torch.testing.assert_close(model.own.sigmas[[999, 666, 333, 0]].float(), scheduler.sigmas[:-1], rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        model.base_process.sigmas[[999, 666, 333, 0]].float(), scheduler.sigmas[:-1], rtol=1e-5, atol=0
+    )
     start = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
     class Start:
@@ -100,7 +102,9 @@ def test_a_folder_with_edms_scheduler_is_sampled_as_diffusers_does_it(folder):
             return start
 
     task = inpainter._task(torch.zeros(1, 3, 16, 16), torch.ones(1, 1, 16, 16), None, "smooth")
-    ours = Sampler(model.own, (), steps=steps, eta=0)(model.prior([PLAIN], adapter=False), task, noise=Start()).raw
+    ours = Sampler(model.base_process, (), steps=steps, eta=0)(
+        model.prior([PLAIN], adapter=False), task, noise=Start()
+    ).raw
     x = scheduler.sigmas[0] * start
     with torch.no_grad():
         for t in scheduler.timesteps:

@@ -63,18 +63,18 @@ def test_sd3_is_sampled_at_the_levels_of_its_scheduler(sd3, steps):
     """Of numbers of steps that divide the table evenly; 28 is the pipeline's own."""
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     scheduler.set_timesteps(steps)
-    levels = Sampler(sd3.own, (), steps=steps).times
-    ours = torch.stack([sd3.own.noise(torch.tensor([t])).sigma[0, 0] for t in levels])
+    levels = Sampler(sd3.base_process, (), steps=steps).times
+    ours = torch.stack([sd3.base_process.noise(torch.tensor([t])).sigma[0, 0] for t in levels])
     torch.testing.assert_close(ours[1:].float(), scheduler.sigmas[1:], rtol=1e-5, atol=1e-6)
     assert float(scheduler.sigmas[0] - ours[0]) == LEAST_SIGNAL, "pure noise has a little signal"
-    told = torch.stack([sd3.own.noise(torch.tensor([t])).times[0, 0] for t in levels[:-1]])
+    told = torch.stack([sd3.base_process.noise(torch.tensor([t])).times[0, 0] for t in levels[:-1]])
     torch.testing.assert_close(told, 1000 * ours[:-1], rtol=0, atol=0)
     torch.testing.assert_close(told[1:].float(), scheduler.timesteps[1:], rtol=1e-5, atol=1e-3)
 
 
 def test_the_table_is_the_shifted_one_up_to_how_diffusers_shifts_its_end_twice(sd3):
-    torch.testing.assert_close(sd3.own.sigmas[:-1], shifted_sigmas(shift=3.0)[:-1], rtol=0, atol=0.006)
-    assert abs(float(sd3.own.sigmas[0]) - 0.00893) < 1e-4
+    torch.testing.assert_close(sd3.base_process.sigmas[:-1], shifted_sigmas(shift=3.0)[:-1], rtol=0, atol=0.006)
+    assert abs(float(sd3.base_process.sigmas[0]) - 0.00893) < 1e-4
 
 
 def test_levels_of_flux_depend_on_the_size_of_the_picture(folders, flux):
@@ -83,7 +83,7 @@ def test_levels_of_flux_depend_on_the_size_of_the_picture(folders, flux):
     for model, tokens in ((flux, 16), (FlowModel.load(folders["flux"], size=64), 256)):
         mu = 0.5 + (1.15 - 0.5) * (tokens - 256) / (4096 - 256)
         scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 8, 8), mu=mu)
-        ours = model.own.sigmas[torch.arange(8, 0, -1) * 125 - 1]
+        ours = model.base_process.sigmas[torch.arange(8, 0, -1) * 125 - 1]
         torch.testing.assert_close(ours[1:].float(), scheduler.sigmas[1:-1], rtol=1e-5, atol=1e-6)
 
 
@@ -95,7 +95,7 @@ def test_levels_that_reach_pure_noise_too_early_are_left_out(folders, tmp_path):
     before = path.read_text()
     try:
         path.write_text(json.dumps({**json.loads(before), "shift": 20.0}))
-        own = FlowModel.load(folders["sd3"]).own
+        own = FlowModel.load(folders["sd3"]).base_process
     finally:
         path.write_text(before)
     assert own.steps == len(sigmas) - int((sigmas >= 1 - LEAST_SIGNAL).sum()) + 1
@@ -147,7 +147,7 @@ def test_guidance_is_linear_and_both_branches_are_one_call():
 
 
 def test_guidance_of_one_is_the_prompt_alone_and_zero_is_no_guidance_either(sd3):
-    x, noise = random(1, 4, 8, 8), sd3.own.noise(torch.tensor([600]))
+    x, noise = random(1, 4, 8, 8), sd3.base_process.noise(torch.tensor([600]))
     plain = [
         sd3.prior([Condition("a cat", guidance=guidance)], adapter=False).denoise(x, noise).x0
         for guidance in (1.0, 0.0, 1.000001)
@@ -183,7 +183,7 @@ def everything(model, condition, *, steps, start):
         def draw(self, number, shape):
             return start
 
-    sampler = Sampler(model.own, (), steps=steps, eta=0)
+    sampler = Sampler(model.base_process, (), steps=steps, eta=0)
     return sampler(model.prior([condition], adapter=False), task, noise=Start())
 
 
@@ -199,7 +199,7 @@ def test_everything_hole_is_the_pipelines_own_sampling(folders, kind, guidance):
     pipeline = StableDiffusion3Pipeline.from_pretrained(folders[kind], **absent)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)  # which takes the levels as they are given
-    levels = [float(model.own.noise(torch.tensor([t])).sigma_map()) for t in (999, 666, 333, 0)]
+    levels = [float(model.base_process.noise(torch.tensor([t])).sigma_map()) for t in (999, 666, 333, 0)]
     theirs = pipeline(
         "a cat",
         negative_prompt="a dog",
@@ -218,7 +218,7 @@ def test_everything_hole_is_the_pipelines_own_sampling(folders, kind, guidance):
 def test_a_call_of_flux_is_the_pipelines_own(folders, flux, guidance):
     """Packing, positions, the time and the guidance told, and the way back."""
     x, t = random(2, 4, 8, 8), 400
-    noise = flux.own.noise(torch.tensor([t, t]))
+    noise = flux.base_process.noise(torch.tensor([t, t]))
     ours = flux.prior([Condition("a cat", guidance=guidance), Condition("", guidance=guidance)], adapter=False)
     pipeline = FluxPipeline.from_pretrained(folders["flux"])
     for row, prompt in enumerate(("a cat", "")):
@@ -280,7 +280,7 @@ def test_bfloat16_is_near(folders):
     half = Inpainter.from_pretrained(folders["sd3"], precision="bf16")
     assert half.model.transformer.dtype == torch.bfloat16
     assert next(half.model.codec.network.parameters()).dtype == torch.float32
-    x, noise = random(1, 4, 8, 8), half.model.own.noise(torch.tensor([300]))
+    x, noise = random(1, 4, 8, 8), half.model.base_process.noise(torch.tensor([300]))
     full = Inpainter.from_pretrained(folders["sd3"])
     with torch.no_grad():
         near, exact = (one.model.prior([told["condition"]], adapter=False).denoise(x, noise).x0 for one in (half, full))
@@ -312,7 +312,7 @@ def test_what_has_no_effect_is_refused(sd3, flux, tmp_path):
     with pytest.raises(ValueError, match="takes no guidance"):
         schnell.check([Condition("a cat", guidance=2.0)])
     x0 = schnell.prior([Condition("a cat")], adapter=False).denoise(
-        random(1, 4, 8, 8), schnell.own.noise(torch.tensor([5]))
+        random(1, 4, 8, 8), schnell.base_process.noise(torch.tensor([5]))
     )
     assert bool(x0.x0.isfinite().all())
 
@@ -323,7 +323,7 @@ def test_rad_needs_an_adapter(sd3):
 
 
 def test_the_clean_level_has_no_noise(sd3):
-    assert float(sd3.own.noise(torch.tensor([CLEAN])).sigma_map()) == 0
+    assert float(sd3.base_process.noise(torch.tensor([CLEAN])).sigma_map()) == 0
 
 
 @pytest.mark.parametrize(

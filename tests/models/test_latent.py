@@ -49,7 +49,7 @@ def test_a_pipeline_folder_is_recognised(inpainter, folder):
     assert model.size == (SIDE, SIDE), "in pixels"
     assert (model.codec.factor, model.codec.channels) == (2, 3 if "vq" in str(folder) else 4)
     betas = DDIMScheduler(beta_start=0.0015, beta_end=0.0195, beta_schedule="scaled_linear").betas
-    torch.testing.assert_close(model.own.betas.float(), betas)
+    torch.testing.assert_close(model.base_process.betas.float(), betas)
     assert (model.has_base, model.has_adapter) == (True, False)
 
 
@@ -78,7 +78,7 @@ def test_estimates_are_not_clipped(inpainter):
     model = inpainter.model
     prior = model.prior([Condition()], adapter=False)
     x = 20 * torch.randn(1, model.codec.channels, 8, 8, generator=torch.Generator().manual_seed(0))
-    noise = model.own.noise(torch.tensor([500]))
+    noise = model.base_process.noise(torch.tensor([500]))
     with torch.no_grad():
         e = model.unet(x, 500).sample
         x0 = prior.denoise(x, noise).x0
@@ -89,13 +89,13 @@ def test_estimates_are_not_clipped(inpainter):
 def test_everything_hole_is_plain_ddim_on_the_schedule_of_the_folder(inpainter, folder):
     model, steps = inpainter.model, 4
     task = Task.encoded(torch.zeros(1, 3, SIDE, SIDE), torch.ones(1, 1, SIDE, SIDE), model.codec)
-    sampler = Sampler(model.own, (), steps=steps, eta=0)
+    sampler = Sampler(model.base_process, (), steps=steps, eta=0)
     with KeyedNoise(0, ["a"]) as tape:
         start = tape.draw(0, task.known.shape[1:]).to(task.known)
     with KeyedNoise(0, ["a"]) as tape:
         ours = sampler(model.prior([Condition()], adapter=False), task, noise=tape).raw
     scheduler = DDIMScheduler.from_pretrained(folder / "scheduler")
-    x = float(model.own.noise(torch.tensor([999])).sigma_map()) * start
+    x = float(model.base_process.noise(torch.tensor([999])).sigma_map()) * start
     with torch.no_grad():
         for t, u in zip(sampler.times[:-1], sampler.times[1:], strict=True):
             e = model.unet(x, t).sample

@@ -87,7 +87,7 @@ X = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(1), dtype=
 def denoise(model, *conditions, x=X, times=(700, 300)):
     """x0 (B,4,16,16) of x under these conditions, each at its own time."""
     count = len(conditions)
-    noise = model.own.noise(torch.tensor(times[:count]))
+    noise = model.base_process.noise(torch.tensor(times[:count]))
     with torch.no_grad():
         return model.prior(conditions, adapter=False).denoise(x[:count], noise).x0
 
@@ -97,7 +97,7 @@ def bare(model, prompt, *, time=700):
     with torch.no_grad():
         text = model.pipe.encode_prompt(prompt, "cpu", 1, False)[0]
         output = model.unet(X[:1], time, encoder_hidden_states=text).sample
-    abar = (1 - model.own.betas).cumprod(0)[time]
+    abar = (1 - model.base_process.betas).cumprod(0)[time]
     return X[:1], output, float(abar.sqrt()), float((1 - abar).sqrt())
 
 
@@ -136,7 +136,7 @@ def test_two_branches_are_one_call_and_one_branch_is_half_the_work(plain, monkey
     monkeypatch.setattr(
         plain.unet, "forward", lambda x, *rest, **named: rows.append(len(x)) or forward(x, *rest, **named)
     )
-    noise = plain.own.noise(torch.tensor([700, 300]))
+    noise = plain.base_process.noise(torch.tensor([700, 300]))
     for guidances in ((7.5, 7.5), (1.0, 0.0), (1.0, 3.0)):
         conditions = [replace(CAT, guidance=guidance) for guidance in guidances]
         counted = CountedDenoiser(plain.prior(conditions, adapter=False))
@@ -162,7 +162,7 @@ def test_the_words_are_those_of_the_prompt(plain):
 
 
 def test_xl_is_told_its_pooled_text_and_the_size(large):
-    x, noise = X[:1], large.own.noise(torch.tensor([700]))
+    x, noise = X[:1], large.base_process.noise(torch.tensor([700]))
     with torch.no_grad():
         text, unwanted, pooled, unwanted_pooled = large.pipe.encode_prompt("a cat", negative_prompt="dog")
         outputs = [
@@ -242,14 +242,14 @@ def test_controls_are_what_diffusers_makes_of_them(guided):
             mid_block_additional_residual=middle,
             down_intrablock_additional_residuals=[0.875 * one for one in guided.adapter(pixels)],
         ).sample
-    noise = guided.own.noise(torch.tensor([700]))
+    noise = guided.base_process.noise(torch.tensor([700]))
     want = (x - float(noise.sigma_map()) * output) / float(noise.alpha_map())
     assert_same(denoise(guided, condition), want)
 
 
 def test_the_features_of_the_adapter_last_for_all_steps(guided):
     prior = guided.prior([replace(CAT, adapter_image=IMAGE)], adapter=False)
-    noise = guided.own.noise(torch.tensor([700]))
+    noise = guided.base_process.noise(torch.tensor([700]))
     with torch.no_grad():
         assert torch.equal(prior.denoise(X[:1], noise).x0, prior.denoise(X[:1], noise).x0)
 
@@ -257,7 +257,7 @@ def test_the_features_of_the_adapter_last_for_all_steps(guided):
 def test_the_view_of_the_prompt_alone_has_the_positive_controls(guided):
     """Of a doubled batch it takes the half that belongs to the prompt: it is the estimate without guidance."""
     condition = replace(CAT, control_image=IMAGE, adapter_image=IMAGE, style_image=IMAGE)
-    noise = guided.own.noise(torch.tensor([700]))
+    noise = guided.base_process.noise(torch.tensor([700]))
     with torch.no_grad():
         said = guided.prior([condition], adapter=False).semantic(X[:1], noise, fine=True)
     want = denoise(guided, replace(condition, guidance=1.0))
@@ -361,7 +361,7 @@ def test_control_images_are_cut_with_their_windows(folder):
 def test_gradients_through_a_large_model_are_the_same(folder, guided, monkeypatch):
     """With activations computed again: text bounded, shares kept, all controls."""
     condition = replace(CAT, control_image=IMAGE, style_image=IMAGE)
-    noise, hole = guided.own.noise(torch.tensor([700])), torch.zeros(1, 1, 16, 16)
+    noise, hole = guided.base_process.noise(torch.tensor([700])), torch.zeros(1, 1, 16, 16)
     hole[..., :8] = 1
     found = []
     for least in (10_000, 1):

@@ -492,7 +492,9 @@ def test_all_of_stable_diffusion_is_fine_tuned_as_a_base(world, tmp_path):
     ]
     same = ("beta_start", "beta_end", "beta_schedule", "prediction_type", "steps_offset", "clip_sample")
     assert [schedules[0][key] for key in same] == [schedules[1][key] for key in same]
-    torch.testing.assert_close(before.own.noise(torch.tensor([7])).alpha, after.own.noise(torch.tensor([7])).alpha)
+    torch.testing.assert_close(
+        before.base_process.noise(torch.tensor([7])).alpha, after.base_process.noise(torch.tensor([7])).alpha
+    )
     torch.testing.assert_close(before.text(["a boat"]), after.text(["a boat"]))
 
 

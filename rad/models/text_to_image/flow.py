@@ -133,7 +133,7 @@ class FlowModel:
         self.size = (side, side)
         sigmas = self.sigmas(scheduler, (side // cell) ** 2)
         # The last level is pure noise, which Flow holds below 1; no other may lie there.
-        self.own = Flow(
+        self.base_process = Flow(
             torch.cat([sigmas[:-1][sigmas[:-1] < 1 - LEAST_SIGNAL], sigmas[-1:]]),
             scale=scheduler.get("num_train_timesteps", 1000),
         )
@@ -374,7 +374,7 @@ class FluxModel(FlowModel):
         where[..., 2] += torch.arange(columns, device=x.device)
         output = self.transformer(
             hidden_states=tokens.flatten(3).flatten(1, 2).to(self.transformer.dtype),
-            timestep=times[:, 0] / self.own.scale,
+            timestep=times[:, 0] / self.base_process.scale,
             guidance=text.guidance,
             encoder_hidden_states=text.tokens,
             pooled_projections=text.pooled,

@@ -211,7 +211,7 @@ class StableModel:
         self.large = hasattr(pipe, "text_encoder_2")
         self.layers: list[Layer] = cross_attentions(self.unet)
         self.depths = len(self.unet.config["block_out_channels"])
-        self.own: Process = Uniform(betas)
+        self.base_process: Process = Uniform(betas)
         side = self.unet.config["sample_size"]
         height, width = (side, side) if isinstance(side, int) else side
         self.size = (height * self.codec.factor, width * self.codec.factor) if info is None else info.size
