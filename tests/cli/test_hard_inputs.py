@@ -17,7 +17,8 @@ import torch
 from PIL import Image, ImageCms
 
 from rad.cli import main as cli
-from rad.cli import record  # CHECK several homes: cli/record.py,evaluation/run_log.py
+from rad.cli import record
+from rad.evaluation import run_log
 from rad.images.codecs import open_picture
 from rad.inpainting.inpainter import Inpainter
 from rad.masks.shapes import main_names, make
@@ -449,7 +450,8 @@ def test_many_pictures_some_of_them_broken_and_a_run_that_is_interrupted(sample,
     make_many(count=40, broken=7)
     written = []
     whole = record.write_text
-    monkeypatch.setattr(record, "write_text", lambda path, text: written.append(path.name) or whole(path, text))
+    for module in (record, run_log):  # run.json and costs.csv
+        monkeypatch.setattr(module, "write_text", lambda path, text: written.append(path.name) or whole(path, text))
     fill = Inpainter._fill_batch
     interrupted = iter([False] * 5 + [True] + [False] * 100)
 
@@ -475,5 +477,5 @@ def test_many_pictures_some_of_them_broken_and_a_run_that_is_interrupted(sample,
         2 * [f"{n:05}.png" for n in range(40) if n % 7 != 1]
     )
     assert written.count("costs.csv") == 3, "of two masks, and of the first in both runs"
-    assert len(record.read_costs(Path("out/mask/mean/costs.csv"))) == 34
+    assert len(run_log.read_costs(Path("out/mask/mean/costs.csv"))) == 34
     assert len(Path("out/mask/mean/costs.csv").read_text().splitlines()) == 1 + 34
