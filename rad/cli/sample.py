@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
             tell(
                 f"{cell.label.text}{f' on {cell.mask}' if plan.tree else ''}: "
                 f"the files of {len(cell.jobs) - len(new.jobs)} of {counted(len(cell.jobs), 'picture')} are there already "
-                "(--overwrite to make them again)"
+                "and are not compared with the present settings (--overwrite to make them again)"
             )
     fresh = [cell for cell in fresh if cell.jobs]
     report, sheets = options.report and whole, plan.sheets if whole else []
@@ -148,7 +148,12 @@ def _make(
     }
     work = {}
     for label, method in methods.items():
-        work[label] = inpainter.sampler(method, **vars(schedules[label])).cost
+        try:
+            work[label] = inpainter.sampler(method, **vars(schedules[label])).cost
+        except ValueError as error:
+            preset = method.preset_solver if label.given(options)["solver"] is None else "ddpm"
+            hint = "" if preset == "ddpm" else f" ({preset!r} is its preset; {label.text},solver=ddpm takes another)"
+            raise ValueError(f"{label.text}: {error}{hint}") from None
         for name in method.unused(**label.given(options)):
             tell(f"warning: --{name} has no effect on {label.text}")
         if options.steps is not None and method.weights == "none":

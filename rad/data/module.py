@@ -151,11 +151,13 @@ class PictureData(LightningDataModule):
             if value < least:
                 raise ValueError(f"{name}={value}: it must be at least {least}")
         self.paths = [path] if isinstance(path, str) else list(path)
+        if not self.paths or val_path == []:
+            raise ValueError(f"path={path} and val_path={val_path}: an empty list has no images; val_path may be null")
         if weights is not None:
             Turns(tuple(weights))  # checks them
             if len(weights) != len(self.paths):
                 raise ValueError(
-                    f"weights={weights}: give one weight for each path, of which there are {len(self.paths)}"
+                    f"weights={weights}: give one weight for each path, of which there are {len(self.paths)}, or null for none"
                 )
         self.weights = None if weights is None else tuple(weights)
         if val_path is None and self.paths == ["skimage"]:
@@ -196,7 +198,7 @@ class PictureData(LightningDataModule):
             self._count_in_steps(self.trainer)
 
     def _readable(self, parts: Sequence[Sequence[Picture]]) -> list[Sequence[Source]]:
-        """What can be read of each part; a `Listing` as it is, unless it goes into memory."""
+        """The readable images of each part; a `Listing` as it is, unless it goes into memory."""
         kept: list[Sequence[Source]] = []
         bad: list[str] = []
         for part in parts:

@@ -117,7 +117,7 @@ def target(prediction: Prediction, *, x0: Tensor, eps: Tensor, now: NoiseLevel) 
 
 
 def snr_weight(kind: TimestepWeight, now: NoiseLevel, prediction: Prediction) -> Tensor:
-    """The timestep weight of each level, (B,K) float64; 0 for clean levels, whose error says nothing.
+    """The timestep weight of each level, (B,K) float64; 0 for clean levels, where there is nothing to estimate.
 
     Args:
         kind: see the top of this file; now: the noise levels; prediction: what the network gives.

@@ -49,8 +49,8 @@ class Polylines(MaskGenerator):
         _check_range("width", self.width, 1, MOST)
         _check_range("segments", self.segments, 1, MOST_SEGMENTS)
         low, high = self.length
-        if not 0 < low <= high <= 10:
-            raise ValueError(f"length={self.length}: give shares (low, high) with 0 < low <= high <= 10")
+        if not 1e-3 <= low <= high <= 10:
+            raise ValueError(f"length={self.length}: give shares (low, high) with 0.001 <= low <= high <= 10")
         if not 0 <= self.turn <= 180:
             raise ValueError(f"turn={self.turn}: give 0 (straight lines) to 180 degrees")
 

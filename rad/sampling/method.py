@@ -44,7 +44,7 @@ class Method:
         weights: "base": the pretrained network; "adapter": RAD's; "none": no network at all.
         uses_eta: whether the sampler's eta, and with it the choice of ddpm or ddim, has a meaning for it.
         uses_spacing: whether the sampler's spacing has.
-        multistep: whether it leaves x and x0 alone between the steps, so that "dpm++2m" may use the step before.
+        multistep: whether it leaves x and x0 alone between the steps, as the solver "dpm++2m" needs it.
         fractional: whether it takes fractional times; otherwise they are rounded and repeated ones are dropped.
         needs_text: whether it needs a `TextDenoiser`.
     """
@@ -105,14 +105,16 @@ class Method:
         spacing: Spacing | None = None,
         eta: float | None = None,
     ) -> Schedule:
-        """The preset, changed by what the user gives. Another solver brings its own spacing and eta, see `DEFAULTS`.
+        """The preset, with the settings that the user gives. Another solver has its own spacing and eta, see `DEFAULTS`.
 
-        What has no effect (see `unused`) stays as in the preset.
+        Settings without an effect on this method (see `unused`) keep the values of the preset.
         """
         solver = self.preset_solver if solver is None or not self.takes(solver) else solver
         own = self.preset_spacing, self.preset_eta
         default_spacing, default_eta = own if solver == self.preset_solver else DEFAULTS.get(solver, own)
-        spacing = default_spacing if spacing is None or not self.uses_spacing else spacing
+        if not self.uses_spacing:
+            spacing = self.preset_spacing
+        spacing = default_spacing if spacing is None else spacing
         eta = default_eta if eta is None or not self.uses_eta else eta
         return Schedule(self.preset_steps if steps is None else steps, solver, spacing, eta)
 

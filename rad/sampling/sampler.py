@@ -75,6 +75,12 @@ class Sampler:
         on_step: Callable[[int, int], None] | None = None,
     ) -> None:
         eta = DEFAULTS.get(solver, ("even", 1.0))[1] if eta is None else eta
+        for method in (callbacks,) if isinstance(callbacks, CustomSampler) else callbacks:
+            if solver == "dpm++2m" and not method.multistep:
+                raise ValueError(
+                    f"solver 'dpm++2m' extrapolates from the step before, and method {method.name!r} changes x or x0 between "
+                    "steps or has a loop of its own: use solver 'ddpm' or 'ddim'"
+                )
         check_solver(solver, eta, spacing)
         self.process, self.eta, self.solver, self.on_step = process, eta, solver, on_step
         self.loop = callbacks if isinstance(callbacks, CustomSampler) else None
@@ -86,17 +92,7 @@ class Sampler:
         self.times = sampling_times(process, steps, spacing=spacing, fractional=fractional)
         for method in self.methods:
             self.times = method.plan(self.times)
-        if solver == "dpm++2m":
-            self._check_multistep()
-
-    def _check_multistep(self) -> None:
-        for method in self.methods:
-            if not method.multistep:
-                raise ValueError(
-                    f"solver 'dpm++2m' extrapolates from the step before, and method {method.name!r} changes x or x0 between "
-                    "steps or has a loop of its own: use solver 'ddpm' or 'ddim'"
-                )
-        if any(nxt > now for now, nxt in pairwise(self.times)):
+        if solver == "dpm++2m" and any(nxt > now for now, nxt in pairwise(self.times)):
             raise ValueError(
                 "solver 'dpm++2m' extrapolates from the step before, and this plan goes back to noisier levels: "
                 "use solver 'ddpm' or 'ddim'"

@@ -69,7 +69,7 @@ class AutoencoderTraining(L.LightningModule):
         super().__init__()
         if kl_weight < 0 or perceptual_weight < 0:
             raise ValueError(f"kl_weight is {kl_weight} and perceptual_weight {perceptual_weight}; both must be >= 0")
-        require_schedule(warmup_steps=warmup_steps, decay_share=decay_share, learning_rate=learning_rate)
+        require_schedule(schedule, warmup_steps=warmup_steps, decay_share=decay_share, learning_rate=learning_rate)
         fields: dict[str, Any] = {**autoencoder, "sample_size": image_size}
         try:
             with torch.device("meta"):

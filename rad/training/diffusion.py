@@ -10,7 +10,7 @@ in it. The frozen autoencoder and text encoders are no part of the module (see `
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import lightning as L
 import torch
@@ -160,11 +160,22 @@ class Diffusion(L.LightningModule):
             raise ValueError(f"phase2 is {phase2} and prompt_dropout {prompt_dropout}; they are fractions from 0 to 1")
         if vlb_weight < 0 or weight_limit < 1:
             raise ValueError(f"vlb_weight is {vlb_weight} and weight_limit {weight_limit}; allowed are >= 0 and >= 1")
-        require_schedule(warmup_steps=warmup_steps, decay_share=decay_share, learning_rate=learning_rate)
+        require_schedule(schedule, warmup_steps=warmup_steps, decay_share=decay_share, learning_rate=learning_rate)
         if not 0 <= unconditional_share <= 1:
             raise ValueError(f"unconditional_share is {unconditional_share}; allowed is a share from 0 to 1")
         if unconditional_share > 0 and process == "uniform":
-            raise ValueError("process 'uniform' has no holes, so that unconditional_share has no effect: remove it")
+            raise ValueError("unconditional_share is for processes with holes, and process is 'uniform': remove it")
+        if unconditional_share > 0 and time_origin == "official":
+            raise ValueError(
+                "time_origin 'official' counts timesteps from 1 and a base model from 0, so the trained weights could not serve "
+                "as a base model: use time_origin 'adm', or remove unconditional_share"
+            )
+        for name, value, kind in (
+            ("timestep_weight", timestep_weight, TimestepWeight),
+            ("prediction", prediction, TrainedPrediction),
+        ):
+            if value not in get_args(kind):
+                raise ValueError(f"{name} is {value!r}; allowed are {', '.join(get_args(kind))}")
         if timestep_weight != "none" and weight_limit != 1:
             raise ValueError(
                 f"timestep_weight is {timestep_weight!r} and weight_limit {weight_limit}: remove one of them"
@@ -432,15 +443,24 @@ class Diffusion(L.LightningModule):
         names = set(trainable(self))
         return {name: w for name, w in super().state_dict(*args, **kwargs).items() if name in names}
 
+    def _identity(self) -> dict[str, str]:
+        """The settings that a checkpoint and the run that resumes it must share."""
+        return {
+            "base_hash": self.parts.hash,
+            "process": self.process_kind,
+            "prediction": self.parts.prediction,
+            "time_origin": self.time_origin,
+        }
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["rad"] = {"base_hash": self.parts.hash, "process": self.process_kind}
+        checkpoint["rad"] = self._identity()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint.get("rad")
         if not isinstance(saved, dict):
             raise ValueError("the checkpoint was not written by rad: give a .ckpt of runs/NAME/checkpoints")
-        expected = {"base_hash": self.parts.hash, "process": self.process_kind}
-        if saved != expected:
+        expected = self._identity()
+        if any(saved.get(name, value) != value for name, value in expected.items()):
             raise ValueError(
                 f"the checkpoint belongs to {saved}, this configuration to {expected}: use the run's config.yaml"
             )

@@ -1,6 +1,6 @@
 """AdamW and its learning-rate schedule."""
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -29,8 +29,10 @@ def adamw(module: Any, total: int, *, sharded: bool = False) -> dict[str, Any]:
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-def require_schedule(*, warmup_steps: int, decay_share: float, learning_rate: float) -> None:
+def require_schedule(schedule: str, *, warmup_steps: int, decay_share: float, learning_rate: float) -> None:
     """Raise ValueError for settings of the learning rate that are out of range."""
+    if schedule not in get_args(Schedule):
+        raise ValueError(f"schedule is {schedule!r}; allowed are {', '.join(get_args(Schedule))}")
     if warmup_steps < 0 or learning_rate <= 0:
         raise ValueError(f"warmup_steps is {warmup_steps} and learning_rate {learning_rate}; allowed are >= 0 and > 0")
     if not 0 < decay_share <= 1:

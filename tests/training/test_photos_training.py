@@ -4,6 +4,7 @@ import math
 from itertools import pairwise
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 import yaml
@@ -19,7 +20,7 @@ from rad.models.adapter import AdapterInfo
 from rad.models.base import load_base
 from rad.models.lora import LoRA
 from rad.training.diffusion import Diffusion
-from rad.training.ema import EMA
+from rad.training.ema import EMA, averaged
 from rad.training.optimizer import learning_rate_factor
 from rad.training.panel import Panel
 from tests.training.test_module import UNET, batch, data, fit, world  # noqa: F401  (world is a fixture)
@@ -175,6 +176,46 @@ def test_two_averages_are_kept_apart_through_a_resume(world, tmp_path):  # noqa:
     assert any(not torch.equal(whole[0].weights[name], whole[1].weights[name]) for name in whole[0].weights)
 
 
+def test_each_average_is_exported_and_the_first_is_validated_and_shown(world, tmp_path, monkeypatch):  # noqa: F811
+    long, seen = EMA(decay=0.99, inv_gamma=0.1, suffix="ema_long"), {}
+
+    class Look(L.Callback):
+        def on_validation_batch_start(self, trainer, pl_module, *args):
+            seen["validation"] = pl_module.unet.conv_out.weight.detach().clone()
+
+    def picture(self, trainer, module):
+        with averaged(trainer, module):
+            seen["panel"] = module.unet.conv_out.weight.detach().clone()
+        return torch.zeros(3, 8, 8)
+
+    monkeypatch.setattr(Panel, "picture", picture)
+    options = {"val_check_interval": 10, "check_val_every_n_epoch": None}
+    callbacks = [long, Panel(every_n_steps=10), Look()]
+    _, first = fit(tmp_path, scratch(), data(world), 10, callbacks=callbacks, **options)
+    name = next(name for name in first.weights if name.endswith("conv_out.weight"))
+    assert not torch.equal(first.weights[name], long.weights[name])
+    for ema in (first, long):
+        exported = load_base(tmp_path / "checkpoints" / f"step=10-{ema.suffix}").unet.conv_out.weight
+        assert torch.equal(exported, ema.weights[name])
+    assert torch.equal(seen["validation"], first.weights[name])
+    assert torch.equal(seen["panel"], first.weights[name])
+
+
+def test_a_run_is_not_resumed_with_another_prediction(world, tmp_path):  # noqa: F811
+    fit(tmp_path, scratch(), data(world), 10)
+    other = scratch(prediction="epsilon")
+    with pytest.raises(ValueError, match="belongs to"):
+        fit(tmp_path, other, data(world), 20, resume=str(tmp_path / "checkpoints/step=10.ckpt"))
+
+
+def test_zero_shot_methods_ignore_a_variance_that_was_not_trained(world, tmp_path):  # noqa: F811
+    fit(tmp_path, scratch(unet=UNET, prediction="epsilon"), data(world), 10)
+    model = Inpainter.from_pretrained(tmp_path / "checkpoints" / "step=10").model
+    level = model.base_process.noise(torch.tensor([500]))
+    for adapter in (False, True):
+        assert model.prior([], adapter=adapter).denoise(torch.zeros(1, 3, 16, 16), level).fraction is None
+
+
 def test_the_panel_is_a_png_file_of_the_run(world, tmp_path):  # noqa: F811
     fit(tmp_path, scratch(), data(world), 2, callbacks=[Panel(every_n_steps=2, pictures=2, steps=2)])
     with Image.open(tmp_path / "panels" / "step=2.png") as panel:
@@ -187,6 +228,10 @@ def test_the_panel_is_a_png_file_of_the_run(world, tmp_path):  # noqa: F811
         ({"prediction": "epsilon", "timestep_weight": "p2", "weight_limit": 5.0}, "remove one of them"),
         ({"unconditional_share": 1.5}, "share from 0 to 1"),
         ({"process": "uniform"}, "remove it"),
+        ({"time_origin": "official"}, "remove unconditional_share"),
+        ({"timestep_weight": "snr"}, "allowed are none, min_snr"),
+        ({"schedule": "wsd"}, "allowed are constant"),
+        ({"prediction": "velocity"}, "allowed are epsilon, v_prediction"),
         ({"decay_share": 0.0}, "above 0"),
         ({"unet": UNET}, "output channels"),
     ],
