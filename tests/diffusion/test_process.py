@@ -93,7 +93,9 @@ def test_uniform_is_ddpm_and_equals_rad_with_everything_hole():
     torch.testing.assert_close(uniform.alpha.square()[:, 0], ALPHA_BAR, rtol=1e-12, atol=0)
     abar, rad = levels(range(T1), 1.0, time_origin="adm")
     torch.testing.assert_close(abar, uniform.alpha.square(), rtol=1e-12, atol=0)
-    assert torch.equal(rad.timesteps.float(), uniform.timesteps.float()), "the network is told the time it was trained with"
+    assert torch.equal(rad.timesteps.float(), uniform.timesteps.float()), (
+        "the network is told the time it was trained with"
+    )
 
 
 def test_no_nan_at_the_extremes():
@@ -149,7 +151,9 @@ def test_time_origins():
         adm.timesteps, torch.tensor([[0.0, 0], [0, 500], [0, 999]], dtype=torch.float64), atol=1e-5, rtol=0
     )
     _, image = levels([0, 500, 999], 0.0, 1.0, time_origin="image")
-    assert torch.equal(image.timesteps, adm.timesteps[:, 1:].expand(3, 2)), "every pixel is told the time of the noisiest"
+    assert torch.equal(image.timesteps, adm.timesteps[:, 1:].expand(3, 2)), (
+        "every pixel is told the time of the noisiest"
+    )
     hole = torch.tensor([0.0, 1.0]).view(1, 1, 1, 2)
     whole = PerPixel(BETAS, time_origin="image").noise(torch.tensor([500]), NoiseRegions.from_mask(hole))
     assert whole.timesteps.tolist() == [[500, 500]]

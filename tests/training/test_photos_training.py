@@ -204,7 +204,7 @@ def test_a_base_keeps_its_prediction(world):  # noqa: F811
 def test_averages_of_one_name_are_refused(world, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.chdir(tmp_path)
     given = [f"--data.path={world / 'pictures'}", f"--model.base={world / 'base'}", "--data.size=16"]
-    averages = '[{"class_path": "rad.training.ema.EMA"}, {"class_path": "rad.training.ema.EMA"}]'
+    averages = '[{"class_path": "rad.training.EMA"}, {"class_path": "rad.training.EMA"}]'
     with pytest.raises(ValueError, match="give each its own"):
         training_fit([*given, f"--trainer.callbacks={averages}", "--trainer.max_steps=1"])
 
