@@ -48,7 +48,7 @@ def main() -> None:
     process = RegionAware(linear_betas())
     sampler, prior = Sampler(process, steps=steps), UNetDenoiser(unet)
     levels = [torch.full((batch,), time, device=given.device) for time in sampler.times[:-1]]
-    times = [process.noise(level, task.regions).times.float() for level in levels]
+    times = [process.noise(level, task.regions).timesteps.float() for level in levels]
     assert len(times) == sampler.cost.nfe
 
     def loop() -> Tensor:

@@ -51,7 +51,7 @@ def error(model: PixelModel, x0: torch.Tensor, hole: torch.Tensor, t: int) -> fl
     total = 0.0
     for x, e, h in zip(x0.split(25), noise.split(25), hole.split(25), strict=True):
         now = process.noise(torch.full((len(x),), t), NoiseRegions.from_mask(h))
-        output = model.unet(noised(x, now, noise=e), now.times.float(), index=now.index).sample[:, :3]
+        output = model.unet(noised(x, now, noise=e), now.timesteps.float(), index=now.index).sample[:, :3]
         total += float(((output - e).square() * h).sum())
     return total / float(3 * hole.sum())
 

@@ -39,9 +39,9 @@ CONFIG = {
         "enable_progress_bar": False,
         "accumulate_grad_batches": 2,
         "callbacks": [
-            {"class_path": "rad.training.ema.EMA"},
+            {"class_path": "rad.training.EMA"},
             {
-                "class_path": "rad.training.checkpoint.Checkpoint",
+                "class_path": "rad.training.Checkpoint",
                 "init_args": {"every_n_train_steps": 1, "save_top_k": 3},
             },
         ],

@@ -1,20 +1,19 @@
 """RAD: region-aware diffusion for image inpainting, and the methods it is compared with, on PyTorch Lightning.
 
-Importing the package is light: the names below load what they need on first use.
+Example:
+    inpainter = rad.Inpainter.from_pretrained("checkpoints/rad-nature32")
+    inpainter("photo.png", "mask.png").images[0].save("filled.png")   # white in the mask = fill
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from rad.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from rad.inpainting.inpainter import Inpainter
 
 __version__ = "0.1.0"
 
-if TYPE_CHECKING:
-    from rad.inpainting.inpainter import Inpainter as Inpainter
+__all__ = ["Inpainter", "__version__"]
 
-_LAZY = {"Inpainter": "rad.inpainting.inpainter"}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
-    raise AttributeError(f"module 'rad' has no attribute {name!r}")
+__getattr__ = lazy_names(__name__, {"inpainting": "Inpainter"})

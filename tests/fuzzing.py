@@ -82,8 +82,8 @@ def make_place(root: Path) -> Place:
             "enable_progress_bar": False,
             "logger": False,
             "callbacks": [
-                {"class_path": "rad.training.ema.EMA", "init_args": {"decay": 0.9}},
-                {"class_path": "rad.training.checkpoint.Checkpoint", "init_args": {"every_n_train_steps": 1}},
+                {"class_path": "rad.training.EMA", "init_args": {"decay": 0.9}},
+                {"class_path": "rad.training.Checkpoint", "init_args": {"every_n_train_steps": 1}},
             ],
         },
     }

@@ -272,8 +272,8 @@ def _write_inputs(folder: Path) -> None:
         )
     save_base(folder / "base", unet, betas=linear_betas(), half=False)
     callbacks: list[dict[str, Any]] = [
-        {"class_path": "rad.training.ema.EMA"},
-        {"class_path": "rad.training.checkpoint.Checkpoint", "init_args": {"every_n_train_steps": EVERY}},
+        {"class_path": "rad.training.EMA"},
+        {"class_path": "rad.training.Checkpoint", "init_args": {"every_n_train_steps": EVERY}},
     ]
     config = {
         "model": {"base": str(folder / "base"), "lora": {"rank": 4}, "learning_rate": 1e-3},

@@ -1,0 +1,30 @@
+"""Training images: a LightningDataModule over every source of `rad.images`.
+
+Example:
+    data = PictureData("photos/", size=256, batch_size=8)     # batches of images (B,3,H,W) in [-1,1] and their positions
+"""
+
+from typing import TYPE_CHECKING
+
+from rad.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from rad.data.captions import Captions, read_captions
+    from rad.data.framing import Framing
+    from rad.data.module import PictureData
+
+__all__ = [
+    "Captions",
+    "Framing",
+    "PictureData",
+    "read_captions",
+]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "captions": "Captions read_captions",
+        "framing": "Framing",
+        "module": "PictureData",
+    },
+)

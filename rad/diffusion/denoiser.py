@@ -86,7 +86,7 @@ class UNetDenoiser:
         self.clip, self.learned_variance = clip, learned_variance
 
     def denoise(self, x: Tensor, noise: NoiseLevel) -> Denoised:
-        output = self.network(x, noise.times.to(x.dtype), index=noise.index).sample.to(x.dtype)
+        output = self.network(x, noise.timesteps.to(x.dtype), index=noise.index).sample.to(x.dtype)
         predicted = output[:, : self.channels]
         x0 = denoised(x, predicted, noise, self.prediction_type)
         if self.clip:

@@ -68,7 +68,7 @@ class NoiseLevel:
 
     alpha: Tensor
     sigma: Tensor
-    times: Tensor
+    timesteps: Tensor
     index: Tensor | None = None
 
     def alpha_map(self, like: Tensor | None = None) -> Tensor:
@@ -90,7 +90,7 @@ class NoiseLevel:
             self,
             alpha=self.alpha.to(device),
             sigma=self.sigma.to(device),
-            times=self.times.to(device),
+            timesteps=self.timesteps.to(device),
             index=None if self.index is None else self.index.to(device),
         )
 

@@ -102,7 +102,7 @@ class Uniform:
         """t (B,). `regions` may be given, for one signature with RegionAware; the level does not depend on it."""
         t = _checked(t, self.steps)
         log_abar = _log_abar(self.log_A.to(t.device), t)[:, None]
-        return NoiseLevel(*_amplitudes(log_abar), times=t.clamp(min=0)[:, None].to(torch.float64))
+        return NoiseLevel(*_amplitudes(log_abar), timesteps=t.clamp(min=0)[:, None].to(torch.float64))
 
     def time_of(self, log_snr: Tensor) -> Tensor:
         """See `Invertible`."""
@@ -129,7 +129,7 @@ class Flow:
         """t (B,); `regions` changes nothing. At fractional times sigma is linear between its neighbours."""
         t = _checked(t, self.steps)
         sigma = _between(self.table.to(t.device), t)[:, None]
-        return NoiseLevel(1 - sigma, sigma, times=self.scale * sigma)
+        return NoiseLevel(1 - sigma, sigma, timesteps=self.scale * sigma)
 
     def time_of(self, log_snr: Tensor) -> Tensor:
         """See `Invertible`."""
@@ -157,7 +157,7 @@ class EDM:
         """
         t = _checked(t, self.steps)
         sigma = _between(self.table.to(t.device), t)[:, None]
-        return NoiseLevel(torch.ones_like(sigma), sigma, times=sigma.clamp(min=float(self.sigmas[0])).log() / 4)
+        return NoiseLevel(torch.ones_like(sigma), sigma, timesteps=sigma.clamp(min=float(self.sigmas[0])).log() / 4)
 
     def time_of(self, log_snr: Tensor) -> Tensor:
         """See `Invertible`."""
@@ -200,7 +200,7 @@ class RegionAware:
             raise ValueError("the region-aware process needs the regions of a hole map: Regions.of(hole)")
         log_abar = self.log_abar(_checked(t, self.steps), regions.values)
         times = fractional_times(-torch.expm1(log_abar), self.grid.to(t.device))
-        return NoiseLevel(*_amplitudes(log_abar), times=_told(times, self.time_origin), index=regions.index)
+        return NoiseLevel(*_amplitudes(log_abar), timesteps=_told(times, self.time_origin), index=regions.index)
 
     def time_of(self, log_snr: Tensor) -> Tensor:
         """See `Invertible`."""
@@ -227,7 +227,7 @@ class RegionAwareFlow:
         second = t > self.sampled_steps - 1
         g = _between(table, torch.where(second, t - self.sampled_steps, t))[:, None]
         sigma = torch.where(second[:, None], m * table[-2] + (1 - m) * g, m * g)
-        return NoiseLevel(1 - sigma, sigma, times=self.base_process.scale * sigma, index=regions.index)
+        return NoiseLevel(1 - sigma, sigma, timesteps=self.base_process.scale * sigma, index=regions.index)
 
     def time_of(self, log_snr: Tensor) -> Tensor:
         """See `Invertible`."""
@@ -313,7 +313,7 @@ class Bands:
 def _steps(log_A: Tensor, times: Tensor, regions: NoiseRegions, origin: TimeOrigin) -> NoiseLevel:
     """Levels at the times (B,K) of one schedule; tau is t + 1, for 0 is clean."""
     told = _told((times + 1).to(torch.float64), origin)
-    return NoiseLevel(*_amplitudes(_log_abar(log_A.to(times.device), times)), times=told, index=regions.index)
+    return NoiseLevel(*_amplitudes(_log_abar(log_A.to(times.device), times)), timesteps=told, index=regions.index)
 
 
 def _told(tau: Tensor, origin: TimeOrigin) -> Tensor:

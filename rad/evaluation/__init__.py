@@ -1,1 +1,64 @@
-"""Evaluation over files: metrics with passports, paired statistics, tables and a report."""
+"""Metrics, comparisons of methods, statistics and reports.
+
+Example:
+    error = psnr(image, reference, hole)                      # (B,) in dB, over the hole
+    comparison = evaluate(folder, references=originals)       # a folder that sample.py wrote for several methods
+    write_report(comparison, folder)
+"""
+
+from typing import TYPE_CHECKING
+
+from rad.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from rad.evaluation.compare import evaluate, evaluate_folders
+    from rad.evaluation.features import Extractor, feature_net
+    from rad.evaluation.metrics import (
+        ReferenceFeatures,
+        frechet_distance,
+        hole_error,
+        kernel_distance,
+        known_error,
+        psnr,
+        seam,
+        ssim,
+    )
+    from rad.evaluation.report import write_report
+    from rad.evaluation.results import Comparison, Difference, Interval, Metric, Result, Row
+    from rad.evaluation.statistics import holm, interval
+
+__all__ = [
+    "Comparison",
+    "Difference",
+    "Extractor",
+    "Interval",
+    "Metric",
+    "ReferenceFeatures",
+    "Result",
+    "Row",
+    "evaluate",
+    "evaluate_folders",
+    "feature_net",
+    "frechet_distance",
+    "hole_error",
+    "holm",
+    "interval",
+    "kernel_distance",
+    "known_error",
+    "psnr",
+    "seam",
+    "ssim",
+    "write_report",
+]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "compare": "evaluate evaluate_folders",
+        "features": "Extractor feature_net",
+        "metrics": "ReferenceFeatures frechet_distance hole_error kernel_distance known_error psnr seam ssim",
+        "report": "write_report",
+        "results": "Comparison Difference Interval Metric Result Row",
+        "statistics": "holm interval",
+    },
+)

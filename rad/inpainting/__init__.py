@@ -1,0 +1,30 @@
+"""Inpainting of images of any size.
+
+Example:
+    inpainter = Inpainter.from_pretrained("checkpoints/rad-nature32")
+    result = inpainter("photo.png", "mask.png", num_samples=2)   # white in the mask = fill
+    result.images[0].save("filled.png")
+"""
+
+from typing import TYPE_CHECKING
+
+from rad.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from rad.inpainting.inpainter import Inpainted, Inpainter
+    from rad.inpainting.windows import Window, plan_windows
+
+__all__ = [
+    "Inpainted",
+    "Inpainter",
+    "Window",
+    "plan_windows",
+]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "inpainter": "Inpainted Inpainter",
+        "windows": "Window plan_windows",
+    },
+)

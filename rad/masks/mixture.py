@@ -46,9 +46,9 @@ class Mixture(MaskGenerator):
           init_args:
             parts:
               - weight: 0.8
-                generator: {class_path: rad.masks.damage.Polylines}
+                generator: {class_path: rad.masks.Polylines}
               - weight: 0.2
-                generator: {class_path: rad.masks.shapes.Box, init_args: {side: [0.2, 0.75]}}
+                generator: {class_path: rad.masks.Box, init_args: {side: [0.2, 0.75]}}
                 area_range: [0.05, 0.5]
 
     Args:

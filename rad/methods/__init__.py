@@ -1,4 +1,10 @@
-"""Methods by name: RAD, and zero-shot methods as callbacks of the sampler or as loops of their own."""
+"""Methods by name: RAD, and zero-shot methods as hooks of the sampler or as loops of their own.
+
+Example:
+    method = RePaint(jump_length=5)                        # a frozen dataclass of settings
+    sampler = Sampler(process, [method], steps=50)
+    METHODS["repaint"].paper                               # its source
+"""
 
 from rad.methods.biharmonic import Biharmonic
 from rad.methods.blended import Blended
@@ -71,3 +77,5 @@ METHODS: dict[str, type[Method]] = {
         Biharmonic,
     )
 }
+
+__all__ = ["METHODS"]

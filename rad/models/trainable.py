@@ -130,7 +130,7 @@ class ConditionedDenoiser:
         self.prediction: Prediction = prediction
 
     def denoise(self, x: Tensor, noise: NoiseLevel) -> Denoised:
-        times = noise.times.to(x.dtype)
+        times = noise.timesteps.to(x.dtype)
         output = self.network(x, timestep=times, index=noise.index, **self.conditions).sample.to(x.dtype)
         return Denoised(denoised(x, output, noise, self.prediction))
 

@@ -1,0 +1,34 @@
+"""Networks of diffusers that read a timestep for every pixel, patched in place; parameters keep their names.
+
+Example:
+    unet = patch(UNet2DModel.from_pretrained(folder))
+    output = unet(x, level.timesteps, index=level.index).sample   # timesteps (B,K), index (B,H,W) in [0,K)
+"""
+
+from typing import TYPE_CHECKING
+
+from rad.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from rad.networks.sd3_transformer import RegionAwareTransformer, patch_transformer
+    from rad.networks.unet import EmbeddingKind, RegionAwareUNet, patch
+    from rad.networks.unet_condition import RegionAwareConditionalUNet, patch_conditional
+
+__all__ = [
+    "EmbeddingKind",
+    "RegionAwareConditionalUNet",
+    "RegionAwareTransformer",
+    "RegionAwareUNet",
+    "patch",
+    "patch_conditional",
+    "patch_transformer",
+]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "sd3_transformer": "RegionAwareTransformer patch_transformer",
+        "unet": "EmbeddingKind RegionAwareUNet patch",
+        "unet_condition": "RegionAwareConditionalUNet patch_conditional",
+    },
+)

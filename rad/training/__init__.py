@@ -1,0 +1,44 @@
+"""Training: LightningModules and the callbacks that the configurations name.
+
+Example:
+    trainer = Trainer(max_steps=1000, callbacks=[EMA(), Checkpoint()], use_distributed_sampler=False)
+    trainer.fit(Diffusion(base="checkpoints/base-nature32", lora=LoRA(rank=16)), PictureData("photos/", size=32))
+"""
+
+from typing import TYPE_CHECKING
+
+from rad.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from rad.training.autoencoder import AutoencoderTraining
+    from rad.training.checkpoint import Checkpoint
+    from rad.training.diffusion import Diffusion
+    from rad.training.ema import EMA
+    from rad.training.guards import FiniteGuard, StopOnSignal
+    from rad.training.panel import Panel, Throughput
+    from rad.training.resume import WholeCheckpointIO
+
+__all__ = [
+    "EMA",
+    "AutoencoderTraining",
+    "Checkpoint",
+    "Diffusion",
+    "FiniteGuard",
+    "Panel",
+    "StopOnSignal",
+    "Throughput",
+    "WholeCheckpointIO",
+]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "autoencoder": "AutoencoderTraining",
+        "checkpoint": "Checkpoint",
+        "diffusion": "Diffusion",
+        "ema": "EMA",
+        "guards": "FiniteGuard StopOnSignal",
+        "panel": "Panel Throughput",
+        "resume": "WholeCheckpointIO",
+    },
+)

@@ -343,7 +343,7 @@ class Diffusion(L.LightningModule):
         now, previous = self.process.noise(t, regions), self.process.noise(t - 1, regions)
         x = noised(x0, now, noise=eps)
         conditions = self._conditions(batch, purpose)
-        output = self.forward_network(x, timestep=now.times.to(x.dtype), index=now.index, **conditions).sample
+        output = self.forward_network(x, timestep=now.timesteps.to(x.dtype), index=now.index, **conditions).sample
         losses = hybrid_loss(
             output,
             x0=x0,

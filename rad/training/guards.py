@@ -130,7 +130,7 @@ class FiniteGuard(Callback):
         if self.skipped > self.skip:
             raise FloatingPointError(
                 f"{told}. The weights are those before it: continue from the last checkpoint with a lower learning rate, or let "
-                "the guard skip updates (rad.training.guards.FiniteGuard, skip)"
+                "the guard skip updates (rad.training.FiniteGuard, skip)"
             )
         rank_zero_warn(f"{told}; update skipped, {self.skipped} of at most {self.skip}")
         optimizer.zero_grad(set_to_none=True)  # an optimiser leaves parameters without a gradient alone

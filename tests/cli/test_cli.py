@@ -637,8 +637,8 @@ def config(base):
             "max_steps": 2,
             "enable_progress_bar": False,
             "callbacks": [
-                {"class_path": "rad.training.ema.EMA"},
-                {"class_path": "rad.training.checkpoint.Checkpoint", "init_args": {"every_n_train_steps": 1}},
+                {"class_path": "rad.training.EMA"},
+                {"class_path": "rad.training.Checkpoint", "init_args": {"every_n_train_steps": 1}},
             ],
         },
     }

@@ -50,7 +50,7 @@ def test_local_models_train_and_sample_without_a_connection(attempts, base, adap
             "accelerator": "cpu",
             "max_steps": 1,
             "enable_progress_bar": False,
-            "callbacks": [{"class_path": "rad.training.checkpoint.Checkpoint"}],
+            "callbacks": [{"class_path": "rad.training.Checkpoint"}],
         },
     }
     Path("c.yaml").write_text(yaml.safe_dump(content))

@@ -76,7 +76,7 @@ def test_a_batch_of_mixed_phases_equals_its_images_alone():
         alone = process.noise(t[i : i + 1], NoiseRegions.from_mask(hole[i : i + 1]))
         assert torch.equal(together.alpha_map()[i : i + 1], alone.alpha_map())
         assert torch.equal(together.sigma_map()[i : i + 1], alone.sigma_map())
-        assert torch.equal(together.spread(together.times)[i : i + 1], alone.spread(alone.times))
+        assert torch.equal(together.spread(together.timesteps)[i : i + 1], alone.spread(alone.timesteps))
 
 
 def test_clean_has_no_noise_anywhere():
@@ -93,7 +93,9 @@ def test_uniform_is_ddpm_and_equals_rad_with_everything_hole():
     torch.testing.assert_close(uniform.alpha.square()[:, 0], ALPHA_BAR, rtol=1e-12, atol=0)
     abar, rad = levels(range(T1), 1.0, time_origin="adm")
     torch.testing.assert_close(abar, uniform.alpha.square(), rtol=1e-12, atol=0)
-    assert torch.equal(rad.times.float(), uniform.times.float()), "the network is told the time it was trained with"
+    assert torch.equal(rad.timesteps.float(), uniform.timesteps.float()), (
+        "the network is told the time it was trained with"
+    )
 
 
 def test_no_nan_at_the_extremes():
@@ -102,7 +104,7 @@ def test_no_nan_at_the_extremes():
     hole[2, 0, 1, 2], hole[2, 0, 0, 0] = 1, 1e-7
     for t in (CLEAN, 0, T1 - 1, T1, 2 * T1 - 1):
         noise = RegionAware(BETAS).noise(torch.full((3,), t), NoiseRegions.from_mask(hole))
-        assert all(bool(values.isfinite().all()) for values in (noise.alpha_map(), noise.sigma_map(), noise.times))
+        assert all(bool(values.isfinite().all()) for values in (noise.alpha_map(), noise.sigma_map(), noise.timesteps))
 
 
 def test_regions_keep_every_value_and_its_place():
@@ -138,21 +140,23 @@ def test_level_search_equals_the_brute_force_search_of_every_pixel():
     nearest = (intensity[..., None] - grid).abs().argmin(-1)
     low = torch.where(grid[nearest] > intensity, nearest - 1, nearest).clamp(0, T1 - 1)
     slow = low + (intensity - grid[low]) / (grid[low + 1] - grid[low])
-    torch.testing.assert_close(noise.spread(noise.times), slow.clamp(0, T1), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(noise.spread(noise.timesteps), slow.clamp(0, T1), rtol=1e-6, atol=1e-6)
 
 
 def test_time_origins():
     _, official = levels([0, 500, 999], 0.0, 1.0, time_origin="official")
     _, adm = levels([0, 500, 999], 0.0, 1.0, time_origin="adm")
-    torch.testing.assert_close(official.times, torch.tensor([[0.0, 1], [0, 501], [0, 1000]], dtype=torch.float64))
+    torch.testing.assert_close(official.timesteps, torch.tensor([[0.0, 1], [0, 501], [0, 1000]], dtype=torch.float64))
     torch.testing.assert_close(
-        adm.times, torch.tensor([[0.0, 0], [0, 500], [0, 999]], dtype=torch.float64), atol=1e-5, rtol=0
+        adm.timesteps, torch.tensor([[0.0, 0], [0, 500], [0, 999]], dtype=torch.float64), atol=1e-5, rtol=0
     )
     _, image = levels([0, 500, 999], 0.0, 1.0, time_origin="image")
-    assert torch.equal(image.times, adm.times[:, 1:].expand(3, 2)), "every pixel is told the time of the noisiest"
+    assert torch.equal(image.timesteps, adm.timesteps[:, 1:].expand(3, 2)), (
+        "every pixel is told the time of the noisiest"
+    )
     hole = torch.tensor([0.0, 1.0]).view(1, 1, 1, 2)
     whole = PerPixel(BETAS, time_origin="image").noise(torch.tensor([500]), NoiseRegions.from_mask(hole))
-    assert whole.times.tolist() == [[500, 500]]
+    assert whole.timesteps.tolist() == [[500, 500]]
     assert whole.sigma[0, 0] == 0, "the known pixel is clean all the same"
 
 
@@ -201,7 +205,7 @@ def test_whole_times_are_the_same_as_integers_and_as_floats(name, kind):
     whole, real = process.noise(t, regions), process.noise(t.to(kind), regions)
     assert torch.equal(real.alpha, whole.alpha)
     assert torch.equal(real.sigma, whole.sigma)
-    assert torch.equal(real.times, whole.times)
+    assert torch.equal(real.timesteps, whole.timesteps)
 
 
 @pytest.mark.parametrize("name", [name for name in PROCESSES if name != "bands"])
@@ -213,7 +217,7 @@ def test_levels_at_fractional_times_lie_between_their_neighbours_and_noise_grows
     ratio = noise.sigma / noise.alpha
     assert bool((ratio.diff(dim=0) >= -1e-15).all())
     assert bool((ratio[:, -1].diff()[: 6 * process.sampled_steps] > 0).all())
-    assert bool(noise.times.isfinite().all())
+    assert bool(noise.timesteps.isfinite().all())
 
 
 @pytest.mark.parametrize("name", ["uniform", "rad", "tdpaint"])
@@ -221,7 +225,7 @@ def test_the_network_gets_the_fractional_time_and_the_level_that_belongs_to_it(n
     """1 - abar is linear between the grid points, as `fractional_times` has it; at t = 3.25 by hand."""
     noise = PROCESSES[name].noise(torch.tensor([3.25, 0.5, 998.875], dtype=torch.float64), ALL_HOLE)
     torch.testing.assert_close(
-        noise.times[:, -1], torch.tensor([3.25, 0.5, 998.875], dtype=torch.float64), atol=1e-8, rtol=0
+        noise.timesteps[:, -1], torch.tensor([3.25, 0.5, 998.875], dtype=torch.float64), atol=1e-8, rtol=0
     )
     by_hand = 0.75 * (1 - ALPHA_BAR[3]) + 0.25 * (1 - ALPHA_BAR[4])
     assert float(noise.sigma[0, -1] ** 2) == pytest.approx(float(by_hand), rel=1e-12)
@@ -234,7 +238,7 @@ def test_sigma_of_a_flow_is_linear_between_its_levels():
         noise = process.noise(torch.tensor([10.25], dtype=torch.float64), ALL_HOLE)
         by_hand = float(0.75 * sigmas[10] + 0.25 * sigmas[11])
         assert float(noise.sigma[0, -1]) == pytest.approx(by_hand, rel=1e-14)
-        assert float(noise.times[0, -1]) == pytest.approx(1000 * by_hand, rel=1e-14)
+        assert float(noise.timesteps[0, -1]) == pytest.approx(1000 * by_hand, rel=1e-14)
 
 
 @pytest.mark.parametrize("name", [name for name in PROCESSES if name != "bands"])

@@ -37,7 +37,7 @@ def one_step(method, t, u, *, edm=False):
     now, nxt = (PROCESS.noise(torch.tensor([time])) for time in (t, u))
     if edm:
         x = x / now.alpha_map()
-        now, nxt = (NoiseLevel(torch.ones_like(n.alpha), n.sigma / n.alpha, n.times) for n in (now, nxt))
+        now, nxt = (NoiseLevel(torch.ones_like(n.alpha), n.sigma / n.alpha, n.timesteps) for n in (now, nxt))
     estimate = WORLD.prior.denoise(x, now)
     prior, task = CountedDenoiser(WORLD.prior), Task.from_image(WORLD.y, WORLD.hole)
     state = State(task, PROCESS, prior, 0, 1, t, u, now, nxt, x, lambda: fresh, estimate)

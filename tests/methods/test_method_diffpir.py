@@ -40,7 +40,7 @@ def state_at(t, u, *, edm=False):
     now, nxt = (PROCESS.noise(torch.tensor([time])) for time in (t, u))
     if edm:
         x = x / now.alpha_map()
-        now, nxt = (NoiseLevel(torch.ones_like(n.alpha), n.sigma / n.alpha, n.times) for n in (now, nxt))
+        now, nxt = (NoiseLevel(torch.ones_like(n.alpha), n.sigma / n.alpha, n.timesteps) for n in (now, nxt))
     task, estimate = Task.from_image(WORLD.y, WORLD.hole), WORLD.prior.denoise(x, now)
     return State(task, PROCESS, CountedDenoiser(WORLD.prior), 0, 1, t, u, now, nxt, x, lambda: fresh, estimate)
 

@@ -29,7 +29,7 @@ def levels(process, *times):
 
 
 def in_edm(noise):
-    return NoiseLevel(torch.ones_like(noise.alpha), noise.sigma / noise.alpha, noise.times)
+    return NoiseLevel(torch.ones_like(noise.alpha), noise.sigma / noise.alpha, noise.timesteps)
 
 
 def one_step(method, now, nxt, *, hole=WORLD.hole, x=None):

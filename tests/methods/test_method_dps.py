@@ -52,7 +52,7 @@ def test_the_shift_is_the_closed_form(exploding):
     )
     if exploding:  # the same picture in other units: x / a, with a = 1
         x, expected = x / now.alpha_map(), expected / nxt.alpha
-        now, nxt = (NoiseLevel(torch.ones_like(v.alpha), v.sigma / v.alpha, v.times) for v in (now, nxt))
+        now, nxt = (NoiseLevel(torch.ones_like(v.alpha), v.sigma / v.alpha, v.timesteps) for v in (now, nxt))
     x.requires_grad_()
     prior = CountedDenoiser(WORLD.prior)
     state = State(task, process, prior, 0, 1, 400, 300, now, nxt, x, lambda: x, prior.denoise(x, now))

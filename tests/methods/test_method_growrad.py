@@ -46,7 +46,7 @@ def test_without_overlap_a_band_waits_for_the_one_before_it():
 def test_every_band_has_its_own_time_whatever_their_number():
     process = GrowRAD(bands=25, overlap=0).process(Uniform(linear_betas()), "adm")
     regions = NoiseRegions.from_mask((torch.arange(26) / 25).double().view(1, 1, 1, 26))
-    halfway = process.noise(torch.tensor([700]), regions).times[0].tolist()
+    halfway = process.noise(torch.tensor([700]), regions).timesteps[0].tolist()
     assert halfway[1:8] == [0] * 7
     assert 0 < halfway[8] < 999
     assert halfway[9:] == [999] * 17

@@ -28,7 +28,7 @@ def test_the_step_is_the_closed_form(after, exploding):
     expected = torch.where(task.hole == 1, x_next + shift, known)
     if exploding:  # the same picture in other units: x / a, with a = 1
         x, x_next, expected = x / now.alpha_map(), x_next / nxt.alpha_map(), expected / nxt.alpha_map()
-        now, nxt = (NoiseLevel(torch.ones_like(v.alpha), v.sigma / v.alpha, v.times) for v in (now, nxt))
+        now, nxt = (NoiseLevel(torch.ones_like(v.alpha), v.sigma / v.alpha, v.timesteps) for v in (now, nxt))
     x.requires_grad_()
     prior = CountedDenoiser(WORLD.prior)
     state = State(task, process, prior, 0, 1, 400, after, now, nxt, x, lambda: fresh, prior.denoise(x, now))

@@ -76,7 +76,7 @@ class Exploding(PiGDM):
         class Process(Uniform):
             def noise(self, t, regions=None):
                 level = super().noise(t)
-                return NoiseLevel(torch.ones_like(level.alpha), level.sigma / level.alpha, level.times)
+                return NoiseLevel(torch.ones_like(level.alpha), level.sigma / level.alpha, level.timesteps)
 
         return Process(own.betas)
 

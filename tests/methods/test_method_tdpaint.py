@@ -24,7 +24,7 @@ def test_the_levels_are_rads(t, origin, method):
     ours, rads = (one.process(Uniform(BETAS), origin).noise(time, REGIONS) for one in (method, RAD()))
     torch.testing.assert_close(ours.alpha_map(), rads.alpha_map(), rtol=0, atol=1e-14)
     torch.testing.assert_close(ours.sigma_map(), rads.sigma_map(), rtol=0, atol=1e-14)
-    torch.testing.assert_close(ours.times, rads.times, rtol=0, atol=1e-6)
+    torch.testing.assert_close(ours.timesteps, rads.timesteps, rtol=0, atol=1e-6)
 
 
 def test_in_training_known_pixels_hold_the_least_noise():

@@ -179,7 +179,7 @@ def evidence(method, state):
     mean, covariance, _, _ = marginal(state)
     basis = torch.cat([torch.zeros(1, 64, dtype=DOUBLE), torch.eye(64, dtype=DOUBLE)]).view(65, 1, 8, 8)
     now, nxt = state.level(TIMES[0]), state.level(TIMES[1])
-    now, nxt = (replace(n, alpha=n.alpha[:1], sigma=n.sigma[:1], times=n.times[:1]) for n in (now, nxt))
+    now, nxt = (replace(n, alpha=n.alpha[:1], sigma=n.sigma[:1], timesteps=n.timesteps[:1]) for n in (now, nxt))
 
     def affine(images):
         return (images[1:] - images[0]).flatten(1).T, images[0].flatten()

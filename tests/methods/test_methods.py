@@ -292,5 +292,5 @@ def test_a_noise_has_levels_for_the_pixels_it_is_asked_for():
         .process(Uniform(BETAS), "adm")
         .noise(torch.tensor([5]), Task.from_image(WORLD.y, WORLD.hole).regions)
     )
-    assert noise.times.tolist() == [[0, 5]]
+    assert noise.timesteps.tolist() == [[0, 5]]
     assert float(noise.sigma_map()[WORLD.hole == 0].max()) == 0

@@ -110,7 +110,7 @@ def test_a_fresh_adapter_on_one_level_is_the_base(inpainters, kind, time):
     time = min(time, rad.model.base_process.steps - 1)
     t = torch.tensor([time, time // 2])
     spatial = rad.sampler("rad").process.noise(t, whole(2))
-    assert spatial.times.shape == (2, 2)
+    assert spatial.timesteps.shape == (2, 2)
     found = denoise(rad, spatial, *conditions, adapter=True)
     expected = denoise(base, base.model.base_process.noise(t), *conditions, adapter=False)
     torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-3)
@@ -152,7 +152,7 @@ def test_every_cell_is_told_its_own_time(inpainters, kind):
     rad, hole = inpainters[f"{kind}-trained"], torch.zeros(1, 1, SIDE // 2, SIDE // 2)
     hole[..., :4] = 1
     noise = rad.sampler("rad").process.noise(torch.tensor([700]), NoiseRegions.from_mask(hole))
-    flat = replace(noise, times=noise.times.amax(1, keepdim=True).expand_as(noise.times))
+    flat = replace(noise, timesteps=noise.timesteps.amax(1, keepdim=True).expand_as(noise.timesteps))
     inside, outside = (denoise(rad, one, condition(kind), adapter=True)[0, :, :, :4] for one in (noise, flat))
     assert float((inside - outside).abs().max()) > 1e-3
 
@@ -170,7 +170,7 @@ def test_the_sampler_sees_what_training_saw(inpainters, world, kind):
         process.noise(t, NoiseRegions.from_mask(hole))
         for process in (rad.sampler("rad").process, module.sampling_process)
     )
-    assert torch.equal(ours.times, theirs.times)
+    assert torch.equal(ours.timesteps, theirs.timesteps)
     assert torch.equal(ours.sigma, theirs.sigma)
     plain = [Condition(one.prompt, guidance=None if kind == "latent" else 1.0) for one in (condition(kind), SKY)]
     if kind == "latent":

@@ -67,7 +67,7 @@ def test_sd3_is_sampled_at_the_levels_of_its_scheduler(sd3, steps):
     ours = torch.stack([sd3.base_process.noise(torch.tensor([t])).sigma[0, 0] for t in levels])
     torch.testing.assert_close(ours[1:].float(), scheduler.sigmas[1:], rtol=1e-5, atol=1e-6)
     assert float(scheduler.sigmas[0] - ours[0]) == LEAST_SIGNAL, "pure noise has a little signal"
-    told = torch.stack([sd3.base_process.noise(torch.tensor([t])).times[0, 0] for t in levels[:-1]])
+    told = torch.stack([sd3.base_process.noise(torch.tensor([t])).timesteps[0, 0] for t in levels[:-1]])
     torch.testing.assert_close(told, 1000 * ours[:-1], rtol=0, atol=0)
     torch.testing.assert_close(told[1:].float(), scheduler.timesteps[1:], rtol=1e-5, atol=1e-3)
 

@@ -47,8 +47,8 @@ def in_a_fresh_folder(tmp_path, monkeypatch):
             "accelerator": "cpu",
             "enable_progress_bar": False,
             "callbacks": [
-                {"class_path": "rad.training.ema.EMA", "init_args": {"decay": 0.9}},
-                {"class_path": "rad.training.checkpoint.Checkpoint", "init_args": {"every_n_train_steps": 2}},
+                {"class_path": "rad.training.EMA", "init_args": {"decay": 0.9}},
+                {"class_path": "rad.training.Checkpoint", "init_args": {"every_n_train_steps": 2}},
             ],
         },
     }

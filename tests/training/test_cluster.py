@@ -39,9 +39,9 @@ def config(base, tmp_path, monkeypatch):
             "log_every_n_steps": 1,
             "enable_progress_bar": False,
             "callbacks": [
-                {"class_path": "rad.training.ema.EMA"},
-                {"class_path": "rad.training.checkpoint.Checkpoint", "init_args": {"every_n_train_steps": 2}},
-                {"class_path": "rad.training.panel.Throughput"},
+                {"class_path": "rad.training.EMA"},
+                {"class_path": "rad.training.Checkpoint", "init_args": {"every_n_train_steps": 2}},
+                {"class_path": "rad.training.Throughput"},
             ],
         },
     }

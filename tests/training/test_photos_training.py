@@ -82,9 +82,9 @@ def test_a_uniform_level_is_the_unconditional_model():
     t, hole = torch.tensor([10, 700]), torch.ones(2, 1, 16, 16)
     regions = module.task(x, hole).regions
     uniform, aware = Uniform(linear_betas()).noise(t), RegionAware(linear_betas()).noise(t, regions)
-    expected = module.unet(x, uniform.times).sample
+    expected = module.unet(x, uniform.timesteps).sample
     assert expected.std() > 0.1
-    torch.testing.assert_close(module.unet(x, aware.times, index=aware.index).sample, expected, rtol=0, atol=1e-9)
+    torch.testing.assert_close(module.unet(x, aware.timesteps, index=aware.index).sample, expected, rtol=0, atol=1e-9)
 
 
 def test_the_share_of_unconditional_samples_is_the_one_asked_for():
@@ -249,7 +249,7 @@ def test_a_base_keeps_its_prediction(world):  # noqa: F811
 def test_averages_of_one_name_are_refused(world, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.chdir(tmp_path)
     given = [f"--data.path={world / 'pictures'}", f"--model.base={world / 'base'}", "--data.size=16"]
-    averages = '[{"class_path": "rad.training.ema.EMA"}, {"class_path": "rad.training.ema.EMA"}]'
+    averages = '[{"class_path": "rad.training.EMA"}, {"class_path": "rad.training.EMA"}]'
     with pytest.raises(ValueError, match="give each its own"):
         training_fit([*given, f"--trainer.callbacks={averages}", "--trainer.max_steps=1"])
 
@@ -300,5 +300,5 @@ def test_the_configuration_describes_what_it_says():
     hole = torch.zeros(1, 1, 32, 32)
     hole[..., 16:] = 1
     now = module.process.noise(torch.tensor([600]), module.task(torch.zeros(1, 3, 32, 32), hole).regions)
-    assert now.times.tolist() == [[0.0, pytest.approx(600.0)]]
+    assert now.timesteps.tolist() == [[0.0, pytest.approx(600.0)]]
     assert now.sigma[0, 0] == 0

@@ -134,7 +134,7 @@ class StableDiffusionDenoiser:
         """The network's output, (n B,c,h,w) for the n B rows of `branch`."""
         copies, model = len(branch.text) // len(x), self.model
         rows = functools.partial(_rows, copies=copies)
-        x, times = rows(x), rows(noise.times.to(x.dtype))
+        x, times = rows(x), rows(noise.timesteps.to(x.dtype))
         noisiest = times.amax(1)
         added: dict[str, Any] = {}
         if branch.pooled is not None:
