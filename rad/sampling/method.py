@@ -48,6 +48,7 @@ class Method:
         fractional: whether it takes fractional times; otherwise they are rounded and repeated ones are dropped.
         needs_text: whether it needs a `TextDenoiser`.
         reconstructed: whether it follows an abstract or a paper without code or constants, so that some choices are inferred.
+        registered_name: set by `rad.methods.register`.
     """
 
     paper: ClassVar[str] = ""
@@ -63,6 +64,7 @@ class Method:
     fractional: ClassVar[bool] = False
     needs_text: ClassVar[bool] = False
     reconstructed: ClassVar[bool] = False
+    registered_name: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         kinds = get_type_hints(type(self))
@@ -148,8 +150,8 @@ class Method:
 
 
 def name_of(kind: type[Method]) -> str:
-    """What a method is called: the name of its file."""
-    return kind.__module__.rpartition(".")[2]
+    """The name of a method: the one it was registered with, otherwise that of its file."""
+    return vars(kind).get("registered_name") or kind.__module__.rpartition(".")[2]
 
 
 def _range(low: float, high: float) -> str:
