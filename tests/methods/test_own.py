@@ -42,18 +42,10 @@ class Mine(SamplingMethod):
 def helper():
     pass
 '''
+NO_DEFAULT = CODE.replace('setting(1.0, "how far", low=0, high=1)', "field()").replace("import ", "import field, ", 1)
 
 
-@pytest.fixture(autouse=True)
-def clean(monkeypatch):
-    """Leaves no method behind."""
-    monkeypatch.setattr(own, "_loaded", {})
-    before = dict(METHODS)
-    yield
-    METHODS.clear()
-    METHODS.update(before)
-    for name in [name for name in sys.modules if name.startswith("rad.methods.own.")]:
-        del sys.modules[name]
+pytestmark = pytest.mark.usefixtures("forget_methods")
 
 
 @pytest.fixture
@@ -136,7 +128,7 @@ def test_what_is_not_a_method_is_refused(file, text, message):
         ("bad.py", "1 / 0", "cannot be loaded: ZeroDivisionError"),
         ("bad.py", "def", "cannot be loaded: SyntaxError"),
         ("bad.py", CODE.replace("@dataclass(frozen=True)", ""), "Mine is not a dataclass"),
-        ("bad.py", CODE.replace('setting(1.0, "how far", low=0, high=1)', "field()").replace("import dataclass", "import field, dataclass"), "without a default: give strength one"),
+        ("bad.py", NO_DEFAULT, "without a default: give strength one"),
         ("bad.py", CODE.replace("SamplingMethod", "CustomSampler"), r"Mine has no run\(\)"),
     ],
 )  # fmt: skip
@@ -152,7 +144,7 @@ def test_two_files_cannot_have_the_same_name(file, tmp_path):
     load(f"{file}:Mine")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "myfill.py").write_text(CODE)
-    with pytest.raises(ValueError, match="the name 'myfill' is taken by .*MyFill.py: rename one"):
+    with pytest.raises(ValueError, match=r"the name 'myfill' is taken by .*MyFill\.py: rename one"):
         load(f"{tmp_path / 'other' / 'myfill.py'}:Mine")
 
 
