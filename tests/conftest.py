@@ -1,6 +1,7 @@
 """Models small enough for every test: a base of 16x16 pixels with random weights, and an adapter that changes it."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from rad.diffusion.schedules import linear_betas
+from rad.methods import METHODS, own
 from rad.models.adapter import AdapterInfo, save_adapter
 from rad.models.base import load_base, save_base
 from rad.models.lora import LoRA, inject, trainable
@@ -37,6 +39,18 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def forget_methods(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Methods that the test registers or loads are gone after it."""
+    monkeypatch.setattr(own, "_loaded", {})
+    before = dict(METHODS)
+    yield
+    METHODS.clear()
+    METHODS.update(before)
+    for name in [name for name in sys.modules if name.startswith("rad.methods.own.")]:
+        del sys.modules[name]
 
 
 @pytest.fixture(scope="session")

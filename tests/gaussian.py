@@ -135,7 +135,7 @@ class _Probe(SamplingMethod):
 
     fractional = True
 
-    def after_step(self, state: State, x_next: Tensor) -> Tensor:
+    def after_step(self, state: State, denoised: Denoised, x_next: Tensor) -> Tensor:
         flat = x_next.detach().flatten(1)
         offset, matrix = flat[0], (flat[1:] - flat[0]).T  # (d, d + slots d)
         before = torch.zeros(self.d, dtype=DOUBLE) if self.mean is None else self.mean

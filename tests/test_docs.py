@@ -1,8 +1,6 @@
 """The pages of docs/ are true: the code of `add-a-method.md` runs, and the method in it passes as one of ours would."""
 
 import re
-import sys
-import types
 from pathlib import Path
 
 import pytest
@@ -11,30 +9,35 @@ import torch
 from rad.diffusion.processes import Uniform
 from rad.diffusion.schedules import linear_betas
 from rad.methods import METHODS
-from rad.methods.registry import create, hooks, table
+from rad.methods.registry import create, find, hooks, table
 from rad.rng import KeyedNoise
 from rad.sampling.sampler import Sampler
 from rad.sampling.task import Task
 from tests.gaussian import make_world
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "add-a-method.md").read_text()
-EXAMPLE, MEASURE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+EXAMPLE, REGISTER, MEASURE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
 @pytest.fixture
-def projection(monkeypatch):
-    module = types.ModuleType("rad.methods.projection")
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    exec(compile(EXAMPLE, "rad/methods/projection.py", "exec"), module.__dict__)
-    monkeypatch.setitem(METHODS, "projection", module.Projection)
-    return module.Projection
+def projection(forget_methods, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("projection.py").write_text(EXAMPLE)
+    return find("projection.py:Projection")
 
 
-def test_the_example_is_short_and_registers_by_its_name(projection):
+def test_the_example_is_short_and_has_the_name_of_its_file(projection):
     assert len(EXAMPLE.splitlines()) <= 30
     assert create("projection", {"strength": "0.9"}) == projection(strength=0.9)
     assert hooks(projection) == "on_denoised"
     assert "  projection.strength=1.0: how far" in table()
+
+
+def test_the_example_can_be_registered_by_another_name(projection):
+    del METHODS["projection"]
+    exec(compile(REGISTER, "docs/add-a-method.md", "exec"), {"Projection": projection})
+    assert projection().name == "my-projection"
+    assert create("my-projection") == projection()
 
 
 def test_the_example_returns_known_pixels_and_at_strength_0_is_the_plain_sampler(projection):

@@ -78,13 +78,21 @@ class Label:
 
     @classmethod
     def of(cls, text: str) -> "Label":
-        """Raises ValueError for an unknown method, what is not a number after "@", or an unknown word after a comma."""
-        from rad.methods import METHODS
+        """A method's file, `mine.py:Mine@50`, is run and replaced by the method's name, `mine@50`.
 
+        Raises:
+            ValueError: an unknown method, what is not a number after "@", or an unknown word after a comma.
+        """
+        from rad.methods.own import split_file
+        from rad.methods.registry import find
+        from rad.sampling.method import name_of
+
+        file, rest = split_file(text)
+        if file:
+            text = name_of(find(file)) + rest
         call, *words = text.split(",")
         method, at, amount = call.partition("@")
-        if method not in METHODS:
-            raise ValueError(f"there is no method {method!r}; there are {', '.join(METHODS)}")
+        find(method)
         number = amount.removesuffix("nfe")
         if at and not (number.isascii() and number.isdigit() and int(number) > 0):
             raise ValueError(f"{text!r}: give {method}@50 for 50 steps or {method}@100nfe for 100 network calls")

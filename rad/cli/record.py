@@ -36,6 +36,10 @@ ONLY_IF_GIVEN = {"grid": None, "dilate": 0, "encode_full": False, "feather": 0}
 """Options that are settings of a method where they are not what they are by default."""
 
 
+NOT_COMPARED = {"run", "method_file"}
+"""Entries of a method's settings that may differ between runs: the hash of its file says whether it is the same method."""
+
+
 FIRST_SOLVER = {"solver": "ddpm", "spacing": "even"}
 """The settings of results whose record does not name them: there was no choice."""
 
@@ -75,7 +79,8 @@ class Record:
         for label, own in self.settings.items():
             there = self._there(label, own)
             defaults = {**own, **ONLY_IF_GIVEN}
-            names = own.keys() | (there.keys() & ONLY_IF_GIVEN.keys())
+            names = (own.keys() | (there.keys() & (ONLY_IF_GIVEN.keys() | {"method_sha256"}))) - NOT_COMPARED
+            defaults.setdefault("method_sha256", None)
             before, now = ({name: one.get(name, defaults[name]) for name in sorted(names)} for one in (there, own))
             self._compare(label, before, now)
         adapter = Path(options.checkpoint) / "adapter_model.safetensors"
@@ -104,7 +109,8 @@ class Record:
             if "eta" in own:
                 own["steps"] = count
             there = self._there(label.text, own)
-            self._compare(label.text, {name: value for name, value in there.items() if name != "run"}, own)
+            old, new = ({k: v for k, v in one.items() if k not in NOT_COMPARED} for one in (there, own))
+            self._compare(label.text, old, new)
         self.environment = _environment(devices)
 
     def write(self) -> None:
@@ -167,11 +173,16 @@ def _hash(adapter: Path) -> str:
 
 def _settings(options: argparse.Namespace, label: Label, method: "Method") -> dict[str, Any]:
     """Of a method as it is called; the steps are known with the model only."""
+    from rad.methods.own import file_of
+
     own = {one.name: getattr(method, one.name) for one in fields(method)}
     shown = {name: value if isinstance(value, int | float | str | None) else str(value) for name, value in own.items()}
     given = {
         name: getattr(options, name) for name, default in ONLY_IF_GIVEN.items() if getattr(options, name) != default
     }
+    file = file_of(type(method))
+    if file is not None:
+        given |= {"method_file": str(file.path), "method_sha256": file.sha256}
     if method.weights == "none":
         return {"method": method.name, **shown, **given}
     chosen = method.choose(**label.given(options))

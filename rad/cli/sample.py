@@ -328,9 +328,11 @@ def _shard(text: str) -> tuple[int, int]:
 
 
 class _ListMethods(argparse.Action):
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: object) -> None:
         from rad.methods.registry import table
 
+        for text in namespace.method or []:
+            Label.of(text)  # registers a method of a file
         print(table())
         parser.exit()
 
@@ -375,12 +377,18 @@ def parser() -> Parser:
         metavar="METHOD",
         help="one (rad if none is given), or several on equal noise, each into a folder of its name; rad@50: with 50 steps, "
         "ddnm@100nfe: as many steps as 100 network calls allow; rad@10,solver=ddim,spacing=quad,eta=0: with its own solver, "
-        f"spacing and eta. There are {', '.join(METHODS)}",
+        "spacing and eta; mine.py:Mine: your own, the class Mine of the file mine.py, whose code is run, as mine. "
+        f"There are {', '.join(METHODS)}",
     )
     made.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="METHOD.SETTING=VALUE", help="see --list_methods"
     )
-    made.add_argument("--list_methods", action=_ListMethods, nargs=0, help="print all methods, their cost and settings")
+    made.add_argument(
+        "--list_methods",
+        action=_ListMethods,
+        nargs=0,
+        help="print all methods, their cost and settings; with --method FILE.py:CLASS before it yours too",
+    )
     made.add_argument("--steps", type=int, help="noise levels visited; the method's preset if not given")
     made.add_argument(
         "--budget_nfe",

@@ -99,10 +99,13 @@ class _Crew:
         self.finished = 0
 
     def work(self, devices: Sequence[str]) -> None:
+        from rad.methods.own import loaded_from
+
         context, threads = multiprocessing.get_context("spawn"), threads_of_each(devices)
+        files = [file for file in map(loaded_from, map(type, self.setup.methods.values())) if file]
         for device in devices:
             ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(theirs, device, threads), daemon=True)
+            process = context.Process(target=_work, args=(theirs, device, threads, files), daemon=True)
             with _deaf_to_interrupts():
                 process.start()
             theirs.close()
@@ -192,10 +195,19 @@ def _deaf_to_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _work(connection: Connection, device: str, threads: int) -> None:
+def _work(connection: Connection, device: str, threads: int, files: Sequence[tuple[str, str]] = ()) -> None:
+    """`files`: the arguments of `rad.methods.own.load` for methods that `Setup` holds, without which it cannot be read."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # leaves no half-written file
     torch.set_num_threads(threads)
     with suppress(EOFError, ConnectionError):  # there may be no one left to work for
+        try:
+            from rad.methods.own import load
+
+            for text, sha256 in files:
+                load(text, sha256=sha256)
+        except EXPECTED as error:
+            connection.send(("lost", str(error)))
+            return
         connection.send(("up", None))
         _fill(connection, connection.recv(), device)
 

@@ -26,6 +26,7 @@ from rad.inpainting.windows import Window, next_wave, plan_windows
 from rad.masks.files import read_mask
 from rad.methods import METHODS
 from rad.methods.m2s import M2S, Coarse
+from rad.methods.registry import find
 from rad.models.adapter import AdapterInfo
 from rad.models.base import PIPELINES, load_base
 from rad.models.guidance_inputs import PLAIN, Condition, Model
@@ -172,7 +173,8 @@ class Inpainter:
         Args:
             image: PIL image, file, or tensor (3,H,W) in [0,1]; or a list of these.
             mask: the same, one for each image or one for all; white / 1 = fill. A tensor is (1,H,W) in [0,1].
-            method: a name of `rad.methods.METHODS`, or one with settings: `RePaint(resamplings=5)`.
+            method: a name of `rad.methods.METHODS`; your own, as "FILE.py:CLASS", whose code is run; or one with settings:
+                `RePaint(resamplings=5)`.
             steps: noise levels visited, 1 to the number that the method has (1000); None: the method's preset.
             eta: 1 DDPM to 0 DDIM; with solver "dpm++2m" 0 (ODE) or 1 (SDE). None: the method's preset, or the solver's own if
                 you choose another solver than the preset.
@@ -274,9 +276,7 @@ class Inpainter:
         Warns of a solver or spacing without effect. Raises ValueError for what the model or the method cannot do.
         """
         if isinstance(method, str):
-            if method not in METHODS:
-                raise ValueError(f"method {method!r} is not known; there are {', '.join(METHODS)}")
-            method = METHODS[method]()
+            method = find(method)()
         method = self.complete(method)
         if method.weights == "adapter" and not self.model.has_adapter:
             zero_shot = ", ".join(n for n, kind in METHODS.items() if kind.weights != "adapter" and n != method.name)

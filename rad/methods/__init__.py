@@ -27,6 +27,7 @@ from rad.methods.m2s import M2S
 from rad.methods.mcg import MCG
 from rad.methods.mcgdiff import MCGDiff
 from rad.methods.mean import Mean
+from rad.methods.own import register
 from rad.methods.pigdm import PiGDM
 from rad.methods.pilot import PILOT
 from rad.methods.pnpflow import PnPFlow
@@ -39,6 +40,8 @@ from rad.methods.resample import ReSample
 from rad.methods.tdpaint import TDPaint
 from rad.methods.vipaint import VIPaint
 from rad.sampling.method import Method, name_of
+
+__all__ = ["METHODS", "register"]
 
 METHODS: dict[str, type[Method]] = {
     name_of(kind): kind

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from rad.methods.guidance import known_mean, replace_known
+from rad.diffusion.step import Denoised
+from rad.methods.guidance import replace_known, skip_levels, warm_start
 from rad.sampling.method import SamplingMethod, setting
 from rad.sampling.state import State
 
@@ -32,14 +33,10 @@ class Blended(SamplingMethod):
     skip: float = setting(0.25, "part of the steps left out, the noisiest, rounded down: 25 of 100", low=0, high=0.99)
 
     def plan(self, times: list[float]) -> list[float]:
-        return times[int(self.skip * (len(times) - 1) + 1e-9) :]
+        return skip_levels(times, self.skip)
 
     def on_start(self, state: State) -> Tensor:
-        if self.skip == 0:
-            return state.x
-        known = state.task.known
-        a = state.now.spread(state.now.alpha.to(known.dtype))
-        return state.x + a * state.task.hole * (known_mean(state.task) - known)
+        return state.x if self.skip == 0 else warm_start(state)
 
-    def after_step(self, state: State, x_next: Tensor) -> Tensor:
+    def after_step(self, state: State, denoised: Denoised, x_next: Tensor) -> Tensor:
         return replace_known(state, x_next, state.next)

@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rad.methods.guidance import drawn_at, known_at, known_mean
+from rad.diffusion.step import Denoised
+from rad.methods.guidance import drawn_at, known_at, skip_levels, warm_start
 from rad.models.vae import Autoencoder
 from rad.sampling.method import SamplingMethod, setting
 from rad.sampling.state import State
@@ -59,26 +60,21 @@ class BlendedLatent(SamplingMethod):
     iterations: int = setting(75, "steps of Adam of that fit", low=1)
 
     def plan(self, times: list[float]) -> list[float]:
-        return times[int(self.skip * (len(times) - 1) + 1e-9) :]
+        return skip_levels(times, self.skip)
 
     def on_start(self, state: State) -> Tensor:
         _check(self.reconstruct, state.task.codec)
-        if self.skip == 0:
-            return state.x
-        known = state.task.known
-        a = state.now.spread(state.now.alpha.to(known.dtype))
-        return state.x + a * state.task.hole * (known_mean(state.task) - known)
+        return state.x if self.skip == 0 else warm_start(state)
 
     def before_denoise(self, state: State) -> Tensor:
         if self.blend == "before" and not self.in_pixels(state):
             return torch.lerp(known_at(state, state.now), state.x, self.hole(state))
         return state.x
 
-    def after_step(self, state: State, x_next: Tensor) -> Tensor:
+    def after_step(self, state: State, denoised: Denoised, x_next: Tensor) -> Tensor:
         if self.in_pixels(state):
-            assert state.estimate is not None
             task = state.task
-            blended = torch.lerp(task.picture, task.codec.decode(state.estimate.x0), task.picture_hole)
+            blended = torch.lerp(task.picture, task.codec.decode(denoised.x0), task.picture_hole)
             return drawn_at(state, task.codec.encode(blended), state.next)
         if self.blend == "before":
             return x_next

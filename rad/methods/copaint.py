@@ -8,7 +8,6 @@ Hook: before_denoise; the plan.
 """
 
 from dataclasses import dataclass
-from itertools import count
 
 import torch
 from torch import Tensor
@@ -70,16 +69,18 @@ class CoPaint(SamplingMethod):
 
     def before_denoise(self, state: State) -> Tensor:
         x = start = state.x.detach()
-        done, scale = self._levels_done(state), vp_scale(state.now, start)
+        scale = vp_scale(state.now, start)
         signal = _signal(state.now, start) / _signal(state.level(0), start)
-        rate = self.rate * self.rate_growth**done * signal * scale.square()
-        weight = self.prior * self.prior_growth**done
+        rate = self.rate * self.rate_growth**state.index * signal * scale.square()
+        weight = self.prior * self.prior_growth**state.index
 
         def evaluate(x: Tensor, *, differentiable: bool) -> tuple[Tensor, Tensor]:
             """x, as the tensor that the prior was asked about, and F of it, (B,)."""
             with torch.set_grad_enabled(differentiable):
                 x = x.detach().requires_grad_(differentiable)
-                mismatch = squared_norm(residual(state.task, state.prior.denoise(x, state.now).x0))
+                mismatch = squared_norm(
+                    residual(state.task, state.prior.denoise(x, state.now, keep=not differentiable).x0)
+                )
                 return x, mismatch + weight * squared_norm((x - start) / scale)
 
         for descent in range(self.descents):
@@ -99,16 +100,6 @@ class CoPaint(SamplingMethod):
                 if bool(accepted.all()):
                     break
         return x
-
-    def _levels_done(self, state: State) -> int:
-        """How many levels lie above this one, reverse steps less forward moves; told from its time, no state is kept."""
-        levels = next(n for n in count(1) if n + self._travelled(n) >= state.steps)
-        first = max(1, state.process.sampled_steps - 1)
-        return round((levels - 1) * (1 - state.time / first))
-
-    def _travelled(self, levels: int) -> int:
-        """Reverse steps of the plan beyond the `levels`."""
-        return len(range(0, levels - self.jump, self.jump)) * (self.visits - 1) * self.jump
 
 
 def _signal(level: NoiseLevel, like: Tensor) -> Tensor:

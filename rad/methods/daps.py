@@ -70,9 +70,8 @@ class DAPS(SamplingMethod):
         """The levels at which the ODE from t calls the network."""
         return sorted({math.floor(t * (1 - k / self.calls) ** 2 + 0.5) for k in range(self.calls)}, reverse=True)
 
-    def on_denoised(self, state: State) -> Denoised:
-        assert state.estimate is not None
-        x, estimate, now = state.x, state.estimate, state.now
+    def on_denoised(self, state: State, denoised: Denoised) -> Denoised:
+        x, estimate, now = state.x, denoised, state.now
         for t in self.times(state.time)[1:]:
             level = state.level(t)
             x = reverse_step(x, estimate, now, level, eta=0)
@@ -104,8 +103,7 @@ class DAPS(SamplingMethod):
             z = z + size * moved + noisy * (2 * size).sqrt() * state.draw()
         return z
 
-    def after_step(self, state: State, x_next: Tensor) -> Tensor:
-        assert state.estimate is not None
+    def after_step(self, state: State, denoised: Denoised, x_next: Tensor) -> Tensor:
         if not bool((state.next.sigma > 0).any()):
-            return state.estimate.x0
-        return noised(state.estimate.x0, state.next, noise=state.draw())
+            return denoised.x0
+        return noised(denoised.x0, state.next, noise=state.draw())

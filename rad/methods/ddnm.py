@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from rad.diffusion.spacings import time_travel
-from rad.diffusion.step import posterior_mean, reverse_step, step_levels
+from rad.diffusion.step import Denoised, posterior_mean, reverse_step, step_levels
 from rad.methods.guidance import predicted_noise
 from rad.sampling.method import SamplingMethod, setting
 from rad.sampling.state import State
@@ -57,15 +57,14 @@ class DDNM(SamplingMethod):
     def plan(self, times: list[float]) -> list[float]:
         return time_travel(times, length=self.travel_length, visits=self.travel_repeat)
 
-    def after_step(self, state: State, x_next: Tensor) -> Tensor:
-        assert state.estimate is not None
-        known, x, x0, now, nxt = state.task.known, state.x, state.estimate.x0, state.now, state.next
+    def after_step(self, state: State, denoised: Denoised, x_next: Tensor) -> Tensor:
+        known, x, x0, now, nxt = state.task.known, state.x, denoised.x0, state.now, state.next
         fresh = state.draw()
         if self.form == "posterior":
             levels = step_levels(now, nxt)
             weight, deviation = nxt.alpha * levels.b / now.sigma.square(), levels.posterior.sqrt()
             trust, left = (nxt.spread(part.to(x.dtype)) for part in self._trust(weight, deviation, eta=0))
-            fill = reverse_step(x, state.estimate, now, nxt, eta=1, noise=fresh)
+            fill = reverse_step(x, denoised, now, nxt, eta=1, noise=fresh)
             kept = posterior_mean(x, torch.lerp(x0, known, trust), now, nxt) + left * fresh
         else:
             a, s = nxt.alpha_map(x), nxt.sigma_map(x)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rad.diffusion.step import Denoised
 from rad.methods.guidance import predicted_noise
 from rad.sampling.method import SamplingMethod, setting
 from rad.sampling.state import State
@@ -37,9 +38,8 @@ class DDRM(SamplingMethod):
     eta_b: float = setting(1.0, "weight of y against x0 on known pixels, no unit", low=0, high=1)
     sigma_y: float = setting(0.0, "noise in known pixels, in units of [-1,1]; denoised ones are in --raw only", low=0)
 
-    def after_step(self, state: State, x_next: Tensor) -> Tensor:
-        assert state.estimate is not None
-        x, x0, nxt = state.x, state.estimate.x0, state.next
+    def after_step(self, state: State, denoised: Denoised, x_next: Tensor) -> Tensor:
+        x, x0, nxt = state.x, denoised.x0, state.next
         a, s = nxt.alpha_map(x), nxt.sigma_map(x)
         from_model, fresh = math.sqrt(1 - self.eta**2), state.draw()
         fill = a * x0 + s * (self.eta * fresh + from_model * predicted_noise(x, x0, state.now))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rad.diffusion.step import Denoised
 from rad.methods.guidance import known_at
 from rad.sampling.method import SamplingMethod
 from rad.sampling.state import State
@@ -29,6 +30,6 @@ class Differential(SamplingMethod):
 
     paper = "Levin, Fried 2023, arXiv 2306.00950"
 
-    def after_step(self, state: State, x_next: Tensor) -> Tensor:
+    def after_step(self, state: State, denoised: Denoised, x_next: Tensor) -> Tensor:
         held = state.steps * state.task.hole <= state.steps - (state.step + 1)
         return torch.where(held, known_at(state, state.next), x_next)

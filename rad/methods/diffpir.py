@@ -47,16 +47,13 @@ class DiffPIR(SamplingMethod):
         quadratic = [total - 1 - math.isqrt(total * total * i // (count - 1)) for i in range(count)]
         return [*(max(t, count - 1 - i) for i, t in enumerate(quadratic)), CLEAN]
 
-    def on_denoised(self, state: State) -> Denoised:
-        assert state.estimate is not None
-        x0, now = state.estimate.x0, state.now
+    def on_denoised(self, state: State, denoised: Denoised) -> Denoised:
+        x0, now = denoised.x0, state.now
         sigma_n = 0.0 if state.next_time == CLEAN else self.sigma_n
         rho = now.spread((self.lam * sigma_n**2 * (now.alpha / now.sigma).square()).to(x0.dtype))
         return Denoised(torch.lerp((state.task.known + rho * x0) / (1 + rho), x0, state.task.hole))
 
-    def after_step(self, state: State, x_next: Tensor) -> Tensor:
-        assert state.estimate is not None
-        nxt, dtype = state.next, x_next.dtype
-        mean = nxt.spread(nxt.alpha.to(dtype)) * state.estimate.x0
-        fresh = nxt.spread(nxt.sigma.to(dtype)) * state.draw()
+    def after_step(self, state: State, denoised: Denoised, x_next: Tensor) -> Tensor:
+        mean = state.next.alpha_map(x_next) * denoised.x0
+        fresh = state.next.sigma_map(x_next) * state.draw()
         return mean + math.sqrt(1 - self.zeta) * (x_next - mean) + math.sqrt(self.zeta) * fresh

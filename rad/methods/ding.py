@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from rad.diffusion.levels import CLEAN, NoiseLevel
-from rad.diffusion.step import step_levels
+from rad.diffusion.step import Denoised, step_levels
 from rad.methods.guidance import flow_time, predicted_noise
 from rad.sampling.method import SamplingMethod, setting
 from rad.sampling.state import Cost, State
@@ -75,17 +75,16 @@ class DInG(SamplingMethod):
         noisy = v + (nxt.alpha * self.sigma_y).square()
         return (v / noisy.clamp(min=torch.finfo(v.dtype).tiny)).clamp(min=self.gamma_min)
 
-    def after_step(self, state: State, x_next: Tensor) -> Tensor:
+    def after_step(self, state: State, denoised: Denoised, x_next: Tensor) -> Tensor:
         if state.next_time == CLEAN:
             return x_next
-        assert state.estimate is not None
-        x0, nxt, dtype = state.estimate.x0, state.next, x_next.dtype
+        x0, nxt, dtype = denoised.x0, state.next, x_next.dtype
         v = self.variance(state.now, nxt)
 
         def spread(levels: Tensor) -> Tensor:
             return nxt.spread(levels.to(dtype))
 
-        a, s, deviation = spread(nxt.alpha), spread(nxt.sigma), spread(v.sqrt())
+        a, s, deviation = nxt.alpha_map(x_next), nxt.sigma_map(x_next), spread(v.sqrt())
         w = predicted_noise(state.x, x0, state.now)
         mu = a * x0 + spread((nxt.sigma.square() - v).clamp(min=0).sqrt()) * w
         if self.proxy == "resample":

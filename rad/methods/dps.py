@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from rad.diffusion.step import Denoised
 from rad.methods.guidance import norm, residual, vp_scale
 from rad.sampling.method import SamplingMethod, setting
 from rad.sampling.state import State
@@ -39,8 +40,7 @@ class DPS(SamplingMethod):
         """(B,) what the known pixels lack, (B,C,H,W), as one number; x moves by minus its gradient."""
         return self.zeta * norm(known_residual)
 
-    def after_step(self, state: State, x_next: Tensor) -> Tensor:
-        assert state.estimate is not None
-        misfit = self.misfit(state, residual(state.task, state.estimate.x0))
+    def after_step(self, state: State, denoised: Denoised, x_next: Tensor) -> Tensor:
+        misfit = self.misfit(state, residual(state.task, denoised.x0))
         gradient = state.prior.gradient(misfit, state.x)
         return x_next - vp_scale(state.now, x_next) * vp_scale(state.next, x_next) * gradient

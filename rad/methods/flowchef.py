@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from rad.diffusion.step import Denoised
 from rad.methods.guidance import DataStep, Space, data_consistency, require_space
 from rad.sampling.method import SamplingMethod, setting
 from rad.sampling.state import State
@@ -40,8 +41,7 @@ class FlowChef(SamplingMethod):
         super().__post_init__()
         require_space(self.dc, self.space)
 
-    def after_step(self, state: State, x_next: Tensor) -> Tensor:
-        assert state.estimate is not None
-        x0, nxt = state.estimate.x0, state.next
+    def after_step(self, state: State, denoised: Denoised, x_next: Tensor) -> Tensor:
+        x0, nxt = denoised.x0, state.next
         z = data_consistency(state.task, x0, self.dc, self.space, rate=self.rate, count=self.descents)
         return x_next + nxt.spread((nxt.alpha + nxt.sigma).to(x0.dtype)) * (z - x0)

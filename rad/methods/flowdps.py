@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rad.diffusion.levels import CLEAN
+from rad.diffusion.step import Denoised
 from rad.methods.guidance import DataStep, Space, data_consistency, flow_time, predicted_noise, require_space
 from rad.sampling.method import SamplingMethod, setting
 from rad.sampling.state import State
@@ -41,13 +42,12 @@ class FlowDPS(SamplingMethod):
         super().__post_init__()
         require_space(self.dc, self.space)
 
-    def after_step(self, state: State, x_next: Tensor) -> Tensor:
-        assert state.estimate is not None
-        x0, nxt, dtype = state.estimate.x0, state.next, x_next.dtype
+    def after_step(self, state: State, denoised: Denoised, x_next: Tensor) -> Tensor:
+        x0, nxt, dtype = denoised.x0, state.next, x_next.dtype
         z = data_consistency(state.task, x0, self.dc, self.space, rate=self.rate, count=self.descents)
         blend = torch.lerp(x0, z, state.now.spread(flow_time(state.now).to(dtype)))
         if state.next_time == CLEAN:
             return blend
         kappa, e = flow_time(nxt), predicted_noise(state.x, x0, state.now)
         noise = nxt.spread(kappa.sqrt().to(dtype)) * e + nxt.spread((1 - kappa).sqrt().to(dtype)) * state.draw()
-        return nxt.spread(nxt.alpha.to(dtype)) * blend + nxt.spread(nxt.sigma.to(dtype)) * noise
+        return nxt.alpha_map(x0) * blend + nxt.sigma_map(x0) * noise

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rad.diffusion.levels import per_image
+from rad.diffusion.step import Denoised
 from rad.methods.guidance import replace_known, squared_norm
 from rad.models.vae import IDENTITY
 from rad.sampling.method import SamplingMethod, setting
@@ -36,6 +37,7 @@ class GradPaint(SamplingMethod):
     """
 
     paper = "Grechka, Couairon, Cord 2023, arXiv 2309.09614"
+    reconstructed = True
     preset_steps = 250
     needs_grad = True
 
@@ -60,7 +62,7 @@ class GradPaint(SamplingMethod):
             gradient = state.prior.gradient(self.loss(state.task, state.prior.denoise(x, state.now).x0), x)
         # Not `norm`: these gradients are of means, so small that its 1e-12 would count.
         direction = gradient / per_image(squared_norm(gradient).sqrt().clamp(min=torch.finfo(x.dtype).tiny))
-        s = state.now.spread(state.now.sigma.to(x.dtype))
+        s = state.now.sigma_map(x)
         return state.x - self.kappa * s * math.sqrt(x[0].numel()) * direction
 
     def loss(self, task: Task, x0: Tensor) -> Tensor:
@@ -77,5 +79,5 @@ class GradPaint(SamplingMethod):
         alignment = self.alignment if task.codec is IDENTITY else self.latent_alignment
         return mismatch + alignment * differences / weights.clamp(min=1e-12)
 
-    def after_step(self, state: State, x_next: Tensor) -> Tensor:
+    def after_step(self, state: State, denoised: Denoised, x_next: Tensor) -> Tensor:
         return replace_known(state, x_next, state.next)

@@ -5,6 +5,7 @@ The hole is cut into bands of equal area by distance to the known pixels. Stage 
 unknown, keeps band b of its result, and counts it as known from then on. Hook: a loop of its own.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -20,15 +21,42 @@ from rad.sampling.sampler import Sampler
 from rad.sampling.state import Cost, RunContext
 from rad.sampling.task import Task
 
+DEFAULT = "replacement"
+"""The method that is wrapped where none is named."""
+
+
+class _Fact:
+    """A class attribute that is read from the wrapped method: of an instance its own, of the class the default's."""
+
+    def __init__(self, read: Callable[[type[Method]], object]) -> None:
+        self.read = read
+
+    def __get__(self, method: "Grow | None", kind: type) -> object:
+        from rad.methods import METHODS
+
+        return self.read(METHODS[DEFAULT if method is None else method.method])
+
+
+def _of_wrapped(read: Callable[[type[Method]], object]) -> Any:
+    return _Fact(read)
+
 
 @dataclass(frozen=True)
 class Grow(CustomSampler):
     """With the exact conditional sampler any order gives the same law, so a difference measures how biased a method is."""
 
     paper = "after Growing Images 2026, OpenReview 6VOu2xvsbd"
+    reconstructed = True
+    preset_steps = _of_wrapped(lambda kind: kind.preset_steps)
+    preset_eta = _of_wrapped(
+        lambda kind: kind.preset_eta if kind.preset_solver == CustomSampler.preset_solver else CustomSampler.preset_eta
+    )
+    needs_grad = _of_wrapped(lambda kind: kind.needs_grad)
+    weights = _of_wrapped(lambda kind: kind.weights)
+    uses_eta = _of_wrapped(lambda kind: kind.uses_eta)
     uses_spacing = False  # a band runs the wrapped method with DDPM's steps on even spacing
 
-    method: str = setting("replacement", "the method that fills a band, at its preset's settings")
+    method: str = setting(DEFAULT, "the method that fills a band, at its preset's settings")
     bands: int = setting(4, "stages, of equal area of the hole; 1: the method itself", low=1)
     budget: Literal["fixed", "full"] = setting(
         "fixed", "fixed: stages share the steps, one each at least; full: each has all"
@@ -41,11 +69,6 @@ class Grow(CustomSampler):
         kinds = [name for name, kind in METHODS.items() if issubclass(kind, SamplingMethod) and not kind.needs_text]
         if self.method not in kinds:
             raise ValueError(f"method is {self.method!r}; allowed are {', '.join(kinds)}")
-        inner = METHODS[self.method]
-        eta = inner.preset_eta if inner.preset_solver == self.preset_solver else CustomSampler.preset_eta
-        own = {name: getattr(inner, name) for name in ("preset_steps", "needs_grad", "weights", "uses_eta")}
-        for name, value in {**own, "preset_eta": eta}.items():
-            object.__setattr__(self, name, value)  # frozen; these are its kind's, as for any method
 
     @property
     def inner(self) -> Method:
@@ -72,7 +95,6 @@ class Grow(CustomSampler):
             if run.task.codec is not IDENTITY:  # the picture knows only what it knew
                 task = replace(run.task, known=task.known, hole=hole, regions=task.regions)
             result = sampler(run.prior, task, noise=_Draws(run))
-            run.prior.vjp += result.vjp
             last = order * self.bands <= band + 0.5
             x = torch.where((hole > 0) & last, result.raw, torch.where(hole > 0, x, result.image))
             hole = torch.where(last, 0.0, hole)

@@ -23,6 +23,7 @@ class GrowRAD(SamplingMethod):
     """
 
     paper = "after Growing Images 2026, OpenReview 6VOu2xvsbd"
+    reconstructed = True
     weights = "adapter"
 
     bands: int = setting(4, "parts of the hole, of equal area", low=1)

@@ -119,6 +119,20 @@ def known_mean(task: Task) -> Tensor:
     return (known * task.known).sum((2, 3), keepdim=True) / known.sum((2, 3), keepdim=True).clamp(min=1e-12)
 
 
+def skip_levels(times: list[float], part: float) -> list[float]:
+    """A plan without its noisiest levels: without `part` of its steps, in [0,1), rounded down."""
+    return times[int(part * (len(times) - 1) + 1e-9) :]
+
+
+def warm_start(state: State) -> Tensor:
+    """a (known y + hole f) + s n, with f the mean of the known values; for a plan that begins after the noisiest level.
+
+    `state.x` is a y + s n already, with y 0 in the hole.
+    """
+    known = state.task.known
+    return state.x + state.now.alpha_map(known) * state.task.hole * (known_mean(state.task) - known)
+
+
 def squared_norm(values: Tensor) -> Tensor:
     """(B,) the sum of squares of each image."""
     return values.flatten(1).square().sum(1)

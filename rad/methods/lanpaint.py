@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rad.diffusion.step import Denoised
 from rad.methods.guidance import replace_known
 from rad.sampling.method import SamplingMethod, setting
 from rad.sampling.state import Cost, State
@@ -57,19 +58,19 @@ class LanPaint(SamplingMethod):
             target = moved
         return x
 
-    def after_step(self, state: State, x_next: Tensor) -> Tensor:
+    def after_step(self, state: State, denoised: Denoised, x_next: Tensor) -> Tensor:
         return replace_known(state, x_next, state.next)
 
     def target(self, state: State, x: Tensor) -> Tensor:
         """C / A, where the flow leads: a D(x) in the hole, a y + lam (x - a D(x)) / (1 + lam) else. One network call."""
-        task, a = state.task, state.now.spread(state.now.alpha.to(x.dtype))
+        task, a = state.task, state.now.alpha_map(x)
         known, x0 = 1 - task.hole, a * state.prior.denoise(x, state.now).x0
         guided = (1 + self.guidance) * a * task.known + self.guidance * (x - x0)
         return (task.hole * x0 + known * guided) / self._pull(state)
 
     def flow(self, state: State, x: Tensor, target: Tensor, *, length: float) -> Tensor:
         """x after a time `length` s^2 at a fixed target, exactly: a draw of the Ornstein-Uhlenbeck process."""
-        data_gradient, s = self._pull(state), state.now.spread(state.now.sigma.to(x.dtype))
+        data_gradient, s = self._pull(state), state.now.sigma_map(x)
         stays = torch.exp(-length * data_gradient)
         deviation = s * ((1 - stays.square()) / data_gradient).sqrt()
         return torch.lerp(target, x, stays) + deviation * state.draw()

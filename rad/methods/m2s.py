@@ -100,11 +100,11 @@ class M2S(CustomSampler):
             raise ValueError(f"{width}x{height} images: the coarse model's height, {coarse.size}, does not divide them")
         times = spaced_times(coarse.process.sampled_steps, count), run.times
         first, second = ([t[-2 - n] for n in plan] for t, plan in zip(times, self.plans(count), strict=True))
-        total, prior, task = self.cost(run.times).nfe, CountedDenoiser(coarse.prior), reduced(run.task, factor)
+        total, task = self.cost(run.times).nfe, reduced(run.task, factor)
+        prior = CountedDenoiser(coarse.prior, within=run.prior)
         small = replace(run, task=task, process=coarse.process, prior=prior, times=first)
         small = replace(small, draw=lambda: run.draw()[..., ::factor, ::factor])  # white noise is white in every part
         x = _stage(small, task.known, lambda done: run.tell(done, total))
-        run.prior.nfe += prior.nfe
         x = F.interpolate(x, size=(height, width), mode="bilinear", align_corners=False)
         x = _stage(replace(run, times=second), x, lambda done: run.tell(prior.nfe + done, total))
         return torch.lerp(run.task.known, x, run.task.hole)

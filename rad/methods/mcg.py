@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from rad.diffusion.step import Denoised
 from rad.methods.guidance import norm, replace_known, residual, vp_scale
 from rad.sampling.method import SamplingMethod, setting
 from rad.sampling.state import State
@@ -35,9 +36,8 @@ class MCG(SamplingMethod):
         low=0,
     )
 
-    def after_step(self, state: State, x_next: Tensor) -> Tensor:
-        assert state.estimate is not None
-        misfit = norm(residual(state.task, state.estimate.x0))
+    def after_step(self, state: State, denoised: Denoised, x_next: Tensor) -> Tensor:
+        misfit = norm(residual(state.task, denoised.x0))
         gradient = state.prior.gradient(misfit, state.x)
         shift = self.alpha * vp_scale(state.now, x_next) * vp_scale(state.next, x_next) * gradient
         return replace_known(state, x_next - shift, state.next)

@@ -65,12 +65,12 @@ class MCGDiff(CustomSampler):
 
     def _log_fit(self, task: Task, x: Tensor, level: NoiseLevel, variance: Tensor) -> Tensor:
         """(N,B) log N(known x; known a y, variance + w), but for a constant that all particles have."""
-        misfit = (x - _like(x, level, level.alpha) * task.known).square() / (variance + self._width(x, level))
+        misfit = (x - level.alpha_map(x) * task.known).square() / (variance + self._width(x, level))
         return -0.5 * ((1 - task.hole) * misfit).flatten(2).sum(2)
 
     def _moved(self, run: RunContext, mean: Tensor, variance: Tensor, level: NoiseLevel) -> Tensor:
         """(N,B,C,H,W) drawn from N(mean, variance) g."""
-        width, y = self._width(mean, level), _like(mean, level, level.alpha) * run.task.known
+        width, y = self._width(mean, level), level.alpha_map(mean) * run.task.known
         gain = variance / (variance + width)
         fresh = torch.stack([run.draw() for _ in mean])
         known = torch.lerp(mean, y.expand_as(mean), gain.expand_as(mean)) + (gain * width).sqrt() * fresh

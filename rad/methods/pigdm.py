@@ -40,33 +40,30 @@ class PiGDM(SamplingMethod):
     strength: float = setting(1.0, "factor on g, no unit; at 0 reddiff still projects known pixels", low=0)
     sigma_y: float = setting(0.0, "noise in known pixels, in units of [-1,1]; denoised ones are in --raw only", low=0)
 
-    def on_denoised(self, state: State) -> Denoised:
-        assert state.estimate is not None
+    def on_denoised(self, state: State, denoised: Denoised) -> Denoised:
         if self.weighting != "score":
-            return state.estimate
-        g = self._pull(state, self._residual(state))
-        a = state.now.spread(state.now.alpha.to(g.dtype))
-        return replace(state.estimate, x0=state.estimate.x0 + vp_scale(state.now, g).square() / a * g)
+            return denoised
+        g = self._pull(state, denoised, self._residual(state, denoised))
+        a = state.now.alpha_map(g)
+        return replace(denoised, x0=denoised.x0 + vp_scale(state.now, g).square() / a * g)
 
-    def after_step(self, state: State, x_next: Tensor) -> Tensor:
+    def after_step(self, state: State, denoised: Denoised, x_next: Tensor) -> Tensor:
         if self.weighting == "score":
             return x_next
-        r = self._residual(state)
-        g = self._pull(state, r)
+        r = self._residual(state, denoised)
+        g = self._pull(state, denoised, r)
         a, a_next = (level.alpha_map(g) for level in (state.now, state.next))
         if self.weighting == "paper":
             return x_next + vp_scale(state.next, g) * a * g
         return x_next + a_next * (r + a * state.task.hole * g)
 
-    def _residual(self, state: State) -> Tensor:
-        assert state.estimate is not None
+    def _residual(self, state: State, denoised: Denoised) -> Tensor:
         a2, s2 = state.now.alpha.square(), state.now.sigma.square()
         r2 = s2 / (a2 + s2)
         shrunk = state.now.spread(r2 / (r2 + self.sigma_y**2))
-        r = residual(state.task, state.estimate.x0.detach())
+        r = residual(state.task, denoised.x0.detach())
         return shrunk.to(r.dtype) * r
 
-    def _pull(self, state: State, r: Tensor) -> Tensor:
-        assert state.estimate is not None
-        inner = (r * state.estimate.x0).flatten(1).sum(1)
+    def _pull(self, state: State, denoised: Denoised, r: Tensor) -> Tensor:
+        inner = (r * denoised.x0).flatten(1).sum(1)
         return self.strength * state.prior.gradient(inner, state.x)

@@ -26,6 +26,9 @@ from rad.sampling.method import SamplingMethod, setting
 from rad.sampling.state import Cost, State
 from rad.sampling.task import Task
 
+LEVELS = 1000
+"""Noise levels of the models that the paper's settings are for; on a model with more or fewer they scale."""
+
 
 @dataclass(frozen=True)
 class PILOT(SamplingMethod):
@@ -100,13 +103,13 @@ class PILOT(SamplingMethod):
         """lr(t)."""
         if state.step == 0:
             return self.first_rate
-        return self.rate * self.growth ** (1000 * (1 - state.time / state.process.sampled_steps))
+        return self.rate * self.growth ** (LEVELS * (1 - state.time / state.process.sampled_steps))
 
     def weight_at(self, state: State) -> Tensor:
         """lambda(t) of each image (B,)."""
         part = 1.0
         if self.decay == "linear":
-            part = 0.1 + 0.9 * max(0.0, (1000 * state.time / state.process.sampled_steps - 300) / 699)
+            part = 0.1 + 0.9 * max(0.0, (LEVELS * state.time / state.process.sampled_steps - 300) / 699)
         known = (1 - state.task.hole).flatten(1).mean(1)
         return part * self.weight * known * 64 * 64 / 1499
 

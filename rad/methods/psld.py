@@ -14,6 +14,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from rad.diffusion.step import Denoised
 from rad.methods.guidance import Space, norm, residual, squared_norm, vp_scale
 from rad.sampling.method import SamplingMethod, setting
 from rad.sampling.state import State
@@ -39,9 +40,8 @@ class PSLD(SamplingMethod):
     norm: Literal["l2", "l2sq"] = setting("l2", "what is made of a difference: its norm, or the square of that")
     space: Space = setting("pixels", "where known values are compared: latent (no decoder, no encoder) or pixels")
 
-    def after_step(self, state: State, x_next: Tensor) -> Tensor:
-        assert state.estimate is not None
-        gradient = state.prior.gradient(self.misfit(state.task, state.estimate.x0), state.x)
+    def after_step(self, state: State, denoised: Denoised, x_next: Tensor) -> Tensor:
+        gradient = state.prior.gradient(self.misfit(state.task, denoised.x0), state.x)
         return x_next - vp_scale(state.now, x_next) * vp_scale(state.next, x_next) * gradient
 
     def misfit(self, task: Task, x0: Tensor) -> Tensor:

@@ -8,21 +8,38 @@ from rad.diffusion.processes import Process, Uniform
 from rad.diffusion.schedules import linear_betas
 from rad.diffusion.spacings import Spacing, sampling_times
 from rad.methods import METHODS
+from rad.methods.own import is_own, load, split_file
 from rad.sampling.method import CustomSampler, Method, SamplingMethod
 from rad.sampling.state import Cost
 
 HOOKS = ("view", "plan", "on_start", "before_denoise", "on_denoised", "after_step")
 
+RECONSTRUCTED = "Reconstructed from an abstract (no official code; some choices are inferred):"
+OWN = "Your own:"
+"""Headings of groups in the table."""
 
-def create(name: str, settings: Mapping[str, str] | None = None) -> Method:
-    """The method called `name`, with `settings` given as text.
+
+def find(text: str) -> type[Method]:
+    """The method of that name, or of `FILE.py:CLASS`, whose code is run.
 
     Raises:
-        ValueError: an unknown name or setting, or a value that is not of its type or range.
+        ValueError: an unknown name, or a file without such a method.
     """
-    if name not in METHODS:
-        raise ValueError(f"method {name!r} is not known; there are {', '.join(METHODS)}")
-    kind, values = METHODS[name], {}
+    if split_file(text)[0] == text:
+        return load(text)
+    if text not in METHODS:
+        hint = f": give its class too, as {text}:CLASS" if text.endswith(".py") else ""
+        raise ValueError(f"method {text!r} is not known{hint}; there are {', '.join(METHODS)}, or FILE.py:CLASS")
+    return METHODS[text]
+
+
+def create(name: str, settings: Mapping[str, str] | None = None) -> Method:
+    """The method called `name`, or `FILE.py:CLASS`, with `settings` given as text.
+
+    Raises:
+        ValueError: an unknown method or setting, or a value that is not of its type or range.
+    """
+    kind, values = find(name), {}
     known = {one.name: one for one in fields(kind)}
     for key, text in (settings or {}).items():
         if key not in known:
@@ -113,7 +130,8 @@ def hooks(kind: type[Method]) -> str:
 
 
 def table() -> str:
-    """All methods with their cost at the preset, and the settings of each."""
+    """All methods with their cost at the preset, in groups, and the settings of each."""
+    groups: dict[str, list[str]] = {heading: [] for heading in ("", RECONSTRUCTED, OWN)}
     rows = [("method", "paper", "hooks", "weights", "solver", "spacing", "steps", "NFE", "VJP", "gradient")]
     for name, kind in METHODS.items():
         method = kind()
@@ -124,8 +142,15 @@ def table() -> str:
         spacing = method.preset_spacing if method.uses_spacing else "-"
         start = (name, kind.paper, hooks(kind), method.weights, solver, spacing)
         rows.append((*start, steps, str(work.nfe), str(work.vjp), gradient))
+        groups[OWN if is_own(kind) else RECONSTRUCTED if kind.reconstructed else ""].append(name)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    shown = {
+        row[0]: "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    }
+    lines = [shown["method"]]
+    for heading, names in groups.items():
+        if names:
+            lines += [*(["", heading] if heading else []), *(shown[name] for name in names)]
     lines += ["", "NFE: network calls an image; VJP: backward passes through the network, each about two calls.", ""]
     lines += ["Settings, as --set METHOD.SETTING=VALUE:"]
     lines += [

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rad.diffusion.levels import CLEAN
 from rad.diffusion.spacings import time_travel
+from rad.diffusion.step import Denoised
 from rad.methods.guidance import replace_known
 from rad.sampling.method import SamplingMethod, setting
 from rad.sampling.state import State
@@ -41,7 +42,7 @@ class RePaint(SamplingMethod):
     def before_denoise(self, state: State) -> Tensor:
         return replace_known(state, state.x, state.now)
 
-    def after_step(self, state: State, x_next: Tensor) -> Tensor:
+    def after_step(self, state: State, denoised: Denoised, x_next: Tensor) -> Tensor:
         if state.next_time == CLEAN:
             return replace_known(state, x_next, state.next)
         return x_next

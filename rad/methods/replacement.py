@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from rad.diffusion.levels import per_image
+from rad.diffusion.step import Denoised
 from rad.methods.guidance import norm, predicted_noise, replace_known
 from rad.sampling.method import SamplingMethod, setting
 from rad.sampling.state import Cost, State
@@ -37,7 +38,7 @@ class Replacement(SamplingMethod):
 
     def before_denoise(self, state: State) -> Tensor:
         x = state.x
-        s = state.now.spread(state.now.sigma.to(x.dtype))
+        s = state.now.sigma_map(x)
         for _ in range(self.corrections):
             score = -predicted_noise(x, state.prior.denoise(x, state.now).x0, state.now) / s
             fresh = state.draw()
@@ -45,5 +46,5 @@ class Replacement(SamplingMethod):
             x = replace_known(state, x + size * score + (2 * size).sqrt() * fresh, state.now)
         return x
 
-    def after_step(self, state: State, x_next: Tensor) -> Tensor:
+    def after_step(self, state: State, denoised: Denoised, x_next: Tensor) -> Tensor:
         return replace_known(state, x_next, state.next)

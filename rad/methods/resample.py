@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from rad.diffusion.levels import per_image
-from rad.diffusion.step import step_levels
+from rad.diffusion.step import Denoised, step_levels
 from rad.methods.guidance import Space, data_gradient, squared_misfit, squared_norm, vp_scale
 from rad.sampling.method import SamplingMethod, setting
 from rad.sampling.state import Cost, State
@@ -62,12 +62,11 @@ class ReSample(SamplingMethod):
     def differentiates(self, state: State) -> bool:
         return self.dps > 0
 
-    def after_step(self, state: State, x_next: Tensor) -> Tensor:
-        assert state.estimate is not None
-        x0, here, there = state.estimate.x0, vp_scale(state.now, x_next), vp_scale(state.next, x_next)
+    def after_step(self, state: State, denoised: Denoised, x_next: Tensor) -> Tensor:
+        x0, here, there = denoised.x0, vp_scale(state.now, x_next), vp_scale(state.next, x_next)
         if self.dps:
             misfit = self.dps / 2 * squared_misfit(state.task, x0, self.space)
-            signal = state.now.spread(state.now.alpha.to(x_next.dtype)) / here
+            signal = state.now.alpha_map(x_next) / here
             x_next = x_next - signal.square() * here * there * state.prior.gradient(misfit, state.x)
         x_next, third = x_next.detach(), (state.steps + 1) // 3
         due = state.step % self.frequency == 1 % self.frequency and state.step >= third
@@ -79,10 +78,10 @@ class ReSample(SamplingMethod):
 
     def resampled(self, state: State, x_next: Tensor, z: Tensor) -> Tensor:
         """A draw between x_next and the clean z, (B,C,H,W)."""
-        level, nxt, dtype = (state.now if self.legacy_level == "t" else state.next), state.next, x_next.dtype
+        level, nxt = (state.now if self.legacy_level == "t" else state.next), state.next
         unit = vp_scale(nxt, x_next) / vp_scale(level, x_next)
-        a, s = unit * level.spread(level.alpha.to(dtype)), unit * level.spread(level.sigma.to(dtype))
-        g = nxt.spread((self.sigma_scale * step_levels(state.now, nxt).posterior).to(dtype))
+        a, s = unit * level.alpha_map(x_next), unit * level.sigma_map(x_next)
+        g = nxt.spread((self.sigma_scale * step_levels(state.now, nxt).posterior).to(x_next.dtype))
         weight = g / (g + s.square())
         return torch.lerp(x_next, a * z, weight) + s * weight.sqrt() * state.draw()
 

@@ -92,9 +92,8 @@ class VIPaint(SamplingMethod):
         fitted = self.fit(replace(state, task=task, draw=lambda: state.draw()[first]), times)
         return self.sample(state, times, fitted[copies])[0]
 
-    def after_step(self, state: State, x_next: Tensor) -> Tensor:
-        assert state.estimate is not None
-        misfit = self.zeta * norm(observation_residual(state.task, state.estimate.x0, self.space))
+    def after_step(self, state: State, denoised: Denoised, x_next: Tensor) -> Tensor:
+        misfit = self.zeta * norm(observation_residual(state.task, denoised.x0, self.space))
         gradient = state.prior.gradient(misfit, state.x)
         x = x_next - vp_scale(state.now, x_next) * vp_scale(state.next, x_next) * gradient
         return torch.lerp(state.task.known, x, state.task.hole) if state.next_time == CLEAN else x
@@ -119,8 +118,7 @@ class VIPaint(SamplingMethod):
                 z, loss = self.sample(state, times, q)
                 x0 = state.prior.denoise(z, state.level(times[-1])).x0
                 misfit = squared_misfit(state.task, x0, self.space) / (2 * self.sigma_y**2)
-                gradient = gradient + state.prior.gradient(loss + misfit, q)
-            state.prior.vjp += len(pairs)  # that gradient came through the network K times
+                gradient = gradient + state.prior.gradient(loss + misfit, q, passes=self.levels)
             first, second = torch.lerp(gradient, first, 0.9), torch.lerp(gradient.square(), second, 0.99)
             size = (second / (1 - 0.99 ** (number + 1))).sqrt() + 1e-8
             q = q.detach() - rates * (1 - number / self.iterations) * first / (1 - 0.9 ** (number + 1)) / size
@@ -129,13 +127,13 @@ class VIPaint(SamplingMethod):
     def sample(self, state: State, times: list[float], q: Tensor) -> tuple[Tensor, Tensor]:
         """z_K (B,C,H,W) drawn from q, and the sum (B,) of the KL of its levels i > 1."""
         mu, log_variance, gamma = q.unbind(1)
-        z = _on(mu, state.level(times[0]).alpha) * mu[:, 0] + (log_variance[:, 0] / 2).exp() * state.draw()
+        z = state.level(times[0]).alpha_map(mu) * mu[:, 0] + (log_variance[:, 0] / 2).exp() * state.draw()
         divergence = z.new_zeros(len(z))
         for i, (t, u) in enumerate(pairwise(times), 1):
             now, nxt, w = state.level(t), state.level(u), gamma[:, i].sigmoid()
             x0 = Denoised(state.prior.denoise(z, now).x0)
             f = reverse_step(z, x0, now, nxt, eta=self.step_eta, noise=torch.zeros_like(z))
-            mean = w * f + (1 - w) * _on(mu, nxt.alpha) * mu[:, i]
+            mean = w * f + (1 - w) * nxt.alpha_map(mu) * mu[:, i]
             variance = self.step_eta**2 * _on(mu, step_levels(now, nxt).posterior)
             divergence = divergence + kl(mean, log_variance[:, i].exp(), f, variance)
             z = mean + (log_variance[:, i] / 2).exp() * state.draw()
@@ -149,8 +147,8 @@ class VIPaint(SamplingMethod):
         v_t = _on(mu, ratio_t.square()) * variance + _on(mu, step_levels(now, h).b)
         v_u = _on(mu, ratio_u.square()) * variance + _on(mu, step_levels(nxt, h).b)
         noise = v_t.sqrt() * state.draw()
-        z = _on(mu, now.alpha) * mu + noise
-        mean = _on(mu, nxt.alpha) * mu + _on(mu, ratio_t / ratio_u) * v_u / v_t * noise
+        z = now.alpha_map(mu) * mu + noise
+        mean = nxt.alpha_map(mu) * mu + _on(mu, ratio_t / ratio_u) * v_u / v_t * noise
         p_mean, levels = posterior_mean(z, state.prior.denoise(z, now).x0, now, nxt), step_levels(now, nxt)
         return kl(mean, _on(mu, levels.b) * v_u / v_t, p_mean, _on(mu, levels.posterior))
 

@@ -47,6 +47,8 @@ class Method:
         multistep: whether it leaves x and x0 alone between the steps, as the solver "dpm++2m" needs it.
         fractional: whether it takes fractional times; otherwise they are rounded and repeated ones are dropped.
         needs_text: whether it needs a `TextDenoiser`.
+        reconstructed: whether it follows an abstract or a paper without code or constants, so that some choices are inferred.
+        registered_name: set by `rad.methods.register`.
     """
 
     paper: ClassVar[str] = ""
@@ -61,6 +63,8 @@ class Method:
     multistep: ClassVar[bool] = False
     fractional: ClassVar[bool] = False
     needs_text: ClassVar[bool] = False
+    reconstructed: ClassVar[bool] = False
+    registered_name: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         kinds = get_type_hints(type(self))
@@ -148,8 +152,8 @@ class Method:
 
 
 def name_of(kind: type[Method]) -> str:
-    """What a method is called: the name of its file."""
-    return kind.__module__.rpartition(".")[2]
+    """The name of a method: the one it was registered with, otherwise that of its file."""
+    return vars(kind).get("registered_name") or kind.__module__.rpartition(".")[2]
 
 
 def _range(low: float, high: float) -> str:
@@ -163,7 +167,7 @@ class SamplingMethod(Method):
     """A method, as hooks of the reverse loop; each does nothing unless overridden, and returns what it was to change."""
 
     def differentiates(self, state: State) -> bool:
-        """Whether `state.estimate` of this step is to be differentiable with respect to `state.x`."""
+        """Whether the estimate of this step must be differentiable with respect to `state.x`."""
         return self.needs_grad
 
     def on_start(self, state: State) -> Tensor:
@@ -174,13 +178,12 @@ class SamplingMethod(Method):
         """x, before the prior sees it."""
         return state.x
 
-    def on_denoised(self, state: State) -> Denoised:
-        """The estimate of the clean image."""
-        assert state.estimate is not None
-        return state.estimate
+    def on_denoised(self, state: State, denoised: Denoised) -> Denoised:
+        """The estimate of the clean image that the step uses; `denoised`: the prior's, at `state.x`."""
+        return denoised
 
-    def after_step(self, state: State, x_next: Tensor) -> Tensor:
-        """x at the next level."""
+    def after_step(self, state: State, denoised: Denoised, x_next: Tensor) -> Tensor:
+        """x at the next level; `denoised`: the estimate that the step to `x_next` used."""
         return x_next
 
 

@@ -142,13 +142,14 @@ class Sampler:
         now = run.level(self.times[0])
         x = noised(task.known, now, noise=draw())
         done, total = 0, sum(nxt < now for now, nxt in pairwise(self.times))
+        indices = {t: index for index, t in enumerate(sorted(set(self.times), reverse=True))}
         before: History | None = None
         for number, (t, t_next) in enumerate(pairwise(self.times)):
             nxt = run.level(t_next)
             if t_next > t:
                 x, now = renoise(x, now, nxt, noise=draw()), nxt
                 continue
-            state = State(task, self.process, run.prior, done, total, t, t_next, now, nxt, x, draw)
+            state = State(task, self.process, run.prior, done, total, t, t_next, now, nxt, x, draw, indices[t])
             if number == 0:
                 state = self._apply_x("on_start", state)
             differentiated = any(callback.differentiates(state) for callback in self.callbacks)
@@ -156,17 +157,16 @@ class Sampler:
                 if differentiated:
                     state = replace(state, x=state.x.detach().requires_grad_())
                 state = self._apply_x("before_denoise", state)
-                estimate = run.prior.denoise(state.x, now)
+                estimate = run.prior.reuse(state.x, now)
                 for callback in self.callbacks:
-                    estimate = callback.on_denoised(replace(state, estimate=estimate))
-                state = replace(state, estimate=estimate)
+                    estimate = callback.on_denoised(state, estimate)
                 fresh = draw() if self.eta > 0 and t_next >= 0 else None
                 if self.solver == "dpm++2m":
                     x, before = multistep(state.x, estimate.x0, now, nxt, before=before, eta=self.eta, noise=fresh)
                 else:
                     x = reverse_step(state.x, estimate, now, nxt, eta=self.eta, noise=fresh)
                 for callback in self.callbacks:
-                    x = callback.after_step(state, x)
+                    x = callback.after_step(state, estimate, x)
             x, now = x.detach(), nxt
             done += 1
             run.tell(done, total)

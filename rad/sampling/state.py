@@ -30,34 +30,58 @@ class Cost:
 
 
 class CountedDenoiser:
-    """A prior that counts its calls. Asked again about the very same tensor it gives the same answer, at no cost."""
+    """A denoiser that counts its work: network calls `nfe`, and backward passes `vjp`.
 
-    def __init__(self, prior: Denoiser) -> None:
-        self.prior, self.channels = prior, prior.channels
+    Args:
+        prior: the denoiser. One that counts already counts the work done here too.
+        within: counts the work too, for a second denoiser in the same run.
+    """
+
+    def __init__(self, prior: Denoiser, *, within: "CountedDenoiser | None" = None) -> None:
+        if isinstance(prior, CountedDenoiser):
+            prior, within = prior.prior, prior
+        self.prior, self.channels, self._within = prior, prior.channels, within
         self.nfe = self.vjp = 0
-        self._last: tuple[Tensor, NoiseLevel, Denoised] | None = None
+        self._kept: tuple[Tensor, NoiseLevel, Denoised] | None = None
 
-    def denoise(self, x: Tensor, noise: NoiseLevel) -> Denoised:
-        if self._last is not None and self._last[0] is x and self._last[1] is noise:
-            wanted = torch.is_grad_enabled() and x.requires_grad
-            if not wanted or self._last[2].x0.requires_grad:
-                return self._last[2]
-        self.nfe += 1
-        estimate = self.prior.denoise(x, noise)
-        self._last = (x, noise, estimate)
-        return estimate
+    def denoise(self, x: Tensor, noise: NoiseLevel, *, keep: bool = False) -> Denoised:
+        """As `Denoiser.denoise`. `keep`: `reuse` may return this estimate, until the next one is kept."""
+        self._count(nfe=1)
+        denoised = self.prior.denoise(x, noise)
+        if keep:
+            self._kept = (x.detach().clone(), noise, denoised)
+        return denoised
+
+    def reuse(self, x: Tensor, noise: NoiseLevel) -> Denoised:
+        """As `denoise`, but at no cost where an estimate was kept for equal values of x at this very level.
+
+        Values are compared, so changing a tensor in place is safe. A gradient with respect to x needs a new call.
+        """
+        kept, self._kept = self._kept, None
+        differentiated = torch.is_grad_enabled() and x.requires_grad
+        if kept is None or differentiated or kept[1] is not noise or not torch.equal(kept[0], x):
+            return self.denoise(x, noise)
+        return kept[2]
 
     def semantic(self, x: Tensor, noise: NoiseLevel, *, fine: bool) -> Semantics:
         """As `TextDenoiser.semantic`, one network call."""
         assert isinstance(self.prior, TextDenoiser)
-        self.nfe += 1
+        self._count(nfe=1)
         return self.prior.semantic(x, noise, fine=fine)
 
-    def gradient(self, loss: Tensor, x: Tensor) -> Tensor:
-        """d loss / d x, (B,C,H,W), for the losses (B,) of the images, each of which depends on its own x alone."""
-        self.vjp += 1
+    def gradient(self, loss: Tensor, x: Tensor, *, passes: int = 1) -> Tensor:
+        """d loss / d x, (B,C,H,W), for the losses (B,) of the images, each of which depends on its own x alone.
+
+        `passes`: network calls that lie between x and the loss, and so backward passes.
+        """
+        self._count(vjp=passes)
         with torch.enable_grad():
             return torch.autograd.grad(loss.sum(), x)[0]
+
+    def _count(self, *, nfe: int = 0, vjp: int = 0) -> None:
+        self.nfe, self.vjp = self.nfe + nfe, self.vjp + vjp
+        if self._within is not None:
+            self._within._count(nfe=nfe, vjp=vjp)
 
 
 @dataclass(frozen=True)
@@ -69,8 +93,8 @@ class State:
         step: number of this step, from 0, of `steps`.
         time, next_time: levels of this step; `now`, `next` their noise.
         x: (B,C,H,W) at `now`.
-        estimate: of the prior at x; None in the hooks before it.
         draw: gives a fresh standard normal image (B,C,H,W) at each call.
+        index: number of the level `now` among the distinct levels of the plan, from 0, the noisiest.
     """
 
     task: Task
@@ -84,7 +108,7 @@ class State:
     next: NoiseLevel
     x: Tensor
     draw: Callable[[], Tensor]
-    estimate: Denoised | None = None
+    index: int = 0
 
     def level(self, t: float) -> NoiseLevel:
         """The noise at time t."""

@@ -244,7 +244,7 @@ def test_known_pixels_around_the_hole_do_matter(rad):
 class SpoilsKnown(SamplingMethod):
     """A method that does not keep the known pixels: it paints everything in one grey, 64."""
 
-    def after_step(self, state, x_next):
+    def after_step(self, state, denoised, x_next):
         return torch.full_like(x_next, -0.5)
 
 

@@ -33,7 +33,7 @@ class Short(SamplingMethod):
     def plan(self, times):
         return Blended().plan(times)
 
-    def after_step(self, state, x_next):
+    def after_step(self, state, denoised, x_next):
         state.draw()
         return x_next
 

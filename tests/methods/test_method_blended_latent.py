@@ -40,7 +40,7 @@ def state_of(task, *, step=0, steps=4, t=600, u=400):
     x, x0, fresh = (torch.randn(task.known.shape, generator=generator, dtype=DOUBLE) for _ in range(3))
     now, nxt = (PROCESS.noise(torch.tensor([time])) for time in (t, u))
     prior = CountedDenoiser(WORLD.prior)
-    return State(task, PROCESS, prior, step, steps, t, u, now, nxt, x, lambda: fresh, Denoised(x0)), fresh
+    return State(task, PROCESS, prior, step, steps, t, u, now, nxt, x, lambda: fresh), Denoised(x0), fresh
 
 
 # ---- the chain -----------------------------------------------------------------------------------------
@@ -54,9 +54,9 @@ def test_it_is_blended_and_without_skip_replacement():
 
 @pytest.mark.parametrize("blend", ["u", "t", "before"])
 def test_known_cells_have_the_level_that_it_says(blend):
-    state, fresh = state_of(Task.from_image(WORLD.y, WORLD.hole))
+    state, denoised, fresh = state_of(Task.from_image(WORLD.y, WORLD.hole))
     method, known = BlendedLatent(blend=blend), (WORLD.hole == 0)
-    before, after = method.before_denoise(state), method.after_step(state, 2 * state.x)
+    before, after = method.before_denoise(state), method.after_step(state, denoised, 2 * state.x)
     level = {"u": state.next, "t": state.now, "before": state.now}[blend]
     blended, other = (before, after) if blend == "before" else (after, before)
     plain, scale = (2 * state.x, 1) if blend == "before" else (state.x, 2)
@@ -110,13 +110,12 @@ def test_the_last_steps_may_blend_pixels():
     method = BlendedLatent(pixel_fraction=0.5)
     assert [method.in_pixels(state_of(task, step=step)[0]) for step in range(4)] == [False, False, True, True]
     assert not any(BlendedLatent().in_pixels(state_of(task, step=step)[0]) for step in range(4))
-    state, fresh = state_of(task, step=2)
-    assert state.estimate is not None
-    pixels = torch.where(WORLD.hole == 1, CODEC.decode(state.estimate.x0), WORLD.y)
+    state, denoised, fresh = state_of(task, step=2)
+    pixels = torch.where(WORLD.hole == 1, CODEC.decode(denoised.x0), WORLD.y)
     expected = state.next.alpha_map() * CODEC.encode(pixels) + state.next.sigma_map() * fresh
-    torch.testing.assert_close(method.after_step(state, state.x), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(method.after_step(state, denoised, state.x), expected, rtol=0, atol=1e-12)
     # Cells that hold a little of the hole differ: there the picture's part of the cell is met too.
-    assert float((expected - BlendedLatent().after_step(state, state.x)).abs().max()) > 0.1
+    assert float((expected - BlendedLatent().after_step(state, denoised, state.x)).abs().max()) > 0.1
 
 
 # ---- the repair ----------------------------------------------------------------------------------------

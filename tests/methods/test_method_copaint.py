@@ -26,7 +26,8 @@ def state(x: Tensor, task: Task, *, time: int, steps: int = 250) -> State:
     process = Uniform(linear_betas())
     now, after = level(process, time, task), level(process, max(time - 4, -1), task)
     prior = CountedDenoiser(WORLD.prior)
-    return State(task, process, prior, 0, steps, time, time - 4, now, after, x, lambda: torch.zeros_like(x))
+    index = round((steps - 1) * (1 - time / 999))
+    return State(task, process, prior, 0, steps, time, time - 4, now, after, x, lambda: torch.zeros_like(x), index)
 
 
 def images(count: int, *, seed: int = 1) -> Tensor:
@@ -66,7 +67,7 @@ def test_descent_is_the_closed_form():
     found = CoPaint(prior=0.3).before_denoise(at)
     torch.testing.assert_close(found.flatten(), x, rtol=1e-10, atol=1e-12)
     assert (at.prior.nfe, at.prior.vjp) == (3, 2)
-    at.prior.denoise(found, at.now)  # the accepted trial is the estimate of the step
+    at.prior.reuse(found, at.now)  # the accepted trial is the estimate of the step
     assert at.prior.nfe == 3
 
 
@@ -102,17 +103,30 @@ def test_images_of_a_batch_search_on_their_own():
 @pytest.mark.parametrize(
     ("method", "steps"), [(CoPaint(), 250), (CoPaint.tt(), 250), (CoPaint.fast(), 100), (CoPaint.tt(), 7)]
 )
-def test_levels_done_are_reverse_steps_less_forward_moves(method: CoPaint, steps: int):
+def test_the_index_of_a_level_is_reverse_steps_less_forward_moves(method: CoPaint, steps: int):
+    """Of the loop's state, which the rates grow with."""
+    seen: list[tuple[float, int]] = []
+
+    class Watch(SamplingMethod):
+        def before_denoise(self, state: State) -> Tensor:
+            seen.append((state.time, state.index))
+            return state.x
+
     times = method.plan(spaced_times(1000, steps))
     total = sum(after < now for now, after in pairwise(times))
     assert total == {250: 490 if method.visits == 2 else 250, 100: 100, 7: 7}[steps]
-    task, net = Task.from_image(WORLD.y, WORLD.hole), 0
+    sampler = Sampler(Uniform(linear_betas()), (method, Watch()), steps=steps)
+    sampler.callbacks = (Watch(),)  # the plan of the method, without its descents
+    with KeyedNoise(0, [0]) as tape:
+        sampler(WORLD.prior, Task.from_image(WORLD.y, WORLD.hole), noise=tape)
+    net, expected = 0, []
     for now, after in pairwise(times):
         if after < now:
-            at = state(WORLD.y, task, time=now, steps=total)
-            assert method._levels_done(at) == net
+            expected.append((now, net))
         net += 1 if after < now else -1
     assert net == steps
+    assert seen == expected
+    assert [index for _, index in expected] == [round((steps - 1) * (1 - time / 999)) for time, _ in expected]
 
 
 def test_counts_and_presets():

@@ -40,8 +40,14 @@ def one_step(method, t, u, *, edm=False):
         now, nxt = (NoiseLevel(torch.ones_like(n.alpha), n.sigma / n.alpha, n.timesteps) for n in (now, nxt))
     estimate = WORLD.prior.denoise(x, now)
     prior, task = CountedDenoiser(WORLD.prior), Task.from_image(WORLD.y, WORLD.hole)
-    state = State(task, PROCESS, prior, 0, 1, t, u, now, nxt, x, lambda: fresh, estimate)
-    return method.after_step(state, x), (x - now.alpha_map() * estimate.x0) / now.sigma_map(), estimate.x0, fresh, x
+    state = State(task, PROCESS, prior, 0, 1, t, u, now, nxt, x, lambda: fresh)
+    return (
+        method.after_step(state, estimate, x),
+        (x - now.alpha_map() * estimate.x0) / now.sigma_map(),
+        estimate.x0,
+        fresh,
+        x,
+    )
 
 
 def test_counts():

@@ -29,7 +29,7 @@ def run(*callbacks, hole=WORLD.hole, steps=12):
 class Draws(SamplingMethod):
     """The plain chain, with a draw where the method has one."""
 
-    def after_step(self, state, x_next):
+    def after_step(self, state, denoised, x_next):
         state.draw()
         return x_next
 
@@ -61,7 +61,7 @@ def test_pixels_are_released_at_their_own_time(dtype):
             return torch.zeros_like(super().draw(number, shape, last=last))
 
     class Watch(SamplingMethod):
-        def after_step(self, state, x_next):
+        def after_step(self, state, denoised, x_next):
             original = state.next.spread(state.next.alpha.to(dtype)) * WORLD.y.to(dtype)
             held.append((x_next == original)[0, 0].all(-1))
             return x_next

@@ -51,9 +51,8 @@ def one_step(method, now, nxt, *, hole=WORLD.hole, x=None):
         nxt,
         x,
         lambda: next(draws),
-        x0,
     )
-    return method.after_step(state, x), x0.x0, (x - now.alpha_map() * x0.x0) / now.sigma_map(), fresh
+    return method.after_step(state, x0, x), x0.x0, (x - now.alpha_map() * x0.x0) / now.sigma_map(), fresh
 
 
 # ---- the law -------------------------------------------------------------------------------------------

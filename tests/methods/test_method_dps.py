@@ -55,8 +55,8 @@ def test_the_shift_is_the_closed_form(exploding):
         now, nxt = (NoiseLevel(torch.ones_like(v.alpha), v.sigma / v.alpha, v.timesteps) for v in (now, nxt))
     x.requires_grad_()
     prior = CountedDenoiser(WORLD.prior)
-    state = State(task, process, prior, 0, 1, 400, 300, now, nxt, x, lambda: x, prior.denoise(x, now))
-    shift = DPS(zeta=0.3).after_step(state, torch.zeros_like(x))
+    state = State(task, process, prior, 0, 1, 400, 300, now, nxt, x, lambda: x)
+    shift = DPS(zeta=0.3).after_step(state, prior.denoise(x, now), torch.zeros_like(x))
     torch.testing.assert_close(shift.flatten(1), expected, rtol=1e-9, atol=0)
     assert (prior.nfe, prior.vjp) == (1, 1)
 

@@ -50,13 +50,12 @@ def test_a_step_is_eulers_and_a_shift():
         nxt,
         x,
         lambda: x,
-        Denoised(x0),
     )
     known = WORLD.hole == 0
-    stepped = FlowChef(dc="project").after_step(state, euler)
+    stepped = FlowChef(dc="project").after_step(state, Denoised(x0), euler)
     assert torch.equal(stepped[~known], euler[~known])
     torch.testing.assert_close(stepped[known], (WORLD.y + nxt.sigma_map() * (e - x0))[known], rtol=0, atol=1e-12)
-    short = FlowChef(rate=0.1, descents=4).after_step(state, euler) - euler
+    short = FlowChef(rate=0.1, descents=4).after_step(state, Denoised(x0), euler) - euler
     assert float(short.norm()) == pytest.approx(0.4)
     torch.testing.assert_close(short / 0.4, (stepped - euler) / (stepped - euler).norm(), rtol=0, atol=1e-9)
 

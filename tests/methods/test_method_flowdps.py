@@ -24,11 +24,10 @@ class Plain(SamplingMethod):
 
     preset_eta = 0.0
 
-    def after_step(self, state, x_next):
-        assert state.estimate is not None
+    def after_step(self, state, denoised, x_next):
         if state.next_time == CLEAN:
-            return state.estimate.x0
-        now, nxt, x0 = state.now, state.next, state.estimate.x0
+            return denoised.x0
+        now, nxt, x0 = state.now, state.next, denoised.x0
         v = nxt.sigma_map().square() * (1 - nxt.sigma_map() / (nxt.alpha_map() + nxt.sigma_map()))
         e = (state.x - now.alpha_map() * x0) / now.sigma_map()
         return nxt.alpha_map() * x0 + (nxt.sigma_map().square() - v).sqrt() * e + v.sqrt() * state.draw()
@@ -69,7 +68,6 @@ def test_a_step():
         nxt,
         x,
         lambda: fresh,
-        Denoised(x0),
     )
     z = torch.where(WORLD.hole == 1, x0, WORLD.y)
     blend = (1 - now.sigma_map()) * x0 + now.sigma_map() * z
@@ -78,7 +76,7 @@ def test_a_step():
         nxt.sigma_map().sqrt() * e + (1 - nxt.sigma_map()).sqrt() * fresh
     )
     for method in (FlowDPS(dc="project"), FlowDPS(rate=100.0, descents=1)):
-        torch.testing.assert_close(method.after_step(state, x), expected, rtol=0, atol=1e-9)
+        torch.testing.assert_close(method.after_step(state, Denoised(x0), x), expected, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,10 @@ def test_the_step_is_the_closed_form(after, exploding):
         now, nxt = (NoiseLevel(torch.ones_like(v.alpha), v.sigma / v.alpha, v.timesteps) for v in (now, nxt))
     x.requires_grad_()
     prior = CountedDenoiser(WORLD.prior)
-    state = State(task, process, prior, 0, 1, 400, after, now, nxt, x, lambda: fresh, prior.denoise(x, now))
-    torch.testing.assert_close(MCG(alpha=0.3).after_step(state, x_next), expected, rtol=1e-9, atol=1e-12)
+    state = State(task, process, prior, 0, 1, 400, after, now, nxt, x, lambda: fresh)
+    torch.testing.assert_close(
+        MCG(alpha=0.3).after_step(state, prior.denoise(x, now), x_next), expected, rtol=1e-9, atol=1e-12
+    )
     assert (prior.nfe, prior.vjp) == (1, 1)
 
 

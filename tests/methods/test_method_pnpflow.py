@@ -21,11 +21,10 @@ FLOW = Flow(shifted_sigmas())
 class Fresh(SamplingMethod):
     """Nothing of x goes from level to level but x0."""
 
-    def after_step(self, state, x_next):
-        assert state.estimate is not None
+    def after_step(self, state, denoised, x_next):
         if state.next_time == CLEAN:
-            return state.estimate.x0
-        return state.next.alpha_map() * state.estimate.x0 + state.next.sigma_map() * state.draw()
+            return denoised.x0
+        return state.next.alpha_map() * denoised.x0 + state.next.sigma_map() * state.draw()
 
 
 def run(method, *, hole=WORLD.hole, steps=12):

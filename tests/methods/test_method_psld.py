@@ -1,7 +1,5 @@
 """PSLD: its limits, its gradient against the matrices of a linear codec, and how near it comes to the exact posterior."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -68,9 +66,9 @@ def test_the_shift_is_that_of_the_matrices(length):
     prior = CountedDenoiser(WORLD.prior)
     state = State(task, process, prior, 0, 1, 500, 400, now, nxt, x, lambda: x)
     with torch.enable_grad():
-        state = replace(state, estimate=prior.denoise(x, now))
+        denoised = prior.denoise(x, now)
     method = PSLD(omega=0.3, gamma=0.2, norm=length)  # pyright: ignore[reportArgumentType]
-    moved = method.after_step(state, torch.zeros_like(x)).detach().flatten()
+    moved = method.after_step(state, denoised, torch.zeros_like(x)).detach().flatten()
 
     a, s, S = now.alpha, now.sigma, WORLD.prior.covariance
     J = a * S @ torch.linalg.inv(a**2 * S + s**2 * torch.eye(64, dtype=DOUBLE))

@@ -68,7 +68,7 @@ def test_the_corrector_reduces_the_bias():
 
 def test_everything_hole_is_the_plain_sampler_bit_for_bit():
     class Plain(SamplingMethod):
-        def after_step(self, state, x_next):
+        def after_step(self, state, denoised, x_next):
             if state.next_time >= 0:
                 state.draw()  # so that both use the same draws for the same steps
             return x_next

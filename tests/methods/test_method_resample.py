@@ -66,9 +66,9 @@ def test_events_are_after_a_third_of_the_steps_and_the_last_third_descends(frequ
     seen = []
 
     class Spy(ReSample):
-        def after_step(self, state, x_next):
+        def after_step(self, state, denoised, x_next):
             self.numbers.append(state.step)
-            return super().after_step(state, x_next)
+            return super().after_step(state, denoised, x_next)
 
         def consistent(self, task, x0, *, by_latents):
             seen.append((self.numbers[-1], by_latents))
@@ -142,8 +142,8 @@ def test_the_pull_is_that_of_the_matrices():
     at = state(task)
     x = image(1, 1, 1, 8, 8).requires_grad_()
     with torch.enable_grad():
-        at = replace(at, x=x, estimate=at.prior.denoise(x, at.now))
-    moved = ReSample(dps=0.2).after_step(at, torch.zeros_like(x))
+        at, denoised = replace(at, x=x), at.prior.denoise(x, at.now)
+    moved = ReSample(dps=0.2).after_step(at, denoised, torch.zeros_like(x))
     eye = torch.eye(64, dtype=DOUBLE)
     a, s, S = at.now.alpha, at.now.sigma, WORLD.prior.covariance
     J = a * S @ torch.linalg.inv(a**2 * S + s**2 * eye)

@@ -98,7 +98,7 @@ def test_rad_does_not_touch_known_pixels_on_the_way():
     seen = []
 
     class Watch(SamplingMethod):
-        def after_step(self, state, x_next):
+        def after_step(self, state, denoised, x_next):
             seen.append(x_next)
             return x_next
 

@@ -1,0 +1,170 @@
+"""Your own methods: registered from Python, or loaded from a file as `FILE.py:CLASS`. Loading runs the file's code."""
+
+import hashlib
+import inspect
+import re
+import sys
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+from rad.sampling.method import CustomSampler, Method, SamplingMethod, name_of
+
+Kind = TypeVar("Kind", bound=type[Method])
+
+
+@dataclass(frozen=True)
+class MethodFile:
+    """The file of a method outside this package: its absolute path, and the SHA-256 of the code that ran."""
+
+    path: Path
+    sha256: str
+
+
+_loaded: dict[str, MethodFile] = {}
+"""The files that `load` ran, by the name of their module."""
+
+
+def register(kind: Kind, *, name: str | None = None) -> Kind:
+    """Make a method known by a name: to `Inpainter`, to `--method`, to comparisons and reports.
+
+        @rad.methods.register
+        @dataclass(frozen=True)
+        class MyMethod(SamplingMethod): ...
+
+    Args:
+        kind: a dataclass derived from `SamplingMethod` or `CustomSampler`, whose fields all have defaults.
+        name: lower-case letters, digits, "-" and "_"; None: the name of its file in lower case.
+
+    Returns:
+        `kind`. Registering a class again, as a notebook does, replaces it.
+
+    Raises:
+        ValueError: not such a class, an unusable name, or a name that is taken.
+    """
+    from rad.methods import METHODS
+
+    _check(kind)
+    name = _file_name(kind) if name is None else name
+    if re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name) is None:
+        raise ValueError(
+            f"method name {name!r}: allowed are lower-case letters, digits, '-' and '_': give another name"
+        )
+    if kind in METHODS.values() and name_of(kind) != name:
+        raise ValueError(f"{kind.__name__} is registered as {name_of(kind)!r} already: use that name")
+    there = METHODS.get(name)
+    if there is not None and _identity(there) != _identity(kind):
+        raise ValueError(
+            f"the method name {name!r} is taken by {there.__module__}.{there.__qualname__}: "
+            "rename the file, or call register(..., name=...) in it"
+        )
+    kind.registered_name = name
+    METHODS[name] = kind
+    return kind
+
+
+def split_file(text: str) -> tuple[str, str]:
+    """`"a/mine.py:Mine@20"` as `("a/mine.py:Mine", "@20")`; the first is empty where `text` names no file."""
+    match = re.match(r".+?\.py:[A-Za-z_]\w*", text)
+    return ("", text) if match is None else (match[0], text[match.end() :])
+
+
+def load(text: str, *, sha256: str | None = None) -> type[Method]:
+    """The method `FILE.py:CLASS`, registered. Runs the file, unless it ran already and has not changed.
+
+    `sha256`: the hash that the file must have.
+
+    Raises:
+        ValueError: no such file, class or method; code that fails; a name that is taken; another hash.
+    """
+    from rad.methods import METHODS
+
+    file, _, wanted = text.rpartition(":")
+    path = Path(file).expanduser().resolve()
+    if not path.is_file():
+        raise ValueError(f"method {text}: there is no file {path}: give FILE.py:CLASS")
+    code = path.read_bytes()
+    this = MethodFile(path, hashlib.sha256(code).hexdigest())
+    if sha256 is not None and this.sha256 != sha256:
+        raise ValueError(f"{path} changed while the run was starting: start it again")
+    module = f"{__name__}.{path.stem.lower()}"
+    before = _loaded.get(module)
+    if before is not None and before.path != path:
+        raise ValueError(
+            f"method {text}: the name {path.stem.lower()!r} is taken by {before.path}: rename one of the files"
+        )
+    if before != this:
+        _run(code, module, this)
+    kind = vars(sys.modules[module]).get(wanted)
+    if kind is None or getattr(kind, "__module__", module) != module:
+        known = [name for name, one in vars(sys.modules[module]).items() if getattr(one, "__module__", "") == module]
+        raise ValueError(f"{path} defines no class {wanted!r}; it defines {', '.join(known) or 'none'}")
+    return kind if any(kind is one for one in METHODS.values()) else register(kind)
+
+
+def file_of(kind: type[Method]) -> MethodFile | None:
+    """The file of a method outside this package; None for methods of the package, and where no file is known."""
+    if not is_own(kind):
+        return None
+    if kind.__module__ in _loaded:
+        return _loaded[kind.__module__]
+    file = getattr(sys.modules.get(kind.__module__), "__file__", None)
+    if file is None or not Path(file).is_file():
+        return None
+    return MethodFile(Path(file).resolve(), hashlib.sha256(Path(file).read_bytes()).hexdigest())
+
+
+def loaded_from(kind: type[Method]) -> tuple[str, str] | None:
+    """The arguments (text, sha256) that make `load` give this class in another process; None for one not from `load`."""
+    file = _loaded.get(kind.__module__)
+    return None if file is None else (f"{file.path}:{kind.__name__}", file.sha256)
+
+
+def is_own(kind: type[Method]) -> bool:
+    """Whether a method was defined outside this package."""
+    return kind.__module__.rpartition(".")[0] != __package__
+
+
+def _run(code: bytes, name: str, file: MethodFile) -> None:
+    from rad.methods import METHODS
+
+    for method in [method for method, kind in METHODS.items() if kind.__module__ == name]:
+        del METHODS[method]  # of the file before it changed
+    module = ModuleType(name)
+    module.__file__ = str(file.path)
+    sys.modules[name] = module  # dataclasses and pickle look there
+    _loaded[name] = file
+    try:
+        exec(compile(code, str(file.path), "exec"), module.__dict__)
+    except Exception as error:
+        del sys.modules[name], _loaded[name]
+        raise ValueError(f"{file.path} cannot be loaded: {type(error).__name__}: {error}") from error
+
+
+def _check(kind: Any) -> None:
+    if not (isinstance(kind, type) and issubclass(kind, SamplingMethod | CustomSampler)):
+        shown = getattr(kind, "__name__", repr(kind))
+        raise ValueError(
+            f"{shown} is not a method: derive it from SamplingMethod or CustomSampler (rad.sampling.method)"
+        )
+    if "__dataclass_fields__" not in vars(kind):
+        raise ValueError(f"{kind.__name__} is not a dataclass: put @dataclass(frozen=True) above the class")
+    if inspect.isabstract(kind):
+        raise ValueError(f"{kind.__name__} has no run(): a CustomSampler has to define it")
+    missing = [one.name for one in fields(kind) if one.default is MISSING and one.default_factory is MISSING]
+    if missing:
+        raise ValueError(f"{kind.__name__} has settings without a default: give {', '.join(missing)} one")
+
+
+def _file_name(kind: type[Method]) -> str:
+    if kind.__module__ != "__main__":
+        return kind.__module__.rpartition(".")[2].lower()
+    file = getattr(sys.modules["__main__"], "__file__", None)
+    if file is None:
+        raise ValueError(f"{kind.__name__} comes from no file, which would name it: call register(..., name=...)")
+    return Path(file).stem.lower()
+
+
+def _identity(kind: type[Method]) -> tuple[str, str]:
+    return kind.__module__, kind.__qualname__
