@@ -1,4 +1,4 @@
-"""Scores from the command line: `python -m rad.evaluation --results DIR`, or with --reference and --mask for any other system."""
+"""Scores from the command line: `rad evaluate --results DIR`, or with --reference and --mask for any other system."""
 
 import argparse
 import sys
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rad.cli.record import scoring
-from rad.console import EXIT_OK, EXIT_SOME, Parser, guarded, tell
+from rad.console import EXIT_OK, EXIT_SOME, Parser, guarded, program, tell
 from rad.evaluation.compare import BATCH_SIZE, evaluate, evaluate_folders, extractors
 from rad.evaluation.layout import is_tree
 from rad.evaluation.options import add_options
@@ -18,9 +18,9 @@ FILES = ("metrics.csv", "sets.csv", "passports.json")
 
 
 def parser() -> Parser:
-    """The options of `python -m rad.evaluation`."""
+    """The options of `rad evaluate`, also `python -m rad.evaluation`."""
     made = Parser(
-        prog="python -m rad.evaluation",
+        prog=program("evaluate"),
         description="Score inpainted pictures: tables with passports, intervals and paired tests, and a report.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
