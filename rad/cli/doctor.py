@@ -311,7 +311,7 @@ def _write_inputs(folder: Path) -> None:
 
 
 def _start(folder: Path, name: str, log: IO[str], *words: object) -> "subprocess.Popen[str]":
-    """The command line of train.py in a process of its own, on one thread: that makes results equal bit for bit."""
+    """`rad train` in a process of its own, on one thread: that makes results equal bit for bit."""
     program = "from rad.cli.main import train; raise SystemExit(train())"
     places = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     environment = {

@@ -45,7 +45,7 @@ class Record:
     """OUTPUT/run.json of a comparison: what is there already, and what this run adds once it has made something.
 
     Args:
-        options: of sample.py; methods: with their settings.
+        options: of rad sample; methods: with their settings.
 
     Raises:
         ValueError: the results in the folder come from other pictures, masks or settings.
