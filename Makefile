@@ -11,15 +11,15 @@ help: ## list the targets
 
 setup: $(READY) ## create .venv and install, once
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $(READY)
 
 demo: setup ## train a small RAD adapter, inpaint with it, write runs/demo/panel.png
 	rm -rf runs/demo
-	$(BIN)/python train.py --config rad_demo.yaml --name demo
-	$(BIN)/python -m rad.cli.demo --adapter runs/demo/checkpoints/step=240-ema --output runs/demo/panel.png
+	$(BIN)/rad train --config rad_demo.yaml --name demo
+	$(BIN)/rad demo --adapter runs/demo/checkpoints/step=240-ema --output runs/demo/panel.png
 
 test: setup ## run the tests, on all cores
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"

@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 EXIT_OK, EXIT_FAILED, EXIT_INPUT, EXIT_SOME, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
@@ -24,6 +25,21 @@ def guarded(run: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("interrupted: what was finished is kept", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def program(command: str) -> str:
+    """How to call a command of rad again, as this process was called: "rad sample", "python sample.py", "python -m rad.masks"."""
+    called = Path(sys.argv[0])
+    package = Path(__file__).resolve().parent
+    if called.name == f"{command}.py" and called.resolve().parent == package.parent:
+        return f"python {called.name}"
+    if called.name == "__main__.py" and called.resolve().parent == package:
+        return f"python -m rad {command}"
+    if package in called.resolve().parents:
+        return "python -m " + ".".join(
+            ("rad", *called.resolve().relative_to(package).with_suffix("").parts)
+        ).removesuffix(".__main__")
+    return f"rad {command}"
 
 
 class Parser(argparse.ArgumentParser):

@@ -38,14 +38,14 @@ def desk(tmp_path, monkeypatch):
     return tmp_path
 
 
-def commands(script):
-    lines = [line for block in blocks("bash") for line in block.splitlines() if line.startswith(f"python {script}")]
+def commands(name):
+    lines = [line for block in blocks("bash") for line in block.splitlines() if line.startswith(f"rad {name}")]
     assert lines
     return [shlex.split(line)[2:] for line in lines]
 
 
 def test_sampling_commands(desk):
-    for arguments in commands("sample.py"):
+    for arguments in commands("sample"):
         if arguments == ["--list_methods"]:
             with pytest.raises(SystemExit) as stopped:
                 cli.sample(arguments)
@@ -68,36 +68,37 @@ def test_evaluation_commands(desk):
     from rad.evaluation import __main__ as evaluation
     from rad.masks import __main__ as masks
 
-    (made,) = (words for words in commands("sample.py") if "--report" in words)
+    (made,) = (words for words in commands("sample") if "--report" in words)
     assert cli.sample([re.sub(r"@\d+", "@1", word) for word in made]) == 0
     page = (desk / "scored" / "report.html").read_bytes()
-    (scored,) = commands("-m rad.evaluation")
-    (written,) = commands("-m rad.masks")
-    assert evaluation.main(scored[1:]) == 0
+    (scored,) = commands("evaluate")
+    (written,) = commands("masks")
+    assert evaluation.main(scored) == 0
     assert len(page) > 100_000
     assert len((desk / "scored" / "metrics.csv").read_text().splitlines()) == 1 + 2 * 3 * 6
     assert "perceptual-crop/nature64-resnet" in (desk / "scored" / "sets.csv").read_text()
-    assert masks.main(written[1:]) == 0
+    assert masks.main(written) == 0
     assert len(list((desk / "masks_wide").glob("*.png"))) == 12
 
 
 def test_the_commands_of_the_page_on_evaluation_are_valid():
-    from rad.cli import sample as sampling
+    from rad.cli import sample_options as sampling
     from rad.evaluation import __main__ as evaluation
     from rad.masks import __main__ as masks
 
-    parsers = {"sample.py": sampling.parser(), "rad.evaluation": evaluation.parser(), "rad.masks": masks.parser()}
+    parsers = {"sample": sampling.parser(), "evaluate": evaluation.parser(), "masks": masks.parser()}
     text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
     lines = [line for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
     assert len(lines) == 6
     for line in lines:
-        program, *words = shlex.split(line.removeprefix("python ").removeprefix("-m "))
+        rad, program, *words = shlex.split(line)
+        assert rad == "rad"
         assert parsers[program].parse_args(words)
 
 
 def test_training_commands(desk):
     shorter = ["--data.batch_size", "2", "--trainer.limit_val_batches", "1", "--trainer.enable_progress_bar", "false"]
-    for steps, arguments in enumerate(commands("train.py"), start=1):
+    for steps, arguments in enumerate(commands("train"), start=1):
         assert cli.train([*arguments, *shorter, "--trainer.max_steps", str(steps)]) == 0
         assert (desk / "runs" / "mine" / "checkpoints" / f"step={steps}-ema" / "adapter_model.safetensors").is_file()
 

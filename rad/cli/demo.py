@@ -1,7 +1,6 @@
 """The picture of `make demo`: held-out crops inpainted by two saved adapters, and a photograph restored at full size."""
 
-import argparse
-import sys
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from rad.console import Progress, tell
+from rad.console import Parser, Progress, guarded, program, tell
 from rad.data.module import PictureData
 from rad.images.codecs import blank, open_picture, to_uint8
 from rad.inpainting.inpainter import Inpainter
@@ -23,14 +22,15 @@ SHOWN = ("center", "half", "thick", "perlin", "box", "thin", "expand", "letterin
 TILE, GAP, HEAD = 112, 6, 22
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Draw the panel of two adapters. Returns the exit code."""
+    parser = Parser(prog=program("demo"), description=__doc__)
     parser.add_argument("--adapter", required=True, help="the adapter that the demo has trained")
     parser.add_argument("--shipped", default="checkpoints/rad-nature32", help="an adapter trained for longer")
     parser.add_argument("--output", default="runs/demo/panel.png")
     parser.add_argument("--steps", type=int, default=48, help="network calls of each filling")
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
 
     crops = held_out_crops(2 * len(SHOWN), size=32)
     holes = torch.cat(
@@ -144,4 +144,4 @@ def stack(images: list[Image.Image]) -> Image.Image:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(guarded(main))

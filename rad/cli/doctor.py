@@ -1,4 +1,4 @@
-"""`python -m rad.cli.doctor`: what this installation is, and a proof that it trains, survives a kill and keeps known pixels.
+"""`rad doctor`: what this installation is, and a proof that it trains, survives a kill and keeps known pixels.
 
 A line for each check begins with ok, FAILED or note; a failed one says what to do. The whole output, without the name of the
 home directory, is what a bug report needs. Nothing is fetched from a network.
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from rad.cli.environment import ROOT, commit, cores, cpu, memory
-from rad.console import EXIT_FAILED, EXIT_OK, Parser, counted, guarded
+from rad.console import EXIT_FAILED, EXIT_OK, Parser, counted, guarded, program
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,6 +41,10 @@ PACKAGES = {
     "scikit-image": "skimage",
 }
 """Name on the package index, and of the module."""
+
+
+SUPPORTED, TESTED = ((3, 10), (3, 13)), (3, 11)
+"""Versions of Python: the lowest and highest that rad is written for; the one that its tests run on."""
 
 
 INSTALL = "in the folder of the project, `pip install -c constraints.txt -e .` installs what was tested"
@@ -104,10 +108,8 @@ def without_home(text: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Carry out `python -m rad.cli.doctor`. Returns the exit code: 0, or 1 where a check failed."""
-    parser = Parser(
-        prog="python -m rad.cli.doctor", description="Say what this installation is, and prove that it works."
-    )
+    """Carry out `rad doctor`. Returns the exit code: 0, or 1 where a check failed."""
+    parser = Parser(prog=program("doctor"), description="Say what this installation is, and prove that it works.")
     parser.add_argument("--no_proof", action="store_true", help="print the environment alone, which takes seconds")
     options = parser.parse_args(arguments)
     report = Report()
@@ -129,7 +131,7 @@ def describe(report: Report) -> None:
 
     made = commit()
     report.note(f"rad {__version__}, {f'commit {made}' if made else 'no checkout'}, in {ROOT}")
-    report.note(f"python {platform.python_version()}, {sys.executable}")
+    report.note(f"python {platform.python_version()}, {sys.executable}; {_tested()}")
     bounds = _bounds()
     for package, module in PACKAGES.items():
         with report.check(package):
@@ -148,12 +150,24 @@ def describe(report: Report) -> None:
                 _check_disk(report, name, folder)
 
 
+def _tested() -> str:
+    """What is known about rad on this version of Python."""
+    running = sys.version_info[:2]
+    known = (
+        "rad's tests run on it"
+        if running == TESTED
+        else "rad's tests have not run on it, only on {}.{}".format(*TESTED)
+    )
+    lowest, highest = (".".join(map(str, version)) for version in SUPPORTED)
+    return f"{known}; {lowest} to {highest} are meant to work"
+
+
 def _bounds() -> dict[str, str]:
     """The versions that rad asks for, by package; empty where it is not installed as a package."""
     from packaging.requirements import Requirement
 
     try:
-        wanted = [Requirement(line) for line in metadata.requires("rad") or []]
+        wanted = [Requirement(line) for line in metadata.requires("rad-inpainting") or []]
     except metadata.PackageNotFoundError:
         return {}
     return {one.name: str(one.specifier) for one in wanted if one.marker is None}
@@ -297,7 +311,7 @@ def _write_inputs(folder: Path) -> None:
 
 
 def _start(folder: Path, name: str, log: IO[str], *words: object) -> "subprocess.Popen[str]":
-    """The command line of train.py in a process of its own, on one thread: that makes results equal bit for bit."""
+    """`rad train` in a process of its own, on one thread: that makes results equal bit for bit."""
     program = "from rad.cli.main import train; raise SystemExit(train())"
     places = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     environment = {

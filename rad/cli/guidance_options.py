@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from rad.images.sources import Picture, by_stem, holds_one, is_source, list_pictures
-
 if TYPE_CHECKING:
+    from rad.images.sources import Picture
     from rad.models.guidance_inputs import Condition
 
 
@@ -62,6 +61,8 @@ def add_conditions(group: "argparse._ArgumentGroup") -> None:
 
 def check_conditions(options: argparse.Namespace) -> None:
     """Raises ValueError for images that are not there, or that no network is given for."""
+    from rad.images.sources import is_source
+
     for kind, (network, _) in IMAGES.items():
         source = getattr(options, f"{kind}_image")
         if source is not None and getattr(options, network) is None:
@@ -105,6 +106,8 @@ def conditions_of(
 
 
 def _image_for(source: str, name: str, option: str) -> Any:
+    from rad.images.sources import holds_one, list_pictures
+
     if holds_one(source):
         return list_pictures(source)[0].open()
     found = _named(source, option).get(name)
@@ -114,7 +117,9 @@ def _image_for(source: str, name: str, option: str) -> Any:
 
 
 @lru_cache(maxsize=len(IMAGES))
-def _named(source: str, option: str) -> dict[str, Picture]:
+def _named(source: str, option: str) -> "dict[str, Picture]":
+    from rad.images.sources import by_stem, list_pictures
+
     return by_stem(list_pictures(source), where=f"{option} {source}", what="images")
 
 

@@ -1,16 +1,15 @@
-"""The two command lines: `train.py` (LightningCLI, fit implied) and `sample.py`. Errors are one line and an exit code."""
+"""`rad train` (LightningCLI, fit implied) and `rad sample`, also train.py and sample.py. Errors are one line and an exit code."""
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rad.console import guarded
-
-ROOT = Path(__file__).resolve().parents[2]
+from rad.console import guarded, program
+from rad.resources import config_names, find_data
 
 
 def train(arguments: Sequence[str] | None = None) -> int:
-    """`python train.py --config NAME.yaml [--name RUN] [--ckpt_path last|FILE] [--data.path DIR] [--trainer.max_steps N] ...`"""
+    """`rad train --config NAME.yaml [--name RUN] [--ckpt_path last|FILE] [--data.path DIR] [--trainer.max_steps N] ...`"""
 
     def run() -> int:
         resolved = resolve_train_arguments(sys.argv[1:] if arguments is None else arguments)
@@ -30,23 +29,26 @@ def train(arguments: Sequence[str] | None = None) -> int:
 
 
 def sample(arguments: Sequence[str] | None = None) -> int:
-    """`python sample.py --checkpoint FOLDER --image FILE --mask FILE --output FILE ...`"""
+    """`rad sample --checkpoint FOLDER --image FILE --mask FILE --output FILE ...`"""
 
     def run() -> int:
+        from rad.cli.sample_options import parser
+
+        options = parser().parse_args(arguments)
         from rad.cli.sample import main
 
-        return main(arguments)
+        return main(options)
 
     return guarded(run)
 
 
 def find_config(name: str) -> str:
-    """The path of a configuration: as given, or else in `configs/` of the working folder or of the project."""
-    for path in (Path(name), Path("configs") / name, ROOT / "configs" / name):
-        if path.is_file():
-            return str(path)
-    known = sorted(path.name for path in (ROOT / "configs").glob("*.yaml"))
-    raise FileNotFoundError(f"configuration {name!r} is neither a file nor in configs/; there are {', '.join(known)}")
+    """The path of a configuration: as given, or one of `configs/` as `rad.resources.find_data` finds them."""
+    path = find_data(name)
+    if path is None or not path.is_file():
+        known = ", ".join(config_names())
+        raise FileNotFoundError(f"configuration {name!r} is neither a file nor in configs/; there are {known}")
+    return str(path)
 
 
 def resolve_train_arguments(arguments: Sequence[str]) -> list[str]:
@@ -63,7 +65,7 @@ def resolve_train_arguments(arguments: Sequence[str]) -> list[str]:
         resolved += ["--config", config]
     if config is None and not {"-h", "--help"} & set(resolved):
         raise FileNotFoundError(
-            "no configuration: call `python train.py --config rad_ffhq.yaml`, or another of configs/"
+            f"no configuration: call `{program('train')} --config rad_ffhq.yaml`, or another of configs/"
         )
     # The first of several values counts least: a saved config.yaml holds its run's name.
     return ["--name", Path(config).stem, *resolved] if config else resolved

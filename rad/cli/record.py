@@ -18,6 +18,7 @@ from rad.cli.plan import Label, mask_name, read_prompts
 from rad.evaluation.run_log import ENTRIES, RUN, read_run
 from rad.images.atomic import write_text
 from rad.images.sources import absolute, is_source
+from rad.resources import located
 
 if TYPE_CHECKING:
     from rad.inpainting.inpainter import Inpainter
@@ -48,7 +49,7 @@ class Record:
     """OUTPUT/run.json of a comparison: what is there already, and what this run adds once it has made something.
 
     Args:
-        options: of sample.py; methods: with their settings.
+        options: of rad sample; methods: with their settings.
 
     Raises:
         ValueError: the results in the folder come from other pictures, masks or settings.
@@ -83,7 +84,7 @@ class Record:
             defaults.setdefault("method_sha256", None)
             before, now = ({name: one.get(name, defaults[name]) for name in sorted(names)} for one in (there, own))
             self._compare(label, before, now)
-        adapter = Path(options.checkpoint) / "adapter_model.safetensors"
+        adapter = located(options.checkpoint) / "adapter_model.safetensors"
         if adapter.is_file():
             self.model["adapter_hash"] = _hash(adapter)
             self._compare_model()
@@ -151,16 +152,19 @@ def scoring(**options: object) -> dict[str, Any]:
 
 def _now() -> dict[str, Any]:
     return {
-        "command": shlex.join(["python", *_program(), *sys.argv[1:]]),
+        "command": shlex.join([*_program(), *sys.argv[1:]]),
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "commit": commit(),
     }
 
 
 def _program() -> list[str]:
-    """The script, or -m and the package, as it was called."""
+    """As it was called: `rad`, python with a script, or python -m with a package."""
+    if Path(sys.argv[0]).name == "rad":
+        return ["rad"]
     package = getattr(getattr(sys.modules["__main__"], "__spec__", None), "parent", None)
-    return ["-m", package] if package and Path(sys.argv[0]).name == "__main__.py" else sys.argv[:1]
+    named = ["-m", package] if package and Path(sys.argv[0]).name == "__main__.py" else sys.argv[:1]
+    return ["python", *named]
 
 
 def _hash(adapter: Path) -> str:

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from rad.console import EXIT_INTERRUPTED, EXIT_OK
+from rad.console import EXIT_INTERRUPTED, EXIT_OK, program
 from rad.data.module import PictureData
 from rad.training.autoencoder import AutoencoderTraining
 from rad.training.diffusion import Diffusion
@@ -122,7 +122,7 @@ def fit(arguments: Sequence[str]) -> int:
             PictureData,
             args=list(arguments),
             run=False,
-            parser_kwargs={"exit_on_error": False},
+            parser_kwargs={"exit_on_error": False, "prog": program("train")},
             auto_configure_optimizers=False,
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
@@ -135,7 +135,7 @@ def fit(arguments: Sequence[str]) -> int:
     except (ValueError, OSError):
         raise
     except Exception as error:  # a value of a type that jsonargparse lets pass fails anywhere, with anything
-        raise ValueError(f"{error}; `python train.py --help` lists the settings") from error
+        raise ValueError(f"{error}; `{program('train')} --help` lists the settings") from error
     config: Any = cli.config
     ckpt = find_checkpoint(config.ckpt_path, Path("runs") / config.name)
     try:

@@ -3,7 +3,9 @@
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
+
+from rad.resources import located
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def read_captions(source: str) -> Captions:
     """
     if source == "folder":
         return Captions(source, None)
-    path = Path(source).expanduser()
+    path = located(source)
     if not path.is_file():
         raise FileNotFoundError(f"captions {source!r} is no file: give 'folder', a .json or a .jsonl file")
     try:

@@ -1,4 +1,4 @@
-"""Scores from the command line: `python -m rad.evaluation --results DIR`, or with --reference and --mask for any other system."""
+"""Scores from the command line: `rad evaluate --results DIR`, or with --reference and --mask for any other system."""
 
 import argparse
 import sys
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rad.cli.record import scoring
-from rad.console import EXIT_OK, EXIT_SOME, Parser, guarded, tell
+from rad.console import EXIT_OK, EXIT_SOME, Parser, guarded, program, tell
 from rad.evaluation.compare import BATCH_SIZE, evaluate, evaluate_folders, extractors
 from rad.evaluation.layout import is_tree
 from rad.evaluation.options import add_options
@@ -18,9 +18,9 @@ FILES = ("metrics.csv", "sets.csv", "passports.json")
 
 
 def parser() -> Parser:
-    """The options of `python -m rad.evaluation`."""
+    """The options of `rad evaluate`, also `python -m rad.evaluation`."""
     made = Parser(
-        prog="python -m rad.evaluation",
+        prog=program("evaluate"),
         description="Score inpainted pictures: tables with passports, intervals and paired tests, and a report.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -29,15 +29,15 @@ def parser() -> Parser:
         required=True,
         nargs="+",
         metavar="LABEL=DIR",
-        help="--output of sample.py with several masks; or a folder for each of other systems (the label may be left out)",
+        help="--output of rad sample with several masks; or a folder for each of other systems (the label may be left out)",
     )
     made.add_argument(
-        "--reference", help="folder, zip or file of the original pictures; that of sample.py if not given"
+        "--reference", help="folder, zip or file of the original pictures; that of rad sample if not given"
     )
     made.add_argument("--mask", help="for other systems: a picture for all, or a folder or zip of them by name")
     made.add_argument("--mask_polarity", default="white_is_fill", choices=["white_is_fill", "white_is_known"])
     add_options(made)
-    made.add_argument("--output", help="folder of the tables; --results of sample.py, or else `evaluation`")
+    made.add_argument("--output", help="folder of the tables; --results of rad sample, or else `evaluation`")
     made.add_argument("--seed", type=int, default=0, help="of the resamples")
     made.add_argument("--batch_size", type=int, default=BATCH_SIZE, help="images that go through a network together")
     made.add_argument("--device", default="auto")
@@ -53,10 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     missing = [f"--{name}" for name, value in vars(options).items() if name in ("reference", "mask") and value is None]
     if not tree and missing:
         raise ValueError(
-            f"--results {first} is not a folder that sample.py wrote for several masks: give {' and '.join(missing)} too"
+            f"--results {first} is not a folder that rad sample wrote for several masks: give {' and '.join(missing)} too"
         )
     if tree and options.mask_polarity != "white_is_fill":
-        tell("warning: --mask_polarity has no effect, for the masks that sample.py writes are white = fill")
+        tell("warning: --mask_polarity has no effect, for the masks that rad sample writes are white = fill")
     reference = Path(_reference(first)) if options.reference is None else Path(options.reference)
     networks = extractors(options.feature_net, options.lpips, options.fid, device=options.device)
     if not networks:
@@ -125,7 +125,7 @@ def _folders(given: Sequence[str]) -> dict[str, Path]:
 
 
 def _reference(folder: Path) -> str:
-    """What sample.py was given as --image."""
+    """What rad sample was given as --image."""
     image = str(read_run(folder).get("options", {}).get("image") or "")
     if not image:
         raise ValueError(f"{folder / RUN} does not say where the original pictures are: give --reference")

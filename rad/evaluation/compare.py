@@ -49,9 +49,9 @@ def evaluate(
     scoring: Scoring | None = None,
     remarks: Sequence[str] = (),
 ) -> Comparison:
-    """Score all that sample.py wrote into a folder, and write metrics.csv, sets.csv and passports.json.
+    """Score all that rad sample wrote into a folder, and write metrics.csv, sets.csv and passports.json.
 
-    Its masks are white = fill, whatever the polarity of those that sample.py was given. A file that is missing, broken or of
+    Its masks are white = fill, whatever the polarity of those that rad sample was given. A file that is missing, broken or of
     another size than its reference costs its own numbers alone, leaves a note, and counts in `Row.missing`.
 
     Args:

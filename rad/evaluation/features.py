@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-LPIPSNet = Literal["alex", "vgg", "squeeze"]
+from rad.evaluation.options import LPIPSNet
+from rad.resources import located, pip_install
+
 Resize = Literal["bilinear", "bicubic"]
 
 _TRUNKS = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}
@@ -102,7 +104,7 @@ def feature_net(path: str | Path, *, device: str | torch.device = "cpu") -> "Fea
         ValueError: a file is missing or damaged, a key is unknown, missing or of a wrong value, the weights do not fit
             the architecture, a layer does not exist, or the outputs are not as described.
     """
-    weights = _find_weights(Path(path))
+    weights = _find_weights(located(path))
     return FeatureNet(weights, _read_settings(weights), torch.device(device))
 
 
@@ -242,8 +244,8 @@ class _Inception(Extractor):
             from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
         except ImportError as error:
             raise ValueError(
-                "FID and KID need torch-fidelity, which is not installed: pip install 'rad[fid]', or give "
-                "--feature_net FOLDER, which works offline"
+                f"FID and KID need torch-fidelity, which is not installed: {pip_install('fid')}; or give --feature_net FOLDER, "
+                "which works offline"
             ) from error
         with _cached("FID and KID", URL_INCEPTION_V3), torch.random.fork_rng(devices=[]):
             network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])

@@ -1,4 +1,4 @@
-"""Which files belong together: results, holes and costs, in a folder of sample.py or in folders of any other system."""
+"""Which files belong together: results, holes and costs, in a folder of rad sample or in folders of any other system."""
 
 import re
 from collections.abc import Mapping
@@ -52,7 +52,7 @@ def by_name(pictures: list[Picture] | str | Path) -> dict[str, Picture]:
 
 
 def is_tree(folder: Path) -> bool:
-    """Whether a folder is one that sample.py wrote: it has a run.json, or mask sets with their masks."""
+    """Whether a folder is one that rad sample wrote: it has a run.json, or mask sets with their masks."""
     return (folder / RUN).is_file() or any(folder.glob("*/masks"))
 
 
@@ -68,7 +68,7 @@ def unlike(run: Mapping[str, Any]) -> list[str]:
 
 
 def read_tree(folder: Path, run: Mapping[str, Any], *, notes: list[str]) -> list[MaskResults]:
-    """The mask sets of a folder of sample.py; remarks are added to `notes`.
+    """The mask sets of a folder of rad sample; remarks are added to `notes`.
 
     Mask sets and methods are ordered as in run.json, and those that it does not name by alphabet.
 
@@ -101,7 +101,7 @@ def _ordered(found: set[str], wanted: list[str]) -> list[str]:
 
 def find_results(folder: Path, names: set[str], *, samples: int | None = None, notes: list[str]) -> tuple[Files, int]:
     """The result files in a folder for the images called `names`: NAME.png, or NAME-0.png, NAME-1.png ...; and how many are no
-    one's, nor what sample.py writes beside them.
+    one's, nor what rad sample writes beside them.
 
     Args:
         samples: how many there are of each image, which tells sample 0 of "a" from the image "a-0"; None: numbered files are

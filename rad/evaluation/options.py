@@ -1,9 +1,10 @@
-"""The options of scoring, for both command lines: `python -m rad.evaluation` and `sample.py --report`."""
+"""The options of scoring, for both commands: `rad evaluate` and `rad sample --report`. Importing this loads no torch."""
 
 import argparse
-from typing import get_args
+from typing import Literal, get_args
 
-from rad.evaluation.features import LPIPSNet
+LPIPSNet = Literal["alex", "vgg", "squeeze"]
+"""The trunks of LPIPS."""
 
 
 def add_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from rad.resources import pip_install
+
 TARS = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
@@ -244,7 +246,7 @@ class Database:
             import lmdb
         except ImportError as error:
             raise ValueError(
-                f"{folder} is an LMDB, and needs the package lmdb, which is not installed: pip install 'rad[lmdb]'"
+                f"{folder} is an LMDB, and needs the package lmdb, which is not installed: {pip_install('lmdb')}"
             ) from error
         try:
             with self._environment().begin() as transaction:
@@ -324,7 +326,7 @@ class Rows:
             import datasets
         except ImportError as error:
             raise ValueError(
-                f"{source} needs the package datasets, which is not installed: pip install 'rad[hf]'"
+                f"{source} needs the package datasets, which is not installed: {pip_install('hf')}"
             ) from error
         self.path = source
         identity, split, column, *more = [*re.split(r":(?![^\[]*\])", source.removeprefix("hf:")), "", ""]

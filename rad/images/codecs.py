@@ -21,7 +21,7 @@ def _naming(name: str) -> Iterator[None]:
         if isinstance(error, UnidentifiedImageError):
             reason = "not a picture"
         elif isinstance(error, Image.DecompressionBombError):
-            reason = f"{str(error).partition(',')[0]} (sample.py --max_megapixels, PIL.Image.MAX_IMAGE_PIXELS)"
+            reason = f"{str(error).partition(',')[0]} (rad sample --max_megapixels, PIL.Image.MAX_IMAGE_PIXELS)"
         else:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise ValueError(f"cannot read picture {name}: {reason.splitlines()[0]}") from error

@@ -36,6 +36,7 @@ from rad.models.pixel import PixelModel, size_of
 from rad.models.text_to_image.folders import find_pipeline
 from rad.models.vae import IDENTITY
 from rad.networks.unet import patch
+from rad.resources import find_data, located
 from rad.rng import KeyedNoise
 from rad.sampling.method import CustomSampler, Method, SamplingMethod
 from rad.sampling.sampler import Sample, Sampler
@@ -107,9 +108,9 @@ class Inpainter:
 
         Args:
             path: adapter folder, or a base model: diffusers folder, hub id, guided-diffusion .pt; or the folder of a model that
-                was trained as a whole (a diffusers folder with rad_config.json), for RAD alone. Of pipelines (model_index.json)
-                those of latent diffusion, of Stable Diffusion 1 to 3.5 and of Flux are known; adapters are for all but XL and
-                Flux.
+                was trained as a whole (a diffusers folder with rad_config.json), for RAD alone; or the name of a checkpoint that
+                comes with rad ("rad-nature32"). Of pipelines (model_index.json) those of latent diffusion, of Stable Diffusion 1
+                to 3.5 and of Flux are known; adapters are for all but XL and Flux.
             base: the base of an adapter, where it is not found by what the adapter says (that path; the folder of that name
                 beside the adapter; that hub id). Its weights are compared with the hash in the adapter.
             device: "auto": an accelerator if there is one.
@@ -123,6 +124,8 @@ class Inpainter:
         Raises:
             FileNotFoundError: something is missing; ValueError: something does not fit.
         """
+        if not Path(path).exists() and (found := find_data(path)) is not None:
+            path = str(found)
         folder = Path(path)
         target = find_device(device)
         described = (folder / "adapter_config.json").exists() or (folder / "rad_config.json").exists()
@@ -567,8 +570,8 @@ def _require_none(path: str | Path, **given: object) -> None:
 
 
 def _find_base(folder: Path, info: AdapterInfo) -> str:
-    """The base that an adapter names: that path, a folder of that name beside the adapter, or a hub id."""
-    for path in (Path(info.base), folder.resolve().parent / Path(info.base).name):
+    """The base that an adapter names: that path, a folder of that name beside the adapter or among ours, or a hub id."""
+    for path in (Path(info.base), folder.resolve().parent / Path(info.base).name, located(info.base)):
         if path.exists():
             return str(path)
     if info.base_revision is not None:

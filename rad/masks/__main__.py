@@ -1,4 +1,4 @@
-"""Sets of masks from the command line: `python -m rad.masks --set wide --size 256 --count 1000 --seed 0 --output DIR`."""
+"""Sets of masks from the command line: `rad masks --set wide --size 256 --count 1000 --seed 0 --output DIR`."""
 
 import argparse
 import statistics
@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from rad.console import Parser, guarded
+from rad.console import Parser, guarded, program
 from rad.masks.files import looks_inverted
 from rad.masks.sets import MaskSet, holes, read_set, write_set
 from rad.masks.shapes import ALIASES, main_names
@@ -32,9 +32,9 @@ DEFAULTS = {"size": [256], "count": 100, "seed": 0}
 
 
 def parser() -> Parser:
-    """The options of `python -m rad.masks`."""
+    """The options of `rad masks`, also `python -m rad.masks`."""
     made = Parser(
-        prog="python -m rad.masks",
+        prog=program("masks"),
         description="Write named sets of masks (white = fill) with a manifest and an overview, or check masks in files.",
     )
     mode = made.add_mutually_exclusive_group(required=True)
@@ -63,7 +63,7 @@ def parser() -> Parser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Carry out `python -m rad.masks ...`: folders written, lists and reports go to stdout, the rest to stderr."""
+    """Carry out `rad masks ...`: folders written, lists and reports go to stdout, the rest to stderr."""
     options = parser().parse_args(arguments)
     for name in (*DEFAULTS, "output", "mask_polarity"):
         mode = "check" if name == "mask_polarity" else "set"

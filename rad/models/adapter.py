@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -119,8 +119,8 @@ def save_adapter(model: PeftModel, folder: str | Path, info: AdapterInfo, *, car
         {name: w.detach().to("cpu", dtype).contiguous() for name, w in state.items()},
         folder / "adapter_model.safetensors",
     )
-    config = replace(model.peft_config["default"], base_model_name_or_path=info.base, inference_mode=True)
-    config.save_pretrained(str(folder))
+    config = _own_settings(model.peft_config["default"], info.base)
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
     info.write(folder)
     (folder / "README.md").write_text(card)
     return folder
@@ -177,6 +177,24 @@ def load_adapter(
 OWN = ("r", "lora_alpha", "target_modules", "modules_to_save")
 
 
+NEWER_DEFAULTS = {"qalora_group_size": 16}
+"""Settings that newer versions of peft write and older ones do not know. At these values they change nothing."""
+
+
+def _own_settings(config: PeftConfig, base: str) -> dict[str, Any]:
+    """The content of adapter_config.json: what `rad.models.lora.LoRA` sets, so every version of peft reads it."""
+    own = {name: getattr(config, name) for name in OWN}
+    names = {name: value if value is None else sorted(value) for name, value in own.items() if name in OWN[2:]}
+    return {
+        "peft_type": "LORA",
+        "base_model_name_or_path": base,
+        "inference_mode": True,
+        "init_lora_weights": "gaussian",
+        **own,
+        **names,
+    }
+
+
 def _read_peft_config(path: Path, state: Mapping[str, Tensor]) -> LoraConfig:
     """The settings of an adapter that `inject` made, which the weights `state` agree with.
 
@@ -206,7 +224,8 @@ def _read_peft_config(path: Path, state: Mapping[str, Tensor]) -> LoraConfig:
     plain = LoraConfig().to_dict()
     own = {*OWN, "init_lora_weights", "inference_mode", "base_model_name_or_path", "peft_version"}
     given = {name: value for name, value in content.items() if name not in own and value}  # what is not off
-    foreign = sorted(name for name, value in given.items() if name not in plain or value != plain[name])
+    defaults = {**NEWER_DEFAULTS, **plain}
+    foreign = sorted(name for name, value in given.items() if name not in defaults or value != defaults[name])
     if foreign:
         raise ValueError(f"{foreign[0]} is {json.dumps(content[foreign[0]])[:60]}, which no adapter of rad has")
     return config

@@ -35,6 +35,7 @@ from rad.models.weights import (
     weights_hash,
     with_new_names,
 )
+from rad.resources import located
 
 if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d import UNet2DModel
@@ -195,7 +196,7 @@ def convert_adm(
 
 def _locate(source: str | Path, revision: str | None) -> tuple[Path, str | None]:
     """The local path of `source`, fetched first if it is a hub id, and the hub commit."""
-    path = Path(source).expanduser()
+    path = located(source)
     if path.exists():
         if revision is not None:
             warnings.warn(f"revision={revision!r} is unused: {path} is a local path", stacklevel=3)

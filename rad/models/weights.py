@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from rad.resources import is_data_name
+
 if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d import UNet2DModel
 
@@ -35,7 +37,7 @@ def weights_hash(state: Mapping[str, Tensor]) -> str:
 
 def is_hub_id(source: str | Path) -> bool:
     """Whether it reads as "organisation/name", and not as the name of a file."""
-    is_file_name = Path(source).suffix in (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
+    is_file_name = Path(source).suffix in (".pt", ".pth", ".ckpt", ".bin", ".safetensors") or is_data_name(source)
     return not (isinstance(source, Path) or is_file_name or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source))
 
 

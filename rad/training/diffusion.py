@@ -33,6 +33,7 @@ from rad.models.lora import LoRA, inject, trainable
 from rad.models.trainable import ConditionedDenoiser, RegionAwareNetwork, load_autoencoder, region_aware_network
 from rad.models.vae import IDENTITY
 from rad.networks.unet import EmbeddingKind
+from rad.resources import located
 from rad.rng import generator
 from rad.sampling.task import Task
 from rad.training.from_scratch import (
@@ -239,7 +240,7 @@ class Diffusion(L.LightningModule):
             network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.network: RegionAwareNetwork | PeftModel
         if adapter is not None:
-            self.network = load_adapter(network, adapter, base_hash=parts.hash, trained=True)
+            self.network = load_adapter(network, located(adapter), base_hash=parts.hash, trained=True)
         else:
             self.network = network.requires_grad_(True) if lora is None else inject(network, lora, seed=seed)
         self.network.train()

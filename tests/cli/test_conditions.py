@@ -10,7 +10,7 @@ from PIL import Image
 
 from rad.cli import main as cli
 from rad.cli.guidance_options import IMAGES, conditions_of, networks_of
-from rad.cli.sample import parser
+from rad.cli.sample_options import parser
 from rad.inpainting.inpainter import Inpainter
 from rad.methods.pilot import PILOT
 from rad.models.guidance_inputs import PLAIN, Condition

@@ -328,7 +328,7 @@ def test_a_decompression_bomb_is_one_line(sample):
     code, out, err = sample()
     assert (code, out) == (3, ["out/a.png"])
     (line,) = (line for line in err if line.startswith("failed:"))
-    assert "in/b.png: Image size (3600000000 pixels) exceeds limit of 179000000 pixels (sample.py --max_meg" in line
+    assert "in/b.png: Image size (3600000000 pixels) exceeds limit of 179000000 pixels (rad sample --max_me" in line
     code, _, err = sample(image="in/a.png", mask="mask.png", output="x.png")
     assert code == 2
     assert "mask.png" in err[0]

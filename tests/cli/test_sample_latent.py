@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from rad.cli import main as cli
-from rad.cli.sample import parser
+from rad.cli.sample_options import parser
 from rad.cli.workers import Setup
 from rad.inpainting.inpainter import Inpainter
 from rad.methods import METHODS

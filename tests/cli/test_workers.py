@@ -19,7 +19,7 @@ from rad.cli import main as cli
 from rad.cli import sample as sampling
 from rad.cli.fill import LARGE, Chunk, Failures, WindowCount, cut
 from rad.cli.plan import Job, Label, MethodRun, share
-from rad.cli.sample import parser
+from rad.cli.sample_options import parser
 from rad.cli.workers import Setup, _Crew, _fill, _Messenger
 from rad.device import find_devices, threads_of_each
 from rad.evaluation.layout import read_tree

@@ -363,7 +363,7 @@ def test_a_report_that_fails_loses_no_pictures(sample, pictures, monkeypatch):
     code, out, err = sample("--mask half --method mean --report")
     assert code == 3
     assert "the disk is full" in err
-    assert "python -m rad.evaluation --results out" in err
+    assert "rad evaluate --results out" in err
     assert len([line for line in out if line.endswith(".png")]) == 6
 
 

@@ -391,7 +391,7 @@ def test_inception_from_a_cache(hub: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_inception_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
-    assert "rad[fid]" in one_line(inception)
+    assert "pip install -e '.[fid]'" in one_line(inception)
 
 
 def test_augmentation_moves_mirrors_and_coarsens() -> None:

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from rad.cli import main as cli
-from rad.cli import sample as sampling
+from rad.cli import sample_options as sampling
 from rad.cli.plan import Label, make_plan
 from rad.data.module import PictureData
 from rad.evaluation.layout import by_name
@@ -249,10 +249,10 @@ def test_the_command_line_takes_the_names(tmp_path: Path) -> None:
     ):
         assert parser.parse_args(["--data.path", text]).data.path == path
     page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
-    commands = [shlex.split(line) for line in page.splitlines() if line.startswith("python ")]
+    commands = [shlex.split(line) for line in page.splitlines() if line.startswith("rad ")]
     assert len(commands) == 3
-    for _, script, option, config, *words in commands:
-        assert (script, option) == ("train.py", "--config")
+    for _, command, option, config, *words in commands:
+        assert (command, option) == ("train", "--config")
         assert (ROOT / "configs" / config).is_file()
         assert parser.parse_args(words).data.path == words[1]
     assert absolute("hf:owner/name") == "hf:owner/name"
@@ -466,7 +466,8 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     extra = "hf" if package == "datasets" else "lmdb"
     with pytest.raises(
-        ValueError, match=rf"^[^\n]*package {package}, which is not installed: pip install 'rad\[{extra}\]'$"
+        ValueError,
+        match=rf"^[^\n]*package {package}, which is not installed: pip install -e '\.\[{extra}\]' in [^\n]*$",
     ):
         list_pictures(source)
 

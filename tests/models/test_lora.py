@@ -169,6 +169,32 @@ def test_peft_itself_reads_the_folder(tmp_path):
     assert_same_network(again, model)
 
 
+def test_only_our_own_settings_are_written_and_those_of_a_newer_peft_are_read(tmp_path, monkeypatch):
+    """peft 0.15 has no qalora_group_size, which later versions write as 16 and use with use_qalora alone."""
+    from peft import LoraConfig
+
+    model = adapted()
+    folder = save_adapter(model, tmp_path / "adapter", INFO, card="")
+    path = folder / "adapter_config.json"
+    own = json.loads(path.read_text())
+    assert own.keys() == {
+        "peft_type", "base_model_name_or_path", "inference_mode", "init_lora_weights", "r", "lora_alpha", "target_modules",
+        "modules_to_save",
+    }  # fmt: skip
+    everything = LoraConfig.to_dict
+
+    def older(config):
+        return {name: value for name, value in everything(config).items() if name != "qalora_group_size"}
+
+    monkeypatch.setattr(LoraConfig, "to_dict", older)
+    path.write_text(json.dumps({**own, "use_qalora": False, "qalora_group_size": 16}))
+    assert_same_network(load_adapter(patch(small_unet()), folder), model)
+    for changes in ({"qalora_group_size": 8}, {"use_qalora": True, "qalora_group_size": 16}):
+        path.write_text(json.dumps({**own, **changes}))
+        with pytest.raises(ValueError, match="which no adapter of rad has"):
+            load_adapter(patch(small_unet()), folder)
+
+
 def test_swapped_weights_come_back():
     model = adapted()
     before = output(model)

@@ -28,6 +28,7 @@ from rad.models.weights import (
     require_fit,
     with_new_names,
 )
+from rad.resources import located, pip_install
 
 if TYPE_CHECKING:
     from diffusers.configuration_utils import ConfigMixin
@@ -79,7 +80,7 @@ def find_pipeline(source: str | Path, revision: str | None = None) -> Pipeline |
     Raises:
         ValueError: a hub id that cannot be fetched, or a damaged index.
     """
-    folder, commit = Path(source).expanduser(), None
+    folder, commit = located(source), None
     if not folder.exists() and is_hub_id(source):
         folder = fetch(str(source), [INDEX], revision=revision)
         commit = folder.name
@@ -166,7 +167,7 @@ def require_transformers() -> None:
         import transformers  # noqa: F401
     except ImportError:
         raise ValueError(
-            "text needs the package transformers, which is not installed: pip install 'rad[text]'"
+            f"text needs the package transformers, which is not installed: {pip_install('text')}"
         ) from None
 
 

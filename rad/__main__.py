@@ -1,0 +1,53 @@
+"""The command `rad`, also `python -m rad`: `rad sample | train | evaluate | masks | doctor | demo`, each loaded when called."""
+
+import difflib
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+from rad.console import EXIT_INPUT, EXIT_OK, guarded
+
+COMMANDS = {
+    "sample": ("rad.cli.main", "sample", "fill holes in images, with RAD or with zero-shot methods"),
+    "train": ("rad.cli.main", "train", "train a RAD adapter or a base model from a configuration"),
+    "evaluate": ("rad.evaluation.__main__", "main", "score inpainted images, ours or those of other systems"),
+    "masks": ("rad.masks.__main__", "main", "write named sets of masks, or check mask files"),
+    "doctor": ("rad.cli.doctor", "main", "print the environment and test the installation"),
+    "demo": ("rad.cli.demo", "main", "draw the panel of the demo from a trained adapter"),
+}
+"""Module, function and summary of each command; the functions take arguments and return an exit code."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command. Returns the exit code: 2 for an unknown command."""
+    name, *rest = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
+    if name in ("-h", "--help"):
+        print(usage())
+        return EXIT_OK
+    if name == "--version":
+        from rad import __version__
+
+        print(f"rad {__version__}")
+        return EXIT_OK
+    if name not in COMMANDS:
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        print(f"error: rad has no command {name!r}: {hint}Commands are {', '.join(COMMANDS)}", file=sys.stderr)
+        return EXIT_INPUT
+    module, function, _ = COMMANDS[name]
+    return guarded(lambda: getattr(import_module(module), function)(rest))
+
+
+def usage() -> str:
+    called = "python -m rad" if Path(sys.argv[0]).name == "__main__.py" else "rad"
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {summary}" for name, (_, _, summary) in COMMANDS.items()]
+    return "\n".join(
+        [f"usage: {called} COMMAND ...", "", "Region-aware diffusion for image inpainting. Commands:", *lines, "",
+         f"`{called} COMMAND --help` lists the options of a command; --version prints the version."]
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
