@@ -1,4 +1,4 @@
-"""Denoisers: from a noisy image and its noise level to an estimate of the clean image, D(x) = E[x0 | x]."""
+"""Denoisers D(x) = E[x0 | x]: estimate the clean image from a noisy image and its noise level."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,23 +12,23 @@ from rad.diffusion.step import Denoised, Prediction, denoised
 
 
 class Denoiser(Protocol):
-    """What a sampler needs of a model."""
+    """The interface between a model and the samplers."""
 
     channels: int
 
     def denoise(self, x: Tensor, noise: NoiseLevel) -> Denoised:
-        """x (B,C,H,W) at `noise` -> estimate of the clean image; one network call an image (1 NFE)."""
+        """Estimate the clean image from x (B,C,H,W) at level `noise`. Costs 1 NFE per image."""
         ...
 
 
 @dataclass(frozen=True)
 class Semantics:
-    """What a prior says of a noisy image from its prompt alone, and where it looks at it.
+    """A text-conditioned estimate, with the attention that each cell pays to the prompt.
 
     Args:
-        estimate: as of `Denoiser.estimate`, without classifier-free guidance.
-        shares: for several layers, (B,h,w) in [0,1]: the part of a cell's attention that the words of the prompt have; 0
-            where there is no prompt.
+        estimate: result of `Denoiser.denoise` without classifier-free guidance.
+        shares: (B,h,w) in [0,1] for each of several layers: share of a cell's cross-attention on prompt words. 0 without
+            a prompt.
     """
 
     estimate: Denoised
@@ -37,19 +37,19 @@ class Semantics:
 
 @runtime_checkable
 class TextDenoiser(Denoiser, Protocol):
-    """A prior that fills by a text, and can tell where the text acts."""
+    """A text-conditioned denoiser that can limit its text to a region, and report its attention."""
 
     def bounded(self, hole: Tensor) -> "TextDenoiser":
-        """The same prior, whose text acts in the hole (B,1,H,W) alone; unbounded where there is no hole, or no text."""
+        """Limit the text to the hole (B,1,H,W). Images without hole or text stay unlimited."""
         ...
 
     def semantic(self, x: Tensor, noise: NoiseLevel, *, fine: bool) -> Semantics:
-        """One network call. `fine`: of all layers with text; else not of those with the most cells."""
+        """Text-conditioned estimate and attention; 1 NFE. `fine` includes the layers of highest resolution."""
         ...
 
 
 class _ClampPassingGradients(torch.autograd.Function):
-    """Clamp to [-1,1] whose gradient is that of no clamp: guidance must not vanish where the estimate leaves the range."""
+    """Clamp to [-1,1] with the gradient of the identity, which keeps guidance alive outside the range."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
@@ -61,13 +61,13 @@ class _ClampPassingGradients(torch.autograd.Function):
 
 
 class UNetDenoiser:
-    """A network patched by `rad.networks.unet.patch`, with or without an adapter.
+    """Denoiser around a network patched by `rad.networks.patch`, with or without an adapter.
 
     Args:
-        network: called as network(x, times, index=...).sample.
-        prediction_type: what it predicts: "epsilon", "sample" (x0) or "v_prediction" (a eps - s x0).
-        clip: clamp the estimate to [-1,1], as ADM does; gradients pass as if it were not.
-        learned_variance: use the network's variance, if it has one.
+        network: called as network(x, timesteps, index=...).sample.
+        prediction_type: "epsilon", "sample" (x0) or "v_prediction" (a eps - s x0).
+        clip: clamp x0 to [-1,1], as ADM does. Gradients ignore the clamp.
+        learned_variance: use the learned variance of networks with 2C output channels.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class UNetDenoiser:
 
 
 class EDMDenoiser:
-    """A network in EDM's preconditioning (Karras et al. 2022, arXiv 2206.00364, eq. 7 and table 1), at levels of any units:
+    """Denoiser with EDM's preconditioning (Karras et al. 2022, arXiv 2206.00364, eq. 7 and table 1), for levels of any scale:
 
         D(x; sigma) = c_skip x + c_out F(c_in x; ln(sigma) / 4)  at  x / a  and  sigma = s / a
 
@@ -104,7 +104,7 @@ class EDMDenoiser:
 
     Args:
         network: F, called as network(x (B,C,H,W), c_noise (B,)) -> (B,C,H,W).
-        sigma_data: deviation of the data that it was trained on.
+        sigma_data: standard deviation of its training data.
     """
 
     def __init__(
@@ -115,8 +115,8 @@ class EDMDenoiser:
         self.network, self.sigma_data, self.channels = network, sigma_data, channels
 
     def denoise(self, x: Tensor, noise: NoiseLevel) -> Denoised:
-        assert noise.index is None, "EDM networks are told one level an image"
-        sigma = (noise.sigma / noise.alpha).clamp(min=1e-8)  # of a clean image the logarithm would be infinite
+        assert noise.index is None, "EDM networks take one level per image"
+        sigma = (noise.sigma / noise.alpha).clamp(min=1e-8)  # log(0) at the clean level
         width = sigma.square() + self.sigma_data**2
         c_skip, c_out, c_in = self.sigma_data**2 / width, sigma * self.sigma_data / width.sqrt(), 1 / width.sqrt()
         scaled = noise.spread((c_in / noise.alpha).to(x.dtype)) * x

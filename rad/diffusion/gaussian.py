@@ -1,6 +1,6 @@
-"""Exact denoisers of Gaussian data and of mixtures of it, for tests and benchmarks.
+"""Exact denoisers of Gaussian data and Gaussian mixtures, for tests and benchmarks.
 
-They hold for one level an image and for levels of each pixel. With A = diag(alpha), S = diag(sigma), M = A Sigma A + S^2,
+Levels may differ between pixels. With A = diag(alpha), S = diag(sigma), M = A Sigma A + S^2,
 
     D(x) = mu + Sigma A M^-1 (x - A mu),    Cov[x0 | x] = Sigma - Sigma A M^-1 A Sigma.
 """
@@ -16,7 +16,7 @@ from rad.diffusion.step import Denoised
 
 
 class GaussianDenoiser:
-    """The exact denoiser of data N(mean, covariance); pixels that are clean (a = 1, s = 0) are conditioned on.
+    """Exact denoiser of data N(mean, covariance). Clean pixels (a = 1, s = 0) act as conditions.
 
     Args:
         mean: (C,H,W) float64.
@@ -32,12 +32,12 @@ class GaussianDenoiser:
         return Denoised((self.mean.flatten() + torch.einsum("bij,bj->bi", gain, residual)).view(x.shape))
 
     def posterior_covariance(self, noise: NoiseLevel) -> Tensor:
-        """Cov[x0 | x] at `noise`, (B,d,d), or (1,d,d) where it is the same for all; it does not depend on x."""
+        """Cov[x0 | x] at `noise`: (B,d,d), or (1,d,d) for equal levels. It does not depend on x."""
         a, _, gain = self._system(noise)
         return self.covariance - gain @ (a[:, :, None] * self.covariance)
 
     def log_density(self, x: Tensor, noise: NoiseLevel) -> Tensor:
-        """log N(x; A mu, M), (B,): how likely x (B,C,H,W) is at `noise`."""
+        """Log density log N(x; A mu, M) of x (B,C,H,W) at `noise`: (B,)."""
         a, M, _ = self._system(noise)
         residual = x.flatten(1) - a * self.mean.flatten()
         solved = torch.linalg.solve(M, residual[:, :, None])[:, :, 0]
@@ -45,31 +45,31 @@ class GaussianDenoiser:
         return -0.5 * ((residual * solved).sum(1) + torch.logdet(M) + constant)
 
     def _system(self, noise: NoiseLevel) -> tuple[Tensor, Tensor, Tensor]:
-        """a (B,d), M (B,d,d) and Sigma A M^-1 (B,d,d); a single row where the noise is the same for all."""
+        """a (B,d), M (B,d,d) and Sigma A M^-1 (B,d,d); one row for equal levels."""
         maps = torch.cat([noise.alpha_map(), noise.sigma_map()], 1)
         if bool((maps == maps[:1]).all()):
-            maps = maps[:1]  # one noise for the whole batch: one system to solve, broadcast over the rows
+            maps = maps[:1]  # equal levels: solve once and broadcast
         shape = (len(maps), *self.mean.shape)
         a, s = maps[:, :1].expand(shape).flatten(1), maps[:, 1:].expand(shape).flatten(1)
         M = a[:, :, None] * self.covariance * a[:, None, :] + torch.diag_embed(s.square())
-        # Sigma A M^-1 is the transpose of M^-1 A Sigma, since both M and Sigma are symmetric.
+        # Sigma A M^-1 = (M^-1 A Sigma)^T, because M and Sigma are symmetric.
         return a, M, torch.linalg.solve(M, a[:, :, None] * self.covariance).mT
 
 
 class MixtureDenoiser:
-    """The exact denoiser of a mixture of Gaussians: the components' estimates, weighted by how likely each is given x.
+    """Exact denoiser of a Gaussian mixture: the components' estimates, weighted by their posterior probabilities.
 
-    Not affine in x and with several modes, so it shows what a method does to diversity.
+    It is not affine in x and has several modes. Tests use it to measure diversity.
 
     Args:
-        components: their Gaussians; weights: (J,) probabilities.
+        components: J Gaussians; weights: (J,) probabilities.
     """
 
     def __init__(self, components: Sequence[GaussianDenoiser], weights: Tensor) -> None:
         self.components, self.weights, self.channels = tuple(components), weights, components[0].channels
 
     def responsibilities(self, x: Tensor, noise: NoiseLevel) -> Tensor:
-        """(B,J) probability of each component given x at `noise`."""
+        """Posterior probability of each component given x at `noise`: (B,J)."""
         logs = torch.stack([component.log_density(x, noise) for component in self.components], 1)
         return (logs + self.weights.log()).softmax(1)
 

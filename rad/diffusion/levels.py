@@ -1,7 +1,16 @@
-"""Noise levels: how noisy each image, or each pixel, of a batch is.
+"""Noise levels: how noisy each image of a batch is, or each of its pixels.
 
-A noisy image is x = alpha x0 + sigma e. An image holds few distinct levels, so everything is computed for its K levels, in
-float64, and only looked up for the pixels.
+    symbol      name                     meaning
+    a           NoiseLevel.alpha         signal amplitude: x = a x0 + s e
+    s           NoiseLevel.sigma         noise amplitude
+    abar        alpha ** 2               in variance-preserving processes, where a^2 + s^2 = 1
+    bbar        sigma ** 2               1 - abar in these processes
+    t           t                        training step of the base model, 0 = least noise, CLEAN = -1
+    tau         NoiseLevel.timesteps     the network's input for a level, possibly fractional
+    m           NoiseRegions.values      mask value in [0,1], 1 = fill
+    K           alpha.shape[1]           distinct levels of an image
+
+An image has few distinct levels. Everything is computed in float64 for its K levels, then gathered for the pixels.
 """
 
 from dataclasses import dataclass, replace
@@ -10,15 +19,15 @@ import torch
 from torch import Tensor
 
 CLEAN = -1
-"""The time before time 0: no noise anywhere."""
+"""The t below 0: no noise anywhere."""
 
 
 @dataclass(frozen=True)
 class NoiseRegions:
-    """A hole map as its distinct values: `hole[b, 0, y, x] == values[b, index[b, y, x]]`.
+    """The distinct values of a hole map: `hole[b, 0, y, x] == values[b, index[b, y, x]]`.
 
     Args:
-        values: (B,K) float64 in [0,1], increasing; images with fewer values than others are padded with 1.
+        values: (B,K) float64 in [0,1], increasing. Rows with fewer values are padded with 1.
         index: (B,H,W) int64 in [0,K).
     """
 
@@ -27,10 +36,10 @@ class NoiseRegions:
 
     @classmethod
     def from_mask(cls, hole: Tensor) -> "NoiseRegions":
-        """Factorise `hole` (B,1,H,W), float in [0,1]. Values are kept exactly, 0 and 1 are always the ends.
+        """Factorise `hole` (B,1,H,W), float in [0,1]. Values are exact; the first is 0 and the last is 1.
 
         Raises:
-            ValueError: another shape, or values outside [0,1].
+            ValueError: wrong shape, or values outside [0,1].
         """
         if hole.ndim != 4 or hole.shape[1] != 1:
             raise ValueError(f"hole has shape {tuple(hole.shape)}; expected (B,1,H,W)")
@@ -51,19 +60,19 @@ class NoiseRegions:
 
     @classmethod
     def binary(cls, hole: Tensor) -> "NoiseRegions":
-        """As `from_mask`, for a hole (B,1,H,W) that is known to hold only 0 and 1: no search, and no look at the values."""
+        """Fast `from_mask` for a hole (B,1,H,W) of zeros and ones. The values are not checked."""
         ends = torch.tensor([0.0, 1.0], dtype=torch.float64, device=hole.device)
         return cls(ends.expand(len(hole), 2), hole[:, 0].long())
 
 
 @dataclass(frozen=True)
 class NoiseLevel:
-    """How noisy a batch is: K levels for an image, and which of them each pixel has.
+    """Noise levels of a batch: K for each image, and an index map from pixels to levels.
 
     Args:
-        alpha, sigma: (B,K) float64, the signal and noise amplitudes a >= 0 and s >= 0.
-        times: (B,K) float64, the time that the network is told for each level.
-        index: (B,H,W) int64 in [0,K), or None where the whole image has one level (K = 1).
+        alpha, sigma: (B,K) float64, amplitudes a >= 0 and s >= 0.
+        timesteps: (B,K) float64, the network's input for each level.
+        index: (B,H,W) int64 in [0,K), or None for one level in the whole image (K = 1).
     """
 
     alpha: Tensor
@@ -72,15 +81,15 @@ class NoiseLevel:
     index: Tensor | None = None
 
     def alpha_map(self, like: Tensor | None = None) -> Tensor:
-        """alpha of each pixel, (B,1,H,W), or (B,1,1,1) for one level; in the dtype of `like`, or float64."""
+        """alpha of each pixel: (B,1,H,W), or (B,1,1,1) for one level; dtype of `like`, else float64."""
         return self.spread(self.alpha if like is None else self.alpha.to(like.dtype))
 
     def sigma_map(self, like: Tensor | None = None) -> Tensor:
-        """sigma of each pixel, as `alpha_map`."""
+        """sigma of each pixel; shape and dtype as in `alpha_map`."""
         return self.spread(self.sigma if like is None else self.sigma.to(like.dtype))
 
     def spread(self, levels: Tensor) -> Tensor:
-        """Values for each level (B,K) as a map (B,1,H,W), or (B,1,1,1) where the image has one level."""
+        """Map per-level values (B,K) to pixels: (B,1,H,W), or (B,1,1,1) for one level."""
         if self.index is None:
             return levels[:, :, None, None]
         return levels.gather(1, self.index.flatten(1)).view(self.index.shape)[:, None]
@@ -96,5 +105,5 @@ class NoiseLevel:
 
 
 def per_image(values: Tensor) -> Tensor:
-    """(B,) as (B,1,1,1), to multiply images with."""
+    """Reshape (B,) to (B,1,1,1) for products with images."""
     return values[:, None, None, None]

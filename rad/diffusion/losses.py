@@ -1,22 +1,24 @@
-"""The hybrid loss, pixel by pixel: L = mean (eps - eps_theta)^2 + vlb_weight * L_vlb (Nichol & Dhariwal 2021, arXiv 2102.09672).
+"""The hybrid loss for per-pixel noise levels (Nichol & Dhariwal 2021, arXiv 2102.09672).
 
-L_vlb compares the true step q(x_u | x_t, x_0) with the model's, in bits, and trains the variance alone. For each pixel:
-the level does not change: 0; the step ends at the clean level: -log p(x_0) of the 8-bit value; else the KL divergence.
-This one rule covers both ends of RAD's two phases.
+    L = mean (eps - eps_theta)^2 + vlb_weight * L_vlb
 
-Networks that predict v or a flow's velocity have the squared error of that, and no variational term.
+L_vlb compares the true step q(x_u | x_t, x_0) with the model's, in bits, and trains the variance alone. Per pixel it is
 
-Timestep weights. Every squared error is that of x0 times a factor of the signal-to-noise ratio SNR = a^2 / s^2:
+    0                           if the level does not change,
+    -log p(x_0), 8-bit values   if the step ends at the clean level,
+    the KL divergence           otherwise.
+
+This rule covers both ends of RAD's two phases. Networks that predict v or a velocity have no variational term.
+
+Timestep weights. Each squared error is a multiple of the error of x0, by the signal-to-noise ratio SNR = a^2 / s^2:
 
     epsilon: SNR     v_prediction: SNR + 1     velocity: 1 / s^2
 
-`timestep_weight` multiplies it, so that the factor of x0 becomes
+`timestep_weight` changes this factor, for every prediction, to
 
     "min_snr":        min(SNR, 5)       Hang et al. 2023, arXiv 2303.09556, gamma = 5
     "truncated_snr":  max(SNR, 1)       Salimans & Ho 2022, arXiv 2202.00512, section 4
     "p2":             SNR / (1 + SNR)   Choi et al. 2022, arXiv 2204.00227, gamma = k = 1
-
-whatever the network predicts.
 """
 
 import math
@@ -43,7 +45,7 @@ VlbBoundary = Literal["nll", "zero"]
 
 @dataclass(frozen=True)
 class Losses:
-    """Each (B,): the squared error of the prediction, the variational term in bits (0 without a learned variance), their sum."""
+    """Squared error, variational term in bits (0 without a learned variance), and their weighted sum; each (B,)."""
 
     simple: Tensor
     vlb: Tensor
@@ -65,26 +67,26 @@ def hybrid_loss(
     timestep_weight: TimestepWeight = "none",
     prediction: Prediction = "epsilon",
 ) -> Losses:
-    """Loss of a network that predicts eps, and the variance if it has twice the channels; or another `prediction`.
+    """Loss of each image. Outputs with 2C channels hold a learned variance.
 
     Args:
-        output: (B,C,H,W) or (B,2C,H,W), the network's; x0, x, eps: (B,C,H,W), with x = a x0 + s eps.
-        now, previous: the noise of x, and of the step that follows in the reverse process.
-        vlb_weight: on the sampled variational term. The official RAD code has 1e-3; 1.0 is iDDPM's weighting.
-        vlb_boundary: "nll": the rule above. "zero" (as the official code turns out): images of which any pixel ends at the
-            clean level in this step get no variational term.
-        loss_region: pixels of the squared error: "all" (official), "noisy": those that hold noise, by their number, or
-            "moving": those whose level the step changes (TD-Paint: the hole), by their number.
-        weight_limit: the squared error of a pixel is weighted by 1 + 1/SNR = 1/a^2, as in v-prediction (Salimans & Ho 2022,
-            arXiv 2202.00512), up to this limit. 1 (official): no weight. A short training gains from a limit of about 100:
-            at high noise the colours of the estimate hang on very small errors of eps.
-        timestep_weight: weight of the squared error by the noise level of a pixel, see above. "none": 1.
-        prediction: what the network gives, see `target`; `weight_limit` and the variational term are for "epsilon" alone.
+        output: (B,C,H,W) or (B,2C,H,W), the network's output; x0, x, eps: (B,C,H,W), with x = a x0 + s eps.
+        now, previous: noise levels of x and of the next reverse step's result.
+        vlb_weight: weight of the variational term. Official RAD code: 1e-3; iDDPM: 1.0.
+        vlb_boundary: "nll": the rule above. "zero": no variational term for images with a pixel that ends at the clean level,
+            as in the official code.
+        loss_region: pixels that the squared error averages over. "all" (official); "noisy": pixels with noise; "moving":
+            pixels with a changing level (TD-Paint: the hole).
+        weight_limit: upper limit of the weight 1 + 1/SNR = 1/a^2, as in v-prediction (Salimans & Ho 2022, arXiv 2202.00512).
+            1 (official): no weight. About 100 helps a short training, whose colours at high noise depend on small errors
+            of eps.
+        timestep_weight: weight of the squared error by noise level, see above. "none": 1.
+        prediction: see `target`. `weight_limit` and the variational term support "epsilon" alone.
     """
     channels = x0.shape[1]
     error = (target(prediction, x0=x0, eps=eps, now=now) - output[:, :channels]).square()
     if prediction == "epsilon":
-        # The error of v = a eps - s x0 is that of eps divided by a.
+        # error of v = (error of eps) / a
         error = now.spread((1 / now.alpha.square()).clamp(max=weight_limit).to(x.dtype)) * error
     else:
         assert weight_limit == 1
@@ -108,7 +110,7 @@ def hybrid_loss(
 
 
 def target(prediction: Prediction, *, x0: Tensor, eps: Tensor, now: NoiseLevel) -> Tensor:
-    """What the network should give, (B,C,H,W): eps; v = a eps - s x0 (Salimans & Ho 2022); a flow's velocity eps - x0."""
+    """Training target, (B,C,H,W): eps; v = a eps - s x0 (Salimans & Ho 2022); a flow's velocity eps - x0."""
     if prediction == "epsilon":
         return eps
     if prediction == "velocity":
@@ -117,10 +119,10 @@ def target(prediction: Prediction, *, x0: Tensor, eps: Tensor, now: NoiseLevel) 
 
 
 def snr_weight(kind: TimestepWeight, now: NoiseLevel, prediction: Prediction) -> Tensor:
-    """The timestep weight of each level, (B,K) float64; 0 for clean levels, where there is nothing to estimate.
+    """Timestep weight of each level, (B,K) float64; 0 for clean levels.
 
     Args:
-        kind: see the top of this file; now: the noise levels; prediction: what the network gives.
+        kind: see the top of this file.
     """
     a2, s2 = now.alpha.square(), now.sigma.square()
     noisy = s2 > 0
@@ -137,7 +139,7 @@ def snr_weight(kind: TimestepWeight, now: NoiseLevel, prediction: Prediction) ->
 
 
 def variational_bits(output: Tensor, *, x0: Tensor, x: Tensor, now: NoiseLevel, previous: NoiseLevel) -> Tensor:
-    """The variational term of every value, (B,C,H,W), in bits; the predicted mean gets no gradient."""
+    """Variational term of every value, (B,C,H,W), in bits. The predicted mean gets no gradient."""
     eps, raw = output.chunk(2, dim=1)
     a, s = now.alpha_map(x), now.sigma_map(x)
     predicted = (x - s * eps.detach()) / a
@@ -148,7 +150,7 @@ def variational_bits(output: Tensor, *, x0: Tensor, x: Tensor, now: NoiseLevel, 
     true_mean = posterior_mean(x, x0, now, previous)
     true_log_var = now.spread(levels.posterior.clamp(min=1e-20).log().to(x.dtype))
     ends_clean = now.spread(_ends_clean(now, previous))
-    # Where a branch is not taken its input is made harmless first: an infinity there would reach the gradient as NaN.
+    # torch.where passes NaN gradients from the branch not taken, so its input is replaced by a finite one.
     kl = normal_kl(true_mean, torch.where(ends_clean, log_var.detach(), true_log_var.expand_as(log_var)), mean, log_var)
     nll = discretised_nll(x0, mean, 0.5 * log_var)
     bits = torch.where(ends_clean, nll, kl) / math.log(2)
@@ -162,7 +164,7 @@ def normal_kl(mean: Tensor, log_var: Tensor, other_mean: Tensor, other_log_var: 
 
 
 def discretised_nll(x0: Tensor, mean: Tensor, log_deviation: Tensor) -> Tensor:
-    """-log of the mass that N(mean, exp(log_deviation)^2) gives to the 8-bit value x0 in [-1,1], in nats; open end bins."""
+    """-log P(8-bit value x0 in [-1,1]) under N(mean, exp(log_deviation)^2), in nats; the end bins are open."""
     inverse = torch.exp(-log_deviation)
     below = torch.special.ndtr((x0 - mean - 1 / 255) * inverse)
     above = torch.special.ndtr((x0 - mean + 1 / 255) * inverse)

@@ -1,13 +1,13 @@
-"""Solvers of the reverse process: DDPM, DDIM, and DPM-Solver++(2M) for every pixel (Lu et al. 2022, arXiv 2211.01095).
+"""Solvers of the reverse process: DDPM, DDIM, and per-pixel DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095).
 
-With lambda = log(a / s), h = lambda_u - lambda_t for the step t -> u, and h_prev that of the step before:
+With lambda = log(a / s), h = lambda_u - lambda_t for the step t -> u, and h_prev of the previous step:
 
     D   = x0_t + (h / (2 h_prev)) (x0_t - x0_before)
     x_u = (s_u / s_t) x_t - a_u (exp(-h) - 1) D                                                   ODE, eta = 0
     x_u = (s_u / s_t) exp(-h) x_t + a_u (1 - exp(-2h)) D + s_u sqrt(1 - exp(-2h)) noise           SDE, eta = 1
 
-D is x0_t in the first step, in the last one (to the clean level) and where the level did not change in the step before.
-With D = x0_t the two are the steps of DDIM and DDPM. Each of the K levels of an image has its own h.
+D is x0_t in the first step, in the last one (to the clean level), and for levels that the previous step left unchanged.
+With D = x0_t these are the steps of DDIM and DDPM. Each of the K levels of an image has its own h.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from rad.diffusion.spacings import Spacing
 from rad.diffusion.step import unchanged
 
 Solver = Literal["ddpm", "ddim", "dpm++2m"]
-"""ddpm: first order, with fresh noise by eta. ddim: ddpm with eta 0. dpm++2m: second order, an ODE (eta 0) or SDE (eta 1)."""
+"""ddpm: first order, fresh noise scaled by eta. ddim: ddpm with eta 0. dpm++2m: second order, an ODE (eta 0) or SDE (eta 1)."""
 
 
 DEFAULTS: dict[Solver, tuple[Spacing, float]] = {
@@ -29,40 +29,40 @@ DEFAULTS: dict[Solver, tuple[Spacing, float]] = {
     "ddim": ("even", 0.0),
     "dpm++2m": ("logsnr", 0.0),
 }
-"""The spacing and eta of a solver that is not the method's preset, unless the user gives others."""
+"""Default spacing and eta of each solver."""
 
 
 SMOOTH: tuple[Spacing, ...] = ("logsnr", "quad")
-"""Spacings whose steps in lambda change slowly, as the second order needs it."""
+"""Spacings with slowly changing steps in lambda, which second order requires."""
 
 
 def check_solver(solver: Solver, eta: float, spacing: Spacing) -> None:
-    """Raises ValueError for an unknown solver, and for an eta or a spacing that it cannot use."""
+    """Raise ValueError for an unknown solver, or an eta or a spacing that the solver does not support."""
     if solver not in DEFAULTS:
         raise ValueError(f"solver is {solver!r}; allowed are {', '.join(DEFAULTS)}")
     if not 0 <= eta <= 1:
         raise ValueError(f"eta is {eta}; allowed are 0 (DDIM, no fresh noise) to 1 (DDPM)")
     if solver == "ddim" and eta != 0:
-        raise ValueError(f"eta is {eta}, and solver 'ddim' adds no noise: use eta 0, or solver 'ddpm'")
+        raise ValueError(f"eta is {eta}; solver 'ddim' allows 0: use eta 0, or solver 'ddpm'")
     if solver == "dpm++2m" and eta not in (0, 1):
         raise ValueError(
             f"eta is {eta}; solver 'dpm++2m' allows 0 (ODE) and 1 (SDE): use one of them, or solver 'ddpm'"
         )
     if solver == "dpm++2m" and spacing not in SMOOTH:
         raise ValueError(
-            f"solver 'dpm++2m' does harm with spacing {spacing!r}: its steps in log(a / s) are too uneven to extrapolate from "
-            "the step before (on Gaussian data 'even' has over 100 times the KL of 'logsnr' at 10 to 50 steps): "
+            f"spacing is {spacing!r}; solver 'dpm++2m' needs slowly changing steps in log(a / s) (on Gaussian data 'even' has "
+            "over 100 times the KL of 'logsnr' at 10 to 50 steps): "
             "use spacing 'logsnr' or 'quad', or solver 'ddpm' or 'ddim'"
         )
 
 
 @dataclass(frozen=True)
 class History:
-    """The step before.
+    """The previous step.
 
     Args:
-        x0: (B,C,H,W) its estimate of the clean image.
-        h: (B,K) float64, how much log(a / s) grew in it, for each level; 0 where the level did not change.
+        x0: (B,C,H,W), its estimate of the clean image.
+        h: (B,K) float64, its increase of log(a / s) for each level; 0 for unchanged levels.
     """
 
     x0: Tensor
@@ -71,7 +71,7 @@ class History:
 
 @dataclass(frozen=True)
 class Weights:
-    """Coefficients of a step of DPM-Solver++(2M), (B,K) float64: of x, x0, x0_before and the fresh noise."""
+    """Coefficients of a DPM-Solver++(2M) step, (B,K) float64: for x, x0, the previous x0 and the fresh noise."""
 
     x: Tensor
     x0: Tensor
@@ -81,10 +81,10 @@ class Weights:
 
 
 def weights(now: NoiseLevel, nxt: NoiseLevel, h_before: Tensor | None, *, eta: float) -> Weights:
-    """Coefficients of the step from `now` to the less noisy `nxt`; `h_before` (B,K) is None in the first step."""
+    """Coefficients of the step from `now` to the less noisy `nxt`. `h_before` (B,K) is None in the first step."""
     same = unchanged(now, nxt)
-    s = torch.where(now.sigma > 0, now.sigma, 1.0)  # a clean level does not change, so any other value will do
-    shrink = now.alpha * nxt.sigma / (nxt.alpha * s)  # exp(-h); 0 at the clean level, where h is infinite
+    s = torch.where(now.sigma > 0, now.sigma, 1.0)  # clean levels do not change, so any positive value works
+    shrink = now.alpha * nxt.sigma / (nxt.alpha * s)  # exp(-h); 0 for a step to the clean level
     h = torch.where(same, 0.0, -shrink.log())
     on_x, left = nxt.sigma / s, shrink
     if eta:
@@ -108,16 +108,19 @@ def multistep(
     eta: float = 0.0,
     noise: Tensor | None = None,
 ) -> tuple[Tensor, History]:
-    """A step of DPM-Solver++(2M) from x at `now` to the less noisy `nxt`.
+    """DPM-Solver++(2M) step from x at `now` to the less noisy `nxt`.
 
     Args:
-        x, x0: (B,C,H,W); x0 is the estimate of the clean image at x. A learned variance has no place here.
-        before: the step before; None in the first one.
+        x, x0: (B,C,H,W); x0 is the estimate of the clean image at x. A learned variance is not used.
+        before: the previous step; None in the first step.
         eta: 0 (ODE) or 1 (SDE).
-        noise: (B,C,H,W) standard normal; needed with eta 1 unless `nxt` is clean.
+        noise: (B,C,H,W) standard normal; required with eta 1 unless `nxt` is clean.
 
     Returns:
-        x at `nxt`, bit-identical where the level does not change; and this step, as `before` of the next one.
+        x at `nxt`, bit-identical for unchanged levels; and this step, for `before` of the next call.
+
+    Raises:
+        ValueError: `noise` is missing.
     """
     each = weights(now, nxt, None if before is None else before.h, eta=eta)
     stepped = now.spread(each.x.to(x.dtype)) * x + now.spread(each.x0.to(x.dtype)) * x0
@@ -126,5 +129,7 @@ def multistep(
     if noise is not None and eta:
         stepped = stepped + now.spread(each.noise.to(x.dtype)) * noise
     elif bool((each.noise > 0).any()):
-        raise ValueError(f"with eta = {eta} a step above the clean level needs noise of shape {tuple(x.shape)}")
+        raise ValueError(
+            f"noise is None; a step above the clean level with eta = {eta} needs noise of shape {tuple(x.shape)}"
+        )
     return torch.where(now.spread(unchanged(now, nxt)), x, stepped), History(x0, each.h)

@@ -1,4 +1,4 @@
-"""Which noise levels a sampler visits: spacings of the timesteps, and RePaint's time travel."""
+"""Timesteps of a sampler: spacings, and RePaint's time travel."""
 
 import math
 from collections.abc import Sequence
@@ -10,13 +10,13 @@ from rad.diffusion.levels import CLEAN, NoiseRegions
 from rad.diffusion.processes import Invertible, Process
 
 Spacing = Literal["even", "trailing", "quad", "logsnr", "official"]
-"""Where the n sampled times lie, from t = T-1 down, before the last step to the clean image:
+"""Spacing of the n sampled timesteps, from t = T-1 down. The last step goes to the clean image.
 
-- even: rounded linspace(T-1, 0, n). The last network call is made at t = 0, where little noise is left.
+- even: rounded linspace(T-1, 0, n). The last network call is at t = 0, with little noise left.
 - trailing: round(T - i T/n) - 1. The last call goes from t = T/n - 1 to the clean image (Lin et al., arXiv 2305.08891).
 - quad: t proportional to (1 - i/(n-1))^2.
-- logsnr: log(a / s) is evenly spaced from t = T-1 to t = 0.
-- official: rounded linspace(T-10, 0, n), as the official RAD sampler.
+- logsnr: even in log(a / s) from t = T-1 to t = 0.
+- official: rounded linspace(T-10, 0, n), as in the official RAD sampler.
 """
 
 
@@ -27,15 +27,15 @@ def spaced_times(
     spacing: Literal["even", "trailing", "quad", "official"] = "even",
     fractional: bool = False,
 ) -> list[float]:
-    """`count` times from total - 1 downwards, then CLEAN; neighbours in the list are the steps of the sampler.
+    """`count` timesteps from total - 1 downwards, then CLEAN. Each pair of neighbours is one sampler step.
 
     Args:
-        spacing: see `Spacing`; `sampling_times` knows "logsnr" too.
-        fractional: keep the times of "quad" as they are. Otherwise they are rounded and a repeated one is dropped, so there
-            may be fewer than `count`.
+        spacing: see `Spacing`; `sampling_times` supports "logsnr" too.
+        fractional: keep the fractional timesteps of "quad". Otherwise they are rounded and duplicates are dropped, which may
+            leave fewer than `count`.
 
     Raises:
-        ValueError: count outside [1, total].
+        ValueError: count is outside [1, total].
     """
     if not 1 <= count <= total:
         raise ValueError(f"steps is {count}; allowed are 1 to {total}, the number of noise levels of this model")
@@ -50,10 +50,10 @@ def spaced_times(
 
 
 def sampling_times(process: Process, count: int, *, spacing: Spacing = "even", fractional: bool = False) -> list[float]:
-    """As `spaced_times`, with every `Spacing`, for a process.
+    """`spaced_times` of a process, for every `Spacing`.
 
     Raises:
-        ValueError: count outside [1, sampled_steps], an unknown spacing, or "logsnr" for a process without `time_of`.
+        ValueError: count is outside [1, sampled_steps], the spacing is unknown, or "logsnr" meets a process without `time_of`.
     """
     total = process.sampled_steps
     if spacing not in get_args(Spacing):
@@ -62,7 +62,7 @@ def sampling_times(process: Process, count: int, *, spacing: Spacing = "even", f
         return spaced_times(total, count, spacing="even" if spacing == "logsnr" else spacing, fractional=fractional)
     if not isinstance(process, Invertible):
         raise ValueError(
-            "spacing 'logsnr' needs one noise level for the whole hole, and here parts of the hole have different levels: "
+            "spacing 'logsnr' needs one noise level for the whole hole; this process has several: "
             "use 'even', 'trailing' or 'quad'"
         )
     ends = process.noise(torch.tensor([total - 1, 0]), ALL_HOLE)
@@ -73,26 +73,26 @@ def sampling_times(process: Process, count: int, *, spacing: Spacing = "even", f
 
 
 ALL_HOLE = NoiseRegions(torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, 1, 1, dtype=torch.int64))
-"""The regions of an image without known pixels."""
+"""Regions of an image without known pixels."""
 
 
 def _whole(times: Sequence[float]) -> list[float]:
-    """Rounded, half up; repeated times are dropped."""
+    """Round half up and drop duplicates."""
     return list(dict.fromkeys(math.floor(time + 0.5) for time in times))
 
 
 def time_travel(times: list[float], *, length: int, visits: int) -> list[float]:
-    """RePaint's plan: at every `length`-th level go back up by `length` levels and down again, until visited `visits` times.
+    """RePaint's plan: from every `length`-th level, jump up by `length` levels and descend again, `visits` times in all.
 
     Args:
-        times: levels downwards, ending in CLEAN, as from `spaced_times`; with N levels they are counted N - 1 to 0.
-        length: levels of a jump, 1 or more; visits: how often each block is gone through, 1 (no travel) or more.
+        times: N decreasing timesteps, then CLEAN, as from `spaced_times`.
+        length: levels per jump, 1 or more; visits: passes through each block, 1 (no travel) or more.
 
     Returns:
-        Levels, ending in CLEAN; neighbours are one level apart. With A = ceil((N - length) / length) anchors there are
-        N + A (visits - 1) length reverse moves and A (visits - 1) length forward ones: 2410 and 2160 for 250, 10, 10.
+        Timesteps, ending in CLEAN; neighbours are one level apart. A = ceil((N - length) / length) anchors give
+        N + A (visits - 1) length reverse steps and A (visits - 1) length forward steps: 2410 and 2160 for 250, 10, 10.
     """
-    levels = times[-2::-1]  # levels[j]: the level counted j, from the least noise
+    levels = times[-2::-1]  # levels[j]: the j-th level, from the least noise
     budget = dict.fromkeys(range(0, len(levels) - length, length), visits - 1)
     at, path = len(levels), []
     while at >= 1:

@@ -1,11 +1,16 @@
-"""One step of the reverse process, and of the forward one, between any two noise levels: DDPM to DDIM by eta.
+"""One reverse or forward step between any two noise levels. eta interpolates from DDIM (0) to DDPM (1).
 
-With x_t = a x_0 + s e, x_u = a' x_0 + s' e' and r = a / a', b = s^2 - r^2 s'^2 (the variance that the step t <- u adds):
+With x_t = a x_0 + s e, x_u = a' x_0 + s' e' and r = a / a', b = s^2 - r^2 s'^2 (the variance added by the step t <- u):
 
     q(x_u | x_t, x_0) = N( (a' b / s^2) x_0 + (r s'^2 / s^2) x_t,  b s'^2 / s^2 )
 
-and DDIM's family (Song et al. 2021, arXiv 2010.02502, eq. 12, 16) with sigma = eta sqrt(b) s' / s holds it at eta = 1.
-A pixel with b = 0 does not change. Coefficients are formed in float64 for the K levels of an image, never for pixels.
+DDIM's family (Song et al. 2021, arXiv 2010.02502, eq. 12, 16) has sigma = eta sqrt(b) s' / s; eta = 1 gives q.
+A pixel with b = 0 does not change. Coefficients are computed in float64 for the K levels of an image.
+
+    symbol      name                          symbol      name
+    a, s        now.alpha, now.sigma          a', s'      nxt.alpha, nxt.sigma
+    b           StepLevels.b                  b s'^2/s^2  StepLevels.posterior
+    x_t, x_0    x, x0                         eta         eta
 """
 
 from dataclasses import dataclass
@@ -19,12 +24,12 @@ from rad.diffusion.levels import NoiseLevel
 
 @dataclass(frozen=True)
 class Denoised:
-    """What a prior says of a noisy image.
+    """The estimate of a denoiser.
 
     Args:
         x0: (B,C,H,W) estimate of the clean image.
-        fraction: (B,C,H,W) in [0,1] the learned variance, log-interpolated from the posterior's (0) to the forward
-            step's (1) (Nichol & Dhariwal 2021, arXiv 2102.09672, eq. 15); None: the posterior's.
+        fraction: (B,C,H,W) in [0,1], the learned variance: 0 the posterior's, 1 the forward step's, logarithmic between (Nichol &
+            Dhariwal 2021, arXiv 2102.09672, eq. 15). None: the posterior's.
     """
 
     x0: Tensor
@@ -32,11 +37,11 @@ class Denoised:
 
 
 Prediction = Literal["epsilon", "sample", "v_prediction", "velocity"]
-"""What a network gives: e; x0; v = a e - s x0 (Salimans & Ho 2022, arXiv 2202.00512); a flow's velocity e - x0, a = 1 - s."""
+"""A network's output: e; x0; v = a e - s x0 (Salimans & Ho 2022, arXiv 2202.00512); a flow's velocity e - x0, a = 1 - s."""
 
 
 def denoised(x: Tensor, output: Tensor, now: NoiseLevel, prediction: Prediction) -> Tensor:
-    """x0 (B,C,H,W) by the network's `output` (B,C,H,W) for x (B,C,H,W) = a x0 + s e."""
+    """Convert the network's `output` (B,C,H,W) at x (B,C,H,W) = a x0 + s e into x0 (B,C,H,W)."""
     if prediction == "sample":
         return output
     a, s = now.alpha_map(x), now.sigma_map(x)
@@ -47,14 +52,14 @@ def denoised(x: Tensor, output: Tensor, now: NoiseLevel, prediction: Prediction)
 
 @dataclass(frozen=True)
 class StepLevels:
-    """Variances of one step for each of the K levels, (B,K) float64: `b` forward, `posterior` = b s'^2 / s^2."""
+    """Variances of one step, (B,K) float64: `b` of the forward step, `posterior` = b s'^2 / s^2."""
 
     b: Tensor
     posterior: Tensor
 
 
 def step_levels(now: NoiseLevel, nxt: NoiseLevel) -> StepLevels:
-    """Variances of the step from `now` to the less noisy `nxt`; exactly 0 where the level does not change."""
+    """Variances of the step from `now` to the less noisy `nxt`; exactly 0 for unchanged levels."""
     ratio = now.alpha / nxt.alpha
     b = (now.sigma.square() - (ratio * nxt.sigma).square()).clamp(min=0)
     b = torch.where(unchanged(now, nxt), 0.0, b)
@@ -62,7 +67,7 @@ def step_levels(now: NoiseLevel, nxt: NoiseLevel) -> StepLevels:
 
 
 def posterior_mean(x: Tensor, x0: Tensor, now: NoiseLevel, nxt: NoiseLevel) -> Tensor:
-    """Mean of q(x_u | x_t, x_0) for x, x0 (B,C,H,W); x itself, bit for bit, where the level does not change."""
+    """Mean of q(x_u | x_t, x_0) for x, x0 (B,C,H,W). Pixels with an unchanged level keep x, bit for bit."""
     b = step_levels(now, nxt).b
     variance = _positive(now.sigma.square())
     on_x0 = nxt.alpha * b / variance
@@ -72,9 +77,9 @@ def posterior_mean(x: Tensor, x0: Tensor, now: NoiseLevel, nxt: NoiseLevel) -> T
 
 
 def log_variance(fraction: Tensor, now: NoiseLevel, nxt: NoiseLevel) -> Tensor:
-    """Learned-range log variance f log b + (1 - f) log posterior, (B,C,H,W), both clamped at 1e-20.
+    """Learned log variance f log b + (1 - f) log posterior, (B,C,H,W), both clamped at 1e-20.
 
-    A step that ends at the clean level has no posterior variance; b / 2 stands for it (ADM: the step before's, 0.55 b).
+    The posterior variance of a step to the clean level is 0; b / 2 replaces it. ADM uses the previous step's, 0.55 b.
     """
     levels = step_levels(now, nxt)
     low = torch.where(nxt.sigma > 0, levels.posterior, levels.b / 2).clamp(min=1e-20).log()
@@ -85,21 +90,24 @@ def log_variance(fraction: Tensor, now: NoiseLevel, nxt: NoiseLevel) -> Tensor:
 def reverse_step(
     x: Tensor, estimate: Denoised, now: NoiseLevel, nxt: NoiseLevel, *, eta: float = 1.0, noise: Tensor | None = None
 ) -> Tensor:
-    """From x at `now` to the less noisy `nxt`.
+    """Step from x at `now` to the less noisy `nxt`.
 
     Args:
         x: (B,C,H,W).
-        eta: 1 is DDPM (with the learned variance if the estimate has one), 0 is DDIM. Between, the mean is DDIM's for
-            that eta and the added noise is eta times DDPM's.
-        noise: (B,C,H,W) standard normal; needed unless eta is 0 or `nxt` is clean.
+        eta: 1 is DDPM, with the learned variance if there is one; 0 is DDIM. Between, the mean is DDIM's and the noise
+            is eta times DDPM's.
+        noise: (B,C,H,W) standard normal; required unless eta is 0 or `nxt` is clean.
 
     Returns:
-        (B,C,H,W); pixels whose level does not change come back bit-identical.
+        (B,C,H,W). Pixels with an unchanged level are bit-identical.
+
+    Raises:
+        ValueError: `noise` is missing.
     """
     levels = step_levels(now, nxt)
     s = _positive(now.sigma)
     sigma = eta * levels.posterior.sqrt()
-    on_e = (nxt.sigma.square() - sigma.square()).clamp(min=0).sqrt() / s  # times (x - a x0), which is s e
+    on_e = (nxt.sigma.square() - sigma.square()).clamp(min=0).sqrt() / s  # multiplies x - a x0 = s e
     on_x0 = nxt.alpha - on_e * now.alpha
     stepped = now.spread(on_x0.to(x.dtype)) * estimate.x0 + now.spread(on_e.to(x.dtype)) * x
     if noise is not None and eta > 0:
@@ -110,12 +118,14 @@ def reverse_step(
             deviation = torch.where(now.spread(sigma > 0), eta * learned, 0.0)
         stepped = stepped + deviation * noise
     elif bool((sigma > 0).any()):
-        raise ValueError(f"with eta = {eta} a step above the clean level needs noise of shape {tuple(x.shape)}")
+        raise ValueError(
+            f"noise is None; a step above the clean level with eta = {eta} needs noise of shape {tuple(x.shape)}"
+        )
     return torch.where(now.spread(unchanged(now, nxt)), x, stepped)
 
 
 def renoise(x: Tensor, now: NoiseLevel, nxt: NoiseLevel, *, noise: Tensor) -> Tensor:
-    """The forward move from `now` to the noisier `nxt`: (a'/a) x + sqrt(s'^2 - (a'/a)^2 s^2) noise; all (B,C,H,W)."""
+    """Forward step from `now` to the noisier `nxt`: (a'/a) x + sqrt(s'^2 - (a'/a)^2 s^2) noise; all (B,C,H,W)."""
     ratio = nxt.alpha / now.alpha
     added = (nxt.sigma.square() - (ratio * now.sigma).square()).clamp(min=0).sqrt()
     moved = now.spread(ratio.to(x.dtype)) * x + now.spread(added.to(x.dtype)) * noise
@@ -128,10 +138,10 @@ def noised(x0: Tensor, level: NoiseLevel, *, noise: Tensor) -> Tensor:
 
 
 def unchanged(now: NoiseLevel, nxt: NoiseLevel) -> Tensor:
-    """(B,K): where the level is the same before and after a step."""
+    """(B,K) bool: levels equal before and after a step."""
     return (now.alpha == nxt.alpha) & (now.sigma == nxt.sigma)
 
 
 def _positive(values: Tensor) -> Tensor:
-    # A clean pixel never changes, so what stands for its zero does not matter; a zero would make NaN.
+    # Clean pixels never change, so any value may replace their 0, which would give NaN.
     return torch.where(values > 0, values, 1.0)

@@ -19,13 +19,13 @@ from rad.sampling.task import Task
 
 
 def setting(default: Any, help: str, *, low: float = -math.inf, high: float = math.inf) -> Any:
-    """A field of a method: what it is, with unit, equation and source, and the range it must lie in (ends included)."""
+    """A setting of a method: default, help (meaning, unit, equation, source), and inclusive range."""
     return field(default=default, metadata={"help": help, "low": low, "high": high})
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How a method is run: the number of network steps, the solver with its eta, and the spacing of the noise levels."""
+    """Number of steps, solver with eta, and spacing of a run."""
 
     steps: int
     solver: Solver
@@ -35,19 +35,19 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Method:
-    """What every method says of itself. A method is a frozen dataclass whose fields are its settings.
+    """Description of a method: a frozen dataclass whose fields are its settings.
 
     Attributes:
         paper: authors, year, arXiv id.
-        preset_steps, preset_eta, preset_solver, preset_spacing: where the user gives none; of the paper, or measured.
-        needs_grad: whether the network is differentiated; then bf16 is refused.
-        weights: "base": the pretrained network; "adapter": RAD's; "none": no network at all.
-        uses_eta: whether the sampler's eta, and with it the choice of ddpm or ddim, has a meaning for it.
-        uses_spacing: whether the sampler's spacing has.
-        multistep: whether it leaves x and x0 alone between the steps, as the solver "dpm++2m" needs it.
-        fractional: whether it takes fractional times; otherwise they are rounded and repeated ones are dropped.
-        needs_text: whether it needs a `TextDenoiser`.
-        reconstructed: whether it follows an abstract or a paper without code or constants, so that some choices are inferred.
+        preset_steps, preset_eta, preset_solver, preset_spacing: defaults, from the paper or measured.
+        needs_grad: the method differentiates the network, which excludes bf16.
+        weights: "base": the pretrained network; "adapter": RAD's; "none": no network.
+        uses_eta: the sampler's eta, and the choice of ddpm or ddim, affect the method.
+        uses_spacing: the sampler's spacing affects the method.
+        multistep: the method leaves x and x0 unchanged between steps, as solver "dpm++2m" requires.
+        fractional: the method supports fractional timesteps; otherwise they are rounded and duplicates are dropped.
+        needs_text: the method requires a `TextDenoiser`.
+        reconstructed: the method follows an abstract, or a paper without code or constants; some choices are inferred.
         registered_name: set by `rad.methods.register`.
     """
 
@@ -82,23 +82,23 @@ class Method:
 
     @property
     def name(self) -> str:
-        """As on the command line."""
+        """Name on the command line."""
         return name_of(type(self))
 
     def check(self) -> object:
-        """Called before any network call. Raises ValueError where something that the method needs is missing."""
+        """Called before any network call. Raises ValueError for a missing requirement."""
         return None
 
     def process(self, base_process: Process, time_origin: TimeOrigin) -> Process:
-        """The noise process that the method runs on, for a model whose base process is `base_process`."""
+        """The method's noise process on a model with `base_process`."""
         return base_process
 
     def regions(self, task: Task) -> NoiseRegions:
-        """The distinct values that the process tells apart: those of the hole itself."""
+        """Input of the process; the hole's distinct values by default."""
         return task.regions
 
     def view(self, prior: Denoiser, task: Task) -> Denoiser:
-        """The denoiser as the method uses it for this task. Raises ValueError for one that lacks what the method needs."""
+        """The denoiser that the method uses for this task. Raises ValueError for an unsuitable one."""
         return prior
 
     def choose(
@@ -109,9 +109,9 @@ class Method:
         spacing: Spacing | None = None,
         eta: float | None = None,
     ) -> Schedule:
-        """The preset, with the settings that the user gives. Another solver has its own spacing and eta, see `DEFAULTS`.
+        """The preset with the given changes. Another solver brings its spacing and eta from `DEFAULTS`.
 
-        Settings without an effect on this method (see `unused`) keep the values of the preset.
+        Options without effect (see `unused`) keep the preset's value.
         """
         solver = self.preset_solver if solver is None or not self.takes(solver) else solver
         own = self.preset_spacing, self.preset_eta
@@ -123,13 +123,13 @@ class Method:
         return Schedule(self.preset_steps if steps is None else steps, solver, spacing, eta)
 
     def takes(self, solver: str) -> bool:
-        """Whether `solver` has an effect, or is refused, rather than being ignored."""
+        """Whether the method uses or rejects `solver`; False if it ignores it."""
         return self.uses_eta or (solver == "dpm++2m" and self.weights != "none")
 
     def unused(
         self, *, solver: Solver | None = None, spacing: Spacing | None = None, eta: float | None = None
     ) -> list[str]:
-        """The names of those that are given and have no effect on this method."""
+        """Names of the given options that have no effect on this method."""
         kept = {
             "solver": solver is None or self.takes(solver) or solver == self.preset_solver,
             "spacing": spacing is None or self.uses_spacing or spacing == self.preset_spacing,
@@ -138,16 +138,16 @@ class Method:
         return [name for name, fine in kept.items() if not fine]
 
     def plan(self, times: list[float]) -> list[float]:
-        """The levels visited, ending in CLEAN; a level that is higher than the one before is a forward move."""
+        """The t to visit, ending in CLEAN. A t above its predecessor is a forward step."""
         return times
 
     def cost(self, times: list[float]) -> Cost:
-        """Work for one image on the levels that `plan` gave."""
+        """Work per image for the result of `plan`."""
         calls = sum(nxt < now for now, nxt in pairwise(times))
         return Cost(calls, calls if self.needs_grad else 0)
 
     def decode(self, x: Tensor, task: Task) -> Tensor:
-        """The pictures (B,3,H,W) in [-1,1] of what the method made, x (B,C,h,w), before known pixels are put back."""
+        """Decode the result x (B,C,h,w) to images (B,3,H,W) in [-1,1], before known pixels are restored."""
         return task.codec.decode(x)
 
 
@@ -164,7 +164,14 @@ def _range(low: float, high: float) -> str:
 
 @dataclass(frozen=True)
 class SamplingMethod(Method):
-    """A method, as hooks of the reverse loop; each does nothing unless overridden, and returns what it was to change."""
+    """A method as hooks of the reverse loop. By default each hook returns its input.
+
+    Example:
+        @dataclass(frozen=True)
+        class Clamp(SamplingMethod):
+            def after_step(self, state: State, x_next: Tensor) -> Tensor:
+                return x_next.clamp(-3, 3)
+    """
 
     def differentiates(self, state: State) -> bool:
         """Whether the estimate of this step must be differentiable with respect to `state.x`."""
@@ -175,7 +182,7 @@ class SamplingMethod(Method):
         return state.x
 
     def before_denoise(self, state: State) -> Tensor:
-        """x, before the prior sees it."""
+        """The denoiser's input."""
         return state.x
 
     def on_denoised(self, state: State, denoised: Denoised) -> Denoised:
@@ -189,8 +196,8 @@ class SamplingMethod(Method):
 
 @dataclass(frozen=True)
 class CustomSampler(Method, ABC):
-    """A method that is not a reverse loop with something between the steps."""
+    """A method with its own loop."""
 
     @abstractmethod
     def run(self, run: RunContext) -> Tensor:
-        """The filled images (B,C,H,W) in [-1,1]; known pixels are put back afterwards."""
+        """The filled images (B,C,H,W) in [-1,1]. The sampler restores known pixels afterwards."""

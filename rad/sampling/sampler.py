@@ -1,7 +1,7 @@
-"""The reverse loop: from noise in the hole to an image, for RAD and for every method that is a callback of it.
+"""The reverse loop: from noise in the hole to an image, for RAD and for every `SamplingMethod`.
 
-Methods differ in how noisy each pixel is (the process) and in what is done between two steps (the callbacks).
-The few that are no reverse loop at all are a `CustomSampler`: they own theirs, behind the same call.
+Methods differ in the noise level of each pixel (the process) and in their hooks between two steps.
+A `CustomSampler` has its own loop behind the same call.
 """
 
 import time
@@ -25,13 +25,13 @@ from rad.sampling.task import Task
 
 @dataclass(frozen=True)
 class Sample:
-    """The result of a run.
+    """Result of a run.
 
     Args:
-        image: (B,C,H,W) in [-1,1], with the known pixels of the input where the hole is 0.
-        raw: the same before that.
-        nfe: network calls an image; vjp: backward passes through the network an image.
-        seconds: of the loop, for the batch.
+        image: (B,C,H,W) in [-1,1], equal to the input where the hole is 0.
+        raw: the image before known pixels are restored.
+        nfe, vjp: forward and backward passes of the network per image.
+        seconds: wall time of the loop for the batch.
     """
 
     image: Tensor
@@ -42,25 +42,30 @@ class Sample:
 
 
 class Draws(Protocol):
-    """Where a run's noise comes from: a `KeyedNoise`, or the draws of a run around this one."""
+    """Source of a run's noise, such as `KeyedNoise`."""
 
     def draw(self, number: int, shape: Sequence[int]) -> Tensor: ...
 
 
 class Sampler:
-    """The loop.
+    """The reverse loop.
+
+    Example:
+        sampler = Sampler(RegionAware(betas), steps=20, solver="dpm++2m", spacing="logsnr")
+        with KeyedNoise(seed, names) as noise:
+            filled = sampler(denoiser, Task.from_image(image, hole), noise=noise).image
 
     Args:
-        process: `RegionAware` for RAD, `Uniform` for methods that use the base model.
-        callbacks: methods; in this order at each hook. Or a single `CustomSampler`.
-        steps: number of noise levels, from 1 to process.sampled_steps.
-        eta: 1 adds DDPM's noise, 0 none; None: the solver's own (1 for "ddpm", otherwise 0).
+        process: `RegionAware` for RAD, `Uniform` for methods on the base model.
+        callbacks: methods, in the order of their hooks; or one `CustomSampler`.
+        steps: number of noise levels, 1 to process.sampled_steps.
+        eta: 1 adds DDPM's noise, 0 none. None: the solver's default (1 for "ddpm", otherwise 0).
         solver: "ddpm" and "ddim", see `rad.diffusion.step.reverse_step`; "dpm++2m", see `rad.diffusion.solvers.multistep`.
-        spacing: where the noise levels lie, see `rad.diffusion.spacings.Spacing`.
-        on_step: called with (steps done, steps in all) after each step, for a progress bar.
+        spacing: see `rad.diffusion.spacings.Spacing`.
+        on_step: called with (steps done, total steps) after each step.
 
     Raises:
-        ValueError: a number outside its range; or a solver that cannot be combined with the spacing or the methods.
+        ValueError: a number is outside its range, or the solver does not support the spacing or the methods.
     """
 
     def __init__(
@@ -78,8 +83,8 @@ class Sampler:
         for method in (callbacks,) if isinstance(callbacks, CustomSampler) else callbacks:
             if solver == "dpm++2m" and not method.multistep:
                 raise ValueError(
-                    f"solver 'dpm++2m' extrapolates from the step before, and method {method.name!r} changes x or x0 between "
-                    "steps or has a loop of its own: use solver 'ddpm' or 'ddim'"
+                    f"solver 'dpm++2m' extrapolates from the previous step; method {method.name!r} changes x or x0 between "
+                    "steps or has its own loop: use solver 'ddpm' or 'ddim'"
                 )
         check_solver(solver, eta, spacing)
         self.process, self.eta, self.solver, self.on_step = process, eta, solver, on_step
@@ -94,7 +99,7 @@ class Sampler:
             self.times = method.plan(self.times)
         if solver == "dpm++2m" and any(nxt > now for now, nxt in pairwise(self.times)):
             raise ValueError(
-                "solver 'dpm++2m' extrapolates from the step before, and this plan goes back to noisier levels: "
+                "solver 'dpm++2m' extrapolates from the previous step; this plan goes back to noisier levels: "
                 "use solver 'ddpm' or 'ddim'"
             )
 
@@ -104,7 +109,7 @@ class Sampler:
 
     @property
     def cost(self) -> Cost:
-        """Work that an image needs; a line search may take more."""
+        """Expected work per image. A line search may exceed it."""
         if len(self.methods) == 1:
             return self.methods[0].cost(self.times)
         plain = SamplingMethod().cost(self.times)
@@ -112,7 +117,7 @@ class Sampler:
         return plain + Cost(sum(cost.nfe - plain.nfe for cost in extra), sum(cost.vjp for cost in extra))
 
     def __call__(self, prior: Denoiser, task: Task, *, noise: Draws) -> Sample:
-        """Fill the holes of `task`. Draws come from `noise`, whose rows are the images of the task."""
+        """Fill the holes of `task`. Row i of each draw of `noise` belongs to image i."""
         began = time.perf_counter()
         for method in self.methods:
             prior = method.view(prior, task)

@@ -1,4 +1,4 @@
-"""What a sampling method sees: the state of a step, the context of a run, and the count of network evaluations."""
+"""Inputs of a sampling method: the state of a step, the context of a run, and the NFE counter."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ from rad.sampling.task import Task
 
 @dataclass(frozen=True)
 class Cost:
-    """Work for one image: `nfe` network calls and `vjp` backward passes through the network, each worth two calls."""
+    """Work per image: `nfe` forward passes of the network and `vjp` backward passes, which count twice."""
 
     nfe: int
     vjp: int = 0
 
     @property
     def units(self) -> int:
-        """In network calls."""
+        """Total in forward passes."""
         return self.nfe + 2 * self.vjp
 
     def __add__(self, other: "Cost") -> "Cost":
@@ -64,7 +64,7 @@ class CountedDenoiser:
         return kept[2]
 
     def semantic(self, x: Tensor, noise: NoiseLevel, *, fine: bool) -> Semantics:
-        """As `TextDenoiser.semantic`, one network call."""
+        """See `TextDenoiser.semantic`; 1 NFE."""
         assert isinstance(self.prior, TextDenoiser)
         self._count(nfe=1)
         return self.prior.semantic(x, noise, fine=fine)
@@ -86,12 +86,12 @@ class CountedDenoiser:
 
 @dataclass(frozen=True)
 class State:
-    """What a callback sees. Hooks return a value; they change nothing.
+    """State of one step, the input of every hook. Hooks return a value and mutate nothing.
 
     Args:
-        task, process, prior: of this run; the prior counts its calls.
-        step: number of this step, from 0, of `steps`.
-        time, next_time: levels of this step; `now`, `next` their noise.
+        task, process, prior: of this run; `prior` is the denoiser, which counts its calls.
+        step: index of this step, 0 to `steps` - 1.
+        time, next_time: t before and after this step; `now`, `next`: their noise levels.
         x: (B,C,H,W) at `now`.
         draw: gives a fresh standard normal image (B,C,H,W) at each call.
         index: number of the level `now` among the distinct levels of the plan, from 0, the noisiest.
@@ -111,19 +111,19 @@ class State:
     index: int = 0
 
     def level(self, t: float) -> NoiseLevel:
-        """The noise at time t."""
+        """Noise level at t."""
         return level(self.process, t, self.task)
 
 
 def level(process: Process, t: float, task: Task) -> NoiseLevel:
-    """The noise of `task` at time t, the same for all images."""
+    """Noise level of `task` at t, which all images share."""
     kind = torch.int64 if isinstance(t, int) else torch.float64
     return process.noise(torch.full((len(task.known),), t, dtype=kind, device=task.known.device), task.regions)
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """What a `CustomSampler` works with: as in `State`; `times` are the levels to visit, ending in CLEAN."""
+    """Input of a `CustomSampler`; fields as in `State`. `times` are the t to visit, ending in CLEAN."""
 
     task: Task
     process: Process
@@ -132,8 +132,8 @@ class RunContext:
     eta: float
     draw: Callable[[], Tensor]
     tell: Callable[[int, int], None]
-    """To be called with (steps done, of how many), for a progress bar."""
+    """Progress callback: (steps done, total steps)."""
 
     def level(self, t: float) -> NoiseLevel:
-        """The noise at time t."""
+        """Noise level at t."""
         return level(self.process, t, self.task)

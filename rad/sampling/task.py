@@ -1,4 +1,4 @@
-"""Images to be filled, as the sampler sees them."""
+"""The sampler's input: images and their holes, in pixels or latents."""
 
 from dataclasses import dataclass
 
@@ -12,15 +12,15 @@ from rad.models.vae import IDENTITY, Autoencoder
 
 @dataclass(frozen=True)
 class Task:
-    """Images to be filled.
+    """A batch of inpainting problems.
 
     Args:
-        known: (B,C,H,W) in [-1,1], zero where the hole is 1, so that nothing can read what is to be found.
-        hole: (B,1,H,W) in [0,1], 1 = fill; between: kept in part (RAD's soft masks).
-        regions: the hole as its distinct values.
-        codec: between what the model works on (pixels, or latents) and pixels.
-        picture: (B,3,H,W) in [-1,1] the known pixels, zero where picture_hole (B,1,H,W) is 1. Of a pixel model these are
-            `known` and `hole`; of a latent one `known` (B,c,h,w) is its encoding, and `hole` the cells that it spoils.
+        known: (B,C,H,W) in [-1,1], zero where the hole is 1, which hides the hole's content from every method.
+        hole: (B,1,H,W) in [0,1], 1 = fill; between: a partial edit (RAD's soft masks).
+        regions: the distinct values of the hole.
+        codec: between model space (pixels or latents) and pixels.
+        picture: (B,3,H,W) in [-1,1], known pixels, zero where picture_hole (B,1,H,W) is 1. Pixel models have the same
+            tensors in `known` and `hole`; latent models have the latents (B,c,h,w) and the latent cells to fill.
     """
 
     known: Tensor
@@ -32,7 +32,11 @@ class Task:
 
     @classmethod
     def from_image(cls, image: Tensor, hole: Tensor) -> "Task":
-        """image (B,C,H,W) in [-1,1], hole (B,1,H,W) in [0,1]; both on the device of the network."""
+        """Task of a pixel model from image (B,C,H,W) in [-1,1] and hole (B,1,H,W) in [0,1], both on the network's device.
+
+        Raises:
+            ValueError: shapes differ.
+        """
         if image.shape[0] != hole.shape[0] or image.shape[2:] != hole.shape[2:]:
             raise ValueError(
                 f"image is {tuple(image.shape)} and hole {tuple(hole.shape)}; expected (B,C,H,W) and (B,1,H,W)"
@@ -44,12 +48,13 @@ class Task:
     def encoded(
         cls, picture: Tensor, hole: Tensor, codec: Autoencoder, *, grid: Grid | None = None, fill: Prefill = "smooth"
     ) -> "Task":
-        """A task for a latent model.
+        """Task of a latent model.
 
         Args:
-            picture: (B,3,H,W) in [-1,1]; hole: (B,1,H,W) in [0,1]; sides are multiples of codec.factor.
-            grid: how the hole comes to the latent grid; fill: what the hole holds when the picture is encoded, so that known
-                latents have not seen it; "none": its own content (`encode_full` of other programs, which leaks).
+            picture: (B,3,H,W) in [-1,1]; hole: (B,1,H,W) in [0,1]; H and W are multiples of codec.factor.
+            grid: rule that maps the hole to the latent grid.
+            fill: content of the hole while the encoder runs; it hides the original from known latents. "none": the original,
+                which leaks (`--encode_full`).
         """
         plain = cls.from_image(picture, hole)
         cells = latent_hole(plain.hole, codec.factor, grid or Grid())
