@@ -9,8 +9,8 @@ from pathlib import Path
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-SHIPPED = ("base-nature32", "features-nature64", "rad-nature32", "rad-nature32-lora", "tdpaint-nature32")
-"""Folders of checkpoints/: 23 MB. `latent-nature32` with `rad-latent-nature32`, 22 MB, stay in the checkout."""
+SHIPPED = ("base-nature32", "features-nature64", "photos", "rad-nature32")
+"""Folders of checkpoints/: 25 MB. The others stay in the checkout: models of ablations and the latent models."""
 
 
 class BuildWithData(build_py):

@@ -58,7 +58,7 @@ def test_a_label_is_a_method_with_steps_or_a_budget():
     for wrong in ("ddnm@", "ddnm@0", "ddnm@-3", "ddnm@1.5", "ddnm@nfe", "ddnm@5steps", "ddnm@²"):
         with pytest.raises(ValueError, match="ddnm@50 for 50 steps"):
             Label.of(wrong)
-    with pytest.raises(ValueError, match="no method 'dddm'"):
+    with pytest.raises(ValueError, match="method 'dddm' is not known"):
         Label.of("dddm@5")
 
 
