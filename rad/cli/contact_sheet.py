@@ -30,8 +30,9 @@ def contact_sheet(
     by_name = {name: {job.picture.name: job for job in some} for name, some in jobs.items()}
     pictures = pictures[:ROWS]
     side = max(SMALLEST, min(LARGEST, max(max(picture.size) for _, picture, _ in pictures)))
-    titles = ["input", *jobs, "as given"]
-    sheet = Image.new("RGB", (len(titles) * (side + GAP) + GAP, HEAD + len(pictures) * (side + GAP)), "white")
+    titles = [title.replace(",", ",\n") for title in ("input", *jobs, "as given")]
+    head = HEAD * max(title.count("\n") + 1 for title in titles)
+    sheet = Image.new("RGB", (len(titles) * (side + GAP) + GAP, head + len(pictures) * (side + GAP)), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=13)
     for column, title in enumerate(titles):
         draw.text((GAP + column * (side + GAP), 1), title, fill="black", font=font)
@@ -42,7 +43,7 @@ def contact_sheet(
             cells.append(Image.open(path) if path.exists() else None)
         for column, cell in enumerate([*cells, picture]):
             if cell is not None:
-                sheet.paste(_fit(cell, side), (GAP + column * (side + GAP), HEAD + row * (side + GAP)))
+                sheet.paste(_fit(cell, side), (GAP + column * (side + GAP), head + row * (side + GAP)))
     return sheet
 
 
