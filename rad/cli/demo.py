@@ -92,7 +92,7 @@ def restore(folder: str, image: Image.Image, hole: Tensor, *, steps: int, seed: 
     tell(f"{folder}: a photograph of {image.width}x{image.height}, {windows} windows, {steps} network calls each")
     with Progress(steps * windows) as progress:
         result = inpainter(
-            image, hole, steps=steps, seed=seed, size_policy="crop", batch_size=32,
+            image, hole, steps=steps, solver="ddpm", seed=seed, size_policy="crop", batch_size=32,  # smooth, for thin damage
             on_step=lambda done, _: progress.update(done),
         )  # fmt: skip
     return result.images[0]
