@@ -55,7 +55,7 @@ class Polylines(MaskGenerator):
             raise ValueError(f"turn={self.turn}: give 0 (straight lines) to 180 degrees")
 
     def __call__(self, generators: Sequence[torch.Generator], height: int, width: int) -> Tensor:
-        return _paint(self._draw, generators, height, width)
+        return paint(self._draw, generators, height, width)
 
     def _draw(self, source: random.Random, height: int, width: int) -> np.ndarray:
         hole = np.zeros((height, width), dtype=bool)
@@ -98,7 +98,7 @@ class Text(MaskGenerator):
         _check_range("margin", self.margin, 0, MOST_MARGIN)
 
     def __call__(self, generators: Sequence[torch.Generator], height: int, width: int) -> Tensor:
-        return _paint(self._draw, generators, height, width)
+        return paint(self._draw, generators, height, width)
 
     def _draw(self, source: random.Random, height: int, width: int) -> np.ndarray:
         while True:  # a space or the gap between two lines may cover the whole of a small image
@@ -140,18 +140,20 @@ def _near(vertices: np.ndarray, radius: float, height: int, width: int) -> np.nd
     return ((x - along * along_x) ** 2 + (y - along * along_y) ** 2 <= radius**2).any(0)
 
 
-def _paint(
-    draw: Callable[[random.Random, int, int], np.ndarray],
+def paint(
+    draw: Callable[[random.Random, int, int], np.ndarray | Image.Image],
     generators: Sequence[torch.Generator],
     height: int,
     width: int,
+    *,
+    seeds: int = 2**62,
 ) -> Tensor:
-    """One draw of each generator seeds the scalar draws of its image."""
+    """Holes drawn on the CPU, (B,1,H,W): one draw of each generator, of `seeds` numbers, seeds the draws of its image."""
     holes = []
     for generator in generators:
-        seed = int(torch.randint(2**62, (), generator=generator, device=generator.device).item())
-        hole = draw(random.Random(seed), height, width)
-        holes.append(torch.from_numpy(hole.astype(np.float32)).to(generator.device))
+        seed = int(torch.randint(seeds, (), generator=generator, device=generator.device).item())
+        hole = np.array(draw(random.Random(seed), height, width), dtype=np.float32)
+        holes.append(torch.from_numpy(hole).to(generator.device))
     return torch.stack(holes)[:, None]
 
 

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from rad.masks import MaskGenerator, Mixture, Part
-from rad.masks.damage import Polylines, Text
+from rad.masks.damage import Polylines, Text, paint
 from rad.masks.perlin import Perlin, threshold_by_rank
 
 MOST = 1000
@@ -416,18 +416,7 @@ def _repeat(hole: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
     return hole.to(generators[0].device).repeat(len(generators), 1, 1, 1)
 
 
-def _paint(
-    draw: Callable[[random.Random, int, int], Image.Image],
-    generators: Sequence[torch.Generator],
-    height: int,
-    width: int,
-) -> Tensor:
-    """Holes drawn with Pillow; one draw of each generator seeds the scalar draws of its image."""
-    holes = []
-    for generator in generators:
-        canvas = draw(random.Random(_draw_integer(generator, 2**62)), height, width)
-        holes.append(torch.from_numpy(np.array(canvas, dtype=np.float32)).to(generator.device))
-    return torch.stack(holes)[:, None]
+_paint = partial(paint, seeds=2**62 + 1)  # the range of the published mask sets
 
 
 def _draw_segment(

@@ -80,7 +80,9 @@ class Sampler:
         on_step: Callable[[int, int], None] | None = None,
     ) -> None:
         eta = DEFAULTS.get(solver, ("even", 1.0))[1] if eta is None else eta
-        for method in (callbacks,) if isinstance(callbacks, CustomSampler) else callbacks:
+        self.loop = callbacks if isinstance(callbacks, CustomSampler) else None
+        self.callbacks = () if isinstance(callbacks, CustomSampler) else tuple(callbacks)
+        for method in self.methods:
             if solver == "dpm++2m" and not method.multistep:
                 raise ValueError(
                     f"solver 'dpm++2m' extrapolates from the previous step; method {method.name!r} changes x or x0 between "
@@ -88,8 +90,6 @@ class Sampler:
                 )
         check_solver(solver, eta, spacing)
         self.process, self.eta, self.solver, self.on_step = process, eta, solver, on_step
-        self.loop = callbacks if isinstance(callbacks, CustomSampler) else None
-        self.callbacks = () if isinstance(callbacks, CustomSampler) else tuple(callbacks)
         for method in self.methods:
             if spacing not in ("even", "official") and not method.uses_spacing:
                 raise ValueError(f"spacing {spacing!r} has no effect on method {method.name!r}: use 'even'")

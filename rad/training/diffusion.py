@@ -384,9 +384,9 @@ class Diffusion(L.LightningModule):
             hole = torch.where((draws < self.unconditional_share)[:, None, None, None], 1.0, hole)
         return hole, NoiseRegions.from_mask(hole) if given else NoiseRegions.binary(hole)
 
-    def _draws(self, batch: Batch, purpose: str, what: str) -> Tensor:
-        """(B,) uniform in [0,1), keyed by the position of each sample and by what they are for."""
-        keys = [generator(self.seed, purpose, what, position) for position in batch["position"].tolist()]
+    def _draws(self, batch: Batch, *key: str) -> Tensor:
+        """(B,) uniform in [0,1), keyed by the seed, `key` and the position of each sample."""
+        keys = [generator(self.seed, *key, position) for position in batch["position"].tolist()]
         return torch.stack([torch.rand((), generator=key) for key in keys])
 
     @torch.no_grad()
@@ -405,13 +405,10 @@ class Diffusion(L.LightningModule):
     def _conditions(self, batch: Batch, purpose: str) -> dict[str, Tensor]:
         if self.parts.text is None:
             return {}
-        positions = batch["position"].tolist()
-        prompts = list(batch.get("text", [""] * len(positions)))
+        prompts = list(batch.get("text", [""] * len(batch["position"])))
         if purpose == "train":
-            draws = [torch.rand((), generator=generator(self.seed, "prompt", position)) for position in positions]
-            prompts = [
-                "" if draw < self.prompt_dropout else prompt for draw, prompt in zip(draws, prompts, strict=True)
-            ]
+            dropped = (self._draws(batch, "prompt") < self.prompt_dropout).tolist()
+            prompts = ["" if drop else prompt for drop, prompt in zip(dropped, prompts, strict=True)]
         return self.parts.text(prompts)
 
     def _logging(self) -> bool:
