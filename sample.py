@@ -1,4 +1,4 @@
-"""Fill holes in pictures: `python sample.py --checkpoint ADAPTER --image FILE --mask FILE --output FILE`."""
+"""Fill holes in images: `python sample.py --checkpoint ADAPTER --image FILE --mask FILE --output FILE`."""
 
 from rad.cli.main import sample
 

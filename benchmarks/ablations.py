@@ -1,6 +1,6 @@
 """RAD's ablations at a small scale: equal short trainings that differ in one thing, then equal sampling and scoring.
 
-    python benchmarks/ablations.py --data TRAIN.zip --val_data VAL.zip --pictures runs/pictures32 --output runs/ablations
+    python benchmarks/ablations.py --data TRAIN.zip --val_data VAL.zip --images runs/images32 --output runs/ablations
 
 The commands are written to OUTPUT/commands.txt; what is finished is not made again. OUTPUT/compared holds the results of all
 variants as one scored comparison, for benchmarks/table.py; the first variant is its baseline.
@@ -35,11 +35,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="training photographs: folder or zip")
     parser.add_argument("--val_data", required=True)
-    parser.add_argument("--pictures", type=Path, required=True, help="folder to be filled, see benchmarks/pictures.py")
+    parser.add_argument("--images", type=Path, required=True, help="folder to be filled, see benchmarks/image_set.py")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--training_steps", type=int, default=1000)
     parser.add_argument("--steps", type=int, default=50, help="of sampling")
-    parser.add_argument("--limit", type=int, default=100, help="pictures")
+    parser.add_argument("--limit", type=int, default=100, help="images")
     parser.add_argument("--mask", nargs="+", default=["box", "wide", "half", "thin"])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     options = parser.parse_args()
@@ -69,8 +69,8 @@ def training(options: argparse.Namespace, name: str) -> list[str]:
 
 
 def sampling(options: argparse.Namespace, name: str, model: Path) -> list[str]:
-    """The command that fills and scores the pictures with a variant."""
-    words = ["sample.py", "--checkpoint", str(model.resolve()), "--image", str(options.pictures.resolve())]
+    """The command that fills and scores the images with a variant."""
+    words = ["sample.py", "--checkpoint", str(model.resolve()), "--image", str(options.images.resolve())]
     words += ["--mask", *options.mask, "--method", method(options, name), "--limit", str(options.limit)]
     words += ["--output", str((options.output / "results" / name).resolve()), "--batch_size", "25", "--report"]
     words += ["--solver", "ddpm", "--spacing", "even"]
@@ -93,13 +93,13 @@ def scoring(options: argparse.Namespace) -> list[str]:
         "--results",
         str(together.resolve()),
         "--reference",
-        str(options.pictures.resolve()),
+        str(options.images.resolve()),
     ]
     return [*words, "--baseline", options.variants[0], "--feature_net", str(ROOT / "checkpoints/features-nature64")]
 
 
 def method(options: argparse.Namespace, name: str) -> str:
-    """What fills the pictures with a variant, as its folder is called."""
+    """What fills the images with a variant, as its folder is called."""
     return f"{'tdpaint' if name == 'tdpaint' else 'rad'}@{options.steps}"
 
 
@@ -113,7 +113,7 @@ def call(options: argparse.Namespace, words: list[str]) -> None:
     program = words if words[0] == "-m" else [str(ROOT / words[0]), *words[1:]]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, *program], cwd=options.output, env=environment, check=False)
-    if done.returncode not in (0, 3):  # 3: a picture or a part of the report is missing
+    if done.returncode not in (0, 3):  # 3: an image or a part of the report is missing
         raise SystemExit(done.returncode)
 
 

@@ -1,10 +1,10 @@
-"""Does a picture show what its prompt names? Share of pictures whose class is among the five that a classifier thinks of first.
+"""Does an image show what its prompt names? Share of images whose class is among the five that a classifier thinks of first.
 
-The classifier is a linear discriminant on the features of a network, of training pictures reduced to the size of the results;
+The classifier is a linear discriminant on the features of a network, of training images reduced to the size of the results;
 the share that it reaches on the originals, with their own names, is printed as what can be expected at most.
 
-python benchmarks/class_agreement.py --results runs/compare --mask half --prompts runs/prompts.json --reference runs/pictures32 \
-    --truth runs/pictures32.json --data nature64_train.zip --names configs/nature64_names.json
+python benchmarks/class_agreement.py --results runs/compare --mask half --prompts runs/prompts.json --reference runs/images32 \
+    --truth runs/images32.json --data nature64_train.zip --names configs/nature64_names.json
 """
 
 import argparse
@@ -21,10 +21,10 @@ from torch import Tensor
 from rad.data.captions import read_captions
 from rad.evaluation.features import feature_net
 from rad.images.codecs import to_tensor
-from rad.images.sources import list_pictures
+from rad.images.sources import list_images
 
 FIRST, EACH = 5, 100
-"""Guesses that count; training pictures of each class."""
+"""Guesses that count; training images of each class."""
 
 
 def discriminant(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=Path, required=True, help="what was asked for, as for sample.py")
     parser.add_argument("--reference", type=Path, required=True, help="folder of the originals")
     parser.add_argument("--truth", type=Path, required=True, help="what the originals show, as --prompts")
-    parser.add_argument("--data", required=True, help="training pictures, in folders of classes")
+    parser.add_argument("--data", required=True, help="training images, in folders of classes")
     parser.add_argument("--names", required=True, help="names of the classes, as data.captions of training")
     parser.add_argument("--feature_net", default="checkpoints/features-nature64")
     options = parser.parse_args()
@@ -55,10 +55,10 @@ def main() -> None:
         return torch.cat([net.features(part) for part in parts]).double()
 
     by_name: dict[str, list[Image.Image]] = {}
-    for picture in list_pictures(options.data):
-        found = by_name.setdefault(captions(picture.name), [])
+    for original in list_images(options.data):
+        found = by_name.setdefault(captions(original.name), [])
         if len(found) < EACH:
-            found.append(ImageOps.fit(picture.open().convert("RGB"), size, Image.Resampling.LANCZOS))
+            found.append(ImageOps.fit(original.open().convert("RGB"), size, Image.Resampling.LANCZOS))
     names = sorted(by_name)
     labels = torch.cat([torch.full((len(by_name[name]),), number) for number, name in enumerate(names)])
     weights, biases = discriminant(features([image for name in names for image in by_name[name]]), labels, len(names))

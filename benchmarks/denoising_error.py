@@ -19,7 +19,7 @@ from rad.data.stream import HeldOut
 from rad.diffusion.levels import NoiseRegions
 from rad.diffusion.processes import region_aware
 from rad.diffusion.step import noised
-from rad.images.sources import list_pictures
+from rad.images.sources import list_images
 from rad.inpainting.inpainter import Inpainter
 from rad.masks.shapes import make
 from rad.models.pixel import PixelModel
@@ -52,7 +52,7 @@ def main() -> None:
 def crops(data: str, masks: str, *, size: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Images (N,3,size,size) in [-1,1] and holes (N,1,size,size), keyed by the names of the photographs."""
     framing = Framing(size, crop="random_scale", side_range=(size, None), scale_draw="log_uniform")
-    held_out = HeldOut(list_pictures(data), framing, count, make(masks))
+    held_out = HeldOut(list_images(data), framing, count, make(masks))
     samples = [held_out[number] for number in range(count)]
     return torch.stack([one["image"] for one in samples]), torch.stack([one["hole"] for one in samples])
 
@@ -65,10 +65,10 @@ def denoise(model: PixelModel, x0: torch.Tensor, hole: torch.Tensor, t: int) -> 
     noise = torch.randn(x0.shape, generator=generator(0, "noise", t))
     estimates = []
     with model.weights(adapter=adapter, differentiated=False):
-        prior = model.prior([], adapter=adapter)
+        denoiser = model.denoiser([], adapter=adapter)
         for clean, e, h in zip(x0.split(50), noise.split(50), hole.split(50), strict=True):
             now = process.noise(torch.full((len(clean),), t), NoiseRegions.from_mask(h))
-            estimates.append(prior.denoise(noised(clean, now, noise=e), now).x0)
+            estimates.append(denoiser.denoise(noised(clean, now, noise=e), now).x0)
     return torch.cat(estimates)
 
 

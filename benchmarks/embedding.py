@@ -26,8 +26,8 @@ from benchmarks.networks import (
     Variant,
     build,
     forward,
+    image,
     parameters_in_millions,
-    picture,
     training_step,
     variant_of,
 )
@@ -39,7 +39,7 @@ def flops(config: ConfigName, variant: Variant, *, batch: int = 1, train: bool =
     fake = FakeTensorMode(allow_non_fake_inputs=True)  # as "meta", but the CPU's way through autocast and attention
     with fake, nullcontext() if train else torch.no_grad():
         network.to_empty(device="cpu")
-        call = forward(network, variant, picture(config, batch=batch))
+        call = forward(network, variant, image(config, batch=batch))
         with FlopCounterMode(display=False) as counter:
             (training_step(network, call) if train else call)()
     return counter.get_total_flops()
@@ -57,7 +57,7 @@ def seconds(
 ) -> dict[str, timing.Seconds]:
     """Times of a forward pass, or of a training step, for each variant."""
     unet = build(config, device=device)
-    inputs = picture(config, batch=batch, device=device)
+    inputs = image(config, batch=batch, device=device)
     runs: dict[str, Callable[[], object]] = {}
     for variant in variants:
         network = variant_of(unet, variant, lora=lora)

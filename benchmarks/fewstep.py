@@ -26,7 +26,7 @@ from torch import Tensor
 from rad.evaluation.features import Extractor, feature_net
 from rad.evaluation.metrics import ReferenceFeatures, crop, crop_box, frechet_distance, psnr
 from rad.images.codecs import to_tensor
-from rad.images.sources import list_pictures
+from rad.images.sources import list_images
 from rad.inpainting.inpainter import Inpainter
 from rad.masks.shapes import make
 from rad.rng import generator
@@ -88,12 +88,12 @@ def main() -> None:
 
 
 def read(source: str, *, count: int, size: tuple[int, int]) -> tuple[list[Image.Image], list[str]]:
-    """`count` images of (height, width) pixels, as benchmarks/pictures.py writes them, and their names."""
-    found = list_pictures(source)
+    """`count` images of (height, width) pixels, as benchmarks/image_set.py writes them, and their names."""
+    found = list_images(source)
     count = min(count, len(found))
     chosen = [found[number * len(found) // count] for number in range(count)]
-    squares = [ImageOps.fit(picture.open(), size[::-1], Image.Resampling.LANCZOS) for picture in chosen]
-    return squares, [picture.name for picture in chosen]
+    squares = [ImageOps.fit(image.open(), size[::-1], Image.Resampling.LANCZOS) for image in chosen]
+    return squares, [image.name for image in chosen]
 
 
 @torch.inference_mode()

@@ -15,7 +15,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import timing
-from benchmarks.networks import BATCH, CONFIGS, ConfigName, build, picture
+from benchmarks.networks import BATCH, CONFIGS, ConfigName, build, image
 from rad.diffusion.denoiser import UNetDenoiser
 from rad.diffusion.processes import RegionAware
 from rad.diffusion.schedules import linear_betas
@@ -43,17 +43,17 @@ def main() -> None:
 
     shipped = given.config == "nature32"
     unet = patch(load_base(BASE).unet if shipped else build(given.config)).to(given.device).eval()
-    inputs = picture(given.config, batch=batch, device=given.device)
+    inputs = image(given.config, batch=batch, device=given.device)
     task = Task.from_image(inputs["x"].clamp(-1, 1), inputs["hole"][:, None].float())
     process = RegionAware(linear_betas())
-    sampler, prior = Sampler(process, steps=steps), UNetDenoiser(unet)
+    sampler, denoiser = Sampler(process, steps=steps), UNetDenoiser(unet)
     levels = [torch.full((batch,), time, device=given.device) for time in sampler.times[:-1]]
     times = [process.noise(level, task.regions).timesteps.float() for level in levels]
     assert len(times) == sampler.cost.nfe
 
     def loop() -> Tensor:
         with KeyedNoise(0, range(batch)) as noise:
-            return sampler(prior, task, noise=noise).image
+            return sampler(denoiser, task, noise=noise).image
 
     @torch.inference_mode()
     def calls() -> None:

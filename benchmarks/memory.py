@@ -28,7 +28,7 @@ from benchmarks.networks import (
     Variant,
     build,
     forward,
-    picture,
+    image,
     training_step,
     variant_of,
 )
@@ -74,7 +74,7 @@ def measure(
     """Bytes, in this process: what = "saved" or "peak"."""
     torch.set_num_threads(threads)
     network = variant_of(build(config, device=device), variant, lora=lora)
-    call = forward(network, variant, picture(config, batch=batch, device=device))
+    call = forward(network, variant, image(config, batch=batch, device=device))
     return saved_bytes(network, call) if what == "saved" else peak_bytes(training_step(network, call), device)
 
 

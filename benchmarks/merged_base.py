@@ -1,7 +1,7 @@
 """Writes the network of a RAD adapter, with the adapter in its weights, as a base model for zero-shot methods.
 
     python benchmarks/merged_base.py --checkpoint checkpoints/rad-nature32 --output runs/merged-nature32
-    python sample.py --checkpoint runs/merged-nature32 --image runs/pictures32 --mask half --method repaint --output runs/M
+    python sample.py --checkpoint runs/merged-nature32 --image runs/images32 --mask half --method repaint --output runs/M
 
 A control: is RAD nearer to the originals for what it does, or because its network was trained for longer than the base? At
 one noise level for the whole image the network is a stock one, which repaint and the others can use.
@@ -32,8 +32,8 @@ def main() -> None:
         parser.error(f"{options.checkpoint} is no RAD adapter for a model of pixels")
     weights, config = merge(model.peft).state_dict(), dict(model.unet.config)
     if not model.info.learned_variance:  # the channels of the variance are of no use without its training
-        config["out_channels"] = model.codec.channels
-        weights |= {name: weights[name][: model.codec.channels] for name in ("conv_out.weight", "conv_out.bias")}
+        config["out_channels"] = model.autoencoder.channels
+        weights |= {name: weights[name][: model.autoencoder.channels] for name in ("conv_out.weight", "conv_out.bias")}
     unet = UNet2DModel.from_config(config)
     unet.load_state_dict(weights)
     save_base(options.output, unet, betas=model.base.betas, prediction_type=model.base.prediction_type, half=False)

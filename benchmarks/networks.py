@@ -1,6 +1,6 @@
 """The networks that the benchmarks measure, with random weights: stock, and patched with either embedding.
 
-All three of a set hold the same parameters in memory, and see one picture with a binary hole.
+All three of a set hold the same parameters in memory, and see one image with a binary hole.
 """
 
 from collections.abc import Callable
@@ -90,7 +90,7 @@ def variant_of(unet: UNet2DModel, variant: Variant, *, lora: bool = False) -> nn
     return inject(network, LoRA()) if lora else network
 
 
-def picture(config: ConfigName, *, batch: int, device: str = "cpu", size: int | None = None) -> dict[str, Tensor]:
+def image(config: ConfigName, *, batch: int, device: str = "cpu", size: int | None = None) -> dict[str, Tensor]:
     """x (B,3,H,W), a time for known pixels and one for the hole (B,2), and the hole (B,H,W) int64: a box, half the image."""
     size = size or CONFIGS[config]["sample_size"]
     hole = torch.zeros(batch, size, size, dtype=torch.int64, device=device)

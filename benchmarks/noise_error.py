@@ -1,6 +1,6 @@
 """Noise-prediction error in the hole at several times, of adapters, whole models and base models (with everything hole).
 
-python benchmarks/noise_error.py --pictures runs/pictures32 --model checkpoints/rad-nature32 checkpoints/base-nature32
+python benchmarks/noise_error.py --images runs/images32 --model checkpoints/rad-nature32 checkpoints/base-nature32
 """
 
 import argparse
@@ -15,7 +15,7 @@ from rad.diffusion.levels import NoiseRegions
 from rad.diffusion.processes import RegionAware, Uniform
 from rad.diffusion.step import noised
 from rad.images.codecs import to_tensor
-from rad.images.sources import list_pictures
+from rad.images.sources import list_images
 from rad.inpainting.inpainter import Inpainter
 from rad.models.pixel import PixelModel
 from rad.rng import generator
@@ -25,14 +25,14 @@ TIMES = (10, 50, 100, 200, 400, 600, 800, 950)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", required=True, help="of the model's size, see benchmarks/pictures.py")
+    parser.add_argument("--images", required=True, help="of the model's size, see benchmarks/image_set.py")
     parser.add_argument("--model", nargs="+", required=True)
     parser.add_argument("--base", help="of adapters, where it is not found by itself")
     options = parser.parse_args()
-    x0 = torch.stack([to_tensor(picture.open()) for picture in list_pictures(options.pictures)]) * 2 - 1
+    x0 = torch.stack([to_tensor(image.open()) for image in list_images(options.images)]) * 2 - 1
     half = torch.zeros_like(x0[:, :1])
     half[..., x0.shape[-1] // 2 :] = 1
-    print(f"{len(x0)} pictures; mean squared error of eps at t = {' / '.join(map(str, TIMES))}")
+    print(f"{len(x0)} images; mean squared error of eps at t = {' / '.join(map(str, TIMES))}")
     for name in options.model:
         adapter = (Path(name) / "adapter_config.json").exists()
         model = Inpainter.from_pretrained(name, base=options.base if adapter else None).model

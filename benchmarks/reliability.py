@@ -4,7 +4,7 @@
 
 A small network is trained with a checkpoint after every step. Every other stop comes at a random moment, the others as soon as
 the temporary file of a checkpoint or adapter appears. After each stop
-the same command goes on with `--ckpt_path auto`. In the end weights, average, optimiser and place in the pictures are compared
+the same command goes on with `--ckpt_path auto`. In the end weights, average, optimiser and place in the images are compared
 bit for bit with an uninterrupted run (one CPU thread). The full disk needs the right to mount a small tmpfs.
 """
 
@@ -27,13 +27,13 @@ sys.path.insert(0, str(ROOT))
 
 from rad.diffusion.schedules import linear_betas
 from rad.models.base import save_base
-from tests.conftest import random_picture
+from tests.conftest import random_image
 from tests.tiny_networks import small_unet
 
 CONFIG = {
     "seed_everything": 7,
     "model": {"base": "base", "lora": {"rank": 4}, "learning_rate": 1e-3},
-    "data": {"path": "pictures", "val_count": 2, "size": 16, "batch_size": 4, "num_workers": 2},
+    "data": {"path": "images", "val_count": 2, "size": 16, "batch_size": 4, "num_workers": 2},
     "trainer": {
         "accelerator": "cpu",
         "enable_progress_bar": False,
@@ -58,9 +58,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         save_base("base", small_unet(), betas=linear_betas(), half=False)
-        Path("pictures").mkdir()
+        Path("images").mkdir()
         for number in range(11):
-            random_picture(16, 16, seed=number).save(f"pictures/{number}.png")
+            random_image(16, 16, seed=number).save(f"images/{number}.png")
         Path("c.yaml").write_text(yaml.safe_dump(CONFIG))
         finish("whole", options.steps)
         random.seed(options.seed)
@@ -132,7 +132,7 @@ def compare(name: str, steps: int) -> str:
         "weights": "state_dict",
         "average": "callbacks",
         "optimiser": "optimizer_states",
-        "place": "PictureData",
+        "place": "ImageDataModule",
     }
     differ = [part for part, key in parts.items() if not equal(_only_state(ours[key]), _only_state(theirs[key]))]
     return f"different in {', '.join(differ)}" if differ else "that of an uninterrupted run, bit for bit"

@@ -1,8 +1,8 @@
-"""Thousands of pictures, some of them broken, filled by one process, two, three shards, and a run that is killed over and over.
+"""Thousands of images, some of them broken, filled by one process, two, three shards, and a run that is killed over and over.
 
-    python benchmarks/sharding.py --pictures 2000 --kills 10
+    python benchmarks/sharding.py --images 2000 --kills 10
 
-The results of all four must be the same files, byte for byte; every picture that can be read has one; broken ones are named
+The results of all four must be the same files, byte for byte; every image that can be read has one; broken ones are named
 in the end, and cost nothing else. A small network with random weights, one CPU thread for each process.
 """
 
@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 from rad.diffusion.schedules import linear_betas
 from rad.models.base import save_base
-from tests.conftest import make_adapter, random_picture
+from tests.conftest import make_adapter, random_image
 from tests.tiny_networks import small_unet
 
 SIZE = 16
@@ -29,8 +29,8 @@ SIZE = 16
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=2000)
-    parser.add_argument("--broken", type=int, default=40, help="so many of them are cut short, or no pictures at all")
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--broken", type=int, default=40, help="so many of them are cut short, or no images at all")
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -40,13 +40,13 @@ def main() -> None:
         save_base("base", small_unet(size=SIZE), betas=linear_betas(), half=False)
         make_adapter(Path("adapter"), Path("base"), seed=1)
         Path("in").mkdir()
-        for number in range(options.pictures):
-            random_picture(SIZE, SIZE, seed=number).save(f"in/{number:05}.png")
+        for number in range(options.images):
+            random_image(SIZE, SIZE, seed=number).save(f"in/{number:05}.png")
         broken = random.sample(sorted(Path("in").iterdir()), options.broken)
         for number, path in enumerate(broken):
-            path.write_bytes(path.read_bytes()[:100] if number % 2 else b"no picture")
+            path.write_bytes(path.read_bytes()[:100] if number % 2 else b"no image")
         whole = finish("one")
-        print(f"one process: {len(files('one'))} of {options.pictures} pictures filled, {told(whole)}")
+        print(f"one process: {len(files('one'))} of {options.images} images filled, {told(whole)}")
         two = finish("two", "--devices", "2")
         print(f"two processes: {told(two)}; {compare('two')}")
         for shard in ("1/3", "2/3", "3/3"):
@@ -54,12 +54,10 @@ def main() -> None:
         print(f"three shards: {compare('shards')}")
         stopped = [kill("killed") for _ in range(options.kills)]
         before = finished("killed")
-        print(f"killed {options.kills} times (SIGKILL), with {stopped} pictures finished each time")
+        print(f"killed {options.kills} times (SIGKILL), with {stopped} images finished each time")
         last = finish("killed")
         kept = sum(name in before and stamp == before[name] for name, stamp in finished("killed").items())
-        print(
-            f"after the kills: {told(last)}; {kept} of {len(before)} finished pictures were kept; {compare('killed')}"
-        )
+        print(f"after the kills: {told(last)}; {kept} of {len(before)} finished images were kept; {compare('killed')}")
 
 
 def start(output: str, *words: str) -> "subprocess.Popen[str]":
@@ -78,7 +76,7 @@ def finish(output: str, *words: str) -> str:
 
 
 def kill(output: str) -> int:
-    """Start, wait until something new is there and a little more, kill. Returns the number of finished pictures."""
+    """Start, wait until something new is there and a little more, kill. Returns the number of finished images."""
     before, running = len(files(output)), start(output)
     while len(files(output)) < before + 16 and running.poll() is None:
         time.sleep(0.01)

@@ -1,6 +1,6 @@
 """Texture in the holes of a comparison: mean square of the Laplacian, images in [-1,1], of each method and of the originals.
 
-python benchmarks/texture.py --results runs/compare --reference runs/pictures32 --mask box
+python benchmarks/texture.py --results runs/compare --reference runs/images32 --mask box
 """
 
 import argparse

@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import timing
-from rad.data.module import PictureData
+from rad.data.module import ImageDataModule
 from rad.masks.shapes import make
 from rad.models.lora import LoRA
 from rad.networks.unet import patch
@@ -39,7 +39,7 @@ from rad.training.diffusion import Diffusion
 from rad.training.ema import EMA
 from rad.training.guards import FiniteGuard, StopOnSignal
 from rad.training.panel import Throughput
-from tests.conftest import random_picture
+from tests.conftest import random_image
 
 
 def main() -> None:
@@ -118,14 +118,14 @@ def train(folder: Path, options: argparse.Namespace) -> None:
     batch = options.batch or (32 if photos else 16)
     for number in range(64):
         if photos:
-            random_picture(60, 80, seed=number).resize((533, 400)).save(folder / f"{number}.jpg")
+            random_image(60, 80, seed=number).resize((533, 400)).save(folder / f"{number}.jpg")
         else:
-            random_picture(64, 64, seed=number).save(folder / f"{number}.png")
+            random_image(64, 64, seed=number).save(folder / f"{number}.png")
     averages = [EMA()]
     if photos:
         config = yaml.safe_load((ROOT / "configs/photos.yaml").read_text())
         module = Diffusion(**{**config["model"], "betas": tuple(config["model"]["betas"]), "image_size": 32})
-        data = PictureData(
+        data = ImageDataModule(
             str(folder),
             size=32,
             batch_size=batch,
@@ -141,7 +141,7 @@ def train(folder: Path, options: argparse.Namespace) -> None:
     else:
         base = str(ROOT / "checkpoints/base-nature32")
         module = Diffusion(base=base, image_size=32, lora=LoRA(rank=32, alpha=32), learning_rate=1e-4)
-        data = PictureData(str(folder), size=32, batch_size=batch, val_count=0)
+        data = ImageDataModule(str(folder), size=32, batch_size=batch, val_count=0)
     turns = Turns(Bare(copy.deepcopy(module.network), batch=batch, precision=options.precision))
     trainer = L.Trainer(
         max_steps=options.steps + 3,
@@ -184,16 +184,16 @@ def precisions(options: argparse.Namespace) -> None:
 
 
 def read(folder: Path) -> None:
-    """Pictures a second of the loader, by workers, with nothing else to do."""
+    """Images a second of the loader, by workers, with nothing else to do."""
     for kind, size, suffix in (("JPEG of 256x256", 256, "jpg"), ("PNG of 1024x1024", 1024, "png")):
         place = folder / suffix
         place.mkdir()
         for number in range(64):
-            smooth = random_picture(size // 8, size // 8, seed=number).resize((size, size))
+            smooth = random_image(size // 8, size // 8, seed=number).resize((size, size))
             smooth.save(place / f"{number}.{suffix}")
         rows = []
         for workers in (0, 1, 2, 4):
-            data = PictureData(str(place), size=256, batch_size=8, num_workers=workers, val_count=0, flip=True)
+            data = ImageDataModule(str(place), size=256, batch_size=8, num_workers=workers, val_count=0, flip=True)
             data.setup("fit")
             loader = iter(data.train_dataloader())
             next(loader)
@@ -203,7 +203,7 @@ def read(folder: Path) -> None:
                 next(loader)
                 times.append(time.perf_counter() - start)
             rows.append([str(workers), f"{8 / statistics.mean(times):.0f}"])
-        timing.print_table([f"workers, {kind}", "pictures a second"], rows)
+        timing.print_table([f"workers, {kind}", "images a second"], rows)
 
 
 if __name__ == "__main__":

@@ -49,12 +49,12 @@ class Parser(argparse.ArgumentParser):
         raise ValueError(f"{message}; `{self.prog} --help` lists the options")
 
 
-def tell(message: str) -> None:
+def report(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
 def counted(number: int, what: str) -> str:
-    """ "1 picture", "2 pictures", "2 backward passes"."""
+    """ "1 image", "2 images", "2 backward passes"."""
     plural = f"{what}es" if what.endswith("s") else f"{what}s"
     return f"{number} {what if number == 1 else plural}"
 
@@ -100,4 +100,4 @@ class Progress:
             self._bar.update(self._task, completed=done)
         elif self.total and done * 10 // self.total > self._told:
             self._told = done * 10 // self.total
-            tell(f"{done} of {self.total} network calls")
+            report(f"{done} of {self.total} network calls")

@@ -59,7 +59,7 @@ class KeyedNoise:
             raise ValueError(f"{len(images)} images but {len(samples)} sample numbers: give one for each image")
         self.seed, self.images, self.device = seed, list(images), torch.device(device)
         self.samples = list(samples) if samples is not None else [0] * len(self.images)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="noise-tape")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="keyed-noise")
         self._ahead: dict[tuple[int, tuple[int, ...]], Future[Tensor]] = {}
 
     def draw(self, number: int, shape: Sequence[int], *, last: bool = False) -> Tensor:

@@ -61,27 +61,27 @@ def _cosines(factor: int) -> Tensor:
     return torch.stack([torch.outer(rows[u], rows[v]) for u, v in order])
 
 
-def encoded_prior(world: World, codec: Autoencoder) -> GaussianDenoiser:
+def encoded_denoiser(world: World, autoencoder: Autoencoder) -> GaussianDenoiser:
     """The law of the latents of the world."""
-    shape = world.prior.mean.shape
-    basis = torch.eye(world.prior.mean.numel(), dtype=DOUBLE).view(-1, *shape)
-    latents = codec.encode(basis)
+    shape = world.denoiser.mean.shape
+    basis = torch.eye(world.denoiser.mean.numel(), dtype=DOUBLE).view(-1, *shape)
+    latents = autoencoder.encode(basis)
     matrix = latents.flatten(1).T
-    mean = codec.encode(world.prior.mean[None])[0]
-    return GaussianDenoiser(mean, matrix @ world.prior.covariance @ matrix.T)
+    mean = autoencoder.encode(world.denoiser.mean[None])[0]
+    return GaussianDenoiser(mean, matrix @ world.denoiser.covariance @ matrix.T)
 
 
-def encoded_task(world: World, codec: Autoencoder, *, rows: int = 1, grid: Grid | None = None) -> Task:
+def encoded_task(world: World, autoencoder: Autoencoder, *, rows: int = 1, grid: Grid | None = None) -> Task:
     """The world's task in latents."""
-    picture, hole = (one.expand(rows, *one.shape[1:]) for one in (world.y, world.hole))
-    return Task.encoded(picture, hole, codec, grid=grid)
+    image, hole = (one.expand(rows, *one.shape[1:]) for one in (world.y, world.hole))
+    return Task.encoded(image, hole, autoencoder, grid=grid)
 
 
 class EncodedTape:
-    """The draws of a tape, as encodings of noise in pixels (C,H,W), so that both runs see the same noise."""
+    """The draws of keyed noise, as encodings of noise in pixels (C,H,W), so that both runs see the same noise."""
 
-    def __init__(self, tape: KeyedNoise, codec: Autoencoder, shape: tuple[int, int, int]) -> None:
-        self.tape, self.codec, self.shape = tape, codec, shape
+    def __init__(self, noise: KeyedNoise, autoencoder: Autoencoder, shape: tuple[int, int, int]) -> None:
+        self.noise, self.autoencoder, self.shape = noise, autoencoder, shape
 
     def draw(self, number: int, shape: Sequence[int]) -> Tensor:
-        return self.codec.encode(self.tape.draw(number, self.shape).to(DOUBLE))
+        return self.autoencoder.encode(self.noise.draw(number, self.shape).to(DOUBLE))

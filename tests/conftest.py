@@ -86,7 +86,7 @@ def make_adapter(folder: Path, base: Path, *, seed: int) -> None:
     save_adapter(peft, folder, info, card="# A random adapter\n")
 
 
-def random_picture(height: int, width: int, *, seed: int = 0) -> Image.Image:
+def random_image(height: int, width: int, *, seed: int = 0) -> Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
 

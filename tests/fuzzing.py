@@ -32,8 +32,8 @@ from rad.cli import main as cli
 from rad.cli.train import fit
 from rad.diffusion.schedules import linear_betas
 from rad.evaluation.run_log import read_run
-from rad.images.codecs import open_picture
-from rad.images.sources import list_pictures
+from rad.images.codecs import open_image
+from rad.images.sources import list_images
 from rad.inpainting.inpainter import Inpainter
 from rad.masks import MaskGenerator, Mixture
 from rad.masks.files import read_mask
@@ -44,7 +44,7 @@ from rad.methods import METHODS
 from rad.methods.registry import create
 from rad.models.base import load_base, save_base
 from tests.adm_reference import Adm, random_state
-from tests.conftest import SIZE, box_hole, make_adapter, random_picture
+from tests.conftest import SIZE, box_hole, make_adapter, random_image
 from tests.tiny_networks import small_unet
 
 PATIENCE = 300
@@ -70,12 +70,12 @@ def make_place(root: Path) -> Place:
     make_adapter(models / "adapter", models / "base", seed=1)
     adm = Adm(width=32, multipliers=(1, 2), blocks=1, attention=(1,), head_channels=32)
     torch.save(random_state(adm, seed=0), models / "adm.pt")
-    (models / "pictures").mkdir()
+    (models / "images").mkdir()
     for number in range(3):
-        random_picture(SIZE, SIZE, seed=number).save(models / "pictures" / f"{number}.png")
+        random_image(SIZE, SIZE, seed=number).save(models / "images" / f"{number}.png")
     content = {
         "model": {"base": str(models / "base"), "lora": {"rank": 2, "alpha": 2}, "learning_rate": 1e-4},
-        "data": {"path": str(models / "pictures"), "val_count": 1, "size": SIZE, "batch_size": 2},
+        "data": {"path": str(models / "images"), "val_count": 1, "size": SIZE, "batch_size": 2},
         "trainer": {
             "accelerator": "cpu",
             "max_steps": 2,
@@ -246,9 +246,9 @@ def _places(content: Any) -> list[tuple[Any, Any]]:
     return [(content, key) for key, _ in entries] + [place for _, value in entries for place in _places(value)]
 
 
-def pictures() -> dict[str, bytes]:
-    """Small pictures of every format and mode that `rad.pictures` takes, by suffix with a number before it."""
-    colour = random_picture(12, 9)
+def images() -> dict[str, bytes]:
+    """Small images of every format and mode that `rad.images` takes, by suffix with a number before it."""
+    colour = random_image(12, 9)
     grey, half = colour.convert("L"), colour.resize((12, 9))
     palette = colour.quantize(7)
     palette.info["transparency"] = 3
@@ -282,12 +282,12 @@ def pictures() -> dict[str, bytes]:
     return written
 
 
-PICTURES = pictures()
+PICTURES = images()
 
 
-def draw_picture(data: st.DataObject) -> tuple[str, bytes]:
-    """Name and bytes of a damaged picture, or of nothing at all."""
-    name = data.draw(st.sampled_from(sorted(PICTURES)), "picture")
+def draw_image(data: st.DataObject) -> tuple[str, bytes]:
+    """Name and bytes of a damaged image, or of nothing at all."""
+    name = data.draw(st.sampled_from(sorted(PICTURES)), "image")
     if data.draw(st.integers(0, 9)) == 0:
         return name, data.draw(st.binary(max_size=64))
     return name, damaged(data, PICTURES[name])
@@ -296,12 +296,12 @@ def draw_picture(data: st.DataObject) -> tuple[str, bytes]:
 # ---- attempts ------------------------------------------------------------------------------------
 
 
-def read_picture(data: st.DataObject, place: Place) -> str:
-    name, content = draw_picture(data)
+def read_image(data: st.DataObject, place: Place) -> str:
+    name, content = draw_image(data)
     Path(name).write_bytes(content)
 
     def call() -> None:
-        image = open_picture(name)
+        image = open_image(name)
         assert image.mode == "RGB"
         assert min(image.size) > 0
 
@@ -309,7 +309,7 @@ def read_picture(data: st.DataObject, place: Place) -> str:
 
 
 def read_hole(data: st.DataObject, place: Place) -> str:
-    name, content = draw_picture(data)
+    name, content = draw_image(data)
     Path(name).write_bytes(content)
     options = {
         "polarity": data.draw(st.sampled_from(("white_is_fill", "white_is_known"))),
@@ -397,7 +397,7 @@ def read_archive(data: st.DataObject, place: Place) -> str:
     path.write_bytes(damaged(data, path.read_bytes()))
     before = _files()
     found: list[Any] = []
-    outcomes = {outcome(lambda: found.extend(list_pictures(path)))}
+    outcomes = {outcome(lambda: found.extend(list_images(path)))}
     outcomes |= {outcome(lambda one=one: (one.check(), one.open())) for one in found}
     assert _files() == before
     return "refused" if "refused" in outcomes else "result"
@@ -420,10 +420,10 @@ def read_records(data: st.DataObject, place: Place) -> str:
 
 
 def fill(inpainter: Inpainter, method: str) -> None:
-    """One step on one picture."""
-    picture = random_picture(SIZE, SIZE)
-    result = inpainter(picture, box_hole(SIZE, SIZE, 4, 4, 12, 12), method=method, steps=1).images[0]
-    assert np.array_equal(np.asarray(result)[:4], np.asarray(picture)[:4])
+    """One step on one image."""
+    image = random_image(SIZE, SIZE)
+    result = inpainter(image, box_hole(SIZE, SIZE, 4, 4, 12, 12), method=method, steps=1).images[0]
+    assert np.array_equal(np.asarray(result)[:4], np.asarray(image)[:4])
 
 
 def change_file(data: st.DataObject, folder: Path, *, removable: bool = True) -> None:
@@ -460,13 +460,13 @@ def load_bases(data: st.DataObject, place: Place) -> str:
 
 
 def sample_files(data: st.DataObject, place: Place) -> str:
-    """sample.py on three pictures: one that is there already, one that is damaged or its mask is, one as it should be."""
+    """sample.py on three images: one that is there already, one that is damaged or its mask is, one as it should be."""
     for folder in ("in", "masks"):
         Path(folder).mkdir()
         for name in ("a.png", "b.png", "c.png"):
-            random_picture(12, 9).save(f"{folder}/{name}")
+            random_image(12, 9).save(f"{folder}/{name}")
     broken = Path(data.draw(st.sampled_from(("in", "masks"))), "b.png")
-    name, content = draw_picture(data)
+    name, content = draw_image(data)
     broken.unlink()
     broken.with_suffix(data.draw(st.sampled_from((Path(name).suffix, ".png")))).write_bytes(content)
     sources = ["in", "masks"]
@@ -486,7 +486,7 @@ def sample_files(data: st.DataObject, place: Place) -> str:
     assert before.items() <= after.items(), "a file was written over"
     made = after.keys() - before.keys()
     assert all(path.startswith("out/") for path in made), made
-    assert all(open_picture(path).size for path in made)
+    assert all(open_image(path).size for path in made)
     return code
 
 
@@ -535,7 +535,7 @@ def train_config(data: st.DataObject, place: Place) -> str:
 
 
 KINDS: dict[str, tuple[Attempt, int]] = {
-    "pictures": (read_picture, 1),
+    "images": (read_image, 1),
     "masks": (read_hole, 1),
     "settings of masks": (draw_mask, 1),
     "settings of methods": (set_method, 1),
@@ -548,4 +548,4 @@ KINDS: dict[str, tuple[Attempt, int]] = {
     "configurations, read": (parse_config, 8),
     "configurations, trained": (train_config, 8),
 }
-"""How to try it, and how many times longer than a picture it takes."""
+"""How to try it, and how many times longer than an image it takes."""

@@ -29,7 +29,7 @@ DOUBLE = torch.float64
 class World:
     """An 8x8 grey image of smooth Gaussian data with a 4x4 hole; y is one draw of it."""
 
-    prior: GaussianDenoiser
+    denoiser: GaussianDenoiser
     hole: Tensor
     y: Tensor
 
@@ -39,7 +39,7 @@ class World:
 
     def posterior(self) -> tuple[Tensor, Tensor]:
         """Mean and covariance of the hole given the known pixels."""
-        inside, covariance, mean = self.inside, self.prior.covariance, self.prior.mean.flatten()
+        inside, covariance, mean = self.inside, self.denoiser.covariance, self.denoiser.mean.flatten()
         gain = torch.linalg.solve(covariance[~inside][:, ~inside], covariance[~inside][:, inside]).T
         residual = (self.y.flatten() - mean)[~inside]
         return mean[inside] + gain @ residual, covariance[inside][:, inside] - gain @ covariance[~inside][:, inside]
@@ -80,7 +80,7 @@ def propagate(
     The affine map of each step is read off the code itself: rows of `basis` go through prior and step like images.
     `exact` adds the variance of x0 given x to each step, which makes it the true reverse kernel of Gaussian data.
     """
-    shape = world.prior.mean.shape
+    shape = world.denoiser.mean.shape
     d = mean.numel()
     basis = torch.cat([torch.zeros(1, d, dtype=DOUBLE), torch.eye(d, dtype=DOUBLE)]).view(-1, *shape)
     zero = torch.zeros_like(basis)
@@ -89,7 +89,7 @@ def propagate(
         return reverse_step(x, Denoised(x0), now, nxt, eta=eta, noise=noise).flatten(1)
 
     for now, nxt in itertools.pairwise(chain):
-        estimate = world.prior.denoise(basis, now).x0
+        estimate = world.denoiser.denoise(basis, now).x0
         images = step(basis, estimate, now, nxt, zero)
         offset, matrix = images[0], (images[1:] - images[0]).T
         deviation = step(zero[:1], zero[:1], now, nxt, torch.ones_like(zero[:1]))[0]
@@ -97,7 +97,7 @@ def propagate(
         if exact:
             assert eta == 1
             on_x0 = step(zero[:1], torch.ones_like(zero[:1]), now, nxt, zero[:1])[0]
-            left = world.prior.posterior_covariance(now)[0]
+            left = world.denoiser.posterior_covariance(now)[0]
             covariance = covariance + on_x0[:, None] * left * on_x0
             assert bool((step_levels(now, nxt).posterior >= 0).all())
         mean = matrix @ mean + offset
@@ -181,13 +181,13 @@ def law(
     chosen = method.choose(steps=steps, solver=solver, spacing=spacing, eta=eta)
     if chosen.solver == "dpm++2m":
         return law_of_draws(world, method, chosen, base_process=base_process)
-    d = world.prior.mean.numel()
+    d = world.denoiser.mean.numel()
     probe = _Probe(d, draws)
     rows = 1 + d + draws * d
     task = Task.from_image(world.y.expand(rows, *world.y.shape[1:]), world.hole.expand(rows, *world.hole.shape[1:]))
     process = method.process(base_process or Uniform(linear_betas()), "adm")
     sampler = Sampler(process, (method, probe), **vars(chosen))
-    sampler(world.prior, task, noise=_ProbeTape(probe))  # pyright: ignore[reportArgumentType]
+    sampler(world.denoiser, task, noise=_ProbeTape(probe))  # pyright: ignore[reportArgumentType]
     assert probe.mean is not None
     return probe.mean, probe.covariance
 
@@ -219,13 +219,13 @@ def law_of_draws(
         times: other ones than `chosen.spacing` gives; also those that the sampler refuses.
     """
     draws = chosen.steps if chosen.eta else 1
-    d = world.prior.mean.numel()
+    d = world.denoiser.mean.numel()
     rows = 1 + draws * d
     task = Task.from_image(world.y.expand(rows, *world.y.shape[1:]), world.hole.expand(rows, *world.hole.shape[1:]))
     process = method.process(base_process or Uniform(linear_betas()), "adm")
     sampler = Sampler(process, (method,), **vars(chosen))
     sampler.times = sampler.times if times is None else times
-    made = sampler(world.prior, task, noise=_UnitTape(rows)).raw.flatten(1)
+    made = sampler(world.denoiser, task, noise=_UnitTape(rows)).raw.flatten(1)
     on_draws = made[1:] - made[0]
     return made[0], on_draws.T @ on_draws
 
@@ -271,8 +271,8 @@ def sampled(
     assert isinstance(method, CustomSampler | SamplingMethod)
     loop = method if isinstance(method, CustomSampler) else (method,)
     sampler = Sampler(process, loop, **vars(method.choose(steps=steps, eta=eta)))
-    with KeyedNoise(seed, range(rows)) as tape:
-        return sampler(world.prior, task, noise=tape).raw
+    with KeyedNoise(seed, range(rows)) as noise:
+        return sampler(world.denoiser, task, noise=noise).raw
 
 
 def moments(samples: Tensor) -> tuple[Tensor, Tensor]:
@@ -287,5 +287,7 @@ def with_needs(method: Method) -> Method:
         return method
     world = make_world()
     pool = F.avg_pool2d(torch.eye(64, dtype=DOUBLE).view(64, 1, 8, 8), 2).flatten(1).T
-    small = GaussianDenoiser((pool @ world.prior.mean.flatten()).view(1, 4, 4), pool @ world.prior.covariance @ pool.T)
+    small = GaussianDenoiser(
+        (pool @ world.denoiser.mean.flatten()).view(1, 4, 4), pool @ world.denoiser.covariance @ pool.T
+    )
     return replace(method, coarse=Coarse(small, Uniform(linear_betas()), 4))

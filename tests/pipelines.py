@@ -19,7 +19,7 @@ from diffusers import (
 from torch import nn
 
 SIDE = 16
-"""Pixels of the pictures of all of them; their latents have 8x8 cells."""
+"""Pixels of the images of all of them; their latents have 8x8 cells."""
 
 BLOCKS: dict[str, Any] = {
     "block_out_channels": (8, 16),
@@ -108,7 +108,7 @@ def t5_tokenizer() -> Any:
 
 
 def tiny_sd3(folder: Path, *, t5: bool = False) -> Path:
-    """A StableDiffusion3Pipeline for pictures of 16x16 pixels (up to 32x32); without T5 unless asked for."""
+    """A StableDiffusion3Pipeline for images of 16x16 pixels (up to 32x32); without T5 unless asked for."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         transformer = SD3Transformer2DModel(

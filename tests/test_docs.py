@@ -44,10 +44,10 @@ def test_the_example_returns_known_pixels_and_at_strength_0_is_the_plain_sampler
     world = make_world()
     task, results = Task.from_image(world.y, world.hole), {}
     for strength in (0.0, 1.0, None):
-        with KeyedNoise(0, ["a"]) as tape:
+        with KeyedNoise(0, ["a"]) as noise:
             method = () if strength is None else (projection(strength=strength),)
             results[strength] = Sampler(projection().process(Uniform(linear_betas()), "adm"), method, steps=20)(
-                world.prior, task, noise=tape
+                world.denoiser, task, noise=noise
             )
     torch.testing.assert_close(results[1.0].raw[world.hole == 0], world.y[world.hole == 0], rtol=0, atol=1e-12)
     assert torch.equal(results[0.0].raw, results[None].raw)

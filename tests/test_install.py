@@ -74,9 +74,9 @@ def test_help_and_mistakes_are_answered_by_the_installed_package(installed, tmp_
 
 @pytest.mark.slow
 def test_sampling_and_training_work_from_an_empty_folder(installed, tmp_path):
-    from tests.conftest import random_picture
+    from tests.conftest import random_image
 
-    random_picture(32, 32).save(tmp_path / "in.png")
+    random_image(32, 32).save(tmp_path / "in.png")
     (tmp_path / "elsewhere").mkdir()
     common = ("--image", tmp_path / "in.png", "--mask", "box", "--steps", 2, "--device", "cpu", "--output")
     rad(installed, tmp_path, "sample", "--checkpoint", "rad-nature32", *common, "filled.png")

@@ -52,14 +52,14 @@ def test_the_training_step_is_the_modules(tmp_path) -> None:
     torch.testing.assert_close(found, expected.total, rtol=1e-12, atol=0)
 
 
-def test_the_program_writes_a_picture(tmp_path, monkeypatch) -> None:
+def test_the_program_writes_an_image(tmp_path, monkeypatch) -> None:
     output = str(tmp_path / "filled.png")
     monkeypatch.setattr(
         sys, "argv", ["minimal_rad.py", "--train_steps", "2", "--sample_steps", "2", "--output", output]
     )
     minimal_rad.main()
-    with Image.open(output) as picture:
-        assert picture.size == (3 * minimal_rad.SIZE, 3 * minimal_rad.SIZE)
+    with Image.open(output) as image:
+        assert image.size == (3 * minimal_rad.SIZE, 3 * minimal_rad.SIZE)
 
 
 def test_it_fits_on_150_lines() -> None:

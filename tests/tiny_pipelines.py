@@ -87,5 +87,5 @@ def write_pipeline(folder: Path, kind: str, *, prediction: str = "epsilon", t5: 
 
 
 def captions(names: list[str]) -> str:
-    """A captions file's content that names every picture's colour in turn."""
+    """A captions file's content that names every image's colour in turn."""
     return json.dumps({name: f"a {('red', 'blue')[number % 2]} boat" for number, name in enumerate(names)})

@@ -1,4 +1,4 @@
-"""Stable Diffusion with random weights, small enough for tests: pictures of 32x32, latents of 16x16, attention at 16, 8, 4, 2."""
+"""Stable Diffusion with random weights, small enough for tests: images of 32x32, latents of 16x16, attention at 16, 8, 4, 2."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The picture of `make demo`: held-out crops inpainted by two saved adapters, and a photograph restored at full size."""
+"""The image of `make demo`: held-out crops inpainted by two saved adapters, and a photograph restored at full size."""
 
 from collections.abc import Sequence
 from importlib.resources import files
@@ -9,9 +9,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from rad.console import Parser, Progress, guarded, program, tell
-from rad.data.module import PictureData
-from rad.images.codecs import blank, open_picture, to_uint8
+from rad.console import Parser, Progress, guarded, program, report
+from rad.data.module import ImageDataModule
+from rad.images.codecs import blank, open_image, to_uint8
 from rad.inpainting.inpainter import Inpainter
 from rad.masks.shapes import Lettering, make
 from rad.rng import generator
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     columns.append([to_uint8(crop) for crop in crops])
     tiles = mosaic(columns, ["input", "demo adapter", "shipped adapter", "truth"])
 
-    photograph = open_picture(Path(str(files("skimage"))) / "data" / "astronaut.png")
+    photograph = open_image(Path(str(files("skimage"))) / "data" / "astronaut.png")
     lettering = Lettering(lines=8, scratches=12)
     damage = lettering([generator(options.seed, "damage")], photograph.height, photograph.width)[0]
     damaged = paint(photograph, damage)
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def held_out_crops(count: int, *, size: int) -> Tensor:
     """(count,3,size,size) in [0,1]: crops of photographs that the demo does not train on."""
-    data = PictureData("skimage", val_count=count, size=size, crop="random_scale", batch_size=count)
+    data = ImageDataModule("skimage", val_count=count, size=size, crop="random_scale", batch_size=count)
     data.setup("validate")
     loader = data.val_dataloader()
     assert not isinstance(loader, list)
@@ -77,7 +77,7 @@ def held_out_crops(count: int, *, size: int) -> Tensor:
 
 def fill(folder: str, crops: Tensor, holes: Tensor, *, steps: int, seed: int) -> list[Image.Image]:
     inpainter = Inpainter.from_pretrained(folder)
-    tell(f"{folder}: {len(crops)} crops, {steps} network calls each")
+    report(f"{folder}: {len(crops)} crops, {steps} network calls each")
     with Progress(steps * len(crops)) as progress:
         result = inpainter(
             list(crops), list(holes), steps=steps, seed=seed, batch_size=len(crops),
@@ -89,7 +89,7 @@ def fill(folder: str, crops: Tensor, holes: Tensor, *, steps: int, seed: int) ->
 def restore(folder: str, image: Image.Image, hole: Tensor, *, steps: int, seed: int) -> Image.Image:
     inpainter = Inpainter.from_pretrained(folder)
     windows = inpainter.count_windows(hole, size_policy="crop")
-    tell(f"{folder}: a photograph of {image.width}x{image.height}, {windows} windows, {steps} network calls each")
+    report(f"{folder}: a photograph of {image.width}x{image.height}, {windows} windows, {steps} network calls each")
     with Progress(steps * windows) as progress:
         result = inpainter(
             image, hole, steps=steps, solver="ddpm", seed=seed, size_policy="crop", batch_size=32,  # smooth, for thin damage

@@ -416,13 +416,13 @@ def _sample(report: Report, adapter: Path) -> None:
     from rad.inpainting.inpainter import Inpainter
     from rad.masks.shapes import make
 
-    picture = to_uint8(held_out_crops(1, size=SIZE)[0])
+    image = to_uint8(held_out_crops(1, size=SIZE)[0])
     hole = make("center")([torch.Generator()], SIZE, SIZE)[0]
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     for device in ["cpu", *([found.type] if found else [])]:
         with report.check(f"proof: sampling on {device}"):
-            filled = Inpainter.from_pretrained(adapter, device=device)(picture, hole, steps=4).images[0]
-            same = (np.asarray(filled) == np.asarray(picture)).all(-1)
+            filled = Inpainter.from_pretrained(adapter, device=device)(image, hole, steps=4).images[0]
+            same = (np.asarray(filled) == np.asarray(image)).all(-1)
             known = hole[0].numpy() == 0
             if not same[known].all() or same[~known].all():
                 raise Failure(

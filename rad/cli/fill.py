@@ -1,4 +1,4 @@
-"""Pictures in chunks: filled by a method and written, here or in another process; and the account of it, which is kept here."""
+"""Images in chunks: filled by a method and written, here or in another process; and the account of it, which is kept here."""
 
 import argparse
 import os
@@ -16,10 +16,10 @@ from torch import Tensor
 from rad.cli.guidance_options import conditions_of
 from rad.cli.plan import Job, Label, MethodRun
 from rad.cli.record import Record
-from rad.console import Progress, counted, tell
+from rad.console import Progress, counted, report
 from rad.evaluation.run_log import Costs, Usage
 from rad.images.atomic import replacing
-from rad.images.sources import Picture
+from rad.images.sources import ImageFile
 from rad.masks.files import write_mask
 
 if TYPE_CHECKING:
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
 
 LARGE = 2**26
-"""Pixels of all samples of a chunk; of large pictures fewer are held in memory together."""
+"""Pixels of all samples of a chunk; of large images fewer are held in memory together."""
 
 
 @dataclass(frozen=True)
 class WindowCount:
-    """What a picture needs: windows for each sample; and its size in pixels."""
+    """What an image needs: windows for each sample; and its size in pixels."""
 
     windows: int
     pixels: int
@@ -43,7 +43,7 @@ class WindowCount:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Pictures that are filled together, and the windows of each; `cell`: number of theirs in the run."""
+    """Images that are filled together, and the windows of each; `cell`: number of theirs in the run."""
 
     cell: int
     label: Label
@@ -51,33 +51,35 @@ class Chunk:
     windows: list[int]
 
 
-def cut(number: int, cell: MethodRun, needs: Mapping[Picture, WindowCount], options: argparse.Namespace) -> list[Chunk]:
-    """The jobs of a cell whose needs are known, as many together as --batch_size says; fewer of large pictures."""
-    ready = [job for job in cell.jobs if job.picture in needs]
+def cut(
+    number: int, cell: MethodRun, needs: Mapping[ImageFile, WindowCount], options: argparse.Namespace
+) -> list[Chunk]:
+    """The jobs of a cell whose needs are known, as many together as --batch_size says; fewer of large images."""
+    ready = [job for job in cell.jobs if job.image in needs]
     parts: list[list[Job]] = []
     for start in range(0, len(ready), options.batch_size):
         pixels = 2 * LARGE
         for job in ready[start : start + options.batch_size]:
-            pixels += options.num_samples * needs[job.picture].pixels
+            pixels += options.num_samples * needs[job.image].pixels
             if pixels > LARGE:
                 parts.append([])
-                pixels = options.num_samples * needs[job.picture].pixels
+                pixels = options.num_samples * needs[job.image].pixels
             parts[-1].append(job)
-    return [Chunk(number, cell.label, part, [needs[job.picture].windows for job in part]) for part in parts]
+    return [Chunk(number, cell.label, part, [needs[job.image].windows for job in part]) for part in parts]
 
 
 class Failures:
-    """What could not be done: a message each, and the pictures; and how many results were written."""
+    """What could not be done: a message each, and the images; and how many results were written."""
 
     def __init__(self) -> None:
         self.written = 0
         self.messages: list[str] = []
-        self.pictures: set[Picture] = set()
+        self.images: set[ImageFile] = set()
 
-    def add(self, message: str, picture: Picture | None = None) -> None:
+    def add(self, message: str, image: ImageFile | None = None) -> None:
         self.messages.append(message)
-        if picture is not None:
-            self.pictures.add(picture)
+        if image is not None:
+            self.images.add(image)
 
 
 EXPECTED = (ValueError, OSError, RuntimeError)
@@ -111,29 +113,29 @@ class Worker:
     options: argparse.Namespace
 
     def fill(self, chunk: Chunk, listener: Listener, on_step: Callable[[int], None]) -> None:
-        """Fill the pictures of a chunk and write their files; `on_step` gets the network calls done."""
+        """Fill the images of a chunk and write their files; `on_step` gets the network calls done."""
         try:
-            pictures = [job.picture.open() for job in chunk.jobs]
+            images = [job.image.open() for job in chunk.jobs]
             holes = [
-                job.hole((picture.height, picture.width), self.options)
-                for job, picture in zip(chunk.jobs, pictures, strict=True)
+                job.hole((image.height, image.width), self.options)
+                for job, image in zip(chunk.jobs, images, strict=True)
             ]
-            result = self._inpaint(chunk, pictures, holes, on_step)
+            result = self._inpaint(chunk, images, holes, on_step)
         except Exception as error:  # of a method that somebody wrote it may be any, and the others go on
             listener.failed(chunk, error)
             return
         listener.made(chunk, Usage(result.nfe, result.vjp, result.seconds, result.peak_memory))
-        listener.written(chunk, self._write(chunk.jobs, pictures, holes, result))
+        listener.written(chunk, self._write(chunk.jobs, images, holes, result))
 
     def _inpaint(
-        self, chunk: Chunk, pictures: list[Image.Image], holes: list[Tensor], on_step: Callable[[int], None]
+        self, chunk: Chunk, images: list[Image.Image], holes: list[Tensor], on_step: Callable[[int], None]
     ) -> "Inpainted":
         from rad.models.guidance_inputs import PLAIN
 
         options = self.options
         plain = self.methods[chunk.label].weights == "none"  # nobody is told
         return self.inpainter(
-            pictures,
+            images,
             holes,
             method=self.methods[chunk.label],
             **vars(self.schedules[chunk.label]),
@@ -152,19 +154,17 @@ class Worker:
     def _conditions(self, jobs: Sequence[Job]) -> "list[Condition]":
         return conditions_of(self.options, [job.identity for job in jobs], prompts=[job.prompt for job in jobs])
 
-    def _write(
-        self, jobs: list[Job], pictures: list[Image.Image], holes: list[Tensor], result: "Inpainted"
-    ) -> list[str]:
+    def _write(self, jobs: list[Job], images: list[Image.Image], holes: list[Tensor], result: "Inpainted") -> list[str]:
         """For each job what went wrong; empty where nothing did."""
         samples, problems = self.options.num_samples, [""] * len(jobs)
-        for number, (job, picture, hole) in enumerate(zip(jobs, pictures, holes, strict=True)):
+        for number, (job, image, hole) in enumerate(zip(jobs, images, holes, strict=True)):
             try:
                 for sample, path in enumerate(job.outputs):
                     index = number * samples + sample
-                    write_picture(path, result.images[index])
-                    check_known(path, picture, hole, feather=self.options.feather)
+                    write_image(path, result.images[index])
+                    check_known(path, image, hole, feather=self.options.feather)
                     if job.raw:
-                        write_picture(job.raw[sample], result.raw[index])
+                        write_image(job.raw[sample], result.raw[index])
                 if job.mask_output is not None:
                     write_mask(job.mask_output, hole)
             except OSError as error:
@@ -204,7 +204,7 @@ class RunLog:
         how = f" with {counted(schedule.steps, 'step')} ({schedule.solver}, {schedule.spacing})" if work.nfe else ""
         self._headline = (
             f"{f'{cell.mask}: ' if record else ''}"
-            f"{counted(sum(len(chunk.jobs) for chunk in chunks), 'picture')}, {counted(count, 'window')}, "
+            f"{counted(sum(len(chunk.jobs) for chunk in chunks), 'image')}, {counted(count, 'window')}, "
             f"{cell.label.text}{how}: {counted(self.calls, 'network call')}{backward} "
             f"of a {size[1]}x{size[0]} image on {where}"
         )
@@ -214,19 +214,19 @@ class RunLog:
         return self.samples * sum(chunk.windows) * self.work.nfe
 
     def begin(self) -> None:
-        tell(self._headline)
+        report(self._headline)
 
     def end(self) -> None:
         spent = self._spent
         backward = f", {spent.vjp} VJP" if spent.vjp else ""
         each = f", {1000 * spent.seconds / spent.nfe:.1f} ms a network call of one image" if spent.nfe else ""
-        tell(
+        report(
             f"{self.cell.label.text}: {spent.nfe} NFE{backward}, {spent.seconds:.1f} s in the sampler{each}, "
             f"peak memory {spent.peak_memory / 2**20:.0f} MiB"
         )
 
     def made(self, chunk: Chunk, effort: Usage) -> None:
-        """Before anything is written. Of a comparison the costs are recorded; a failure of that loses no pictures."""
+        """Before anything is written. Of a comparison the costs are recorded; a failure of that loses no images."""
         self._spent += effort
         if self.record is None:
             return
@@ -239,7 +239,7 @@ class RunLog:
     def written(self, chunk: Chunk, problems: list[str]) -> None:
         for job, problem in zip(chunk.jobs, problems, strict=True):
             if problem:
-                self.failures.add(f"{job.picture}: {problem}", job.picture)
+                self.failures.add(f"{job.image}: {problem}", job.image)
                 continue
             self.failures.written += 1
             for path in job.outputs:
@@ -255,7 +255,7 @@ class RunLog:
 
     def lost(self, chunk: Chunk, reason: str) -> None:
         for job in chunk.jobs:
-            self.failures.add(f"{job.picture} by {self.cell.label.text} on {self.cell.mask}: {reason}", job.picture)
+            self.failures.add(f"{job.image} by {self.cell.label.text} on {self.cell.mask}: {reason}", job.image)
 
 
 def fill_here(filler: Worker, accounts: Sequence[RunLog]) -> None:
@@ -269,14 +269,14 @@ def fill_here(filler: Worker, accounts: Sequence[RunLog]) -> None:
         account.end()
 
 
-def write_picture(path: Path, image: Image.Image) -> None:
+def write_image(path: Path, image: Image.Image) -> None:
     """Write a PNG, which is whole if it is there."""
     with replacing(path) as temporary:
         image.save(temporary, format="PNG")
 
 
 def encoding(options: argparse.Namespace) -> dict[str, Any]:
-    """How a latent model sees a picture and its hole, as `Inpainter` takes it."""
+    """How a latent model sees an image and its hole, as `Inpainter` takes it."""
     from rad.models.latent_mask import Grid
 
     told = options.grid is not None or bool(options.dilate)
@@ -284,10 +284,10 @@ def encoding(options: argparse.Namespace) -> dict[str, Any]:
     return {"grid": grid, "fill": "none" if options.encode_full else "smooth"}
 
 
-def check_known(path: Path, picture: Image.Image, hole: Tensor, *, feather: int = 0) -> None:
+def check_known(path: Path, image: Image.Image, hole: Tensor, *, feather: int = 0) -> None:
     """Read the file again and compare its known pixels, farther than `feather` from the hole, with the input's, bit for bit."""
     with Image.open(path) as written:
-        differ = (np.asarray(written) != np.asarray(picture)).any(2)
+        differ = (np.asarray(written) != np.asarray(image)).any(2)
     near = (
         F.max_pool2d((hole[None] > 0).float(), 2 * feather + 1, stride=1, padding=feather)[0, 0] if feather else hole[0]
     )

@@ -1,4 +1,4 @@
-"""What pictures are to be filled with, as options of the command line: text, images that guide, and the networks for these."""
+"""What images are to be filled with, as options of the command line: text, images that guide, and the networks for these."""
 
 import argparse
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rad.images.sources import Picture
+    from rad.images.sources import ImageFile
     from rad.models.guidance_inputs import Condition
 
 
@@ -32,9 +32,9 @@ NETWORKS = ("controlnet", "t2i_adapter", "ip_adapter", "lora")
 
 def add_conditions(group: "argparse._ArgumentGroup") -> None:
     """The options CONDITIONS and NETWORKS."""
-    group.add_argument("--prompt", default="", help="what to show in the holes of all pictures")
+    group.add_argument("--prompt", default="", help="what to show in the holes of all images")
     group.add_argument(
-        "--prompts", metavar="FILE.json", help='by name of the picture: {"cat.png": "a cat"}; --prompt for the rest'
+        "--prompts", metavar="FILE.json", help='by name of the image: {"cat.png": "a cat"}; --prompt for the rest'
     )
     group.add_argument("--negative_prompt", dest="negative", default="", metavar="PROMPT", help="what not to show")
     group.add_argument(
@@ -43,7 +43,7 @@ def add_conditions(group: "argparse._ArgumentGroup") -> None:
         help="how much the prompt counts; 1: as it is; the model's own (7.5, XL 5, SD3 7, Flux 3.5) if not given",
     )
     for kind, (_, what) in IMAGES.items():
-        group.add_argument(f"--{kind}_image", help=f"picture (for all), or folder or archive (by name), for {what}")
+        group.add_argument(f"--{kind}_image", help=f"image (for all), or folder or archive (by name), for {what}")
         group.add_argument(f"--{kind}_scale", type=float, default=1.0, help="how much it counts; 0: not at all")
     group.add_argument("--controlnet", metavar="FOLDER", help="a ControlNet of diffusers")
     group.add_argument("--t2i_adapter", metavar="FOLDER", help="a T2I-Adapter of diffusers")
@@ -84,13 +84,13 @@ def networks_of(options: argparse.Namespace) -> dict[str, Any]:
 def conditions_of(
     options: argparse.Namespace, names: Sequence[str], *, prompts: Sequence[str] | None = None
 ) -> list["Condition"]:
-    """One for each picture, by its name as in `rad.images.sources.stems`.
+    """One for each image, by its name as in `rad.images.sources.stems`.
 
     Args:
         prompts: of each; None: --prompt for all.
 
     Raises:
-        ValueError: an image that is not there, for a picture or at all.
+        ValueError: an image that is not there, for an image or at all.
     """
     from rad.models.guidance_inputs import Condition
 
@@ -106,10 +106,10 @@ def conditions_of(
 
 
 def _image_for(source: str, name: str, option: str) -> Any:
-    from rad.images.sources import holds_one, list_pictures
+    from rad.images.sources import holds_one, list_images
 
     if holds_one(source):
-        return list_pictures(source)[0].open()
+        return list_images(source)[0].open()
     found = _named(source, option).get(name)
     if found is None:
         raise ValueError(f"{option} {source} has no image for {name}: expected one of the same name")
@@ -117,10 +117,10 @@ def _image_for(source: str, name: str, option: str) -> Any:
 
 
 @lru_cache(maxsize=len(IMAGES))
-def _named(source: str, option: str) -> "dict[str, Picture]":
-    from rad.images.sources import by_stem, list_pictures
+def _named(source: str, option: str) -> "dict[str, ImageFile]":
+    from rad.images.sources import by_stem, list_images
 
-    return by_stem(list_pictures(source), where=f"{option} {source}", what="images")
+    return by_stem(list_images(source), where=f"{option} {source}", what="images")
 
 
 def _lora(text: str) -> tuple[str, float]:

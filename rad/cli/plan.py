@@ -1,4 +1,4 @@
-"""What is to be filled, as files: pictures, masks, methods, and the names of what will be written; nothing is computed here."""
+"""What is to be filled, as files: images, masks, methods, and the names of what will be written; nothing is computed here."""
 
 import argparse
 import json
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rad.diffusion.solvers import Solver
 from rad.diffusion.spacings import Spacing
-from rad.images.sources import Picture, by_stem, holds_one, is_source, list_pictures, stems
+from rad.images.sources import ImageFile, by_stem, holds_one, is_source, list_images, stems
 from rad.masks import MaskGenerator
 from rad.masks.files import read_mask
 from rad.masks.shapes import MASKS, main_names, make
@@ -21,14 +21,14 @@ from rad.rng import generator
 
 @dataclass(frozen=True)
 class Job:
-    """A picture, where its mask comes from, and the files to be written: (samples, raw samples, mask).
+    """An image, where its mask comes from, and the files to be written: (samples, raw samples, mask).
 
     `identity`: the name of its results, see `rad.images.sources.stems`. `prompt`: what to show, for models that take text.
     """
 
-    picture: Picture
+    image: ImageFile
     identity: str
-    mask: Picture | MaskGenerator | None
+    mask: ImageFile | MaskGenerator | None
     outputs: list[Path]
     raw: list[Path]
     mask_output: Path | None
@@ -41,22 +41,22 @@ class Job:
 
     @property
     def name(self) -> str:
-        """The identity of the picture for masks and noise: its file name, wherever it lies."""
-        return PurePosixPath(self.picture.name).name
+        """The identity of the image for masks and noise: its file name, wherever it lies."""
+        return PurePosixPath(self.image.name).name
 
     def hole(self, size: tuple[int, int], options: argparse.Namespace) -> Tensor:
-        """(1,H,W) in [0,1], 1 = fill, for a picture of that (height, width)."""
+        """(1,H,W) in [0,1], 1 = fill, for an image of that (height, width)."""
         if self.mask is None:
             raise ValueError(
-                f"no mask for {self.picture.name}: expected one of the same name; --mask_by order takes them in order"
+                f"no mask for {self.image.name}: expected one of the same name; --mask_by order takes them in order"
             )
-        if isinstance(self.mask, Picture):
+        if isinstance(self.mask, ImageFile):
             return read_mask(self.mask.file(), polarity=options.mask_polarity, size=size)
         return self.mask([generator(options.seed, "mask", self.name)], *size)[0]
 
 
-Input = tuple[Picture, str, Picture | MaskGenerator | None]
-"""A picture, the name of its results, and where its mask comes from."""
+Input = tuple[ImageFile, str, ImageFile | MaskGenerator | None]
+"""An image, the name of its results, and where its mask comes from."""
 
 
 @dataclass(frozen=True)
@@ -152,13 +152,13 @@ class Plan:
 
 
 def make_plan(options: argparse.Namespace, labels: Sequence[Label]) -> Plan:
-    """Pictures, masks and files for each method and mask. Raises ValueError for whatever does not fit together."""
+    """Images, masks and files for each method and mask. Raises ValueError for whatever does not fit together."""
     output = Path(options.output)
     masks = list(dict.fromkeys(options.mask))
     tree = len(masks) > 1 or options.report
-    pictures = list_pictures(options.image)
+    images = list_images(options.image)
     if not tree and len(labels) == 1:
-        jobs = plan(options, _inputs(options, masks[0], pictures), output)
+        jobs = plan(options, _inputs(options, masks[0], images), output)
         return Plan([MethodRun(masks[0], labels[0], output, jobs)], tree, [])
     if output.suffix.lower() == ".png" and not output.is_dir():
         raise ValueError(f"--output {output}: several methods or masks write a folder each; give a folder")
@@ -172,7 +172,7 @@ def make_plan(options: argparse.Namespace, labels: Sequence[Label]) -> Plan:
             raise ValueError(f"--output {output}: the contact sheet {sheet} cannot be written, for it is a folder")
     cells = []
     for mask, root in roots.items():
-        inputs = _inputs(options, mask, pictures)
+        inputs = _inputs(options, mask, images)
         sheet, holes = root / "methods.png" if sheets else None, root / "masks" if tree else None
         for label in labels:
             jobs = plan(options, inputs, root / label.text, sheet=sheet, holes=holes)
@@ -208,7 +208,7 @@ def plan(
     sheet: Path | None = None,
     holes: Path | None = None,
 ) -> list[Job]:
-    """One job a picture, with its mask and its files in `output`.
+    """One job an image, with its mask and its files in `output`.
 
     Args:
         sheet: a further file that will be written.
@@ -217,7 +217,7 @@ def plan(
     source = Path(options.image)
     one = holds_one(source)
     if not one and output.suffix.lower() == ".png" and not output.is_dir():
-        raise ValueError(f"--output {output}: {source} holds several pictures; give a folder")
+        raise ValueError(f"--output {output}: {source} holds several images; give a folder")
     into_file = one and holes is None and output.suffix != "" and not output.is_dir()
     if into_file and output.suffix.lower() != ".png":
         raise ValueError(
@@ -231,7 +231,7 @@ def plan(
     if any(path.is_file() for path in (folder, *folder.parents)):
         raise ValueError(f"--output {output} cannot be written: there is a file where the folder {folder} has to be")
     jobs, prompts = [], {} if options.prompts is None else read_prompts(options.prompts)
-    for picture, identity, mask in inputs:
+    for image, identity, mask in inputs:
         stem = output.with_suffix("") if into_file else output / identity
         stems = (
             [stem]
@@ -243,25 +243,23 @@ def plan(
         mask_output = stem.with_name(f"{stem.name}-mask.png") if options.save_mask else None
         if holes is not None:
             mask_output = holes / f"{identity}.png"
-        prompt = prompts.get(picture.name, prompts.get(PurePosixPath(picture.name).name))
+        prompt = prompts.get(image.name, prompts.get(PurePosixPath(image.name).name))
         if prompt is None and prompts and not options.prompt:
             raise ValueError(
-                f"--prompts {options.prompts} has none for {picture.name}: add it, or give --prompt for the rest"
+                f"--prompts {options.prompts} has none for {image.name}: add it, or give --prompt for the rest"
             )
-        jobs.append(
-            Job(picture, identity, mask, outputs, raw, mask_output, options.prompt if prompt is None else prompt)
-        )
+        jobs.append(Job(image, identity, mask, outputs, raw, mask_output, options.prompt if prompt is None else prompt))
     written = Counter(path for job in jobs for path in job.files)
     double = sorted(str(path) for path, count in written.items() if count > 1)
     if double:
         raise ValueError(
-            f"{len(double)} files would be written twice, the first {double[0]}: rename pictures of {source}"
+            f"{len(double)} files would be written twice, the first {double[0]}: rename images of {source}"
         )
     read = {
         entry.source.resolve()
         for job in jobs
-        for entry in (job.picture, job.mask)
-        if isinstance(entry, Picture) and isinstance(entry.source, Path)
+        for entry in (job.image, job.mask)
+        if isinstance(entry, ImageFile) and isinstance(entry.source, Path)
     }
     lost = sorted(str(path) for path in [*written, *([sheet] if sheet else [])] if path.resolve() in read)
     if lost:
@@ -270,7 +268,7 @@ def plan(
 
 
 def read_prompts(path: str) -> dict[str, str]:
-    """A JSON file with the prompt of each picture by its name, with the folder in the source or without."""
+    """A JSON file with the prompt of each image by its name, with the folder in the source or without."""
     try:
         prompts = json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -280,17 +278,17 @@ def read_prompts(path: str) -> dict[str, str]:
     return prompts
 
 
-def _inputs(options: argparse.Namespace, mask: str, pictures: Sequence[Picture]) -> list[Input]:
-    """All pictures with their masks, or as many as --limit says; nothing is read but lists of names."""
-    names = stems(pictures)
-    given = list(zip(pictures, names, _find_masks(mask, names, in_order=options.mask_by == "order"), strict=True))
+def _inputs(options: argparse.Namespace, mask: str, images: Sequence[ImageFile]) -> list[Input]:
+    """All images with their masks, or as many as --limit says; nothing is read but lists of names."""
+    names = stems(images)
+    given = list(zip(images, names, _find_masks(mask, names, in_order=options.mask_by == "order"), strict=True))
     if options.limit is None:
         return given
     count = min(options.limit, len(given))  # evenly spread, so that a class or folder is not left out
     return [given[number * len(given) // count] for number in range(count)]
 
 
-def _find_masks(mask: str, names: Sequence[str], *, in_order: bool) -> Sequence[Picture | MaskGenerator | None]:
+def _find_masks(mask: str, names: Sequence[str], *, in_order: bool) -> Sequence[ImageFile | MaskGenerator | None]:
     """Where the mask of each name comes from; None where there is none."""
     if not is_source(mask):
         if mask not in MASKS:
@@ -299,13 +297,13 @@ def _find_masks(mask: str, names: Sequence[str], *, in_order: bool) -> Sequence[
                 f"there are {', '.join(main_names())}"
             )
         return [make(mask)] * len(names)
-    found = list_pictures(mask)
+    found = list_images(mask)
     if holds_one(mask):
         return [found[0]] * len(names)
     if in_order:
         if len(found) < len(names):
             raise ValueError(
-                f"--mask {mask} has {len(found)} masks for {len(names)} pictures, of which each takes that of its number, with "
+                f"--mask {mask} has {len(found)} masks for {len(names)} images, of which each takes that of its number, with "
                 "--limit too: give at least as many"
             )
         return found[: len(names)]

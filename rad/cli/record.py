@@ -52,7 +52,7 @@ class Record:
         options: of rad sample; methods: with their settings.
 
     Raises:
-        ValueError: the results in the folder come from other pictures, masks or settings.
+        ValueError: the results in the folder come from other images, masks or settings.
     """
 
     def __init__(self, options: argparse.Namespace, methods: Mapping[Label, "Method"]) -> None:

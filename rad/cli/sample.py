@@ -1,4 +1,4 @@
-"""Inpainting of files: one picture, a folder or a zip; what is finished stays, what failed is listed at the end."""
+"""Inpainting of files: one image, a folder or a zip; what is finished stays, what failed is listed at the end."""
 
 import argparse
 import tempfile
@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from rad.cli.fill import Failures, RunLog, WindowCount, Worker, cut, encoding, fill_here, write_picture
+from rad.cli.fill import Failures, RunLog, WindowCount, Worker, cut, encoding, fill_here, write_image
 from rad.cli.guidance_options import check_conditions, networks_of
 from rad.cli.plan import Job, Label, MethodRun, make_plan, share
 from rad.cli.record import Record, scoring
 from rad.cli.workers import Setup, fill_by_workers
-from rad.console import EXIT_INPUT, EXIT_OK, EXIT_SOME, counted, program, tell
+from rad.console import EXIT_INPUT, EXIT_OK, EXIT_SOME, counted, program, report
 from rad.device import find_devices
 from rad.diffusion.spacings import Spacing
-from rad.images.codecs import pictures_up_to
-from rad.images.sources import Picture
+from rad.images.codecs import images_up_to
+from rad.images.sources import ImageFile
 from rad.masks import MaskGenerator
 from rad.masks.files import looks_inverted, same_mask
 
@@ -52,22 +52,22 @@ def run(options: argparse.Namespace) -> int:
     ]
     for cell, new in zip(cells, fresh, strict=True):
         if len(new.jobs) < len(cell.jobs):
-            tell(
+            report(
                 f"{cell.label.text}{f' on {cell.mask}' if plan.tree else ''}: "
-                f"the files of {len(cell.jobs) - len(new.jobs)} of {counted(len(cell.jobs), 'picture')} are there already "
+                f"the files of {len(cell.jobs) - len(new.jobs)} of {counted(len(cell.jobs), 'image')} are there already "
                 "and are not compared with the present settings (--overwrite to make them again)"
             )
     fresh = [cell for cell in fresh if cell.jobs]
-    report, sheets = options.report and whole, plan.sheets if whole else []
-    if not fresh and not report and all(sheet.exists() for sheet in sheets):
+    reporting, sheets = options.report and whole, plan.sheets if whole else []
+    if not fresh and not reporting and all(sheet.exists() for sheet in sheets):
         return EXIT_OK
     if options.margin is not None and options.size_policy != "crop":
-        tell("warning: --margin has no effect without --size_policy crop")
+        report("warning: --margin has no effect without --size_policy crop")
     if options.mask_polarity != "white_is_fill" and isinstance(plan.cells[0].jobs[0].mask, MaskGenerator):
-        tell(f"warning: --mask_polarity has no effect on the generator {plan.cells[0].mask}")
+        report(f"warning: --mask_polarity has no effect on the generator {plan.cells[0].mask}")
     if not options.report and (options.feature_net or options.lpips or options.fid or options.baseline):
-        tell("warning: --feature_net, --lpips, --fid and --baseline have no effect without --report")
-    networks = _networks(options, record.methods) if report and record else []
+        report("warning: --feature_net, --lpips, --fid and --baseline have no effect without --report")
+    networks = _networks(options, record.methods) if reporting and record else []
     failures = Failures()
     if fresh:
         _check_writable(fresh[0].folder, options.output)
@@ -75,16 +75,16 @@ def run(options: argparse.Namespace) -> int:
     for sheet in sheets:
         shown = {cell.label.text: cell.jobs for cell in cells if cell.folder.parent == sheet.parent}
         _write_sheet(options, sheet, shown, failures)
-    if report:
+    if reporting:
         _report(options, networks, failures)
     for message in failures.messages:
-        tell(f"failed: {' '.join(message.split())}")
+        report(f"failed: {' '.join(message.split())}")
     if not failures.messages:
         return EXIT_OK
-    wanted = {job.picture for cell in cells for job in cell.jobs}
-    tell(f"{len(failures.pictures)} of {counted(len(wanted), 'picture')} failed")
+    wanted = {job.image for cell in cells for job in cell.jobs}
+    report(f"{len(failures.images)} of {counted(len(wanted), 'image')} failed")
     some = failures.written or sum(len(cell.jobs) for cell in fresh) < sum(len(cell.jobs) for cell in cells)
-    return EXIT_SOME if some or not failures.pictures else EXIT_INPUT
+    return EXIT_SOME if some or not failures.images else EXIT_INPUT
 
 
 def _check_numbers(options: argparse.Namespace) -> None:
@@ -96,7 +96,7 @@ def _check_numbers(options: argparse.Namespace) -> None:
     if options.eta is not None and not 0 <= options.eta <= 1:
         raise ValueError(f"--eta {options.eta}: allowed are 0 (DDIM, no fresh noise) to 1 (DDPM)")
     if options.limit is not None and options.limit < 1:
-        raise ValueError(f"--limit {options.limit}: give a number of pictures of at least 1")
+        raise ValueError(f"--limit {options.limit}: give a number of images of at least 1")
     if options.margin is not None and options.margin < 0:
         raise ValueError(f"--margin {options.margin}: allowed are 0 to less than half the model's size")
     if options.feather < 0 or options.dilate < 0:
@@ -104,7 +104,7 @@ def _check_numbers(options: argparse.Namespace) -> None:
     if options.guidance is not None and not 0 <= options.guidance < float("inf"):
         raise ValueError(f"--guidance {options.guidance}: give 0 to 1 (the prompt as it is) or more")
     if options.devices < 1:
-        raise ValueError(f"--devices {options.devices}: give 1, or the number of devices to share the pictures")
+        raise ValueError(f"--devices {options.devices}: give 1, or the number of devices to share the images")
 
 
 def _check_writable(folder: Path, output: str) -> None:
@@ -153,14 +153,14 @@ def _make(
             hint = "" if preset == "ddpm" else f" ({preset!r} is its preset; {label.text},solver=ddpm takes another)"
             raise ValueError(f"{label.text}: {error}{hint}") from None
         for name in method.unused(**label.given(options)):
-            tell(f"warning: --{name} has no effect on {label.text}")
+            report(f"warning: --{name} has no effect on {label.text}")
         if options.steps is not None and method.weights == "none":
-            tell(f"warning: --steps has no effect on {label.text}")
+            report(f"warning: --steps has no effect on {label.text}")
     if record is not None:
         record.complete(inpainter, {label: chosen.steps for label, chosen in schedules.items()}, devices)
-    needs: dict[str, dict[Picture, WindowCount]] = {}
+    needs: dict[str, dict[ImageFile, WindowCount]] = {}
     for mask in dict.fromkeys(cell.mask for cell in fresh):
-        jobs = {job.picture: job for cell in fresh if cell.mask == mask for job in cell.jobs}
+        jobs = {job.image: job for cell in fresh if cell.mask == mask for job in cell.jobs}
         needs[mask] = _needs(inpainter, list(jobs.values()), options, failures, shared=record is not None)
     chunks = [cut(number, cell, needs[cell.mask], options) for number, cell in enumerate(fresh)]
     accounts = [
@@ -226,7 +226,7 @@ def _steps(
         unused = (
             f"; {counted(steps + 1, 'step')} would cost {more}, so much of the budget is not used: change its settings"
         )
-    tell(
+    report(
         f"{label.text}: {counted(steps, 'step')} for a budget of {budget}: "
         f"{counted(work.nfe, 'network call')}, {work.vjp} VJP{unused}"
     )
@@ -240,45 +240,45 @@ def _needs(
     failures: Failures,
     *,
     shared: bool,
-) -> dict[Picture, WindowCount]:
-    """What each picture needs that can be done. `shared`: its mask file belongs to other methods' results too."""
-    needs: dict[Picture, WindowCount] = {}
+) -> dict[ImageFile, WindowCount]:
+    """What each image needs that can be done. `shared`: its mask file belongs to other methods' results too."""
+    needs: dict[ImageFile, WindowCount] = {}
     for job in jobs:
         try:
-            picture = job.picture.open()
-            hole = job.hole((picture.height, picture.width), options)
+            image = job.image.open()
+            hole = job.hole((image.height, image.width), options)
             count = inpainter.count_windows(hole, size_policy=options.size_policy, margin=options.margin)
             there = job.mask_output if shared and job.mask_output and job.mask_output.exists() else None
             same = there is None or same_mask(there, hole)
         except (ValueError, OSError) as error:
-            failures.add(f"{job.picture}: {error}", job.picture)
+            failures.add(f"{job.image}: {error}", job.image)
             continue
         if not same:
             raise ValueError(
-                f"{there} is another mask than that of {job.picture} now, so results would not be comparable: "
+                f"{there} is another mask than that of {job.image} now, so results would not be comparable: "
                 "give another --output, or delete those"
             )
-        if options.mask_polarity == "white_is_fill" and isinstance(job.mask, Picture) and looks_inverted(hole):
-            tell(
-                f"warning: the mask of {job.picture.name} looks inverted; for white = known use --mask_polarity white_is_known"
+        if options.mask_polarity == "white_is_fill" and isinstance(job.mask, ImageFile) and looks_inverted(hole):
+            report(
+                f"warning: the mask of {job.image.name} looks inverted; for white = known use --mask_polarity white_is_known"
             )
-        needs[job.picture] = WindowCount(count, picture.width * picture.height)
+        needs[job.image] = WindowCount(count, image.width * image.height)
     return needs
 
 
 def _write_sheet(options: argparse.Namespace, sheet: Path, jobs: dict[str, list[Job]], failures: Failures) -> None:
-    """Write the contact sheet of the first pictures of which any result is there."""
+    """Write the contact sheet of the first images of which any result is there."""
     from rad.cli.contact_sheet import ROWS, contact_sheet
 
-    made = {job.picture for some in jobs.values() for job in some if job.outputs[0].exists()} - failures.pictures
-    shown = [job for job in next(iter(jobs.values())) if job.picture in made][:ROWS]
+    made = {job.image for some in jobs.values() for job in some if job.outputs[0].exists()} - failures.images
+    shown = [job for job in next(iter(jobs.values())) if job.image in made][:ROWS]
     try:
         rows = []
         for job in shown:
-            picture = job.picture.open()
-            rows.append((job.picture.name, picture, job.hole((picture.height, picture.width), options)))
+            image = job.image.open()
+            rows.append((job.image.name, image, job.hole((image.height, image.width), options)))
         if rows:
-            write_picture(sheet, contact_sheet(jobs, rows))
+            write_image(sheet, contact_sheet(jobs, rows))
             print(sheet)
     except (ValueError, OSError) as error:
         failures.add(f"{sheet} cannot be written: {error}")
@@ -311,9 +311,9 @@ def _report(options: argparse.Namespace, networks: list["Extractor"], failures: 
         for path in write_report(comparison, output):
             print(path)
         for note in comparison.notes:
-            tell(f"note: {note}")
+            report(f"note: {note}")
     except (ValueError, OSError) as error:
-        failures.add(f"the report: {error}; pictures are kept: `{program('evaluate')} --results {output}` tries again")
+        failures.add(f"the report: {error}; images are kept: `{program('evaluate')} --results {output}` tries again")
 
 
 def main(options: argparse.Namespace) -> int:
@@ -325,7 +325,7 @@ def main(options: argparse.Namespace) -> int:
     if not 0 < options.max_megapixels < float("inf"):
         raise ValueError(f"--max_megapixels {options.max_megapixels}: give a number of megapixels above 0")
     try:
-        with pictures_up_to(options.max_megapixels):
+        with images_up_to(options.max_megapixels):
             return run(options)
     except torch.OutOfMemoryError:
         raise ValueError(

@@ -30,7 +30,7 @@ def parser() -> Parser:
     """The options of `rad sample`."""
     made = Parser(
         prog=program("sample"),
-        description="Fill holes in pictures with a saved RAD adapter, or with a zero-shot method on a base model.",
+        description="Fill holes in images with a saved RAD adapter, or with a zero-shot method on a base model.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     made.add_argument(
@@ -40,7 +40,7 @@ def parser() -> Parser:
     made.add_argument(
         "--image",
         required=True,
-        help="picture, folder of any depth, zip, tar or LMDB, or hf:ID:SPLIT; 8 bits are read, of the first frame, "
+        help="image, folder of any depth, zip, tar or LMDB, or hf:ID:SPLIT; 8 bits are read, of the first frame, "
         "turned upright, without transparency. An RGB colour profile is kept in the results, grey and CMYK with one become sRGB",
     )
     made.add_argument(
@@ -48,14 +48,14 @@ def parser() -> Parser:
         required=True,
         nargs="+",
         action="extend",
-        help="picture (for all), folder or archive (by name), or a generator; of several, each has its folder of results: "
+        help="image (for all), folder or archive (by name), or a generator; of several, each has its folder of results: "
         f"{', '.join(MASKS)}",
     )
     made.add_argument(
-        "--mask_by", default="name", choices=["name", "order"], help="which mask of a folder a picture gets"
+        "--mask_by", default="name", choices=["name", "order"], help="which mask of a folder an image gets"
     )
-    made.add_argument("--limit", type=int, help="only so many pictures, evenly spread over the sorted names")
-    made.add_argument("--output", required=True, help="PNG file for one picture, or a folder")
+    made.add_argument("--limit", type=int, help="only so many images, evenly spread over the sorted names")
+    made.add_argument("--output", required=True, help="PNG file for one image, or a folder")
     made.add_argument(
         "--method",
         nargs="+",
@@ -100,13 +100,13 @@ def parser() -> Parser:
         help="fresh noise, 0 (none) to 1 (DDPM's); the method's preset if not given, or that of --solver",
     )
     made.add_argument("--seed", type=int, default=0, help="of noise and generated masks")
-    made.add_argument("--num_samples", type=int, default=1, help="fillings of each picture")
+    made.add_argument("--num_samples", type=int, default=1, help="fillings of each image")
     made.add_argument("--mask_polarity", default="white_is_fill", choices=["white_is_fill", "white_is_known"])
     made.add_argument(
         "--size_policy",
         default="error",
         choices=["error", "resize", "crop"],
-        help="pictures of another size than the model's; crop: a window around each hole, any size of picture",
+        help="images of another size than the model's; crop: a window around each hole, any size of image",
     )
     made.add_argument(
         "--margin",
@@ -115,7 +115,7 @@ def parser() -> Parser:
     )
     made.add_argument("--feather", type=int, default=0, help="pixels over which what is known passes into the filling")
     made.add_argument(
-        "--size", type=int, help="side of the pictures in pixels, for SD3 and Flux; the model's own if not given"
+        "--size", type=int, help="side of the images in pixels, for SD3 and Flux; the model's own if not given"
     )
     latent = made.add_argument_group("for models that work on latents")
     latent.add_argument(
@@ -136,7 +136,7 @@ def parser() -> Parser:
         "--devices",
         type=int,
         default=1,
-        help="share the pictures between so many processes, one an accelerator or all on the CPU, whose threads they divide. "
+        help="share the images between so many processes, one an accelerator or all on the CPU, whose threads they divide. "
         "Files are those of one process with as many threads as each; seconds are counted in each, and on a CPU they are not "
         "those of one that is alone",
     )
@@ -144,14 +144,14 @@ def parser() -> Parser:
         "--shard",
         type=_shard,
         metavar="NUMBER/COUNT",
-        help="do only this part of the pictures, as 2/4, for example one on each of four machines that share a disk; "
+        help="do only this part of the images, as 2/4, for example one on each of four machines that share a disk; "
         "sheet and report are made by the same call without it, when all are done",
     )
     made.add_argument(
         "--max_megapixels",
         type=float,
         default=179,
-        help="larger pictures are refused, for they may be decompression bombs",
+        help="larger images are refused, for they may be decompression bombs",
     )
     made.add_argument("--raw", action="store_true", help="also write NAME-raw.png, before known pixels are put back")
     made.add_argument("--save_mask", action="store_true", help="also write NAME-mask.png, white = filled")
@@ -160,7 +160,7 @@ def parser() -> Parser:
         action="store_true",
         help="then score the files: metrics.csv, summary.md and report.html in --output",
     )
-    made.add_argument("--overwrite", action="store_true", help="make finished pictures again")
+    made.add_argument("--overwrite", action="store_true", help="make finished images again")
     add_conditions(made.add_argument_group("for text-to-image models"))
     add_options(made.add_argument_group("for --report"))
     return made

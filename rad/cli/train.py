@@ -10,7 +10,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from rad.console import EXIT_INTERRUPTED, EXIT_OK, program
-from rad.data.module import PictureData
+from rad.data.module import ImageDataModule
 from rad.training.autoencoder import AutoencoderTraining
 from rad.training.diffusion import Diffusion
 from rad.training.ema import EMA
@@ -73,7 +73,7 @@ class TrainCLI(LightningCLI):
 
 def _require_values(config: Any, module: type[LightningModule]) -> None:
     """Raise ValueError for an entry without a value where there has to be one, which jsonargparse lets pass."""
-    for group, kind in (("model", module), ("data", PictureData), ("trainer", None)):
+    for group, kind in (("model", module), ("data", ImageDataModule), ("trainer", None)):
         given = vars(config[group]) if config[group] is not None else {}
         if not given:
             raise ValueError(f"the configuration's {group} is empty: fill it in, or remove the line")
@@ -119,7 +119,7 @@ def fit(arguments: Sequence[str]) -> int:
     try:
         cli = TrainCLI(
             trained_module(arguments),
-            PictureData,
+            ImageDataModule,
             args=list(arguments),
             run=False,
             parser_kwargs={"exit_on_error": False, "prog": program("train")},

@@ -22,7 +22,7 @@ from rad.cli.plan import Label
 from rad.console import Progress
 from rad.device import threads_of_each
 from rad.evaluation.run_log import Usage
-from rad.images.codecs import pictures_up_to
+from rad.images.codecs import images_up_to
 
 if TYPE_CHECKING:
     from rad.sampling.method import Method, Schedule
@@ -213,7 +213,7 @@ def _work(connection: Connection, device: str, threads: int, files: Sequence[tup
 
 
 def _fill(connection: Connection, setup: Setup, device: str) -> None:
-    with pictures_up_to(setup.options.max_megapixels):
+    with images_up_to(setup.options.max_megapixels):
         try:
             filler = setup.filler(device)
         except EXPECTED as error:

@@ -1,7 +1,7 @@
 """Training images: a LightningDataModule over every source of `rad.images`.
 
 Example:
-    data = PictureData("photos/", size=256, batch_size=8)     # batches of images (B,3,H,W) in [-1,1] and their positions
+    data = ImageDataModule("photos/", size=256, batch_size=8)     # batches of images (B,3,H,W) in [-1,1] and their positions
 """
 
 from typing import TYPE_CHECKING
@@ -11,12 +11,12 @@ from rad.lazy import lazy_names
 if TYPE_CHECKING:
     from rad.data.captions import Captions, read_captions
     from rad.data.framing import Framing
-    from rad.data.module import PictureData
+    from rad.data.module import ImageDataModule
 
 __all__ = [
     "Captions",
     "Framing",
-    "PictureData",
+    "ImageDataModule",
     "read_captions",
 ]
 
@@ -25,6 +25,6 @@ __getattr__ = lazy_names(
     {
         "captions": "Captions read_captions",
         "framing": "Framing",
-        "module": "PictureData",
+        "module": "ImageDataModule",
     },
 )

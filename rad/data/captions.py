@@ -1,4 +1,4 @@
-"""Texts for pictures: their folder's name as the name of a class, or a file of texts."""
+"""Texts for images: their folder's name as the name of a class, or a file of texts."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -10,33 +10,33 @@ from rad.resources import located
 
 @dataclass(frozen=True)
 class Captions:
-    """The text of a picture by its name.
+    """The text of an image by its name.
 
     Args:
         source: what was given, for messages.
-        texts: by names of pictures (as in batches, or without the folders) or of their folders, in this order; None: the name
-            of a picture's folder is its text.
+        texts: by names of images (as in batches, or without the folders) or of their folders, in this order; None: the name
+            of an image's folder is its text.
     """
 
     source: str
     texts: Mapping[str, str] | None
 
     def __call__(self, name: str) -> str:
-        """Raises ValueError for a picture without a text."""
+        """Raises ValueError for an image without a text."""
         path = PurePosixPath(name)
         if self.texts is None:
             if path.parent.name in ("", ".", ".."):
                 raise ValueError(
-                    f"picture {name} lies in no folder whose name could be its text: set data.captions to null"
+                    f"image {name} lies in no folder whose name could be its text: set data.captions to null"
                 )
             return path.parent.name.replace("_", " ")
         found = next((key for key in (name, path.name, path.parent.name) if key in self.texts), None)
         if found is None:
-            raise ValueError(f"{self.source} has no text for picture {name}, nor for its folder: add one")
+            raise ValueError(f"{self.source} has no text for image {name}, nor for its folder: add one")
         return self.texts[found]
 
     def require(self, names: Iterable[str]) -> None:
-        """Raises ValueError if one of these pictures has no text."""
+        """Raises ValueError if one of these images has no text."""
         for name in names:
             self(name)
 
@@ -46,7 +46,7 @@ def read_captions(source: str) -> Captions:
 
     Args:
         source: "folder"; a .json file, {"name": "text"}; or a .jsonl file of {"file_name": "name", "text": "text"}, as
-            Hugging Face's image folders have. Names are of pictures, or of folders that are classes.
+            Hugging Face's image folders have. Names are of images, or of folders that are classes.
 
     Raises:
         FileNotFoundError, ValueError: the file is missing, or does not hold texts.

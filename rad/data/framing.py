@@ -24,7 +24,7 @@ SCALE_RANGE = (0.25, 1.0)
 
 @dataclass(frozen=True)
 class Framing:
-    """How a picture becomes a square of `size` pixels in [-1, 1]; see `PictureData` for the fields."""
+    """How an image becomes a square of `size` pixels in [-1, 1]; see `ImageDataModule` for the fields."""
 
     size: int
     resize: Resize = "short_side"
@@ -63,7 +63,7 @@ class Framing:
             )
 
     def box(self, width: int, height: int, draws: Sequence[float]) -> tuple[int, int, int]:
-        """Left, top and side of the square cut from a picture, in its pixels; draws: four in [0, 1)."""
+        """Left, top and side of the square cut from an image, in its pixels; draws: four in [0, 1)."""
         side = short = min(width, height)
         if self.crop == "random_scale":
             side = self._draw_side(short, draws[0])
@@ -74,10 +74,10 @@ class Framing:
         return int(draws[1] * (width - side + 1)), int(draws[2] * (height - side + 1)), side
 
     def _draw_side(self, short: int, draw: float) -> int:
-        """Side of the crop of a picture with this short side, in pixels; draw in [0, 1)."""
+        """Side of the crop of an image with this short side, in pixels; draw in [0, 1)."""
         low, high = self.scale_range
         unit = short
-        if self.side_range is not None:  # a picture smaller than the range is taken whole
+        if self.side_range is not None:  # an image smaller than the range is taken whole
             low, high = (short if side is None else min(side, short) for side in self.side_range)
             unit = 1
         scale = low + (high - low) * draw if self.scale_draw == "uniform" else low * (high / low) ** draw

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from rad.data.captions import read_captions
 from rad.data.framing import SCALE_RANGE, Crop, Framing, Resize, ScaleDraw
 from rad.data.stream import HeldOut, PositionSampler, Source, Stream, StreamLoader, Turns
-from rad.images.sources import Gathered, Listing, Picture, find_readable, list_pictures
+from rad.images.sources import Gathered, ImageFile, Listing, find_readable, list_images
 from rad.masks import MaskGenerator
 from rad.rng import key, key_of
 
@@ -37,48 +37,46 @@ SKIMAGE_HELD_OUT = ("coffee.png", "rocket.jpg")
 _FRESH = {"position": 0, "batches": 0}  # of a run that was not resumed
 
 
-def list_source(source: str, *, held_out: bool = False) -> Sequence[Picture]:
-    """Pictures as of `list_pictures`, or one part of the photographs inside scikit-image ("skimage")."""
+def list_source(source: str, *, held_out: bool = False) -> Sequence[ImageFile]:
+    """Images as of `list_images`, or one part of the photographs inside scikit-image ("skimage")."""
     if source != "skimage":
-        return list_pictures(source)
+        return list_images(source)
     folder = Path(str(files("skimage"))) / "data"
-    return [Picture(name, folder / name) for name in (SKIMAGE_HELD_OUT if held_out else SKIMAGE_TRAIN)]
+    return [ImageFile(name, folder / name) for name in (SKIMAGE_HELD_OUT if held_out else SKIMAGE_TRAIN)]
 
 
-def hold_out(pictures: Sequence[Source], count: int) -> tuple[Sequence[Source], Sequence[Source]]:
-    """(the rest, the `count` with the smallest hash of their name): a new picture moves at most one other."""
-    rest, held = _split(pictures, count)
-    return _choose(pictures, rest), _choose(pictures, held)
+def hold_out(images: Sequence[Source], count: int) -> tuple[Sequence[Source], Sequence[Source]]:
+    """(the rest, the `count` with the smallest hash of their name): a new image moves at most one other."""
+    rest, held = _split(images, count)
+    return _choose(images, rest), _choose(images, held)
 
 
-def _split(pictures: Sequence[Source], count: int) -> tuple[np.ndarray, np.ndarray]:
+def _split(images: Sequence[Source], count: int) -> tuple[np.ndarray, np.ndarray]:
     """The numbers of both parts of `hold_out`, ascending."""
-    if count >= len(pictures):
-        raise ValueError(
-            f"val_count={count} leaves none of {len(pictures)} pictures to train on: lower it or set val_path"
-        )
-    hashes = np.fromiter((key("held out", picture.name) for picture in pictures), np.int64, len(pictures))
+    if count >= len(images):
+        raise ValueError(f"val_count={count} leaves none of {len(images)} images to train on: lower it or set val_path")
+    hashes = np.fromiter((key("held out", image.name) for image in images), np.int64, len(images))
     ranked = np.argsort(hashes, kind="stable")
     return np.sort(ranked[count:]), np.sort(ranked[:count])
 
 
-def _choose(pictures: Sequence[Source], numbers: np.ndarray) -> Sequence[Source]:
-    if isinstance(pictures, list):
-        return [pictures[number] for number in numbers]
-    return Gathered([pictures], numbers)
+def _choose(images: Sequence[Source], numbers: np.ndarray) -> Sequence[Source]:
+    if isinstance(images, list):
+        return [images[number] for number in numbers]
+    return Gathered([images], numbers)
 
 
-class PictureData(LightningDataModule):
-    """Square pictures for training and validation, in steps instead of epochs.
+class ImageDataModule(LightningDataModule):
+    """Square images for training and validation, in steps instead of epochs.
 
     Batches are dicts: "image" (B,3,size,size) float32 in [-1, 1], "position" (B) int64, "name" list of B, and
     with `masks` "hole" (B,1,size,size), 1 = fill, with `captions` "text", list of B. The whole run is one pass of
-    Lightning, `trainer.max_steps` long (or `trainer.max_epochs` times the pictures, counted in steps). The trainer needs
+    Lightning, `trainer.max_steps` long (or `trainer.max_epochs` times the images, counted in steps). The trainer needs
     `use_distributed_sampler=False`.
 
-    Unreadable pictures are skipped with one warning that counts and names them; one whose damage shows only
+    Unreadable images are skipped with one warning that counts and names them; one whose damage shows only
     when it is decoded is replaced by the next of the list. In tars, LMDB and datasets, where it would take hours
-    to look at every picture before the first step, all damage shows only then. Pictures smaller than `size` are
+    to look at every image before the first step, all damage shows only then. Images smaller than `size` are
     enlarged. Scaling is Lanczos.
 
     Args:
@@ -87,11 +85,11 @@ class PictureData(LightningDataModule):
             list of these. See docs/data.md.
         weights: relative share of the samples that each path of the list has, as whole numbers: [3, 1] takes three samples of
             the first for each one of the second, in a fixed pattern. Each path then goes through its own epochs, and
-            `trainer.max_epochs` still counts all pictures of all paths once an epoch. None: the list is one source, in
-            which all pictures are equally frequent.
-        val_path: one such source for validation, or a list. None: hold out `val_count` pictures of `path`, chosen by a
+            `trainer.max_epochs` still counts all images of all paths once an epoch. None: the list is one source, in
+            which all images are equally frequent.
+        val_path: one such source for validation, or a list. None: hold out `val_count` images of `path`, chosen by a
             hash of their names, or with "skimage" the photographs kept for this.
-        val_count: pictures to hold out when there is no `val_path`; 0: no validation. With "skimage" and
+        val_count: images to hold out when there is no `val_path`; 0: no validation. With "skimage" and
             crops at random scales, the number of crops.
         size: side of the squares, in pixels.
         resize: "short_side" scales the short side to `size` before the crop, "none" crops unscaled pixels.
@@ -100,25 +98,25 @@ class PictureData(LightningDataModule):
             center, the last a place and scale fixed by the name.
         scale_range: smallest and largest side for "random_scale", as parts of the short side.
         side_range: the same in pixels, instead of `scale_range`; null for the largest is the whole short side. With
-            [32, null] crops lie between 32 pixels and the whole short side. A picture whose short side is below the
+            [32, null] crops lie between 32 pixels and the whole short side. An image whose short side is below the
             smallest is taken whole.
         scale_draw: "uniform" side, or "log_uniform": as many crops between 32 and 64 pixels as between 64 and 128.
-        flip: mirror half of the training pictures.
-        batch_size: pictures per step and device.
-        num_workers: processes that read pictures; 0: the main process does.
+        flip: mirror half of the training images.
+        batch_size: images per step and device.
+        num_workers: processes that read images; 0: the main process does.
         seed: of order, crops, flips and holes.
-        strict: make unreadable pictures an error.
-        masks: draws a hole for every picture. None: no holes.
-        in_memory: decode all pictures once, at the start, and keep them, at 4 bytes a pixel in every process: 960
+        strict: make unreadable images an error.
+        masks: draws a hole for every image. None: no holes.
+        in_memory: decode all images once, at the start, and keep them, at 4 bytes a pixel in every process: 960
             photographs of about 345x490 pixels are 650 MB.
-        captions: for models that take text: "folder" for the names of the pictures' folders, or a .json or .jsonl file, see
+        captions: for models that take text: "folder" for the names of the images' folders, or a .json or .jsonl file, see
             `rad.data.captions.read_captions`. None: no text.
 
     Raises:
-        ValueError: a setting is out of range; at setup, a path is missing or holds no readable picture.
+        ValueError: a setting is out of range; at setup, a path is missing or holds no readable image.
     """
 
-    allow_zero_length_dataloader_with_multiple_devices = True  # there may be more devices than validation pictures
+    allow_zero_length_dataloader_with_multiple_devices = True  # there may be more devices than validation images
 
     def __init__(
         self,
@@ -168,36 +166,34 @@ class PictureData(LightningDataModule):
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.strict, self.masks, self.in_memory = strict, masks, in_memory
         self.captions = None if captions is None else read_captions(captions)
-        self.train_pictures: Sequence[Source] = []
-        self.val_pictures: Sequence[Source] = []
+        self.train_images: Sequence[Source] = []
+        self.val_images: Sequence[Source] = []
         self._counts: tuple[int, ...] = ()
         self._names: int | None = None
         self._resumed = _FRESH
 
     def setup(self, stage: str) -> None:
-        if not self.train_pictures:
+        if not self.train_images:
             sources = self._readable([list_source(path) for path in self.paths])
-            pictures, counts = self._join(sources), np.array([len(source) for source in sources])
+            images, counts = self._join(sources), np.array([len(source) for source in sources])
             if self.val_paths is None:
-                rest, held = _split(pictures, self.val_count)
-                self.train_pictures, self.val_pictures = _choose(pictures, rest), _choose(pictures, held)
+                rest, held = _split(images, self.val_count)
+                self.train_images, self.val_images = _choose(images, rest), _choose(images, held)
                 counts = np.diff(np.searchsorted(rest, [0, *counts.cumsum()]))
             else:
                 held_out = self._readable([list_source(path, held_out=True) for path in self.val_paths])
-                self.train_pictures, self.val_pictures = pictures, self._join(held_out)
+                self.train_images, self.val_images = images, self._join(held_out)
             self._counts = tuple(counts.tolist())
             if self.weights is not None and 0 in self._counts:
                 empty = self.paths[self._counts.index(0)]
-                raise ValueError(
-                    f"{empty} has a weight and no picture left to train on: leave it out or lower val_count"
-                )
+                raise ValueError(f"{empty} has a weight and no image left to train on: leave it out or lower val_count")
             if self.captions is not None:
-                self.captions.require(picture.name for picture in chain(self.train_pictures, self.val_pictures))
+                self.captions.require(image.name for image in chain(self.train_images, self.val_images))
         if stage == "fit" and self.trainer is not None:
             self._resumed = _FRESH  # Lightning calls `load_state_dict` after `setup`
             self._count_in_steps(self.trainer)
 
-    def _readable(self, parts: Sequence[Sequence[Picture]]) -> list[Sequence[Source]]:
+    def _readable(self, parts: Sequence[Sequence[ImageFile]]) -> list[Sequence[Source]]:
         """The readable images of each part; a `Listing` as it is, unless it goes into memory."""
         kept: list[Sequence[Source]] = []
         bad: list[str] = []
@@ -207,7 +203,7 @@ class PictureData(LightningDataModule):
             bad += broken
         if bad:
             names = ", ".join(bad[:5]) + (", ..." if len(bad) > 5 else "")
-            message = f"{len(bad)} of {sum(map(len, parts))} pictures cannot be read: {names}"
+            message = f"{len(bad)} of {sum(map(len, parts))} images cannot be read: {names}"
             if self.strict or not any(kept):
                 raise ValueError(f"{message}; repair or remove them")
             rank_zero_warn(f"{message}; they are skipped")
@@ -217,7 +213,7 @@ class PictureData(LightningDataModule):
         """One part after another."""
         if any(map(self._is_unseen, parts)):
             return parts[0] if len(parts) == 1 else Gathered(parts)
-        return [picture for part in parts for picture in part]
+        return [image for part in parts for image in part]
 
     def _is_unseen(self, part: Sequence[Source]) -> bool:
         return isinstance(part, Listing) and not self.in_memory
@@ -225,10 +221,10 @@ class PictureData(LightningDataModule):
     def _count_in_steps(self, trainer: Trainer) -> None:
         """Make Lightning stop by steps alone: an epoch of its own would end and begin the loader."""
         if trainer.overfit_batches:  # pyright: ignore[reportAttributeAccessIssue]
-            raise ValueError("overfit_batches repeats an epoch, which this data has not: give a path with few pictures")
+            raise ValueError("overfit_batches repeats an epoch, which this data has not: give a path with few images")
         limits = [trainer.max_steps] if trainer.max_steps >= 0 else []
         if trainer.max_epochs is not None and trainer.max_epochs >= 0:
-            epoch = math.ceil(len(self.train_pictures) / (self.batch_size * trainer.world_size))
+            epoch = math.ceil(len(self.train_images) / (self.batch_size * trainer.world_size))
             limits.append(math.ceil(trainer.max_epochs * epoch / trainer.accumulate_grad_batches))
         if not limits:
             raise ValueError("the training has no end: set trainer.max_steps")
@@ -252,12 +248,12 @@ class PictureData(LightningDataModule):
     def _fingerprint(self) -> int:
         if self._names is None:
             weights = [] if self.weights is None else ["weights", *self.weights, *self._counts]
-            self._names = key_of(chain([self.seed], (picture.name for picture in self.train_pictures), weights))
+            self._names = key_of(chain([self.seed], (image.name for image in self.train_images), weights))
         return self._names
 
     def state_dict(self) -> dict[str, int]:
         """The position, so that a run may resume with another batch size, and what its meaning depends on."""
-        return {"position": self.position(), "batches": self._batches_done(), "pictures": self._fingerprint()}
+        return {"position": self.position(), "batches": self._batches_done(), "images": self._fingerprint()}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         self._resumed = state_dict
@@ -265,7 +261,7 @@ class PictureData(LightningDataModule):
     def stream(self) -> Stream:
         """All samples of the run."""
         return Stream(
-            self.train_pictures,
+            self.train_images,
             self.framing,
             self.seed,
             self.masks,
@@ -276,13 +272,13 @@ class PictureData(LightningDataModule):
         )
 
     def train_dataloader(self) -> StreamLoader:
-        """The rest of the run, from `position()`; without a trainer, one pass over the pictures."""
-        if self._resumed is not _FRESH and self._resumed["pictures"] != self._fingerprint():
+        """The rest of the run, from `position()`; without a trainer, one pass over the images."""
+        if self._resumed is not _FRESH and self._resumed["images"] != self._fingerprint():
             rank_zero_warn(
-                "the training pictures, their weights or the seed are not those of the checkpoint: "
+                "the training images, their weights or the seed are not those of the checkpoint: "
                 f"the stream goes on at position {self.position()} in its new order"
             )
-        left = math.ceil(len(self.train_pictures) / self.batch_size)
+        left = math.ceil(len(self.train_images) / self.batch_size)
         if self.trainer is not None:
             steps = max(0, self.trainer.max_steps - self.trainer.global_step)
             left = steps * self.trainer.accumulate_grad_batches
@@ -298,14 +294,14 @@ class PictureData(LightningDataModule):
         return StreamLoader(self.stream(), batch_sampler=sampler, **self._reading())
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
-        """Every validation picture once over all ranks, in a fixed order; [] when there are none."""
+        """Every validation image once over all ranks, in a fixed order; [] when there are none."""
         crop: Crop = "random_scale" if self.framing.crop == "random_scale" else "center"
         few = self.val_paths == ["skimage"] and crop == "random_scale"
-        length = self.val_count if few else len(self.val_pictures)
+        length = self.val_count if few else len(self.val_images)
         if length == 0:
             return []
         framing = replace(self.framing, crop=crop, flip=False)
-        held_out = HeldOut(self.val_pictures, framing, length, self.masks, self.strict, self.captions)
+        held_out = HeldOut(self.val_images, framing, length, self.masks, self.strict, self.captions)
         rank, world_size = self._rank_and_world()
         mine = list(range(rank, length, world_size))
         batches = [mine[start : start + self.batch_size] for start in range(0, len(mine), self.batch_size)]

@@ -1,6 +1,6 @@
-"""Training pictures as a stream indexed by position: a run resumes exactly and does not depend on its split.
+"""Training images as a stream indexed by position: a run resumes exactly and does not depend on its split.
 
-Position p = 0, 1, 2, ... is the number of a sample in the whole run. With n pictures, epoch e = p // n goes
+Position p = 0, 1, 2, ... is the number of a sample in the whole run. With n images, epoch e = p // n goes
 through permutation(seed, e), and crop, flip and hole of the sample come from generators keyed by (seed, p):
 batch size, devices, workers and interruptions change nothing. Step k of W processes with batches of B takes
 positions k*B*W to (k+1)*B*W - 1.
@@ -20,11 +20,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from rad.data.captions import Captions
 from rad.data.framing import Framing
-from rad.images.sources import Decoded, Picture, open_readable
+from rad.images.sources import Decoded, ImageFile, open_readable
 from rad.masks import MaskGenerator
 from rad.rng import generator
 
-Source = Picture | Decoded
+Source = ImageFile | Decoded
 
 
 LONGEST_PERIOD = 10_000
@@ -72,12 +72,12 @@ class Stream(Dataset[dict[str, Any]]):
     """The endless training stream: `stream[p]` is the sample at position p.
 
     Args:
-        pictures: all of them, one source after another.
-        counts: pictures of each source, if these have `weights`.
-        weights: relative share of the samples that each source has, see `Turns`. None: all pictures are one source.
+        images: all of them, one source after another.
+        counts: images of each source, if these have `weights`.
+        weights: relative share of the samples that each source has, see `Turns`. None: all images are one source.
     """
 
-    pictures: Sequence[Source]
+    images: Sequence[Source]
     framing: Framing
     seed: int = 0
     masks: MaskGenerator | None = None
@@ -87,17 +87,17 @@ class Stream(Dataset[dict[str, Any]]):
     weights: tuple[int, ...] | None = None
 
     def number(self, position: int) -> int:
-        """Which of `pictures` a position shows."""
+        """Which of `images` a position shows."""
         if self.weights is None:
-            source, before, counts = 0, position, (len(self.pictures),)
+            source, before, counts = 0, position, (len(self.images),)
         else:
             (source, before), counts = Turns(self.weights)(position), self.counts
         epoch, place = divmod(before, counts[source])
         return sum(counts[:source]) + int(_order(self.seed, epoch, counts[source], source)[place])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        picture = self.number(index)
-        name, image = open_readable(self.pictures, picture, strict=self.strict)
+        original = self.number(index)
+        name, image = open_readable(self.images, original, strict=self.strict)
         square = self.framing(image, generator(self.seed, "augment", index))
         hole = draw_hole(self.masks, self.framing.size, generator(self.seed, "hole", index))
         return {"image": square, "position": index, "name": name, **hole, **told(self.captions, name)}
@@ -105,9 +105,9 @@ class Stream(Dataset[dict[str, Any]]):
 
 @dataclass(frozen=True)
 class HeldOut(Dataset[dict[str, Any]]):
-    """The fixed validation list, `length` long, in rounds over the pictures; keyed by name, not by a seed."""
+    """The fixed validation list, `length` long, in rounds over the images; keyed by name, not by a seed."""
 
-    pictures: Sequence[Source]
+    images: Sequence[Source]
     framing: Framing
     length: int
     masks: MaskGenerator | None = None
@@ -118,8 +118,8 @@ class HeldOut(Dataset[dict[str, Any]]):
         return self.length
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        number, picture = divmod(index, len(self.pictures))
-        name, image = open_readable(self.pictures, picture, strict=self.strict)
+        number, original = divmod(index, len(self.images))
+        name, image = open_readable(self.images, original, strict=self.strict)
         square = self.framing(image, generator("validation", "augment", name, number))
         hole = draw_hole(self.masks, self.framing.size, generator("validation", "hole", name, number))
         return {"image": square, "position": index, "name": name, **hole, **told(self.captions, name)}
@@ -177,7 +177,7 @@ class PositionSampler(Sampler[list[int]]):
 
 
 class StreamLoader(DataLoader):
-    """A loader that Lightning knows to be resumable; its state is the position, which `PictureData` saves."""
+    """A loader that Lightning knows to be resumable; its state is the position, which `ImageDataModule` saves."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}

@@ -28,12 +28,12 @@ class Denoised:
 
     Args:
         x0: (B,C,H,W) estimate of the clean image.
-        fraction: (B,C,H,W) in [0,1], the learned variance: 0 the posterior's, 1 the forward step's, logarithmic between (Nichol &
-            Dhariwal 2021, arXiv 2102.09672, eq. 15). None: the posterior's.
+        variance_fraction: (B,C,H,W) in [0,1], the learned variance: 0 the posterior's, 1 the forward step's, logarithmic between
+            (Nichol & Dhariwal 2021, arXiv 2102.09672, eq. 15). None: the posterior's.
     """
 
     x0: Tensor
-    fraction: Tensor | None = None
+    variance_fraction: Tensor | None = None
 
 
 Prediction = Literal["epsilon", "sample", "v_prediction", "velocity"]
@@ -111,10 +111,10 @@ def reverse_step(
     on_x0 = nxt.alpha - on_e * now.alpha
     stepped = now.spread(on_x0.to(x.dtype)) * estimate.x0 + now.spread(on_e.to(x.dtype)) * x
     if noise is not None and eta > 0:
-        if estimate.fraction is None:
+        if estimate.variance_fraction is None:
             deviation = now.spread(sigma.to(x.dtype))
         else:
-            learned = torch.exp(0.5 * log_variance(estimate.fraction, now, nxt))
+            learned = torch.exp(0.5 * log_variance(estimate.variance_fraction, now, nxt))
             deviation = torch.where(now.spread(sigma > 0), eta * learned, 0.0)
         stepped = stepped + deviation * noise
     elif bool((sigma > 0).any()):

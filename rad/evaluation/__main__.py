@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rad.cli.record import scoring
-from rad.console import EXIT_OK, EXIT_SOME, Parser, guarded, program, tell
+from rad.console import EXIT_OK, EXIT_SOME, Parser, guarded, program, report
 from rad.evaluation.compare import BATCH_SIZE, evaluate, evaluate_folders, extractors
 from rad.evaluation.layout import is_tree
 from rad.evaluation.options import add_options
@@ -14,14 +14,14 @@ from rad.evaluation.results import Comparison
 from rad.evaluation.run_log import RUN, read_run
 from rad.images.sources import absolute, is_source
 
-FILES = ("metrics.csv", "sets.csv", "passports.json")
+FILES = ("metrics.csv", "sets.csv", "provenance.json")
 
 
 def parser() -> Parser:
     """The options of `rad evaluate`, also `python -m rad.evaluation`."""
     made = Parser(
         prog=program("evaluate"),
-        description="Score inpainted pictures: tables with passports, intervals and paired tests, and a report.",
+        description="Score inpainted images: tables with provenance, intervals and paired tests, and a report.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     made.add_argument(
@@ -31,10 +31,8 @@ def parser() -> Parser:
         metavar="LABEL=DIR",
         help="--output of rad sample with several masks; or a folder for each of other systems (the label may be left out)",
     )
-    made.add_argument(
-        "--reference", help="folder, zip or file of the original pictures; that of rad sample if not given"
-    )
-    made.add_argument("--mask", help="for other systems: a picture for all, or a folder or zip of them by name")
+    made.add_argument("--reference", help="folder, zip or file of the original images; that of rad sample if not given")
+    made.add_argument("--mask", help="for other systems: an image for all, or a folder or zip of them by name")
     made.add_argument("--mask_polarity", default="white_is_fill", choices=["white_is_fill", "white_is_known"])
     add_options(made)
     made.add_argument("--output", help="folder of the tables; --results of rad sample, or else `evaluation`")
@@ -56,11 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"--results {first} is not a folder that rad sample wrote for several masks: give {' and '.join(missing)} too"
         )
     if tree and options.mask_polarity != "white_is_fill":
-        tell("warning: --mask_polarity has no effect, for the masks that rad sample writes are white = fill")
+        report("warning: --mask_polarity has no effect, for the masks that rad sample writes are white = fill")
     reference = Path(_reference(first)) if options.reference is None else Path(options.reference)
     networks = extractors(options.feature_net, options.lpips, options.fid, device=options.device)
     if not networks:
-        tell("note: pixels only; --feature_net, --lpips or --fid add perceptual distances and distances between sets")
+        report("note: pixels only; --feature_net, --lpips or --fid add perceptual distances and distances between sets")
     output = Path(options.output or (first if tree else "evaluation"))
     progress = _Progress()
     how = scoring(
@@ -105,7 +103,7 @@ def _report(comparison: Comparison, output: Path) -> None:
     for path in (*(output / name for name in FILES), *write_report(comparison, output)):
         print(path)
     for note in comparison.notes:
-        tell(f"note: {note}")
+        report(f"note: {note}")
 
 
 def _folders(given: Sequence[str]) -> dict[str, Path]:
@@ -128,9 +126,9 @@ def _reference(folder: Path) -> str:
     """What rad sample was given as --image."""
     image = str(read_run(folder).get("options", {}).get("image") or "")
     if not image:
-        raise ValueError(f"{folder / RUN} does not say where the original pictures are: give --reference")
+        raise ValueError(f"{folder / RUN} does not say where the original images are: give --reference")
     if not is_source(image):
-        raise ValueError(f"the original pictures {image} are not there any more: give --reference")
+        raise ValueError(f"the original images {image} are not there any more: give --reference")
     return image
 
 
@@ -144,7 +142,7 @@ class _Progress:
         self.total = total
         if done * 10 // total > self._told:
             self._told = done * 10 // total
-            tell(f"{done} of {total} files scored")
+            report(f"{done} of {total} files scored")
 
 
 if __name__ == "__main__":

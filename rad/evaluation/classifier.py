@@ -1,8 +1,8 @@
 """A small classifier of photographs whose layers serve as a feature network: `python -m rad.evaluation.classifier`.
 
-The class of a picture is the name of its folder. Half of the training images are reduced to half their side and
+The class of an image is the name of its folder. Half of the training images are reduced to half their side and
 enlarged again, so that the features also judge images of half the size. After training the network is measured on
-the held-out pictures: its distances have to grow with blur, noise, foreign blocks and a shift of colours.
+the held-out images: its distances have to grow with blur, noise, foreign blocks and a shift of colours.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from torchvision.transforms.v2.functional import gaussian_blur
 from rad.console import guarded
 from rad.evaluation.features import Extractor, feature_net
 from rad.evaluation.metrics import ReferenceFeatures, frechet_distance
-from rad.images.sources import list_pictures
+from rad.images.sources import list_images
 from rad.rng import generator
 
 BLOCKS = [1, 1, 1, 1]  # of the four stages; 4.9 million parameters
@@ -39,26 +39,26 @@ FEATURE_LAYER = "flatten"  # the last stage, pooled: 512 numbers
 def read_classes(
     source: str | Path, *, size: int, classes: Sequence[str] | None = None
 ) -> tuple[Tensor, Tensor, list[str]]:
-    """All pictures of a folder or zip, decoded once: ((N,size,size,3) uint8, (N) class numbers, names of the classes).
+    """All images of a folder or zip, decoded once: ((N,size,size,3) uint8, (N) class numbers, names of the classes).
 
-    Pictures of another size are cut to a square at the center and scaled (Lanczos).
+    Images of another size are cut to a square at the center and scaled (Lanczos).
 
     Args:
         classes: the names in the order of their numbers; None: all names of folders found, sorted.
 
     Raises:
-        ValueError: no or unreadable pictures, a picture in no folder, or of a class that is not in `classes`.
+        ValueError: no or unreadable images, an image in no folder, or of a class that is not in `classes`.
     """
-    pictures = list_pictures(source)
-    names = [Path(picture.name).parent.name for picture in pictures]
+    originals = list_images(source)
+    names = [Path(original.name).parent.name for original in originals]
     if "" in names:
-        raise ValueError(f"{pictures[names.index('')]} is in no folder: the name of its folder is its class")
+        raise ValueError(f"{originals[names.index('')]} is in no folder: the name of its folder is its class")
     known = sorted(set(names)) if classes is None else list(classes)
     if unknown := sorted(set(names) - set(known)):
-        raise ValueError(f"{source} has the class {unknown[0]}, which was not trained: give pictures of {known[:3]}...")
-    images = np.empty((len(pictures), size, size, 3), np.uint8)
-    for index, picture in enumerate(pictures):
-        image = picture.open()
+        raise ValueError(f"{source} has the class {unknown[0]}, which was not trained: give images of {known[:3]}...")
+    images = np.empty((len(originals), size, size, 3), np.uint8)
+    for index, original in enumerate(originals):
+        image = original.open()
         if image.size != (size, size):
             image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
         images[index] = np.asarray(image)
@@ -142,7 +142,7 @@ def loader(images: Tensor, labels: Tensor, *, batch_size: int, random: torch.Gen
 def fit(
     data: str | Path, val_data: str | Path, *, epochs: int, batch_size: int, learning_rate: float, size: int, seed: int
 ) -> tuple[Classifier, int, list[str]]:
-    """Train on `data`: (the classifier, the number of training pictures, the names of its classes); errors: `read_classes`."""
+    """Train on `data`: (the classifier, the number of training images, the names of its classes); errors: `read_classes`."""
     for name, value, least in (("epochs", epochs, 1), ("batch_size", batch_size, 2), ("size", size, 32)):
         if value < least:
             raise ValueError(f"{name}={value}: it must be at least {least}")
@@ -152,7 +152,7 @@ def fit(
     held_images, held_labels, _ = read_classes(val_data, size=size, classes=classes)
     if len(held_images) < 4:
         raise ValueError(
-            f"{val_data} holds {len(held_images)} pictures: give at least 4, so that two halves can be compared"
+            f"{val_data} holds {len(held_images)} images: give at least 4, so that two halves can be compared"
         )
     module = Classifier(len(classes), learning_rate=learning_rate, seed=seed)
     trainer = Trainer(
@@ -274,7 +274,7 @@ def parser() -> argparse.ArgumentParser:
     described = argparse.ArgumentParser("python -m rad.evaluation.classifier", description=__doc__)
     described.add_argument(
         "--data",
-        help="zip or folder of training pictures, a folder for each class; without it, --output is only measured",
+        help="zip or folder of training images, a folder for each class; without it, --output is only measured",
     )
     described.add_argument("--val_data", required=True, help="the same, held out")
     described.add_argument("--output", required=True, help="folder for model.safetensors, model.json and README.md")
@@ -319,10 +319,10 @@ def train(options: argparse.Namespace, folder: Path, words: Sequence[str]) -> li
     save(module, folder, name=options.name, classes=len(classes), size=options.size)
     whole, coarse = module.accuracy
     return [
-        f"**Data**: {count:,} pictures of {len(classes)} classes, {options.size}x{options.size}.",
+        f"**Data**: {count:,} images of {len(classes)} classes, {options.size}x{options.size}.",
         f"**Training**: `python -m rad.evaluation.classifier {' '.join(words)}`",
-        f"**Accuracy** on held-out pictures: {whole:.1%}; reduced to half and enlarged: {coarse:.1%}.",
-        "**Distances** of held-out pictures, from a spoilt image to itself and from a spoilt half to the other half:",
+        f"**Accuracy** on held-out images: {whole:.1%}; reduced to half and enlarged: {coarse:.1%}.",
+        "**Distances** of held-out images, from a spoilt image to itself and from a spoilt half to the other half:",
     ]
 
 

@@ -21,7 +21,7 @@ from rad.evaluation.run_log import COSTS, read_run
 from rad.evaluation.scoring import Scored, has_features, reference_features, score
 from rad.evaluation.statistics import difference, holm, interval, set_interval
 from rad.images.atomic import write_text
-from rad.images.sources import Picture
+from rad.images.sources import ImageFile
 from rad.masks.sets import hash_entries
 from rad.rng import key
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 BATCH_SIZE = 32
 BASELINE = "rad"
 
-References = Sequence[Picture] | str | Path
+References = Sequence[ImageFile] | str | Path
 Scoring = Mapping[str, object]
 OnProgress = Callable[[int, int], None]
 
@@ -49,14 +49,14 @@ def evaluate(
     scoring: Scoring | None = None,
     remarks: Sequence[str] = (),
 ) -> Comparison:
-    """Score all that rad sample wrote into a folder, and write metrics.csv, sets.csv and passports.json.
+    """Score all that rad sample wrote into a folder, and write metrics.csv, sets.csv and provenance.json.
 
     Its masks are white = fill, whatever the polarity of those that rad sample was given. A file that is missing, broken or of
     another size than its reference costs its own numbers alone, leaves a note, and counts in `Row.missing`.
 
     Args:
         output: folder with MASK/masks/NAME.png and MASK/METHOD/NAME.png, and run.json for the order of rows.
-        references: the original pictures, or the folder, zip or file with them. Distances between sets use all of them, also
+        references: the original images, or the folder, zip or file with them. Distances between sets use all of them, also
             those that were not filled.
         extractors: networks for perceptual distances and features; without any, only pixels are compared.
         baseline: the method that others are compared with; None: "rad" if it is there, or else the first.
@@ -68,7 +68,7 @@ def evaluate(
         remarks: further notes, such as what could not be made.
 
     Raises:
-        ValueError: there is nothing that can be scored, no method is called `baseline`, or pictures share a name.
+        ValueError: there is nothing that can be scored, no method is called `baseline`, or images share a name.
     """
     run = read_run(output)
     notes = [*remarks, *unlike(run)]
@@ -104,9 +104,9 @@ def evaluate_folders(
     """Score the results of any other system; the rest as `evaluate`.
 
     Args:
-        results: a folder for each method, by its label; files are called like the references, with any suffix of pictures.
+        results: a folder for each method, by its label; files are called like the references, with any suffix of images.
             Where there is no NAME, NAME-0, NAME-1 ... are its samples.
-        mask: a picture for all images, or a folder or zip of them called like the references.
+        mask: an image for all images, or a folder or zip of them called like the references.
         output: folder for the files written, and for the holes as they were understood, MASK/masks/NAME.png, white = fill.
 
     Raises:
@@ -153,14 +153,14 @@ def extractors(
     return made
 
 
-def _listed(references: References) -> list[Picture] | str | Path:
+def _listed(references: References) -> list[ImageFile] | str | Path:
     return references if isinstance(references, str | Path) else list(references)
 
 
 def _compare(
     output: Path,
     files: list[MaskResults],
-    references: Mapping[str, Picture],
+    references: Mapping[str, ImageFile],
     extractors: Sequence["Extractor"],
     *,
     baseline: str | None,
@@ -180,7 +180,7 @@ def _compare(
         sets, digests = reference_features(references, extractors, batch_size=batch_size, notes=notes)
         notes.append(
             "the originals of these results are among the references: Frechet distances are smaller than from other "
-            "pictures; kernel distances, precision and recall compare no image with its own original"
+            "images; kernel distances, precision and recall compare no image with its own original"
         )
 
     total = sum(len(some) for one in files for images in one.files.values() for some in images.values())
@@ -240,12 +240,12 @@ def _describe(
     samples = any(result.sample > 0 for result in results)
     for number, extractor in enumerate(extractors):
         if extractor.distance_name is not None:
-            made += metrics.distance_metrics(extractor.distance_name, extractor.passport, samples=samples)
+            made += metrics.distance_metrics(extractor.distance_name, extractor.provenance, samples=samples)
         if number in sets:
             count = f"{len(sets[number].features)}, the originals of these results among them"
             known = {"references": count, "references hash": _hash(digests)}
             made += metrics.set_metrics(
-                extractor.frechet_name, extractor.kernel_name, extractor.passport, references=known
+                extractor.frechet_name, extractor.kernel_name, extractor.provenance, references=known
             )
     return made + metrics.pixel_metrics(raw=any("known-raw" in result.values for result in results))
 
@@ -317,12 +317,12 @@ def _rows(
             if numbers:
                 values[metric.name] = interval(numbers, seed=key(seed, "interval", files.name, label, metric.name))
         compared_with = digests or {image: scored.digests[image] for image in counts}
-        passport = {
+        provenance = {
             "masks hash": hash_entries([scored.holes[image] for image in counts]),
             "references": str(len(compared_with)),
             "references hash": _hash(compared_with),
         }
-        parts = [passport, counts, {metric.name: metric.passport for metric in described}]
+        parts = [provenance, counts, {metric.name: metric.provenance for metric in described}]
         rows.append(
             Row(
                 mask=files.name,
@@ -333,7 +333,7 @@ def _rows(
                 values=values,
                 cost=_mean_cost(files.costs.get(label, {}), counts),
                 missing=len(missing),
-                passport=passport,
+                provenance=provenance,
             )
         )
     return rows
@@ -467,7 +467,7 @@ def _write(
     files: list[MaskResults],
     seed: int,
 ) -> None:
-    """metrics.csv, sets.csv and passports.json, each whole or not at all."""
+    """metrics.csv, sets.csv and provenance.json, each whole or not at all."""
     single = [metric.name for metric in comparison.metrics if any(metric.name in r.values for r in comparison.results)]
     costs = {one.name: one.costs for one in files}
     lines: list[list[object]] = [["mask", "method", "image", "sample", *single, *COSTS[1:]]]
@@ -488,7 +488,7 @@ def _write(
         )
     write_text(output / "sets.csv", _csv(lines))
 
-    passports = {
+    provenance = {
         "metrics": {metric.name: asdict(metric) for metric in comparison.metrics},
         "rows": [
             {
@@ -497,7 +497,7 @@ def _write(
                 "group": row.group,
                 "images": row.images,
                 "samples": row.samples,
-                **row.passport,
+                **row.provenance,
             }
             for row in comparison.rows
         ],
@@ -505,7 +505,7 @@ def _write(
         "rank_by": comparison.rank_by,
         "seed": seed,
     }
-    write_text(output / "passports.json", json.dumps(passports, indent=2, ensure_ascii=False) + "\n")
+    write_text(output / "provenance.json", json.dumps(provenance, indent=2, ensure_ascii=False) + "\n")
 
 
 def _cells(cost: Cost) -> list[float | None]:

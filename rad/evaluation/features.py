@@ -42,12 +42,12 @@ class Extractor(ABC):
     for rounding. Results lie on the device of the images.
 
     Attributes:
-        passport: all that its numbers depend on: "extractor", "weights" (first 16 hex digits of the SHA-256 of the
+        provenance: all that its numbers depend on: "extractor", "weights" (first 16 hex digits of the SHA-256 of the
             weights), "layers", "resize", "range", "library".
         distance_name, frechet_name, kernel_name: what its metrics are called; None: it has none of this kind.
     """
 
-    passport: dict[str, str]
+    provenance: dict[str, str]
     distance_name: str | None = None
     frechet_name: str | None = None
     kernel_name: str | None = None
@@ -94,7 +94,7 @@ def feature_net(path: str | Path, *, device: str | torch.device = "cpu") -> "Fea
     A TorchScript file gets (B,3,height,width) float32, resized and in the range of the JSON, and returns either the
     features (B,D), or a tuple or list of tensors: any number of feature maps (B,C,h,w), then the features (B,D) last.
     Without maps it has no distance. A TorchScript file is a program: load only what you trust. Its hash in the
-    passport is that of the file.
+    provenance is that of the file.
 
     The distance is that of Zhang et al. 2018 (arXiv 1801.03924, eq. 1) with all w = 1: at each layer both outputs are
     brought to unit length over channels, their squared difference is summed over channels and averaged over positions;
@@ -147,7 +147,7 @@ class FeatureNet(Extractor):
         layers = "outputs of forward"
         if not scripted:
             layers = f"features {settings['features']}, distance {' '.join(settings['distance']) or 'none'}"
-        self.passport = {
+        self.provenance = {
             "extractor": name,
             "weights": digest,
             "layers": layers,
@@ -163,7 +163,7 @@ class FeatureNet(Extractor):
 
     def distance(self, first: Tensor, second: Tensor) -> Tensor:
         if self.distance_name is None:
-            raise ValueError(f"the feature network {self.passport['extractor']} has no layers for a distance")
+            raise ValueError(f"the feature network {self.provenance['extractor']} has no layers for a distance")
         _check_pair(first, second)
         pairs = zip(self._run(first)[0], self._run(second)[0], strict=True)
         return torch.stack([_layer_distance(*pair) for pair in pairs]).mean(0).to(first.device)
@@ -171,7 +171,7 @@ class FeatureNet(Extractor):
     def compared(self, first: Tensor, second: Tensor) -> Tensor:
         """`distance` for training, (B): differentiable, of images on the device of the network that may leave [0, 1]."""
         if self.distance_name is None:
-            raise ValueError(f"the feature network {self.passport['extractor']} has no layers for a distance")
+            raise ValueError(f"the feature network {self.provenance['extractor']} has no layers for a distance")
         pairs = zip(self._forward(first)[0], self._forward(second)[0], strict=True)
         return torch.stack([_layer_distance(*pair, eps=1e-3) for pair in pairs]).mean(0)
 
@@ -214,7 +214,7 @@ class _LPIPS(Extractor):
             # The metric gives means over a batch; the network inside it gives a value for each image.
             network = LearnedPerceptualImagePatchSimilarity(net_type=net).net
         self._net, self._device = network.to(device), device
-        self.passport = {
+        self.provenance = {
             "extractor": f"torchvision {trunk} + LPIPS 0.1 linear weights",
             "weights": tensors_hash(self._net.state_dict()),
             "layers": "those of LPIPS",
@@ -250,7 +250,7 @@ class _Inception(Extractor):
         with _cached("FID and KID", URL_INCEPTION_V3), torch.random.fork_rng(devices=[]):
             network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
         self._net, self._device = network.to(device), device
-        self.passport = {
+        self.provenance = {
             "extractor": "torch-fidelity inception-v3-compat 2048",
             "weights": tensors_hash(self._net.state_dict()),
             "layers": "2048",

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from rad.console import counted
 from rad.evaluation.results import Cost
 from rad.evaluation.run_log import RUN, read_costs
-from rad.images.sources import SUFFIXES, Picture, by_stem, holds_one, list_pictures, stems
+from rad.images.sources import SUFFIXES, ImageFile, by_stem, holds_one, list_images, stems
 from rad.masks.files import looks_inverted, read_mask, write_mask
 
 Polarity = Literal["white_is_fill", "white_is_known"]
@@ -41,14 +41,14 @@ class MaskResults:
         return sorted({image for files in self.files.values() for image in files} & set(self.holes))
 
 
-def by_name(pictures: list[Picture] | str | Path) -> dict[str, Picture]:
-    """Pictures by their relative path without suffix, and in a zip without a folder that holds all of it, as results are named.
+def by_name(images: list[ImageFile] | str | Path) -> dict[str, ImageFile]:
+    """Images by their relative path without suffix, and in a zip without a folder that holds all of it, as results are named.
 
-    Raises ValueError for two pictures of one name, and as `list_pictures`.
+    Raises ValueError for two images of one name, and as `list_images`.
     """
-    if isinstance(pictures, str | Path):
-        return by_stem(list_pictures(pictures), where=pictures)
-    return by_stem(pictures, where="the list")
+    if isinstance(images, str | Path):
+        return by_stem(list_images(images), where=images)
+    return by_stem(images, where="the list")
 
 
 def is_tree(folder: Path) -> bool:
@@ -82,7 +82,7 @@ def read_tree(folder: Path, run: Mapping[str, Any], *, notes: list[str]) -> list
         raise ValueError(f"{folder / RUN} is broken (num_samples is {samples}): remove it, or sample again")
     sets = []
     for mask in _ordered(found, run.get("masks", [])):
-        holes = _pictures(folder / mask / "masks", notes)
+        holes = _images(folder / mask / "masks", notes)
         labels = {path.name for path in (folder / mask).iterdir() if path.is_dir() and not path.name.startswith(".")}
         files, costs, unknown = {}, {}, 0
         for label in _ordered(labels - {"masks"}, run.get("methods", [])):
@@ -105,10 +105,10 @@ def find_results(folder: Path, names: set[str], *, samples: int | None = None, n
 
     Args:
         samples: how many there are of each image, which tells sample 0 of "a" from the image "a-0"; None: numbered files are
-            samples where there is neither a file nor a picture of their full name.
+            samples where there is neither a file nor an image of their full name.
         notes: remarks are added.
     """
-    found = _pictures(folder, notes)
+    found = _images(folder, notes)
     if samples is not None and samples > 1:
         numbered = {name: {n: found[f"{name}-{n}"] for n in range(samples) if f"{name}-{n}" in found} for name in names}
         results: Files = {name: files for name, files in numbered.items() if files}
@@ -130,17 +130,17 @@ def find_results(folder: Path, names: set[str], *, samples: int | None = None, n
     return results, len(unknown)
 
 
-def _pictures(folder: Path, notes: list[str]) -> dict[str, Path]:
-    """The picture files of a folder, by relative path without suffix; none at all is not an error here.
+def _images(folder: Path, notes: list[str]) -> dict[str, Path]:
+    """The image files of a folder, by relative path without suffix; none at all is not an error here.
 
     Of two files of one name neither is taken, with a note.
     """
     if not any(path.suffix.lower() in SUFFIXES for path in folder.rglob("*")):
         return {}
     files: dict[str, list[Path]] = {}
-    pictures = list_pictures(folder)
-    for name, picture in zip(stems(pictures), pictures, strict=True):
-        files.setdefault(name, []).append(Path(str(picture)))
+    images = list_images(folder)
+    for name, image in zip(stems(images), images, strict=True):
+        files.setdefault(name, []).append(Path(str(image)))
     for name, some in files.items():
         if len(some) > 1:
             notes.append(f"{name} is left out: there are {' and '.join(str(path) for path in some)}; remove one")
@@ -177,9 +177,9 @@ def read_folders(
     Args:
         results: a folder for each method.
         names: of the references.
-        mask: a picture for all images, or a folder or zip of them by name.
+        mask: an image for all images, or a folder or zip of them by name.
 
-    Raises ValueError where a folder holds no picture called like a reference, or no mask fits.
+    Raises ValueError where a folder holds no image called like a reference, or no mask fits.
     """
     files: dict[str, Files] = {}
     unknown = 0
@@ -189,7 +189,7 @@ def read_folders(
         files[label], more = find_results(folder, names, notes=notes)
         unknown += more
         if not files[label]:
-            raise ValueError(f"{folder} holds no picture called like a reference, such as {min(names)}.png")
+            raise ValueError(f"{folder} holds no image called like a reference, such as {min(names)}.png")
     images = sorted({image for some in files.values() for image in some})
     masks = by_name(mask)
     if holds_one(mask):

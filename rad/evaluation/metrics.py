@@ -134,15 +134,15 @@ class ReferenceFeatures:
     """Features (N,D) of the references, and what is computed of them once for all methods; float64.
 
     Args:
-        names: of the pictures. A result of a picture of that name is not compared with it, where a metric is over pairs:
-            the filled image shares the known pixels of its own original, unlike those of a picture drawn anew.
+        names: of the images. A result of an image of that name is not compared with it, where a metric is over pairs:
+            the filled image shares the known pixels of its own original, unlike those of an image drawn anew.
     """
 
     def __init__(self, features: Tensor, names: Sequence[str] = ()) -> None:
         self.features, self.names = features.double(), names
 
     def of(self, names: Collection[str]) -> "ReferenceFeatures":
-        """Those of the pictures called so."""
+        """Those of the images called so."""
         rows = [row for row, name in enumerate(self.names) if name in names]
         if len(rows) == len(self.names):
             return self
@@ -399,29 +399,29 @@ def pixel_metrics(*, raw: bool) -> list[Metric]:
 REGION_CROP = f"bounding box of the hole, at least {SMALLEST} pixels a side"
 
 
-def distance_metrics(name: str, passport: dict[str, str], *, samples: bool) -> list[Metric]:
+def distance_metrics(name: str, provenance: dict[str, str], *, samples: bool) -> list[Metric]:
     """A perceptual distance on both regions, and the diversity by it where there are several samples."""
     title = _title(name)
     made = [
-        Metric(name, title, "lower", 4, passport | {"region": "whole image"}),
-        Metric(cropped(name), f"{title} crop", "lower", 3, passport | {"region": REGION_CROP}),
+        Metric(name, title, "lower", 4, provenance | {"region": "whole image"}),
+        Metric(cropped(name), f"{title} crop", "lower", 3, provenance | {"region": REGION_CROP}),
     ]
     if samples:
         what = {"region": "whole image", "of": "pairs of samples of one input, mean over inputs"}
-        made.append(Metric(renamed(name, "diversity"), f"diversity ({title})", "none", 3, passport | what))
+        made.append(Metric(renamed(name, "diversity"), f"diversity ({title})", "none", 3, provenance | what))
     return made
 
 
 def set_metrics(
-    frechet: str | None, kernel: str | None, passport: dict[str, str], *, references: dict[str, str]
+    frechet: str | None, kernel: str | None, provenance: dict[str, str], *, references: dict[str, str]
 ) -> list[Metric]:
     """Distances between sets, of whole images and of crops, and precision and recall.
 
     Args:
-        references: number and hash of the pictures that the results are compared with.
+        references: number and hash of the images that the results are compared with.
     """
-    whole = passport | references | {"region": "whole image"}
-    bounds = passport | {"references": "crops of the originals of the images of the row", "region": REGION_CROP}
+    whole = provenance | references | {"region": "whole image"}
+    bounds = provenance | {"references": "crops of the originals of the images of the row", "region": REGION_CROP}
     exact = f"torchmetrics {torchmetrics.__version__}, float64"
     among = {"neighbours": str(NEIGHBOURS), "definition": "improved precision and recall, arXiv:1904.06991"}
     made: list[Metric] = []

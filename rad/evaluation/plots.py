@@ -1,4 +1,4 @@
-"""Quality against cost as an SVG picture: a panel for network calls, one for seconds, log axes, labels that keep apart."""
+"""Quality against cost as an SVG image: a panel for network calls, one for seconds, log axes, labels that keep apart."""
 
 import math
 import re
@@ -25,7 +25,7 @@ def plot_quality(rows: Sequence[Row], metric: Metric, *, families: Sequence[str]
 
     Args:
         families: method names without what follows "@", in the order of their colours.
-        prefix: put before all ids of the picture, so that several fit into one page.
+        prefix: put before all ids of the image, so that several fit into one page.
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -54,9 +54,9 @@ def plot_quality(rows: Sequence[Row], metric: Metric, *, families: Sequence[str]
                 axes.set_ylabel(f"{metric.title}{sense}", parse_math=False)
         text = StringIO()
         figure.savefig(text, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    picture = text.getvalue()
-    picture = picture[picture.index("<svg") :]
-    return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", picture)
+    image = text.getvalue()
+    image = image[image.index("<svg") :]
+    return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", image)
 
 
 COSTS = {"nfe": "network calls for one sample (NFE)", "seconds": "seconds for one sample"}

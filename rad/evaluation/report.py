@@ -1,4 +1,4 @@
-"""The report of a comparison: summary.md to read anywhere, and report.html with plots and pictures, in one file."""
+"""The report of a comparison: summary.md to read anywhere, and report.html with plots and images, in one file."""
 
 import json
 import math
@@ -19,14 +19,14 @@ from rad.console import counted
 from rad.evaluation.plots import family, plot_quality
 from rad.evaluation.results import Comparison, Difference, Interval, Metric, Result, Row
 from rad.images.atomic import write_text
-from rad.images.codecs import blank, open_picture, to_tensor
-from rad.images.sources import Picture
+from rad.images.codecs import blank, open_image, to_tensor
+from rad.images.sources import ImageFile
 from rad.masks.files import read_mask
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-PAGE_BYTES = 10_000_000  # of pictures, estimated before they are made: the page stays well under 15 MB
+PAGE_BYTES = 10_000_000  # of images, estimated before they are made: the page stays well under 15 MB
 LADDER = (
     (256, 100),
     (256, 85),
@@ -116,7 +116,7 @@ class MaskSet:
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture as a data URI with the width and height to show it at; `missing` says why there is none."""
+    """An image as a data URI with the width and height to show it at; `missing` says why there is none."""
 
     uri: str = ""
     size: tuple[int, int] = (0, 0)
@@ -127,14 +127,14 @@ class Shown:
 def open_reference(result: Result) -> Image.Image:
     """The reference of a result as 8-bit RGB. Raises ValueError where it cannot be read."""
     reference = result.reference
-    return reference.open() if isinstance(reference, Picture) else open_picture(reference)
+    return reference.open() if isinstance(reference, ImageFile) else open_image(reference)
 
 
 def write_report(comparison: Comparison, output: Path, *, open_reference: Opener = open_reference) -> list[Path]:
     """Write `output`/summary.md and `output`/report.html, each under a temporary name first; returns both paths.
 
-    The page asks nothing of a network: pictures are inside. Those of at most 256 pixels are the files themselves, larger
-    ones are reduced; where all together would go beyond `PAGE_BYTES`, every picture is reduced further. A picture that
+    The page asks nothing of a network: images are inside. Those of at most 256 pixels are the files themselves, larger
+    ones are reduced; where all together would go beyond `PAGE_BYTES`, every image is reduced further. An image that
     cannot be read leaves a gap that says so.
 
     Args:
@@ -150,8 +150,8 @@ def write_report(comparison: Comparison, output: Path, *, open_reference: Opener
         for number, mask_set in enumerate(mask_sets)
         if ranked is not None
     }
-    pictures = _Pictures(open_reference)
-    pictures.fit(_all_pictures(mask_sets))
+    images = _Images(open_reference)
+    images.fit(_all_images(mask_sets))
     content: dict[str, Any] = {
         "comparison": comparison,
         "commands": _commands(comparison.run),
@@ -160,12 +160,12 @@ def write_report(comparison: Comparison, output: Path, *, open_reference: Opener
         "mask_sets": mask_sets,
         "plots": plots,
         "ranked": ranked,
-        "picture": pictures.show,
+        "image": images.show,
         "reading": READING,
-        "reduction": pictures.describe(),
+        "reduction": images.describe(),
         "method_count": len({row.method for row in comparison.rows}),
-        "row_keys": list(dict.fromkeys(key for row in comparison.rows for key in row.passport)),
-        "passport_keys": list(dict.fromkeys(key for metric in comparison.metrics for key in metric.passport)),
+        "row_keys": list(dict.fromkeys(key for row in comparison.rows for key in row.provenance)),
+        "provenance_keys": list(dict.fromkeys(key for metric in comparison.metrics for key in metric.provenance)),
         "arrow": {"higher": " ↑", "lower": " ↓", "none": ""},
         "sorted_as": {"higher": "descending", "lower": "ascending", "none": "none"},
         "counted": counted,
@@ -379,7 +379,7 @@ def _cost(value: float | None) -> MethodRun:
     return MethodRun(f"{value:.{digits}f}" if value == 0 or value >= 0.01 else f"{value:.1g}", value)
 
 
-# Pictures
+# Images
 
 
 def _case_metric(comparison: Comparison, results: Sequence[Result]) -> Metric | None:
@@ -423,7 +423,7 @@ def _cases(results: dict[str, list[Result]], metric: Metric | None) -> dict[str,
     return cases
 
 
-def _all_pictures(mask_sets: Sequence[MaskSet]) -> list[tuple[Kind, Result]]:
+def _all_images(mask_sets: Sequence[MaskSet]) -> list[tuple[Kind, Result]]:
     """What the page will show, as often as it does."""
     shown: list[tuple[Kind, Result]] = []
     for mask_set in mask_sets:
@@ -436,8 +436,8 @@ def _all_pictures(mask_sets: Sequence[MaskSet]) -> list[tuple[Kind, Result]]:
     return shown
 
 
-class _Pictures:
-    """Data URIs of pictures, each made once, all by the same rule: `reduction`, a rung of `LADDER`."""
+class _Images:
+    """Data URIs of images, each made once, all by the same rule: `reduction`, a rung of `LADDER`."""
 
     def __init__(self, open_reference: Opener) -> None:
         self.open_reference = open_reference
@@ -456,7 +456,7 @@ class _Pictures:
                 break
 
     def show(self, kind: Kind, result: Result, side: int = 112) -> Shown:
-        """The picture, to be shown at about `side` pixels, tiny ones enlarged by a whole number."""
+        """The image, to be shown at about `side` pixels, tiny ones enlarged by a whole number."""
         file = result.file if kind == "result" else result.reference
         key = (kind, str(file), str(result.hole) if kind == "input" else "")
         if key not in self._made:
@@ -475,11 +475,11 @@ class _Pictures:
         """The rule in words."""
         longest, quality = self.reduction
         if quality == 100:
-            return f"Pictures of at most {longest} pixels are the files themselves, larger ones are reduced to that."
-        return f"Pictures are reduced to at most {longest} pixels and compressed, to keep the page small."
+            return f"Images of at most {longest} pixels are the files themselves, larger ones are reduced to that."
+        return f"Images are reduced to at most {longest} pixels and compressed, to keep the page small."
 
     def _make(self, kind: Kind, result: Result) -> Shown:
-        image = open_picture(result.file, name=str(result.file)) if kind == "result" else self.open_reference(result)
+        image = open_image(result.file, name=str(result.file)) if kind == "result" else self.open_reference(result)
         if kind == "input":
             image = blank(to_tensor(image), read_mask(result.hole, size=(image.height, image.width)))
         longest, quality = self.reduction

@@ -1,10 +1,10 @@
-"""What an evaluation says: metrics with their passports, a row for each mask set and method, intervals and differences."""
+"""What an evaluation says: metrics with their provenance, a row for each mask set and method, intervals and differences."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from rad.images.sources import Picture
+from rad.images.sources import ImageFile
 
 
 @dataclass(frozen=True)
@@ -16,15 +16,15 @@ class Metric:
         title: a few words for the head of a table.
         better: which way is better; "none" where neither is (diversity).
         digits: decimals to be shown.
-        passport: all that the number depends on beside the images: extractor, hash of its weights, resize, range, region,
-            library. Numbers with different passports are never compared.
+        provenance: all that the number depends on beside the images: extractor, hash of its weights, resize, range, region,
+            library. Numbers with different provenance are never compared.
     """
 
     name: str
     title: str
     better: Literal["higher", "lower", "none"]
     digits: int
-    passport: dict[str, str]
+    provenance: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Row:
         values: by name of the metric; absent where it could not be computed.
         against: differences from the baseline, by name of the metric; empty for the baseline itself.
         missing: number of images that others have and this method has not.
-        passport: number and hash of the references, hash of the masks.
+        provenance: number and hash of the references, hash of the masks.
     """
 
     mask: str
@@ -90,7 +90,7 @@ class Row:
     against: dict[str, Difference] = field(default_factory=dict)
     cost: Cost = Cost()
     missing: int = 0
-    passport: dict[str, str] = field(default_factory=dict)
+    provenance: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Result:
     image: str
     sample: int
     file: Path
-    reference: Path | Picture
+    reference: Path | ImageFile
     hole: Path
     values: dict[str, float]
 

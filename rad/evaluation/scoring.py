@@ -13,8 +13,8 @@ from torch import Tensor
 from rad.evaluation import metrics
 from rad.evaluation.layout import MaskResults
 from rad.evaluation.results import Result
-from rad.images.codecs import open_picture, to_tensor
-from rad.images.sources import Picture
+from rad.images.codecs import open_image, to_tensor
+from rad.images.sources import ImageFile
 from rad.masks.files import read_mask
 from rad.masks.sets import Entry
 
@@ -56,7 +56,7 @@ class Scored:
     Args:
         results: in the order of methods, images and samples.
         features: by extractor (its number), region ("whole", "crop") and method: the features (D) by image and sample.
-        crops: by extractor: the features of the crops of the original pictures.
+        crops: by extractor: the features of the crops of the original images.
         holes: what stands for the hole of each image, for the hash of the set.
         digests: of the pixels of each reference.
         notes: what was left out and why.
@@ -92,20 +92,20 @@ def grouped(elements: Iterable[Element], shape: Callable[[Element], object], siz
 
 
 def reference_features(
-    pictures: Mapping[str, Picture], extractors: Sequence["Extractor"], *, batch_size: int, notes: list[str]
+    originals: Mapping[str, ImageFile], extractors: Sequence["Extractor"], *, batch_size: int, notes: list[str]
 ) -> tuple[dict[int, metrics.ReferenceFeatures], dict[str, str]]:
-    """Features of whole original pictures by the number of the extractor, and the digest of each picture.
+    """Features of whole original images by the number of the extractor, and the digest of each image.
 
     What cannot be read is left out with a note.
     """
     found: dict[int, dict[str, Tensor]] = {n: {} for n, extractor in enumerate(extractors) if has_features(extractor)}
     digests: dict[str, str] = {}
-    names = sorted(pictures)
+    names = sorted(originals)
     for start in range(0, len(names), batch_size):
         loaded: dict[str, Tensor] = {}
         for name in names[start : start + batch_size]:
             try:
-                loaded[name] = to_tensor(pictures[name].open())
+                loaded[name] = to_tensor(originals[name].open())
             except (ValueError, OSError) as error:
                 notes.append(f"reference {name} is left out: {error}")
                 continue
@@ -128,7 +128,7 @@ def _as_references(found: Mapping[int, Mapping[str, Tensor]]) -> dict[int, metri
 
 def score(
     files: MaskResults,
-    references: Mapping[str, Picture],
+    references: Mapping[str, ImageFile],
     extractors: Sequence["Extractor"],
     *,
     batch_size: int,
@@ -219,7 +219,7 @@ def _blocks(files: MaskResults, batch_size: int) -> Iterator[list[str]]:
         yield block
 
 
-def _read_truth(files: MaskResults, references: Mapping[str, Picture], name: str, scored: Scored) -> _Truth | None:
+def _read_truth(files: MaskResults, references: Mapping[str, ImageFile], name: str, scored: Scored) -> _Truth | None:
     try:
         if name not in references:
             raise ValueError("there is no reference of this name")
@@ -251,7 +251,7 @@ def _read_item(
 
 
 def _read(path: Path, truth: _Truth) -> Tensor:
-    image = to_tensor(open_picture(path, name=str(path)))
+    image = to_tensor(open_image(path, name=str(path)))
     if image.shape != truth.image.shape:
         (height, width), (high, wide) = image.shape[1:], truth.image.shape[1:]
         raise ValueError(f"{path} is {width}x{height} pixels (width x height), its reference {wide}x{high}")

@@ -1,7 +1,7 @@
 """Image files and sources: folders, zip, tar, LMDB and data sets of the hub.
 
 Example:
-    images = list_pictures("photos.tar")                 # a sequence of `Picture`
+    images = list_images("photos.tar")                 # a sequence of `ImageFile`
     image = images[0].open()                             # PIL.Image, RGB
     pixels = to_tensor(image)                            # (3,H,W) float32 in [0,1]
 """
@@ -12,14 +12,14 @@ from rad.lazy import lazy_names
 
 if TYPE_CHECKING:
     from rad.images.atomic import replacing, replacing_folder, write_text
-    from rad.images.codecs import open_picture, round_to_uint8, to_rgb, to_tensor, to_uint8
-    from rad.images.sources import Picture, is_source, list_pictures
+    from rad.images.codecs import open_image, round_to_uint8, to_rgb, to_tensor, to_uint8
+    from rad.images.sources import ImageFile, is_source, list_images
 
 __all__ = [
-    "Picture",
+    "ImageFile",
     "is_source",
-    "list_pictures",
-    "open_picture",
+    "list_images",
+    "open_image",
     "replacing",
     "replacing_folder",
     "round_to_uint8",
@@ -33,7 +33,7 @@ __getattr__ = lazy_names(
     __name__,
     {
         "atomic": "replacing replacing_folder write_text",
-        "codecs": "open_picture round_to_uint8 to_rgb to_tensor to_uint8",
-        "sources": "Picture is_source list_pictures",
+        "codecs": "open_image round_to_uint8 to_rgb to_tensor to_uint8",
+        "sources": "ImageFile is_source list_images",
     },
 )

@@ -1,8 +1,8 @@
-"""Pictures inside tars, LMDB and Hugging Face datasets: listed once, then read at random by their number.
+"""Images inside tars, LMDB and Hugging Face datasets: listed once, then read at random by their number.
 
-A picture has the same number whenever the same source is opened, so a position in the stream of training pictures is
+An image has the same number whenever the same source is opened, so a position in the stream of training images is
 all that has to be kept for a resume. Nothing is extracted. Names and places lie in flat arrays, not in a Python object a
-picture: those would be copied into every loader worker, page by page, as their reference counts are touched.
+image: those would be copied into every loader worker, page by page, as their reference counts are touched.
 """
 
 import os
@@ -33,7 +33,7 @@ _OPEN_SHARDS = 128
 
 
 class Numbered(Protocol):
-    """An archive whose pictures are read by number, from 0 to `len` - 1. It can be pickled, and forked.
+    """An archive whose images are read by number, from 0 to `len` - 1. It can be pickled, and forked.
 
     Attributes:
         path: what the user called it, for messages.
@@ -46,7 +46,7 @@ class Numbered(Protocol):
     def name(self, number: int) -> str: ...
 
     def read(self, number: int) -> bytes:
-        """The file of a picture. Raises ValueError, OSError or EOFError where it cannot be read."""
+        """The file of an image. Raises ValueError, OSError or EOFError where it cannot be read."""
         ...
 
 
@@ -68,7 +68,7 @@ class Packed:
 
 
 class _Member(NamedTuple):
-    """Where a picture lies in its tar, in bytes."""
+    """Where an image lies in its tar, in bytes."""
 
     name: str
     offset: int
@@ -87,23 +87,23 @@ class _Shard:
 
 
 class Tars:
-    """The pictures of one tar or of several (the shards of a webdataset), in the order of shards and names.
+    """The images of one tar or of several (the shards of a webdataset), in the order of shards and names.
 
-    A picture is called SHARD/MEMBER, SHARD being the tar's path below the folder of all tars, without its ending.
-    Members that are not plain files with the name of a picture are left out.
+    An image is called SHARD/MEMBER, SHARD being the tar's path below the folder of all tars, without its ending.
+    Members that are not plain files with the name of an image are left out.
 
     To list them, the header of every member is read once, in 8 tars at a time: one small read and a seek each, some
     20 microseconds of processor time, and on a network disk as long as such a read takes there. Memory: the name and
-    24 bytes a picture. The standard library does all of it; the package webdataset reads tars from front to end, or
+    24 bytes an image. The standard library does all of it; the package webdataset reads tars from front to end, or
     by an index made beforehand, which would have to be kept beside the shards.
 
     Args:
         path: what the user called them.
         shards: the files.
-        wanted: tells by its name whether a member is a picture.
+        wanted: tells by its name whether a member is an image.
 
     Raises:
-        ValueError: a file is compressed or no tar, or is damaged before the end of its first picture. One that is
+        ValueError: a file is compressed or no tar, or is damaged before the end of its first image. One that is
             damaged later is used up to there, with a warning.
     """
 
@@ -119,7 +119,7 @@ class Tars:
             with ThreadPoolExecutor(8) as pool:
                 for shard, (members, damage) in zip(shards, pool.map(partial(_index, wanted), shards), strict=True):
                     if damage:
-                        remarks.append(f"{shard} {damage}; its {len(members)} whole pictures are used")
+                        remarks.append(f"{shard} {damage}; its {len(members)} whole images are used")
                     for member in sorted(members):
                         offsets.append(member.offset)
                         sizes.append(member.size)
@@ -152,12 +152,12 @@ class Tars:
         shard, size = self._open(self._shards[self._shard(number)]), int(self._sizes[number])
         data = os.pread(shard.file, size, int(self._offsets[number]))
         if len(data) < size:
-            raise EOFError(f"the tar ends {size - len(data)} bytes before the picture does")
+            raise EOFError(f"the tar ends {size - len(data)} bytes before the image does")
         return data
 
 
 def _index(wanted: Callable[[str], bool], path: Path) -> tuple[list[_Member], str]:
-    """(the pictures of a tar, what is wrong with the rest of it if anything is)."""
+    """(the images of a tar, what is wrong with the rest of it if anything is)."""
     members: list[_Member] = []
     damage = ""
     try:
@@ -174,12 +174,12 @@ def _index(wanted: Callable[[str], bool], path: Path) -> tuple[list[_Member], st
     except (OSError, tarfile.TarError, ValueError) as error:
         raise ValueError(f"cannot read tar {path}: {error}") from error
     if damage and not members:
-        raise ValueError(f"{path} {damage}, and no whole picture is left in it: copy it again")
+        raise ValueError(f"{path} {damage}, and no whole image is left in it: copy it again")
     return members, damage
 
 
 def _walk(tar: Any, size: int, wanted: Callable[[str], bool], members: list[_Member]) -> str:
-    """Put the pictures of a tar of `size` bytes into `members`, and say how it ends if that is not as it should."""
+    """Put the images of a tar of `size` bytes into `members`, and say how it ends if that is not as it should."""
     while (member := tar.next()) is not None:
         tar.members.clear()  # tarfile would keep all headers
         if min(member.offset_data + member.size, tar.offset) > size:  # a sparse member says more than it takes
@@ -231,9 +231,9 @@ _ENVIRONMENTS: dict[tuple[int, int], tuple[int, Any]] = {}
 class Database:
     """The values of an LMDB (a folder with data.mdb, as LSUN is published), in the order of their keys.
 
-    A picture is called like its key, or, where the key is no text that could name a file in a folder, like the key's
-    bytes in hexadecimal. Every key is taken for a picture: to look at the values would mean to read the whole file. To list
-    them, all keys are read once. Memory: the key and 8 bytes a picture.
+    An image is called like its key, or, where the key is no text that could name a file in a folder, like the key's
+    bytes in hexadecimal. Every key is taken for an image: to look at the values would mean to read the whole file. To list
+    them, all keys are read once. Memory: the key and 8 bytes an image.
 
     Raises:
         ValueError: the package lmdb is missing, or the file is damaged or cut off.
@@ -307,7 +307,7 @@ def _environment(folder: Path) -> Any:
 
 
 class Rows:
-    """The pictures of a Hugging Face dataset, in the order of its rows; a row is called by its number.
+    """The images of a Hugging Face dataset, in the order of its rows; a row is called by its number.
 
     The files are taken as they were stored, undecoded, and no code of a dataset is run. What is on this disk is read
     without a network; a hub id is downloaded once by the library, into its own cache.
@@ -315,7 +315,7 @@ class Rows:
     Args:
         source: "hf:ID", "hf:ID:SPLIT" or "hf:ID:SPLIT:COLUMN". ID is a folder written by `save_to_disk`, a folder or
             .parquet file that `load_dataset` reads, or a hub id. SPLIT is "train" if it is left out, COLUMN the only
-            column of pictures.
+            column of images.
 
     Raises:
         ValueError: the package datasets is missing, or there is no such dataset, split or column.
@@ -340,13 +340,13 @@ class Rows:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise ValueError(f"cannot load the dataset {source}: {reason}") from error
         kinds = dict(dataset.features)
-        pictures = [name for name, kind in kinds.items() if isinstance(kind, datasets.Image)]
-        if not column and len(pictures) != 1:
-            raise ValueError(f"{source} has {len(pictures)} columns of pictures among {', '.join(kinds)}: name one")
-        self._column = column or pictures[0]
+        images = [name for name, kind in kinds.items() if isinstance(kind, datasets.Image)]
+        if not column and len(images) != 1:
+            raise ValueError(f"{source} has {len(images)} columns of images among {', '.join(kinds)}: name one")
+        self._column = column or images[0]
         kind = kinds.get(self._column)
         if not isinstance(kind, datasets.Image) and getattr(kind, "dtype", None) not in ("binary", "large_binary"):
-            raise ValueError(f"{source}: {self._column} is no column of pictures; there are {', '.join(kinds)}")
+            raise ValueError(f"{source}: {self._column} is no column of images; there are {', '.join(kinds)}")
         # Undecoded, so that all sources are decoded alike: orientation, 16 bits, CMYK.
         self._rows = dataset.select_columns([self._column]).cast_column(self._column, datasets.Image(decode=False))
 
@@ -359,7 +359,7 @@ class Rows:
     def read(self, number: int) -> bytes:
         stored = self._rows[number][self._column]
         if stored is None or (stored["bytes"] is None and stored["path"] is None):
-            raise ValueError("the row holds no picture")
+            raise ValueError("the row holds no image")
         if stored["bytes"] is None:
             return Path(stored["path"]).read_bytes()
         return stored["bytes"]

@@ -19,17 +19,17 @@ def _naming(name: str) -> Iterator[None]:
         yield
     except Exception as error:  # damaged input makes Pillow and zipfile raise almost anything
         if isinstance(error, UnidentifiedImageError):
-            reason = "not a picture"
+            reason = "not an image"
         elif isinstance(error, Image.DecompressionBombError):
             reason = f"{str(error).partition(',')[0]} (rad sample --max_megapixels, PIL.Image.MAX_IMAGE_PIXELS)"
         else:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise ValueError(f"cannot read picture {name}: {reason.splitlines()[0]}") from error
+        raise ValueError(f"cannot read image {name}: {reason.splitlines()[0]}") from error
 
 
 @contextmanager
-def pictures_up_to(megapixels: float) -> Iterator[None]:
-    """For commands, since it is Pillow's global limit: larger pictures are refused, and no smaller one makes it warn."""
+def images_up_to(megapixels: float) -> Iterator[None]:
+    """For commands, since it is Pillow's global limit: larger images are refused, and no smaller one makes it warn."""
     before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, int(megapixels * 500_000)  # Pillow refuses twice as many
     try:
         with warnings.catch_warnings():
@@ -39,17 +39,17 @@ def pictures_up_to(megapixels: float) -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = before
 
 
-def open_picture(file: str | Path | IO[bytes], *, name: str | None = None) -> Image.Image:
-    """The picture in `file` as 8-bit RGB, turned upright by its EXIF orientation, with its colour profile; see `to_rgb`.
+def open_image(file: str | Path | IO[bytes], *, name: str | None = None) -> Image.Image:
+    """The image in `file` as 8-bit RGB, turned upright by its EXIF orientation, with its colour profile; see `to_rgb`.
 
     Of an animation, the first frame is read.
 
     Args:
         file: path or binary stream.
-        name: what errors call the picture; None: the path or the stream's own name.
+        name: what errors call the image; None: the path or the stream's own name.
 
     Raises:
-        ValueError: the file is missing, truncated, not a picture, too large for Pillow, or has float pixels (no agreed range).
+        ValueError: the file is missing, truncated, not an image, too large for Pillow, or has float pixels (no agreed range).
     """
     with _naming(name or str(getattr(file, "name", file))), Image.open(file) as image:
         return to_rgb(image)
@@ -58,7 +58,7 @@ def open_picture(file: str | Path | IO[bytes], *, name: str | None = None) -> Im
 def to_rgb(image: Image.Image) -> Image.Image:
     """Upright 8-bit RGB.
 
-    Grey, palette and CMYK pictures are converted; 16-bit grey is divided by 257 (65535 -> 255). Alpha is
+    Grey, palette and CMYK images are converted; 16-bit grey is divided by 257 (65535 -> 255). Alpha is
     dropped, not composited: the colour stored under transparent pixels is kept.
 
     Colours keep their meaning: pixels with an RGB profile stay as they are, and the profile stays in `info["icc_profile"]`, from
@@ -106,12 +106,12 @@ def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """An RGB picture as (3,H,W) float32 in [0, 1]; value v of 8 bits becomes v / 255."""
+    """An RGB image as (3,H,W) float32 in [0, 1]; value v of 8 bits becomes v / 255."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div_(255)
 
 
 def to_uint8(image: Tensor) -> Image.Image:
-    """(3,H,W) in [0, 1] as an 8-bit RGB picture: clamped, times 255, rounded once (ties to even)."""
+    """(3,H,W) in [0, 1] as an 8-bit RGB image: clamped, times 255, rounded once (ties to even)."""
     return Image.fromarray(round_to_uint8(image.detach()).cpu().permute(1, 2, 0).contiguous().numpy())
 
 

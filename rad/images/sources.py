@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from rad.images.archives import TARS, Database, Numbered, Rows, Tars, expand
-from rad.images.codecs import _naming, open_picture
+from rad.images.codecs import _naming, open_image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 
@@ -41,8 +41,8 @@ class Archive:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture that can be opened when needed.
+class ImageFile:
+    """An image that can be opened when needed.
 
     Attributes:
         name: path inside the folder or archive it came from, with "/"; the file's name for a single file.
@@ -58,9 +58,9 @@ class Picture:
         return str(self.source) if isinstance(self.source, Path) else f"{self.source.path}:{self.name}"
 
     def file(self) -> Path | BytesIO:
-        """What Pillow can open: the path, or the bytes out of the archive. Errors as in `open_picture`.
+        """What Pillow can open: the path, or the bytes out of the archive. Errors as in `open_image`.
 
-        A member of a zip is refused unread if it is larger than the largest picture that Pillow opens, at 8 bytes a pixel.
+        A member of a zip is refused unread if it is larger than the largest image that Pillow opens, at 8 bytes a pixel.
         """
         if isinstance(self.source, Path):
             return self.source
@@ -70,16 +70,16 @@ class Picture:
             size, most = self.source.handle().getinfo(self.name).file_size, Image.MAX_IMAGE_PIXELS
             if most is not None and size > 2 * 8 * most:
                 raise ValueError(
-                    f"it unpacks to {size / 1e6:.0f} MB, more than a picture of {2 * most / 1e6:.0f} megapixels has"
+                    f"it unpacks to {size / 1e6:.0f} MB, more than an image of {2 * most / 1e6:.0f} megapixels has"
                 )
             return BytesIO(self.source.handle().read(self.name))
 
     def open(self) -> Image.Image:
-        """See `open_picture`, errors included."""
-        return open_picture(self.file(), name=str(self))
+        """See `open_image`, errors included."""
+        return open_image(self.file(), name=str(self))
 
     def check(self) -> None:
-        """Read the header only, which is quick and misses truncation; errors as in `open_picture`."""
+        """Read the header only, which is quick and misses truncation; errors as in `open_image`."""
         if isinstance(self.source, Archive):
             with _naming(str(self)), self.source.handle().open(self.name) as stream:
                 Image.open(stream).close()
@@ -91,7 +91,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Decoded:
-    """A picture kept in memory, at 4 bytes a pixel as Pillow does; opens like a `Picture`."""
+    """An image kept in memory, at 4 bytes a pixel as Pillow does; opens like a `ImageFile`."""
 
     name: str
     image: Image.Image
@@ -100,8 +100,8 @@ class Decoded:
         return self.image
 
 
-class Listing(Sequence[Picture]):
-    """The pictures of an archive that goes by numbers; a `Picture` is made when it is asked for, and not kept."""
+class Listing(Sequence[ImageFile]):
+    """The images of an archive that goes by numbers; a `ImageFile` is made when it is asked for, and not kept."""
 
     def __init__(self, source: Numbered) -> None:
         self.source = source
@@ -110,20 +110,20 @@ class Listing(Sequence[Picture]):
         return len(self.source)
 
     @overload
-    def __getitem__(self, index: int) -> Picture: ...
+    def __getitem__(self, index: int) -> ImageFile: ...
     @overload
-    def __getitem__(self, index: slice) -> Sequence[Picture]: ...
-    def __getitem__(self, index: int | slice) -> Picture | Sequence[Picture]:
+    def __getitem__(self, index: slice) -> Sequence[ImageFile]: ...
+    def __getitem__(self, index: int | slice) -> ImageFile | Sequence[ImageFile]:
         if isinstance(index, slice):
             return [self[number] for number in range(len(self))[index]]
         number = range(len(self))[index]
-        return Picture(self.source.name(number), self.source, number)
+        return ImageFile(self.source.name(number), self.source, number)
 
 
-class Gathered(Sequence[Picture | Decoded]):
-    """Several sequences of pictures one after another, or the `chosen` of them by number; nothing is copied."""
+class Gathered(Sequence[ImageFile | Decoded]):
+    """Several sequences of images one after another, or the `chosen` of them by number; nothing is copied."""
 
-    def __init__(self, parts: Sequence[Sequence[Picture | Decoded]], chosen: np.ndarray | None = None) -> None:
+    def __init__(self, parts: Sequence[Sequence[ImageFile | Decoded]], chosen: np.ndarray | None = None) -> None:
         self.parts, self.chosen = parts, chosen
         self.ends = np.cumsum([len(part) for part in parts])
 
@@ -131,10 +131,10 @@ class Gathered(Sequence[Picture | Decoded]):
         return int(self.ends[-1]) if self.chosen is None else len(self.chosen)
 
     @overload
-    def __getitem__(self, index: int) -> Picture | Decoded: ...
+    def __getitem__(self, index: int) -> ImageFile | Decoded: ...
     @overload
-    def __getitem__(self, index: slice) -> Sequence[Picture | Decoded]: ...
-    def __getitem__(self, index: int | slice) -> Picture | Decoded | Sequence[Picture | Decoded]:
+    def __getitem__(self, index: slice) -> Sequence[ImageFile | Decoded]: ...
+    def __getitem__(self, index: int | slice) -> ImageFile | Decoded | Sequence[ImageFile | Decoded]:
         if isinstance(index, slice):
             return [self[number] for number in range(len(self))[index]]
         number = range(len(self))[index]
@@ -143,59 +143,59 @@ class Gathered(Sequence[Picture | Decoded]):
         return self.parts[part][number - int(self.ends[part])]  # counted from the end of the part
 
 
-def list_pictures(source: str | Path) -> Sequence[Picture]:
-    """All pictures of a folder of any depth, of an archive, or the one in a single file, sorted by name.
+def list_images(source: str | Path) -> Sequence[ImageFile]:
+    """All images of a folder of any depth, of an archive, or the one in a single file, sorted by name.
 
     Folders, zips and tars are searched for the endings in `SUFFIXES`, in any case; hidden ones are left out. A folder
-    without pictures may hold tars instead. Tars, LMDB and datasets give a `Listing`, see `rad.images.archives`.
+    without images may hold tars instead. Tars, LMDB and datasets give a `Listing`, see `rad.images.archives`.
 
     Args:
         source: folder, folder of an LMDB, .zip, .tar, tars as SHARD-{0000..0099}.tar, "hf:ID:SPLIT:COLUMN", or a file.
 
     Raises:
-        ValueError: `source` does not exist, is broken, holds no picture, or needs a package that is not installed.
+        ValueError: `source` does not exist, is broken, holds no image, or needs a package that is not installed.
     """
     path = Path(source)
     if str(source).startswith("hf:"):
         return _number(Rows(str(source)))
     if not path.exists() and (shards := expand(str(source))):
-        return _number(Tars(str(source), shards, wanted=_is_picture))
+        return _number(Tars(str(source), shards, wanted=_is_image))
     if not path.exists():
-        raise ValueError(f"no such file or folder: {path}; give a folder of pictures, an archive or a single picture")
+        raise ValueError(f"no such file or folder: {path}; give a folder of images, an archive or a single image")
     if (path / "data.mdb").is_file():
         return _number(Database(path))
     if path.is_dir():
         files = [Path(folder, file) for folder, _, names in os.walk(path, followlinks=True) for file in names]
-        pictures = [Picture(file.relative_to(path).as_posix(), file) for file in files]
+        images = [ImageFile(file.relative_to(path).as_posix(), file) for file in files]
         tars = [file for file in files if file.name.lower().endswith(TARS)]
         tars = [file for file in tars if not _is_hidden(file.relative_to(path).as_posix())]
-        if tars and not any(_is_picture(picture.name) for picture in pictures):
-            return _number(Tars(str(path), tars, wanted=_is_picture))
+        if tars and not any(_is_image(image.name) for image in images):
+            return _number(Tars(str(path), tars, wanted=_is_image))
     elif path.name.lower().endswith(TARS):
-        return _number(Tars(str(path), [path], wanted=_is_picture))
+        return _number(Tars(str(path), [path], wanted=_is_image))
     elif path.suffix.lower() == ".zip":
         archive = Archive(path)
         try:
-            pictures = [Picture(name, archive) for name in archive.handle().namelist()]
+            images = [ImageFile(name, archive) for name in archive.handle().namelist()]
         except Exception as error:  # a damaged table of contents makes zipfile raise almost anything
             raise ValueError(f"cannot read zip {path}: {error}") from error
     else:
-        return [Picture(path.name, path)]
-    pictures = sorted((picture for picture in pictures if _is_picture(picture.name)), key=lambda found: found.name)
-    if not pictures:
-        raise ValueError(f"no pictures in {path}: looked at any depth for files ending in {', '.join(SUFFIXES)}")
-    return pictures
+        return [ImageFile(path.name, path)]
+    images = sorted((image for image in images if _is_image(image.name)), key=lambda found: found.name)
+    if not images:
+        raise ValueError(f"no images in {path}: looked at any depth for files ending in {', '.join(SUFFIXES)}")
+    return images
 
 
 def _number(source: Numbered) -> Listing:
     if not len(source):
         looked = f": looked for members ending in {', '.join(SUFFIXES)}" if isinstance(source, Tars) else ""
-        raise ValueError(f"no pictures in {source.path}{looked}")
+        raise ValueError(f"no images in {source.path}{looked}")
     return Listing(source)
 
 
 def is_source(source: str | Path) -> bool:
-    """Whether `list_pictures` could read it: something that exists, a pattern of tars that do, or a dataset."""
+    """Whether `list_images` could read it: something that exists, a pattern of tars that do, or a dataset."""
     return str(source).startswith("hf:") or Path(source).exists() or bool(expand(str(source)))
 
 
@@ -205,48 +205,48 @@ def absolute(source: str | Path) -> str:
 
 
 def holds_one(source: str | Path) -> bool:
-    """Whether it is the file of a single picture."""
+    """Whether it is the file of a single image."""
     return Path(source).is_file() and not str(source).lower().endswith((".zip", *TARS))
 
 
-def stems(pictures: Sequence[Picture]) -> list[str]:
-    """How pictures are called beside their results and masks: the path in the folder or zip, without the suffix.
+def stems(images: Sequence[ImageFile]) -> list[str]:
+    """How images are called beside their results and masks: the path in the folder or zip, without the suffix.
 
     A folder that holds all of a zip or tar does not count, and no name is absolute. The keys of an LMDB stay whole, unless
-    they end like files of pictures.
+    they end like files of images.
     """
-    top = top_folder(pictures) if pictures else ""
-    return [_stem(picture, top) for picture in pictures]
+    top = top_folder(images) if images else ""
+    return [_stem(image, top) for image in images]
 
 
-def _stem(picture: Picture, top: str) -> str:
-    name = picture.name.removeprefix(top).lstrip("/")
-    whole = isinstance(picture.source, Database) and not name.lower().endswith(SUFFIXES)
+def _stem(image: ImageFile, top: str) -> str:
+    name = image.name.removeprefix(top).lstrip("/")
+    whole = isinstance(image.source, Database) and not name.lower().endswith(SUFFIXES)
     return name if whole else str(PurePosixPath(name).with_suffix(""))
 
 
-def by_stem(pictures: Sequence[Picture], *, where: str | Path, what: str = "pictures") -> dict[str, Picture]:
-    """Pictures by their names as in `stems`.
+def by_stem(images: Sequence[ImageFile], *, where: str | Path, what: str = "images") -> dict[str, ImageFile]:
+    """Images by their names as in `stems`.
 
     Raises:
         ValueError: two have one name; the message begins with `where` they are and `what`.
     """
-    named: dict[str, Picture] = {}
-    for name, picture in zip(stems(pictures), pictures, strict=True):
-        other = named.setdefault(name, picture)
-        if other is not picture:
+    named: dict[str, ImageFile] = {}
+    for name, image in zip(stems(images), images, strict=True):
+        other = named.setdefault(name, image)
+        if other is not image:
             raise ValueError(
-                f"{where} has two {what} called {name}, {other.name} and {picture.name}: rename or remove one"
+                f"{where} has two {what} called {name}, {other.name} and {image.name}: rename or remove one"
             )
     return named
 
 
-def top_folder(pictures: Sequence[Picture]) -> str:
+def top_folder(images: Sequence[ImageFile]) -> str:
     """The folder, with its "/", in which all that a zip holds lies; empty for a folder, which is at its top already.
 
     In a single tar it comes after the tar's own name.
     """
-    source, names = pictures[0].source, [picture.name for picture in pictures]
+    source, names = images[0].source, [image.name for image in images]
     if isinstance(source, Tars):
         shard = _top(names)
         return shard and shard + _top([name.removeprefix(shard) for name in names])
@@ -259,7 +259,7 @@ def _top(names: Sequence[str]) -> str:
     return "" if at_top or len(tops) != 1 or "" in tops else f"{tops.pop()}/"
 
 
-def _is_picture(name: str) -> bool:
+def _is_image(name: str) -> bool:
     return name.lower().endswith(SUFFIXES) and not _is_hidden(name)
 
 
@@ -267,38 +267,38 @@ def _is_hidden(name: str) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
 
 
-def find_readable(pictures: Sequence[Picture], *, decode: bool = False) -> tuple[list[Picture | Decoded], list[str]]:
-    """(the readable pictures in their order, the names of the others).
+def find_readable(images: Sequence[ImageFile], *, decode: bool = False) -> tuple[list[ImageFile | Decoded], list[str]]:
+    """(the readable images in their order, the names of the others).
 
     Looks at headers alone, which is quick; `decode` reads and keeps the pixels, and so also finds truncation.
     """
 
-    def attempt(picture: Picture) -> Picture | Decoded | None:
+    def attempt(image: ImageFile) -> ImageFile | Decoded | None:
         try:
             if decode:
-                return Decoded(picture.name, picture.open())
-            picture.check()
+                return Decoded(image.name, image.open())
+            image.check()
         except ValueError:
             return None
-        return picture
+        return image
 
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(attempt, pictures))
-    bad = [str(picture) for picture, result in zip(pictures, found, strict=True) if result is None]
+        found = list(pool.map(attempt, images))
+    bad = [str(image) for image, result in zip(images, found, strict=True) if result is None]
     return [result for result in found if result is not None], bad
 
 
-def open_readable(pictures: Sequence[Picture | Decoded], index: int, *, strict: bool) -> tuple[str, Image.Image]:
-    """Name and pixels of picture `index`, or with a warning of the next one that can be decoded.
+def open_readable(images: Sequence[ImageFile | Decoded], index: int, *, strict: bool) -> tuple[str, Image.Image]:
+    """Name and pixels of image `index`, or with a warning of the next one that can be decoded.
 
     Raises:
-        ValueError: the picture is damaged and `strict`, or all are damaged.
+        ValueError: the image is damaged and `strict`, or all are damaged.
     """
-    for picture in (pictures[(index + skipped) % len(pictures)] for skipped in range(len(pictures))):
+    for image in (images[(index + skipped) % len(images)] for skipped in range(len(images))):
         try:
-            return picture.name, picture.open()
+            return image.name, image.open()
         except ValueError as error:
             if strict:
                 raise
-            warnings.warn(f"{error}; the next picture of the list takes its place", stacklevel=2)
-    raise ValueError(f"none of {len(pictures)} pictures can be decoded, for example {pictures[index]}")
+            warnings.warn(f"{error}; the next image of the list takes its place", stacklevel=2)
+    raise ValueError(f"none of {len(images)} images can be decoded, for example {images[index]}")

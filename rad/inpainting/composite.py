@@ -1,4 +1,4 @@
-"""A picture on its way from what was given to what is written: only what a model fills is held as floats."""
+"""An image on its way from what was given to what is written: only what a model fills is held as floats."""
 
 from collections.abc import Sequence
 
@@ -11,14 +11,14 @@ from rad.inpainting.windows import Window
 
 
 class Canvas:
-    """One sample of a picture.
+    """One sample of an image.
 
-    A large picture costs 4 bytes a pixel and what its windows hold: `filled` is memory that the system provides where something
+    A large image costs 4 bytes a pixel and what its windows hold: `filled` is memory that the system provides where something
     is written.
 
     Args:
         name, sample: the identity of its noise.
-        pixels: (3,H,W), shared by the samples of a picture and not changed: its 8 bits, or float in [-1,1] once resized.
+        pixels: (3,H,W), shared by the samples of an image and not changed: its 8 bits, or float in [-1,1] once resized.
         hole: (1,H,W) in [0,1], shared as well.
         windows: what is to be filled.
     """
@@ -35,7 +35,7 @@ class Canvas:
         """As `pixels`, with all that the method made of it, known pixels in the core of a window included."""
 
     def job_name(self, window: Window) -> str:
-        """An identity for the noise tape; a picture of the model's own size is known by its name alone."""
+        """An identity for its noise; an image of the model's own size is known by its name alone."""
         top, left, bottom, right = window.window
         whole = self.hole.shape[1:] == (bottom - top, right - left)
         return self.name if whole else f"{self.name}@{top},{left}"

@@ -1,4 +1,4 @@
-"""Inpainting pictures with a saved model: `Inpainter.from_pretrained(path)(image, mask, steps=100, seed=0)`."""
+"""Inpainting images with a saved model: `Inpainter.from_pretrained(path)(image, mask, steps=100, seed=0)`."""
 
 import contextlib
 import re
@@ -20,7 +20,7 @@ from rad.diffusion.denoiser import UNetDenoiser
 from rad.diffusion.processes import Uniform
 from rad.diffusion.solvers import Solver
 from rad.diffusion.spacings import Spacing
-from rad.images.codecs import open_picture, to_rgb, to_tensor, to_uint8
+from rad.images.codecs import open_image, to_rgb, to_tensor, to_uint8
 from rad.inpainting.composite import Canvas
 from rad.inpainting.windows import Window, next_wave, plan_windows
 from rad.masks.files import read_mask
@@ -52,7 +52,7 @@ SizePolicy = Literal["error", "resize", "crop"]
 Precision = Literal["32", "bf16"]
 
 
-PictureLike = Image.Image | Tensor | str | Path
+ImageLike = Image.Image | Tensor | str | Path
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Inpainted:
 
 
 class Inpainter:
-    """A model in memory, and pictures of any size and number around it.
+    """A model in memory, and images of any size and number around it.
 
     Args:
         model: on `device` already.
@@ -116,7 +116,7 @@ class Inpainter:
             device: "auto": an accelerator if there is one.
             precision: "bf16": the network runs in bfloat16 (autocast); that of SD3 and Flux lies in memory in it too, unless it
                 has an adapter, whose small changes would be lost in it.
-            size: a side of the pictures in pixels, for SD3 and Flux, which take several; None: the model's own, or what its
+            size: a side of the images in pixels, for SD3 and Flux, which take several; None: the model's own, or what its
                 adapter was trained on.
             controlnet, t2i_adapter, ip_adapter, loras: for Stable Diffusion 1, 2 and XL, see `StableModel.load`;
                 loras cannot be combined with a RAD adapter.
@@ -150,8 +150,8 @@ class Inpainter:
 
     def __call__(
         self,
-        image: PictureLike | Sequence[PictureLike],
-        mask: PictureLike | Sequence[PictureLike],
+        image: ImageLike | Sequence[ImageLike],
+        mask: ImageLike | Sequence[ImageLike],
         *,
         method: str | Method = "rad",
         steps: int | None = None,
@@ -171,7 +171,7 @@ class Inpainter:
         feather: int = 0,
         on_step: Callable[[int, int], None] | None = None,
     ) -> Inpainted:
-        """Fill the holes of one picture or several.
+        """Fill the holes of one image or several.
 
         Args:
             image: PIL image, file, or tensor (3,H,W) in [0,1]; or a list of these.
@@ -185,15 +185,15 @@ class Inpainter:
                 preset.
             spacing: where the noise levels lie: "even", "trailing", "quad", "logsnr", "official", see `Spacing`;
                 None: the method's preset, or the solver's own if you choose another solver than the preset.
-            seed: with the picture's name it fixes the noise; results do not depend on batch size or order (but for
+            seed: with the image's name it fixes the noise; results do not depend on batch size or order (but for
                 `share` of VIPaint).
             num_samples: fillings of each image.
-            size_policy: pictures of another size than the model's: "error"; "resize" there and back; "crop" a window of the
+            size_policy: images of another size than the model's: "error"; "resize" there and back; "crop" a window of the
                 model's size around each hole.
             margin: for "crop": what a window sees around its core, in pixels; None: an eighth of the model's size.
             batch_size: windows that go through the network together; halved when memory runs out.
-            names: an identity of each picture for its noise; None: all pictures get the same noise.
-            condition: what to fill with, for models that take text: one for all, or one for each picture.
+            names: an identity of each image for its noise; None: all images get the same noise.
+            condition: what to fill with, for models that take text: one for all, or one for each image.
             grid: for latent models: how the hole comes to the latent grid; None: `Grid()`.
             fill: for latent models: what the encoder sees in the hole; "none": its content, as other programs, which leaks.
             feather: known pixels within so many of the hole pass over into what the model made of them; 0: none does.
@@ -220,16 +220,16 @@ class Inpainter:
             raise ValueError(f"feather is {feather}; allowed are 0 (known pixels stay exact) and more pixels")
         self.check(conditions, grid=grid, fill=fill)
         sampler = self.sampler(method, steps=steps, eta=eta, solver=solver, spacing=spacing)
-        pictures = [_picture(one) for one in images]
-        holes = [_hole(one, picture, mask_polarity) for one, picture in zip(masks, pictures, strict=True)]
+        originals = [_image(one) for one in images]
+        holes = [_hole(one, original, mask_polarity) for one, original in zip(masks, originals, strict=True)]
         canvases = [
             canvas
-            for picture, hole, name in zip(pictures, holes, names, strict=True)
-            for canvas in self._canvases(picture, hole, name, num_samples, size_policy, margin)
+            for original, hole, name in zip(originals, holes, names, strict=True)
+            for canvas in self._canvases(original, hole, name, num_samples, size_policy, margin)
         ]
         asked = {}
         for number, canvas in enumerate(canvases):
-            size = pictures[number // num_samples].size if size_policy == "crop" else (self.size[1], self.size[0])
+            size = originals[number // num_samples].size if size_policy == "crop" else (self.size[1], self.size[0])
             asked[id(canvas)] = conditions[number // num_samples].resized(size)
         total = sampler.cost.nfe * sum(len(canvas.windows) for canvas in canvases)
         spent, seconds, planned = Cost(0), 0.0, 0
@@ -250,17 +250,17 @@ class Inpainter:
                 spent, seconds, planned = spent + cost, seconds + taken, planned + sampler.cost.nfe * len(jobs)
         finished, raw = [], []
         for number in range(len(canvases)):
-            picture, hole = pictures[number // num_samples], holes[number // num_samples]
-            filled = _back(canvases.pop(0).raw, picture.size)
-            filled.info = dict(picture.info)
+            original, hole = originals[number // num_samples], holes[number // num_samples]
+            filled = _back(canvases.pop(0).raw, original.size)
+            filled.info = dict(original.info)
             raw.append(filled)
-            finished.append(composite(picture, filled, hole, feather=feather))
+            finished.append(composite(original, filled, hole, feather=feather))
         return Inpainted(finished, raw, spent.nfe, spent.vjp, seconds, _peak_memory(self.device))
 
     def check(self, conditions: Sequence[Condition], *, grid: Grid | None = None, fill: Prefill = "smooth") -> None:
         """Raises ValueError for conditions and settings that this model does not take, or that would change nothing."""
         self.model.check(conditions)
-        if self.model.codec is IDENTITY and (grid is not None or fill != "smooth"):
+        if self.model.autoencoder is IDENTITY and (grid is not None or fill != "smooth"):
             raise ValueError(
                 f"{self.model.source} works on pixels: there is no latent grid, and no encoder that sees the hole"
             )
@@ -310,7 +310,7 @@ class Inpainter:
 
     def complete(self, method: Method) -> Method:
         """The method with what it needs besides this model: the coarse model of M2S is loaded from its path."""
-        if isinstance(method, M2S) and self.model.codec is not IDENTITY:
+        if isinstance(method, M2S) and self.model.autoencoder is not IDENTITY:
             raise ValueError(
                 f"m2s needs a model of pixels, and {self.model.source} works on latents: use another method"
             )
@@ -318,14 +318,14 @@ class Inpainter:
             return method
         loaded = load_base(method.coarse)
         unet = patch(loaded.unet).requires_grad_(False).eval().to(self.device)  # pyright: ignore[reportArgumentType]
-        prior = UNetDenoiser(unet, prediction_type=loaded.prediction_type)  # pyright: ignore[reportArgumentType]
+        denoiser = UNetDenoiser(unet, prediction_type=loaded.prediction_type)  # pyright: ignore[reportArgumentType]
         size, height = size_of(unet, None)[0], self.size[0]
         if height % size or size == height:
             fit = ", ".join(str(n) for n in range(1, height) if height % n == 0)
             raise ValueError(
                 f"{method.coarse} is a model of {size}x{size} images; m2s needs a smaller one that divides: {fit}"
             )
-        return replace(method, coarse=Coarse(prior, Uniform(loaded.betas), size))
+        return replace(method, coarse=Coarse(denoiser, Uniform(loaded.betas), size))
 
     def count_windows(self, hole: Tensor, *, size_policy: SizePolicy = "error", margin: int | None = None) -> int:
         """Windows that a hole (1,H,W) needs; each costs `sampler(...).cost` a sample."""
@@ -348,21 +348,21 @@ class Inpainter:
         if hole.shape[1:] != (height, width):
             if policy == "error":
                 raise ValueError(
-                    f"the picture is {hole.shape[2]}x{hole.shape[1]} and the model takes {width}x{height}: "
+                    f"the image is {hole.shape[2]}x{hole.shape[1]} and the model takes {width}x{height}: "
                     "use size_policy 'crop' (a window around each hole) or 'resize'"
                 )
             hole = F.adaptive_max_pool2d(hole, (height, width))
         return hole, [whole] if bool((hole > 0).any()) else []
 
     def _canvases(
-        self, picture: Image.Image, hole: Tensor, name: str, samples: int, policy: SizePolicy, margin: int | None
+        self, image: Image.Image, hole: Tensor, name: str, samples: int, policy: SizePolicy, margin: int | None
     ) -> list[Canvas]:
         hole, windows = self._plan(hole, policy, margin)
-        if policy == "resize" and picture.size != self.size[::-1]:
-            # The windows of both poolings are the same, so no known pixel of the small picture has seen the hole.
-            pixels = F.adaptive_avg_pool2d(to_tensor(picture).mul_(2).sub_(1), self.size)
+        if policy == "resize" and image.size != self.size[::-1]:
+            # The windows of both poolings are the same, so no known pixel of the small image has seen the hole.
+            pixels = F.adaptive_avg_pool2d(to_tensor(image).mul_(2).sub_(1), self.size)
         else:
-            pixels = _pad(torch.from_numpy(np.array(picture)).permute(2, 0, 1), self.size, 0)
+            pixels = _pad(torch.from_numpy(np.array(image)).permute(2, 0, 1), self.size, 0)
         return [Canvas(name, sample, pixels, hole, windows) for sample in range(samples)]
 
     def _fill(
@@ -408,23 +408,23 @@ class Inpainter:
         cuts = [canvas.cut(window) for canvas, window in batch]
         pixels, hole = (torch.stack(part).to(self.device) for part in zip(*cuts, strict=True))
         names = [canvas.job_name(window) for canvas, window in batch]
-        with KeyedNoise(seed, names, [canvas.sample for canvas, _ in batch]) as tape, self._autocast():
+        with KeyedNoise(seed, names, [canvas.sample for canvas, _ in batch]) as noise, self._autocast():
             with torch.no_grad():
                 task = self._task(pixels, hole, *encoding)
-            result = sampler(self.model.prior(conditions, adapter=self._with_adapter(sampler)), task, noise=tape)
+            result = sampler(self.model.denoiser(conditions, adapter=self._with_adapter(sampler)), task, noise=noise)
             with torch.no_grad():
-                x = result.raw if self.model.codec is IDENTITY else result.image
+                x = result.raw if self.model.autoencoder is IDENTITY else result.image
                 made = sampler.methods[0].decode(x, task)
         for (canvas, window), one in zip(batch, made.float().cpu(), strict=True):
             canvas.paste(window, one)
         return result
 
     def _task(self, pixels: Tensor, hole: Tensor, grid: Grid | None, fill: Prefill) -> Task:
-        codec = self.model.codec
+        autoencoder = self.model.autoencoder
         return (
             Task.from_image(pixels, hole)
-            if codec is IDENTITY
-            else Task.encoded(pixels, hole, codec, grid=grid, fill=fill)
+            if autoencoder is IDENTITY
+            else Task.encoded(pixels, hole, autoencoder, grid=grid, fill=fill)
         )
 
     def _with_adapter(self, sampler: Sampler) -> bool:
@@ -434,12 +434,12 @@ class Inpainter:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
 
-def composite(picture: Image.Image, filled: Image.Image, hole: Tensor, *, feather: int = 0) -> Image.Image:
-    """`picture` where hole (1,H,W) is 0, `filled` elsewhere; both RGB of the same size, no arithmetic on the pixels.
+def composite(image: Image.Image, filled: Image.Image, hole: Tensor, *, feather: int = 0) -> Image.Image:
+    """`image` where hole (1,H,W) is 0, `filled` elsewhere; both RGB of the same size, no arithmetic on the pixels.
 
     With `feather` what is known passes into `filled` towards the hole, linearly in the distance, over so many pixels.
     """
-    composed, inside = picture.copy(), (hole[0] > 0).numpy()
+    composed, inside = image.copy(), (hole[0] > 0).numpy()
     if feather and inside.any():
         from scipy.ndimage import distance_transform_edt
 
@@ -467,15 +467,15 @@ def _back(pixels: Tensor, size: tuple[int, int]) -> Image.Image:
     return Image.fromarray(pixels[:, :height, :width].permute(1, 2, 0).contiguous().numpy())
 
 
-def _picture(image: PictureLike) -> Image.Image:
+def _image(image: ImageLike) -> Image.Image:
     if isinstance(image, Tensor):
         if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():
             raise ValueError(f"image is a tensor {tuple(image.shape)} {image.dtype}; expected (3,H,W) float in [0,1]")
         if not bool(((image >= 0) & (image <= 1)).all()):
-            raise ValueError("image is a tensor with values outside [0,1], which is where a picture lies")
+            raise ValueError("image is a tensor with values outside [0,1], which is where an image lies")
         return to_uint8(image)
     if not isinstance(image, Image.Image):
-        return open_picture(image)
+        return open_image(image)
     if image.mode[0] in "IF":
         raise ValueError(
             f"image has mode {image.mode!r}, whose range is not known: give its file, or convert it to 'RGB'"
@@ -483,8 +483,8 @@ def _picture(image: PictureLike) -> Image.Image:
     return to_rgb(image)
 
 
-def _hole(mask: PictureLike, picture: Image.Image, polarity: Polarity) -> Tensor:
-    size = (picture.height, picture.width)
+def _hole(mask: ImageLike, image: Image.Image, polarity: Polarity) -> Tensor:
+    size = (image.height, image.width)
     if polarity not in get_args(Polarity):
         raise ValueError(f"mask_polarity is {polarity!r}; allowed are {', '.join(get_args(Polarity))}")
     if not isinstance(mask, Tensor):

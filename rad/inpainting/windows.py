@@ -1,4 +1,4 @@
-"""Holes in pictures of any size, as windows of the model's size: where they lie, and which may be filled together.
+"""Holes in images of any size, as windows of the model's size: where they lie, and which may be filled together.
 
 A window is S x S pixels; what it fills and keeps is its core, the window without a margin, so that every filled pixel saw
 some of its surroundings. A hole that fits into a core gets one window with the hole in its middle; a longer one is cut into
@@ -16,7 +16,7 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Window:
-    """`window` is what the model sees, `core` what is kept of it; both in pixels of the picture."""
+    """`window` is what the model sees, `core` what is kept of it; both in pixels of the image."""
 
     window: Box
     core: Box
@@ -36,15 +36,15 @@ def plan_windows(hole: NDArray[np.bool_], *, size: int, margin: int) -> list[Win
     """Windows whose cores cover every hole pixel.
 
     Args:
-        hole: (H,W) with H, W >= size (pad a smaller picture with hole).
+        hole: (H,W) with H, W >= size (pad a smaller image with hole).
         size: S, of the model, in pixels.
-        margin: between the edge of a window and its core, in pixels, below S / 2; none at the edge of the picture.
+        margin: between the edge of a window and its core, in pixels, below S / 2; none at the edge of the image.
     """
     from skimage.measure import label, regionprops
 
     if min(hole.shape) < size or not 0 <= 2 * margin < size:
         raise ValueError(
-            f"picture is {hole.shape} and margin {margin}; expected sides of at least {size}, margin < {size / 2}"
+            f"image is {hole.shape} and margin {margin}; expected sides of at least {size}, margin < {size / 2}"
         )
     open_pixels = hole.copy()
     windows: list[Window] = []

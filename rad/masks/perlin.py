@@ -129,7 +129,7 @@ def soften(hole: Tensor, sigma_px: float) -> Tensor:
         return hole
     from torchvision.transforms.functional import gaussian_blur
 
-    # The border is mirrored, which needs a radius smaller than the picture.
+    # The border is mirrored, which needs a radius smaller than the image.
     radius = min(math.ceil(4 * sigma_px), min(hole.shape[-2:]) - 1)
     blurred = gaussian_blur(hole, [2 * radius + 1, 2 * radius + 1], [sigma_px, sigma_px])
     return (255 * blurred).round().clamp(0, 255) / 255

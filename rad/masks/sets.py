@@ -23,7 +23,7 @@ from torch import Tensor
 
 from rad import __version__
 from rad.images.atomic import replacing, write_text
-from rad.images.sources import Archive, Picture, by_stem, list_pictures, top_folder
+from rad.images.sources import Archive, ImageFile, by_stem, list_images, top_folder
 from rad.masks import MaskGenerator
 from rad.masks.files import read_mask, same_mask, write_mask
 from rad.masks.shapes import ALIASES, make
@@ -67,21 +67,21 @@ class MaskSet:
     Args:
         source: the folder or zip.
         polarity: what white means in its files.
-        pictures: the files by name of the mask, sorted.
+        images: the files by name of the mask, sorted.
         entries: one a mask, in the same order.
         manifest: what `write_set` wrote, already compared with the files; None where there is none.
     """
 
     source: Path
     polarity: Polarity
-    pictures: Mapping[str, Picture]
+    images: Mapping[str, ImageFile]
     entries: tuple[Entry, ...]
     manifest: Mapping[str, Any] | None
 
     @property
     def names(self) -> list[str]:
         """Of the masks, sorted."""
-        return list(self.pictures)
+        return list(self.images)
 
     @property
     def hash(self) -> str:
@@ -90,11 +90,11 @@ class MaskSet:
 
     def hole(self, name: str) -> Tensor:
         """(1,H,W) in [0,1], 1 = fill."""
-        return _read(self.pictures[name], self.polarity)
+        return _read(self.images[name], self.polarity)
 
     def holes(self) -> Iterator[tuple[str, Tensor]]:
         """Name and hole of every mask."""
-        return ((name, self.hole(name)) for name in self.pictures)
+        return ((name, self.hole(name)) for name in self.images)
 
 
 def holes(name: str, size: tuple[int, int], count: int, seed: int) -> Iterator[tuple[str, Tensor]]:
@@ -156,7 +156,7 @@ def write_set(folder: str | Path, name: str, *, size: tuple[int, int], count: in
     Args:
         name, size, count, seed: as in `holes`.
 
-    Raises ValueError where the folder holds other pictures or another set; nothing is written then but what was right.
+    Raises ValueError where the folder holds other images or another set; nothing is written then but what was right.
     """
     folder, masks = Path(folder), holes(name, size, count, seed)
     if folder.exists() and not folder.is_dir():
@@ -190,8 +190,8 @@ def write_set(folder: str | Path, name: str, *, size: tuple[int, int], count: in
     with replacing(sheet) as temporary:
         overview(shown, title=title).save(temporary)
     write_text(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
-    pictures = {entry.name: Picture(f"{entry.name}.png", folder / f"{entry.name}.png") for entry in entries}
-    return MaskSet(folder, "white_is_fill", pictures, tuple(entries), manifest)
+    images = {entry.name: ImageFile(f"{entry.name}.png", folder / f"{entry.name}.png") for entry in entries}
+    return MaskSet(folder, "white_is_fill", images, tuple(entries), manifest)
 
 
 def read_set(source: str | Path, *, polarity: Polarity = "white_is_fill") -> MaskSet:
@@ -203,19 +203,19 @@ def read_set(source: str | Path, *, polarity: Polarity = "white_is_fill") -> Mas
     Args:
         polarity: what white means in the files, see `rad.masks.files.read_mask`.
 
-    Raises ValueError where there is no picture, one cannot be read, two have one name, or a manifest does not agree with
+    Raises ValueError where there is no image, one cannot be read, two have one name, or a manifest does not agree with
     the files: it says which.
     """
     path = Path(source)
-    listed = list_pictures(path)
-    pictures = dict(sorted(by_stem(listed, where=path, what="masks").items()))
+    listed = list_images(path)
+    images = dict(sorted(by_stem(listed, where=path, what="masks").items()))
     manifest = _read_manifest(path, listed[0], top_folder(listed))
     if manifest is not None and manifest["polarity"] != polarity:
         raise ValueError(f"polarity {polarity}: the {MANIFEST} of {path} says {manifest['polarity']}; use that")
-    entries = tuple(Entry.of(name, _read(picture, polarity)) for name, picture in pictures.items())
+    entries = tuple(Entry.of(name, _read(image, polarity)) for name, image in images.items())
     if manifest is not None:
         _check_manifest(f"{path}: {MANIFEST}", manifest, entries)
-    return MaskSet(path, polarity, pictures, entries, manifest)
+    return MaskSet(path, polarity, images, entries, manifest)
 
 
 def overview(masks: Sequence[tuple[Entry, Tensor]], *, title: str) -> Image.Image:
@@ -228,15 +228,15 @@ def overview(masks: Sequence[tuple[Entry, Tensor]], *, title: str) -> Image.Imag
     for index, (entry, hole) in enumerate(masks):
         left = gap + index % columns * (cell + gap)
         top = line + 2 * gap + index // columns * (cell + gap + line)
-        picture = Image.fromarray((255 * hole[0]).round().to(torch.uint8).numpy())
-        longer = max(picture.size)
+        image = Image.fromarray((255 * hole[0]).round().to(torch.uint8).numpy())
+        longer = max(image.size)
         if longer <= cell:  # whole pixels enlarged as they are
             factor = cell // longer
-            picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+            image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
         else:
-            picture.thumbnail((cell, cell), Image.Resampling.BOX)
-        sheet.paste(picture, (left, top))
-        draw.text((left, top + picture.height + 2), f"{entry.name}: {100 * entry.share:.1f} %", fill=0, font=font)
+            image.thumbnail((cell, cell), Image.Resampling.BOX)
+        sheet.paste(image, (left, top))
+        draw.text((left, top + image.height + 2), f"{entry.name}: {100 * entry.share:.1f} %", fill=0, font=font)
     return sheet
 
 
@@ -266,7 +266,7 @@ def _put(folder: Path, mask: str, hole: Tensor, head: Mapping[str, Any]) -> None
 
 
 def _check_folder(folder: Path, head: Mapping[str, Any], count: int) -> None:
-    """Refuse a folder that holds another set, or pictures that are not of this one."""
+    """Refuse a folder that holds another set, or images that are not of this one."""
     path = folder / MANIFEST
     if path.exists():
         there = _parse_manifest(path.read_bytes(), path)
@@ -283,31 +283,31 @@ def _check_folder(folder: Path, head: Mapping[str, Any], count: int) -> None:
                 f"{folder} holds {there['count']} masks of this set, more than {count}: give another folder"
             )
     ours = {f"{index:06d}.png" for index in range(count)}
-    others = [name for name in _picture_names(folder) if name not in ours]
+    others = [name for name in _image_names(folder) if name not in ours]
     if others:
         raise ValueError(
             f"{folder} holds {others[0]}, which is not one of the {count} masks to be written: give another folder"
         )
 
 
-def _picture_names(folder: Path) -> list[str]:
+def _image_names(folder: Path) -> list[str]:
     try:
-        return [picture.name for picture in list_pictures(folder)]
-    except ValueError:  # not there, or without pictures
+        return [image.name for image in list_images(folder)]
+    except ValueError:  # not there, or without images
         return []
 
 
-def _read(picture: Picture, polarity: Polarity) -> Tensor:
+def _read(image: ImageFile, polarity: Polarity) -> Tensor:
     try:
-        return read_mask(picture.file(), polarity=polarity)
+        return read_mask(image.file(), polarity=polarity)
     except ValueError as error:
         # What comes out of a zip has no name of its own.
-        raise ValueError(str(error) if str(picture) in str(error) else f"{picture}: {error}") from error
+        raise ValueError(str(error) if str(image) in str(error) else f"{image}: {error}") from error
 
 
-def _read_manifest(path: Path, picture: Picture, top: str) -> dict[str, Any] | None:
-    if isinstance(picture.source, Archive):
-        handle = picture.source.handle()
+def _read_manifest(path: Path, image: ImageFile, top: str) -> dict[str, Any] | None:
+    if isinstance(image.source, Archive):
+        handle = image.source.handle()
         name = top + MANIFEST
         return _parse_manifest(handle.read(name), f"{path}:{name}") if name in handle.namelist() else None
     file = path / MANIFEST

@@ -37,10 +37,10 @@ class Biharmonic(CustomSampler):
         from skimage.restoration import inpaint_biharmonic
 
         task, filled = run.task, []
-        for known, hole in zip(task.picture.double().cpu(), task.picture_hole[:, 0].cpu() > 0, strict=True):
+        for known, hole in zip(task.image.double().cpu(), task.image_hole[:, 0].cpu() > 0, strict=True):
             if bool(hole.all()):
                 filled.append(torch.zeros_like(known))
                 continue
             smooth = inpaint_biharmonic(known.numpy(), hole.numpy(), channel_axis=0)
             filled.append(torch.from_numpy(smooth).clamp(-1, 1))
-        return torch.lerp(task.known, task.codec.encode(torch.stack(filled).to(task.known)), task.hole)
+        return torch.lerp(task.known, task.autoencoder.encode(torch.stack(filled).to(task.known)), task.hole)

@@ -63,7 +63,7 @@ class BlendedLatent(SamplingMethod):
         return skip_levels(times, self.skip)
 
     def on_start(self, state: State) -> Tensor:
-        _check(self.reconstruct, state.task.codec)
+        _check(self.reconstruct, state.task.autoencoder)
         return state.x if self.skip == 0 else warm_start(state)
 
     def before_denoise(self, state: State) -> Tensor:
@@ -74,8 +74,8 @@ class BlendedLatent(SamplingMethod):
     def after_step(self, state: State, denoised: Denoised, x_next: Tensor) -> Tensor:
         if self.in_pixels(state):
             task = state.task
-            blended = torch.lerp(task.picture, task.codec.decode(denoised.x0), task.picture_hole)
-            return drawn_at(state, task.codec.encode(blended), state.next)
+            blended = torch.lerp(task.image, task.autoencoder.decode(denoised.x0), task.image_hole)
+            return drawn_at(state, task.autoencoder.encode(blended), state.next)
         if self.blend == "before":
             return x_next
         return torch.lerp(known_at(state, state.next if self.blend == "u" else state.now), x_next, self.hole(state))
@@ -88,54 +88,54 @@ class BlendedLatent(SamplingMethod):
         """(B,1,H,W), widened by `dilations` rings at the first steps, then by one less each, all for as many steps."""
         hole = state.task.hole
         rings = self.dilations - state.step * (self.dilations + 1) // state.steps
-        rings = min(max(0, rings), max(hole.shape[2:]))  # more than that is the whole picture too
+        rings = min(max(0, rings), max(hole.shape[2:]))  # more than that is the whole image too
         return F.max_pool2d(hole, 2 * rings + 1, stride=1, padding=rings)
 
     def decode(self, x: Tensor, task: Task) -> Tensor:
         if self.reconstruct == "none":
-            return task.codec.decode(x)
-        _check(self.reconstruct, task.codec)
+            return task.autoencoder.decode(x)
+        _check(self.reconstruct, task.autoencoder)
         # In full precision: autocast would keep the decoder's first weights.
         full = torch.autocast(x.device.type, enabled=False)
         with torch.inference_mode(False), torch.enable_grad(), full:
-            rows = zip(x.detach().clone().split(1), task.picture.split(1), task.picture_hole.split(1), strict=True)
-            return torch.cat([self._repaired(task.codec, *row) for row in rows])
+            rows = zip(x.detach().clone().split(1), task.image.split(1), task.image_hole.split(1), strict=True)
+            return torch.cat([self._repaired(task.autoencoder, *row) for row in rows])
 
-    def _repaired(self, codec: Autoencoder, z: Tensor, picture: Tensor, hole: Tensor) -> Tensor:
-        """The decoded picture (1,3,H,W) of the latents z (1,C,h,w), fitted to the known pixels of `picture`."""
-        fitted = [z] if self.reconstruct == "latent" else list(_decoder(codec).parameters())
+    def _repaired(self, autoencoder: Autoencoder, z: Tensor, image: Tensor, hole: Tensor) -> Tensor:
+        """The decoded image (1,3,H,W) of the latents z (1,C,h,w), fitted to the known pixels of `image`."""
+        fitted = [z] if self.reconstruct == "latent" else list(_decoder(autoencoder).parameters())
         before = [(one.detach().clone(), one.requires_grad) for one in fitted]
-        made = codec.decode(z).detach().to(picture.dtype)
+        made = autoencoder.decode(z).detach().to(image.dtype)
         try:
             for one in fitted:
                 one.requires_grad_()
             optimiser = torch.optim.Adam(fitted, lr=RATES[self.reconstruct])
             for _ in range(self.iterations):
-                now = codec.decode(z)
-                known = ((1 - hole) * (picture - now)).square().mean()
+                now = autoencoder.decode(z)
+                known = ((1 - hole) * (image - now)).square().mean()
                 loss = (hole * (made - now)).square().mean() + KNOWN_WEIGHT * known
                 for one, gradient in zip(fitted, torch.autograd.grad(loss, fitted), strict=True):
                     one.grad = gradient
                 optimiser.step()
-            return codec.decode(z).detach().clamp(-1, 1)
+            return autoencoder.decode(z).detach().clamp(-1, 1)
         finally:
             for one, (value, differentiated) in zip(fitted, before, strict=True):
                 one.requires_grad_(differentiated).grad = None
                 one.data.copy_(value)
 
 
-def _decoder(codec: Autoencoder) -> nn.Module:
-    """The network that a codec decodes with, which it may show as `decoder`."""
-    decoder = getattr(codec, "decoder", None)
+def _decoder(autoencoder: Autoencoder) -> nn.Module:
+    """The network that an autoencoder decodes with, which it may show as `decoder`."""
+    decoder = getattr(autoencoder, "decoder", None)
     assert isinstance(decoder, nn.Module)
     return decoder
 
 
-def _check(reconstruct: Reconstruct, codec: Autoencoder) -> None:
+def _check(reconstruct: Reconstruct, autoencoder: Autoencoder) -> None:
     """Raises ValueError where there is nothing to fit."""
-    if reconstruct != "none" and codec.factor == 1:
+    if reconstruct != "none" and autoencoder.factor == 1:
         raise ValueError(
             f"reconstruct is {reconstruct!r}, and this model works on pixels, which need no repair: use 'none'"
         )
-    if reconstruct == "weights" and getattr(codec, "decoder", None) is None:
+    if reconstruct == "weights" and getattr(autoencoder, "decoder", None) is None:
         raise ValueError("reconstruct is 'weights', and this model's decoder cannot be fitted: use 'latent' or 'none'")

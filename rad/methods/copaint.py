@@ -75,11 +75,11 @@ class CoPaint(SamplingMethod):
         weight = self.prior * self.prior_growth**state.index
 
         def evaluate(x: Tensor, *, differentiable: bool) -> tuple[Tensor, Tensor]:
-            """x, as the tensor that the prior was asked about, and F of it, (B,)."""
+            """x, as the tensor that the denoiser was given, and F of it, (B,)."""
             with torch.set_grad_enabled(differentiable):
                 x = x.detach().requires_grad_(differentiable)
                 mismatch = squared_norm(
-                    residual(state.task, state.prior.denoise(x, state.now, keep=not differentiable).x0)
+                    residual(state.task, state.denoiser.denoise(x, state.now, keep=not differentiable).x0)
                 )
                 return x, mismatch + weight * squared_norm((x - start) / scale)
 
@@ -88,7 +88,7 @@ class CoPaint(SamplingMethod):
                 x, loss = evaluate(x, differentiable=True)
             before, value = x.detach(), loss.detach()
             with torch.enable_grad():
-                gradient = state.prior.gradient(loss, x)
+                gradient = state.denoiser.gradient(loss, x)
             move = rate * gradient
             accepted, trial = torch.zeros_like(value, dtype=torch.bool), before
             for factor in FACTORS:

@@ -62,7 +62,7 @@ class DAPS(SamplingMethod):
         return Cost(sum(len(self.times(t)) for t in times[:-1]))
 
     def on_start(self, state: State) -> Tensor:
-        if self.mcmc == "exact" and self.space == "pixels" and state.task.codec is not IDENTITY:
+        if self.mcmc == "exact" and self.space == "pixels" and state.task.autoencoder is not IDENTITY:
             raise ValueError('daps: mcmc is "exact", which a decoder rules out: use mcmc "langevin", or space "latent"')
         return state.x
 
@@ -75,7 +75,7 @@ class DAPS(SamplingMethod):
         for t in self.times(state.time)[1:]:
             level = state.level(t)
             x = reverse_step(x, estimate, now, level, eta=0)
-            estimate, now = state.prior.denoise(x, level), level
+            estimate, now = state.denoiser.denoise(x, level), level
         x0 = reverse_step(x, estimate, now, state.level(CLEAN), eta=0)
         return Denoised(self.inner(state, x0))
 

@@ -89,7 +89,7 @@ class DInG(SamplingMethod):
         mu = a * x0 + spread((nxt.sigma.square() - v).clamp(min=0).sqrt()) * w
         if self.proxy == "resample":
             z = mu + deviation * state.draw()
-            w = predicted_noise(z, state.prior.denoise(z, nxt).x0, nxt)
+            w = predicted_noise(z, state.denoiser.denoise(z, nxt).x0, nxt)
         gamma = (1 - state.task.hole) * spread(self.gamma(v, nxt))
         mean = mu + gamma * (a * state.task.known + s * w - mu)
         return mean + deviation * (1 - gamma).sqrt() * state.draw()

@@ -42,5 +42,5 @@ class DPS(SamplingMethod):
 
     def after_step(self, state: State, denoised: Denoised, x_next: Tensor) -> Tensor:
         misfit = self.misfit(state, residual(state.task, denoised.x0))
-        gradient = state.prior.gradient(misfit, state.x)
+        gradient = state.denoiser.gradient(misfit, state.x)
         return x_next - vp_scale(state.now, x_next) * vp_scale(state.next, x_next) * gradient

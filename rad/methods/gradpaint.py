@@ -59,7 +59,7 @@ class GradPaint(SamplingMethod):
             return state.x
         with torch.enable_grad():
             x = state.x.detach().requires_grad_()
-            gradient = state.prior.gradient(self.loss(state.task, state.prior.denoise(x, state.now).x0), x)
+            gradient = state.denoiser.gradient(self.loss(state.task, state.denoiser.denoise(x, state.now).x0), x)
         # Not `norm`: these gradients are of means, so small that its 1e-12 would count.
         direction = gradient / per_image(squared_norm(gradient).sqrt().clamp(min=torch.finfo(x.dtype).tiny))
         s = state.now.sigma_map(x)
@@ -76,7 +76,7 @@ class GradPaint(SamplingMethod):
             weight = task.hole.diff(dim=axis).abs()  # 1 across the border of a hole of 0 and 1, else 0
             differences = differences + (weight * composed.diff(dim=axis).square()).flatten(1).sum(1)
             weights = weights + channels * weight.flatten(1).sum(1)
-        alignment = self.alignment if task.codec is IDENTITY else self.latent_alignment
+        alignment = self.alignment if task.autoencoder is IDENTITY else self.latent_alignment
         return mismatch + alignment * differences / weights.clamp(min=1e-12)
 
     def after_step(self, state: State, denoised: Denoised, x_next: Tensor) -> Tensor:

@@ -90,11 +90,11 @@ class Grow(CustomSampler):
         x, hole, order = run.task.known, run.task.hole, fill_order(run.task.hole, self.bands)
         for band in range(1, self.bands + 1):
             sampler = Sampler(run.process, (inner,), steps=steps, eta=run.eta)
-            sampler.on_step = lambda done, total, band=band: run.tell((band - 1) * total + done, self.bands * total)
+            sampler.on_step = lambda done, total, band=band: run.report((band - 1) * total + done, self.bands * total)
             task = Task.from_image(x, hole)
-            if run.task.codec is not IDENTITY:  # the picture knows only what it knew
+            if run.task.autoencoder is not IDENTITY:  # the image knows only what it knew
                 task = replace(run.task, known=task.known, hole=hole, regions=task.regions)
-            result = sampler(run.prior, task, noise=_Draws(run))
+            result = sampler(run.denoiser, task, noise=_Draws(run))
             last = order * self.bands <= band + 0.5
             x = torch.where((hole > 0) & last, result.raw, torch.where(hole > 0, x, result.image))
             hole = torch.where(last, 0.0, hole)
@@ -105,7 +105,7 @@ class Grow(CustomSampler):
 
 
 class _Draws:
-    """The run's draws as a noise tape."""
+    """The run's draws as keyed noise."""
 
     def __init__(self, run: RunContext) -> None:
         self.run = run

@@ -48,14 +48,14 @@ def residual(task: Task, x0: Tensor) -> Tensor:
 
 
 def observation_residual(task: Task, x0: Tensor, space: Space) -> Tensor:
-    """What x0 (B,C,H,W) lacks: `residual` in "latent"; in "pixels" that of its picture, (B,3,H,W). For PIXELS the same."""
+    """What x0 (B,C,H,W) lacks: `residual` in "latent"; in "pixels" that of its image, (B,3,H,W). For PIXELS the same."""
     if space == "latent":
         return residual(task, x0)
-    return (1 - task.picture_hole) * (task.picture - task.codec.decode(x0))
+    return (1 - task.image_hole) * (task.image - task.autoencoder.decode(x0))
 
 
 def squared_misfit(task: Task, x0: Tensor, space: Space) -> Tensor:
-    """(B,) |r|^2 of what x0 lacks; in "pixels" times numbers in x0 over numbers in its picture, so that it weighs the same."""
+    """(B,) |r|^2 of what x0 lacks; in "pixels" times numbers in x0 over numbers in its image, so that it weighs the same."""
     missing = observation_residual(task, x0, space)
     return x0[0].numel() / missing[0].numel() * squared_norm(missing)
 
@@ -74,8 +74,8 @@ def data_gradient(task: Task, x0: Tensor, space: Space) -> tuple[Tensor, Tensor]
     # The loop of a method that does not differentiate the network makes inference tensors, which no gradient may need.
     with torch.inference_mode(False), torch.enable_grad():
         at = x0.detach().clone().requires_grad_()
-        decoded = task.codec.decode(at)
-        missing = (1 - task.picture_hole) * (task.picture - decoded.detach())
+        decoded = task.autoencoder.decode(at)
+        missing = (1 - task.image_hole) * (task.image - decoded.detach())
         return torch.autograd.grad(decoded, at, missing)[0], missing
 
 

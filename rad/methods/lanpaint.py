@@ -64,7 +64,7 @@ class LanPaint(SamplingMethod):
     def target(self, state: State, x: Tensor) -> Tensor:
         """C / A, where the flow leads: a D(x) in the hole, a y + lam (x - a D(x)) / (1 + lam) else. One network call."""
         task, a = state.task, state.now.alpha_map(x)
-        known, x0 = 1 - task.hole, a * state.prior.denoise(x, state.now).x0
+        known, x0 = 1 - task.hole, a * state.denoiser.denoise(x, state.now).x0
         guided = (1 + self.guidance) * a * task.known + self.guidance * (x - x0)
         return (task.hole * x0 + known * guided) / self._pull(state)
 

@@ -31,9 +31,9 @@ from rad.sampling.task import Task
 
 @dataclass(frozen=True)
 class Coarse:
-    """The model of the first stage: its prior, its process, and the height of its images, which divides the full one."""
+    """The model of the first stage: its denoiser, its process, and the height of its images, which divides the full one."""
 
-    prior: Denoiser
+    denoiser: Denoiser
     process: Process
     size: int
 
@@ -91,9 +91,9 @@ class M2S(CustomSampler):
 
     def run(self, run: RunContext) -> Tensor:
         coarse, (height, width), count = self.check(), run.task.hole.shape[2:], len(run.times) - 1
-        if run.task.codec is not IDENTITY:
+        if run.task.autoencoder is not IDENTITY:
             raise ValueError(
-                "m2s enlarges pictures of a smaller model of pixels, and this one works on latents: use repaint"
+                "m2s enlarges images of a smaller model of pixels, and this one works on latents: use repaint"
             )
         factor = max(1, height // coarse.size)
         if factor * coarse.size != height or width % factor:
@@ -101,12 +101,12 @@ class M2S(CustomSampler):
         times = spaced_times(coarse.process.sampled_steps, count), run.times
         first, second = ([t[-2 - n] for n in plan] for t, plan in zip(times, self.plans(count), strict=True))
         total, task = self.cost(run.times).nfe, reduced(run.task, factor)
-        prior = CountedDenoiser(coarse.prior, within=run.prior)
-        small = replace(run, task=task, process=coarse.process, prior=prior, times=first)
+        denoiser = CountedDenoiser(coarse.denoiser, within=run.denoiser)
+        small = replace(run, task=task, process=coarse.process, denoiser=denoiser, times=first)
         small = replace(small, draw=lambda: run.draw()[..., ::factor, ::factor])  # white noise is white in every part
-        x = _stage(small, task.known, lambda done: run.tell(done, total))
+        x = _stage(small, task.known, lambda done: run.report(done, total))
         x = F.interpolate(x, size=(height, width), mode="bilinear", align_corners=False)
-        x = _stage(replace(run, times=second), x, lambda done: run.tell(prior.nfe + done, total))
+        x = _stage(replace(run, times=second), x, lambda done: run.report(denoiser.nfe + done, total))
         return torch.lerp(run.task.known, x, run.task.hole)
 
 
@@ -117,7 +117,7 @@ def reduced(task: Task, factor: int) -> Task:
     return Task.from_image(mean, F.max_pool2d(task.hole, factor))
 
 
-def _stage(run: RunContext, image: Tensor, tell: Callable[[int], None]) -> Tensor:
+def _stage(run: RunContext, image: Tensor, report: Callable[[int], None]) -> Tensor:
     now, done = run.level(run.times[0]), 0
     x = noised(image, now, noise=run.draw())
     for t, u in pairwise(run.times):
@@ -127,7 +127,7 @@ def _stage(run: RunContext, image: Tensor, tell: Callable[[int], None]) -> Tenso
         else:
             x = torch.lerp(noised(run.task.known, now, noise=run.draw()), x, run.task.hole)
             fresh = run.draw() if run.eta > 0 and u > CLEAN else None
-            x, done = reverse_step(x, run.prior.denoise(x, now), now, nxt, eta=run.eta, noise=fresh), done + 1
-            tell(done)
+            x, done = reverse_step(x, run.denoiser.denoise(x, now), now, nxt, eta=run.eta, noise=fresh), done + 1
+            report(done)
         now = nxt
     return x

@@ -38,6 +38,6 @@ class MCG(SamplingMethod):
 
     def after_step(self, state: State, denoised: Denoised, x_next: Tensor) -> Tensor:
         misfit = norm(residual(state.task, denoised.x0))
-        gradient = state.prior.gradient(misfit, state.x)
+        gradient = state.denoiser.gradient(misfit, state.x)
         shift = self.alpha * vp_scale(state.now, x_next) * vp_scale(state.next, x_next) * gradient
         return replace_known(state, x_next - shift, state.next)

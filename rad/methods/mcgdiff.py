@@ -56,7 +56,7 @@ class MCGDiff(CustomSampler):
             chosen = systematic(log_weight, uniform(run.draw()), 1 if u == CLEAN else self.particles)
             mean = mean[chosen, images]
             x, now = mean if u == CLEAN else self._moved(run, mean, variance, nxt), nxt
-            run.tell(number * self.particles, total)
+            run.report(number * self.particles, total)
         return torch.lerp(task.known, x[0], task.hole)
 
     def _width(self, x: Tensor, level: NoiseLevel) -> Tensor:
@@ -82,7 +82,7 @@ def _like(x: Tensor, level: NoiseLevel, values: Tensor) -> Tensor:
 
 
 def _mean(run: RunContext, x: Tensor, now: NoiseLevel, nxt: NoiseLevel) -> Tensor:
-    estimate = Denoised(run.prior.denoise(x, now).x0)
+    estimate = Denoised(run.denoiser.denoise(x, now).x0)
     return reverse_step(x, estimate, now, nxt, eta=run.eta, noise=torch.zeros_like(x))
 
 

@@ -31,6 +31,6 @@ class Mean(CustomSampler):
         return Cost(0)
 
     def run(self, run: RunContext) -> Tensor:
-        task, hole = run.task, run.task.picture_hole
-        mean = known_mean(replace(task, known=task.picture, hole=hole))
-        return torch.lerp(task.known, task.codec.encode(torch.where(hole > 0, mean, task.picture)), task.hole)
+        task, hole = run.task, run.task.image_hole
+        mean = known_mean(replace(task, known=task.image, hole=hole))
+        return torch.lerp(task.known, task.autoencoder.encode(torch.where(hole > 0, mean, task.image)), task.hole)

@@ -66,4 +66,4 @@ class PiGDM(SamplingMethod):
 
     def _pull(self, state: State, denoised: Denoised, r: Tensor) -> Tensor:
         inner = (r * denoised.x0).flatten(1).sum(1)
-        return self.strength * state.prior.gradient(inner, state.x)
+        return self.strength * state.denoiser.gradient(inner, state.x)

@@ -63,13 +63,13 @@ class PILOT(SamplingMethod):
     )
     layers: Literal["coarse", "all"] = setting("coarse", "of L_sc; all: those with the most cells too")
 
-    def view(self, prior: Denoiser, task: Task) -> Denoiser:
-        if not isinstance(prior, TextDenoiser):
+    def view(self, denoiser: Denoiser, task: Task) -> Denoiser:
+        if not isinstance(denoiser, TextDenoiser):
             raise ValueError(
                 "method 'pilot' looks at where a prompt acts: it needs a text-to-image model with cross-attention "
                 "(Stable Diffusion 1, 2, XL)"
             )
-        return prior.bounded(task.hole)
+        return denoiser.bounded(task.hole)
 
     def cost(self, times: list[float]) -> Cost:
         plain, levels = super().cost(times), times[0] + 1
@@ -89,8 +89,8 @@ class PILOT(SamplingMethod):
         for _ in range(self.iterations):
             with torch.enable_grad():
                 x = x.detach().requires_grad_()
-                said = state.prior.semantic(x, state.now, fine=self.layers == "all")
-                gradient = state.prior.gradient(self.loss(state, said), x)
+                said = state.denoiser.semantic(x, state.now, fine=self.layers == "all")
+                gradient = state.denoiser.gradient(self.loss(state, said), x)
             velocity = self.momentum * velocity - rate * scale * gradient
             x = x.detach() + scale * velocity
         return x

@@ -49,8 +49,8 @@ class PnPFlow(CustomSampler):
             level = run.level(t)
             z, x = self.nearer(run.task, x, level), torch.zeros_like(x)
             for _ in range(self.draws):
-                x = x + run.prior.denoise(noised(z, level, noise=run.draw()), level).x0 / self.draws
-            run.tell(number, len(levels))
+                x = x + run.denoiser.denoise(noised(z, level, noise=run.draw()), level).x0 / self.draws
+            run.report(number, len(levels))
         return self.nearer(run.task, x, run.level(run.times[-1]))
 
     def nearer(self, task: Task, x: Tensor, level: NoiseLevel) -> Tensor:

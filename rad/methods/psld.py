@@ -41,7 +41,7 @@ class PSLD(SamplingMethod):
     space: Space = setting("pixels", "where known values are compared: latent (no decoder, no encoder) or pixels")
 
     def after_step(self, state: State, denoised: Denoised, x_next: Tensor) -> Tensor:
-        gradient = state.prior.gradient(self.misfit(state.task, denoised.x0), state.x)
+        gradient = state.denoiser.gradient(self.misfit(state.task, denoised.x0), state.x)
         return x_next - vp_scale(state.now, x_next) * vp_scale(state.next, x_next) * gradient
 
     def misfit(self, task: Task, x0: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ class PSLD(SamplingMethod):
         length = norm if self.norm == "l2" else squared_norm
         if self.space == "latent":
             return (self.omega + self.gamma) * length(residual(task, x0))
-        decoded = task.codec.decode(x0)
-        missing = (1 - task.picture_hole) * (task.picture - decoded)
-        glued = task.codec.encode(decoded + missing)
+        decoded = task.autoencoder.decode(x0)
+        missing = (1 - task.image_hole) * (task.image - decoded)
+        glued = task.autoencoder.encode(decoded + missing)
         return self.omega * length(missing) + self.gamma * length(x0 - glued)

@@ -59,12 +59,12 @@ class REDDiff(CustomSampler):
         for number, t in enumerate(levels, start=1):
             level, noise = run.level(t), run.draw()
             x = noised(mu, level, noise=noise)
-            gradient = self.gradient(task, mu, x, run.prior.denoise(x, level).x0, level, noise=noise)
+            gradient = self.gradient(task, mu, x, run.denoiser.denoise(x, level).x0, level, noise=noise)
             mean = torch.lerp(gradient, mean, self.beta1)
             square = torch.lerp(gradient.square(), square, self.beta2)
             unbiased = (square / (1 - self.beta2**number)).sqrt() + 1e-8
             mu = mu - self.rate * mean / (1 - self.beta1**number) / unbiased
-            run.tell(number, len(levels))
+            run.report(number, len(levels))
         return mu
 
     def gradient(self, task: Task, mu: Tensor, x: Tensor, x0: Tensor, level: NoiseLevel, *, noise: Tensor) -> Tensor:

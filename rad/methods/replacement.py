@@ -40,7 +40,7 @@ class Replacement(SamplingMethod):
         x = state.x
         s = state.now.sigma_map(x)
         for _ in range(self.corrections):
-            score = -predicted_noise(x, state.prior.denoise(x, state.now).x0, state.now) / s
+            score = -predicted_noise(x, state.denoiser.denoise(x, state.now).x0, state.now) / s
             fresh = state.draw()
             size = per_image(2 * (self.ratio * norm(fresh) / norm(score)).square())
             x = replace_known(state, x + size * score + (2 * size).sqrt() * fresh, state.now)

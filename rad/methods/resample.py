@@ -33,7 +33,7 @@ class ReSample(SamplingMethod):
     Unlike in the official code the pixels of the second third have their solution and are not optimised, Adam has no weight
     decay, each image stops on its own, where the mean square over its known values is at most tolerance^2 (there a sum over
     the batch, which is hardly ever reached), and the draw has the level of x_u (there a_t and s_t: legacy_level "t").
-    Of the squared norm in a picture the pull takes d / d' (numbers in x and in the picture), or it would grow with the decoder.
+    Of the squared norm in an image the pull takes d / d' (numbers in x and in the image), or it would grow with the decoder.
     Gradients of the decoder alone are not counted: vjp is of the network.
     """
 
@@ -67,7 +67,7 @@ class ReSample(SamplingMethod):
         if self.dps:
             misfit = self.dps / 2 * squared_misfit(state.task, x0, self.space)
             signal = state.now.alpha_map(x_next) / here
-            x_next = x_next - signal.square() * here * there * state.prior.gradient(misfit, state.x)
+            x_next = x_next - signal.square() * here * there * state.denoiser.gradient(misfit, state.x)
         x_next, third = x_next.detach(), (state.steps + 1) // 3
         due = state.step % self.frequency == 1 % self.frequency and state.step >= third
         if not due or not bool((state.next.sigma > 0).any()):
@@ -87,10 +87,10 @@ class ReSample(SamplingMethod):
 
     def consistent(self, task: Task, x0: Tensor, *, by_latents: bool) -> Tensor:
         """x0 (B,C,H,W), changed so that it agrees with what is known."""
-        known, hole = (task.known, task.hole) if self.space == "latent" else (task.picture, task.picture_hole)
+        known, hole = (task.known, task.hole) if self.space == "latent" else (task.image, task.image_hole)
         if by_latents:
             return self.descended(x0, hole, lambda z: data_gradient(task, z, self.space), self.rate)
-        p = x0 if self.space == "latent" else task.codec.decode(x0)
+        p = x0 if self.space == "latent" else task.autoencoder.decode(x0)
         if self.exact:
             p = torch.lerp(known, p, hole)
         else:
@@ -100,7 +100,7 @@ class ReSample(SamplingMethod):
                 return missing, missing
 
             p = self.descended(p, hole, look, self.pixel_rate)
-        return p if self.space == "latent" else task.codec.encode(p)
+        return p if self.space == "latent" else task.autoencoder.encode(p)
 
     def descended(
         self, z: Tensor, hole: Tensor, look: Callable[[Tensor], tuple[Tensor, Tensor]], rate: float

@@ -83,7 +83,7 @@ class VIPaint(SamplingMethod):
         if low > _time_of(state.process, self.lowest) or top > state.process.steps - 2:
             raise ValueError(f"vipaint: {top} to {low} must end at a / s = {self.lowest:g}: use the method's process")
         if self.share:
-            parts = (state.task.known, state.task.hole, state.task.picture, state.task.picture_hole)
+            parts = (state.task.known, state.task.hole, state.task.image, state.task.image_hole)
             rows = torch.cat([part.flatten(1) for part in parts], 1)
             first = (rows[:, None] == rows).all(2).int().argmax(1)
         first, copies = first.unique(return_inverse=True)
@@ -94,7 +94,7 @@ class VIPaint(SamplingMethod):
 
     def after_step(self, state: State, denoised: Denoised, x_next: Tensor) -> Tensor:
         misfit = self.zeta * norm(observation_residual(state.task, denoised.x0, self.space))
-        gradient = state.prior.gradient(misfit, state.x)
+        gradient = state.denoiser.gradient(misfit, state.x)
         x = x_next - vp_scale(state.now, x_next) * vp_scale(state.next, x_next) * gradient
         return torch.lerp(state.task.known, x, state.task.hole) if state.next_time == CLEAN else x
 
@@ -114,11 +114,11 @@ class VIPaint(SamplingMethod):
             with torch.enable_grad():
                 q = q.detach().requires_grad_()
                 t = times[0] + 1 + int(above * (0.6180339887 * number % 1))  # the golden ratio: evenly over the levels
-                gradient = state.prior.gradient(above * self.divergence_above(state, times[0], t, q), q)
+                gradient = state.denoiser.gradient(above * self.divergence_above(state, times[0], t, q), q)
                 z, loss = self.sample(state, times, q)
-                x0 = state.prior.denoise(z, state.level(times[-1])).x0
+                x0 = state.denoiser.denoise(z, state.level(times[-1])).x0
                 misfit = squared_misfit(state.task, x0, self.space) / (2 * self.sigma_y**2)
-                gradient = gradient + state.prior.gradient(loss + misfit, q, passes=self.levels)
+                gradient = gradient + state.denoiser.gradient(loss + misfit, q, passes=self.levels)
             first, second = torch.lerp(gradient, first, 0.9), torch.lerp(gradient.square(), second, 0.99)
             size = (second / (1 - 0.99 ** (number + 1))).sqrt() + 1e-8
             q = q.detach() - rates * (1 - number / self.iterations) * first / (1 - 0.9 ** (number + 1)) / size
@@ -131,7 +131,7 @@ class VIPaint(SamplingMethod):
         divergence = z.new_zeros(len(z))
         for i, (t, u) in enumerate(pairwise(times), 1):
             now, nxt, w = state.level(t), state.level(u), gamma[:, i].sigmoid()
-            x0 = Denoised(state.prior.denoise(z, now).x0)
+            x0 = Denoised(state.denoiser.denoise(z, now).x0)
             f = reverse_step(z, x0, now, nxt, eta=self.step_eta, noise=torch.zeros_like(z))
             mean = w * f + (1 - w) * nxt.alpha_map(mu) * mu[:, i]
             variance = self.step_eta**2 * _on(mu, step_levels(now, nxt).posterior)
@@ -149,7 +149,7 @@ class VIPaint(SamplingMethod):
         noise = v_t.sqrt() * state.draw()
         z = now.alpha_map(mu) * mu + noise
         mean = nxt.alpha_map(mu) * mu + _on(mu, ratio_t / ratio_u) * v_u / v_t * noise
-        p_mean, levels = posterior_mean(z, state.prior.denoise(z, now).x0, now, nxt), step_levels(now, nxt)
+        p_mean, levels = posterior_mean(z, state.denoiser.denoise(z, now).x0, now, nxt), step_levels(now, nxt)
         return kl(mean, _on(mu, levels.b) * v_u / v_t, p_mean, _on(mu, levels.posterior))
 
 
@@ -163,7 +163,7 @@ def _rows(task: Task, rows: Tensor) -> Task:
     """The images of `task` that are numbered in `rows` (N,)."""
     known, hole = task.known[rows], task.hole[rows]
     regions = NoiseRegions(task.regions.values[rows], task.regions.index[rows])
-    return Task(known, hole, regions, task.codec, task.picture[rows], task.picture_hole[rows])
+    return Task(known, hole, regions, task.autoencoder, task.image[rows], task.image_hole[rows])
 
 
 def _on(image: Tensor, level: Tensor) -> Tensor:

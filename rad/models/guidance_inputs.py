@@ -17,15 +17,15 @@ _SMOOTH = Image.Resampling.LANCZOS
 
 @dataclass(frozen=True)
 class Condition:
-    """What a picture is to be filled with, for models that take text.
+    """What an image is to be filled with, for models that take text.
 
     Args:
         prompt: what to show; negative: what not to.
         guidance: how much the prompt counts (classifier-free guidance, arXiv 2207.12598): 1 and less: as it is, without the
             second call; None: the model's own.
-        control_image: of the whole picture, as the model's ControlNet wants it (edges white on black, depth, ...); None: none.
+        control_image: of the whole image, as the model's ControlNet wants it (edges white on black, depth, ...); None: none.
         adapter_image: the same for its T2I-Adapter.
-        style_image: a picture of any size that the filling is to be like, for its IP-Adapter.
+        style_image: an image of any size that the filling is to be like, for its IP-Adapter.
         control_scale, adapter_scale, style_scale: how much each counts; 0: as if it were not there.
     """
 
@@ -40,11 +40,11 @@ class Condition:
     style_scale: float = 1.0
 
     def resized(self, size: tuple[int, int]) -> "Condition":
-        """With the images of the whole picture in its (width, height)."""
+        """With the images of the whole image in its (width, height)."""
         return self._changed(lambda image: image if image.size == size else image.resize(size, _SMOOTH))
 
     def cut(self, box: tuple[int, int, int, int]) -> "Condition":
-        """With the images of the whole picture as a window (top, left, bottom, right) sees them; black outside."""
+        """With the images of the whole image as a window (top, left, bottom, right) sees them; black outside."""
         top, left, bottom, right = box
         return self._changed(lambda image: image.crop((left, top, right, bottom)))
 
@@ -67,8 +67,8 @@ class Model(Protocol):
 
     Attributes:
         source: where the pretrained weights came from.
-        size: (height, width) of its pictures in pixels.
-        codec: between pixels and what the denoiser works on; `IDENTITY` if these are the same.
+        size: (height, width) of its images in pixels.
+        autoencoder: between pixels and what the denoiser works on; `IDENTITY` if these are the same.
         base_process: the noise process of the pretrained weights.
         info: of the adapter; None for a base model.
         has_base: whether the pretrained weights are there, for zero-shot methods; has_adapter: whether RAD's are.
@@ -79,7 +79,7 @@ class Model(Protocol):
     @property
     def size(self) -> tuple[int, int]: ...
     @property
-    def codec(self) -> Autoencoder: ...
+    def autoencoder(self) -> Autoencoder: ...
     @property
     def base_process(self) -> Process: ...
     @property
@@ -98,12 +98,12 @@ class Model(Protocol):
         """Raises ValueError for conditions that the model does not take, or that would change nothing."""
         ...
 
-    def prior(self, conditions: Sequence[Condition], *, adapter: bool) -> Denoiser:
+    def denoiser(self, conditions: Sequence[Condition], *, adapter: bool) -> Denoiser:
         """The denoiser for a batch with these conditions, with the adapter or as it was pretrained.
 
         Raises ValueError as `check`."""
         ...
 
     def weights(self, *, adapter: bool, differentiated: bool) -> contextlib.AbstractContextManager[None]:
-        """Within it `prior` may be called: with the adapter, or as pretrained; and the network may be differentiated."""
+        """Within it `denoiser` may be called: with the adapter, or as pretrained; and the network may be differentiated."""
         ...

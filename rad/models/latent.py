@@ -1,7 +1,7 @@
 """Latent diffusion without text: a UNet2DModel between the two halves of an autoencoder, for RAD and for zero-shot methods.
 
 CompVis/ldm-celebahq-256 and its like (Rombach et al., arXiv 2112.10752): a folder with `vqvae` or `vae`, `unet` and `scheduler`.
-Its prior is that of a pixel UNet without clipping, since latents have no range.
+Its denoiser is that of a pixel UNet without clipping, since latents have no range.
 """
 
 from pathlib import Path
@@ -24,7 +24,7 @@ def is_latent(pipeline: Pipeline) -> bool:
 
 
 class LatentModel(PixelModel):
-    """A UNet on the latents of `codec`; everything else is as of a `PixelModel`, sizes in pixels included."""
+    """A UNet on the latents of `autoencoder`; everything else is as of a `PixelModel`, sizes in pixels included."""
 
     @classmethod
     def load(
@@ -48,11 +48,11 @@ class LatentModel(PixelModel):
         if pipeline is None or not is_latent(pipeline):
             raise ValueError(f"{source} is no pipeline of an autoencoder (vqvae or vae) and a UNet2DModel")
         pipeline = pipeline.fetched()
-        codec = PretrainedAutoencoder.load(
+        autoencoder = PretrainedAutoencoder.load(
             pipeline.folder / next(part for part in AUTOENCODERS if part in pipeline.parts)
         )
         base = load_base(source, revision=revision, qkv_order="legacy" if info is None else info.qkv_order)
         unet = patch(base.unet).requires_grad_(False)
         peft = None if adapter is None else load_adapter(unet, adapter, base_hash=base.hash)
         unet.to(device)  # pyright: ignore[reportArgumentType]
-        return cls(unet, base, peft=peft, info=info, codec=codec.to(device))
+        return cls(unet, base, peft=peft, info=info, autoencoder=autoencoder.to(device))

@@ -47,7 +47,7 @@ def latent_hole(hole: Tensor, factor: int, grid: Grid) -> Tensor:
         ValueError: sides that are no multiples of `factor`.
     """
     if hole.shape[2] % factor or hole.shape[3] % factor:
-        raise ValueError(f"a picture of {hole.shape[3]}x{hole.shape[2]} has no whole number of {factor}x{factor} cells")
+        raise ValueError(f"an image of {hole.shape[3]}x{hole.shape[2]} has no whole number of {factor}x{factor} cells")
     known = 1 - hole
     if factor > 1 and grid.rule == "nearest":
         known = known[:, :, factor // 2 :: factor, factor // 2 :: factor]
@@ -61,22 +61,22 @@ def latent_hole(hole: Tensor, factor: int, grid: Grid) -> Tensor:
     return F.max_pool2d(cells, side, stride=1, padding=grid.dilate) if grid.dilate else cells
 
 
-def prefill(picture: Tensor, hole: Tensor, fill: Prefill) -> Tensor:
-    """The picture (B,C,H,W) with something harmless in the hole (B,1,H,W), from its known pixels alone.
+def prefill(image: Tensor, hole: Tensor, fill: Prefill) -> Tensor:
+    """The image (B,C,H,W) with something harmless in the hole (B,1,H,W), from its known pixels alone.
 
     "mean": their mean colour. "smooth": averages of growing neighbourhoods, halved and doubled, so that it passes smoothly
-    into what is around; mid-grey where nothing is known. "none": the picture as it is.
+    into what is around; mid-grey where nothing is known. "none": the image as it is.
     """
     if fill == "none":
-        return picture
-    known = (1 - hole).to(picture.dtype)
+        return image
+    known = (1 - hole).to(image.dtype)
     if fill == "mean":
-        smooth = (known * picture).sum((2, 3), keepdim=True) / known.sum((2, 3), keepdim=True).clamp(min=1e-12)
+        smooth = (known * image).sum((2, 3), keepdim=True) / known.sum((2, 3), keepdim=True).clamp(min=1e-12)
     elif fill == "smooth":
-        smooth = _pyramid(known * picture, known)
+        smooth = _pyramid(known * image, known)
     else:
         raise ValueError(f"fill is {fill!r}; allowed are 'smooth', 'mean', 'none'")
-    return torch.lerp(picture, smooth.expand_as(picture), hole.to(picture.dtype))
+    return torch.lerp(image, smooth.expand_as(image), hole.to(image.dtype))
 
 
 def _pyramid(weighted: Tensor, weight: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ class PixelModel:
         unet: the patched network; peft: the same with its adapter, or None.
         base: where the network came from, with its schedule.
         info: what the adapter was trained for; with no `peft`: all weights were.
-        codec: of a UNet on latents.
+        autoencoder: of a UNet on latents.
     """
 
     def __init__(
@@ -40,15 +40,15 @@ class PixelModel:
         *,
         peft: PeftModel | None = None,
         info: AdapterInfo | None = None,
-        codec: Autoencoder = IDENTITY,
+        autoencoder: Autoencoder = IDENTITY,
     ) -> None:
-        if unet.config["in_channels"] != codec.channels or unet.config["num_class_embeds"] is not None:
-            raise ValueError(f"{base.source} is not a model of RGB pictures without classes, which inpainting needs")
+        if unet.config["in_channels"] != autoencoder.channels or unet.config["num_class_embeds"] is not None:
+            raise ValueError(f"{base.source} is not a model of RGB images without classes, which inpainting needs")
         self.unet: nn.Module = unet.eval()
-        self.peft, self.info, self.base, self.codec = peft, info, base, codec
+        self.peft, self.info, self.base, self.autoencoder = peft, info, base, autoencoder
         self.source, self.hash = base.source, base.hash
         self.base_process: Process = Uniform(base.betas) if base.sigmas is None else EDM(base.sigmas)
-        self.size = size_of(unet, info, factor=codec.factor)
+        self.size = size_of(unet, info, factor=autoencoder.factor)
 
     @classmethod
     def load(
@@ -89,17 +89,17 @@ class PixelModel:
         if any(condition != PLAIN for condition in conditions):
             raise ValueError(f"{self.source} takes no text: leave the prompt out, or use a text-to-image model")
 
-    def prior(self, conditions: Sequence[Condition], *, adapter: bool) -> Denoiser:
+    def denoiser(self, conditions: Sequence[Condition], *, adapter: bool) -> Denoiser:
         self.check(conditions)
         if self.base.sigmas is not None:
-            channels = self.codec.channels
+            channels = self.autoencoder.channels
             return EDMDenoiser(lambda x, c: self.unet(x, c).sample, sigma_data=self.base.sigma_data, channels=channels)
         info = self.info if adapter or self.peft is None else None
         return UNetDenoiser(
             self.unet,
             prediction_type=self.base.prediction_type,  # pyright: ignore[reportArgumentType]
-            channels=self.codec.channels,
-            clip=self.codec.factor == 1,
+            channels=self.autoencoder.channels,
+            clip=self.autoencoder.factor == 1,
             learned_variance=info is None or info.learned_variance,
         )
 
@@ -116,7 +116,10 @@ def ready(
     Args:
         networks: that are differentiated; recompute: the function that computes their activations again, None for torch's.
     """
-    side, least = min(model.size) // model.codec.factor, CHECKPOINTED_SIZE // (1 if model.codec is IDENTITY else 2)
+    side, least = (
+        min(model.size) // model.autoencoder.factor,
+        CHECKPOINTED_SIZE // (1 if model.autoencoder is IDENTITY else 2),
+    )
     large = list(networks) if differentiated and side >= least else []
     for network in large:
         network.enable_gradient_checkpointing(*([] if recompute is None else [recompute]))

@@ -44,7 +44,7 @@ class Parts:
         kind: "pixel": a UNet on pixels; "latent": one on latents, without text (LDM); "stable": Stable Diffusion 1.x or 2.x;
             "stable3": Stable Diffusion 3 and 3.5.
         own: the noise process that it was trained on; prediction: what it predicts.
-        codec: of its latents; `IDENTITY` for none.
+        autoencoder: of its latents; `IDENTITY` for none.
         text: None for a model without text.
         source, revision, hash: where it came from, and `rad.models.weights.weights_hash` of the denoiser.
     """
@@ -53,7 +53,7 @@ class Parts:
     kind: Kind
     base_process: Process
     prediction: Prediction
-    codec: Autoencoder
+    autoencoder: Autoencoder
     text: TextEncoder | None
     source: str
     revision: str | None
@@ -61,8 +61,8 @@ class Parts:
 
     def to(self, device: torch.device | str) -> None:
         """Move what is frozen; the network is moved by its owner."""
-        if isinstance(self.codec, PretrainedAutoencoder):
-            self.codec.to(device)
+        if isinstance(self.autoencoder, PretrainedAutoencoder):
+            self.autoencoder.to(device)
         if self.text is not None:
             self.text.to(device)
 
@@ -117,7 +117,7 @@ def region_aware_network(network: nn.Module, *, embedding: EmbeddingKind) -> Reg
 
 
 class ConditionedDenoiser:
-    """A patched network with what a batch is told besides its noise, as a prior of the sampler.
+    """A patched network with what a batch is told besides its noise, as a denoiser of the sampler.
 
     Args:
         conditions: arguments of the network, such as those of `TextEncoder`, for each batch.
@@ -139,7 +139,7 @@ def load_parts(source: str, *, image_size: int, revision: str | None = None) -> 
     """The parts of a latent model, as sampling has them; None where `source` is none, but perhaps a model of pixels.
 
     Args:
-        source: a pipeline folder or hub id; image_size: of the training pictures in pixels, on which SD3's noise may depend.
+        source: a pipeline folder or hub id; image_size: of the training images in pixels, on which SD3's noise may depend.
 
     Raises:
         FileNotFoundError, ValueError: a part is missing, cannot be read, or is of a kind that cannot be trained.
@@ -157,7 +157,7 @@ def load_parts(source: str, *, image_size: int, revision: str | None = None) -> 
             "stable",
             stable.base_process,
             prediction,
-            stable.codec,
+            stable.autoencoder,
             text,
             source,
             pipeline.revision,
@@ -170,7 +170,15 @@ def load_parts(source: str, *, image_size: int, revision: str | None = None) -> 
         flow = FlowModel.load(source, revision=revision, size=image_size, t5_dtype=torch.bfloat16)
         network, text = flow.transformer, Stable3Text(flow.pipeline)
         return Parts(
-            network, "stable3", flow.base_process, "velocity", flow.codec, text, source, pipeline.revision, flow.hash
+            network,
+            "stable3",
+            flow.base_process,
+            "velocity",
+            flow.autoencoder,
+            text,
+            source,
+            pipeline.revision,
+            flow.hash,
         )
     if pipeline.kind in ("StableDiffusionXLPipeline", "FluxPipeline"):
         raise ValueError(f"{source} is a {pipeline.kind}: training is of latent diffusion, Stable Diffusion 1, 2 and 3")
@@ -183,7 +191,7 @@ def load_parts(source: str, *, image_size: int, revision: str | None = None) -> 
         "latent",
         latent.base_process,
         prediction,
-        latent.codec,
+        latent.autoencoder,
         None,
         source,
         pipeline.revision,
@@ -200,7 +208,7 @@ def load_autoencoder(folder: Path) -> PretrainedAutoencoder:
     return PretrainedAutoencoder.load(place)
 
 
-def load_text(folder: Path, network: nn.Module, codec: Autoencoder) -> StableText:
+def load_text(folder: Path, network: nn.Module, autoencoder: Autoencoder) -> StableText:
     """The CLIP text model and tokenizer in `folder`, in a pipeline with a new denoiser and its autoencoder.
 
     Raises:
@@ -225,13 +233,13 @@ def load_text(folder: Path, network: nn.Module, codec: Autoencoder) -> StableTex
             f"the tokenizer in {folder} makes {tokenizer.model_max_length} tokens, and the text model reads "
             f"{told.max_position_embeddings}: set model_max_length in tokenizer_config.json to that"
         )
-    if not isinstance(codec, PretrainedAutoencoder) or not isinstance(codec.network, AutoencoderKL):
+    if not isinstance(autoencoder, PretrainedAutoencoder) or not isinstance(autoencoder.network, AutoencoderKL):
         raise ValueError(
             "Stable Diffusion, which a model that is told texts is written as, has an AutoencoderKL: train on one"
         )
     return StableText(
         text_pipeline(
-            vae=codec.network,
+            vae=autoencoder.network,
             text_encoder=encoder,
             tokenizer=tokenizer,
             unet=network,

@@ -27,7 +27,7 @@ class Autoencoder(Protocol):
 
 
 class IdentityAutoencoder:
-    """The codec of a model that works on pixels: none."""
+    """The autoencoder of a model that works on pixels: none."""
 
     factor = 1
     channels = 3
@@ -46,20 +46,20 @@ KINDS = ("AutoencoderKL", "VQModel", "AutoencoderTiny")
 
 
 class PretrainedAutoencoder:
-    """The codec of a network of one of `KINDS`.
+    """The autoencoder of a network of one of `KINDS`.
 
     Args:
         network: it is frozen, and put in float32 and eval mode.
 
     Raises:
-        ValueError: not of RGB pictures, or with latents scaled channel by channel.
+        ValueError: not of RGB images, or with latents scaled channel by channel.
     """
 
     def __init__(self, network: nn.Module) -> None:
         self.network: Any = network.float().eval().requires_grad_(False)
         config = self.network.config
         if config["in_channels"] != 3 or config["out_channels"] != 3:
-            raise ValueError(f"the autoencoder takes {config['in_channels']} channels; only RGB pictures can be filled")
+            raise ValueError(f"the autoencoder takes {config['in_channels']} channels; only RGB images can be filled")
         if config.get("latents_mean") is not None or config.get("latents_std") is not None:
             raise ValueError("the autoencoder has latents_mean or latents_std, a scale for each channel: use another")
         tiny = type(network).__name__ == "AutoencoderTiny"

@@ -1,12 +1,12 @@
-"""Spatial noise embedding for diffusers' SD3Transformer2DModel: every token of the picture has its own time.
+"""Spatial noise embedding for diffusers' SD3Transformer2DModel: every token of the image has its own time.
 
 A token (2x2 cells) is told the time of its noisiest cell: a token that holds a cell of the hole counts as hole. The K vectors of
 the times go through the linear layers of the adaptive norms, whose shifts, scales and gates are then looked up for the tokens;
 "dense" gives each token a vector of its own, and is the reference.
 
-The text has no place in the picture. Its stream is told the time of the noisiest token, which is the hole's: the text says what
-to put there, and this is the time that it is told when the pretrained network makes a whole picture. At the time of the known
-cells, which are clean while the hole is filled, it would be modulated as for a finished picture, to which it has nothing to add.
+The text has no place in the image. Its stream is told the time of the noisiest token, which is the hole's: the text says what
+to put there, and this is the time that it is told when the pretrained network makes a whole image. At the time of the known
+cells, which are clean while the hole is filled, it would be modulated as for a finished image, to which it has nothing to add.
 
 diffusers' own forward runs as it is; parameters and their names stay those of the stock network.
 """

@@ -97,9 +97,9 @@ class Method:
         """Input of the process; the hole's distinct values by default."""
         return task.regions
 
-    def view(self, prior: Denoiser, task: Task) -> Denoiser:
+    def view(self, denoiser: Denoiser, task: Task) -> Denoiser:
         """The denoiser that the method uses for this task. Raises ValueError for an unsuitable one."""
-        return prior
+        return denoiser
 
     def choose(
         self,
@@ -148,7 +148,7 @@ class Method:
 
     def decode(self, x: Tensor, task: Task) -> Tensor:
         """Decode the result x (B,C,h,w) to images (B,3,H,W) in [-1,1], before known pixels are restored."""
-        return task.codec.decode(x)
+        return task.autoencoder.decode(x)
 
 
 def name_of(kind: type[Method]) -> str:
@@ -186,7 +186,7 @@ class SamplingMethod(Method):
         return state.x
 
     def on_denoised(self, state: State, denoised: Denoised) -> Denoised:
-        """The estimate of the clean image that the step uses; `denoised`: the prior's, at `state.x`."""
+        """The estimate of the clean image that the step uses; `denoised`: the denoiser's, at `state.x`."""
         return denoised
 
     def after_step(self, state: State, denoised: Denoised, x_next: Tensor) -> Tensor:

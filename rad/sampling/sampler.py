@@ -116,25 +116,25 @@ class Sampler:
         extra = [method.cost(self.times) for method in self.methods]
         return plain + Cost(sum(cost.nfe - plain.nfe for cost in extra), sum(cost.vjp for cost in extra))
 
-    def __call__(self, prior: Denoiser, task: Task, *, noise: Draws) -> Sample:
+    def __call__(self, denoiser: Denoiser, task: Task, *, noise: Draws) -> Sample:
         """Fill the holes of `task`. Row i of each draw of `noise` belongs to image i."""
         began = time.perf_counter()
         for method in self.methods:
-            prior = method.view(prior, task)
-        counted, drawn = CountedDenoiser(prior), 0
+            denoiser = method.view(denoiser, task)
+        counted, drawn = CountedDenoiser(denoiser), 0
 
         def draw() -> Tensor:
             nonlocal drawn
             drawn += 1
             return noise.draw(drawn - 1, task.known.shape[1:]).to(task.known)
 
-        def tell(done: int, total: int) -> None:
+        def report(done: int, total: int) -> None:
             if self.on_step is not None:
                 self.on_step(done, total)
 
         if self.methods:
             task = replace(task, regions=self.methods[0].regions(task))
-        run = RunContext(task, self.process, counted, self.times, self.eta, draw, tell)
+        run = RunContext(task, self.process, counted, self.times, self.eta, draw, report)
         differentiated = any(method.needs_grad for method in self.methods)
         with torch.inference_mode(not differentiated), torch.no_grad():
             x = self._reverse(run) if self.loop is None else self.loop.run(run)
@@ -154,7 +154,7 @@ class Sampler:
             if t_next > t:
                 x, now = renoise(x, now, nxt, noise=draw()), nxt
                 continue
-            state = State(task, self.process, run.prior, done, total, t, t_next, now, nxt, x, draw, indices[t])
+            state = State(task, self.process, run.denoiser, done, total, t, t_next, now, nxt, x, draw, indices[t])
             if number == 0:
                 state = self._apply_x("on_start", state)
             differentiated = any(callback.differentiates(state) for callback in self.callbacks)
@@ -162,7 +162,7 @@ class Sampler:
                 if differentiated:
                     state = replace(state, x=state.x.detach().requires_grad_())
                 state = self._apply_x("before_denoise", state)
-                estimate = run.prior.reuse(state.x, now)
+                estimate = run.denoiser.reuse(state.x, now)
                 for callback in self.callbacks:
                     estimate = callback.on_denoised(state, estimate)
                 fresh = draw() if self.eta > 0 and t_next >= 0 else None
@@ -174,7 +174,7 @@ class Sampler:
                     x = callback.after_step(state, estimate, x)
             x, now = x.detach(), nxt
             done += 1
-            run.tell(done, total)
+            run.report(done, total)
         return x
 
     def _apply_x(self, hook: Literal["on_start", "before_denoise"], state: State) -> State:

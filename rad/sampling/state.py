@@ -33,21 +33,21 @@ class CountedDenoiser:
     """A denoiser that counts its work: network calls `nfe`, and backward passes `vjp`.
 
     Args:
-        prior: the denoiser. One that counts already counts the work done here too.
+        denoiser: the denoiser. One that counts already counts the work done here too.
         within: counts the work too, for a second denoiser in the same run.
     """
 
-    def __init__(self, prior: Denoiser, *, within: "CountedDenoiser | None" = None) -> None:
-        if isinstance(prior, CountedDenoiser):
-            prior, within = prior.prior, prior
-        self.prior, self.channels, self._within = prior, prior.channels, within
+    def __init__(self, denoiser: Denoiser, *, within: "CountedDenoiser | None" = None) -> None:
+        if isinstance(denoiser, CountedDenoiser):
+            denoiser, within = denoiser.denoiser, denoiser
+        self.denoiser, self.channels, self._within = denoiser, denoiser.channels, within
         self.nfe = self.vjp = 0
         self._kept: tuple[Tensor, NoiseLevel, Denoised] | None = None
 
     def denoise(self, x: Tensor, noise: NoiseLevel, *, keep: bool = False) -> Denoised:
         """As `Denoiser.denoise`. `keep`: `reuse` may return this estimate, until the next one is kept."""
         self._count(nfe=1)
-        denoised = self.prior.denoise(x, noise)
+        denoised = self.denoiser.denoise(x, noise)
         if keep:
             self._kept = (x.detach().clone(), noise, denoised)
         return denoised
@@ -65,9 +65,9 @@ class CountedDenoiser:
 
     def semantic(self, x: Tensor, noise: NoiseLevel, *, fine: bool) -> Semantics:
         """See `TextDenoiser.semantic`; 1 NFE."""
-        assert isinstance(self.prior, TextDenoiser)
+        assert isinstance(self.denoiser, TextDenoiser)
         self._count(nfe=1)
-        return self.prior.semantic(x, noise, fine=fine)
+        return self.denoiser.semantic(x, noise, fine=fine)
 
     def gradient(self, loss: Tensor, x: Tensor, *, passes: int = 1) -> Tensor:
         """d loss / d x, (B,C,H,W), for the losses (B,) of the images, each of which depends on its own x alone.
@@ -89,7 +89,7 @@ class State:
     """State of one step, the input of every hook. Hooks return a value and mutate nothing.
 
     Args:
-        task, process, prior: of this run; `prior` is the denoiser, which counts its calls.
+        task, process, denoiser: of this run; `denoiser` is the denoiser, which counts its calls.
         step: index of this step, 0 to `steps` - 1.
         time, next_time: t before and after this step; `now`, `next`: their noise levels.
         x: (B,C,H,W) at `now`.
@@ -99,7 +99,7 @@ class State:
 
     task: Task
     process: Process
-    prior: CountedDenoiser
+    denoiser: CountedDenoiser
     step: int
     steps: int
     time: float
@@ -127,11 +127,11 @@ class RunContext:
 
     task: Task
     process: Process
-    prior: CountedDenoiser
+    denoiser: CountedDenoiser
     times: list[float]
     eta: float
     draw: Callable[[], Tensor]
-    tell: Callable[[int, int], None]
+    report: Callable[[int, int], None]
     """Progress callback: (steps done, total steps)."""
 
     def level(self, t: float) -> NoiseLevel:

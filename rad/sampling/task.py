@@ -18,17 +18,17 @@ class Task:
         known: (B,C,H,W) in [-1,1], zero where the hole is 1, which hides the hole's content from every method.
         hole: (B,1,H,W) in [0,1], 1 = fill; between: a partial edit (RAD's soft masks).
         regions: the distinct values of the hole.
-        codec: between model space (pixels or latents) and pixels.
-        picture: (B,3,H,W) in [-1,1], known pixels, zero where picture_hole (B,1,H,W) is 1. Pixel models have the same
+        autoencoder: between model space (pixels or latents) and pixels.
+        image: (B,3,H,W) in [-1,1], known pixels, zero where image_hole (B,1,H,W) is 1. Pixel models have the same
             tensors in `known` and `hole`; latent models have the latents (B,c,h,w) and the latent cells to fill.
     """
 
     known: Tensor
     hole: Tensor
     regions: NoiseRegions
-    codec: Autoencoder
-    picture: Tensor
-    picture_hole: Tensor
+    autoencoder: Autoencoder
+    image: Tensor
+    image_hole: Tensor
 
     @classmethod
     def from_image(cls, image: Tensor, hole: Tensor) -> "Task":
@@ -46,18 +46,24 @@ class Task:
 
     @classmethod
     def encoded(
-        cls, picture: Tensor, hole: Tensor, codec: Autoencoder, *, grid: Grid | None = None, fill: Prefill = "smooth"
+        cls,
+        image: Tensor,
+        hole: Tensor,
+        autoencoder: Autoencoder,
+        *,
+        grid: Grid | None = None,
+        fill: Prefill = "smooth",
     ) -> "Task":
         """Task of a latent model.
 
         Args:
-            picture: (B,3,H,W) in [-1,1]; hole: (B,1,H,W) in [0,1]; H and W are multiples of codec.factor.
+            image: (B,3,H,W) in [-1,1]; hole: (B,1,H,W) in [0,1]; H and W are multiples of autoencoder.factor.
             grid: rule that maps the hole to the latent grid.
             fill: content of the hole while the encoder runs; it hides the original from known latents. "none": the original,
                 which leaks (`--encode_full`).
         """
-        plain = cls.from_image(picture, hole)
-        cells = latent_hole(plain.hole, codec.factor, grid or Grid())
-        latents = codec.encode(prefill(picture if fill == "none" else plain.picture, plain.hole, fill))
+        plain = cls.from_image(image, hole)
+        cells = latent_hole(plain.hole, autoencoder.factor, grid or Grid())
+        latents = autoencoder.encode(prefill(image if fill == "none" else plain.image, plain.hole, fill))
         inner = cls.from_image(latents, cells)
-        return cls(inner.known, inner.hole, inner.regions, codec, plain.picture, plain.hole)
+        return cls(inner.known, inner.hole, inner.regions, autoencoder, plain.image, plain.hole)

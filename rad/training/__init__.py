@@ -2,7 +2,7 @@
 
 Example:
     trainer = Trainer(max_steps=1000, callbacks=[EMA(), Checkpoint()], use_distributed_sampler=False)
-    trainer.fit(Diffusion(base="checkpoints/base-nature32", lora=LoRA(rank=16)), PictureData("photos/", size=32))
+    trainer.fit(Diffusion(base="checkpoints/base-nature32", lora=LoRA(rank=16)), ImageDataModule("photos/", size=32))
 """
 
 from typing import TYPE_CHECKING

@@ -3,7 +3,7 @@
     loss = mean |x - D(z)| + perceptual_weight d(x, D(z)) + kl_weight KL(N(mean, std^2) || N(0,1)) / (3 H W),   z = mean + std e
 
 as in Rombach et al. 2022 (arXiv 2112.10752, section 3.1 and appendix G), but without their adversarial loss: fine texture is
-smoother than theirs. The KL term is a sum over the latents divided by the number of values of a picture, so that it weighs as
+smoother than theirs. The KL term is a sum over the latents divided by the number of values of an image, so that it weighs as
 much against the first as there.
 """
 
@@ -23,7 +23,7 @@ from rad.training.diffusion import Batch
 from rad.training.optimizer import Schedule, adamw, require_schedule
 
 MEASURED = 256
-"""Training pictures that the scale of the latents is measured on."""
+"""Training images that the scale of the latents is measured on."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class AutoencoderTraining(L.LightningModule):
                 f"model.autoencoder does not describe an AutoencoderKL: {' '.join(str(error).split())}"
             ) from error
         if image_size % factor:
-            raise ValueError(f"the pictures are {image_size} pixels wide; the autoencoder needs a multiple of {factor}")
+            raise ValueError(f"the images are {image_size} pixels wide; the autoencoder needs a multiple of {factor}")
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.autoencoder = AutoencoderKL(**fields)

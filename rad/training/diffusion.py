@@ -3,8 +3,8 @@
 Every random draw of a training step is keyed by (seed, position of the sample in the run), so a loss does not depend on
 how the batch is split, and a resumed run continues as if it had not stopped.
 
-A latent model sees a picture as sampling will: holes are drawn in pixels and brought to the cells by the rule of sampling, and
-the known cells are those of a picture whose hole was filled smoothly before it was encoded, so that they know nothing of what is
+A latent model sees an image as sampling will: holes are drawn in pixels and brought to the cells by the rule of sampling, and
+the known cells are those of an image whose hole was filled smoothly before it was encoded, so that they know nothing of what is
 in it. The frozen autoencoder and text encoders are no part of the module (see `rad.models.trainable`).
 """
 
@@ -184,8 +184,8 @@ class Diffusion(L.LightningModule):
         self.strict_loading = False  # a checkpoint holds what is trained, and on_load_checkpoint compares the names
 
         if unet is not None:
-            codec = IDENTITY if autoencoder is None else load_autoencoder(Path(autoencoder))
-            parts = _from_scratch(unet, codec, text_encoder, prediction=prediction, image_size=image_size, seed=seed)
+            vae = IDENTITY if autoencoder is None else load_autoencoder(Path(autoencoder))
+            parts = _from_scratch(unet, vae, text_encoder, prediction=prediction, image_size=image_size, seed=seed)
         else:
             parts = _load(
                 str(base),
@@ -244,7 +244,7 @@ class Diffusion(L.LightningModule):
         else:
             self.network = network.requires_grad_(True) if lora is None else inject(network, lora, seed=seed)
         self.network.train()
-        # Lightning's own mean over processes goes wrong when they hold unequal numbers of pictures.
+        # Lightning's own mean over processes goes wrong when they hold unequal numbers of images.
         self.val_means = torch.nn.ModuleDict({name: MeanMetric() for name in ("loss", "simple", "vlb")})
         self.forward_network: Callable[..., Any] = torch.compile(self.network) if compile else self.network
 
@@ -271,8 +271,8 @@ class Diffusion(L.LightningModule):
                 else f"{self.parts.source} takes text, and there is none: it is trained on the empty prompt (data.captions)"
             )
 
-    def prior(self, prompts: Sequence[str]) -> Denoiser:
-        """The network as it is now, for sampling pictures with these prompts; a model without text reads none."""
+    def denoiser(self, prompts: Sequence[str]) -> Denoiser:
+        """The network as it is now, for sampling images with these prompts; a model without text reads none."""
         if self.parts.kind == "pixel":
             return UNetDenoiser(
                 self.unet,
@@ -282,15 +282,15 @@ class Diffusion(L.LightningModule):
         return ConditionedDenoiser(
             self.unet,
             prediction=self.parts.prediction,
-            channels=self.parts.codec.channels,
+            channels=self.parts.autoencoder.channels,
             conditions={} if self.parts.text is None else self.parts.text(prompts),
         )
 
-    def task(self, picture: Tensor, hole: Tensor) -> Task:
-        """picture (B,3,H,W) in [-1,1], hole (B,1,H,W), on the device of the module."""
+    def task(self, image: Tensor, hole: Tensor) -> Task:
+        """image (B,3,H,W) in [-1,1], hole (B,1,H,W), on the device of the module."""
         if self.parts.kind == "pixel":
-            return Task.from_image(picture, hole)
-        return Task.encoded(picture, hole, self.parts.codec, grid=self.grid, fill=self.fill)
+            return Task.from_image(image, hole)
+        return Task.encoded(image, hole, self.parts.autoencoder, grid=self.grid, fill=self.fill)
 
     def adapter_info(self, *, size: tuple[int, int], ema: bool) -> AdapterInfo:
         return AdapterInfo(
@@ -391,14 +391,14 @@ class Diffusion(L.LightningModule):
 
     @torch.no_grad()
     def _encoded(self, image: Tensor, hole: Tensor) -> tuple[Tensor, NoiseRegions | None]:
-        """The latents of a picture, and the regions of their grid."""
-        codec = self.parts.codec
-        x0 = codec.encode(image)
+        """The latents of an image, and the regions of their grid."""
+        autoencoder = self.parts.autoencoder
+        x0 = autoencoder.encode(image)
         if self.process_kind == "uniform":
             return x0, None
-        cells = latent_hole(hole, codec.factor, self.grid)
+        cells = latent_hole(hole, autoencoder.factor, self.grid)
         if self.fill != "none":
-            x0 = torch.where(cells == 1, x0, codec.encode(prefill(image, hole, self.fill)))
+            x0 = torch.where(cells == 1, x0, autoencoder.encode(prefill(image, hole, self.fill)))
         return x0, NoiseRegions.binary(cells)
 
     @torch.no_grad()

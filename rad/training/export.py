@@ -45,9 +45,9 @@ def save_trained(folder: Path, module: Diffusion) -> None:
     with its text encoder where it is told texts."""
     from rad.models.base import save_base
 
-    network, codec, text = module.unet, module.parts.codec, module.parts.text
+    network, autoencoder, text = module.unet, module.parts.autoencoder, module.parts.text
     assert isinstance(network, UNet2DModel | UNet2DConditionModel)
-    latent = isinstance(codec, PretrainedAutoencoder)
+    latent = isinstance(autoencoder, PretrainedAutoencoder)
     save_base(
         folder,
         network,
@@ -59,12 +59,12 @@ def save_trained(folder: Path, module: Diffusion) -> None:
     if not latent:
         return
     place = "vqvae" if text is None else "vae"
-    codec.network.save_pretrained(folder / place)
+    autoencoder.network.save_pretrained(folder / place)
     index: dict[str, Any] = {
         "_class_name": "LDMPipeline" if text is None else "StableDiffusionPipeline",
         "scheduler": ["diffusers", "DDPMScheduler"],
         "unet": ["diffusers", "UNet2DModel" if text is None else "UNet2DConditionModel"],
-        place: ["diffusers", type(codec.network).__name__],
+        place: ["diffusers", type(autoencoder.network).__name__],
     }
     if text is not None:
         assert isinstance(text, StableText)
@@ -79,10 +79,10 @@ def save_trained(folder: Path, module: Diffusion) -> None:
 
 
 def export_autoencoder(module: AutoencoderTraining, trainer: L.Trainer, folder: Path) -> None:
-    """A diffusers folder whose scaling_factor is measured, with these weights, on the first training pictures."""
+    """A diffusers folder whose scaling_factor is measured, with these weights, on the first training images."""
     source: Any = trainer
     data = source.datamodule
-    count = min(MEASURED, len(data.train_pictures))
+    count = min(MEASURED, len(data.train_images))
     images = torch.stack([data.stream()[position]["image"] for position in range(count)])
     module.autoencoder.register_to_config(scaling_factor=module.scaling_factor(images))
     module.autoencoder.save_pretrained(folder)

@@ -50,13 +50,13 @@ def _require_trainable(parts: Parts, *, image_size: int, weight_limit: float, ti
         raise ValueError(
             f"{parts.source} predicts {parts.prediction!r}; training is of networks that predict 'epsilon' or 'v_prediction'"
         )
-    outputs = (3, 6) if parts.kind == "pixel" and parts.prediction == "epsilon" else (parts.codec.channels,)
+    outputs = (3, 6) if parts.kind == "pixel" and parts.prediction == "epsilon" else (parts.autoencoder.channels,)
     classes = own.get("num_class_embeds")
-    if own["in_channels"] != parts.codec.channels or own["out_channels"] not in outputs or classes is not None:
-        what = "RGB pictures" if parts.kind == "pixel" else "these latents"
+    if own["in_channels"] != parts.autoencoder.channels or own["out_channels"] not in outputs or classes is not None:
+        what = "RGB images" if parts.kind == "pixel" else "these latents"
         raise ValueError(
             f"the network has {own['in_channels']} input and {own['out_channels']} output channels and "
-            f"{classes or 'no'} classes; training is of {what}: {parts.codec.channels}, and "
+            f"{classes or 'no'} classes; training is of {what}: {parts.autoencoder.channels}, and "
             f"{' or '.join(map(str, outputs))}, without classes"
         )
     if weight_limit != 1 and parts.prediction != "epsilon":
@@ -66,14 +66,14 @@ def _require_trainable(parts: Parts, *, image_size: int, weight_limit: float, ti
     if parts.kind == "pixel":
         return
     halved = len(own["block_out_channels"]) - 1 if parts.kind == "latent" else 0
-    multiple = parts.codec.factor * (own["patch_size"] if parts.kind == "stable3" else 2**halved)
+    multiple = parts.autoencoder.factor * (own["patch_size"] if parts.kind == "stable3" else 2**halved)
     if image_size % multiple:
-        raise ValueError(f"the pictures are {image_size} pixels wide; {parts.source} needs a multiple of {multiple}")
+        raise ValueError(f"the images are {image_size} pixels wide; {parts.source} needs a multiple of {multiple}")
 
 
 def _from_scratch(
     fields: dict[str, Any],
-    codec: Autoencoder,
+    autoencoder: Autoencoder,
     text_encoder: str | None,
     *,
     prediction: TrainedPrediction,
@@ -81,10 +81,10 @@ def _from_scratch(
     seed: int,
 ) -> Parts:
     kind = UNet2DModel if text_encoder is None else UNet2DConditionModel
-    cells = image_size // codec.factor
+    cells = image_size // autoencoder.factor
     if fields.get("sample_size", cells) != cells:
         raise ValueError(
-            f"model.unet.sample_size is {fields['sample_size']}, and pictures of {image_size} pixels give it {cells}: "
+            f"model.unet.sample_size is {fields['sample_size']}, and images of {image_size} pixels give it {cells}: "
             "remove it, or set data.size"
         )
     if fields.get("dropout"):
@@ -107,17 +107,17 @@ def _from_scratch(
         network.conv_out.bias.zero_()  # pyright: ignore[reportOptionalMemberAccess]
     frozen: dict[str, nn.Module] = {}
     text = None
-    if isinstance(codec, PretrainedAutoencoder):
-        if codec.shift:
+    if isinstance(autoencoder, PretrainedAutoencoder):
+        if autoencoder.shift:
             raise ValueError(
-                f"the autoencoder has shift_factor {codec.shift}, which pipelines of this kind leave out when they decode: "
+                f"the autoencoder has shift_factor {autoencoder.shift}, which pipelines of this kind leave out when they decode: "
                 "set it to 0 in its config.json"
             )
-        frozen["autoencoder"] = codec.network
+        frozen["autoencoder"] = autoencoder.network
     if text_encoder is not None:
-        text = load_text(Path(text_encoder), network, codec)
+        text = load_text(Path(text_encoder), network, autoencoder)
         frozen["text_encoder"] = text.encoders[0]
     # A run is resumed on the latents and the texts that it began with.
     given = weights_hash({f"{part}.{name}": w for part in frozen for name, w in frozen[part].state_dict().items()})
     name: Kind = "stable" if text is not None else "latent" if frozen else "pixel"
-    return Parts(network, name, Uniform(linear_betas()), prediction, codec, text, "scratch", None, given)
+    return Parts(network, name, Uniform(linear_betas()), prediction, autoencoder, text, "scratch", None, given)

@@ -83,7 +83,7 @@ class FiniteGuard(Callback):
     """Looks after every step whether loss and gradients are finite; if not, skips the update or ends the run.
 
     What is needed to see why is kept in `RUN/nonfinite/step=N-rank=R/`: `batch.json` with the seed and the name, position, t and
-    loss of every sample, pictures, and holes (white = fill) as PNG. Names and holes follow from seed and position.
+    loss of every sample, images, and holes (white = fill) as PNG. Names and holes follow from seed and position.
 
     Args:
         skip: how many updates may be skipped in a run; one more ends it.

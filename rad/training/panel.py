@@ -49,7 +49,7 @@ class Panel(Callback):
 
     Args:
         every_n_steps: in optimiser steps; 0: never.
-        pictures: how many.
+        images: how many.
         steps: of the sampler.
         solver, spacing, eta: of the sampler; None: the preset of the method. A RAD model is shown by `rad`, a TD-Paint model by
             `tdpaint`, and a base model by `replacement`, the simplest method that fills holes with it.
@@ -59,14 +59,14 @@ class Panel(Callback):
     def __init__(
         self,
         every_n_steps: int = 5000,
-        pictures: int = 4,
+        images: int = 4,
         steps: int = 50,
         masks: tuple[str, ...] = ("center", "half", "thick", "perlin"),
         solver: Solver | None = None,
         spacing: Spacing | None = None,
         eta: float | None = None,
     ) -> None:
-        self.every_n_steps, self.pictures, self.masks = every_n_steps, pictures, masks
+        self.every_n_steps, self.images, self.masks = every_n_steps, images, masks
         self.sampling: dict[str, Any] = {"steps": steps, "solver": solver, "spacing": spacing, "eta": eta}
         self._done = 0
 
@@ -89,22 +89,22 @@ class Panel(Callback):
         due = self.every_n_steps > 0 and trainer.global_step % self.every_n_steps == 0
         if due and trainer.global_step != self._done and isinstance(pl_module, Diffusion) and trainer.is_global_zero:
             self._done = trainer.global_step
-            picture = self.picture(trainer, pl_module)
+            image = self.image(trainer, pl_module)
             path = Path(trainer.default_root_dir) / "panels" / f"step={trainer.global_step}.png"
             with replacing(path) as place:
-                to_uint8(picture).save(place, format="PNG")
+                to_uint8(image).save(place, format="PNG")
             writer = getattr(trainer.logger, "experiment", None)
             if hasattr(writer, "add_image"):
-                writer.add_image("panel", picture, trainer.global_step)  # pyright: ignore[reportOptionalMemberAccess]
+                writer.add_image("panel", image, trainer.global_step)  # pyright: ignore[reportOptionalMemberAccess]
 
     @torch.no_grad()
-    def picture(self, trainer: L.Trainer, module: Diffusion) -> Tensor:
-        """(3, rows, columns) in [0,1]: for each picture its hole in grey, the result and the truth, side by side."""
+    def image(self, trainer: L.Trainer, module: Diffusion) -> Tensor:
+        """(3, rows, columns) in [0,1]: for each image its hole in grey, the result and the truth, side by side."""
         from torchvision.utils import make_grid
 
         source: Any = trainer
         held_out = source.datamodule.val_dataloader().dataset
-        chosen = [held_out[i] for i in range(min(self.pictures, len(held_out)))]
+        chosen = [held_out[i] for i in range(min(self.images, len(held_out)))]
         data = torch.stack([one["image"] for one in chosen]).to(module.device)
         prompts = [one.get("text", "") for one in chosen]
         height, width = data.shape[2:]
@@ -115,12 +115,12 @@ class Panel(Callback):
         hole = torch.cat(holes).to(module.device)
         with (
             averaged(trainer, module),
-            KeyedNoise(module.seed, range(len(data)), device=module.device) as tape,
+            KeyedNoise(module.seed, range(len(data)), device=module.device) as noise,
         ):
             training = module.training
             module.eval()
-            sample = self.sampler(module)(module.prior(prompts), module.task(data, hole), noise=tape)
-            filled = module.parts.codec.decode(sample.image)
+            sample = self.sampler(module)(module.denoiser(prompts), module.task(data, hole), noise=noise)
+            filled = module.parts.autoencoder.decode(sample.image)
             module.train(training)
         rows = [data * (1 - hole), torch.where(hole == 1, filled, data), data]
         return make_grid(torch.stack(rows, 1).flatten(0, 1).cpu() / 2 + 0.5, nrow=3, padding=2).clamp(0, 1)

@@ -19,14 +19,14 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from rad.cli import main as cli
-from rad.cli.fill import check_known, write_picture
+from rad.cli.fill import check_known, write_image
 from rad.console import Progress
 from rad.diffusion.denoiser import UNetDenoiser
 from rad.diffusion.schedules import linear_betas
-from rad.images.codecs import open_picture
+from rad.images.codecs import open_image
 from rad.inpainting.inpainter import Inpainter
 from rad.models.base import save_base
-from tests.conftest import SIZE, box_hole, random_picture
+from tests.conftest import SIZE, box_hole, random_image
 from tests.tiny_networks import small_unet
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,7 +75,7 @@ HOLE = box_hole(SIZE, SIZE, 3, 4, 11, 12)
 
 def make_inputs(names=("a.png", "b.png"), size=(SIZE, SIZE)):
     for number, name in enumerate(names):
-        save(f"in/{name}", random_picture(*size, seed=number))
+        save(f"in/{name}", random_image(*size, seed=number))
         save(Path("masks") / Path(name).with_suffix(".png"), mask_image(box_hole(*size, 3, 4, 11, 12 + number)))
 
 
@@ -93,16 +93,16 @@ def hidden(folder="out"):
 # ---- sample.py: what is written ------------------------------------------------------------------
 
 
-def test_one_picture(sample):
+def test_one_image(sample):
     make_inputs()
     code, out, err = sample(image="in/a.png", mask="masks/a.png", output="deep/er/result.png")
     assert (code, out) == (0, ["deep/er/result.png"])
     assert "Traceback" not in err
     assert "error" not in err
     known = (HOLE[0] == 0).numpy()
-    result, picture = read("deep/er/result.png"), np.asarray(open_picture("in/a.png"))
-    assert np.array_equal(result[known], picture[known])
-    assert (result != picture)[~known].mean() > 0.9
+    result, image = read("deep/er/result.png"), np.asarray(open_image("in/a.png"))
+    assert np.array_equal(result[known], image[known])
+    assert (result != image)[~known].mean() > 0.9
     assert hidden("deep") == ["er/result.png"], "no temporary file is left"
 
 
@@ -114,17 +114,17 @@ def test_it_is_the_inpainter_with_the_file_name_as_identity(sample, adapter):
 
 
 def grey():
-    return random_picture(SIZE, SIZE).convert("L"), {}
+    return random_image(SIZE, SIZE).convert("L"), {}
 
 
 def rgba():
-    image = random_picture(SIZE, SIZE).convert("RGBA")
-    image.putalpha(random_picture(SIZE, SIZE, seed=1).convert("L"))
+    image = random_image(SIZE, SIZE).convert("RGBA")
+    image.putalpha(random_image(SIZE, SIZE, seed=1).convert("L"))
     return image, {}
 
 
 def palette():
-    return random_picture(SIZE, SIZE).quantize(7), {}
+    return random_image(SIZE, SIZE).quantize(7), {}
 
 
 def deep_grey():
@@ -134,7 +134,7 @@ def deep_grey():
 def rotated():
     exif = Image.Exif()
     exif[0x0112] = 6
-    return random_picture(SIZE, SIZE), {"exif": exif}
+    return random_image(SIZE, SIZE), {"exif": exif}
 
 
 @pytest.mark.parametrize("kind", [grey, rgba, palette, deep_grey, rotated])
@@ -145,18 +145,18 @@ def test_known_pixels_of_the_file_are_those_of_the_decoded_input(sample, kind):
     save("masks/x.png", mask_image(HOLE))
     assert sample()[0] == 0
     known = (HOLE[0] == 0).numpy()
-    assert np.array_equal(read("out/x.png")[known], np.asarray(open_picture("in/x.png"))[known])
+    assert np.array_equal(read("out/x.png")[known], np.asarray(open_image("in/x.png"))[known])
 
 
 @pytest.mark.parametrize("policy", ["resize", "crop"])
 @pytest.mark.parametrize("size", [(25, 33), (9, 11), (30, 8)])
-def test_pictures_of_another_size(sample, policy, size):
+def test_images_of_another_size(sample, policy, size):
     make_inputs(["a.jpg"], size)
     assert sample(size_policy=policy)[0] == 0
     known = (box_hole(*size, 3, 4, 11, 12)[0] == 0).numpy()
-    result, picture = read("out/a.png"), np.asarray(open_picture("in/a.jpg"))
-    assert result.shape == picture.shape
-    assert np.array_equal(result[known], picture[known])
+    result, image = read("out/a.png"), np.asarray(open_image("in/a.jpg"))
+    assert result.shape == image.shape
+    assert np.array_equal(result[known], image[known])
 
 
 def test_the_same_call_writes_the_same_bytes(sample):
@@ -172,7 +172,7 @@ def test_the_same_call_writes_the_same_bytes(sample):
     assert Path("one/a-0.png").read_bytes() != Path("one/a-1.png").read_bytes()
 
 
-def test_one_picture_with_samples_raw_and_mask(sample):
+def test_one_image_with_samples_raw_and_mask(sample):
     make_inputs()
     code, out, _ = sample("--raw", "--save_mask", image="in/a.png", mask="masks/a.png", output="r.png", num_samples=2)
     assert code == 0
@@ -192,9 +192,9 @@ def test_folders_keep_their_shape_and_names_with_dots(sample):
 def test_zips_are_read_and_cannot_write_outside_the_output(sample, tmp_path):
     make_inputs(["a.png", "sub/b.png"])
     absolute = str(tmp_path / "stolen.png")
-    with zipfile.ZipFile("in.zip", "w") as pictures, zipfile.ZipFile("masks.zip", "w") as masks:
+    with zipfile.ZipFile("in.zip", "w") as images, zipfile.ZipFile("masks.zip", "w") as masks:
         for name, entry in (("a", "a.png"), ("sub/b", "sub/b.png"), ("a", absolute), ("a", "../../up.png")):
-            pictures.writestr(zipfile.ZipInfo(entry), Path(f"in/{name}.png").read_bytes())
+            images.writestr(zipfile.ZipInfo(entry), Path(f"in/{name}.png").read_bytes())
             masks.writestr(zipfile.ZipInfo(entry), Path(f"masks/{name}.png").read_bytes())
     assert sample(image="in.zip", mask="masks.zip", batch_size=1)[0] == 0
     assert hidden() == sorted(["a.png", "sub/b.png", absolute.lstrip("/")])
@@ -248,7 +248,7 @@ def test_what_is_finished_is_skipped_and_made_again_when_asked(sample):
     before = Path("out/a.png").stat().st_mtime_ns
     code, out, err = sample()
     assert (code, out) == (0, ["out/b.png"])
-    assert "the files of 1 of 2 pictures are there already" in err
+    assert "the files of 1 of 2 images are there already" in err
     assert Path("out/a.png").stat().st_mtime_ns == before
     code, out, err = sample(checkpoint="not-even-looked-at")
     assert (code, out) == (0, [])
@@ -272,7 +272,7 @@ def test_a_batch_size_does_not_change_the_files_beyond_rounding(sample):
 
 def test_some_failures_are_listed_and_the_others_written(sample):
     make_inputs(["a.png", "b.png", "c.png", "d.png", "e.png", "f.png"])
-    Path("in/b.png").write_bytes(b"no picture")
+    Path("in/b.png").write_bytes(b"no image")
     content = Path("in/c.png").read_bytes()
     Path("in/c.png").write_bytes(content[: len(content) // 2])
     Path("masks/d.png").unlink()
@@ -284,7 +284,7 @@ def test_some_failures_are_listed_and_the_others_written(sample):
     assert [line.split(":")[1].strip() for line in failed] == [f"in/{name}.png" for name in "bcdef"]
     assert "no mask for d.png" in failed[2]
     assert f"{SIZE}x{SIZE + 1}" in failed[3]
-    assert err.splitlines()[-1] == "5 of 6 pictures failed"
+    assert err.splitlines()[-1] == "5 of 6 images failed"
     assert "Traceback" not in err
     assert hidden() == ["a.png"]
 
@@ -336,10 +336,10 @@ def test_what_cannot_be_written_is_a_failure(sample):
         ({"precision": "fp8"}, ["fp8", "bf16"]),
         ({"size_policy": "stretch"}, ["stretch", "crop"]),
         ({"mask": "scribble"}, ["scribble", "box", "perlin"]),
-        ({"mask": "empty"}, ["no pictures in empty"]),
+        ({"mask": "empty"}, ["no images in empty"]),
         ({"mask": "twice"}, ["a.jpg", "a.png"]),
         ({"image": "nowhere"}, ["nowhere"]),
-        ({"image": "empty"}, ["no pictures in empty"]),
+        ({"image": "empty"}, ["no images in empty"]),
         ({"image": "twins"}, ["twice", "out/a.png"]),
         ({"image": "broken.zip"}, ["broken.zip"]),
         ({"image": "in/a.png", "output": "result.jpg"}, ["result.jpg", "PNG"]),
@@ -364,8 +364,8 @@ def test_what_cannot_be_begun_is_one_line_and_exit_2(sample, options, parts):
     Path("empty").mkdir()
     Path("file").write_text("")
     Path("broken.zip").write_bytes(b"PK\x03\x04 broken")
-    save("twins/a.png", random_picture(SIZE, SIZE))
-    save("twins/a.jpg", random_picture(SIZE, SIZE))
+    save("twins/a.png", random_image(SIZE, SIZE))
+    save("twins/a.jpg", random_image(SIZE, SIZE))
     shutil.copytree("twins", "twice")
     code, out, err = sample(**options)
     assert (code, out) == (2, [])
@@ -373,14 +373,14 @@ def test_what_cannot_be_begun_is_one_line_and_exit_2(sample, options, parts):
     assert not Path("out").exists()
 
 
-def test_raw_and_mask_files_do_not_collide_with_other_pictures_either(sample):
+def test_raw_and_mask_files_do_not_collide_with_other_images_either(sample):
     make_inputs(["x.png", "x-raw.png"])
     code, _, err = sample("--raw")
     assert code == 2
     assert_one_error(err, "twice", "x-raw.png")
 
 
-def test_a_mask_beside_its_picture_is_not_overwritten(sample):
+def test_a_mask_beside_its_image_is_not_overwritten(sample):
     make_inputs(["x.png"])
     shutil.copy("masks/x.png", "x-mask.png")
     before = Path("x-mask.png").read_bytes()
@@ -407,14 +407,14 @@ def test_several_methods_write_a_folder_each_on_equal_noise_and_a_sheet(sample):
     code, out, err = sample("--method", "rad", "replacement", "mean", "--set", "replacement.corrections=1", steps=2)
     assert code == 0, err
     names = ("rad", "replacement", "mean")
-    assert out == [f"out/{name}/{picture}.png" for name in names for picture in "ab"] + ["out/methods.png"]
+    assert out == [f"out/{name}/{image}.png" for name in names for image in "ab"] + ["out/methods.png"]
     assert "replacement with 2 steps (ddpm, even): 8 network calls" in err
     assert "replacement: 8 NFE" in err
     assert "peak memory" in err
     assert sample(output="alone", steps=2)[0] == 0
     assert Path("alone/a.png").read_bytes() == Path("out/rad/a.png").read_bytes()
     with Image.open("out/methods.png") as sheet:
-        side = 128  # pictures are shown at this size at least, 16x16 ones by whole pixels
+        side = 128  # images are shown at this size at least, 16x16 ones by whole pixels
         assert sheet.size == (5 * (side + 4) + 4, 18 + 2 * (side + 4))
         cells = [
             np.asarray(sheet)[18 : 18 + side : 8, 4 + i * (side + 4) : 4 + i * (side + 4) + side : 8] for i in range(5)
@@ -428,7 +428,7 @@ def test_several_methods_write_a_folder_each_on_equal_noise_and_a_sheet(sample):
         assert np.array_equal(cell, np.asarray(Image.open(f"out/{name}/a.png")))
     again = sample("--method", "rad", "replacement", "mean", "--set", "replacement.corrections=1", steps=2)
     assert again[:2] == (0, [])
-    assert "replacement: the files of 2 of 2 pictures are there" in again[2]
+    assert "replacement: the files of 2 of 2 images are there" in again[2]
 
 
 def test_a_budget_sets_the_steps_and_says_so(adapter, capsys):
@@ -470,28 +470,28 @@ def test_the_sheet_is_an_output_like_the_others(sample):
     assert_one_error(err, "out/methods.png", "is a folder")
 
 
-def test_a_lost_sheet_is_made_again_and_a_picture_that_failed_is_not_on_it(sample):
+def test_a_lost_sheet_is_made_again_and_an_image_that_failed_is_not_on_it(sample):
     make_inputs()
     assert sample("--method", "mean", "rad")[0] == 0
     Path("out/methods.png").unlink()
     assert sample("--method", "mean", "rad")[:2] == (0, ["out/methods.png"])
-    Path("in/b.png").write_text("no picture")
+    Path("in/b.png").write_text("no image")
     code, out, err = sample("--method", "mean", "rad", output="other")
     assert (code, out) == (3, ["other/mean/a.png", "other/rad/a.png", "other/methods.png"])
-    assert "1 of 2 pictures failed" in err
+    assert "1 of 2 images failed" in err
     with Image.open("other/methods.png") as sheet:
         assert sheet.height == 18 + 132
     code, out, err = sample("--method", "mean", "rad", "--overwrite")
     assert code == 3, "what an earlier run left of b is not counted as made"
     assert "out/rad/b.png" not in out
-    assert "1 of 2 pictures failed" in err
+    assert "1 of 2 images failed" in err
 
 
-def test_finished_pictures_are_not_read_again(sample):
+def test_finished_images_are_not_read_again(sample):
     make_inputs()
     assert sample()[0] == 0
     Path("out/a.png").unlink()
-    Path("in/b.png").write_text("no picture any more")
+    Path("in/b.png").write_text("no image any more")
     assert sample()[:2] == (0, ["out/a.png"])
 
 
@@ -534,15 +534,15 @@ def test_a_budget_that_buys_no_more_than_a_part_says_so(adapter, capsys):
 
 
 def test_written_known_pixels_are_compared_with_the_input(tmp_path):
-    picture, hole = random_picture(SIZE, SIZE), box_hole(SIZE, SIZE, 3, 3, 9, 9)
-    changed = np.array(picture)
+    image, hole = random_image(SIZE, SIZE), box_hole(SIZE, SIZE, 3, 3, 9, 9)
+    changed = np.array(image)
     changed[4, 4] ^= 255
     Image.fromarray(changed).save("inside.png")
-    check_known(Path("inside.png"), picture, hole)
+    check_known(Path("inside.png"), image, hole)
     changed[12, 12, 0] ^= 1
     Image.fromarray(changed).save("outside.png")
     with pytest.raises(AssertionError, match=r"known pixels differ in outside\.png"):
-        check_known(Path("outside.png"), picture, hole)
+        check_known(Path("outside.png"), image, hole)
 
 
 def test_the_list_of_methods_needs_nothing_else(capsys):
@@ -595,11 +595,11 @@ def test_a_file_that_exists_is_always_whole(tmp_path, monkeypatch):
         Path(path).write_bytes(b"half")
         raise OSError("disk full")
 
-    write_picture(tmp_path / "x.png", random_picture(4, 4))
+    write_image(tmp_path / "x.png", random_image(4, 4))
     before = (tmp_path / "x.png").read_bytes()
     monkeypatch.setattr(Image.Image, "save", fails)
     with pytest.raises(OSError, match="disk full"):
-        write_picture(tmp_path / "x.png", random_picture(4, 4, seed=1))
+        write_image(tmp_path / "x.png", random_image(4, 4, seed=1))
     assert (tmp_path / "x.png").read_bytes() == before
 
 

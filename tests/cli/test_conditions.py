@@ -14,7 +14,7 @@ from rad.cli.sample_options import parser
 from rad.inpainting.inpainter import Inpainter
 from rad.methods.pilot import PILOT
 from rad.models.guidance_inputs import PLAIN, Condition
-from tests.conftest import random_picture
+from tests.conftest import random_image
 from tests.tiny_stable import SIZE, make_unet, write_controlnet, write_ip_adapter, write_lora, write_stable
 
 LEAST = ["--checkpoint", "model", "--image", "in", "--mask", "center", "--output", "out"]
@@ -32,7 +32,7 @@ def stable(tmp_path_factory):
 
 @pytest.fixture
 def desk(tmp_path, monkeypatch):
-    """A folder with two pictures and an image of guidance for each; without a network."""
+    """A folder with two images and an image of guidance for each; without a network."""
 
     def refuse(*_, **__):
         raise AssertionError("a local path must not open a connection")
@@ -44,7 +44,7 @@ def desk(tmp_path, monkeypatch):
     for number, name in enumerate(("a", "b")):
         for folder in ("in", "edges"):
             Path(folder).mkdir(exist_ok=True)
-            random_picture(SIZE, SIZE, seed=10 * number + len(folder)).save(f"{folder}/{name}.png")
+            random_image(SIZE, SIZE, seed=10 * number + len(folder)).save(f"{folder}/{name}.png")
     return tmp_path
 
 
@@ -86,7 +86,7 @@ def test_every_option_reaches_its_place(desk):
         conditions_of(given, ["c"])
 
 
-def test_pictures_are_filled_as_the_inpainter_fills_them(desk, stable):
+def test_images_are_filled_as_the_inpainter_fills_them(desk, stable):
     lora = stable / "lora.safetensors"
     code = sample(
         stable,

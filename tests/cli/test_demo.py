@@ -1,4 +1,4 @@
-"""The picture of `make demo`, from the shipped adapter, with two network calls a filling."""
+"""The image of `make demo`, from the shipped adapter, with two network calls a filling."""
 
 import sys
 from pathlib import Path
@@ -25,12 +25,12 @@ def test_the_demo_writes_its_panel_and_names_it_last(tmp_path, monkeypatch, caps
         assert image.getpixel((demo.GAP + demo.TILE + demo.GAP + demo.TILE // 2, demo.HEAD + demo.TILE // 2)) != hole
 
 
-def test_held_out_crops_are_pictures_the_demo_does_not_train_on():
-    from rad.data.module import PictureData
+def test_held_out_crops_are_images_the_demo_does_not_train_on():
+    from rad.data.module import ImageDataModule
 
-    data = PictureData("skimage", size=32, crop="random_scale", val_count=4)
+    data = ImageDataModule("skimage", size=32, crop="random_scale", val_count=4)
     data.setup("fit")
-    assert not {p.name for p in data.train_pictures} & {p.name for p in data.val_pictures}
+    assert not {p.name for p in data.train_images} & {p.name for p in data.val_images}
     crops = demo.held_out_crops(4, size=32)
     assert crops.shape == (4, 3, 32, 32)
     assert 0 <= float(crops.min()) < 0.2

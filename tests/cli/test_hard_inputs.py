@@ -1,4 +1,4 @@
-"""sample.py on pictures of every kind: tiny and huge, with colour profiles, damaged, malicious, thousands of them."""
+"""sample.py on images of every kind: tiny and huge, with colour profiles, damaged, malicious, thousands of them."""
 
 import os
 import shutil
@@ -19,10 +19,10 @@ from PIL import Image, ImageCms
 from rad.cli import main as cli
 from rad.cli import record
 from rad.evaluation import run_log
-from rad.images.codecs import open_picture
+from rad.images.codecs import open_image
 from rad.inpainting.inpainter import Inpainter
 from rad.masks.shapes import main_names, make
-from tests.conftest import SIZE, box_hole, random_picture
+from tests.conftest import SIZE, box_hole, random_image
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -60,10 +60,10 @@ KNOWN = (HOLE[0] == 0).numpy()
 
 
 @pytest.mark.parametrize("policy", ["crop", "resize"])
-def test_pictures_of_one_row_or_column_or_pixel(sample, policy):
+def test_images_of_one_row_or_column_or_pixel(sample, policy):
     sizes = {"dot": (1, 1), "row": (1, 3 * SIZE), "column": (3 * SIZE, 1), "known": (1, 1)}
     for name, size in sizes.items():
-        random_picture(*size).save(f"in/{name}.png")
+        random_image(*size).save(f"in/{name}.png")
         hole = torch.zeros(1, *size)
         hole.flatten()[: 0 if name == "known" else -(-hole.numel() // 2)] = 1
         save_mask(name, hole)
@@ -82,12 +82,12 @@ def test_pictures_of_one_row_or_column_or_pixel(sample, policy):
     assert out[-1] == "out/methods.png"
 
 
-def test_a_picture_of_one_pixel_has_not_the_size_of_a_model(sample):
-    random_picture(1, 1).save("in/dot.png")
+def test_an_image_of_one_pixel_has_not_the_size_of_a_model(sample):
+    random_image(1, 1).save("in/dot.png")
     save_mask("dot", torch.ones(1, 1, 1))
     code, out, err = sample()
     assert (code, out) == (2, [])
-    assert err[0].startswith("failed: in/dot.png: the picture is 1x1 and the model takes 16x16: use size_policy 'crop'")
+    assert err[0].startswith("failed: in/dot.png: the image is 1x1 and the model takes 16x16: use size_policy 'crop'")
 
 
 @pytest.mark.parametrize("name", main_names())
@@ -112,21 +112,21 @@ def spots(height, width):
     return hole
 
 
-def test_of_a_large_picture_only_windows_around_holes_are_touched(adapter):
+def test_of_a_large_image_only_windows_around_holes_are_touched(adapter):
     """What is 8 bits stays 8 bits, and samples share it; without margin the line needs three windows."""
     rad, size = Inpainter.from_pretrained(adapter), (600, 800)
-    hole, picture = spots(*size), random_picture(*size)
-    canvases = rad._canvases(picture, hole, "x", 3, "crop", 0)
+    hole, image = spots(*size), random_image(*size)
+    canvases = rad._canvases(image, hole, "x", 3, "crop", 0)
     assert [len(canvas.windows) for canvas in canvases] == [8, 8, 8]
     assert {canvas.pixels.dtype for canvas in canvases} == {torch.uint8}
     assert len({canvas.pixels.data_ptr() for canvas in canvases}) == len(
         {canvas.hole.data_ptr() for canvas in canvases}
     )
-    result = rad(picture, hole, steps=1, size_policy="crop", margin=0, num_samples=2, seed=3)
+    result = rad(image, hole, steps=1, size_policy="crop", margin=0, num_samples=2, seed=3)
     near = np.zeros(size, bool)
     for window in canvases[0].windows:
         near[window.slices] = True
-    raw, given, open_pixels = np.asarray(result.raw[1]), np.asarray(picture), hole[0].numpy() > 0
+    raw, given, open_pixels = np.asarray(result.raw[1]), np.asarray(image), hole[0].numpy() > 0
     assert near.mean() < 0.01
     assert np.array_equal(raw[~near], given[~near])
     assert (raw[open_pixels] != given[open_pixels]).mean() > 0.9
@@ -137,7 +137,7 @@ def test_of_a_large_picture_only_windows_around_holes_are_touched(adapter):
 @pytest.mark.slow
 def test_a_photograph_of_48_megapixels(adapter):
     """Two samples of it take about 1.5 GB beside the libraries; floats of all their pixels would take 3 GB more."""
-    random_picture(6, 8).resize((8000, 6000), Image.Resampling.NEAREST).save("in/a.jpg")  # quickly compressed
+    random_image(6, 8).resize((8000, 6000), Image.Resampling.NEAREST).save("in/a.jpg")  # quickly compressed
     save_mask("a", spots(6000, 8000))
     script = (
         "import resource, sys, rad.cli.main, rad.inpainting.inpainter, skimage.measure\n"
@@ -174,17 +174,17 @@ def ink():
 
 
 def clear_palette():
-    return random_picture(SIZE, SIZE).quantize(16), "x.png", {"transparency": bytes(range(0, 256, 16))}
+    return random_image(SIZE, SIZE).quantize(16), "x.png", {"transparency": bytes(range(0, 256, 16))}
 
 
 def grey_with_alpha():
-    image = random_picture(SIZE, SIZE).convert("LA")
-    image.putalpha(random_picture(SIZE, SIZE, seed=1).convert("L"))
+    image = random_image(SIZE, SIZE).convert("LA")
+    image.putalpha(random_image(SIZE, SIZE, seed=1).convert("L"))
     return image, "x.png", {}
 
 
 def animation():
-    frames = [random_picture(SIZE, SIZE, seed=seed).quantize(64) for seed in (1, 2)]
+    frames = [random_image(SIZE, SIZE, seed=seed).quantize(64) for seed in (1, 2)]
     return frames[0], "x.gif", {"save_all": True, "append_images": frames[1:], "duration": 50}
 
 
@@ -199,9 +199,9 @@ def test_every_kind_is_read_as_rgb_and_known_pixels_are_those(sample, kind):
     assert code == 0, err
     with Image.open("out/x.png") as result:
         assert (result.mode, result.format, getattr(result, "n_frames", 1)) == ("RGB", "PNG", 1)
-        assert np.array_equal(np.asarray(result)[KNOWN], np.asarray(open_picture(f"in/{name}"))[KNOWN])
+        assert np.array_equal(np.asarray(result)[KNOWN], np.asarray(open_image(f"in/{name}"))[KNOWN])
     first = np.asarray(image.convert("RGB"))
-    assert np.abs(np.asarray(open_picture(f"in/{name}")).astype(int) - first).mean() < (30 if name == "x.jpg" else 1)
+    assert np.abs(np.asarray(open_image(f"in/{name}")).astype(int) - first).mean() < (30 if name == "x.jpg" else 1)
 
 
 def test_float_pixels_are_refused(sample):
@@ -251,7 +251,7 @@ def test_an_rgb_profile_stays_with_the_pixels(sample, adapter):
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     kinds = ("RGB", "RGBA", "P", "L")
     for kind in kinds:
-        random_picture(SIZE, SIZE).convert(kind).save(f"in/{kind}.png", icc_profile=profile)
+        random_image(SIZE, SIZE).convert(kind).save(f"in/{kind}.png", icc_profile=profile)
         save_mask(kind, HOLE)
     assert sample("--raw")[0] == 0
     for kind in kinds:
@@ -300,15 +300,15 @@ def test_a_photograph_is_written_upright_with_its_profile_and_nothing_else(sampl
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = 6, "a camera"
-    picture = random_picture(2 * SIZE, SIZE)
-    picture.save("in/x.png", exif=exif, icc_profile=profile, dpi=(300, 300))
+    image = random_image(2 * SIZE, SIZE)
+    image.save("in/x.png", exif=exif, icc_profile=profile, dpi=(300, 300))
     hole = box_hole(SIZE, 2 * SIZE, 0, 0, 5, 5)
     save_mask("x", hole)
     assert sample(size_policy="crop")[0] == 0
     with Image.open("out/x.png") as result:
         assert set(result.info) == {"icc_profile"}
         assert not result.getexif()
-        upright = np.rot90(np.asarray(picture), -1)
+        upright = np.rot90(np.asarray(image), -1)
         assert np.array_equal(np.asarray(result)[5:], upright[5:])
 
 
@@ -318,7 +318,7 @@ def test_a_photograph_is_written_upright_with_its_profile_and_nothing_else(sampl
 def test_a_decompression_bomb_is_one_line(sample):
     """60,000 x 60,000 pixels in a file of a few bytes."""
     for name in ("a", "b"):
-        random_picture(SIZE, SIZE).save(f"in/{name}.png")
+        random_image(SIZE, SIZE).save(f"in/{name}.png")
         save_mask(name, HOLE)
     content = bytearray(Path("in/b.png").read_bytes())
     content[16:24] = struct.pack(">II", 60_000, 60_000)
@@ -336,7 +336,7 @@ def test_a_decompression_bomb_is_one_line(sample):
 
 
 def test_the_limit_can_be_moved_and_stays_that_of_this_command(sample):
-    random_picture(SIZE, SIZE).save("in/a.png")
+    random_image(SIZE, SIZE).save("in/a.png")
     save_mask("a", HOLE)
     before = Image.MAX_IMAGE_PIXELS
     code, _, err = sample(max_megapixels=0.000255)
@@ -352,9 +352,9 @@ def test_the_limit_can_be_moved_and_stays_that_of_this_command(sample):
         assert len(err) == 1
 
 
-def test_what_unpacks_to_more_than_a_picture_is_not_unpacked(sample, monkeypatch):
-    picture, mask = random_picture(SIZE, SIZE), Image.fromarray(np.uint8(255 * HOLE[0].numpy()))
-    for name, image in (("in", picture), ("masks", mask)):
+def test_what_unpacks_to_more_than_an_image_is_not_unpacked(sample, monkeypatch):
+    original, mask = random_image(SIZE, SIZE), Image.fromarray(np.uint8(255 * HOLE[0].numpy()))
+    for name, image in (("in", original), ("masks", mask)):
         image.save("a.png")
         with zipfile.ZipFile(f"{name}.zip", "w", zipfile.ZIP_DEFLATED) as archive:
             for entry in ("a.png", "c.png"):
@@ -373,7 +373,7 @@ def test_what_unpacks_to_more_than_a_picture_is_not_unpacked(sample, monkeypatch
     code, out, err = sample(image="in.zip", mask="masks.zip", max_megapixels=1)
     assert (code, out) == (3, ["out/a.png", "out/c.png"])
     first, second = (line for line in err if line.startswith("failed:"))
-    assert "in.zip:x.png: it unpacks to 9 MB, more than a picture of 1 megapixels has" in first
+    assert "in.zip:x.png: it unpacks to 9 MB, more than an image of 1 megapixels has" in first
     assert "masks.zip:y.png: it unpacks to 9 MB" in second
     assert max(unpacked) < 10_000
 
@@ -394,7 +394,7 @@ def test_a_zip_that_lies_about_a_size_is_read_no_further(sample):
 
 @pytest.mark.parametrize("output", ["locked/deep", "locked/x.png"])
 def test_a_folder_that_takes_no_files_is_told_before_the_model_is_loaded(sample, monkeypatch, output):
-    random_picture(SIZE, SIZE).save("in/a.png")
+    random_image(SIZE, SIZE).save("in/a.png")
     save_mask("a", HOLE)
     Path("locked").mkdir()
 
@@ -412,7 +412,7 @@ def test_a_folder_that_takes_no_files_is_told_before_the_model_is_loaded(sample,
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder in which not even root can write")
 def test_not_even_root_writes_there(sample):
-    random_picture(SIZE, SIZE).save("in/a.png")
+    random_image(SIZE, SIZE).save("in/a.png")
     save_mask("a", HOLE)
     code, _, err = sample(output="/proc/results", checkpoint="nowhere")
     assert (code, len(err)) == (2, 1)
@@ -435,18 +435,18 @@ def quick(monkeypatch):
 
 
 def make_many(count, broken):
-    random_picture(SIZE, SIZE).save("picture.png")
+    random_image(SIZE, SIZE).save("image.png")
     save_mask("mask", HOLE)
     for number in range(count):
         path = Path("in", f"{number:05}.png")
         if number % broken == 1:
-            path.write_bytes(b"no picture")
+            path.write_bytes(b"no image")
         else:
-            shutil.copy("picture.png", path)
+            shutil.copy("image.png", path)
 
 
-def test_many_pictures_some_of_them_broken_and_a_run_that_is_interrupted(sample, quick, monkeypatch):
-    """Each file is written once, and the list of costs once a cell, however many pictures there are."""
+def test_many_images_some_of_them_broken_and_a_run_that_is_interrupted(sample, quick, monkeypatch):
+    """Each file is written once, and the list of costs once a cell, however many images there are."""
     make_many(count=40, broken=7)
     written = []
     whole = record.write_text
@@ -468,7 +468,7 @@ def test_many_pictures_some_of_them_broken_and_a_run_that_is_interrupted(sample,
     kept = {name: Path(name).stat().st_mtime_ns for name in out}
     code, rest, err = sample(*words, mask="masks/mask.png")
     assert code == 3
-    assert err[-1] == "6 of 40 pictures failed"
+    assert err[-1] == "6 of 40 images failed"
     assert len([line for line in err if line.startswith("failed:")]) == 2 * 6, "once a mask"
     assert not set(rest) & set(kept)
     assert {name: Path(name).stat().st_mtime_ns for name in out} == kept

@@ -12,7 +12,7 @@ from rad.cli import main as cli
 from rad.cli.train import fit
 from rad.inpainting.inpainter import Inpainter
 from rad.models.base import load_base
-from tests.conftest import SIZE, box_hole, random_picture
+from tests.conftest import SIZE, box_hole, random_image
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_local_models_train_and_sample_without_a_connection(attempts, base, adap
     assert load_base(base).source == str(base)
     Path("in").mkdir()
     for number in range(2):
-        random_picture(SIZE, SIZE, seed=number).save(f"in/{number}.png")
+        random_image(SIZE, SIZE, seed=number).save(f"in/{number}.png")
     content = {
         "model": {"base": str(base), "lora": {"rank": 2}},
         "data": {"path": "in", "val_count": 0, "size": SIZE, "batch_size": 2},
@@ -55,16 +55,16 @@ def test_local_models_train_and_sample_without_a_connection(attempts, base, adap
     }
     Path("c.yaml").write_text(yaml.safe_dump(content))
     assert fit(["--config", "c.yaml", "--name", "run"]) == 0
-    picture, hole = random_picture(SIZE, SIZE, seed=5), box_hole(SIZE, SIZE, 4, 4, 12, 12)
+    image, hole = random_image(SIZE, SIZE, seed=5), box_hole(SIZE, SIZE, 4, 4, 12, 12)
     for folder in (adapter, "runs/run/checkpoints/step=1"):  # both name their base by its path
-        result = np.asarray(Inpainter.from_pretrained(folder)(picture, hole, steps=1).images[0])
-        assert (result != np.asarray(picture)).any()
+        result = np.asarray(Inpainter.from_pretrained(folder)(image, hole, steps=1).images[0])
+        assert (result != np.asarray(image)).any()
     assert attempts == []
 
 
 def test_a_hub_id_does_ask_the_network_and_says_in_one_line_that_it_failed(attempts, capsys):
     assert (
-        cli.sample(["--checkpoint", "someone/base", "--image", str(picture()), "--mask", "box", "--output", "out"]) == 2
+        cli.sample(["--checkpoint", "someone/base", "--image", str(image()), "--mask", "box", "--output", "out"]) == 2
     )
     err = capsys.readouterr().err
     assert attempts, "the fixture sees connections"
@@ -78,7 +78,7 @@ def test_offline_the_message_says_which_switch_it_was(attempts, capsys, monkeypa
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     assert (
-        cli.sample(["--checkpoint", "someone/base", "--image", str(picture()), "--mask", "box", "--output", "out"]) == 2
+        cli.sample(["--checkpoint", "someone/base", "--image", str(image()), "--mask", "box", "--output", "out"]) == 2
     )
     err = capsys.readouterr().err
     assert attempts == []
@@ -87,6 +87,6 @@ def test_offline_the_message_says_which_switch_it_was(attempts, capsys, monkeypa
         assert part in err
 
 
-def picture() -> Path:
-    random_picture(SIZE, SIZE).save("picture.png")
-    return Path("picture.png")
+def image() -> Path:
+    random_image(SIZE, SIZE).save("image.png")
+    return Path("image.png")

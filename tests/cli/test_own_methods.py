@@ -13,7 +13,7 @@ from rad.cli import main as cli
 from rad.cli.plan import Label
 from rad.evaluation.run_log import read_costs
 from rad.inpainting.inpainter import Inpainter
-from tests.conftest import SIZE, box_hole, random_picture
+from tests.conftest import SIZE, box_hole, random_image
 
 CODE = '''
 """Known pixels are taken over by the estimate."""
@@ -42,7 +42,7 @@ def inputs(tmp_path, monkeypatch):
     for folder in ("in", "code"):
         Path(folder).mkdir()
     for number, name in enumerate("ab"):
-        random_picture(SIZE, SIZE, seed=number).save(f"in/{name}.png")
+        random_image(SIZE, SIZE, seed=number).save(f"in/{name}.png")
     Path("code/Mine.py").write_text(CODE)
 
 
@@ -101,13 +101,13 @@ def test_its_result_is_that_of_the_inpainter(sample, adapter):
     assert sample(f"--method {SPEC}@2 --set mine.strength=0.5 --output out")[0] == 0
     hole = box_hole(SIZE, SIZE, 3, 3, 9, 9)
     inpainter = Inpainter.from_pretrained(adapter)
-    picture = Image.open("in/a.png")
-    plain, pulled = (inpainter(picture, hole, method=m, steps=2).images[0] for m in ("ddnm", SPEC))
+    image = Image.open("in/a.png")
+    plain, pulled = (inpainter(image, hole, method=m, steps=2).images[0] for m in ("ddnm", SPEC))
     assert not np.array_equal(np.asarray(plain), np.asarray(pulled))
-    again = inpainter(picture, hole, method="mine", steps=2).images[0]
+    again = inpainter(image, hole, method="mine", steps=2).images[0]
     assert np.array_equal(np.asarray(again), np.asarray(pulled))
     with pytest.raises(ValueError, match="there is no file"):
-        inpainter(picture, hole, method="code/none.py:Pull")
+        inpainter(image, hole, method="code/none.py:Pull")
 
 
 def test_it_is_listed(capsys):

@@ -13,7 +13,7 @@ from rad.cli.workers import Setup
 from rad.inpainting.inpainter import Inpainter
 from rad.methods import METHODS
 from rad.models.guidance_inputs import Condition
-from tests.conftest import box_hole, random_picture
+from tests.conftest import box_hole, random_image
 from tests.pipelines import SIDE, tiny_flux, tiny_ldm, tiny_sd3
 from tests.tiny_stable import write_stable
 
@@ -33,7 +33,7 @@ def sample(folders, base, tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("RAD_DEBUG", raising=False)
     Path("in").mkdir()
     for number, name in enumerate("ab"):
-        random_picture(SIDE, SIDE, seed=number).save(f"in/{name}.png")
+        random_image(SIDE, SIDE, seed=number).save(f"in/{name}.png")
     Image.fromarray(np.uint8(255 * HOLE[0].numpy())).save("mask.png")
 
     def call(model, *words, output="out", steps=2):
@@ -67,7 +67,7 @@ def test_whole_runs(sample, model, words):
     assert not np.array_equal(results["replacement"], results["ddnm"])
 
 
-def test_prompts_by_picture(sample, folders):
+def test_prompts_by_image(sample, folders):
     Path("prompts.json").write_text(json.dumps({"b.png": "a dog"}))
     words = ("--method", "ddnm", "--guidance", 2)
     assert sample("sd3", *words, "--prompt", "a cat", "--prompts", "prompts.json")[0] == 0

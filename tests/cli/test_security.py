@@ -17,7 +17,7 @@ from rad.cli import main as cli
 from rad.evaluation.features import feature_net, inception, lpips
 from rad.inpainting.inpainter import Inpainter
 from rad.models.base import load_base
-from tests.conftest import SIZE, random_picture
+from tests.conftest import SIZE, random_image
 
 PACKAGE = Path(__file__).resolve().parents[2] / "rad"
 MARKER = "executed"
@@ -140,7 +140,7 @@ def config(base) -> str:
     """The name of a configuration of one step."""
     Path("in").mkdir()
     for number in range(2):
-        random_picture(SIZE, SIZE, seed=number).save(f"in/{number}.png")
+        random_image(SIZE, SIZE, seed=number).save(f"in/{number}.png")
     content = {
         "model": {"base": str(base), "lora": {"rank": 2}},
         "data": {"path": "in", "val_count": 0, "size": SIZE, "batch_size": 2},

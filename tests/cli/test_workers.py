@@ -24,22 +24,22 @@ from rad.cli.workers import Setup, _Crew, _fill, _Messenger
 from rad.device import find_devices, threads_of_each
 from rad.evaluation.layout import read_tree
 from rad.evaluation.run_log import Costs, Usage, read_costs, read_run
-from rad.images.sources import Picture
+from rad.images.sources import ImageFile
 from rad.masks.shapes import MASKS, make
-from tests.conftest import SIZE, random_picture
+from tests.conftest import SIZE, random_image
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
-def pictures(tmp_path, monkeypatch):
-    """Five pictures, which need different numbers of windows."""
+def images(tmp_path, monkeypatch):
+    """Five images, which need different numbers of windows."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RAD_DEBUG", raising=False)
     for number, name in enumerate("abcde"):
         path = Path("in", f"{name}.png")
         path.parent.mkdir(exist_ok=True)
-        random_picture(SIZE + 3 * number, SIZE + 9, seed=number).save(path)
+        random_image(SIZE + 3 * number, SIZE + 9, seed=number).save(path)
 
 
 @pytest.fixture
@@ -61,8 +61,8 @@ def failed(err):
 
 
 @pytest.mark.slow
-def test_a_tree_by_two_processes_is_that_of_one_with_a_picture_that_is_lost_on_the_way(sample, monkeypatch, one_thread):
-    """The last picture but one can be read at first, and not when it is to be filled: the chunk of it fails."""
+def test_a_tree_by_two_processes_is_that_of_one_with_an_image_that_is_lost_on_the_way(sample, monkeypatch, one_thread):
+    """The last image but one can be read at first, and not when it is to be filled: the chunk of it fails."""
     lost = Path("in/d.png").read_bytes()
 
     def cut_and_lose(*arguments):
@@ -111,7 +111,7 @@ def test_a_process_that_is_killed_costs_the_chunk_it_was_at(sample, monkeypatch,
         assert (
             f"in/{name}.png by rad on half: the process on cpu was killed by SIGKILL, perhaps for lack of mem" in line
         )
-    assert err.splitlines()[-1] == "2 of 5 pictures failed"
+    assert err.splitlines()[-1] == "2 of 5 images failed"
     assert set(sample(words)[1]) == {f"out/{name}-{n}.png" for name in "cd" for n in (0, 1)}
     assert sample(words.replace(" out", " alone"))[0] == 0
     assert contents("out") == contents("alone")
@@ -121,7 +121,7 @@ def test_a_process_that_is_killed_costs_the_chunk_it_was_at(sample, monkeypatch,
 def test_ctrl_c_ends_all_processes_and_keeps_what_is_finished(adapter):
     words = "--image in --mask half --output out --size_policy crop --device cpu --devices 2 --batch_size 1 --steps 100"
     command = [sys.executable, str(ROOT / "sample.py"), "--checkpoint", str(adapter), *words.split()]
-    random_picture(SIZE, SIZE).resize((SIZE * 60, SIZE)).save("in/b.png")  # is at work when the others are done
+    random_image(SIZE, SIZE).resize((SIZE * 60, SIZE)).save("in/b.png")  # is at work when the others are done
     heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  a shell's background jobs ignore it
     with subprocess.Popen(
         command,
@@ -221,7 +221,7 @@ def test_threads_are_divided(monkeypatch):
 
 
 def cell_of(count):
-    jobs = [Job(Picture(f"{n}.png", Path(f"{n}.png")), str(n), None, [], [], None) for n in range(count)]
+    jobs = [Job(ImageFile(f"{n}.png", Path(f"{n}.png")), str(n), None, [], [], None) for n in range(count)]
     return MethodRun("m", Label("rad", "rad"), Path("out"), jobs)
 
 
@@ -229,26 +229,24 @@ def named(chunks):
     return [[job.identity for job in chunk.jobs] for chunk in chunks]
 
 
-def test_chunks_are_batches_and_of_large_pictures_as_many_as_fit_into_memory():
+def test_chunks_are_batches_and_of_large_images_as_many_as_fit_into_memory():
     options = parser().parse_args(
         ["--checkpoint", "c", "--image", "i", "--mask", "m", "--output", "o", "--batch_size", "3"]
     )
     cell = cell_of(8)
-    small = {
-        job.picture: WindowCount(windows=int(job.identity), pixels=100) for job in cell.jobs if job.identity != "4"
-    }
+    small = {job.image: WindowCount(windows=int(job.identity), pixels=100) for job in cell.jobs if job.identity != "4"}
     chunks = cut(5, cell, small, options)
     assert named(chunks) == [["0", "1", "2"], ["3", "5", "6"], ["7"]]
     assert [chunk.windows for chunk in chunks] == [[0, 1, 2], [3, 5, 6], [7]]
     assert {chunk.cell for chunk in chunks} == {5}
     sizes = [LARGE // 2, LARGE // 2, 1, LARGE + 1, 1, LARGE, 1, 1]
-    large = {job.picture: WindowCount(1, pixels) for job, pixels in zip(cell.jobs, sizes, strict=True)}
+    large = {job.image: WindowCount(1, pixels) for job, pixels in zip(cell.jobs, sizes, strict=True)}
     assert named(cut(0, cell, large, options)) == [["0", "1"], ["2"], ["3"], ["4"], ["5"], ["6", "7"]]
     options.num_samples = 2
     assert named(cut(0, cell, large, options)) == [["0"], ["1"], ["2"], ["3"], ["4"], ["5"], ["6", "7"]]
 
 
-def test_shards_are_whole_batches_and_every_picture_is_in_one():
+def test_shards_are_whole_batches_and_every_image_is_in_one():
     cells = [cell_of(7), cell_of(4)]
     shards = [share(cells, (number, 3), 2) for number in (1, 2, 3)]
     assert [[[job.identity for job in cell.jobs] for cell in shard] for shard in shards] == [
@@ -298,7 +296,7 @@ def test_what_cannot_be_shared_is_one_line(sample, words, part):
 
 
 def test_a_line_of_costs_is_added_and_the_later_one_counts(tmp_path):
-    """The file is read and written whole once a run, however many pictures there are."""
+    """The file is read and written whole once a run, however many images there are."""
     path = tmp_path / "costs.csv"
     first = Costs(tmp_path)
     first.add(["image", "b"], Usage(6, 2, 3.0, 2**20), [2, 1])

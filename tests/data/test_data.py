@@ -1,4 +1,4 @@
-"""Pictures are read right; the stream depends neither on how a run is split nor on interruptions."""
+"""Images are read right; the stream depends neither on how a run is split nor on interruptions."""
 
 import pickle
 import shutil
@@ -17,10 +17,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from rad.data.framing import Framing
-from rad.data.module import SKIMAGE_HELD_OUT, SKIMAGE_TRAIN, PictureData, hold_out
+from rad.data.module import SKIMAGE_HELD_OUT, SKIMAGE_TRAIN, ImageDataModule, hold_out
 from rad.data.stream import PositionSampler, Stream, Turns
-from rad.images.codecs import open_picture, to_tensor, to_uint8
-from rad.images.sources import list_pictures
+from rad.images.codecs import open_image, to_tensor, to_uint8
+from rad.images.sources import list_images
 from rad.masks import MaskGenerator
 from rad.rng import generator
 
@@ -36,9 +36,9 @@ class CoinHoles(MaskGenerator):
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Twelve noise pictures of several sizes, at depths 0 to 2."""
+    """Twelve noise images of several sizes, at depths 0 to 2."""
     noise = np.random.default_rng(0)
-    root = tmp_path / "pictures"
+    root = tmp_path / "images"
     for number in range(12):
         file = root / ["", "b", "b/a"][number % 3] / f"{number:02d}.{'PNG' if number % 2 else 'png'}"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -47,37 +47,37 @@ def folder(tmp_path: Path) -> Path:
     return root
 
 
-def make(path: Path, **settings: object) -> PictureData:
+def make(path: Path, **settings: object) -> ImageDataModule:
     defaults: dict = {"size": 8, "val_count": 2, "batch_size": 2}
-    data = PictureData(str(path), **(defaults | settings))
+    data = ImageDataModule(str(path), **(defaults | settings))
     data.setup("fit")
     return data
 
 
 def saved(image: Image.Image, file: Path, **options: object) -> Image.Image:
     image.save(file, **options)
-    return open_picture(file)
+    return open_image(file)
 
 
 # reading
 
 
-def test_folder_and_zip_hold_the_same_pictures(folder: Path, tmp_path: Path) -> None:
-    (folder / "notes.txt").write_text("not a picture")
+def test_folder_and_zip_hold_the_same_images(folder: Path, tmp_path: Path) -> None:
+    (folder / "notes.txt").write_text("not an image")
     (folder / "._00.png").write_text("left by another system")
     archive = Path(shutil.make_archive(str(tmp_path / "all"), "zip", folder))
-    files, members = list_pictures(folder), list_pictures(archive)
-    names = [picture.name for picture in files]
+    files, members = list_images(folder), list_images(archive)
+    names = [image.name for image in files]
     assert names == sorted(names)
     assert len(names) == 12
     assert {"00.png", "b/01.PNG", "b/a/02.png"} <= set(names)
-    assert [picture.name for picture in members] == names
+    assert [image.name for image in members] == names
     for file, member in zip(files, pickle.loads(pickle.dumps(members)), strict=True):
         assert file.open().tobytes() == member.open().tobytes()
-    assert list_pictures(folder / "b" / "01.PNG")[0].name == "01.PNG"
+    assert list_images(folder / "b" / "01.PNG")[0].name == "01.PNG"
 
 
-def test_every_kind_of_picture_becomes_8_bit_rgb(tmp_path: Path) -> None:
+def test_every_kind_of_image_becomes_8_bit_rgb(tmp_path: Path) -> None:
     rgb = Image.fromarray(COLOURS)
     grey = np.array(rgb.convert("L"))
     clear = Image.fromarray(np.dstack([COLOURS, np.zeros_like(grey)]))
@@ -119,18 +119,18 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, upright: 
     assert np.array_equal(saved(Image.fromarray(COLOURS), tmp_path / "turned.png", exif=exif), upright)
 
 
-def test_damaged_pictures_are_named_in_one_line(tmp_path: Path) -> None:
+def test_damaged_images_are_named_in_one_line(tmp_path: Path) -> None:
     whole, cut, text = tmp_path / "whole.jpg", tmp_path / "cut.jpg", tmp_path / "text.png"
     Image.effect_noise((64, 64), 80).save(whole)
     cut.write_bytes(whole.read_bytes()[:1000])
-    text.write_text("no picture at all")
+    text.write_text("no image at all")
     for file in (cut, text, tmp_path / "absent.png"):
-        with pytest.raises(ValueError, match=f"^cannot read picture .*{file.name}: [^\n]+$"):
-            open_picture(file)
+        with pytest.raises(ValueError, match=f"^cannot read image .*{file.name}: [^\n]+$"):
+            open_image(file)
     with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
         archive.write(cut, "deep/cut.jpg")
     with pytest.raises(ValueError, match=r"all\.zip:deep/cut\.jpg"):
-        list_pictures(tmp_path / "all.zip")[0].open()
+        list_images(tmp_path / "all.zip")[0].open()
 
 
 def test_tensors_keep_all_8_bit_values_and_round_once() -> None:
@@ -147,31 +147,31 @@ def test_tensors_keep_all_8_bit_values_and_round_once() -> None:
 
 
 def test_unreadable_files_are_skipped_with_one_warning(folder: Path) -> None:
-    clean = make(folder, val_count=0).train_pictures
+    clean = make(folder, val_count=0).train_images
     for number in range(7):
         (folder / f"bad{number}.png").write_bytes(b"\x89PNG\r\n")
-    with pytest.warns(UserWarning, match=r"7 of 19 pictures cannot be read: .*bad0\.png.*bad4\.png, \.\.\.") as found:
+    with pytest.warns(UserWarning, match=r"7 of 19 images cannot be read: .*bad0\.png.*bad4\.png, \.\.\.") as found:
         data = make(folder, val_count=0)
     assert len([warning for warning in found if "cannot be read" in str(warning.message)]) == 1
-    assert data.train_pictures == clean
-    with pytest.raises(ValueError, match=r"7 of 19 pictures cannot be read: .*bad0\.png"):
+    assert data.train_images == clean
+    with pytest.raises(ValueError, match=r"7 of 19 images cannot be read: .*bad0\.png"):
         make(folder, strict=True)
 
 
-def test_damage_found_in_decoding_takes_the_next_picture(folder: Path) -> None:
+def test_damage_found_in_decoding_takes_the_next_image(folder: Path) -> None:
     cut = folder / "05cut.png"
     cut.write_bytes((folder / "b" / "a" / "05.PNG").read_bytes()[:200])
     data = make(folder, val_count=0)
-    names = [picture.name for picture in data.train_pictures]
-    stream = Stream(data.train_pictures, data.framing)
-    with pytest.warns(UserWarning, match=r"05cut\.png.*next picture"):
+    names = [image.name for image in data.train_images]
+    stream = Stream(data.train_images, data.framing)
+    with pytest.warns(UserWarning, match=r"05cut\.png.*next image"):
         seen = [stream[position]["name"] for position in range(13)]
     following = names[names.index("05cut.png") + 1]
     assert sorted(seen) == sorted([name for name in names if name != "05cut.png"] + [following])
     with pytest.raises(ValueError, match=r"05cut\.png"):
-        list(Stream(data.train_pictures, data.framing, strict=True)[position] for position in range(13))
-    with pytest.warns(UserWarning, match=r"1 of 13 pictures cannot be read: .*05cut\.png"):
-        assert len(make(folder, val_count=0, in_memory=True).train_pictures) == 12
+        list(Stream(data.train_images, data.framing, strict=True)[position] for position in range(13))
+    with pytest.warns(UserWarning, match=r"1 of 13 images cannot be read: .*05cut\.png"):
+        assert len(make(folder, val_count=0, in_memory=True).train_images) == 12
 
 
 def test_missing_empty_and_contradictory_settings_are_errors(folder: Path, tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_missing_empty_and_contradictory_settings_are_errors(folder: Path, tmp_p
     (tmp_path / "broken.zip").write_text("not a zip")
     for path, message in (
         ("absent", "no such file"),
-        ("empty", "no pictures in"),
+        ("empty", "no images in"),
         ("broken.zip", "cannot read zip"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -218,7 +218,7 @@ def test_known_pixels_in_minus_one_to_one(tmp_path: Path) -> None:
     assert torch.equal(next(iter(enlarged))["image"][0, :, ::2, ::2], image[0])
 
 
-def test_boxes_cover_the_picture_and_nothing_else() -> None:
+def test_boxes_cover_the_image_and_nothing_else() -> None:
     draws = torch.rand(2000, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64).tolist()
     framing = Framing(16, crop="random_scale", scale_range=(0.25, 0.75))
     boxes = [framing.box(60, 40, draw) for draw in draws]
@@ -245,7 +245,7 @@ def test_sides_in_pixels_are_log_uniform_up_to_the_whole_short_side() -> None:
     assert all(0 <= left <= 500 - side and 0 <= top <= 400 - side for left, top, side in boxes)
 
 
-def test_sides_in_pixels_stay_in_their_range_and_in_the_picture() -> None:
+def test_sides_in_pixels_stay_in_their_range_and_in_the_image() -> None:
     draws = torch.rand(500, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64).tolist()
     for scale_draw in ("uniform", "log_uniform"):
         framing = Framing(16, crop="random_scale", side_range=(20, 40), scale_draw=scale_draw)
@@ -261,9 +261,9 @@ def test_sides_in_pixels_stay_in_their_range_and_in_the_picture() -> None:
 
 def test_crop_and_flip_follow_the_position(folder: Path) -> None:
     data = make(folder, crop="random_scale", flip=True)
-    stream = Stream(data.train_pictures, data.framing, seed=3)
-    plain = Stream(data.train_pictures, make(folder, crop="random_scale").framing, seed=3)
-    other = Stream(data.train_pictures, data.framing, seed=4)
+    stream = Stream(data.train_images, data.framing, seed=3)
+    plain = Stream(data.train_images, make(folder, crop="random_scale").framing, seed=3)
+    other = Stream(data.train_images, data.framing, seed=4)
     flipped = 0
     for position in range(40):
         image, unflipped = stream[position]["image"], plain[position]["image"]
@@ -291,11 +291,11 @@ def test_holes_are_drawn_by_position(folder: Path) -> None:
 # the stream
 
 
-def test_each_epoch_shows_every_picture_once_in_its_own_order(folder: Path) -> None:
+def test_each_epoch_shows_every_image_once_in_its_own_order(folder: Path) -> None:
     data = make(folder)
-    stream = Stream(data.train_pictures, data.framing)
+    stream = Stream(data.train_images, data.framing)
     epochs = [[stream[10 * epoch + place]["name"] for place in range(10)] for epoch in range(3)]
-    assert all(sorted(epoch) == [picture.name for picture in data.train_pictures] for epoch in epochs)
+    assert all(sorted(epoch) == [image.name for image in data.train_images] for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
 
 
@@ -316,7 +316,7 @@ def test_position_counts_the_samples_of_all_ranks(folder: Path) -> None:
         global_rank=1, world_size=2, fit_loop=SimpleNamespace(epoch_loop=loop)
     )
     assert data.position() == 7 * 4 * 2
-    data.load_state_dict({"position": 100, "batches": 5, "pictures": 0})
+    data.load_state_dict({"position": 100, "batches": 5, "images": 0})
     assert data.position() == 100 + 2 * 4 * 2
 
 
@@ -337,16 +337,16 @@ def test_workers_and_memory_change_nothing(folder: Path, tmp_path: Path) -> None
 
 @pytest.fixture
 def sources(tmp_path: Path) -> list[str]:
-    """Three folders of 7, 4 and 5 pictures, each of its own grey."""
+    """Three folders of 7, 4 and 5 images, each of its own grey."""
     for number, (source, count) in enumerate({"a": 7, "b": 4, "c": 5}.items()):
         (tmp_path / source).mkdir()
-        for picture in range(count):
-            Image.new("RGB", (9, 9), (60 * number,) * 3).save(tmp_path / source / f"{source}{picture}.png")
+        for image in range(count):
+            Image.new("RGB", (9, 9), (60 * number,) * 3).save(tmp_path / source / f"{source}{image}.png")
     return [str(tmp_path / source) for source in "abc"]
 
 
-def mixed(paths: list[str], **settings: object) -> PictureData:
-    data = PictureData(paths, **({"val_count": 0, "size": 8, "batch_size": 2} | settings))
+def mixed(paths: list[str], **settings: object) -> ImageDataModule:
+    data = ImageDataModule(paths, **({"val_count": 0, "size": 8, "batch_size": 2} | settings))
     data.setup("fit")
     return data
 
@@ -376,13 +376,13 @@ def test_each_source_goes_through_its_own_epochs(sources: list[str]) -> None:
         assert all(sorted(epoch) == [f"{source}{number}.png" for number in range(count)] for epoch in epochs)
         assert len(set(map(tuple, epochs))) > 3, "in another order each time"
     image = stream[names.index("c0.png")]["image"]
-    assert torch.allclose(image, torch.full_like(image, 120 / 255 * 2 - 1)), "the picture of that name"
+    assert torch.allclose(image, torch.full_like(image, 120 / 255 * 2 - 1)), "the image of that name"
 
 
 def test_without_weights_the_list_is_one_source(sources: list[str]) -> None:
     """The order is that of a single permutation of all, which earlier versions drew."""
     data = mixed(sources, seed=3)
-    names = [picture.name for picture in data.train_pictures]
+    names = [image.name for image in data.train_images]
     for epoch in range(2):
         order = torch.randperm(16, generator=generator(3, "order", epoch)).tolist()
         drawn = [data.stream()[16 * epoch + place]["name"] for place in range(16)]
@@ -392,20 +392,20 @@ def test_without_weights_the_list_is_one_source(sources: list[str]) -> None:
     assert [one[position]["name"] for position in range(20)] == [alone[position]["name"] for position in range(20)]
 
 
-def test_held_out_pictures_of_several_sources(sources: list[str]) -> None:
+def test_held_out_images_of_several_sources(sources: list[str]) -> None:
     data = mixed(sources, weights=[1, 1, 1], val_count=6)
     trained = {data.stream()[position]["name"] for position in range(60)}
-    held_out = {picture.name for picture in data.val_pictures}
+    held_out = {image.name for image in data.val_images}
     assert len(held_out) == 6
-    assert trained == {picture.name for picture in data.train_pictures}
+    assert trained == {image.name for image in data.train_images}
     assert len(trained) == 10
     assert not trained & held_out
     names = [data.stream()[position]["name"][0] for position in range(60)]
     assert [names.count(source) for source in "abc"] == [20, 20, 20]
-    with pytest.raises(ValueError, match="has a weight and no picture left"):
+    with pytest.raises(ValueError, match="has a weight and no image left"):
         mixed(sources, weights=[1, 1, 1], val_count=15)
     apart = mixed(sources[:1], val_path=sources[1:])
-    assert [picture.name[0] for picture in apart.val_pictures] == list("bbbbccccc")
+    assert [image.name[0] for image in apart.val_images] == list("bbbbccccc")
 
 
 @pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
@@ -415,13 +415,13 @@ def test_sources_with_weights_resume_in_the_middle(sources: list[str], tmp_path:
     trainer(tmp_path, callbacks=[keep], max_steps=12).fit(whole, mixed(sources, weights=[3, 2, 1]))
     checkpoint = tmp_path / "step=5.ckpt"
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="the training pictures, their weights")
+        warnings.filterwarnings("error", message="the training images, their weights")
         trainer(tmp_path, max_steps=12).fit(
             rest, mixed(sources, weights=[3, 2, 1], num_workers=1), ckpt_path=checkpoint, weights_only=True
         )
     assert rest.names == whole.names[5:]
     assert [name[0] for batch in whole.names for name in batch].count("a") == 12
-    with pytest.warns(UserWarning, match="the training pictures, their weights or the seed are not those"):
+    with pytest.warns(UserWarning, match="the training images, their weights or the seed are not those"):
         trainer(tmp_path, max_steps=6).fit(
             changed, mixed(sources, weights=[3, 1, 1]), ckpt_path=checkpoint, weights_only=True
         )
@@ -510,7 +510,7 @@ def test_resume_after_a_crash_with_another_batch_size(folder: Path, tmp_path: Pa
 def test_one_pass_of_lightning_is_the_whole_run(folder: Path, tmp_path: Path) -> None:
     epochs, limited = Recorder(), Recorder()
     by_epochs = trainer(tmp_path, max_epochs=3)
-    by_epochs.fit(epochs, make(folder, batch_size=4))  # 10 pictures: 3 batches an epoch
+    by_epochs.fit(epochs, make(folder, batch_size=4))  # 10 images: 3 batches an epoch
     assert [position for batch in epochs.seen for position in batch] == list(range(36))
     assert by_epochs.global_step == by_epochs.max_steps == 9
     assert by_epochs.max_epochs == -1
@@ -525,26 +525,26 @@ def test_one_pass_of_lightning_is_the_whole_run(folder: Path, tmp_path: Path) ->
 # validation
 
 
-def test_held_out_pictures_are_never_trained_on(folder: Path) -> None:
+def test_held_out_images_are_never_trained_on(folder: Path) -> None:
     before = make(folder, val_count=4)
     trained = {name for batch in before.train_dataloader() for name in batch["name"]}
     held_out = {name for batch in before.val_dataloader() for name in batch["name"]}
     assert len(held_out) == 4
     assert len(trained) == 8
     assert not trained & held_out
-    assert {picture.name for picture in make(folder, val_count=4, seed=9).val_pictures} == held_out
+    assert {image.name for image in make(folder, val_count=4, seed=9).val_images} == held_out
     mirrored = next(iter(make(folder, val_count=4, flip=True, crop="random", batch_size=4).val_dataloader()))
     centered = next(iter(make(folder, val_count=4, batch_size=4).val_dataloader()))
     assert torch.equal(mirrored["image"], centered["image"])
     shutil.copy(folder / "00.png", folder / "new.png")
-    after = {picture.name for picture in make(folder, val_count=4).val_pictures}
+    after = {image.name for image in make(folder, val_count=4).val_images}
     assert after == held_out or ("new.png" in after and len(after & held_out) == 3)
-    pictures = list_pictures(folder)
-    assert hold_out(pictures, 5)[1] == hold_out(pictures[::-1], 5)[1][::-1]
+    images = list_images(folder)
+    assert hold_out(images, 5)[1] == hold_out(images[::-1], 5)[1][::-1]
 
 
 @pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
-def test_validation_shows_every_picture_once_over_all_ranks(folder: Path, tmp_path: Path) -> None:
+def test_validation_shows_every_image_once_over_all_ranks(folder: Path, tmp_path: Path) -> None:
     data = make(folder, val_path=str(folder), batch_size=2)
     one = Recorder()
     trainer(tmp_path).validate(one, data, verbose=False)
@@ -557,13 +557,13 @@ def test_validation_shows_every_picture_once_over_all_ranks(folder: Path, tmp_pa
             seen += batch["position"].tolist()
             names += batch["name"]
     assert sorted(seen) == list(range(12))
-    assert sorted(names) == [picture.name for picture in data.val_pictures]
+    assert sorted(names) == [image.name for image in data.val_images]
 
 
 def test_photographs_of_scikit_image(tmp_path: Path) -> None:
-    data = PictureData("skimage", crop="random_scale", size=16, val_count=5)
+    data = ImageDataModule("skimage", crop="random_scale", size=16, val_count=5)
     data.setup("validate")
-    assert [picture.name for picture in data.train_pictures] == list(SKIMAGE_TRAIN)
+    assert [original.name for original in data.train_images] == list(SKIMAGE_TRAIN)
     batch = next(iter(data.val_dataloader()))
     assert batch["name"] == [SKIMAGE_HELD_OUT[index % 2] for index in range(5)]
     assert len({image.numpy().tobytes() for image in batch["image"]}) == 5

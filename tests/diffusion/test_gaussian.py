@@ -70,15 +70,15 @@ def test_the_unconditional_chain_with_the_true_kernel_returns_the_data():
     chain = [Uniform(linear_betas()).noise(torch.tensor([t])) for t in spaced_times(1000, 50)]
     d = WORLD.hole.numel()
     law = propagate(WORLD, chain, mean=torch.zeros(d, dtype=DOUBLE), covariance=torch.eye(d, dtype=DOUBLE), exact=True)
-    assert kl(*law, WORLD.prior.mean.flatten(), WORLD.prior.covariance) < 1e-3
+    assert kl(*law, WORLD.denoiser.mean.flatten(), WORLD.denoiser.covariance) < 1e-3
 
 
 def test_the_sampler_itself_follows_the_propagated_law():
     """The loop as users run it, 4000 samples: mean and covariance within four standard errors of the propagated ones."""
     rows, steps = 4000, 20
     task = Task.from_image(WORLD.y.expand(rows, -1, -1, -1), WORLD.hole.expand(rows, -1, -1, -1))
-    with KeyedNoise(0, range(rows)) as tape:
-        sample = Sampler(PROCESS, steps=steps)(WORLD.prior, task, noise=tape)
+    with KeyedNoise(0, range(rows)) as noise:
+        sample = Sampler(PROCESS, steps=steps)(WORLD.denoiser, task, noise=noise)
     known = (WORLD.hole == 0).expand_as(sample.raw)
     assert torch.equal(sample.raw[known], WORLD.y.expand_as(sample.raw)[known])
     drawn = sample.raw.flatten(1)[:, WORLD.inside]
@@ -94,7 +94,7 @@ def test_gaussian_prior_with_per_pixel_levels():
     noise = PROCESS.noise(torch.tensor([600]), REGIONS)
     x = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=DOUBLE)
     x = torch.where(WORLD.hole == 1, x, WORLD.y)
-    estimate = WORLD.prior.denoise(x, noise).x0
+    estimate = WORLD.denoiser.denoise(x, noise).x0
     torch.testing.assert_close(estimate[WORLD.hole == 0], WORLD.y[WORLD.hole == 0], rtol=0, atol=1e-10)
     mean, covariance = WORLD.posterior()  # given the known pixels; then condition on the noisy hole
     a, s = noise.alpha[0, 1], noise.sigma[0, 1]
@@ -102,15 +102,15 @@ def test_gaussian_prior_with_per_pixel_levels():
     gain = a * covariance @ torch.linalg.inv(a**2 * covariance + s**2 * torch.eye(16, dtype=DOUBLE))
     expected = mean + gain @ (x.flatten()[inside] - a * mean)
     torch.testing.assert_close(estimate.flatten()[inside], expected, rtol=0, atol=1e-10)
-    left = WORLD.prior.posterior_covariance(noise)[0]
+    left = WORLD.denoiser.posterior_covariance(noise)[0]
     torch.testing.assert_close(left, left.T, rtol=0, atol=1e-12)
     torch.testing.assert_close(left[inside][:, inside], s**2 / a * gain, rtol=0, atol=1e-10)
     scalar = Uniform(linear_betas()).noise(torch.tensor([600]))
-    values, vectors = torch.linalg.eigh(WORLD.prior.covariance)
-    mu = WORLD.prior.mean.flatten()
+    values, vectors = torch.linalg.eigh(WORLD.denoiser.covariance)
+    mu = WORLD.denoiser.mean.flatten()
     shrink = scalar.alpha * values / (scalar.alpha.square() * values + scalar.sigma.square())
     by_eigenvalues = mu + vectors @ (shrink[0] * (vectors.T @ (x.flatten() - scalar.alpha[0] * mu)))
-    torch.testing.assert_close(WORLD.prior.denoise(x, scalar).x0.flatten(), by_eigenvalues, rtol=0, atol=1e-10)
+    torch.testing.assert_close(WORLD.denoiser.denoise(x, scalar).x0.flatten(), by_eigenvalues, rtol=0, atol=1e-10)
 
 
 def test_soft_masks_sample_the_posterior_of_partly_noised_pixels():
@@ -122,7 +122,7 @@ def test_soft_masks_sample_the_posterior_of_partly_noised_pixels():
     start = chain[0]
     x = start.alpha_map() * WORLD.y * (hole < 1)
     law = propagate(WORLD, chain, mean=x.flatten(), covariance=torch.zeros(64, 64, dtype=DOUBLE), exact=True)
-    exact = WORLD.prior.denoise(x, start).x0.flatten(), WORLD.prior.posterior_covariance(start)[0]
+    exact = WORLD.denoiser.denoise(x, start).x0.flatten(), WORLD.denoiser.posterior_covariance(start)[0]
     moving = hole.flatten() > 0
     torch.testing.assert_close(law[0][moving], exact[0][moving], rtol=0, atol=1e-6)
     torch.testing.assert_close(law[1], exact[1], rtol=0, atol=1e-6)

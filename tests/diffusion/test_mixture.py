@@ -45,8 +45,8 @@ def fill(method, *, rows, steps, y=Y):
     task = Task.from_image(y.expand(rows, -1, -1, -1), HOLE.expand(rows, -1, -1, -1))
     assert isinstance(method, SamplingMethod)
     sampler = Sampler(method.process(Uniform(linear_betas()), "adm"), (method,), **vars(method.choose(steps=steps)))
-    with KeyedNoise(0, range(rows)) as tape:
-        return sampler(PRIOR, task, noise=tape).raw.flatten(1)[:, INSIDE]
+    with KeyedNoise(0, range(rows)) as noise:
+        return sampler(PRIOR, task, noise=noise).raw.flatten(1)[:, INSIDE]
 
 
 def test_the_denoiser_is_the_gradient_of_the_log_density():

@@ -156,9 +156,9 @@ def test_the_error_falls_with_the_order_of_the_solver(solver, order):
 
     def end(steps, solver=solver):
         task = Task.from_image(WORLD.y, WORLD.hole)
-        with KeyedNoise(0, range(1)) as tape:
+        with KeyedNoise(0, range(1)) as noise:
             sampler = Sampler(RegionAware(BETAS), (METHODS["rad"](),), steps=steps, solver=solver, spacing="logsnr")
-            return sampler(WORLD.prior, task, noise=tape).raw
+            return sampler(WORLD.denoiser, task, noise=noise).raw
 
     exact = end(1000, "dpm++2m")
     errors = [float((end(steps) - exact).square().mean().sqrt()) for steps in (25, 50, 100)]
@@ -231,8 +231,8 @@ def test_rad_calls_the_network_once_a_step_and_keeps_known_pixels(spacing, eta):
         sampler = Sampler(
             RegionAware(BETAS), (METHODS["rad"](),), steps=steps, solver="dpm++2m", spacing=spacing, eta=eta
         )
-        with KeyedNoise(0, range(1)) as tape:
-            sample = sampler(WORLD.prior, Task.from_image(WORLD.y, soft), noise=tape)
+        with KeyedNoise(0, range(1)) as noise:
+            sample = sampler(WORLD.denoiser, Task.from_image(WORLD.y, soft), noise=noise)
         assert sample.nfe == sampler.cost.nfe == steps
         assert torch.equal(sample.raw[soft == 0], WORLD.y[soft == 0])
         assert bool(sample.raw.isfinite().all())

@@ -1,4 +1,4 @@
-"""The report in a browser without a network: every picture is drawn, heads of columns sort, nothing is asked for."""
+"""The report in a browser without a network: every image is drawn, heads of columns sort, nothing is asked for."""
 
 import json
 import shutil

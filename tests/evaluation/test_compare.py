@@ -36,7 +36,7 @@ class Averages(Extractor):
     """A perceptual distance and features without a network."""
 
     def __init__(self, name: str = "means", weights: str = "00") -> None:
-        self.passport = {"extractor": name, "weights": weights}
+        self.provenance = {"extractor": name, "weights": weights}
         self.distance_name, self.frechet_name, self.kernel_name = f"perceptual/{name}", f"fd/{name}", f"kd/{name}"
 
     def features(self, images: Tensor) -> Tensor:
@@ -216,9 +216,9 @@ def test_references_beyond_the_results_count_in_every_distance_between_sets(tree
     precision, recall = (some(made, originals, NAMES).mean().item() for some in (metrics.precise, metrics.recalled))
     assert (values["precision/means"], values["recall/means"]) == pytest.approx((precision, recall))
     assert precision != recall
-    passports = {metric.name: metric.passport for metric in found.metrics}
-    assert passports["fd/means"]["references"] == "20, the originals of these results among them"
-    assert passports["fd-crop/means"]["references"] == "crops of the originals of the images of the row"
+    provenance = {metric.name: metric.provenance for metric in found.metrics}
+    assert provenance["fd/means"]["references"] == "20, the originals of these results among them"
+    assert provenance["fd-crop/means"]["references"] == "crops of the originals of the images of the row"
     assert any("originals of these results are among the references" in note for note in found.notes)
 
 
@@ -314,11 +314,13 @@ def test_tables_hold_what_the_comparison_holds(compared: Comparison, tree: tuple
         for name, value in one.values.items():
             found = [float(line[key] or "nan") for key in (name, f"{name}_low", f"{name}_high")]
             assert found == pytest.approx([value.value, value.low, value.high], rel=1e-6, nan_ok=True)
-    passports = json.loads((tree[0] / "passports.json").read_text())
-    assert set(passports["metrics"]) == {metric.name for metric in compared.metrics}
-    assert passports["metrics"]["fd/means"]["passport"]["references"] == "8, the originals of these results among them"
-    assert passports["rows"][0]["references"] == "8"
-    assert passports["rows"][0]["masks hash"] != passports["rows"][-1]["masks hash"]
+    provenance = json.loads((tree[0] / "provenance.json").read_text())
+    assert set(provenance["metrics"]) == {metric.name for metric in compared.metrics}
+    assert (
+        provenance["metrics"]["fd/means"]["provenance"]["references"] == "8, the originals of these results among them"
+    )
+    assert provenance["rows"][0]["references"] == "8"
+    assert provenance["rows"][0]["masks hash"] != provenance["rows"][-1]["masks hash"]
     assert not list(tree[0].rglob("*.tmp"))
 
 
@@ -597,7 +599,7 @@ def test_costs_are_those_of_one_sample(tmp_path: Path):
         (results / "run.json").unlink(missing_ok=True)
 
 
-def test_a_picture_called_raw_is_no_raw_output(tmp_path: Path):
+def test_an_image_called_raw_is_no_raw_output(tmp_path: Path):
     results, references = make_tree(tmp_path, methods={"rad": 0.1}, masks=("wide",))
     for folder in (references, results / "wide/masks", results / "wide/rad"):
         shutil.copy(folder / "2.png", folder / "0-raw.png")
@@ -617,7 +619,7 @@ def test_raw_outputs_are_scored_where_they_are(tmp_path: Path):
     assert len(found.results) == 2 * len(NAMES)
 
 
-def test_samples_are_told_from_pictures_whose_names_end_in_numbers(tmp_path: Path):
+def test_samples_are_told_from_images_whose_names_end_in_numbers(tmp_path: Path):
     for name in ("a", "a-0", "b-0", "b-1", "c-7", "c-x"):
         save(tmp_path / f"{name}.png", smooth(0))
     find = partial(find_results, tmp_path, notes=[])
@@ -766,7 +768,7 @@ def test_one_mask_for_all_and_results_of_any_format(tree: tuple[Path, Path], tmp
 def test_errors_of_others_folders(tree: tuple[Path, Path], tmp_path: Path):
     folders, mask = {"rad": tree[0] / "wide/rad"}, tree[0] / "wide/masks"
     save(tmp_path / "empty/elsewhere.png", smooth(0))
-    with pytest.raises(ValueError, match="no picture called like a reference"):
+    with pytest.raises(ValueError, match="no image called like a reference"):
         evaluate_folders({"x": tmp_path / "empty"}, references=tree[1], mask=mask, output=tmp_path)
     with pytest.raises(ValueError, match="no mask in"):
         evaluate_folders(folders, references=tree[1], mask=tmp_path / "empty", output=tmp_path / "out")
@@ -781,7 +783,7 @@ def test_command_on_a_tree(tree: tuple[Path, Path], tmp_path: Path, capsys: pyte
     results, _ = copied(tree, tmp_path)
     assert command.main(["--results", str(results)]) == 0
     said = capsys.readouterr()
-    names = ("metrics.csv", "sets.csv", "passports.json", "summary.md", "report.html")
+    names = ("metrics.csv", "sets.csv", "provenance.json", "summary.md", "report.html")
     assert said.out.split() == [str(results / name) for name in names]
     assert all((results / name).is_file() for name in names)
     assert "pixels only" in said.err

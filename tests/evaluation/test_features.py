@@ -1,4 +1,4 @@
-"""Feature networks: distances in closed form, passports, standard networks from a cache of random weights, errors."""
+"""Feature networks: distances in closed form, provenance, standard networks from a cache of random weights, errors."""
 
 import json
 import sys
@@ -17,7 +17,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 
 from rad.evaluation import classifier
 from rad.evaluation.features import Extractor, feature_net, inception, lpips, tensors_hash
-from tests.conftest import random_picture
+from tests.conftest import random_image
 from tests.rounding import assert_same
 
 NATURE = Path(__file__).parents[2] / "checkpoints" / "features-nature64"
@@ -185,20 +185,20 @@ def test_range_and_mean_are_applied(tmp_path: Path) -> None:
     grey = flat(0.25, 0.5, 1)
     net = feature_net(scripted(tmp_path, Image(), range=[-1, 1]))
     assert net.features(grey).tolist() == [pytest.approx([-0.5, 0, 1])]
-    assert net.passport["range"] == "[-1,1]"
+    assert net.provenance["range"] == "[-1,1]"
     net = feature_net(scripted(tmp_path, Image(), range=[0, 255]))
     assert net.features(grey).tolist() == [pytest.approx([63.75, 127.5, 255])]
     net = feature_net(scripted(tmp_path, Image(), mean=[0.25, 0.25, 0.5], std=[0.5, 0.25, 0.125]))
     assert net.features(grey).tolist() == [pytest.approx([0, 1, 4])]
-    assert net.passport["range"] == "mean 0.25 0.25 0.5; std 0.5 0.25 0.125"
+    assert net.provenance["range"] == "mean 0.25 0.25 0.5; std 0.5 0.25 0.125"
 
 
 def test_images_of_any_size_are_resized(tmp_path: Path) -> None:
-    """Enlarging and reducing keep the mean of a picture; a network for 16x16 gets no other."""
+    """Enlarging and reducing keep the mean of an image; a network for 16x16 gets no other."""
     net = feature_net(scripted(tmp_path, Strict(), size=16, resize="bicubic"))
     for height, width in ((5, 9), (16, 16), (33, 20), (1, 1)):
         assert net.features(torch.full((2, 3, height, width), 0.5)).shape == (2, 768)
-    assert net.passport["resize"] == "bicubic (antialias) to 16x16"
+    assert net.provenance["resize"] == "bicubic (antialias) to 16x16"
     stripes = torch.zeros(1, 3, 32, 32)
     stripes[..., ::2] = 1  # with antialias grey, without it black or white
     net = feature_net(scripted(tmp_path, Strict(), size=[16, 16]))
@@ -207,7 +207,7 @@ def test_images_of_any_size_are_resized(tmp_path: Path) -> None:
     bright[..., :2] = 1  # bicubic overshoots, and is clamped
     net = feature_net(scripted(tmp_path, Strict(), size=16, resize="bicubic"))
     assert net.features(bright).aminmax() == (0, 1)
-    assert feature_net(scripted(tmp_path, Image())).passport["resize"] == "none"
+    assert feature_net(scripted(tmp_path, Image())).provenance["resize"] == "none"
 
 
 def test_features_alone_give_no_distance(tmp_path: Path) -> None:
@@ -217,16 +217,16 @@ def test_features_alone_give_no_distance(tmp_path: Path) -> None:
 
 
 def test_script_hash_depends_on_its_program(tmp_path: Path) -> None:
-    hashes = {feature_net(scripted(tmp_path, module)).passport["weights"] for module in (Image(), Two())}
+    hashes = {feature_net(scripted(tmp_path, module)).provenance["weights"] for module in (Image(), Two())}
     assert len(hashes) == 2
 
 
 def test_resnet(resnet: Path) -> None:
     net = feature_net(resnet)
     assert (net.distance_name, net.frechet_name, net.kernel_name) == ("perceptual/tiny", "fd/tiny", "kd/tiny")
-    assert set(net.passport) == KEYS
-    assert net.passport["resize"] == "bilinear (antialias) to 32x32"
-    assert net.passport["layers"] == "features flatten, distance relu layer1"
+    assert set(net.provenance) == KEYS
+    assert net.provenance["resize"] == "bilinear (antialias) to 32x32"
+    assert net.provenance["layers"] == "features flatten, distance relu layer1"
     check_distance(net)
     check_features(net, 512)
     assert net.features(random_images(1, 3, 5, 9)).shape == (1, 512)
@@ -251,10 +251,10 @@ def test_loading_draws_nothing(resnet: Path) -> None:
 
 def test_hash_changes_with_one_weight(resnet: Path, changed: Callable[..., Path]) -> None:
     weights = load_file(resnet / "model.safetensors")
-    before = feature_net(resnet).passport["weights"]
-    assert feature_net(changed()).passport["weights"] == before
+    before = feature_net(resnet).provenance["weights"]
+    assert feature_net(changed()).provenance["weights"] == before
     weights["layer1.0.conv1.weight"][3, 2, 1, 0] += 0.01
-    assert feature_net(changed(weights)).passport["weights"] != before
+    assert feature_net(changed(weights)).provenance["weights"] != before
     assert len(before) == 16
 
 
@@ -343,7 +343,7 @@ def test_lpips_from_a_cache(hub: Path) -> None:
     before = torch.get_rng_state()
     net = lpips("squeeze")
     assert torch.equal(before, torch.get_rng_state())
-    assert set(net.passport) == KEYS
+    assert set(net.provenance) == KEYS
     assert (net.distance_name, net.frechet_name, net.kernel_name) == ("lpips/squeeze", None, None)
     check_distance(net)
     assert net.distance(random_images(1, 3, 5, 9), random_images(1, 3, 5, 9, seed=1)).shape == (1,)
@@ -376,7 +376,7 @@ def test_inception_from_a_cache(hub: Path, monkeypatch: pytest.MonkeyPatch) -> N
         state = source.FeatureExtractorInceptionV3("random", ["2048"]).state_dict()
     torch.save(state, hub / source.URL_INCEPTION_V3.rsplit("/", 1)[-1])
     net = inception()
-    assert set(net.passport) == KEYS
+    assert set(net.provenance) == KEYS
     assert (net.distance_name, net.frechet_name, net.kernel_name) == (None, "fid/inception", "kid/inception")
     seen: list[Tensor] = []
     real = type(net._net).forward  # pyright: ignore[reportAttributeAccessIssue]
@@ -408,16 +408,16 @@ def test_augmentation_moves_mirrors_and_coarsens() -> None:
 
 
 def test_classifier_learns_and_can_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Red and blue pictures: the classes are the names of the folders.
+    """Red and blue images: the classes are the names of the folders.
 
     The learning rate belongs to batches of 8. With that of 128 the logits pass 1000, and it is chance what is learned.
     """
     for name, tint in (("blue", (60, 60, 250)), ("red", (250, 60, 60))):
         (tmp_path / "data" / name).mkdir(parents=True)
         for number in range(8):
-            picture = random_picture(40, 32, seed=number).point([value // 8 for value in range(256)] * 3)
-            picture.paste(tint, (0, 0, 32, 30))
-            picture.save(tmp_path / "data" / name / f"{number}.png")
+            image = random_image(40, 32, seed=number).point([value // 8 for value in range(256)] * 3)
+            image.paste(tint, (0, 0, 32, 30))
+            image.save(tmp_path / "data" / name / f"{number}.png")
     data, output = str(tmp_path / "data"), tmp_path / "net"
     options = ["--data", data, "--val_data", data, "--output", str(output), "--name", "two", "--size", "32"]
     assert classifier.main([*options, "--epochs", "10", "--batch_size", "8", "--learning_rate", "0.005"]) == 0
@@ -427,7 +427,7 @@ def test_classifier_learns_and_can_be_read(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_classes_are_folders(tmp_path: Path) -> None:
-    random_picture(8, 8).save(tmp_path / "loose.png")
+    random_image(8, 8).save(tmp_path / "loose.png")
     assert "in no folder" in one_line(lambda: classifier.read_classes(tmp_path, size=8))
     (tmp_path / "new").mkdir()
     (tmp_path / "loose.png").rename(tmp_path / "new" / "a.png")

@@ -372,16 +372,16 @@ def test_names_of_crops_and_of_other_metrics_of_an_extractor():
 
 
 def test_every_metric_says_what_it_depends_on():
-    passport = {"extractor": "net", "weights": "0123"}
+    provenance = {"extractor": "net", "weights": "0123"}
     described = [
         *metrics.pixel_metrics(raw=True),
-        *metrics.distance_metrics("perceptual/net", passport, samples=True),
-        *metrics.set_metrics("fd/net", "kd/net", passport, references={"references": "5"}),
+        *metrics.distance_metrics("perceptual/net", provenance, samples=True),
+        *metrics.set_metrics("fd/net", "kd/net", provenance, references={"references": "5"}),
     ]
     names = [metric.name for metric in described]
     assert len(set(names)) == len(names) == len({metric.title for metric in described})
-    assert all("region" in metric.passport for metric in described)
-    assert all(metric.passport["weights"] == "0123" for metric in described if "/" in metric.name)
+    assert all("region" in metric.provenance for metric in described)
+    assert all(metric.provenance["weights"] == "0123" for metric in described if "/" in metric.name)
     better = {metric.name: metric.better for metric in described}
     assert better["psnr-hole"] == better["ssim"] == better["recall/net"] == better["precision-crop/net"] == "higher"
     assert better["seam"] == better["fd/net"] == better["kd-crop/net"] == better["perceptual-crop/net"] == "lower"

@@ -1,4 +1,4 @@
-"""The report says what the comparison says: order, marks, groups, pictures; and asks nothing of a network."""
+"""The report says what the comparison says: order, marks, groups, images; and asks nothing of a network."""
 
 import math
 import re
@@ -19,7 +19,7 @@ from rad.evaluation import report
 from rad.evaluation.plots import _overlap, plot_quality
 from rad.evaluation.report import open_reference, write_report
 from rad.evaluation.results import Comparison, Cost, Difference, Interval, Metric, Result, Row
-from rad.images.sources import list_pictures
+from rad.images.sources import list_images
 
 PSNR = Metric("psnr", "PSNR", "higher", 2, {"library": "torchmetrics 1.9", "range": "[0, 1]"})
 LPIPS = Metric("lpips/small", "LPIPS small", "lower", 3, {"extractor": "small", "weights": "sha256 0123abcd"})
@@ -63,7 +63,7 @@ class Page(HTMLParser):
 def example(
     folder: Path, *, masks: Sequence[str] = ("wide",), images: int = 4, size: int = 8, **methods: Any
 ) -> Comparison:
-    """Noise as pictures; PSNR of image i is the method's value plus i, its LPIPS falls likewise."""
+    """Noise as images; PSNR of image i is the method's value plus i, its LPIPS falls likewise."""
     random = np.random.default_rng(0)
     chosen = methods or METHODS
     rows, results = [], []
@@ -112,7 +112,7 @@ def table(summary: str) -> list[list[str]]:
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
 
 
-def pictures(page: Page, alt: str) -> list[bytes]:
+def images(page: Page, alt: str) -> list[bytes]:
     return [b64decode(image["src"].split(",", 1)[1]) for image in page.find("img", alt=alt)]
 
 
@@ -253,17 +253,17 @@ def test_a_single_row_is_not_best_and_unknown_values_come_last(tmp_path: Path) -
 
 
 @pytest.mark.usefixtures("no_plots")
-def test_pictures_are_the_files_and_holes_are_grey(tmp_path: Path) -> None:
+def test_images_are_the_files_and_holes_are_grey(tmp_path: Path) -> None:
     comparison = example(tmp_path / "data")
     page = written(comparison, tmp_path)[1]
     for result in comparison.results:
-        shown = pictures(page, f"{result.image}, filled by {result.method}")
+        shown = images(page, f"{result.image}, filled by {result.method}")
         assert shown
         assert all(data == result.file.read_bytes() for data in shown)
     result = comparison.results[0]
     truth = np.asarray(Image.open(result.reference))
-    assert np.array_equal(np.asarray(Image.open(BytesIO(pictures(page, f"{result.image}, original")[0]))), truth)
-    given = np.asarray(Image.open(BytesIO(pictures(page, f"{result.image}, with its hole grey")[0])))
+    assert np.array_equal(np.asarray(Image.open(BytesIO(images(page, f"{result.image}, original")[0]))), truth)
+    given = np.asarray(Image.open(BytesIO(images(page, f"{result.image}, with its hole grey")[0])))
     assert (given[:, :2] == 128).all()  # the hole is the left quarter
     assert np.array_equal(given[:, 2:], truth[:, 2:])
     image = page.find("img")[0]
@@ -294,7 +294,7 @@ def test_names_are_text(tmp_path: Path) -> None:
     results = [replace(result, image=evil, method=evil, mask=evil) for result in comparison.results[:1]]
     rows = [replace(comparison.rows[0], method=evil, mask=evil)]
     run = {"runs": [{"command": evil, "environment": {evil: evil}}], evil: {evil: [evil]}}
-    metrics = [replace(PSNR, title=evil, passport={evil: evil})]
+    metrics = [replace(PSNR, title=evil, provenance={evil: evil})]
     comparison = Comparison(metrics, rows, results, evil, "psnr", run, [evil])
     summary, page = written(comparison, tmp_path)
     assert len(page.find("script")) == 1
@@ -307,17 +307,17 @@ def test_names_are_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_plots")
-def test_large_pictures_are_reduced_and_the_page_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_images_are_reduced_and_the_page_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     comparison = example(tmp_path / "data", images=1, size=300, only=(20.0, 10, 1.0))
     page = written(comparison, tmp_path)[1]
-    shown = Image.open(BytesIO(pictures(page, "part/image0, filled by only")[0]))
+    shown = Image.open(BytesIO(images(page, "part/image0, filled by only")[0]))
     assert shown.format == "WEBP"
     assert shown.size == (256, 256)
     assert not page.find("img", **{"class": "tiny"})
     before = (tmp_path / "report.html").stat().st_size
     monkeypatch.setattr(report, "PAGE_BYTES", 100_000)
     page = written(comparison, tmp_path)[1]
-    shown = Image.open(BytesIO(pictures(page, "part/image0, filled by only")[0]))
+    shown = Image.open(BytesIO(images(page, "part/image0, filled by only")[0]))
     assert max(shown.size) < 256
     assert (tmp_path / "report.html").stat().st_size < before
     assert f"at most {max(shown.size)} pixels" in (tmp_path / "report.html").read_text(encoding="utf-8")
@@ -371,12 +371,12 @@ def test_samples_and_missing_images_are_named(tmp_path: Path) -> None:
     comparison = replace(comparison, results=second + comparison.results)
     summary, page = written(comparison, tmp_path)
     assert {row[0]: row[4] for row in table(summary)}["slow (baseline)"] == "4 × 2 (1 missing)"
-    assert pictures(page, "part/image0, sample 1, filled by slow")
+    assert images(page, "part/image0, sample 1, filled by slow")
     assert {case.result.sample for _, row in report._mask_set(comparison, "wide").sheet for case in row.values()} == {0}
 
 
 @pytest.mark.usefixtures("no_plots")
-def test_missing_pictures_and_runs_do_not_stop_the_report(tmp_path: Path) -> None:
+def test_missing_images_and_runs_do_not_stop_the_report(tmp_path: Path) -> None:
     comparison = replace(example(tmp_path / "data"), run={}, notes=[])
     comparison.results[0].file.unlink()
     comparison.results[0].hole.unlink()
@@ -428,31 +428,31 @@ def test_references_out_of_a_zip(tmp_path: Path) -> None:
     result = comparison.results[0]
     with zipfile.ZipFile(tmp_path / "all.ZIP", "w") as archive:
         archive.write(str(result.reference), "a/one.png")
-        archive.writestr("a/two.png", b"no picture")
-    one, two = list_pictures(tmp_path / "all.ZIP")
+        archive.writestr("a/two.png", b"no image")
+    one, two = list_images(tmp_path / "all.ZIP")
     assert np.array_equal(open_reference(replace(result, reference=one)), open_reference(result))
     for wrong in (two, tmp_path / "none.png"):
-        with pytest.raises(ValueError, match=r"cannot read picture .*(two|none)"):
+        with pytest.raises(ValueError, match=r"cannot read image .*(two|none)"):
             open_reference(replace(result, reference=wrong))
     white = Image.new("RGB", (8, 8), "white")
     write_report(comparison, tmp_path, open_reference=lambda _: white)
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
-    assert (np.asarray(Image.open(BytesIO(pictures(page, "part/image0, original")[0]))) == 255).all()
+    assert (np.asarray(Image.open(BytesIO(images(page, "part/image0, original")[0]))) == 255).all()
 
 
 def test_the_plot_has_a_point_or_a_line_for_each_method(tmp_path: Path) -> None:
     rows = example(tmp_path, images=0).rows
-    picture = plot_quality(rows, PSNR, families=["slow", "good", "mean"], prefix="p")
-    assert picture is not None
-    assert picture.startswith("<svg")
-    texts = re.findall(r"<text[^>]*>([^<]*)</text>", picture)
+    image = plot_quality(rows, PSNR, families=["slow", "good", "mean"], prefix="p")
+    assert image is not None
+    assert image.startswith("<svg")
+    texts = re.findall(r"<text[^>]*>([^<]*)</text>", image)
     for method in METHODS:
         assert texts.count(method) == 2  # once in each panel
     assert "PSNR (higher is better)" in texts
-    assert "stroke-dasharray" in picture
+    assert "stroke-dasharray" in image
     calls = ["20", "50", "100"]
     assert [text for text in texts if text in calls][:3] == calls
-    assert plot_quality(rows, PSNR, families=["slow", "good", "mean"], prefix="p") == picture
+    assert plot_quality(rows, PSNR, families=["slow", "good", "mean"], prefix="p") == image
     unknown = [replace(row, cost=Cost()) for row in rows]
     assert plot_quality(unknown, PSNR, families=["slow", "good", "mean"], prefix="p") is None
     assert plot_quality(rows, FRECHET, families=["slow", "good", "mean"], prefix="p") is None
@@ -469,12 +469,12 @@ def test_costs_that_hardly_differ_have_ticks(tmp_path: Path) -> None:
 def test_intervals_of_the_plot_reach_as_far_as_they_do(tmp_path: Path) -> None:
     """The bar of an interval that is long below its value is as long below its marker."""
     row = Row("wide", "slow", "0", 4, 1, {"psnr": Interval(20, 12, 21)}, cost=Cost(100))
-    picture = plot_quality([row], PSNR, families=["slow"], prefix="p")
-    assert picture is not None
-    bars = re.search(r'id="p-LineCollection_1">.*?d="M [\d.]+ ([\d.]+) \s*L [\d.]+ ([\d.]+)', picture, re.DOTALL)
+    image = plot_quality([row], PSNR, families=["slow"], prefix="p")
+    assert image is not None
+    bars = re.search(r'id="p-LineCollection_1">.*?d="M [\d.]+ ([\d.]+) \s*L [\d.]+ ([\d.]+)', image, re.DOTALL)
     assert bars is not None
     lowest, highest = sorted(map(float, bars.groups()), reverse=True)  # y of SVG points down
-    marker = re.findall(r'<use xlink:href="#p-[^"]*" x="[\d.]+" y="([\d.]+)" style="fill: #1f5f8b', picture)
+    marker = re.findall(r'<use xlink:href="#p-[^"]*" x="[\d.]+" y="([\d.]+)" style="fill: #1f5f8b', image)
     assert lowest - highest > 0
     inside = [float(y) for y in marker if highest + 0.1 < float(y) < lowest - 0.1]
     assert inside != []

@@ -1,4 +1,4 @@
-"""Tars, LMDB and Hugging Face datasets give what a folder of the same pictures gives, at any position, in any process."""
+"""Tars, LMDB and Hugging Face datasets give what a folder of the same images gives, at any position, in any process."""
 
 import os
 import pickle
@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from rad.cli import main as cli
 from rad.cli import sample_options as sampling
 from rad.cli.plan import Label, make_plan
-from rad.data.module import PictureData
+from rad.data.module import ImageDataModule
 from rad.evaluation.layout import by_name
-from rad.images.sources import Listing, Picture, absolute, list_pictures, stems
+from rad.images.sources import ImageFile, Listing, absolute, list_images, stems
 from rad.masks.shapes import make
 from rad.rng import key, key_of
-from tests.conftest import SIZE, box_hole, random_picture
+from tests.conftest import SIZE, box_hole, random_image
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = ("tar", "pattern", "lmdb", "hf")
@@ -36,9 +36,9 @@ KINDS = ("tar", "pattern", "lmdb", "hf")
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Ten pictures in two folders: JPEG, PNG of 8 and 16 bits, one that its EXIF data turns, several sizes."""
+    """Ten images in two folders: JPEG, PNG of 8 and 16 bits, one that its EXIF data turns, several sizes."""
     noise = np.random.default_rng(0)
-    root = tmp_path / "pictures"
+    root = tmp_path / "images"
     for number in range(10):
         file = root / f"s-{number // 5}" / f"{number:02d}.{'jpg' if number % 3 else 'png'}"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -74,9 +74,9 @@ def write_rows(folder: Path, files: Sequence[dict | None], **columns: list) -> P
     return folder
 
 
-def stored(picture: Picture) -> bytes:
-    """The file of a picture in an archive."""
-    file = picture.file()
+def stored(image: ImageFile) -> bytes:
+    """The file of an image in an archive."""
+    file = image.file()
     assert isinstance(file, BytesIO)
     return file.getvalue()
 
@@ -96,7 +96,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def convert(tmp_path: Path) -> Callable[[Path, str], str]:
-    """The same pictures as another kind of source."""
+    """The same images as another kind of source."""
 
     def made(folder: Path, kind: str) -> str:
         files = contents(folder)
@@ -108,16 +108,16 @@ def convert(tmp_path: Path) -> Callable[[Path, str], str]:
         where.mkdir()
         for shard in ("s-0", "s-1"):
             inside = {name.partition("/")[2]: data for name, data in files.items() if name.startswith(shard)}
-            inside = dict(reversed(inside.items())) | {"00.cls": b"7", "notes.txt": b"no picture"}
+            inside = dict(reversed(inside.items())) | {"00.cls": b"7", "notes.txt": b"no image"}
             write_tar(where / f"{shard}.tar", inside)
         return str(where if kind == "tar" else where / "s-{0..1}.tar")
 
     return made
 
 
-def load(path: str | Path | list[str], **settings: object) -> PictureData:
+def load(path: str | Path | list[str], **settings: object) -> ImageDataModule:
     defaults: dict = {"size": 8, "val_count": 0, "batch_size": 2, "crop": "random_scale", "flip": True}
-    data = PictureData(path if isinstance(path, list) else str(path), **(defaults | settings))
+    data = ImageDataModule(path if isinstance(path, list) else str(path), **(defaults | settings))
     data.setup("fit")
     return data
 
@@ -139,34 +139,34 @@ def test_batches_are_those_of_the_folder_with_workers_too(folder: Path, convert:
     source = convert(folder, kind)
     settings = {"val_count": 0 if kind == "hf" else 3, "masks": make("box"), "seed": 4}
     plain, other = load(folder, **settings), load(source, **settings, num_workers=2)
-    other.train_pictures[0].open()  # the handle is open before the workers are forked
-    for loader in (PictureData.train_dataloader, PictureData.val_dataloader):
+    other.train_images[0].open()  # the handle is open before the workers are forked
+    for loader in (ImageDataModule.train_dataloader, ImageDataModule.val_dataloader):
         here, there = list(loader(plain)), list(loader(other))
         assert len(here) == len(there)
         for one, two in zip(here, there, strict=True):
             assert kind == "hf" or one["name"] == two["name"]
             assert all(torch.equal(one[field], two[field]) for field in ("image", "position", "hole"))
-    assert len(plain.val_pictures) == len(other.val_pictures) == settings["val_count"]
+    assert len(plain.val_images) == len(other.val_images) == settings["val_count"]
     assert kind == "hf" or other.state_dict() == plain.state_dict()  # rows have numbers for names
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_listings_are_sequences_that_can_be_pickled_and_forked(folder: Path, convert: Callable, kind: str) -> None:
-    listed = list_pictures(convert(folder, kind))
+    listed = list_images(convert(folder, kind))
     files = [(folder / name).read_bytes() for name in contents(folder)]
     assert isinstance(listed, Listing)
-    assert [stored(picture) for picture in listed] == files
+    assert [stored(image) for image in listed] == files
     again = pickle.loads(pickle.dumps(listed))
-    assert [stored(picture) for picture in again] == files
+    assert [stored(image) for image in again] == files
     assert listed[-1] == listed[9] == list(listed)[9] == listed[2:][7]
-    assert len({picture.name for picture in listed}) == len(set(listed)) == 10
+    assert len({image.name for image in listed}) == len(set(listed)) == 10
     with pytest.raises(IndexError):
         listed[10]
     child = os.fork()
     if child == 0:
         equal = False
         try:
-            equal = [stored(picture) for picture in listed] == files
+            equal = [stored(image) for image in listed] == files
         finally:
             os._exit(0 if equal else 1)
     assert os.waitpid(child, 0)[1] == 0
@@ -179,13 +179,13 @@ def test_any_position_is_reached_in_the_middle_of_an_epoch(folder: Path, convert
     whole, resumed = load(source), load(source, num_workers=2)
     stream = whole.train_dataloader().dataset
     everything = [stream[position] for position in range(17)]
-    state = {"position": 7, "batches": 0, "pictures": whole.state_dict()["pictures"]}
+    state = {"position": 7, "batches": 0, "images": whole.state_dict()["images"]}
     resumed.load_state_dict(pickle.loads(pickle.dumps(state)))
     rest = shown(list(resumed.train_dataloader()))
     assert [position for position, _, _ in rest] == list(range(7, 17))
     assert rest == [(at["position"], at["name"], at["image"].numpy().tobytes()) for at in everything[7:]]
     epoch = {at["name"] for at in everything[:7]} | {name for position, name, _ in rest if position < 10}
-    assert len(epoch) == 10, "an epoch across the resume shows every picture once"
+    assert len(epoch) == 10, "an epoch across the resume shows every image once"
 
 
 class Recorder(LightningModule):
@@ -221,27 +221,27 @@ def test_a_checkpoint_resumes_exactly_over_two_sources(folder: Path, convert: Ca
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_damaged_pictures_are_met_when_they_are_read(folder: Path, convert: Callable, kind: str) -> None:
-    (folder / "s-0" / "02.jpg").write_bytes(b"no picture")
+def test_damaged_images_are_met_when_they_are_read(folder: Path, convert: Callable, kind: str) -> None:
+    (folder / "s-0" / "02.jpg").write_bytes(b"no image")
     source = convert(folder, kind)
     name = "00000002" if kind == "hf" else "s-0/02.jpg"
     data = load(source, seed=1)
-    assert len(data.train_pictures) == 10, "nothing is opened before it is needed"
-    with pytest.warns(UserWarning, match=f"{name}: not a picture; the next picture"):
+    assert len(data.train_images) == 10, "nothing is opened before it is needed"
+    with pytest.warns(UserWarning, match=f"{name}: not an image; the next image"):
         seen = shown(list(data.train_dataloader()))
     assert len({name for _, name, _ in seen}) == 9
-    with pytest.raises(ValueError, match=f"cannot read picture .*{name}: not a picture"):
+    with pytest.raises(ValueError, match=f"cannot read image .*{name}: not an image"):
         list(load(source, strict=True).train_dataloader())
-    with pytest.warns(UserWarning, match=f"1 of 10 pictures cannot be read: .*{name}"):
+    with pytest.warns(UserWarning, match=f"1 of 10 images cannot be read: .*{name}"):
         kept = load(source, in_memory=True)
-    assert len(kept.train_pictures) == 9
+    assert len(kept.train_images) == 9
     with pytest.raises(ValueError, match=f"{name}"):
         load(source, in_memory=True, strict=True)
 
 
 def test_the_command_line_takes_the_names(tmp_path: Path) -> None:
     parser = ArgumentParser()
-    parser.add_class_arguments(PictureData, "data")
+    parser.add_class_arguments(ImageDataModule, "data")
     for text, path in (
         ("x-{0000..0099}.tar", "x-{0000..0099}.tar"),
         ("hf:owner/name:train[:10%]:image", "hf:owner/name:train[:10%]:image"),
@@ -267,7 +267,7 @@ def test_the_key_of_many_parts_is_the_key() -> None:
 # tars
 
 
-def test_a_tar_is_searched_for_pictures_as_a_folder_is(tmp_path: Path) -> None:
+def test_a_tar_is_searched_for_images_as_a_folder_is(tmp_path: Path) -> None:
     names = ["./b.png", "a/deep.JPG", "../../up.png", "/abs.png", "._b.png", ".git/x.png", "x.json", "é" * 90 + ".png"]
     for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
         with tarfile.open(write_tar(tmp_path / "one.v2.tar", {name: b"data" for name in names}, form), "a") as tar:
@@ -279,7 +279,7 @@ def test_a_tar_is_searched_for_pictures_as_a_folder_is(tmp_path: Path) -> None:
                 info = tarfile.TarInfo(name)
                 info.type, info.linkname = kind, "b.png"
                 tar.addfile(info)
-        found = [picture.name for picture in list_pictures(tmp_path / "one.v2.tar")]
+        found = [image.name for image in list_images(tmp_path / "one.v2.tar")]
         assert found == [f"one.v2/{name}" for name in ("/abs.png", "a/deep.JPG", "b.png", "é" * 90 + ".png")]
 
 
@@ -290,7 +290,7 @@ def test_patterns_and_folders_of_tars_are_in_the_order_of_their_names(tmp_path: 
     (tmp_path / ".hidden.tar").write_bytes(b"")
 
     def named(source: str) -> list[str]:
-        return [picture.name for picture in list_pictures(tmp_path / source)]
+        return [image.name for image in list_images(tmp_path / source)]
 
     assert named("t-{008..010}.tar") == [f"t-{n}/{m}.png" for n in ("008", "009", "010") for m in "ab"]
     assert named("t-{9..10}.tar") == ["t-10/a.png", "t-10/b.png", "t-9/a.png", "t-9/b.png"]
@@ -300,7 +300,7 @@ def test_patterns_and_folders_of_tars_are_in_the_order_of_their_names(tmp_path: 
         write_tar(tmp_path / "deep" / folder / "x.tar", {"a.png": b""})
     assert named("deep/{0..1}/x.tar") == named("deep") == ["0/x/a.png", "1/x/a.png"]
     (tmp_path / "deep" / "one.png").write_bytes(b"")
-    assert named("deep") == ["one.png"], "a folder with pictures is a folder of pictures"
+    assert named("deep") == ["one.png"], "a folder with images is a folder of images"
     for source, message in (("t-{7..10}.tar", r"no such shard: .*t-7\.tar"), ("t-{10..9}.tar", "counts down")):
         with pytest.raises(ValueError, match=message):
             named(source)
@@ -313,22 +313,22 @@ def test_tars_that_cannot_be_read_at_random_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.tar.gz").rename(tmp_path / "a.tar")
     for name in ("a.tar", "a.tar.bz2", "a.tar.xz"):
         with pytest.raises(ValueError, match=rf"cannot read tar .*{name}: it is compressed.* unpack"):
-            list_pictures(tmp_path / name)
+            list_images(tmp_path / name)
     (tmp_path / "junk.tar").write_bytes(b"junk" * 1000)
     (tmp_path / "none.tar").write_bytes(b"")
     write_tar(tmp_path / "text.tar", {"a.txt": b"", "b.json": b""})
-    for name, message in (("junk", "cannot read tar"), ("none", "cannot read tar"), ("text", "no pictures in")):
+    for name, message in (("junk", "cannot read tar"), ("none", "cannot read tar"), ("text", "no images in")):
         with pytest.raises(ValueError, match=f"{message} .*{name}.tar: "):
-            list_pictures(tmp_path / f"{name}.tar")
+            list_images(tmp_path / f"{name}.tar")
 
 
-def test_of_a_damaged_tar_the_whole_pictures_are_used(tmp_path: Path) -> None:
-    pictures = {f"{number}.png": bytes([number]) * 700 for number in range(3)}
-    whole = write_tar(tmp_path / "a.tar", pictures).read_bytes()
+def test_of_a_damaged_tar_the_whole_images_are_used(tmp_path: Path) -> None:
+    images = {f"{number}.png": bytes([number]) * 700 for number in range(3)}
+    whole = write_tar(tmp_path / "a.tar", images).read_bytes()
     step = 512 + 1024  # a header and 700 bytes in two blocks
     spoilt = whole[: 2 * step] + b"\xff" + whole[2 * step + 1 :]
     for damaged, left in (
-        (whole[: 2 * step + 600], 2),  # within the third picture
+        (whole[: 2 * step + 600], 2),  # within the third image
         (whole[: 2 * step + 512 + 699], 2),
         (whole[: 2 * step + 100], 2),  # within its header
         (whole[: 2 * step], 2),  # after the second, without the mark of an end
@@ -336,16 +336,16 @@ def test_of_a_damaged_tar_the_whole_pictures_are_used(tmp_path: Path) -> None:
         (whole[: 2 * step + 512 + 700], 3),
     ):
         (tmp_path / "a.tar").write_bytes(damaged)
-        with pytest.warns(UserWarning, match=rf"a\.tar .*(cut off|damaged).* its {left} whole pictures"):
-            listed = list_pictures(tmp_path / "a.tar")
-        assert [stored(picture) for picture in listed] == list(pictures.values())[:left]
+        with pytest.warns(UserWarning, match=rf"a\.tar .*(cut off|damaged).* its {left} whole images"):
+            listed = list_images(tmp_path / "a.tar")
+        assert [stored(image) for image in listed] == list(images.values())[:left]
     (tmp_path / "a.tar").write_bytes(whole[:1000])
-    with pytest.raises(ValueError, match=r"a\.tar .*no whole picture is left"):
-        list_pictures(tmp_path / "a.tar")
+    with pytest.raises(ValueError, match=r"a\.tar .*no whole image is left"):
+        list_images(tmp_path / "a.tar")
     (tmp_path / "a.tar").write_bytes(whole)
-    listed = list_pictures(tmp_path / "a.tar")
+    listed = list_images(tmp_path / "a.tar")
     os.truncate(tmp_path / "a.tar", 2 * step + 600)  # after it was listed
-    assert stored(listed[1]) == pictures["1.png"]
+    assert stored(listed[1]) == images["1.png"]
     with pytest.raises(ValueError, match=r"a\.tar:a/2\.png: the tar ends 612 bytes before"):
         listed[2].file()
 
@@ -355,15 +355,15 @@ def test_more_shards_than_may_be_open_are_read(tmp_path: Path, monkeypatch: pyte
     for number in range(5):
         write_tar(tmp_path / f"{number}.tar", {"a.png": bytes([number])})
     before = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 0
-    listed = list_pictures(tmp_path)
-    assert [stored(picture) for picture in [*listed, *listed]] == [bytes([n]) for n in range(5)] * 2
+    listed = list_images(tmp_path)
+    assert [stored(image) for image in [*listed, *listed]] == [bytes([n]) for n in range(5)] * 2
     if before:
         assert len(os.listdir("/proc/self/fd")) == before + 2
         del listed
         assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_a_million_pictures_are_no_million_objects(tmp_path: Path) -> None:
+def test_a_million_images_are_no_million_objects(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", {f"{number:06d}.png": b"" for number in range(2000)})
     load(tmp_path / "a.tar", val_count=10)
     tracemalloc.start()
@@ -371,7 +371,7 @@ def test_a_million_pictures_are_no_million_objects(tmp_path: Path) -> None:
     data.state_dict()
     kept, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert len(data.train_pictures) == 1990
+    assert len(data.train_images) == 1990
     assert kept < 2000 * 60, (
         "10 bytes of a name, 24 of its places, 8 of its number after holding out, and some to spare"
     )
@@ -398,18 +398,18 @@ def test_names_cannot_leave_the_output(tmp_path: Path, monkeypatch: pytest.Monke
         files = [file for cell in cells for job in cell.jobs for file in job.files]
         assert len(files) == 4 * count, source
         assert all(file.resolve().is_relative_to(tmp_path / "out") for file in files)
-    assert "ok" in stems(list_pictures("in-0.tar"))
-    assert {"in-0/ok", "in-1/ok"} <= set(stems(list_pictures("in-{0..1}.tar")))
-    assert {"ok", "a.1", "a.2", "ff00", b"../../up.png".hex()} <= set(stems(list_pictures("db")))
+    assert "ok" in stems(list_images("in-0.tar"))
+    assert {"in-0/ok", "in-1/ok"} <= set(stems(list_images("in-{0..1}.tar")))
+    assert {"ok", "a.1", "a.2", "ff00", b"../../up.png".hex()} <= set(stems(list_images("db")))
 
 
-def test_pictures_and_masks_out_of_tars_and_lmdb(
+def test_images_and_masks_out_of_tars_and_lmdb(
     adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
     hole = (255 * box_hole(SIZE, SIZE, 4, 4, 10, 12)[0]).byte().numpy()
     for number in range(2):
-        for name, image in (("in", random_picture(SIZE, SIZE, seed=number)), ("masks", Image.fromarray(hole))):
+        for name, image in (("in", random_image(SIZE, SIZE, seed=number)), ("masks", Image.fromarray(hole))):
             file = Path(name, "top", f"{number}.png")
             file.parent.mkdir(parents=True, exist_ok=True)
             image.save(file)
@@ -436,9 +436,9 @@ def test_keys_of_any_form_have_names(tmp_path: Path) -> None:
     image = BytesIO()
     Image.new("RGB", (3, 2), (9, 8, 7)).save(image, "WEBP", lossless=True)
     keys = [b"4b1f", b"\x00\x01", "é/1".encode(), b".hidden", b"a\nb", b"Z"]
-    listed = list_pictures(write_lmdb(tmp_path / "db", dict.fromkeys(keys, image.getvalue())))
-    assert [picture.name for picture in listed] == ["0001", b".hidden".hex(), "4b1f", "Z", b"a\nb".hex(), "é/1"]
-    assert all(picture.open().getpixel((0, 0)) == (9, 8, 7) for picture in listed)
+    listed = list_images(write_lmdb(tmp_path / "db", dict.fromkeys(keys, image.getvalue())))
+    assert [original.name for original in listed] == ["0001", b".hidden".hex(), "4b1f", "Z", b"a\nb".hex(), "é/1"]
+    assert all(original.open().getpixel((0, 0)) == (9, 8, 7) for original in listed)
 
 
 def test_a_broken_lmdb_is_an_error_and_no_crash(tmp_path: Path) -> None:
@@ -452,10 +452,10 @@ def test_a_broken_lmdb_is_an_error_and_no_crash(tmp_path: Path) -> None:
     ):
         file.write_bytes(content)
         with pytest.raises(ValueError, match=message):
-            list_pictures(tmp_path / "db")
+            list_images(tmp_path / "db")
         file.unlink()
-    with pytest.raises(ValueError, match=r"no pictures in .*empty"):
-        list_pictures(write_lmdb(tmp_path / "empty", {}))
+    with pytest.raises(ValueError, match=r"no images in .*empty"):
+        list_images(write_lmdb(tmp_path / "empty", {}))
 
 
 @pytest.mark.parametrize(("package", "source"), [("lmdb", "db"), ("datasets", "hf:any")])
@@ -469,7 +469,7 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ValueError,
         match=rf"^[^\n]*package {package}, which is not installed: pip install -e '\.\[{extra}\]' in [^\n]*$",
     ):
-        list_pictures(source)
+        list_images(source)
 
 
 # datasets
@@ -490,7 +490,7 @@ def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def first_colours(source: str) -> list[tuple]:
-    return [picture.open().getpixel((0, 0)) for picture in list_pictures(source)]  # type: ignore[misc]
+    return [image.open().getpixel((0, 0)) for image in list_images(source)]  # type: ignore[misc]
 
 
 @pytest.mark.usefixtures("cached")
@@ -520,10 +520,10 @@ def test_splits_and_columns_of_local_datasets(tmp_path: Path, monkeypatch: pytes
         assert first_colours(f"hf:{tmp_path}/{source}") == colours, source
     for source, message in (
         ("saved:test", "no split test; there are train, extra"),
-        ("single", "2 columns of pictures among a, b, label"),
+        ("single", "2 columns of images among a, b, label"),
         ("single:other", "single split"),
-        ("saved:train:b", "b is no column of pictures; there are a, label"),
-        ("saved:train:label", "label is no column of pictures"),
+        ("saved:train:b", "b is no column of images; there are a, label"),
+        ("saved:train:label", "label is no column of images"),
         ("shards:test", 'Unknown split "test"'),
         ("shards/none.parquet", "No such file"),
         ("script", "scripts are no longer supported"),
@@ -533,7 +533,7 @@ def test_splits_and_columns_of_local_datasets(tmp_path: Path, monkeypatch: pytes
         ("owner/name", "Couldn't reach 'owner/name' on the Hub"),
     ):
         with pytest.raises(ValueError, match=f"^[^\n]*{message}[^\n]*$"):
-            list_pictures(f"hf:{source}")
+            list_images(f"hf:{source}")
 
 
 @pytest.mark.usefixtures("cached")
@@ -546,12 +546,12 @@ def test_rows_are_files_undecoded(tmp_path: Path) -> None:
     files.mkdir()
     for name in ("a.png", "b.png"):
         (files / name).write_bytes(turned.getvalue())
-    inside, none = list_pictures(f"hf:{rows}")
-    beside, gone = list_pictures(f"hf:{files}")
+    inside, none = list_images(f"hf:{rows}")
+    beside, gone = list_images(f"hf:{files}")
     (files / "b.png").unlink()
     upright = np.dstack([np.rot90(pixels // 257, -1)] * 3)
     assert np.array_equal(inside.open(), upright)
     assert np.array_equal(beside.open(), upright)
-    for picture, message in ((gone, "No such file"), (none, "holds no picture")):
-        with pytest.raises(ValueError, match=f"cannot read picture hf:.*:00000001: .*{message}"):
-            picture.open()
+    for image, message in ((gone, "No such file"), (none, "holds no image")):
+        with pytest.raises(ValueError, match=f"cannot read image hf:.*:00000001: .*{message}"):
+            image.open()

@@ -20,10 +20,10 @@ from rad.methods.registry import create
 from rad.models.base import save_base
 from rad.models.lora import enabled, trainable
 from rad.sampling.method import SamplingMethod
-from tests.conftest import SIZE, box_hole, make_adapter, random_picture
+from tests.conftest import SIZE, box_hole, make_adapter, random_image
 from tests.tiny_networks import small_unet
 
-# Picture sizes (height, width) for each policy: the model's own, larger, smaller, smaller in one axis only, one pixel high.
+# Image sizes (height, width) for each policy: the model's own, larger, smaller, smaller in one axis only, one pixel high.
 SIZES = {
     "error": [(SIZE, SIZE)],
     "resize": [(SIZE, SIZE), (20, 27), (9, 11), (8, 25), (25, 8), (1, 23)],
@@ -107,30 +107,30 @@ def holes(height, width):
 
 @pytest.mark.parametrize(("policy", "size"), POLICY_AND_SIZE)
 def test_known_pixels_are_the_inputs_and_the_hole_is_not(rad, policy, size):
-    picture, kinds = random_picture(*size), holes(*size)
-    result = rad([picture] * len(kinds), list(kinds.values()), steps=1, size_policy=policy)
+    original, kinds = random_image(*size), holes(*size)
+    result = rad([original] * len(kinds), list(kinds.values()), steps=1, size_policy=policy)
     for (kind, hole), image in zip(kinds.items(), result.images, strict=True):
-        assert image.size == picture.size
+        assert image.size == original.size
         assert image.mode == "RGB"
         known = (hole[0] == 0).numpy()
-        assert np.array_equal(pixels(image)[known], pixels(picture)[known]), kind
+        assert np.array_equal(pixels(image)[known], pixels(original)[known]), kind
         if kind != "soft" and hole.any():
-            assert (pixels(image) != pixels(picture))[~known].mean() > 0.5, kind
+            assert (pixels(image) != pixels(original))[~known].mean() > 0.5, kind
 
 
 def test_composite_takes_no_pixel_of_a_soft_hole_from_the_input():
-    picture, filled = Image.new("RGB", (3, 1), (10, 20, 30)), Image.new("RGB", (3, 1), (40, 50, 60))
-    result = composite(picture, filled, torch.tensor([[[0.0, 1.0, 1e-6]]]))
+    image, filled = Image.new("RGB", (3, 1), (10, 20, 30)), Image.new("RGB", (3, 1), (40, 50, 60))
+    result = composite(image, filled, torch.tensor([[[0.0, 1.0, 1e-6]]]))
     assert np.asarray(result)[0].tolist() == [[10, 20, 30], [40, 50, 60], [40, 50, 60]]
 
 
 @pytest.mark.parametrize("policy", list(SIZES))
 def test_all_known_is_the_input_without_a_network_call(rad, policy):
     size = SIZES[policy][-1]
-    picture = random_picture(*size)
+    image = random_image(*size)
     with counted(rad) as network:
-        result = rad(picture, torch.zeros(1, *size), steps=3, size_policy=policy)
-    assert np.array_equal(pixels(result.images[0]), pixels(picture))
+        result = rad(image, torch.zeros(1, *size), steps=3, size_policy=policy)
+    assert np.array_equal(pixels(result.images[0]), pixels(image))
     assert (network.calls, result.nfe) == (0, 0)
 
 
@@ -140,7 +140,7 @@ def test_all_hole_depends_on_no_pixel(rad, policy, method):
     for size in SIZES[policy][:3]:
         hole = torch.ones(1, *size)
         one, other = (
-            rad(random_picture(*size, seed=seed), hole, method=method, steps=1, size_policy=policy).images[0]
+            rad(random_image(*size, seed=seed), hole, method=method, steps=1, size_policy=policy).images[0]
             for seed in (1, 2)
         )
         assert np.array_equal(pixels(one), pixels(other))
@@ -150,14 +150,14 @@ def test_all_hole_depends_on_no_pixel(rad, policy, method):
 @pytest.mark.parametrize(("policy", "size"), POLICY_AND_SIZE)
 def test_no_pixel_inside_the_hole_reaches_the_result(rad, policy, size, method):
     kinds = {kind: (hole > 0).float() for kind, hole in holes(*size).items()}
-    picture, secret = random_picture(*size), random_picture(*size, seed=7)
-    secrets = [composite(picture, secret, hole) for hole in kinds.values()]
+    image, secret = random_image(*size), random_image(*size, seed=7)
+    secrets = [composite(image, secret, hole) for hole in kinds.values()]
     one, other = (
         rad(given, list(kinds.values()), method=method, steps=2, size_policy=policy)
-        for given in ([picture] * len(kinds), secrets)
+        for given in ([image] * len(kinds), secrets)
     )
     for number, kind in enumerate(kinds):
-        assert kind == "none" or not np.array_equal(pixels(secrets[number]), pixels(picture))
+        assert kind == "none" or not np.array_equal(pixels(secrets[number]), pixels(image))
         assert np.array_equal(pixels(one.images[number]), pixels(other.images[number])), kind
         assert np.array_equal(pixels(one.raw[number]), pixels(other.raw[number])), kind
 
@@ -177,15 +177,15 @@ def test_every_method_works_on_a_network(rad, coarse, name):
         "vipaint": {"iterations": "2"},
     }
     method = create(name, settings.get(name))
-    picture, secret, hole = (
-        random_picture(SIZE, SIZE),
-        random_picture(SIZE, SIZE, seed=7),
+    image, secret, hole = (
+        random_image(SIZE, SIZE),
+        random_image(SIZE, SIZE, seed=7),
         box_hole(SIZE, SIZE, 3, 4, 12, 9),
     )
     told = []
     one, other = (
         rad([given] * 2, hole, method=method, steps=3, names=["a", "b"], on_step=lambda *calls: told.append(calls))
-        for given in (picture, composite(picture, secret, hole))
+        for given in (image, composite(image, secret, hole))
     )
     cost = rad.sampler(method, steps=3).cost
     assert (one.nfe >= 2 * cost.nfe) if name == "copaint" else (one.nfe == 2 * cost.nfe)
@@ -195,7 +195,7 @@ def test_every_method_works_on_a_network(rad, coarse, name):
     known = (hole[0] == 0).numpy()
     for number in range(2):
         assert np.array_equal(pixels(one.raw[number]), pixels(other.raw[number])), "the hole's content leaks"
-        assert np.array_equal(pixels(one.images[number])[known], pixels(picture)[known])
+        assert np.array_equal(pixels(one.images[number])[known], pixels(image)[known])
     assert np.array_equal(pixels(one.images[0]), pixels(one.images[1])) == (method.weights == "none")
 
 
@@ -204,22 +204,22 @@ def test_half_precision_is_for_methods_without_gradients(base, name):
     half = Inpainter.from_pretrained(base, precision="bf16")
     if name == "m2s":
         return
-    picture, hole = random_picture(SIZE, SIZE), box_hole(SIZE, SIZE, 3, 4, 12, 9)
+    image, hole = random_image(SIZE, SIZE), box_hole(SIZE, SIZE, 3, 4, 12, 9)
     if METHODS[name].needs_grad:
         with pytest.raises(ValueError, match=f"'{name}' differentiates the network.*use precision '32', or one of rad"):
-            half(picture, hole, method=name, steps=2)
+            half(image, hole, method=name, steps=2)
         return
     method = create(name, {"particles": "2"} if name == "mcgdiff" else None)
-    result = half(picture, hole, method=method, steps=2)
-    full = Inpainter.from_pretrained(base)(picture, hole, method=method, steps=2)
+    result = half(image, hole, method=method, steps=2)
+    full = Inpainter.from_pretrained(base)(image, hole, method=method, steps=2)
     assert np.abs(pixels(result.images[0]) - pixels(full.images[0])).mean() < 8
 
 
 def test_a_large_network_that_is_differentiated_recomputes_activations(base, monkeypatch):
     """The same result, with checkpointing on during the run and off after it."""
     plain = Inpainter.from_pretrained(base)
-    picture, hole = random_picture(SIZE, SIZE), box_hole(SIZE, SIZE, 3, 4, 12, 9)
-    expected = plain(picture, hole, method="dps", steps=2).images[0]
+    image, hole = random_image(SIZE, SIZE), box_hole(SIZE, SIZE, 3, 4, 12, 9)
+    expected = plain(image, hole, method="dps", steps=2).images[0]
     monkeypatch.setattr("rad.models.pixel.CHECKPOINTED_SIZE", SIZE)
     seen = []
     inner = plain.model.unet.forward
@@ -228,7 +228,7 @@ def test_a_large_network_that_is_differentiated_recomputes_activations(base, mon
         "forward",
         lambda *a, **k: (seen.append(plain.model.unet.is_gradient_checkpointing), inner(*a, **k))[1],
     )
-    saved = plain(picture, hole, method="dps", steps=2).images[0]
+    saved = plain(image, hole, method="dps", steps=2).images[0]
     assert seen == [True, True]
     assert not plain.model.unet.is_gradient_checkpointing
     assert np.abs(pixels(saved) - pixels(expected)).max() <= 1
@@ -236,7 +236,7 @@ def test_a_large_network_that_is_differentiated_recomputes_activations(base, mon
 
 def test_known_pixels_around_the_hole_do_matter(rad):
     hole = box_hole(SIZE, SIZE, 4, 4, 12, 12)
-    one, other = (rad(random_picture(SIZE, SIZE, seed=seed), hole, steps=2).images[0] for seed in (1, 2))
+    one, other = (rad(random_image(SIZE, SIZE, seed=seed), hole, steps=2).images[0] for seed in (1, 2))
     inside = (hole[0] > 0).numpy()
     assert (pixels(one) != pixels(other))[inside].any()
 
@@ -253,10 +253,10 @@ class SpoilsKnown(SamplingMethod):
 )
 def test_raw_is_what_the_method_made_and_images_keep_the_known(rad, policy, size, monkeypatch):
     monkeypatch.setitem(METHODS, "spoils", SpoilsKnown)
-    picture = Image.new("RGB", (size[1], size[0]), (200, 200, 200))
+    image = Image.new("RGB", (size[1], size[0]), (200, 200, 200))
     hole = box_hole(*size, 0, 0, 2, 2)
-    result = rad(picture, hole, method="spoils", steps=2, size_policy=policy)
-    assert result.raw[0].size == picture.size
+    result = rad(image, hole, method="spoils", steps=2, size_policy=policy)
+    assert result.raw[0].size == image.size
     known = (hole[0] == 0).numpy()
     assert (pixels(result.images[0])[known] == 200).all()
     assert (pixels(result.images[0])[~known] == 64).all()
@@ -265,67 +265,67 @@ def test_raw_is_what_the_method_made_and_images_keep_the_known(rad, policy, size
     assert (pixels(result.raw[0])[:, width:] == 200).all(), "no window was there"
 
 
-def test_raw_of_a_padded_picture_is_cut_and_not_scaled(rad):
-    picture = random_picture(9, 11)
-    result = rad(picture, box_hole(9, 11, 0, 0, 1, 1), steps=1, size_policy="crop")
-    assert np.array_equal(pixels(result.raw[0])[1:], pixels(picture)[1:])
+def test_raw_of_a_padded_image_is_cut_and_not_scaled(rad):
+    image = random_image(9, 11)
+    result = rad(image, box_hole(9, 11, 0, 0, 1, 1), steps=1, size_policy="crop")
+    assert np.array_equal(pixels(result.raw[0])[1:], pixels(image)[1:])
 
 
 # ---- seeds, samples, batches, order --------------------------------------------------------------
 
 
 def test_one_seed_one_result_and_another_seed_another(rad):
-    picture, hole = random_picture(SIZE, SIZE), box_hole(SIZE, SIZE, 2, 2, 9, 9)
-    first, again, other = (pixels(rad(picture, hole, steps=3, seed=seed).images[0]) for seed in (4, 4, 5))
+    image, hole = random_image(SIZE, SIZE), box_hole(SIZE, SIZE, 2, 2, 9, 9)
+    first, again, other = (pixels(rad(image, hole, steps=3, seed=seed).images[0]) for seed in (4, 4, 5))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
 
 
 def test_results_do_not_depend_on_the_global_generator_nor_change_it(rad):
-    picture, hole = random_picture(SIZE, SIZE), box_hole(SIZE, SIZE, 2, 2, 9, 9)
+    image, hole = random_image(SIZE, SIZE), box_hole(SIZE, SIZE, 2, 2, 9, 9)
     results = []
     for seed in (0, 1):
         torch.manual_seed(seed)
         before = torch.get_rng_state()
-        results.append(pixels(rad(picture, hole, steps=2).images[0]))
+        results.append(pixels(rad(image, hole, steps=2).images[0]))
         assert torch.equal(before, torch.get_rng_state())
     assert np.array_equal(*results)
 
 
 def eight():
-    pictures = [random_picture(SIZE, SIZE, seed=seed) for seed in range(8)]
+    images = [random_image(SIZE, SIZE, seed=seed) for seed in range(8)]
     boxes = [box_hole(SIZE, SIZE, i % 4, i % 3, 8 + i, 12) for i in range(8)]
-    return pictures, boxes, [f"{i}.png" for i in range(8)]
+    return images, boxes, [f"{i}.png" for i in range(8)]
 
 
 def test_a_batch_of_eight_is_eight_single_runs(rad):
-    pictures, boxes, names = eight()
+    images, boxes, names = eight()
     with counted(rad) as network:
-        together = rad(pictures, boxes, names=names, steps=2, batch_size=8)
+        together = rad(images, boxes, names=names, steps=2, batch_size=8)
         assert network.batches == [8, 8]
-        for picture, box, name, image in zip(pictures, boxes, names, together.images, strict=True):
-            assert np.array_equal(pixels(rad(picture, box, names=[name], steps=2).images[0]), pixels(image))
+        for original, box, name, image in zip(images, boxes, names, together.images, strict=True):
+            assert np.array_equal(pixels(rad(original, box, names=[name], steps=2).images[0]), pixels(image))
 
 
 @pytest.mark.parametrize("method", SOME)
 def test_a_true_batch_differs_from_single_runs_by_the_rounding_of_kernels_alone(rad, method):
-    pictures, boxes, names = eight()
+    images, boxes, names = eight()
     boxes[3][:, 3:6, 3:6] = 0.4  # a soft mask, so that the batch holds images of two and of three levels
-    together = rad(pictures, boxes, names=names, steps=3, method=method)
-    for picture, box, name, image in zip(pictures, boxes, names, together.images, strict=True):
-        single = rad(picture, box, names=[name], steps=3, method=method).images[0]
+    together = rad(images, boxes, names=names, steps=3, method=method)
+    for original, box, name, image in zip(images, boxes, names, together.images, strict=True):
+        single = rad(original, box, names=[name], steps=3, method=method).images[0]
         off = np.abs(pixels(single) - pixels(image))
         assert off.max() <= 1
         assert (off > 0).mean() < 0.01
 
 
-def test_another_order_gives_the_same_pictures_in_that_order(rad):
-    pictures, boxes, names = eight()
+def test_another_order_gives_the_same_images_in_that_order(rad):
+    images, boxes, names = eight()
     order = [5, 2, 7, 0, 1, 6, 3, 4]
     with counted(rad):
-        straight = rad(pictures, boxes, names=names, steps=1, num_samples=2, batch_size=3)
+        straight = rad(images, boxes, names=names, steps=1, num_samples=2, batch_size=3)
         shuffled = rad(
-            [pictures[i] for i in order],
+            [images[i] for i in order],
             [boxes[i] for i in order],
             names=[names[i] for i in order],
             steps=1,
@@ -339,48 +339,48 @@ def test_another_order_gives_the_same_pictures_in_that_order(rad):
 
 
 def test_samples_differ_and_do_not_depend_on_their_number(rad):
-    picture, hole = random_picture(SIZE, SIZE), box_hole(SIZE, SIZE, 2, 2, 12, 12)
+    original, hole = random_image(SIZE, SIZE), box_hole(SIZE, SIZE, 2, 2, 12, 12)
     with counted(rad):
-        two = rad(picture, hole, steps=2, num_samples=2)
-        four = rad(picture, hole, steps=2, num_samples=4)
+        two = rad(original, hole, steps=2, num_samples=2)
+        four = rad(original, hole, steps=2, num_samples=4)
     samples = [pixels(image) for image in four.images]
     assert len(samples) == 4
     assert not any(np.array_equal(samples[i], samples[j]) for i in range(4) for j in range(i))
     assert all(np.array_equal(pixels(image), sample) for image, sample in zip(two.images, samples, strict=False))
 
 
-def test_a_name_is_the_identity_of_a_picture_for_its_noise(rad):
-    picture, hole = random_picture(SIZE, SIZE), box_hole(SIZE, SIZE, 2, 2, 12, 12)
+def test_a_name_is_the_identity_of_an_image_for_its_noise(rad):
+    image, hole = random_image(SIZE, SIZE), box_hole(SIZE, SIZE, 2, 2, 12, 12)
     with counted(rad):
-        a, b, again = rad([picture] * 3, hole, names=["a", "b", "a"], steps=2).images
-        nameless = rad([picture] * 2, hole, steps=2).images
+        a, b, again = rad([image] * 3, hole, names=["a", "b", "a"], steps=2).images
+        nameless = rad([image] * 2, hole, steps=2).images
     assert np.array_equal(pixels(a), pixels(again))
     assert not np.array_equal(pixels(a), pixels(b))
     assert np.array_equal(pixels(nameless[0]), pixels(nameless[1]))
 
 
 def test_without_memory_batches_are_halved_and_results_stay(rad):
-    pictures, boxes, names = eight()
+    images, boxes, names = eight()
     with counted(rad):
-        expected = rad(pictures, boxes, names=names, steps=2, batch_size=8)
+        expected = rad(images, boxes, names=names, steps=2, batch_size=8)
     told = []
     with counted(rad, limit=2) as network:
-        result = rad(pictures, boxes, names=names, steps=2, batch_size=7, on_step=lambda *done: told.append(done))
+        result = rad(images, boxes, names=names, steps=2, batch_size=7, on_step=lambda *done: told.append(done))
     assert network.refused == [7, 4]
     assert network.batches == [2] * 8
     assert result.nfe == expected.nfe == 16
     assert told[-1] == (16, 16)
     assert all(np.array_equal(pixels(a), pixels(b)) for a, b in zip(result.images, expected.images, strict=True))
     with counted(rad, limit=0), pytest.raises(torch.OutOfMemoryError):
-        rad(pictures[0], boxes[0], steps=2)
+        rad(images[0], boxes[0], steps=2)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not forget the peak")
 def test_memory_of_a_call_is_not_that_of_what_was_before(rad):
     before = torch.ones(2**28)  # 1 GiB
-    large = rad(random_picture(SIZE, SIZE), box_hole(SIZE, SIZE, 2, 2, 12, 12), steps=1).peak_memory
+    large = rad(random_image(SIZE, SIZE), box_hole(SIZE, SIZE, 2, 2, 12, 12), steps=1).peak_memory
     del before
-    small = rad(random_picture(SIZE, SIZE), box_hole(SIZE, SIZE, 2, 2, 12, 12), steps=1).peak_memory
+    small = rad(random_image(SIZE, SIZE), box_hole(SIZE, SIZE, 2, 2, 12, 12), steps=1).peak_memory
     assert 0.9 * 2**30 < large - small < 1.1 * 2**30
 
 
@@ -394,7 +394,7 @@ def test_the_calls_counted_beforehand_are_the_calls_made(rad, policy, size):
     told = []
     with counted(rad) as network:
         result = rad(
-            [random_picture(*size)] * len(kinds),
+            [random_image(*size)] * len(kinds),
             kinds,
             steps=1,
             num_samples=2,
@@ -410,32 +410,32 @@ def test_the_calls_counted_beforehand_are_the_calls_made(rad, policy, size):
     assert told[-1] == (expected, expected)
 
 
-def test_crop_on_a_picture_of_the_models_size_is_the_plain_run(rad):
-    picture, hole = random_picture(SIZE, SIZE), box_hole(SIZE, SIZE, 2, 5, 9, 12)
-    plainly, cropped = (rad(picture, hole, steps=3, size_policy=policy).images[0] for policy in ("error", "crop"))
+def test_crop_on_an_image_of_the_models_size_is_the_plain_run(rad):
+    image, hole = random_image(SIZE, SIZE), box_hole(SIZE, SIZE, 2, 5, 9, 12)
+    plainly, cropped = (rad(image, hole, steps=3, size_policy=policy).images[0] for policy in ("error", "crop"))
     assert np.array_equal(pixels(plainly), pixels(cropped))
 
 
-def test_what_lies_outside_a_small_picture_is_unknown(rad):
-    big = random_picture(SIZE, SIZE)
+def test_what_lies_outside_a_small_image_is_unknown(rad):
+    big = random_image(SIZE, SIZE)
     hole = box_hole(SIZE, SIZE, 2, 3, 6, 9, 9, 0, 16, 16, 0, 11, 16, 16)
     small = rad(big.crop((0, 0, 11, 9)), hole[:, :9, :11], steps=3, size_policy="crop").images[0]
     assert np.array_equal(pixels(small), pixels(rad(big, hole, steps=3).images[0])[:9, :11])
 
 
 def test_a_far_away_hole_does_not_change_a_window(rad):
-    picture = random_picture(40, 60)
+    image = random_image(40, 60)
     here = box_hole(40, 60, 10, 10, 14, 14)
     with counted(rad):
-        alone = pixels(rad(picture, here, steps=2, size_policy="crop").images[0])
-        both = pixels(rad(picture, here + box_hole(40, 60, 30, 50, 33, 54), steps=2, size_policy="crop").images[0])
+        alone = pixels(rad(image, here, steps=2, size_policy="crop").images[0])
+        both = pixels(rad(image, here + box_hole(40, 60, 30, 50, 33, 54), steps=2, size_policy="crop").images[0])
     assert np.array_equal(alone[:20], both[:20])
 
 
-def test_equal_windows_of_a_picture_are_filled_with_different_noise(rad):
-    picture = Image.new("RGB", (60, 40), (90, 120, 60))
+def test_equal_windows_of_an_image_are_filled_with_different_noise(rad):
+    original = Image.new("RGB", (60, 40), (90, 120, 60))
     with counted(rad):
-        image = rad(picture, box_hole(40, 60, 10, 10, 14, 14, 10, 40, 14, 44), steps=2, size_policy="crop").images[0]
+        image = rad(original, box_hole(40, 60, 10, 10, 14, 14, 10, 40, 14, 44), steps=2, size_policy="crop").images[0]
     assert not np.array_equal(pixels(image)[10:14, 10:14], pixels(image)[10:14, 40:44])
 
 
@@ -443,14 +443,14 @@ def test_a_window_sees_the_pixels_around_it_and_none_further_away(rad):
     hole = box_hole(40, 60, 18, 30, 22, 34)  # the window is rows 12 to 27, columns 24 to 39
     results = []
     for row, column in ((39, 59), (12, 24)):
-        changed = np.array(random_picture(40, 60))
+        changed = np.array(random_image(40, 60))
         changed[row, column] ^= 255
         results.append(
             pixels(rad(Image.fromarray(changed), hole, steps=2, solver="ddpm", size_policy="crop").images[0])[
                 18:22, 30:34
             ]
         )
-    unchanged = pixels(rad(random_picture(40, 60), hole, steps=2, solver="ddpm", size_policy="crop").images[0])[
+    unchanged = pixels(rad(random_image(40, 60), hole, steps=2, solver="ddpm", size_policy="crop").images[0])[
         18:22, 30:34
     ]
     assert np.array_equal(results[0], unchanged)
@@ -462,7 +462,7 @@ def test_a_long_hole_is_filled_from_window_to_window(rad):
     hole = box_hole(16, 48, 6, 8, 10, 34)
     results = []
     for change in (0, 255):
-        changed = np.array(random_picture(16, 48))
+        changed = np.array(random_image(16, 48))
         changed[:, :6] ^= change
         results.append(pixels(rad(Image.fromarray(changed), hole, steps=2, size_policy="crop", margin=4).images[0]))
     assert (results[0] != results[1])[6:10, 26:34].any()
@@ -472,12 +472,12 @@ def test_a_long_hole_is_filled_from_window_to_window(rad):
 
 
 def test_with_the_adapter_off_it_is_the_base_model(rad, plain):
-    picture, hole = random_picture(SIZE, SIZE), box_hole(SIZE, SIZE, 3, 3, 13, 13)
-    on = rad(picture, hole, steps=3).images[0]
-    off = rad(picture, hole, steps=3, method="replacement")
-    of_base = plain(picture, hole, steps=3, method="replacement")
+    image, hole = random_image(SIZE, SIZE), box_hole(SIZE, SIZE, 3, 3, 13, 13)
+    on = rad(image, hole, steps=3).images[0]
+    off = rad(image, hole, steps=3, method="replacement")
+    of_base = plain(image, hole, steps=3, method="replacement")
     assert np.array_equal(pixels(off.raw[0]), pixels(of_base.raw[0]))
-    assert np.array_equal(pixels(rad(picture, hole, steps=3).images[0]), pixels(on))
+    assert np.array_equal(pixels(rad(image, hole, steps=3).images[0]), pixels(on))
     assert enabled(rad.model.peft)
     assert not trainable(rad.model.unet), "switching leaves nothing trainable behind"
 
@@ -487,22 +487,22 @@ def test_the_adapter_is_on_again_after_an_error(rad, monkeypatch):
         def on_start(self, state):
             raise RuntimeError("of a method")
 
-    picture, hole = random_picture(SIZE, SIZE), box_hole(SIZE, SIZE, 3, 3, 13, 13)
-    on = rad(picture, hole, steps=2).images[0]
+    image, hole = random_image(SIZE, SIZE), box_hole(SIZE, SIZE, 3, 3, 13, 13)
+    on = rad(image, hole, steps=2).images[0]
     monkeypatch.setitem(METHODS, "fails", Fails)
     with pytest.raises(RuntimeError, match="of a method"):
-        rad(picture, hole, method="fails", steps=2)
-    assert np.array_equal(pixels(rad(picture, hole, steps=2).images[0]), pixels(on))
+        rad(image, hole, method="fails", steps=2)
+    assert np.array_equal(pixels(rad(image, hole, steps=2).images[0]), pixels(on))
     assert not trainable(rad.model.unet)
 
 
 def test_adapter_and_base_changes_the_result(rad, models, tmp_path):
-    """What the fixture relies on: another adapter on the same base gives another picture."""
+    """What the fixture relies on: another adapter on the same base gives another image."""
     make_adapter(tmp_path / "other", models / "base", seed=2)
-    picture, hole = random_picture(SIZE, SIZE), box_hole(SIZE, SIZE, 3, 3, 13, 13)
+    image, hole = random_image(SIZE, SIZE), box_hole(SIZE, SIZE, 3, 3, 13, 13)
     other = Inpainter.from_pretrained(tmp_path / "other")
     assert not np.array_equal(
-        pixels(rad(picture, hole, steps=2).images[0]), pixels(other(picture, hole, steps=2).images[0])
+        pixels(rad(image, hole, steps=2).images[0]), pixels(other(image, hole, steps=2).images[0])
     )
 
 
@@ -513,10 +513,8 @@ def test_folders_moved_together_still_find_each_other(rad, models, tmp_path):
     rad_config.write_text(json.dumps({**named, "base": "/not/there/any/more/base"}))
     moved = Inpainter.from_pretrained(tmp_path / "away" / "adapter")
     assert moved.model.base.source == str(tmp_path / "away" / "base")
-    picture, hole = random_picture(SIZE, SIZE), box_hole(SIZE, SIZE, 3, 3, 13, 13)
-    assert np.array_equal(
-        pixels(rad(picture, hole, steps=2).images[0]), pixels(moved(picture, hole, steps=2).images[0])
-    )
+    image, hole = random_image(SIZE, SIZE), box_hole(SIZE, SIZE, 3, 3, 13, 13)
+    assert np.array_equal(pixels(rad(image, hole, steps=2).images[0]), pixels(moved(image, hole, steps=2).images[0]))
 
 
 def test_an_adapter_without_its_base_is_an_error_that_names_it(models, tmp_path):
@@ -595,49 +593,49 @@ def test_an_adapter_with_other_keys_is_an_error(adapter, base, tmp_path):
 # ---- what is taken and what is refused -----------------------------------------------------------
 
 
-def test_files_pictures_and_tensors_are_the_same_input(rad, tmp_path):
-    picture, hole = random_picture(SIZE, SIZE), box_hole(SIZE, SIZE, 3, 3, 13, 13)
-    picture.save(tmp_path / "picture.png")
+def test_files_images_and_tensors_are_the_same_input(rad, tmp_path):
+    original, hole = random_image(SIZE, SIZE), box_hole(SIZE, SIZE, 3, 3, 13, 13)
+    original.save(tmp_path / "image.png")
     mask = Image.fromarray(np.uint8(255 * hole[0].numpy()))
     mask.save(tmp_path / "mask.png")
-    tensor = torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255
+    tensor = torch.from_numpy(np.array(original)).permute(2, 0, 1) / 255
     results = [
         pixels(rad(image, given, steps=2).images[0])
         for image, given in (
-            (picture, hole),
-            (tmp_path / "picture.png", tmp_path / "mask.png"),
-            (str(tmp_path / "picture.png"), mask),
+            (original, hole),
+            (tmp_path / "image.png", tmp_path / "mask.png"),
+            (str(tmp_path / "image.png"), mask),
             (tensor, mask.convert("RGB")),
         )
     ]
     assert all(np.array_equal(result, results[0]) for result in results)
 
 
-@pytest.mark.parametrize("kind", ["tensor", "picture"])
+@pytest.mark.parametrize("kind", ["tensor", "image"])
 def test_the_polarity_turns_a_mask_around(rad, kind):
-    picture, hole = random_picture(SIZE, SIZE), box_hole(SIZE, SIZE, 3, 3, 13, 13)
+    image, hole = random_image(SIZE, SIZE), box_hole(SIZE, SIZE, 3, 3, 13, 13)
     mask = 1 - hole if kind == "tensor" else Image.fromarray(np.uint8(255 * (1 - hole[0].numpy())))
-    turned = rad(picture, mask, steps=2, mask_polarity="white_is_known").images[0]
-    assert np.array_equal(pixels(turned), pixels(rad(picture, hole, steps=2).images[0]))
+    turned = rad(image, mask, steps=2, mask_polarity="white_is_known").images[0]
+    assert np.array_equal(pixels(turned), pixels(rad(image, hole, steps=2).images[0]))
 
 
-def test_a_picture_with_an_exif_rotation_is_upright_as_its_file_is(rad, tmp_path):
+def test_an_image_with_an_exif_rotation_is_upright_as_its_file_is(rad, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
-    random_picture(SIZE, SIZE).save(tmp_path / "turned.png", exif=exif)
+    random_image(SIZE, SIZE).save(tmp_path / "turned.png", exif=exif)
     hole = box_hole(SIZE, SIZE, 0, 0, 4, 9)
     of_file = rad(tmp_path / "turned.png", hole, steps=1).images[0]
     with Image.open(tmp_path / "turned.png") as opened:
         assert np.array_equal(pixels(rad(opened, hole, steps=1).images[0]), pixels(of_file))
-    upright = random_picture(SIZE, SIZE).transpose(Image.Transpose.ROTATE_270)
+    upright = random_image(SIZE, SIZE).transpose(Image.Transpose.ROTATE_270)
     assert np.array_equal(pixels(of_file)[4:], pixels(upright)[4:])
 
 
-def test_one_mask_serves_all_pictures(rad):
-    pictures, hole = [random_picture(SIZE, SIZE, seed=seed) for seed in range(3)], box_hole(SIZE, SIZE, 3, 3, 9, 9)
+def test_one_mask_serves_all_images(rad):
+    images, hole = [random_image(SIZE, SIZE, seed=seed) for seed in range(3)], box_hole(SIZE, SIZE, 3, 3, 9, 9)
     with counted(rad):
-        one = rad(pictures, hole, steps=1).images
-        three = rad(pictures, [hole] * 3, steps=1).images
+        one = rad(images, hole, steps=1).images
+        three = rad(images, [hole] * 3, steps=1).images
     assert all(np.array_equal(pixels(a), pixels(b)) for a, b in zip(one, three, strict=True))
 
 
@@ -660,8 +658,8 @@ def test_one_mask_serves_all_pictures(rad):
         ({"names": ["a", "b"]}, "names"),
         ({"size_policy": "crop", "margin": 8}, "margin"),
         ({"size_policy": "crop", "margin": -1}, "margin"),
-        ({"image": random_picture(SIZE, 20), "mask": torch.zeros(1, SIZE, 20)}, "20x16"),
-        ({"image": [random_picture(SIZE, SIZE)] * 2, "mask": [torch.zeros(1, SIZE, SIZE)] * 3}, "2 images, 3 masks"),
+        ({"image": random_image(SIZE, 20), "mask": torch.zeros(1, SIZE, 20)}, "20x16"),
+        ({"image": [random_image(SIZE, SIZE)] * 2, "mask": [torch.zeros(1, SIZE, SIZE)] * 3}, "2 images, 3 masks"),
         ({"mask": torch.zeros(1, SIZE, 20)}, "as large as"),
         ({"mask": Image.new("L", (20, SIZE))}, "16x20"),
         ({"mask": torch.full((1, SIZE, SIZE), 2.0)}, r"outside \[0,1\]"),
@@ -676,7 +674,7 @@ def test_one_mask_serves_all_pictures(rad):
     ],
 )
 def test_what_cannot_be_done_is_an_error_before_any_network_call(rad, change, message):
-    given = {"image": random_picture(SIZE, SIZE), "mask": box_hole(SIZE, SIZE, 3, 3, 9, 9), "steps": 2, **change}
+    given = {"image": random_image(SIZE, SIZE), "mask": box_hole(SIZE, SIZE, 3, 3, 9, 9), "steps": 2, **change}
     with counted(rad) as network, pytest.raises((ValueError, FileNotFoundError), match=message):
         rad(given.pop("image"), given.pop("mask"), **given)
     assert network.calls == 0
@@ -684,7 +682,7 @@ def test_what_cannot_be_done_is_an_error_before_any_network_call(rad, change, me
 
 def test_rad_needs_an_adapter(plain):
     with pytest.raises(ValueError, match="needs an adapter"):
-        plain(random_picture(SIZE, SIZE), torch.ones(1, SIZE, SIZE), steps=2)
+        plain(random_image(SIZE, SIZE), torch.ones(1, SIZE, SIZE), steps=2)
 
 
 @pytest.mark.parametrize(
@@ -706,20 +704,18 @@ def test_what_cannot_be_loaded_is_an_error(models, options, message):
 
 
 def test_bfloat16_is_close_to_float32_and_not_the_same(adapter, rad):
-    picture, hole = random_picture(SIZE, SIZE), box_hole(SIZE, SIZE, 3, 3, 13, 13)
+    image, hole = random_image(SIZE, SIZE), box_hole(SIZE, SIZE, 3, 3, 13, 13)
     half = Inpainter.from_pretrained(adapter, precision="bf16")
     known = (hole[0] == 0).numpy()
-    exact, rounded = (pixels(one(picture, hole, steps=3).images[0]) for one in (rad, half))
+    exact, rounded = (pixels(one(image, hole, steps=3).images[0]) for one in (rad, half))
     assert np.array_equal(rounded[known], exact[known])
     difference = np.abs(exact - rounded)[~known]
     assert 0 < difference.mean() < 8
 
 
 def test_more_steps_and_less_eta_change_the_result(rad):
-    picture, hole = random_picture(SIZE, SIZE), box_hole(SIZE, SIZE, 3, 3, 13, 13)
-    results = [
-        pixels(rad(picture, hole, **o).images[0]) for o in ({"steps": 2}, {"steps": 3}, {"steps": 3, "eta": 1.0})
-    ]
+    image, hole = random_image(SIZE, SIZE), box_hole(SIZE, SIZE, 3, 3, 13, 13)
+    results = [pixels(rad(image, hole, **o).images[0]) for o in ({"steps": 2}, {"steps": 3}, {"steps": 3, "eta": 1.0})]
     assert not np.array_equal(results[0], results[1])
     assert not np.array_equal(results[1], results[2])
 
@@ -733,14 +729,14 @@ def test_solver_and_spacing_of_rad_are_its_preset_or_the_users(rad):
     assert chosen(solver="ddpm", steps=5) == (5, "ddpm", 1.0, 749)
     assert chosen(solver="ddpm", spacing="trailing", steps=5) == (5, "ddpm", 1.0, 799)
     assert chosen(solver="ddim", steps=5, spacing="quad") == (5, "ddim", 0.0, 561.9375)
-    picture, hole = random_picture(SIZE, SIZE), box_hole(SIZE, SIZE, 3, 3, 13, 13)
+    image, hole = random_image(SIZE, SIZE), box_hole(SIZE, SIZE, 3, 3, 13, 13)
     results = [
-        pixels(rad(picture, hole, steps=4, **options).images[0])
+        pixels(rad(image, hole, steps=4, **options).images[0])
         for options in ({}, {"spacing": "quad"}, {"solver": "ddim", "spacing": "logsnr"}, {"solver": "ddpm"})
     ]
     assert all(not np.array_equal(a, b) for n, a in enumerate(results) for b in results[:n])
     known = (hole[0] == 0).numpy()
-    assert all(np.array_equal(one[known], pixels(picture)[known]) for one in results)
+    assert all(np.array_equal(one[known], pixels(image)[known]) for one in results)
 
 
 def test_a_solver_without_effect_is_warned_of(rad):

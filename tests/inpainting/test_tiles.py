@@ -1,4 +1,4 @@
-"""Windows on pictures of any size: everything is covered once, nothing lies outside, nothing is filled out of nothing."""
+"""Windows on images of any size: everything is covered once, nothing lies outside, nothing is filled out of nothing."""
 
 import numpy as np
 import pytest
@@ -50,7 +50,7 @@ def test_cores_cover_every_hole_pixel_and_windows_lie_inside(hole, margin):
         assert (bottom, right) == (min(bottom, hole.shape[0]), min(right, hole.shape[1]))
         assert (bottom - top, right - left) == (SIZE, SIZE)
         inner_top, inner_left, inner_bottom, inner_right = window.core
-        # The margin is kept on every side, but for a side at the edge of the picture, where nothing lies beyond.
+        # The margin is kept on every side, but for a side at the edge of the image, where nothing lies beyond.
         assert inner_top - top == (margin if top > 0 else 0)
         assert inner_left - left == (margin if left > 0 else 0)
         assert bottom - inner_bottom == (margin if bottom < hole.shape[0] else 0)

@@ -14,7 +14,7 @@ from PIL import Image
 from scipy import ndimage
 
 from rad.console import guarded
-from rad.images.sources import list_pictures
+from rad.images.sources import list_images
 from rad.masks.__main__ import ABOUT, main
 from rad.masks.files import read_mask, write_mask
 from rad.masks.sets import MANIFEST, hash_holes, holes, overview, read_set, write_set
@@ -175,9 +175,9 @@ def test_a_written_set_is_read_again(tmp_path):
     assert manifest["settings"]["width"] == [5, 104]
 
 
-def test_everything_that_looks_like_a_picture_is_a_mask(tmp_path):
+def test_everything_that_looks_like_an_image_is_a_mask(tmp_path):
     written(tmp_path)
-    assert [picture.name for picture in list_pictures(tmp_path)] == ["000000.png", "000001.png", "000002.png"]
+    assert [image.name for image in list_images(tmp_path)] == ["000000.png", "000001.png", "000002.png"]
     assert sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".png") == [MANIFEST]
 
 
@@ -224,7 +224,7 @@ def test_masks_of_others_have_paths_for_names(tmp_path):
         read_set(tmp_path)
 
 
-def test_a_file_of_a_zip_that_is_no_picture_is_named(tmp_path):
+def test_a_file_of_a_zip_that_is_no_image_is_named(tmp_path):
     with zipfile.ZipFile(tmp_path / "bad.zip", "w") as archive:
         archive.writestr("masks/text.png", "text")
     with pytest.raises(ValueError, match=r"bad\.zip:masks/text\.png"):
@@ -284,7 +284,7 @@ def test_an_interrupted_set_is_continued(tmp_path, monkeypatch):
         patched.setattr("rad.images.atomic.os.replace", replace)
         with pytest.raises(KeyboardInterrupt):
             written(tmp_path / "set", count=5)
-    assert [picture.name for picture in list_pictures(tmp_path / "set")] == ["000000.png", "000001.png"]
+    assert [image.name for image in list_images(tmp_path / "set")] == ["000000.png", "000001.png"]
     before = (tmp_path / "set" / "000001.png").stat().st_mtime_ns
     assert written(tmp_path / "set", count=5).hash == whole.hash
     assert (tmp_path / "set" / "000001.png").stat().st_mtime_ns == before
@@ -314,7 +314,7 @@ def test_sets_are_not_mixed(tmp_path, change, message):
     assert read_set(tmp_path).hash == made.hash
 
 
-def test_pictures_of_others_are_not_mixed_in_nor_written_over(tmp_path):
+def test_images_of_others_are_not_mixed_in_nor_written_over(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "photograph.png")
     with pytest.raises(ValueError, match=r"photograph\.png"):
         written(tmp_path)
@@ -427,7 +427,7 @@ def test_the_masks_of_repaint_keep_white(tmp_path):
 def test_the_overview_lies_beside_the_masks_and_shows_their_polarity(tmp_path):
     made = write_set(tmp_path / "half", "half", size=(32, 32), count=2, seed=0)
     assert {path.name for path in (tmp_path / "half").iterdir()} == {"000000.png", "000001.png", "manifest.json"}
-    assert [str(picture.name) for picture in list_pictures(tmp_path / "half")] == ["000000.png", "000001.png"]
+    assert [str(image.name) for image in list_images(tmp_path / "half")] == ["000000.png", "000001.png"]
     with Image.open(tmp_path / "half-overview.png") as sheet:
         grey = np.asarray(sheet.convert("L"))
     single = overview([(made.entries[0], 1 - made.hole("000000"))], title="the opposite")

@@ -356,7 +356,7 @@ def test_masks_of_boxes_keep_the_margin():
         assert 30 <= columns <= 149
 
 
-def test_lettering_covers_the_picture_with_small_parts():
+def test_lettering_covers_the_image_with_small_parts():
     for height, width in [(256, 256), (64, 64), (96, 240)]:
         holes = make("lettering")(generators(5), height, width)
         shares = holes.mean((1, 2, 3))
@@ -530,10 +530,10 @@ def test_inverted_looks_of_the_masks_of_repaint():
 def test_overlay_tints_the_hole_and_nothing_else():
     image = torch.rand(3, 6, 8, generator=torch.Generator().manual_seed(0))
     hole = make("half")(generators(1), 6, 8)[0]
-    picture = overlay(image, hole, opacity=0.25)
-    assert torch.equal(picture[..., :4], image[..., :4])
+    original = overlay(image, hole, opacity=0.25)
+    assert torch.equal(original[..., :4], image[..., :4])
     expected = 0.75 * image + 0.25 * torch.tensor([1.0, 0.0, 0.0]).view(3, 1, 1)
-    assert torch.allclose(picture[..., 4:], expected[..., 4:])
+    assert torch.allclose(original[..., 4:], expected[..., 4:])
     with pytest.raises(ValueError, match=r"\(3, 6, 8\).*\(1, 8, 6\)"):
         overlay(image, hole.transpose(1, 2))
 

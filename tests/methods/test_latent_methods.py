@@ -18,12 +18,12 @@ from rad.sampling.method import CustomSampler, Method
 from rad.sampling.sampler import Sampler
 from rad.sampling.task import Task
 from tests.gaussian import make_world, with_needs
-from tests.linear_codec import LinearCodec
+from tests.linear_autoencoder import LinearAutoencoder
 from tests.methods.test_methods import PULL, SHORT
 
 WORLD = make_world()
 OWN = {"vp": Uniform(linear_betas()), "flow": Flow(shifted_sigmas()), "edm": EDM(karras_sigmas())}
-CODEC, BLURRED = LinearCodec(), LinearCodec(blur=0.5)
+CODEC, BLURRED = LinearAutoencoder(), LinearAutoencoder(blur=0.5)
 LATENTS = torch.cat([WORLD.y, 0.7 * WORLD.y.flip(-2)]).float()
 DETAIL = 0.05 * torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(8, 8)  # which encoding loses
 PICTURES = CODEC.decode(LATENTS) + DETAIL
@@ -39,7 +39,7 @@ class Single:
     channels = 1
 
     def denoise(self, x, noise):
-        return Denoised(WORLD.prior.denoise(x.double(), noise).x0.to(x.dtype))
+        return Denoised(WORLD.denoiser.denoise(x.double(), noise).x0.to(x.dtype))
 
 
 def refused(name: str, own: str) -> bool:
@@ -55,23 +55,23 @@ def fill(method: str | Method, own: str, task: Task, *, steps=24, names="ab"):
     method = create(method, SHORT.get(method)) if isinstance(method, str) else method
     loop = method if isinstance(method, CustomSampler) else (method,)
     sampler = Sampler(method.process(OWN[own], "adm"), loop, **vars(method.choose(steps=steps)))  # pyright: ignore[reportArgumentType]
-    with KeyedNoise(0, names) as tape:
-        return sampler(Single(), task, noise=tape)
+    with KeyedNoise(0, names) as noise:
+        return sampler(Single(), task, noise=noise)
 
 
-def encoded(pictures=PICTURES, hole=HOLE, codec=CODEC) -> Task:
-    return Task.encoded(pictures, hole, codec)
+def encoded(images=PICTURES, hole=HOLE, autoencoder=CODEC) -> Task:
+    return Task.encoded(images, hole, autoencoder)
 
 
 @pytest.mark.parametrize(("name", "own"), ALLOWED)
 def test_the_hole_is_filled_known_latents_come_back_and_the_holes_content_is_not_seen(name, own):
-    task = encoded(codec=BLURRED)
+    task = encoded(autoencoder=BLURRED)
     sample = fill(name, own, task)
     known = task.hole == 0
     assert torch.equal(sample.image[known], task.known[known])
     assert bool(sample.raw.isfinite().all())
-    assert float((sample.image - WORLD.prior.mean).abs().max()) < 2.6, "noise was left"
-    other = encoded(torch.where(HOLE == 1, 0.9, PICTURES), codec=BLURRED)
+    assert float((sample.image - WORLD.denoiser.mean).abs().max()) < 2.6, "noise was left"
+    other = encoded(torch.where(HOLE == 1, 0.9, PICTURES), autoencoder=BLURRED)
     assert torch.equal(fill(name, own, other).raw, sample.raw)
     assert not torch.equal(
         BLURRED.encode(PICTURES)[known], BLURRED.encode(torch.where(HOLE == 1, 0.9, PICTURES))[known]
@@ -79,7 +79,7 @@ def test_the_hole_is_filled_known_latents_come_back_and_the_holes_content_is_not
 
 
 @pytest.mark.parametrize(("name", "own"), ALLOWED)
-def test_everything_known_is_what_the_codec_makes_of_the_picture(name, own):
+def test_everything_known_is_what_the_autoencoder_makes_of_the_image(name, own):
     task = encoded(hole=torch.zeros_like(HOLE))
     sample = fill(name, own, task)
     assert torch.equal(CODEC.decode(sample.image), CODEC.decode(CODEC.encode(PICTURES)))
@@ -97,7 +97,7 @@ def test_the_smallest_signal_of_a_flow_overflows_nothing(name):
     assert float(OWN["flow"].noise(torch.tensor([999]), None).alpha) == LEAST_SIGNAL
     for steps in (1, 2):
         if not refused(name, "flow"):
-            assert float((fill(name, "flow", encoded(), steps=steps).raw - WORLD.prior.mean).abs().max()) < 4
+            assert float((fill(name, "flow", encoded(), steps=steps).raw - WORLD.denoiser.mean).abs().max()) < 4
 
 
 VARIANTS = [
@@ -123,8 +123,8 @@ VARIANTS = [
 @pytest.mark.parametrize("own", ["flow", "edm"])
 @pytest.mark.parametrize(("name", "settings"), VARIANTS, ids=lambda value: value if isinstance(value, str) else "")
 def test_other_settings_work_on_every_kind_of_noise(name, settings, own):
-    raw = fill(create(name, settings), own, encoded(codec=BLURRED)).raw
-    assert float((raw - WORLD.prior.mean).abs().max()) < 2.6
+    raw = fill(create(name, settings), own, encoded(autoencoder=BLURRED)).raw
+    assert float((raw - WORLD.denoiser.mean).abs().max()) < 2.6
 
 
 @pytest.mark.parametrize(("name", "own"), [(name, own) for name in METHODS for own in OWN if refused(name, own)])
@@ -145,14 +145,14 @@ MORE = {"daps": {"mcmc": "langevin", "rate": "0.001", "tau": "0.1"}, "reddiff": 
 
 @pytest.mark.parametrize("own", list(OWN))
 @pytest.mark.parametrize("name", SPACES)
-def test_where_a_picture_is_compared_its_pixels_are_met(name, own):
+def test_where_an_image_is_compared_its_pixels_are_met(name, own):
     """Through a decoder that mixes cells, pixels come nearer than where cells are compared with the encoded ones."""
-    task, misfit = encoded(codec=BLURRED), {}
+    task, misfit = encoded(autoencoder=BLURRED), {}
     for space in ("latent", "pixels"):
         settings = {**SHORT.get(name, {}), **MORE.get(name, {}), "space": space}
         raw = fill(create(name, settings), own, task, steps=40).raw
         assert bool(raw.isfinite().all())
-        missing = (1 - task.picture_hole) * (task.picture - BLURRED.decode(raw))
+        missing = (1 - task.image_hole) * (task.image - BLURRED.decode(raw))
         misfit[space] = float(missing.square().mean().sqrt())
     # PnP-Flow takes one step a level, which a blur of the decoder keeps short.
     assert misfit["pixels"] < (1.5 if name == "pnpflow" else 1) * misfit["latent"]
@@ -182,10 +182,10 @@ class Network(nn.Module):
 @pytest.mark.parametrize("name", SPACES)
 def test_through_a_network_an_image_does_not_depend_on_its_neighbours(name):
     """In float64; the loops of methods that do not differentiate the denoiser are differentiable for the decoder alone."""
-    codec = Network().double()
+    autoencoder = Network().double()
     with torch.no_grad():
-        both = encoded(PICTURES.double(), HOLE.double(), codec)
-        alone = encoded(PICTURES[1:].double(), HOLE[1:].double(), codec)
+        both = encoded(PICTURES.double(), HOLE.double(), autoencoder)
+        alone = encoded(PICTURES[1:].double(), HOLE[1:].double(), autoencoder)
     settings = {**SHORT.get(name, {}), **MORE.get(name, {})}
     raw = {
         space: fill(create(name, {**settings, "space": space}), "vp", both, steps=9).raw for space in get_args(Space)
@@ -194,4 +194,4 @@ def test_through_a_network_an_image_does_not_depend_on_its_neighbours(name):
     assert float((raw["pixels"] - raw["latent"]).abs().max()) > 0.01
     own = fill(create(name, {**settings, "space": "pixels"}), "vp", alone, steps=9, names="b").raw
     torch.testing.assert_close(own, raw["pixels"][1:], rtol=0, atol=1e-8)
-    assert all(weight.grad is None for weight in codec.parameters())
+    assert all(weight.grad is None for weight in autoencoder.parameters())

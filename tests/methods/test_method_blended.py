@@ -23,8 +23,8 @@ PROCESS = Uniform(linear_betas())
 
 def run(method, *, hole=WORLD.hole, steps=12):
     task = Task.from_image(WORLD.y.expand(2, 1, 8, 8), hole.expand(2, 1, 8, 8))
-    with KeyedNoise(0, range(2)) as tape:
-        return Sampler(PROCESS, (method,), steps=steps)(WORLD.prior, task, noise=tape)
+    with KeyedNoise(0, range(2)) as noise:
+        return Sampler(PROCESS, (method,), steps=steps)(WORLD.denoiser, task, noise=noise)
 
 
 class Short(SamplingMethod):
@@ -67,8 +67,8 @@ def test_the_hole_starts_from_the_mean_of_the_known_pixels():
     hole[0, :, :4], hole[1, :, :, 5:] = 1, 1
     image = torch.where(hole == 1, 100.0, image)
     now, nxt = (PROCESS.noise(torch.tensor([t, t])) for t in (745, 700))
-    prior = CountedDenoiser(GaussianDenoiser(torch.zeros(3, 8, 8, dtype=DOUBLE), torch.eye(192, dtype=DOUBLE)))
-    state = State(Task.from_image(image, hole), PROCESS, prior, 0, 1, 745, 700, now, nxt, x, lambda: x)
+    denoiser = CountedDenoiser(GaussianDenoiser(torch.zeros(3, 8, 8, dtype=DOUBLE), torch.eye(192, dtype=DOUBLE)))
+    state = State(Task.from_image(image, hole), PROCESS, denoiser, 0, 1, 745, 700, now, nxt, x, lambda: x)
     added = (Blended().on_start(state) - x) / now.alpha_map()
     expected = torch.zeros_like(added)
     expected[0, :, :4] = image[0, :, 4:].mean((1, 2))[:, None, None]

@@ -30,8 +30,8 @@ CODEC = Blocks(2, keep=3, colours=1)
 
 def run(method, *, hole=WORLD.hole, steps=12, eta=0.0):
     task = Task.from_image(WORLD.y.expand(2, -1, -1, -1), hole.expand(2, -1, -1, -1))
-    with KeyedNoise(0, range(2)) as tape:
-        return Sampler(PROCESS, (method,), steps=steps, eta=eta)(WORLD.prior, task, noise=tape)
+    with KeyedNoise(0, range(2)) as noise:
+        return Sampler(PROCESS, (method,), steps=steps, eta=eta)(WORLD.denoiser, task, noise=noise)
 
 
 def state_of(task, *, step=0, steps=4, t=600, u=400):
@@ -39,8 +39,8 @@ def state_of(task, *, step=0, steps=4, t=600, u=400):
     generator = torch.Generator().manual_seed(3)
     x, x0, fresh = (torch.randn(task.known.shape, generator=generator, dtype=DOUBLE) for _ in range(3))
     now, nxt = (PROCESS.noise(torch.tensor([time])) for time in (t, u))
-    prior = CountedDenoiser(WORLD.prior)
-    return State(task, PROCESS, prior, step, steps, t, u, now, nxt, x, lambda: fresh), Denoised(x0), fresh
+    denoiser = CountedDenoiser(WORLD.denoiser)
+    return State(task, PROCESS, denoiser, step, steps, t, u, now, nxt, x, lambda: fresh), Denoised(x0), fresh
 
 
 # ---- the chain -----------------------------------------------------------------------------------------
@@ -71,10 +71,10 @@ def test_known_cells_have_the_level_that_it_says(blend):
 def test_all_hole_is_the_plain_chain(method):
     everything = torch.ones_like(WORLD.hole)
     task = Task.from_image(WORLD.y, everything)
-    with KeyedNoise(0, ["a"]) as tape:
-        plain = Sampler(PROCESS, steps=12, eta=0)(WORLD.prior, task, noise=tape).raw
-    with KeyedNoise(0, ["a"]) as tape:
-        assert torch.equal(Sampler(PROCESS, (method,), steps=12, eta=0)(WORLD.prior, task, noise=tape).raw, plain)
+    with KeyedNoise(0, ["a"]) as noise:
+        plain = Sampler(PROCESS, steps=12, eta=0)(WORLD.denoiser, task, noise=noise).raw
+    with KeyedNoise(0, ["a"]) as noise:
+        assert torch.equal(Sampler(PROCESS, (method,), steps=12, eta=0)(WORLD.denoiser, task, noise=noise).raw, plain)
 
 
 def test_known_at_the_end():
@@ -114,45 +114,45 @@ def test_the_last_steps_may_blend_pixels():
     pixels = torch.where(WORLD.hole == 1, CODEC.decode(denoised.x0), WORLD.y)
     expected = state.next.alpha_map() * CODEC.encode(pixels) + state.next.sigma_map() * fresh
     torch.testing.assert_close(method.after_step(state, denoised, state.x), expected, rtol=0, atol=1e-12)
-    # Cells that hold a little of the hole differ: there the picture's part of the cell is met too.
+    # Cells that hold a little of the hole differ: there the image's part of the cell is met too.
     assert float((expected - BlendedLatent().after_step(state, denoised, state.x)).abs().max()) > 0.1
 
 
 # ---- the repair ----------------------------------------------------------------------------------------
 
 
-def misses(picture, task):
+def misses(image, task):
     """How far known pixels are off."""
-    return float(((1 - task.picture_hole) * (picture - task.picture)).square().mean().sqrt())
+    return float(((1 - task.image_hole) * (image - task.image)).square().mean().sqrt())
 
 
 @pytest.mark.parametrize("reconstruct", ["latent", "weights"])
 def test_the_repair_brings_known_pixels_nearer_and_leaves_the_hole(reconstruct):
-    """A codec with a wrong brightness, which both can undo; on two images, whose results do not depend on each other."""
-    codec = Blocks(2, colours=1)
-    task = encoded_task(WORLD, codec, rows=2)
+    """An autoencoder with a wrong brightness, which both can undo; on two images, whose results do not depend on each other."""
+    autoencoder = Blocks(2, colours=1)
+    task = encoded_task(WORLD, autoencoder, rows=2)
     with torch.no_grad():
-        assert codec.decoder.bias is not None
-        codec.decoder.bias.add_(0.02)
-    weights = [one.clone() for one in codec.decoder.parameters()]
-    x = codec.encode(torch.cat([WORLD.y, 0.5 * WORLD.y]).clamp(-0.9, 0.9))
-    task = replace(task, picture=(1 - task.picture_hole) * torch.cat([WORLD.y, 0.5 * WORLD.y]).clamp(-0.9, 0.9))
+        assert autoencoder.decoder.bias is not None
+        autoencoder.decoder.bias.add_(0.02)
+    weights = [one.clone() for one in autoencoder.decoder.parameters()]
+    x = autoencoder.encode(torch.cat([WORLD.y, 0.5 * WORLD.y]).clamp(-0.9, 0.9))
+    task = replace(task, image=(1 - task.image_hole) * torch.cat([WORLD.y, 0.5 * WORLD.y]).clamp(-0.9, 0.9))
     method = BlendedLatent(reconstruct=reconstruct)
     with torch.inference_mode():
         sample = x + 0  # as it comes from the sampler
     with torch.no_grad():
-        made, plain = method.decode(sample, task), codec.decode(x)
+        made, plain = method.decode(sample, task), autoencoder.decode(x)
     assert not made.requires_grad
     if reconstruct == "weights":
         assert misses(made, task) < 0.8 * misses(plain, task)
     else:
         assert misses(made, task) < 0.2 * misses(plain, task)
         assert_same(made[..., 2:6, 4:6], plain[..., 2:6, 4:6])  # cells with no known pixel stay
-    assert all(torch.equal(one, old) for one, old in zip(codec.decoder.parameters(), weights, strict=True))
-    assert not any(one.requires_grad for one in codec.decoder.parameters())
+    assert all(torch.equal(one, old) for one, old in zip(autoencoder.decoder.parameters(), weights, strict=True))
+    assert not any(one.requires_grad for one in autoencoder.decoder.parameters())
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(method.decode(sample, task), made), "bf16 is for the denoiser"
-    alone = method.decode(x[1:], replace(task, picture=task.picture[1:], picture_hole=task.picture_hole[1:]))
+    alone = method.decode(x[1:], replace(task, image=task.image[1:], image_hole=task.image_hole[1:]))
     assert torch.equal(alone, made[1:])
     assert torch.equal(BlendedLatent().decode(x, task), plain)
 
@@ -172,7 +172,7 @@ class Independent:
 
 
 class Unshown(Blocks):
-    """A codec that does not show its decoder."""
+    """An autoencoder that does not show its decoder."""
 
     def __init__(self):
         super().__init__(2, colours=1)
@@ -195,10 +195,10 @@ class Unshown(Blocks):
     ],
 )
 def test_what_cannot_be_repaired_is_refused_before_any_network_call(task, reconstruct, message):
-    prior = Independent()
-    with KeyedNoise(0, ["a"]) as tape, pytest.raises(ValueError, match=message):
-        Sampler(PROCESS, (BlendedLatent(reconstruct=reconstruct),), steps=3)(prior, task, noise=tape)
-    assert prior.calls == 0
+    denoiser = Independent()
+    with KeyedNoise(0, ["a"]) as noise, pytest.raises(ValueError, match=message):
+        Sampler(PROCESS, (BlendedLatent(reconstruct=reconstruct),), steps=3)(denoiser, task, noise=noise)
+    assert denoiser.calls == 0
 
 
 class Latent:
@@ -207,12 +207,12 @@ class Latent:
     source, hash, size, base_process, info, has_base, has_adapter = "latent", "0", (8, 8), PROCESS, None, True, False
 
     def __init__(self):
-        self.codec = Blocks(2, dtype=torch.float32)
+        self.autoencoder = Blocks(2, dtype=torch.float32)
 
     def check(self, conditions):
         pass
 
-    def prior(self, conditions, *, adapter):
+    def denoiser(self, conditions, *, adapter):
         return Independent()
 
     def weights(self, *, adapter, differentiated):
@@ -220,13 +220,13 @@ class Latent:
 
 
 def test_the_inpainter_lets_the_method_decode():
-    picture = Image.new("RGB", (8, 8), (200, 100, 50))
+    image = Image.new("RGB", (8, 8), (200, 100, 50))
     mask = torch.zeros(1, 8, 8)
     mask[:, 2:5, 2:5] = 1
     raw = {}
     for reconstruct in ("none", "weights"):
         method = BlendedLatent(reconstruct=reconstruct)
-        found = Inpainter(Latent())(picture, mask, method=method, steps=3)  # pyright: ignore[reportArgumentType]
+        found = Inpainter(Latent())(image, mask, method=method, steps=3)  # pyright: ignore[reportArgumentType]
         assert found.images[0].getpixel((0, 0)) == (200, 100, 50)
         raw[reconstruct] = found.raw[0].tobytes()
     assert raw["none"] != raw["weights"]

@@ -25,9 +25,9 @@ EYE = torch.eye(64, dtype=DOUBLE)
 def state(x: Tensor, task: Task, *, time: int, steps: int = 250) -> State:
     process = Uniform(linear_betas())
     now, after = level(process, time, task), level(process, max(time - 4, -1), task)
-    prior = CountedDenoiser(WORLD.prior)
+    denoiser = CountedDenoiser(WORLD.denoiser)
     index = round((steps - 1) * (1 - time / 999))
-    return State(task, process, prior, 0, steps, time, time - 4, now, after, x, lambda: torch.zeros_like(x), index)
+    return State(task, process, denoiser, 0, steps, time, time - 4, now, after, x, lambda: torch.zeros_like(x), index)
 
 
 def images(count: int, *, seed: int = 1) -> Tensor:
@@ -36,12 +36,12 @@ def images(count: int, *, seed: int = 1) -> Tensor:
 
 def run(method: CoPaint, task: Task, *, steps: int, rows: range) -> Sample:
     sampler = Sampler(Uniform(linear_betas()), (method,), steps=steps, eta=0)
-    with KeyedNoise(0, rows) as tape:
-        return sampler(WORLD.prior, task, noise=tape)
+    with KeyedNoise(0, rows) as noise:
+        return sampler(WORLD.denoiser, task, noise=noise)
 
 
 def loss(at: State, x: Tensor, *, weight: float) -> Tensor:
-    x0 = WORLD.prior.denoise(x, at.now).x0
+    x0 = WORLD.denoiser.denoise(x, at.now).x0
     misfit = ((1 - at.task.hole) * (x0 - at.task.known)).flatten(1).square().sum(1)
     return misfit + weight * (x - at.x).flatten(1).square().sum(1)
 
@@ -56,19 +56,19 @@ def test_descent_is_the_closed_form():
     """Two steps along -2 J^T (known (D - y)) - 2 lam (x - o), at the rate of the level."""
     at = state(images(1), Task.from_image(WORLD.y, WORLD.hole), time=400)
     done = round(249 * (1 - 400 / 999))
-    a, s, S = at.now.alpha, at.now.sigma, WORLD.prior.covariance
+    a, s, S = at.now.alpha, at.now.sigma, WORLD.denoiser.covariance
     J = a * S @ torch.linalg.inv(a**2 * S + s**2 * EYE)
     rate, weight = 0.02 * 1.012**done * float(a / at.level(0).alpha), 0.3 * 1.01**done
     start = x = at.x.flatten()
     known = (1 - WORLD.hole).flatten()
     for _ in range(2):
-        x0 = WORLD.prior.denoise(x.view(1, 1, 8, 8), at.now).x0.flatten()
+        x0 = WORLD.denoiser.denoise(x.view(1, 1, 8, 8), at.now).x0.flatten()
         x = x - rate * 2 * (J.T @ (known * (x0 - WORLD.y.flatten())) + weight * (x - start))
     found = CoPaint(prior=0.3).before_denoise(at)
     torch.testing.assert_close(found.flatten(), x, rtol=1e-10, atol=1e-12)
-    assert (at.prior.nfe, at.prior.vjp) == (3, 2)
-    at.prior.reuse(found, at.now)  # the accepted trial is the estimate of the step
-    assert at.prior.nfe == 3
+    assert (at.denoiser.nfe, at.denoiser.vjp) == (3, 2)
+    at.denoiser.reuse(found, at.now)  # the accepted trial is the estimate of the step
+    assert at.denoiser.nfe == 3
 
 
 @pytest.mark.parametrize("rate", [1.0, 30.0, 1e9])
@@ -81,8 +81,8 @@ def test_the_loss_never_rises_and_the_search_ends(rate: float):
         before, after = loss(at, at.x, weight=weight), loss(at, found.detach(), weight=weight)
         assert bool((after <= before).all())
         assert torch.equal(found.detach(), at.x) == (rate == 1e9)  # 0.8^20 of it is still too long: given up
-        assert at.prior.nfe <= 1 + 22 * descents
-        at = replace(at, prior=CountedDenoiser(WORLD.prior))
+        assert at.denoiser.nfe <= 1 + 22 * descents
+        at = replace(at, denoiser=CountedDenoiser(WORLD.denoiser))
 
 
 def test_images_of_a_batch_search_on_their_own():
@@ -117,8 +117,8 @@ def test_the_index_of_a_level_is_reverse_steps_less_forward_moves(method: CoPain
     assert total == {250: 490 if method.visits == 2 else 250, 100: 100, 7: 7}[steps]
     sampler = Sampler(Uniform(linear_betas()), (method, Watch()), steps=steps)
     sampler.callbacks = (Watch(),)  # the plan of the method, without its descents
-    with KeyedNoise(0, [0]) as tape:
-        sampler(WORLD.prior, Task.from_image(WORLD.y, WORLD.hole), noise=tape)
+    with KeyedNoise(0, [0]) as noise:
+        sampler(WORLD.denoiser, Task.from_image(WORLD.y, WORLD.hole), noise=noise)
     net, expected = 0, []
     for now, after in pairwise(times):
         if after < now:
@@ -151,10 +151,10 @@ def test_a_step_that_is_not_finite_is_not_taken():
     """A learning rate far too large: every trial overflows, and the image stays where it is."""
     from rad.diffusion.gaussian import GaussianDenoiser
 
-    single = GaussianDenoiser(WORLD.prior.mean.float(), WORLD.prior.covariance.float())
+    single = GaussianDenoiser(WORLD.denoiser.mean.float(), WORLD.denoiser.covariance.float())
     task = Task.from_image(WORLD.y.float(), WORLD.hole.float())
     results = []
     for method in (CoPaint(rate=1e38), CoPaint(descents=0)):
-        with KeyedNoise(0, ["a"]) as tape:
-            results.append(Sampler(Uniform(linear_betas()), (method,), steps=6, eta=0.0)(single, task, noise=tape).raw)
+        with KeyedNoise(0, ["a"]) as noise:
+            results.append(Sampler(Uniform(linear_betas()), (method,), steps=6, eta=0.0)(single, task, noise=noise).raw)
     assert torch.equal(*results)

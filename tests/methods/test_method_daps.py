@@ -18,7 +18,7 @@ from rad.sampling.sampler import Sampler
 from rad.sampling.state import Cost, CountedDenoiser, State, level
 from rad.sampling.task import Task
 from tests.gaussian import DOUBLE, distance, law, make_world
-from tests.linear_codec import LinearCodec
+from tests.linear_autoencoder import LinearAutoencoder
 
 WORLD = make_world()
 
@@ -30,8 +30,8 @@ def state(x: Tensor, *, time: int, next_time: int = 0, noise: float = 0.0) -> St
     def draw() -> Tensor:
         return torch.full_like(x, noise)
 
-    prior = CountedDenoiser(WORLD.prior)
-    return State(task, process, prior, 0, 200, time, next_time, now, after, x, draw)
+    denoiser = CountedDenoiser(WORLD.denoiser)
+    return State(task, process, denoiser, 0, 200, time, next_time, now, after, x, draw)
 
 
 def image() -> Tensor:
@@ -42,10 +42,10 @@ def test_the_ode_tends_to_its_closed_form():
     """z = x / a at sigma goes to mu + Sigma^(1/2) (Sigma + sigma^2)^(-1/2) (z - mu): first order in the calls."""
     at = state(image(), time=500)
     a, sigma = float(at.now.alpha), float(at.now.sigma / at.now.alpha)
-    values, vectors = torch.linalg.eigh(WORLD.prior.covariance)
-    mean = WORLD.prior.mean.flatten()
+    values, vectors = torch.linalg.eigh(WORLD.denoiser.covariance)
+    mean = WORLD.denoiser.mean.flatten()
     exact = mean + vectors @ ((values / (values + sigma**2)).sqrt() * (vectors.T @ (at.x.flatten() / a - mean)))
-    inside, errors, denoised = WORLD.inside, [], at.prior.denoise(at.x, at.now)
+    inside, errors, denoised = WORLD.inside, [], at.denoiser.denoise(at.x, at.now)
     for calls in (1, 5, 20, 80):
         found = DAPS(calls=calls).on_denoised(at, denoised).x0.flatten()
         errors.append(float((found - exact)[inside].square().mean().sqrt()))
@@ -85,8 +85,8 @@ def test_times_and_counts():
     assert [DAPS().times(t) for t in (999, 1, 0)] == [[999, 639, 360, 160, 40], [1, 0], [0]]
     for calls, steps in ((5, 12), (2, 30), (1, 4)):
         sampler = Sampler(Uniform(linear_betas()), (DAPS(calls=calls),), steps=steps, eta=0)
-        with KeyedNoise(0, range(1)) as tape:
-            sample = sampler(WORLD.prior, Task.from_image(WORLD.y, WORLD.hole), noise=tape)
+        with KeyedNoise(0, range(1)) as noise:
+            sample = sampler(WORLD.denoiser, Task.from_image(WORLD.y, WORLD.hole), noise=noise)
         assert sampler.cost == Cost(sample.nfe, sample.vjp)
     assert DAPS().cost(spaced_times(1000, 200)) == Cost(996)
     with pytest.raises(ValueError, match="hole"):
@@ -114,8 +114,8 @@ class Before(DAPS):
 
 
 def raw(method: DAPS, task: Task) -> Tensor:
-    with KeyedNoise(0, ["a"]) as tape:
-        return Sampler(Uniform(linear_betas()), (method,), steps=6, eta=0)(WORLD.prior, task, noise=tape).raw
+    with KeyedNoise(0, ["a"]) as noise:
+        return Sampler(Uniform(linear_betas()), (method,), steps=6, eta=0)(WORLD.denoiser, task, noise=noise).raw
 
 
 @pytest.mark.parametrize("hole", ["mean", "draw"])
@@ -139,7 +139,7 @@ def test_long_langevin_runs_draw_what_the_closed_form_draws(hole: Any):
     now, after = level(process, 300, task), level(process, 200, task)
     x0 = image().expand(rows, -1, -1, -1)
     at = State(
-        *(task, process, CountedDenoiser(WORLD.prior), 0, 200, 300, 200, now, after, x0),
+        *(task, process, CountedDenoiser(WORLD.denoiser), 0, 200, 300, 200, now, after, x0),
         lambda: torch.randn(x0.shape, generator=numbers, dtype=DOUBLE),
     )
     method = DAPS(hole=hole, tau=tau, mcmc="langevin", rate=1e-3, iterations=300, decay=1)
@@ -157,7 +157,7 @@ def test_long_langevin_runs_draw_what_the_closed_form_draws(hole: Any):
         assert float(found.var(0)[~known].mean()) == pytest.approx(grown, rel=0.05)
 
 
-class Loud(LinearCodec):
+class Loud(LinearAutoencoder):
     """Its decoder multiplies by 40: steps of the set length would grow without bound."""
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -168,8 +168,8 @@ class Loud(LinearCodec):
 
 
 def test_through_a_decoder():
-    picture, hole = LinearCodec().decode(WORLD.y), WORLD.hole.repeat_interleave(2, 2).repeat_interleave(2, 3)
-    task = Task.encoded(40 * picture, hole, Loud())
+    image, hole = LinearAutoencoder().decode(WORLD.y), WORLD.hole.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    task = Task.encoded(40 * image, hole, Loud())
     with pytest.raises(ValueError, match='use mcmc "langevin", or space "latent"'):
         raw(DAPS(space="pixels"), task)
     found = raw(DAPS(space="pixels", mcmc="langevin", tau=0.1), task)
@@ -186,6 +186,6 @@ def test_the_error_comes_before_any_call():
             raise AssertionError("a network was called")
 
     hole = WORLD.hole.repeat_interleave(2, 2).repeat_interleave(2, 3)
-    task = Task.encoded(LinearCodec().decode(WORLD.y), hole, LinearCodec())
-    with KeyedNoise(0, ["a"]) as tape, pytest.raises(ValueError, match="daps: mcmc"):
-        Sampler(Uniform(linear_betas()), (DAPS(space="pixels"),), steps=6)(Dead(), task, noise=tape)
+    task = Task.encoded(LinearAutoencoder().decode(WORLD.y), hole, LinearAutoencoder())
+    with KeyedNoise(0, ["a"]) as rng, pytest.raises(ValueError, match="daps: mcmc"):
+        Sampler(Uniform(linear_betas()), (DAPS(space="pixels"),), steps=6)(Dead(), task, noise=rng)

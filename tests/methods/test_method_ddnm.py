@@ -26,8 +26,8 @@ def run(method, hole, *, steps=12, rows=2):
     callbacks = () if method is None else (method,)
     sampler = Sampler(PROCESS, callbacks, steps=steps, eta=1 if method is None else method.preset_eta)
     task = Task.from_image(WORLD.y.expand(rows, 1, 8, 8), hole.expand(rows, 1, 8, 8))
-    with KeyedNoise(0, range(rows)) as tape:
-        return sampler(WORLD.prior, task, noise=tape)
+    with KeyedNoise(0, range(rows)) as noise:
+        return sampler(WORLD.denoiser, task, noise=noise)
 
 
 def one_step(method, t, u, *, edm=False):
@@ -38,9 +38,9 @@ def one_step(method, t, u, *, edm=False):
     if edm:
         x = x / now.alpha_map()
         now, nxt = (NoiseLevel(torch.ones_like(n.alpha), n.sigma / n.alpha, n.timesteps) for n in (now, nxt))
-    estimate = WORLD.prior.denoise(x, now)
-    prior, task = CountedDenoiser(WORLD.prior), Task.from_image(WORLD.y, WORLD.hole)
-    state = State(task, PROCESS, prior, 0, 1, t, u, now, nxt, x, lambda: fresh)
+    estimate = WORLD.denoiser.denoise(x, now)
+    denoiser, task = CountedDenoiser(WORLD.denoiser), Task.from_image(WORLD.y, WORLD.hole)
+    state = State(task, PROCESS, denoiser, 0, 1, t, u, now, nxt, x, lambda: fresh)
     return (
         method.after_step(state, estimate, x),
         (x - now.alpha_map() * estimate.x0) / now.sigma_map(),
@@ -72,12 +72,12 @@ def test_all_hole_is_the_plain_chain():
     posterior = run(DDNM(form="posterior"), hole).raw
     torch.testing.assert_close(posterior, run(None, hole).raw, rtol=0, atol=1e-12)
     chain = [PROCESS.noise(torch.tensor([t])) for t in spaced_times(1000, 12)]
-    with KeyedNoise(0, range(2)) as tape:
-        x = chain[0].sigma_map() * tape.draw(0, (1, 8, 8)).to(DOUBLE)
+    with KeyedNoise(0, range(2)) as noise:
+        x = chain[0].sigma_map() * noise.draw(0, (1, 8, 8)).to(DOUBLE)
         for number, (now, nxt) in enumerate(itertools.pairwise(chain)):
-            x0 = WORLD.prior.denoise(x, now).x0
+            x0 = WORLD.denoiser.denoise(x, now).x0
             e = (x - now.alpha_map() * x0) / now.sigma_map()
-            x = nxt.alpha_map() * x0 + nxt.sigma_map() * (0.6 * tape.draw(number + 1, (1, 8, 8)).to(DOUBLE) + 0.8 * e)
+            x = nxt.alpha_map() * x0 + nxt.sigma_map() * (0.6 * noise.draw(number + 1, (1, 8, 8)).to(DOUBLE) + 0.8 * e)
     torch.testing.assert_close(run(DDNM(eta=0.6), hole).raw, x, rtol=0, atol=1e-10)
 
 
@@ -162,9 +162,9 @@ def test_more_steps_come_closer():
 
 def test_noisy_image_is_denoised():
     """All pixels known with noise: the mean is near that of the posterior, much nearer than y is (0.117 of it)."""
-    world = World(WORLD.prior, torch.zeros_like(WORLD.hole), WORLD.y)
+    world = World(WORLD.denoiser, torch.zeros_like(WORLD.hole), WORLD.y)
     mean, _ = law(world, DDNM(sigma_y=0.3), steps=100, draws=2)
-    prior, y = WORLD.prior, WORLD.y.flatten()
-    gain = torch.linalg.solve(prior.covariance + 0.09 * torch.eye(64, dtype=DOUBLE), prior.covariance).T
-    exact = prior.mean.flatten() + gain @ (y - prior.mean.flatten())
+    denoiser, y = WORLD.denoiser, WORLD.y.flatten()
+    gain = torch.linalg.solve(denoiser.covariance + 0.09 * torch.eye(64, dtype=DOUBLE), denoiser.covariance).T
+    exact = denoiser.mean.flatten() + gain @ (y - denoiser.mean.flatten())
     assert float((mean - exact).norm()) < 0.15 * float((y - exact).norm())

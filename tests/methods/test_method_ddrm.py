@@ -20,8 +20,8 @@ PROCESS = Uniform(linear_betas())
 
 def run(method, hole, *, steps=12):
     task = Task.from_image(WORLD.y.expand(2, 1, 8, 8), hole.expand(2, 1, 8, 8))
-    with KeyedNoise(0, range(2)) as tape:
-        return Sampler(PROCESS, (method,), steps=steps, eta=method.preset_eta)(WORLD.prior, task, noise=tape)
+    with KeyedNoise(0, range(2)) as noise:
+        return Sampler(PROCESS, (method,), steps=steps, eta=method.preset_eta)(WORLD.denoiser, task, noise=noise)
 
 
 def one_step(method, t, u, *, edm=False):
@@ -32,9 +32,9 @@ def one_step(method, t, u, *, edm=False):
     if edm:
         x = x / now.alpha_map()
         now, nxt = (NoiseLevel(torch.ones_like(n.alpha), n.sigma / n.alpha, n.timesteps) for n in (now, nxt))
-    estimate = WORLD.prior.denoise(x, now)
-    prior, task = CountedDenoiser(WORLD.prior), Task.from_image(WORLD.y, WORLD.hole)
-    state = State(task, PROCESS, prior, 0, 1, t, u, now, nxt, x, lambda: fresh)
+    estimate = WORLD.denoiser.denoise(x, now)
+    denoiser, task = CountedDenoiser(WORLD.denoiser), Task.from_image(WORLD.y, WORLD.hole)
+    state = State(task, PROCESS, denoiser, 0, 1, t, u, now, nxt, x, lambda: fresh)
     return method.after_step(state, estimate, x), estimate.x0, fresh
 
 

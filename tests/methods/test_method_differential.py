@@ -22,8 +22,8 @@ STRENGTHS = (0.0, 0.1, 0.25, 0.3, 0.5, 0.77, 0.9, 1.0)
 
 def run(*callbacks, hole=WORLD.hole, steps=12):
     task = Task.from_image(WORLD.y.expand(2, 1, 8, 8), hole.expand(2, 1, 8, 8))
-    with KeyedNoise(0, range(2)) as tape:
-        return Sampler(PROCESS, callbacks, steps=steps)(WORLD.prior, task, noise=tape)
+    with KeyedNoise(0, range(2)) as noise:
+        return Sampler(PROCESS, callbacks, steps=steps)(WORLD.denoiser, task, noise=noise)
 
 
 class Draws(SamplingMethod):
@@ -67,8 +67,8 @@ def test_pixels_are_released_at_their_own_time(dtype):
             return x_next
 
     task = Task.from_image(WORLD.y.to(dtype), soft_hole().to(dtype))
-    with Silent(0, range(1)) as tape:
-        Sampler(PROCESS, (Differential(), Watch()), steps=steps)(WORLD.prior, task, noise=tape)
+    with Silent(0, range(1)) as noise:
+        Sampler(PROCESS, (Differential(), Watch()), steps=steps)(WORLD.denoiser, task, noise=noise)
     counts = torch.stack(held).sum(0).tolist()
     assert counts == [20, 18, 15, 14, 10, 4, 2, 0]
     for row, count in enumerate(counts):
@@ -78,7 +78,7 @@ def test_pixels_are_released_at_their_own_time(dtype):
 def test_a_pixel_changes_the_more_the_stronger_its_mask():
     changes = []
     for strength in STRENGTHS:
-        world = World(WORLD.prior, torch.full_like(WORLD.hole, strength), WORLD.y)
+        world = World(WORLD.denoiser, torch.full_like(WORLD.hole, strength), WORLD.y)
         mean, covariance = law(world, Differential(), steps=20)
         changes.append(float((mean - WORLD.y.flatten()).square().mean() + covariance.diagonal().mean()))
     assert changes[0] == 0

@@ -30,8 +30,8 @@ class OnGrid(DDNM):
 
 def run(method, *, hole=WORLD.hole, y=WORLD.y, steps=12):
     task = Task.from_image(y.expand(2, 1, 8, 8), hole.expand(2, 1, 8, 8))
-    with KeyedNoise(0, range(2)) as tape:
-        return Sampler(PROCESS, (method,), steps=steps, eta=method.preset_eta)(WORLD.prior, task, noise=tape)
+    with KeyedNoise(0, range(2)) as noise:
+        return Sampler(PROCESS, (method,), steps=steps, eta=method.preset_eta)(WORLD.denoiser, task, noise=noise)
 
 
 def state_at(t, u, *, edm=False):
@@ -42,12 +42,12 @@ def state_at(t, u, *, edm=False):
         x = x / now.alpha_map()
         now, nxt = (NoiseLevel(torch.ones_like(n.alpha), n.sigma / n.alpha, n.timesteps) for n in (now, nxt))
     task = Task.from_image(WORLD.y, WORLD.hole)
-    return State(task, PROCESS, CountedDenoiser(WORLD.prior), 0, 1, t, u, now, nxt, x, lambda: fresh)
+    return State(task, PROCESS, CountedDenoiser(WORLD.denoiser), 0, 1, t, u, now, nxt, x, lambda: fresh)
 
 
 def step(method, state, *, eta=0.0):
     """(x at the next level, z), as the loop makes them, with ones for the noise of its own step."""
-    z = method.on_denoised(state, WORLD.prior.denoise(state.x, state.now)).x0
+    z = method.on_denoised(state, WORLD.denoiser.denoise(state.x, state.now)).x0
     x = reverse_step(state.x, Denoised(z), state.now, state.next, eta=eta, noise=torch.ones_like(state.x))
     return method.after_step(state, Denoised(z), x), z
 
@@ -68,7 +68,7 @@ def test_levels_are_quadratic_and_as_many_as_asked_for():
 
 def test_the_data_step_minimises_its_objective():
     method, state = DiffPIR(lam=3.0, sigma_n=0.2), state_at(400, 300)
-    denoised = WORLD.prior.denoise(state.x, state.now)
+    denoised = WORLD.denoiser.denoise(state.x, state.now)
     z = method.on_denoised(state, denoised).x0.requires_grad_()
     sigma = state.now.sigma_map() / state.now.alpha_map()
     known = 1 - WORLD.hole

@@ -37,12 +37,12 @@ def one_step(method, now, nxt, *, hole=WORLD.hole, x=None):
     generator = torch.Generator().manual_seed(3)
     x_, *fresh = (torch.randn(1, 1, 8, 8, generator=generator, dtype=DOUBLE) for _ in range(3))
     x = x_ if x is None else x
-    x0 = WORLD.prior.denoise(x, now)
+    x0 = WORLD.denoiser.denoise(x, now)
     draws = iter(fresh)
     state = State(
         Task.from_image(WORLD.y, hole),
         FLOW,
-        CountedDenoiser(WORLD.prior),
+        CountedDenoiser(WORLD.denoiser),
         0,
         2,
         9,
@@ -123,7 +123,7 @@ def test_a_step_is_the_product_of_both_gaussians(proxy, process):
     w, last = e, fresh[0]
     if proxy == "resample":
         z, last = mu + v.sqrt() * fresh[0], fresh[1]
-        w = (z - nxt.alpha_map() * WORLD.prior.denoise(z, nxt).x0) / nxt.sigma_map()
+        w = (z - nxt.alpha_map() * WORLD.denoiser.denoise(z, nxt).x0) / nxt.sigma_map()
     observed = (1 - WORLD.hole) / (nxt.alpha_map() * 0.3) ** 2
     spread = 1 / (observed + 1 / v)
     expected = spread * (observed * (nxt.alpha_map() * WORLD.y + nxt.sigma_map() * w) + mu / v) + spread.sqrt() * last
@@ -187,28 +187,28 @@ def test_with_many_levels_known_pixels_count_less_at_the_last():
 # ---- the chain -----------------------------------------------------------------------------------------
 
 
-def run(method, *, hole, steps=12, process=FLOW, prior=WORLD.prior, tape=None):
+def run(method, *, hole, steps=12, process=FLOW, denoiser=WORLD.denoiser, noise=None):
     task = Task.from_image(WORLD.y.expand(2, -1, -1, -1), hole.expand(2, -1, -1, -1))
     sampler = Sampler(process, (method,), steps=steps, eta=method.preset_eta)
     with KeyedNoise(0, range(2)) as drawn:
-        return sampler(prior, task, noise=drawn if tape is None else tape(drawn))
+        return sampler(denoiser, task, noise=drawn if noise is None else noise(drawn))
 
 
 class Second:
     """Of two draws a step the second, and the first of all: what is left where no second draw is made."""
 
-    def __init__(self, tape):
-        self.tape = tape
+    def __init__(self, noise):
+        self.noise = noise
 
     def draw(self, number, shape):
-        return self.tape.draw(2 * number, shape)
+        return self.noise.draw(2 * number, shape)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_all_hole_is_the_plain_chain_of_that_variance(schedule):
     everything = torch.ones_like(WORLD.hole)
     drawn = run(DInG(schedule=schedule), hole=everything).raw
-    assert torch.equal(drawn, run(DInG(schedule=schedule, proxy="delayed"), hole=everything, tape=Second).raw)
+    assert torch.equal(drawn, run(DInG(schedule=schedule, proxy="delayed"), hole=everything, noise=Second).raw)
     if schedule not in ("ddpm", "ddim"):
         return
 
@@ -218,7 +218,7 @@ def test_all_hole_is_the_plain_chain_of_that_variance(schedule):
         def plan(self, times):
             return DInG().plan(times)
 
-    plain = run(Chain(), hole=everything, tape=Second).raw
+    plain = run(Chain(), hole=everything, noise=Second).raw
     torch.testing.assert_close(drawn, plain, rtol=0, atol=1e-9)
 
 
@@ -244,4 +244,4 @@ def test_the_network_is_not_differentiated():
             assert not x.requires_grad
             return super().denoise(x, noise)
 
-    assert run(DInG(), hole=WORLD.hole, prior=Strict(WORLD.prior.mean, WORLD.prior.covariance)).vjp == 0
+    assert run(DInG(), hole=WORLD.hole, denoiser=Strict(WORLD.denoiser.mean, WORLD.denoiser.covariance)).vjp == 0

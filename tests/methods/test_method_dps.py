@@ -23,7 +23,7 @@ class ExactDPS(DPS):
     """log p(y | x_t) = log N(y; x0, C) on known pixels, C = Cov[x0 | x_t], times what a DDPM step makes of a score."""
 
     def misfit(self, state, known_residual):
-        C = WORLD.prior.posterior_covariance(state.now)[0][KNOWN][:, KNOWN]
+        C = WORLD.denoiser.posterior_covariance(state.now)[0][KNOWN][:, KNOWN]
         observation_residual = known_residual.flatten(1)[:, KNOWN]
         # The score moves x0 by s^2/a score, and the mean of a step holds a' b / s^2 of x0.
         of_score = step_levels(state.now, state.next).b * state.next.alpha / state.now.alpha
@@ -44,21 +44,21 @@ def test_the_exact_weight_gives_the_exact_posterior(steps, variance_ratio, kl):
 def test_the_shift_is_the_closed_form(exploding):
     process, task = Uniform(linear_betas()), Task.from_image(WORLD.y.expand(2, 1, 8, 8), WORLD.hole.expand(2, 1, 8, 8))
     now, nxt = (process.noise(torch.tensor([t, t])) for t in (400, 300))
-    jacobian = WORLD.prior.posterior_covariance(now)[0] * now.alpha[0] / now.sigma[0].square()  # symmetric
+    jacobian = WORLD.denoiser.posterior_covariance(now)[0] * now.alpha[0] / now.sigma[0].square()  # symmetric
     x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=DOUBLE)
-    observation_residual = (1 - task.hole) * (WORLD.y - WORLD.prior.denoise(x, now).x0)
+    observation_residual = (1 - task.hole) * (WORLD.y - WORLD.denoiser.denoise(x, now).x0)
     expected = (
         0.3 * (observation_residual.flatten(1) @ jacobian) / observation_residual.flatten(1).norm(dim=1, keepdim=True)
     )
-    if exploding:  # the same picture in other units: x / a, with a = 1
+    if exploding:  # the same image in other units: x / a, with a = 1
         x, expected = x / now.alpha_map(), expected / nxt.alpha
         now, nxt = (NoiseLevel(torch.ones_like(v.alpha), v.sigma / v.alpha, v.timesteps) for v in (now, nxt))
     x.requires_grad_()
-    prior = CountedDenoiser(WORLD.prior)
-    state = State(task, process, prior, 0, 1, 400, 300, now, nxt, x, lambda: x)
-    shift = DPS(zeta=0.3).after_step(state, prior.denoise(x, now), torch.zeros_like(x))
+    denoiser = CountedDenoiser(WORLD.denoiser)
+    state = State(task, process, denoiser, 0, 1, 400, 300, now, nxt, x, lambda: x)
+    shift = DPS(zeta=0.3).after_step(state, denoiser.denoise(x, now), torch.zeros_like(x))
     torch.testing.assert_close(shift.flatten(1), expected, rtol=1e-9, atol=0)
-    assert (prior.nfe, prior.vjp) == (1, 1)
+    assert (denoiser.nfe, denoiser.vjp) == (1, 1)
 
 
 @pytest.mark.parametrize("why", ["no step", "nothing known"])

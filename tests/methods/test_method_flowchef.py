@@ -20,8 +20,10 @@ FLOW = Flow(shifted_sigmas())
 
 def run(method, *, hole=WORLD.hole, process=FLOW, steps=12):
     task = Task.from_image(WORLD.y.expand(2, -1, -1, -1), hole.expand(2, -1, -1, -1))
-    with KeyedNoise(0, range(2)) as tape:
-        return Sampler(process, () if method is None else (method,), steps=steps, eta=0)(WORLD.prior, task, noise=tape)
+    with KeyedNoise(0, range(2)) as noise:
+        return Sampler(process, () if method is None else (method,), steps=steps, eta=0)(
+            WORLD.denoiser, task, noise=noise
+        )
 
 
 @pytest.mark.parametrize("method", [FlowChef(), FlowChef(dc="project"), FlowChef(space="pixels")])
@@ -41,7 +43,7 @@ def test_a_step_is_eulers_and_a_shift():
     state = State(
         Task.from_image(WORLD.y, WORLD.hole),
         FLOW,
-        CountedDenoiser(WORLD.prior),
+        CountedDenoiser(WORLD.denoiser),
         0,
         1,
         600,

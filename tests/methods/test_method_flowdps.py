@@ -35,8 +35,8 @@ class Plain(SamplingMethod):
 
 def run(method, *, hole=WORLD.hole, process=FLOW, steps=12):
     task = Task.from_image(WORLD.y.expand(2, -1, -1, -1), hole.expand(2, -1, -1, -1))
-    with KeyedNoise(0, range(2)) as tape:
-        return Sampler(process, (method,), steps=steps, eta=0)(WORLD.prior, task, noise=tape)
+    with KeyedNoise(0, range(2)) as noise:
+        return Sampler(process, (method,), steps=steps, eta=0)(WORLD.denoiser, task, noise=noise)
 
 
 @pytest.mark.parametrize("process", [FLOW, Uniform(linear_betas())])
@@ -59,7 +59,7 @@ def test_a_step():
     state = State(
         Task.from_image(WORLD.y, WORLD.hole),
         FLOW,
-        CountedDenoiser(WORLD.prior),
+        CountedDenoiser(WORLD.denoiser),
         0,
         1,
         600,

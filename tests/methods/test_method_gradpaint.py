@@ -15,7 +15,7 @@ from rad.sampling.sampler import Sampler
 from rad.sampling.state import Cost, CountedDenoiser, State, level
 from rad.sampling.task import Task
 from tests.gaussian import DOUBLE, distance, make_world, moments, sampled
-from tests.linear_codec import LinearCodec
+from tests.linear_autoencoder import LinearAutoencoder
 
 WORLD = make_world()
 
@@ -23,8 +23,8 @@ WORLD = make_world()
 def state(x: Tensor, task: Task, *, time: int = 700, step: int = 0) -> State:
     process = Uniform(linear_betas())
     now, after = level(process, time, task), level(process, time - 4, task)
-    prior = CountedDenoiser(WORLD.prior)
-    return State(task, process, prior, step, 250, time, time - 4, now, after, x, lambda: torch.zeros_like(x))
+    denoiser = CountedDenoiser(WORLD.denoiser)
+    return State(task, process, denoiser, step, 250, time, time - 4, now, after, x, lambda: torch.zeros_like(x))
 
 
 def image(seed: int) -> Tensor:
@@ -41,8 +41,8 @@ def test_without_a_move_it_is_replacement_bit_for_bit():
 @pytest.mark.parametrize(("steps", "cost"), [(10, Cost(15, 5)), (11, Cost(16, 5)), (1, Cost(2, 1))])
 def test_counts(steps: int, cost: Cost):
     sampler = Sampler(Uniform(linear_betas()), (GradPaint(),), steps=steps)
-    with KeyedNoise(0, range(1)) as tape:
-        sample = sampler(WORLD.prior, Task.from_image(WORLD.y, WORLD.hole), noise=tape)
+    with KeyedNoise(0, range(1)) as noise:
+        sample = sampler(WORLD.denoiser, Task.from_image(WORLD.y, WORLD.hole), noise=noise)
     assert sampler.cost == cost == Cost(sample.nfe, sample.vjp)
 
 
@@ -54,7 +54,7 @@ def test_preset_cost():
 def test_the_move_has_its_length_and_the_direction_of_the_closed_form(alignment: float):
     task, x = Task.from_image(WORLD.y, WORLD.hole), image(1)
     at = state(x, task)
-    x0 = WORLD.prior.denoise(x, at.now).x0
+    x0 = WORLD.denoiser.denoise(x, at.now).x0
     known = 1 - WORLD.hole
     on_x0 = 2 * known * (x0 - WORLD.y) / known.sum()
     pairs = [((1, c), (2, c)) for c in range(3, 7)] + [((6, c), (5, c)) for c in range(3, 7)]
@@ -62,7 +62,7 @@ def test_the_move_has_its_length_and_the_direction_of_the_closed_form(alignment:
     for outside, inside in pairs:
         gap = x0[0, 0][inside] - WORLD.y[0, 0][outside]
         on_x0[0, 0][inside] += alignment * 2 * gap / len(pairs)
-    a, s, S = at.now.alpha, at.now.sigma, WORLD.prior.covariance
+    a, s, S = at.now.alpha, at.now.sigma, WORLD.denoiser.covariance
     J = a * S @ torch.linalg.inv(a**2 * S + s**2 * torch.eye(64, dtype=DOUBLE))
     direction = J.T @ on_x0.flatten()
     moved = (GradPaint(alignment=alignment, kappa=0.03).before_denoise(at) - x).flatten()
@@ -112,7 +112,7 @@ def test_descent_on_all_steps_brings_the_mean_nearer():
 def test_on_latents_the_border_counts_only_where_it_is_asked_for():
     hole = WORLD.hole.repeat_interleave(2, 2).repeat_interleave(2, 3)
     latents, pixels = (
-        Task.encoded(LinearCodec().decode(WORLD.y), hole, LinearCodec()),
+        Task.encoded(LinearAutoencoder().decode(WORLD.y), hole, LinearAutoencoder()),
         Task.from_image(WORLD.y, WORLD.hole),
     )
     assert torch.equal(latents.hole, pixels.hole)

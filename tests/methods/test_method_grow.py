@@ -22,8 +22,8 @@ def test_one_band_is_the_method_itself_bit_for_bit():
     )
     results = []
     for method in (Grow(method="replacement", bands=1), (METHODS["replacement"](),)):
-        with KeyedNoise(0, ["a"]) as tape:
-            results.append(Sampler(process, method, steps=20)(WORLD.prior, task, noise=tape))
+        with KeyedNoise(0, ["a"]) as noise:
+            results.append(Sampler(process, method, steps=20)(WORLD.denoiser, task, noise=noise))
     assert torch.equal(results[0].image, results[1].image)
     assert results[0].nfe == results[1].nfe == 20
 
@@ -43,10 +43,10 @@ def test_a_stage_takes_what_the_one_before_it_made_as_known(monkeypatch):
             return state.x
 
     monkeypatch.setitem(METHODS, "watch", Watch)
-    with KeyedNoise(0, ["a"]) as tape:
+    with KeyedNoise(0, ["a"]) as noise:
         method = Grow(method="watch", bands=4)
         sampler = Sampler(method.process(Uniform(linear_betas()), "adm"), method, steps=8)
-        result = sampler(WORLD.prior, Task.from_image(WORLD.y, WORLD.hole), noise=tape)
+        result = sampler(WORLD.denoiser, Task.from_image(WORLD.y, WORLD.hole), noise=noise)
     assert [int(hole.sum()) for hole, _ in seen] == [16, 12, 8, 4]
     for hole, known in seen:
         assert torch.equal(known[hole == 0], result.image[hole == 0])

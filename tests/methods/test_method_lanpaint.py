@@ -27,7 +27,7 @@ def state(x: Tensor, *, time: int, draw: Callable[[], Tensor] | None = None, hol
     process = Uniform(linear_betas())
     now, after = level(process, time, task), level(process, time - 1, task)
     draw = draw or (lambda: torch.zeros_like(x))
-    return State(task, process, CountedDenoiser(WORLD.prior), 0, 20, time, time - 1, now, after, x, draw)
+    return State(task, process, CountedDenoiser(WORLD.denoiser), 0, 20, time, time - 1, now, after, x, draw)
 
 
 def affine(method: LanPaint, *, time: int, hole: Tensor = WORLD.hole) -> tuple[Tensor, Tensor, Tensor]:
@@ -77,9 +77,9 @@ def test_drift_and_diffusion(inner: int, time: int):
     eta, lam = 1e-6, 8.0
     M, b, covariance = affine(LanPaint(inner=inner, step=eta), time=time)
     at = state(WORLD.y, time=time)
-    a, s2, S = at.now.alpha, at.now.sigma.square(), WORLD.prior.covariance
+    a, s2, S = at.now.alpha, at.now.sigma.square(), WORLD.denoiser.covariance
     precision = torch.linalg.inv(a**2 * S + s2 * EYE)
-    score_M, score_b = -precision, precision @ (a[0] * WORLD.prior.mean.flatten())
+    score_M, score_b = -precision, precision @ (a[0] * WORLD.denoiser.mean.flatten())
     hole = WORLD.hole.flatten()
     outside = torch.diag(1 - hole) * (1 + lam)
     mixed = torch.diag(hole - lam * (1 - hole))  # the score in the hole, -lam times it elsewhere
@@ -97,8 +97,8 @@ def test_with_nothing_known_the_law_of_the_level_is_kept():
     for inner, step in ((6, 0.1), (12, 0.05)):
         M, b, noise = affine(LanPaint(inner=inner, step=step), time=400, hole=torch.ones_like(WORLD.hole))
         at = state(WORLD.y, time=400)
-        exact = at.now.alpha**2 * WORLD.prior.covariance + at.now.sigma**2 * EYE
-        mean = at.now.alpha[0] * WORLD.prior.mean.flatten()
+        exact = at.now.alpha**2 * WORLD.denoiser.covariance + at.now.sigma**2 * EYE
+        mean = at.now.alpha[0] * WORLD.denoiser.mean.flatten()
         torch.testing.assert_close(M @ mean + b, mean, rtol=0, atol=1e-10)
         errors.append(float((M @ exact @ M.T + noise - exact).norm() / exact.norm()))
     assert errors[0] < 0.002
@@ -108,8 +108,8 @@ def test_with_nothing_known_the_law_of_the_level_is_kept():
 @pytest.mark.parametrize("inner", [0, 1, 5])
 def test_counts(inner: int):
     sampler = Sampler(Uniform(linear_betas()), (LanPaint(inner=inner),), steps=4, eta=0)
-    with KeyedNoise(0, range(1)) as tape:
-        sample = sampler(WORLD.prior, Task.from_image(WORLD.y, WORLD.hole), noise=tape)
+    with KeyedNoise(0, range(1)) as noise:
+        sample = sampler(WORLD.denoiser, Task.from_image(WORLD.y, WORLD.hole), noise=noise)
     assert sampler.cost == Cost(4 * (1 + inner)) == Cost(sample.nfe, sample.vjp)
     assert torch.equal(sample.raw * (1 - WORLD.hole), sample.image * (1 - WORLD.hole))  # y, exactly
 

@@ -21,7 +21,7 @@ from tests.gaussian import DOUBLE, distance, law, make_world, moments, propagate
 WORLD = make_world()
 BETAS = linear_betas()
 METHOD = with_needs(M2S())
-SMALL = METHOD.coarse.prior
+SMALL = METHOD.coarse.denoiser
 
 
 class Tape:
@@ -41,9 +41,9 @@ class Dead:
         raise AssertionError("a network was called")
 
 
-def run(method, image, hole, *, steps=270, prior=WORLD.prior, scale=1.0, eta=0.0, on_step=None):
+def run(method, image, hole, *, steps=270, denoiser=WORLD.denoiser, scale=1.0, eta=0.0, on_step=None):
     sampler = Sampler(Uniform(BETAS), method, steps=steps, eta=eta, on_step=on_step)
-    sample = sampler(prior, Task.from_image(image, hole), noise=Tape(len(image), scale))
+    sample = sampler(denoiser, Task.from_image(image, hole), noise=Tape(len(image), scale))
     assert (sample.nfe, sample.vjp) == (sampler.cost.nfe, sampler.cost.vjp)
     return sample
 
@@ -75,9 +75,9 @@ def test_plans_fit_any_number_of_levels(count):
 
 def test_it_asks_for_a_coarse_model_before_any_call():
     with pytest.raises(ValueError, match=r"m2s needs a second base model, of lower resolution.*m2s\.coarse=PATH"):
-        run(M2S(), WORLD.y, WORLD.hole, prior=Dead())
+        run(M2S(), WORLD.y, WORLD.hole, denoiser=Dead())
     with pytest.raises(ValueError, match="8x8 images: the coarse model's height, 3, does not divide"):
-        run(replace(METHOD, coarse=Coarse(Dead(), Uniform(BETAS), 3)), WORLD.y, WORLD.hole, prior=Dead())
+        run(replace(METHOD, coarse=Coarse(Dead(), Uniform(BETAS), 3)), WORLD.y, WORLD.hole, denoiser=Dead())
 
 
 def test_a_small_pixel_is_known_only_if_all_of_it_is():
@@ -126,13 +126,13 @@ def test_the_law_of_two_linked_stages():
     hole = torch.ones(129, 1, 8, 8, dtype=DOUBLE)
     sampler = Sampler(process, method, steps=270, eta=0.0)
     probe: Any = Probe(1 + len(plans[0]) - 1)  # a draw at the first level, one for the known pixels of each step
-    images = sampler(WORLD.prior, Task.from_image(hole, hole), noise=probe).raw.flatten(1)
+    images = sampler(WORLD.denoiser, Task.from_image(hole, hole), noise=probe).raw.flatten(1)
     matrix = (images[1:] - images[0]).T
 
     times = spaced_times(1000, 270)
     first, second = ([process.noise(torch.tensor([times[-2 - n]])) for n in plan] for plan in plans)
     s2 = [float(chain[0].sigma) ** 2 for chain in (first, second)]
-    small = replace(WORLD, prior=SMALL)
+    small = replace(WORLD, denoiser=SMALL)
     law_small = propagate(
         small, first, mean=torch.zeros(16, dtype=DOUBLE), covariance=s2[0] * torch.eye(16, dtype=DOUBLE), eta=0
     )

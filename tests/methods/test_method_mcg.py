@@ -20,22 +20,22 @@ WORLD = make_world()
 def test_the_step_is_the_closed_form(after, exploding):
     process, task = Uniform(linear_betas()), Task.from_image(WORLD.y.expand(2, 1, 8, 8), WORLD.hole.expand(2, 1, 8, 8))
     now, nxt = (process.noise(torch.tensor([t, t])) for t in (400, after))
-    jacobian = WORLD.prior.posterior_covariance(now)[0] * now.alpha[0] / now.sigma[0].square()  # symmetric
+    jacobian = WORLD.denoiser.posterior_covariance(now)[0] * now.alpha[0] / now.sigma[0].square()  # symmetric
     x, x_next, fresh = torch.randn(3, 2, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=DOUBLE)
-    observation_residual = ((1 - task.hole) * (WORLD.y - WORLD.prior.denoise(x, now).x0)).flatten(1)
+    observation_residual = ((1 - task.hole) * (WORLD.y - WORLD.denoiser.denoise(x, now).x0)).flatten(1)
     shift = 0.3 * (observation_residual @ jacobian / observation_residual.norm(dim=1, keepdim=True)).view(x.shape)
     known = nxt.alpha[0] * WORLD.y + nxt.sigma[0] * fresh  # the level after the step
     expected = torch.where(task.hole == 1, x_next + shift, known)
-    if exploding:  # the same picture in other units: x / a, with a = 1
+    if exploding:  # the same image in other units: x / a, with a = 1
         x, x_next, expected = x / now.alpha_map(), x_next / nxt.alpha_map(), expected / nxt.alpha_map()
         now, nxt = (NoiseLevel(torch.ones_like(v.alpha), v.sigma / v.alpha, v.timesteps) for v in (now, nxt))
     x.requires_grad_()
-    prior = CountedDenoiser(WORLD.prior)
-    state = State(task, process, prior, 0, 1, 400, after, now, nxt, x, lambda: fresh)
+    denoiser = CountedDenoiser(WORLD.denoiser)
+    state = State(task, process, denoiser, 0, 1, 400, after, now, nxt, x, lambda: fresh)
     torch.testing.assert_close(
-        MCG(alpha=0.3).after_step(state, prior.denoise(x, now), x_next), expected, rtol=1e-9, atol=1e-12
+        MCG(alpha=0.3).after_step(state, denoiser.denoise(x, now), x_next), expected, rtol=1e-9, atol=1e-12
     )
-    assert (prior.nfe, prior.vjp) == (1, 1)
+    assert (denoiser.nfe, denoiser.vjp) == (1, 1)
 
 
 def test_without_a_step_it_is_replacement():

@@ -42,8 +42,8 @@ def run(world, method, *, steps, rows, hole=None, eta=1.0):
     hole = world.hole if hole is None else hole
     task = Task.from_image(world.y.expand(rows, *world.y.shape[1:]), hole.expand(rows, *hole.shape[1:]))
     sampler = Sampler(PROCESS, method, steps=steps, eta=eta)
-    tape = Tape(rows)
-    sample = sampler(world.prior, task, noise=tape)  # pyright: ignore[reportArgumentType]
+    noise = Tape(rows)
+    sample = sampler(world.denoiser, task, noise=noise)  # pyright: ignore[reportArgumentType]
     assert (sample.nfe, sample.vjp) == (sampler.cost.nfe, 0)
     return sample.raw
 

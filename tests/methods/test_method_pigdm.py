@@ -20,13 +20,13 @@ WORLD = make_world()
 WEIGHTINGS = ("reddiff", "paper", "score")
 
 
-def state_at(x, t, after, *, prior=WORLD.prior, rows=2):
+def state_at(x, t, after, *, denoiser=WORLD.denoiser, rows=2):
     process, task = (
         Uniform(linear_betas()),
         Task.from_image(WORLD.y.expand(rows, 1, 8, 8), WORLD.hole.expand(rows, 1, 8, 8)),
     )
     now, nxt = (process.noise(torch.full((rows,), time)) for time in (t, after))
-    x, counted = x.detach().requires_grad_(), CountedDenoiser(prior)
+    x, counted = x.detach().requires_grad_(), CountedDenoiser(denoiser)
     return State(task, process, counted, 0, 1, t, after, now, nxt, x, lambda: x)
 
 
@@ -36,17 +36,17 @@ def test_a_step_is_that_of_the_formulas(weighting, sigma_y):
     eta = 0.5
     x, fresh = torch.randn(2, 2, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=DOUBLE)
     state, method = state_at(x, 400, 300), PiGDM(weighting=weighting, sigma_y=sigma_y, strength=0.7)
-    denoised = state.prior.denoise(state.x, state.now)
+    denoised = state.denoiser.denoise(state.x, state.now)
     guided = method.on_denoised(state, denoised)
     stepped = reverse_step(x, guided, state.now, state.next, eta=eta, noise=fresh)
     found = method.after_step(state, guided, stepped)
-    assert state.prior.vjp == 1
+    assert state.denoiser.vjp == 1
 
     a, a_next = state.now.alpha_map(), state.next.alpha_map()
     s, s_next = state.now.sigma_map(), state.next.sigma_map()
     hole, x0 = WORLD.hole, denoised.x0
     r = (1 - hole) * (WORLD.y - x0) / (1 + sigma_y**2 / s**2)
-    jacobian = WORLD.prior.posterior_covariance(state.now)[0] * a[0] / s[0].square()  # symmetric
+    jacobian = WORLD.denoiser.posterior_covariance(state.now)[0] * a[0] / s[0].square()  # symmetric
     g = 0.7 * (r.flatten(1) @ jacobian).view(x.shape)
     c1 = eta * s_next / s * (1 - (a / a_next) ** 2).sqrt()
     c2 = (s_next**2 - c1**2).sqrt()
@@ -60,11 +60,11 @@ def test_a_step_is_that_of_the_formulas(weighting, sigma_y):
 def test_the_score_weight_is_bayes_rule_for_white_data(sigma_y):
     white = GaussianDenoiser(torch.zeros(1, 8, 8, dtype=DOUBLE), torch.eye(64, dtype=DOUBLE))
     x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=DOUBLE)
-    state = state_at(x, 400, 300, prior=white)
+    state = state_at(x, 400, 300, denoiser=white)
     a, s = state.now.alpha_map(), state.now.sigma_map()
     # x0 given x_t is N(a x, s^2); y adds sigma_y^2.
     expected = a * x + (1 - WORLD.hole) * s**2 / (s**2 + sigma_y**2) * (WORLD.y - a * x)
-    found = PiGDM(weighting="score", sigma_y=sigma_y).on_denoised(state, state.prior.denoise(state.x, state.now))
+    found = PiGDM(weighting="score", sigma_y=sigma_y).on_denoised(state, state.denoiser.denoise(state.x, state.now))
     torch.testing.assert_close(found.x0, expected, rtol=0, atol=1e-12)
 
 

@@ -31,12 +31,12 @@ CAT = Condition("a cat")
 class Linear:
     """A Gaussian's denoiser, affine in x, whose "words" are looked at where x is bright, on two grids."""
 
-    prior: GaussianDenoiser
+    denoiser: GaussianDenoiser
     channels: int
     text: bool = True
 
     def denoise(self, x, noise):
-        return self.prior.denoise(x, noise)
+        return self.denoiser.denoise(x, noise)
 
     def bounded(self, hole):
         return self
@@ -52,25 +52,25 @@ class Linear:
 
 
 def linear(**settings):
-    return Linear(WORLD.prior, WORLD.prior.channels, **settings)
+    return Linear(WORLD.denoiser, WORLD.denoiser.channels, **settings)
 
 
 def task_of(hole=None, image=WORLD.y):
     return Task.from_image(image, WORLD.hole if hole is None else hole)
 
 
-def state_of(task, x, *, t=500, step=0, process=None, prior=None):
+def state_of(task, x, *, t=500, step=0, process=None, denoiser=None):
     process = process or Uniform(BETAS)
     now = level(process, t, task)
-    counted = CountedDenoiser(prior or linear())
+    counted = CountedDenoiser(denoiser or linear())
     return State(task, process, counted, step, 10, t, t - 1, now, now, x, lambda: torch.zeros_like(x))
 
 
-def run(method, *, prior=None, task=None, steps=20, seed=0, process=None, names=("a",)):
+def run(method, *, denoiser=None, task=None, steps=20, seed=0, process=None, names=("a",)):
     task = task or task_of()
     sampler = Sampler(process or Uniform(BETAS), (method,), steps=steps, eta=0.0)
-    with KeyedNoise(seed, names) as tape:
-        return sampler(prior or linear(), task, noise=tape), sampler.cost
+    with KeyedNoise(seed, names) as noise:
+        return sampler(denoiser or linear(), task, noise=noise), sampler.cost
 
 
 # ---- the losses ------------------------------------------------------------------------------------
@@ -82,12 +82,12 @@ def test_the_gradient_of_the_background_loss_is_half_of_what_the_denoiser_carrie
     state = state_of(task, x)
 
     def denoise(flat):
-        return WORLD.prior.denoise(flat.view(x.shape), state.now).x0.flatten()
+        return WORLD.denoiser.denoise(flat.view(x.shape), state.now).x0.flatten()
 
     matrix = torch.autograd.functional.jacobian(denoise, x.flatten())
     x.requires_grad_()
-    said = state.prior.semantic(x, state.now, fine=False)
-    gradient = state.prior.gradient(background_loss(task, said), x)
+    said = state.denoiser.semantic(x, state.now, fine=False)
+    gradient = state.denoiser.gradient(background_loss(task, said), x)
     missing = ((1 - task.hole) * (said.estimate.x0 - task.known)).flatten().detach()
     torch.testing.assert_close(gradient.flatten(), 0.5 * matrix.T @ missing, rtol=1e-4, atol=1e-5)
     assert float(gradient.abs().max()) > 1e-3
@@ -123,7 +123,7 @@ def test_the_loss_is_the_sum_with_the_weight_of_the_level():
         state = state_of(task, x, t=t)
         assert PILOT().weight_at(state).tolist() == pytest.approx([part * full])
         assert PILOT(decay="constant").weight_at(state).tolist() == pytest.approx([full])
-        said = state.prior.semantic(x, state.now, fine=False)
+        said = state.denoiser.semantic(x, state.now, fine=False)
         want = background_loss(task, said) + part * full * semantic_loss(task, said)
         torch.testing.assert_close(PILOT().loss(state, said), want)
 
@@ -142,7 +142,7 @@ def test_the_rate_grows_downwards_and_is_smaller_at_the_first_step():
 def descend(method, state):
     x = method.before_denoise(state)
     with torch.no_grad():
-        return x, method.loss(state, state.prior.semantic(x, state.now, fine=False))
+        return x, method.loss(state, state.denoiser.semantic(x, state.now, fine=False))
 
 
 def test_the_loss_falls_with_every_step_of_a_small_rate():
@@ -233,8 +233,8 @@ class CountingTape(KeyedNoise):
 def test_only_blending_draws_noise(coherence, draws):
     CountingTape.drawn = 0
     sampler = Sampler(Uniform(BETAS), (PILOT(coherence=coherence, iterations=1),), steps=20, eta=0.0)
-    with CountingTape(0, ["a"]) as tape:
-        sampler(linear(), task_of(), noise=tape)
+    with CountingTape(0, ["a"]) as noise:
+        sampler(linear(), task_of(), noise=noise)
     assert CountingTape.drawn == draws
 
 
@@ -277,7 +277,7 @@ def test_an_image_does_not_depend_on_its_batch_and_its_hole_leaks_nothing():
 
 def test_without_text_only_known_pixels_are_minded():
     quiet = linear(text=False)
-    made = [run(PILOT(interval=2, weight=weight), prior=quiet)[0].raw for weight in (0.0, 150.0)]
+    made = [run(PILOT(interval=2, weight=weight), denoiser=quiet)[0].raw for weight in (0.0, 150.0)]
     assert torch.equal(made[0], made[1])
     spoken = [run(PILOT(interval=2, weight=weight))[0].raw for weight in (0.0, 150.0)]
     assert float((spoken[0] - spoken[1]).abs().max()) > 1e-3
@@ -290,7 +290,7 @@ def test_all_layers_are_more_than_the_coarse_ones():
 
 def test_a_model_without_text_is_refused_in_one_line():
     with pytest.raises(ValueError, match="needs a text-to-image model with cross-attention") as caught:
-        run(PILOT(), prior=WORLD.prior)
+        run(PILOT(), denoiser=WORLD.denoiser)
     assert "\n" not in str(caught.value)
 
 
@@ -314,10 +314,10 @@ def box():
 
 
 def fill(model, method, task, *conditions, names=("a", "b"), steps=4):
-    prior = model.prior(conditions, adapter=False)
+    denoiser = model.denoiser(conditions, adapter=False)
     sampler = Sampler(model.base_process, (method,), steps=steps, eta=0.0)
-    with KeyedNoise(0, names[: len(conditions)]) as tape:
-        return sampler(prior, task, noise=tape)
+    with KeyedNoise(0, names[: len(conditions)]) as noise:
+        return sampler(denoiser, task, noise=noise)
 
 
 def test_text_acts_in_the_hole_alone_in_the_steps_too(model):
@@ -345,26 +345,26 @@ def test_all_known_is_not_bounded_and_comes_back(model):
 def test_the_words_are_drawn_into_the_hole(model):
     """A descent of the semantic loss alone, at one level: their share of attention inside grows against outside."""
     task = latents(box())
-    prior = model.prior([CAT], adapter=False).bounded(task.hole)
+    denoiser = model.denoiser([CAT], adapter=False).bounded(task.hole)
     x = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(5))
     method = PILOT(iterations=8, momentum=0.0, rate=0.05, growth=1.0, weight=1e4)
-    state = state_of(task, x, t=600, step=10, process=model.base_process, prior=prior)
+    state = state_of(task, x, t=600, step=10, process=model.base_process, denoiser=denoiser)
     moved = method.before_denoise(state)
     with torch.no_grad():
-        scores = [float(semantic_loss(task, state.prior.semantic(one, state.now, fine=False))) for one in (x, moved)]
+        scores = [float(semantic_loss(task, state.denoiser.semantic(one, state.now, fine=False))) for one in (x, moved)]
     assert -1 <= scores[1] < scores[0] - 1e-4
 
 
 def test_images_of_a_batch_are_filled_as_if_alone(model):
     """With different holes, one of them everything, and different texts, one of them none."""
     random = torch.Generator().manual_seed(6)
-    picture = torch.randn(3, 4, 16, 16, generator=random)
-    task = Task.from_image(picture, torch.cat([box(), torch.ones_like(box()), box().roll(3, -2)]))
+    image = torch.randn(3, 4, 16, 16, generator=random)
+    task = Task.from_image(image, torch.cat([box(), torch.ones_like(box()), box().roll(3, -2)]))
     method = PILOT(interval=1, iterations=2, coherence=0.6)
     conditions = (CAT, Condition("bird", guidance=1.0), Condition(""))
     made = fill(model, method, task, *conditions, names=("a", "b", "c"))
     assert (made.nfe, made.vjp) == (8, 4)
     for row, name in enumerate("abc"):
         own = slice(row, row + 1)
-        alone = fill(model, method, Task.from_image(picture[own], task.hole[own]), conditions[row], names=(name,))
+        alone = fill(model, method, Task.from_image(image[own], task.hole[own]), conditions[row], names=(name,))
         torch.testing.assert_close(made.raw[own], alone.raw, rtol=1e-3, atol=1e-3)

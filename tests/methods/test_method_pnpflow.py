@@ -30,8 +30,8 @@ class Fresh(SamplingMethod):
 def run(method, *, hole=WORLD.hole, steps=12):
     task = Task.from_image(WORLD.y.expand(2, -1, -1, -1), hole.expand(2, -1, -1, -1))
     loop = (method,) if isinstance(method, SamplingMethod) else method
-    with KeyedNoise(0, range(2)) as tape:
-        return Sampler(FLOW, loop, steps=steps, eta=0)(WORLD.prior, task, noise=tape)
+    with KeyedNoise(0, range(2)) as noise:
+        return Sampler(FLOW, loop, steps=steps, eta=0)(WORLD.denoiser, task, noise=noise)
 
 
 class Rows:
@@ -59,7 +59,7 @@ def test_with_rate_1_known_pixels_are_the_image_and_with_less_nearly():
 
 @pytest.mark.parametrize("space", ["latent", "pixels"])
 def test_a_gradient_step(space):
-    task, x = Task.from_image(WORLD.y, WORLD.hole), WORLD.prior.mean[None]
+    task, x = Task.from_image(WORLD.y, WORLD.hole), WORLD.denoiser.mean[None]
     level = FLOW.noise(torch.tensor([500]))
     for rate, fade, factor in (
         (0.6, 0.0, 1.0),
@@ -84,7 +84,7 @@ def test_two_pixels_and_what_averaging_does():
     rows, found = 5000, []
     task = Task.from_image(PAIR.y.expand(rows, -1, -1, -1), PAIR.hole.expand(rows, -1, -1, -1))
     for draws in (1, 5):
-        raw = Sampler(FLOW, PnPFlow(draws=draws), steps=49, eta=0)(PAIR.prior, task, noise=Rows(rows)).raw
+        raw = Sampler(FLOW, PnPFlow(draws=draws), steps=49, eta=0)(PAIR.denoiser, task, noise=Rows(rows)).raw
         found.append((float(raw[..., 1].mean()), float(raw[..., 1].var())))
     assert found[0] == pytest.approx((0.663, 0.195), abs=0.015)
     assert found[1][0] == pytest.approx(0.663, abs=0.015)

@@ -1,4 +1,4 @@
-"""PSLD: its limits, its gradient against the matrices of a linear codec, and how near it comes to the exact posterior."""
+"""PSLD: its limits, its gradient against the matrices of a linear autoencoder, and how near it comes to the exact posterior."""
 
 import pytest
 import torch
@@ -13,10 +13,10 @@ from rad.sampling.sampler import Sampler
 from rad.sampling.state import Cost, CountedDenoiser, State, level
 from rad.sampling.task import Task
 from tests.gaussian import DOUBLE, distance, make_world, moments, sampled
-from tests.linear_codec import LinearCodec
+from tests.linear_autoencoder import LinearAutoencoder
 
 WORLD = make_world()
-CODEC = LinearCodec(blur=0.5)
+CODEC = LinearAutoencoder(blur=0.5)
 HOLE = WORLD.hole.repeat_interleave(2, 2).repeat_interleave(2, 3)
 PICTURE = CODEC.decode(WORLD.y) + 0.1 * torch.randn(
     1, 3, 16, 16, generator=torch.Generator().manual_seed(0), dtype=DOUBLE
@@ -25,8 +25,8 @@ PICTURE = CODEC.decode(WORLD.y) + 0.1 * torch.randn(
 
 def run(method, task, *, steps=12, eta=None):
     sampler = Sampler(Uniform(linear_betas()), (method,), steps=steps, eta=method.preset_eta if eta is None else eta)
-    with KeyedNoise(0, ["a"]) as tape:
-        sample = sampler(WORLD.prior, task, noise=tape)
+    with KeyedNoise(0, ["a"]) as noise:
+        sample = sampler(WORLD.denoiser, task, noise=noise)
     assert (sample.nfe, sample.vjp) == (sampler.cost.nfe, sampler.cost.vjp)
     return sample.raw
 
@@ -38,8 +38,8 @@ def test_without_weights_it_is_the_plain_chain(eta):
     assert not torch.equal(run(PSLD(), task, eta=eta), run(SamplingMethod(), task, eta=eta))
 
 
-def test_with_nothing_known_and_a_codec_that_loses_nothing_it_is_the_plain_chain():
-    task = Task.encoded(PICTURE, torch.ones_like(HOLE), LinearCodec())
+def test_with_nothing_known_and_an_autoencoder_that_loses_nothing_it_is_the_plain_chain():
+    task = Task.encoded(PICTURE, torch.ones_like(HOLE), LinearAutoencoder())
     torch.testing.assert_close(run(PSLD(), task), run(SamplingMethod(), task, eta=0), rtol=0, atol=1e-9)
 
 
@@ -63,18 +63,18 @@ def test_the_shift_is_that_of_the_matrices(length):
     task, process = Task.encoded(PICTURE, HOLE, CODEC), Uniform(linear_betas())
     now, nxt = level(process, 500, task), level(process, 400, task)
     x = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=DOUBLE).requires_grad_()
-    prior = CountedDenoiser(WORLD.prior)
-    state = State(task, process, prior, 0, 1, 500, 400, now, nxt, x, lambda: x)
+    denoiser = CountedDenoiser(WORLD.denoiser)
+    state = State(task, process, denoiser, 0, 1, 500, 400, now, nxt, x, lambda: x)
     with torch.enable_grad():
-        denoised = prior.denoise(x, now)
+        denoised = denoiser.denoise(x, now)
     method = PSLD(omega=0.3, gamma=0.2, norm=length)  # pyright: ignore[reportArgumentType]
     moved = method.after_step(state, denoised, torch.zeros_like(x)).detach().flatten()
 
-    a, s, S = now.alpha, now.sigma, WORLD.prior.covariance
+    a, s, S = now.alpha, now.sigma, WORLD.denoiser.covariance
     J = a * S @ torch.linalg.inv(a**2 * S + s**2 * torch.eye(64, dtype=DOUBLE))
     D, E = matrix(CODEC.decode, 1, 8, 8), matrix(CODEC.encode, 3, 16, 16)
     known = (1 - HOLE).expand(1, 3, 16, 16).flatten()
-    x0 = WORLD.prior.denoise(x.detach(), now).x0.flatten()
+    x0 = WORLD.denoiser.denoise(x.detach(), now).x0.flatten()
     missing = known * (PICTURE.flatten() - D @ x0)
     apart = x0 - E @ (known * PICTURE.flatten() + (1 - known) * (D @ x0))
     glue = torch.eye(64, dtype=DOUBLE) - E @ torch.diag(1 - known) @ D

@@ -14,7 +14,7 @@ from rad.sampling.sampler import Sampler
 from rad.sampling.state import Cost, CountedDenoiser, RunContext
 from rad.sampling.task import Task
 from tests.gaussian import DOUBLE, distance, make_world, moments, sampled
-from tests.linear_codec import LinearCodec
+from tests.linear_autoencoder import LinearAutoencoder
 
 WORLD = make_world()
 
@@ -28,7 +28,7 @@ def run(method: REDDiff, times: list[int], *, noise: float = 0.0) -> Tensor:
         return torch.full_like(WORLD.y, noise)
 
     return method.run(
-        RunContext(task, process, CountedDenoiser(WORLD.prior), times, 0.0, draw, lambda done, total: None)
+        RunContext(task, process, CountedDenoiser(WORLD.denoiser), times, 0.0, draw, lambda done, total: None)
     )
 
 
@@ -39,8 +39,8 @@ def test_stationary_point(t: int):
     level = Uniform(linear_betas()).noise(torch.tensor([t]), None)
     a2, s2 = float(level.alpha.square()), float(level.sigma.square())
     K = torch.diag((1 - WORLD.hole).flatten())
-    data_gradient = 0.25 * s2 * torch.linalg.inv(a2 * WORLD.prior.covariance + s2 * torch.eye(64, dtype=DOUBLE))
-    exact = torch.linalg.solve(K + data_gradient, K @ WORLD.y.flatten() + data_gradient @ WORLD.prior.mean.flatten())
+    data_gradient = 0.25 * s2 * torch.linalg.inv(a2 * WORLD.denoiser.covariance + s2 * torch.eye(64, dtype=DOUBLE))
+    exact = torch.linalg.solve(K + data_gradient, K @ WORLD.y.flatten() + data_gradient @ WORLD.denoiser.mean.flatten())
     found = run(REDDiff(rate=0.01), [*[t] * 1000, -1])
     torch.testing.assert_close(found.flatten(), exact, rtol=0, atol=0.01)
 
@@ -48,10 +48,10 @@ def test_stationary_point(t: int):
 def test_the_first_step_is_the_sign_of_the_gradient():
     """Adam's first step is the rate, against the gradient. A draw n in the hole, where mu = 0, gives (s/a)(e - n)."""
     level = Uniform(linear_betas()).noise(torch.tensor([500]), None)
-    a, s, S = level.alpha, level.sigma, WORLD.prior.covariance
+    a, s, S = level.alpha, level.sigma, WORLD.denoiser.covariance
     mu, n = ((1 - WORLD.hole) * WORLD.y).flatten(), torch.full((64,), 0.7, dtype=DOUBLE)
     M = a**2 * S + s**2 * torch.eye(64, dtype=DOUBLE)
-    e = s[0] * torch.linalg.solve(M, (a * mu + s * n - a * WORLD.prior.mean.flatten())[0])
+    e = s[0] * torch.linalg.solve(M, (a * mu + s * n - a * WORLD.denoiser.mean.flatten())[0])
     gradient = (s / a)[0] * (e - n)  # the data term is 0 at the beginning
     found = run(REDDiff(), [500, -1], noise=0.7).flatten()
     torch.testing.assert_close(found, mu - 0.1 * gradient.sign(), rtol=0, atol=1e-4)
@@ -64,8 +64,8 @@ def test_without_the_regulariser_only_the_known_pixels_count():
 
 def test_counts():
     sampler = Sampler(Uniform(linear_betas()), REDDiff(), steps=9)
-    with KeyedNoise(0, range(1)) as tape:
-        sample = sampler(WORLD.prior, Task.from_image(WORLD.y, WORLD.hole), noise=tape)
+    with KeyedNoise(0, range(1)) as noise:
+        sample = sampler(WORLD.denoiser, Task.from_image(WORLD.y, WORLD.hole), noise=noise)
     assert sampler.cost == Cost(9) == Cost(sample.nfe, sample.vjp)
     assert (REDDiff.preset_steps, REDDiff.fast().rate) == (1000, 0.25)
 
@@ -89,8 +89,8 @@ class Before(REDDiff):
 
 
 def raw(method: REDDiff, task: Task, *, steps: int = 8) -> Tensor:
-    with KeyedNoise(0, ["a"]) as tape:
-        return Sampler(Uniform(linear_betas()), method, steps=steps)(WORLD.prior, task, noise=tape).raw
+    with KeyedNoise(0, ["a"]) as noise:
+        return Sampler(Uniform(linear_betas()), method, steps=steps)(WORLD.denoiser, task, noise=noise).raw
 
 
 def test_for_pixels_both_spaces_are_what_they_were_bit_for_bit():
@@ -104,15 +104,15 @@ def test_for_pixels_both_spaces_are_what_they_were_bit_for_bit():
 
 def test_the_gradient_through_a_decoder_is_that_of_its_matrix():
     """The loss of the data is a mean over pixels: with a decoder that repeats a cell in them it is that of the cells."""
-    codec, hole = LinearCodec(blur=0.5), WORLD.hole.repeat_interleave(2, 2).repeat_interleave(2, 3)
-    picture = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0), dtype=DOUBLE)
-    task, level = Task.encoded(picture, hole, codec), Uniform(linear_betas()).noise(torch.tensor([500]), None)
+    autoencoder, hole = LinearAutoencoder(blur=0.5), WORLD.hole.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    image = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0), dtype=DOUBLE)
+    task, level = Task.encoded(image, hole, autoencoder), Uniform(linear_betas()).noise(torch.tensor([500]), None)
     mu, x, x0, noise = torch.randn(4, 1, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=DOUBLE)
     found = REDDiff(weight=0, space="pixels").gradient(task, mu, x, x0, level, noise=noise)
-    D = codec.decode(torch.eye(64, dtype=DOUBLE).view(64, 1, 8, 8)).flatten(1).T
-    missing = (1 - hole) * (picture - codec.decode(mu))
+    D = autoencoder.decode(torch.eye(64, dtype=DOUBLE).view(64, 1, 8, 8)).flatten(1).T
+    missing = (1 - hole) * (image - autoencoder.decode(mu))
     torch.testing.assert_close(found.flatten(), -D.T @ missing.flatten() / missing.numel(), rtol=1e-9, atol=1e-15)
-    plain = LinearCodec()
+    plain = LinearAutoencoder()
     task = Task.encoded(plain.decode(WORLD.y), hole, plain)
     both = [REDDiff(space=space).gradient(task, mu, x, x0, level, noise=noise) for space in ("latent", "pixels")]
     extra = REDDiff(weight=0).gradient(task, mu, x, x0, level, noise=noise)
@@ -124,7 +124,7 @@ def test_linear_weighting_pulls_towards_the_estimate_and_const_less_where_there_
     level = Uniform(linear_betas()).noise(torch.tensor([700]), None)
     mu, noise = torch.randn(2, 1, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=DOUBLE)
     x = level.alpha_map() * mu + level.sigma_map() * noise
-    x0, task = WORLD.prior.denoise(x, level).x0, Task.from_image(WORLD.y, torch.ones_like(WORLD.hole))
+    x0, task = WORLD.denoiser.denoise(x, level).x0, Task.from_image(WORLD.y, torch.ones_like(WORLD.hole))
     linear, const = (
         REDDiff(weighting=name).gradient(task, mu, x, x0, level, noise=noise) for name in ("linear", "const")
     )

@@ -29,8 +29,10 @@ def test_its_law_is_biased_and_more_steps_do_not_help(steps, ratio, kl):
 
 
 def test_where_pixels_are_independent_it_is_only_as_far_off_as_the_step_variance():
-    d = WORLD.prior.mean.numel()
-    independent = replace(WORLD, prior=GaussianDenoiser(WORLD.prior.mean, 0.25 * torch.eye(d, dtype=torch.float64)))
+    d = WORLD.denoiser.mean.numel()
+    independent = replace(
+        WORLD, denoiser=GaussianDenoiser(WORLD.denoiser.mean, 0.25 * torch.eye(d, dtype=torch.float64))
+    )
     laws = (law(independent, method, steps=250, solver="ddpm") for method in (Replacement(), RAD()))
     reached, floor = (distance(independent, *one) for one in laws)
     assert reached.mean_error < 1e-3
@@ -76,6 +78,6 @@ def test_everything_hole_is_the_plain_sampler_bit_for_bit():
     task = Task.from_image(WORLD.y, torch.ones_like(WORLD.hole))
     results = []
     for method in (Replacement(), Plain()):
-        with KeyedNoise(0, ["a"]) as tape:
-            results.append(Sampler(Uniform(linear_betas()), (method,), steps=20)(WORLD.prior, task, noise=tape).raw)
+        with KeyedNoise(0, ["a"]) as noise:
+            results.append(Sampler(Uniform(linear_betas()), (method,), steps=20)(WORLD.denoiser, task, noise=noise).raw)
     assert torch.equal(*results)

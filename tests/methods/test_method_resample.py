@@ -14,10 +14,10 @@ from rad.sampling.sampler import Sampler
 from rad.sampling.state import Cost, CountedDenoiser, State, level
 from rad.sampling.task import Task
 from tests.gaussian import DOUBLE, make_world
-from tests.linear_codec import LinearCodec
+from tests.linear_autoencoder import LinearAutoencoder
 
 WORLD = make_world()
-CODEC = LinearCodec(blur=0.5)
+CODEC = LinearAutoencoder(blur=0.5)
 HOLE = WORLD.hole.repeat_interleave(2, 2).repeat_interleave(2, 3)
 PICTURE = CODEC.decode(WORLD.y)
 PROCESS = Uniform(linear_betas())
@@ -29,8 +29,8 @@ def image(seed, *shape):
 
 def run(method, task, *, steps=12):
     sampler = Sampler(PROCESS, (method,), steps=steps, eta=0)
-    with KeyedNoise(0, ["a"]) as tape:
-        sample = sampler(WORLD.prior, task, noise=tape)
+    with KeyedNoise(0, ["a"]) as noise:
+        sample = sampler(WORLD.denoiser, task, noise=noise)
     assert (sample.nfe, sample.vjp) == (sampler.cost.nfe, sampler.cost.vjp)
     return sample.raw
 
@@ -39,12 +39,12 @@ def state(task, process=PROCESS, *, times=(500, 400), noise=0.0):
     now, nxt = (level(process, time, task) for time in times)
     x = torch.zeros_like(task.known)
     return State(
-        task, process, CountedDenoiser(WORLD.prior), 0, 50, *times, now, nxt, x, lambda: torch.full_like(x, noise)
+        task, process, CountedDenoiser(WORLD.denoiser), 0, 50, *times, now, nxt, x, lambda: torch.full_like(x, noise)
     )
 
 
-def encoded(picture=PICTURE, hole=HOLE, codec=CODEC):
-    return Task.encoded(picture, hole, codec)
+def encoded(image=PICTURE, hole=HOLE, autoencoder=CODEC):
+    return Task.encoded(image, hole, autoencoder)
 
 
 def test_without_events_and_pull_it_is_ddim_bit_for_bit():
@@ -127,9 +127,9 @@ def test_descent_on_latents_meets_the_known_pixels_and_leaves_what_they_do_not_s
 
 
 def test_each_image_stops_on_its_own():
-    pictures, x0 = torch.cat([PICTURE, PICTURE]), torch.cat([WORLD.y + 0.05, image(3, 1, 1, 8, 8)])
+    images, x0 = torch.cat([PICTURE, PICTURE]), torch.cat([WORLD.y + 0.05, image(3, 1, 1, 8, 8)])
     method = ReSample(rate=0.01, tolerance=0.02)
-    both = method.consistent(encoded(pictures, HOLE.repeat(2, 1, 1, 1)), x0, by_latents=True)
+    both = method.consistent(encoded(images, HOLE.repeat(2, 1, 1, 1)), x0, by_latents=True)
     for row in range(2):
         alone = method.consistent(encoded(), x0[row : row + 1], by_latents=True)
         torch.testing.assert_close(both[row : row + 1], alone, rtol=0, atol=1e-12)
@@ -142,13 +142,13 @@ def test_the_pull_is_that_of_the_matrices():
     at = state(task)
     x = image(1, 1, 1, 8, 8).requires_grad_()
     with torch.enable_grad():
-        at, denoised = replace(at, x=x), at.prior.denoise(x, at.now)
+        at, denoised = replace(at, x=x), at.denoiser.denoise(x, at.now)
     moved = ReSample(dps=0.2).after_step(at, denoised, torch.zeros_like(x))
     eye = torch.eye(64, dtype=DOUBLE)
-    a, s, S = at.now.alpha, at.now.sigma, WORLD.prior.covariance
+    a, s, S = at.now.alpha, at.now.sigma, WORLD.denoiser.covariance
     J = a * S @ torch.linalg.inv(a**2 * S + s**2 * eye)
     D = CODEC.decode(eye.view(64, 1, 8, 8)).flatten(1).T
-    x0 = WORLD.prior.denoise(x.detach(), at.now).x0
+    x0 = WORLD.denoiser.denoise(x.detach(), at.now).x0
     missing = ((1 - HOLE) * (PICTURE - CODEC.decode(x0))).flatten()
     expected = float(0.2 * a**2) * 64 / missing.numel() * J.T @ D.T @ missing
     torch.testing.assert_close(moved.flatten(), expected, rtol=1e-9, atol=1e-12)

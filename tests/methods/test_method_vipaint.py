@@ -21,7 +21,7 @@ from rad.sampling.state import Cost, CountedDenoiser, State, level
 from rad.sampling.task import Task
 from tests.gaussian import DOUBLE, distance, law, make_world, moments
 from tests.gaussian import kl as gaussian_kl
-from tests.linear_codec import LinearCodec
+from tests.linear_autoencoder import LinearAutoencoder
 
 WORLD = make_world()
 BETAS = linear_betas()
@@ -42,18 +42,28 @@ def state_of(method, rows) -> State:
     process = method.process(Uniform(BETAS), "adm")
     task = Task.from_image(WORLD.y.expand(rows, 1, 8, 8), WORLD.hole.expand(rows, 1, 8, 8))
     now, nxt = level(process, 395, task), level(process, 300, task)
-    tape = Tape(rows)
-    prior = CountedDenoiser(WORLD.prior)
+    noise = Tape(rows)
+    denoiser = CountedDenoiser(WORLD.denoiser)
     return State(
-        task, process, prior, 0, 1, 395, 300, now, nxt, torch.zeros_like(task.known), lambda: tape.draw(0, (1, 8, 8))
+        task,
+        process,
+        denoiser,
+        0,
+        1,
+        395,
+        300,
+        now,
+        nxt,
+        torch.zeros_like(task.known),
+        lambda: noise.draw(0, (1, 8, 8)),
     )
 
 
 def run(method, *, steps=50, rows=2, seed=0):
     task = Task.from_image(WORLD.y.expand(rows, 1, 8, 8), WORLD.hole.expand(rows, 1, 8, 8))
     sampler = Sampler(method.process(Uniform(BETAS), "adm"), (method,), steps=steps)
-    tape: Any = Tape(rows, seed)
-    sample = sampler(WORLD.prior, task, noise=tape)
+    noise: Any = Tape(rows, seed)
+    sample = sampler(WORLD.denoiser, task, noise=noise)
     assert (sample.nfe, sample.vjp) == (sampler.cost.nfe, sampler.cost.vjp)
     return sample.raw
 
@@ -103,10 +113,10 @@ class Dead:
 )
 def test_another_process_is_refused_before_any_call(process, method):
     with (
-        KeyedNoise(0, ["a"]) as tape,
+        KeyedNoise(0, ["a"]) as noise,
         pytest.raises(ValueError, match=r"must end at a / s = 0\.[56]: use the method's process"),
     ):
-        Sampler(process, (method,), steps=5)(Dead(), Task.from_image(WORLD.y, WORLD.hole), noise=tape)
+        Sampler(process, (method,), steps=5)(Dead(), Task.from_image(WORLD.y, WORLD.hole), noise=noise)
 
 
 def test_a_window_that_is_upside_down_is_refused():
@@ -141,7 +151,7 @@ def test_with_the_priors_weight_and_variance_a_level_is_a_reverse_step_and_has_n
     fresh = Tape(3)
     first, second = (fresh.draw(0, (1, 8, 8)) for _ in range(2))
     x = ab[0] ** 0.5 * 0.3 * WORLD.y + 0.8**0.5 * first
-    expected = reverse_step(x, WORLD.prior.denoise(x, now), now, nxt, eta=eta, noise=second)
+    expected = reverse_step(x, WORLD.denoiser.denoise(x, now), now, nxt, eta=eta, noise=second)
     torch.testing.assert_close(z, expected)
     torch.testing.assert_close(divergence, torch.zeros(3, dtype=DOUBLE), rtol=0, atol=1e-10)
     # With no weight on the prior it is the level's own Gaussian.
@@ -159,7 +169,12 @@ def above(method, state, q, stride):
 def marginal(state):
     """p at h_1."""
     a, s = (float(one) for one in (state.level(TIMES[0]).alpha[0, 0], state.level(TIMES[0]).sigma[0, 0]))
-    return a * WORLD.prior.mean.flatten(), a * a * WORLD.prior.covariance + s * s * torch.eye(64, dtype=DOUBLE), a, s
+    return (
+        a * WORLD.denoiser.mean.flatten(),
+        a * a * WORLD.denoiser.covariance + s * s * torch.eye(64, dtype=DOUBLE),
+        a,
+        s,
+    )
 
 
 def test_the_levels_above_add_up_to_the_divergence_from_the_prior_at_the_first():
@@ -167,7 +182,7 @@ def test_the_levels_above_add_up_to_the_divergence_from_the_prior_at_the_first()
     method, rows = VIPaint(), 200
     mean, covariance, a, s = marginal(state_of(method, rows))
     for shift, variance in ((0.0, s * s), (0.5, 0.9 * s * s)):
-        mu = WORLD.prior.mean[None] + shift * WORLD.y
+        mu = WORLD.denoiser.mean[None] + shift * WORLD.y
         exact = gaussian_kl(a * mu.flatten(), variance * torch.eye(64, dtype=DOUBLE), mean, covariance)
         q = parameters(rows, mu=mu, log_variances=[variance, 1.0], gamma=5)
         found = float(above(method, state_of(method, rows), q, 7))
@@ -184,10 +199,12 @@ def evidence(method, state):
     def affine(images):
         return (images[1:] - images[0]).flatten(1).T, images[0].flatten()
 
-    step, offset = affine(reverse_step(basis, WORLD.prior.denoise(basis, now), now, nxt, noise=torch.zeros_like(basis)))
+    step, offset = affine(
+        reverse_step(basis, WORLD.denoiser.denoise(basis, now), now, nxt, noise=torch.zeros_like(basis))
+    )
     variance = float(step_levels(now, nxt).posterior)
     mean, covariance = step @ mean + offset, step @ covariance @ step.T + variance * torch.eye(64, dtype=DOUBLE)
-    look, offset = affine(WORLD.prior.denoise(basis, nxt).x0)
+    look, offset = affine(WORLD.denoiser.denoise(basis, nxt).x0)
     mean, covariance = look @ mean + offset, look @ covariance @ look.T
     known = ~WORLD.inside
     noise = method.sigma_y**2 * torch.eye(int(known.sum()), dtype=DOUBLE)
@@ -202,7 +219,7 @@ def test_the_loss_bounds_the_evidence_and_the_fit_tightens_it():
     def bound(q):
         state = state_of(method, rows)
         z, divergence = method.sample(state, TIMES, q)
-        misfit = residual(state.task, state.prior.denoise(z, state.level(TIMES[1])).x0)
+        misfit = residual(state.task, state.denoiser.denoise(z, state.level(TIMES[1])).x0)
         loss = divergence + squared_norm(misfit) / (2 * method.sigma_y**2)
         return float(loss.mean() + above(method, state, q, 14)) + known / 2 * math.log(2 * math.pi * method.sigma_y**2)
 
@@ -223,9 +240,11 @@ def test_a_fit_is_an_images_own_unless_it_is_shared():
             return fitted[-1]
 
     def spied(names, task, share):
-        with KeyedNoise(0, names) as tape:
+        with KeyedNoise(0, names) as noise:
             method = Spy(iterations=5, share=share)
-            raw = Sampler(method.process(Uniform(BETAS), "adm"), (method,), steps=5)(WORLD.prior, task, noise=tape).raw
+            raw = Sampler(method.process(Uniform(BETAS), "adm"), (method,), steps=5)(
+                WORLD.denoiser, task, noise=noise
+            ).raw
         return raw, fitted.pop()
 
     raw, own = spied("abc", task, False)
@@ -268,8 +287,8 @@ def test_without_its_gradient_it_is_the_plain_chain_below_the_last_level():
 
     raws = []
     for callback in (Spy(iterations=0, zeta=0.0), From()):
-        with KeyedNoise(0, ["a"]) as tape:
-            raws.append(Sampler(process, (callback,), steps=6)(WORLD.prior, task, noise=tape).raw)
+        with KeyedNoise(0, ["a"]) as noise:
+            raws.append(Sampler(process, (callback,), steps=6)(WORLD.denoiser, task, noise=noise).raw)
     assert torch.equal(*raws)
 
 
@@ -294,8 +313,8 @@ def test_the_window_is_found_on_any_process_and_leaves_the_models_own_alone(own,
     method = Spy(iterations=1, levels=2)
     process = method.process(own, "adm")
     assert own.sampled_steps == steps > process.sampled_steps
-    with KeyedNoise(0, ["a"]) as tape:
-        sample = Sampler(process, (method,), steps=3)(WORLD.prior, Task.from_image(WORLD.y, WORLD.hole), noise=tape)
+    with KeyedNoise(0, ["a"]) as noise:
+        sample = Sampler(process, (method,), steps=3)(WORLD.denoiser, Task.from_image(WORLD.y, WORLD.hole), noise=noise)
     assert bool(sample.raw.isfinite().all())
     assert seen == pytest.approx([top, low], rel=0.01)
     assert seen[0] <= top * (1 + 1e-9)
@@ -310,8 +329,8 @@ def spied_fit(task, names, method):
             return fitted[-1][1]
 
     spy = Spy(**{one.name: getattr(method, one.name) for one in fields(method)})
-    with KeyedNoise(0, names) as tape:
-        raw = Sampler(spy.process(Uniform(BETAS), "adm"), (spy,), steps=4)(WORLD.prior, task, noise=tape).raw
+    with KeyedNoise(0, names) as noise:
+        raw = Sampler(spy.process(Uniform(BETAS), "adm"), (spy,), steps=4)(WORLD.denoiser, task, noise=noise).raw
     return raw, *fitted[0]
 
 
@@ -322,25 +341,25 @@ def test_for_pixels_both_spaces_are_equal_bit_for_bit():
     assert torch.equal(latent[2], pixels[2])
 
 
-def test_a_fit_on_latents_keeps_the_picture_of_each_image():
-    codec, hole = LinearCodec(blur=0.5), WORLD.hole.repeat_interleave(2, 2).repeat_interleave(2, 3)
-    pictures = torch.cat([codec.decode(WORLD.y), codec.decode(0.5 * WORLD.y)])[[0, 1, 0]]
-    task = Task.encoded(pictures, hole.expand(3, 1, 16, 16), codec)
+def test_a_fit_on_latents_keeps_the_image_of_each_image():
+    autoencoder, hole = LinearAutoencoder(blur=0.5), WORLD.hole.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    images = torch.cat([autoencoder.decode(WORLD.y), autoencoder.decode(0.5 * WORLD.y)])[[0, 1, 0]]
+    task = Task.encoded(images, hole.expand(3, 1, 16, 16), autoencoder)
     method = VIPaint(iterations=4, space="pixels")
     raw, seen, _ = spied_fit(task, "abc", method)
-    assert torch.equal(seen.picture, task.picture)
-    assert seen.codec is codec
-    alone = spied_fit(Task.encoded(pictures[1:2], hole, codec), "b", method)[0]
+    assert torch.equal(seen.image, task.image)
+    assert seen.autoencoder is autoencoder
+    alone = spied_fit(Task.encoded(images[1:2], hole, autoencoder), "b", method)[0]
     torch.testing.assert_close(alone, raw[1:2], rtol=0, atol=1e-9)
     shared = spied_fit(task, "abc", replace(method, share=True))
-    assert torch.equal(shared[1].picture, task.picture[:2])
+    assert torch.equal(shared[1].image, task.image[:2])
     torch.testing.assert_close(shared[0][:2], raw[:2], rtol=0, atol=1e-9)
 
 
 def test_the_weight_of_the_likelihood_is_that_of_as_many_values_as_x_has():
     """With a decoder that only repeats and halves, a pixel lacks half of what its cell does: half the sigma_y."""
-    codec, hole = LinearCodec(), WORLD.hole.repeat_interleave(2, 2).repeat_interleave(2, 3)
-    task = Task.encoded(codec.decode(WORLD.y), hole, codec)
+    autoencoder, hole = LinearAutoencoder(), WORLD.hole.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    task = Task.encoded(autoencoder.decode(WORLD.y), hole, autoencoder)
     latent, pixels = (
         spied_fit(task, "a", VIPaint(iterations=4, space=space, sigma_y=sigma))[2]
         for space, sigma in (("latent", 0.6), ("pixels", 0.3))

@@ -56,8 +56,8 @@ def run(name, image, hole, *, names=("a", "b"), scaled=False, seed=0, steps=STEP
         method if isinstance(method, CustomSampler) else (method,),
         **vars(method.choose(steps=steps)),
     )
-    with KeyedNoise(seed, names[: len(image)]) as tape:
-        return sampler(WORLD.prior, Task.from_image(image, hole), noise=tape), sampler.cost
+    with KeyedNoise(seed, names[: len(image)]) as noise:
+        return sampler(WORLD.denoiser, Task.from_image(image, hole), noise=noise), sampler.cost
 
 
 ORACLE = [name for name, kind in METHODS.items() if not kind.needs_text]  # the Gaussian world has no text
@@ -80,7 +80,7 @@ def test_known_pixels_come_back_and_the_hole_is_filled_with_something_finite(nam
     known = BOTH == 0
     assert torch.equal(sample.image[known], PICTURES[known])
     # The hole lies within five standard deviations (0.51) of the mean, which noise left in x would not.
-    assert float((sample.image - WORLD.prior.mean).abs().max()) < 2.6
+    assert float((sample.image - WORLD.denoiser.mean).abs().max()) < 2.6
 
 
 def test_the_calls_are_those_that_the_plan_says(name, both):
@@ -133,11 +133,11 @@ def test_everything_known_is_the_image(name):
         assert error < 0.03
 
 
-def test_everything_hole_is_a_sample_of_the_data_and_needs_no_picture(name):
+def test_everything_hole_is_a_sample_of_the_data_and_needs_no_image(name):
     sample, _ = run(name, PICTURES, torch.ones_like(BOTH))
     assert torch.equal(sample.raw, run(name, PICTURES + 1, torch.ones_like(BOTH))[0].raw)
     assert bool(sample.raw.isfinite().all())
-    assert float((sample.raw - WORLD.prior.mean).abs().max()) < 2.6
+    assert float((sample.raw - WORLD.denoiser.mean).abs().max()) < 2.6
 
 
 def test_soft_masks_are_accepted(name):
@@ -177,14 +177,14 @@ NOT_EQUIVARIANT = ("grow", "growrad", "mcgdiff", "m2s")
 @pytest.mark.parametrize("name", [name for name in ORACLE if name not in NOT_EQUIVARIANT])
 def test_flipping_image_hole_and_noise_flips_the_result(name):
     """With a denoiser that does not know left from right: the law of the world with mean zero."""
-    prior = GaussianDenoiser(torch.zeros_like(WORLD.prior.mean), WORLD.prior.covariance)
+    denoiser = GaussianDenoiser(torch.zeros_like(WORLD.denoiser.mean), WORLD.denoiser.covariance)
     method, results = method_of(name), []
     for tape_class, flip in ((KeyedNoise, False), (Flipped, True)):
         image, hole = (PICTURES.flip(-1), BOTH.flip(-1)) if flip else (PICTURES, BOTH)
         loop = method if isinstance(method, CustomSampler) else (method,)
         sampler = Sampler(method.process(Uniform(BETAS), "adm"), loop, **vars(method.choose(steps=STEPS)))
-        with tape_class(0, ["a", "b"]) as tape:
-            results.append(sampler(prior, Task.from_image(image, hole), noise=tape).raw)
+        with tape_class(0, ["a", "b"]) as noise:
+            results.append(sampler(denoiser, Task.from_image(image, hole), noise=noise).raw)
     torch.testing.assert_close(results[0], results[1].flip(-1), rtol=0, atol=1e-6)
 
 

@@ -194,26 +194,26 @@ def noisy(seed=0):
 
 def test_only_a_kept_estimate_is_used_again_and_only_for_the_same_values():
     now = Uniform(linear_betas()).noise(torch.tensor([500]))
-    prior, x = CountedDenoiser(WORLD.prior), noisy()
-    prior.denoise(x, now)
-    prior.reuse(x, now)
-    assert prior.nfe == 2, "nothing was kept"
-    kept = prior.denoise(x, now, keep=True)
-    assert prior.reuse(x.clone(), now) is kept
-    assert prior.nfe == 3
-    prior.reuse(x, now)
-    assert prior.nfe == 4, "it is used once"
-    kept = prior.denoise(x, now, keep=True)
+    denoiser, x = CountedDenoiser(WORLD.denoiser), noisy()
+    denoiser.denoise(x, now)
+    denoiser.reuse(x, now)
+    assert denoiser.nfe == 2, "nothing was kept"
+    kept = denoiser.denoise(x, now, keep=True)
+    assert denoiser.reuse(x.clone(), now) is kept
+    assert denoiser.nfe == 3
+    denoiser.reuse(x, now)
+    assert denoiser.nfe == 4, "it is used once"
+    kept = denoiser.denoise(x, now, keep=True)
     x += 1
-    fresh = prior.reuse(x, now)
-    assert torch.equal(fresh.x0, WORLD.prior.denoise(x, now).x0)
+    fresh = denoiser.reuse(x, now)
+    assert torch.equal(fresh.x0, WORLD.denoiser.denoise(x, now).x0)
     assert not torch.equal(fresh.x0, kept.x0)
-    prior.denoise(x, now, keep=True)
-    prior.reuse(x, replace(now))
-    assert prior.nfe == 8, "another level"
-    prior.denoise(x, now, keep=True)
+    denoiser.denoise(x, now, keep=True)
+    denoiser.reuse(x, replace(now))
+    assert denoiser.nfe == 8, "another level"
+    denoiser.denoise(x, now, keep=True)
     with torch.enable_grad():
-        assert prior.reuse(x.clone().requires_grad_(), now).x0.requires_grad, "a gradient needs its own call"
+        assert denoiser.reuse(x.clone().requires_grad_(), now).x0.requires_grad, "a gradient needs its own call"
 
 
 @pytest.mark.parametrize("keep", [False, True])
@@ -224,25 +224,25 @@ def test_a_method_that_changes_x_in_place_gets_the_estimate_of_what_it_made(keep
     class InPlace(SamplingMethod):
         def before_denoise(self, state):
             x = state.x.clone()
-            state.prior.denoise(x, state.now, keep=keep)
+            state.denoiser.denoise(x, state.now, keep=keep)
             x.mul_(0.5)
             return x
 
         def on_denoised(self, state, denoised):
-            seen.append(torch.equal(denoised.x0, WORLD.prior.denoise(state.x, state.now).x0))
+            seen.append(torch.equal(denoised.x0, WORLD.denoiser.denoise(state.x, state.now).x0))
             return denoised
 
-    with KeyedNoise(0, ["a"]) as tape:
+    with KeyedNoise(0, ["a"]) as noise:
         task = Task.from_image(WORLD.y, WORLD.hole)
-        sample = Sampler(Uniform(linear_betas()), [InPlace()], steps=3)(WORLD.prior, task, noise=tape)
+        sample = Sampler(Uniform(linear_betas()), [InPlace()], steps=3)(WORLD.denoiser, task, noise=noise)
     assert seen == [True] * 3
     assert sample.nfe == 6
 
 
 def test_work_within_a_run_is_counted_by_it():
     now = Uniform(linear_betas()).noise(torch.tensor([500]))
-    outer = CountedDenoiser(WORLD.prior)
-    inner, second = CountedDenoiser(outer), CountedDenoiser(WORLD.prior, within=outer)
+    outer = CountedDenoiser(WORLD.denoiser)
+    inner, second = CountedDenoiser(outer), CountedDenoiser(WORLD.denoiser, within=outer)
     with torch.enable_grad():
         x = noisy().requires_grad_()
         inner.gradient(inner.denoise(x, now).x0.sum(), x, passes=2)

@@ -1,4 +1,4 @@
-"""Adapters of latent and text-to-image models: from a step of training through the folder to a filled picture."""
+"""Adapters of latent and text-to-image models: from a step of training through the folder to a filled image."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from rad.cli import main as cli
-from rad.data.module import PictureData
+from rad.data.module import ImageDataModule
 from rad.diffusion.levels import NoiseRegions
 from rad.inpainting.inpainter import Inpainter
 from rad.models.adapter import AdapterInfo, save_adapter
@@ -22,7 +22,7 @@ from rad.rng import KeyedNoise
 from rad.sampling.sampler import Sampler
 from rad.training.checkpoint import Checkpoint
 from rad.training.diffusion import Diffusion
-from tests.conftest import box_hole, random_picture
+from tests.conftest import box_hole, random_image
 from tests.rounding import assert_same
 from tests.tiny_networks import small_conditional
 from tests.tiny_pipelines import captions, write_pipeline
@@ -39,9 +39,9 @@ TEXT = pytest.mark.parametrize("kind", ["stable", "stable3"])
 def world(tmp_path_factory):
     """A base of each kind, and of each two adapters: `KIND-trained`, of one step, and `KIND-zero`, fresh."""
     root = tmp_path_factory.mktemp("adapters")
-    (root / "pictures").mkdir()
+    (root / "images").mkdir()
     for number in range(4):
-        random_picture(SIDE, SIDE, seed=number).save(root / "pictures" / f"{number}.png")
+        random_image(SIDE, SIDE, seed=number).save(root / "images" / f"{number}.png")
     (root / "captions.json").write_text(captions([f"{number}.png" for number in range(4)]))
     for kind in ("latent", "stable", "stable3"):
         base = str(write_pipeline(root / kind, kind))
@@ -58,8 +58,8 @@ def world(tmp_path_factory):
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        pictures = PictureData(str(root / "pictures"), size=SIDE, batch_size=4, val_count=0, captions=told)
-        trainer.fit(module, datamodule=pictures)
+        images = ImageDataModule(str(root / "images"), size=SIDE, batch_size=4, val_count=0, captions=told)
+        trainer.fit(module, datamodule=images)
         (root / "checkpoints" / kind / "step=1").rename(root / f"{kind}-trained")
     return root
 
@@ -86,7 +86,7 @@ def whole(count):
 def denoise(inpainter, noise, *conditions, adapter):
     x = torch.randn(len(conditions), 4, SIDE // 2, SIDE // 2, generator=torch.Generator().manual_seed(0))
     with torch.no_grad(), inpainter.model.weights(adapter=adapter, differentiated=False):
-        return inpainter.model.prior(conditions, adapter=adapter).denoise(x, noise).x0
+        return inpainter.model.denoiser(conditions, adapter=adapter).denoise(x, noise).x0
 
 
 @EACH
@@ -118,15 +118,15 @@ def test_a_fresh_adapter_on_one_level_is_the_base(inpainters, kind, time):
 
 @EACH
 @pytest.mark.parametrize("solver", [{"solver": "ddpm", "spacing": "even"}, {"solver": "dpm++2m", "spacing": "logsnr"}])
-def test_a_fresh_adapter_fills_a_whole_picture_as_the_base_would(inpainters, kind, solver):
+def test_a_fresh_adapter_fills_a_whole_image_as_the_base_would(inpainters, kind, solver):
     rad, base, steps = inpainters[f"{kind}-zero"], inpainters[kind], 4
-    hole, picture = torch.ones(1, SIDE, SIDE), random_picture(SIDE, SIDE)
-    filled = rad(picture, hole, steps=steps, condition=condition(kind), names=["a"], **solver).images[0]
+    hole, image = torch.ones(1, SIDE, SIDE), random_image(SIDE, SIDE)
+    filled = rad(image, hole, steps=steps, condition=condition(kind), names=["a"], **solver).images[0]
     task = base._task(torch.zeros(1, 3, SIDE, SIDE), hole[None], None, "smooth")
-    with KeyedNoise(0, ["a"]) as tape, torch.no_grad():
-        prior = base.model.prior([condition(kind)], adapter=False)
-        sample = Sampler(base.model.base_process, (), steps=steps, **solver)(prior, task, noise=tape)
-        made = base.model.codec.decode(sample.image)[0].clamp(-1, 1)
+    with KeyedNoise(0, ["a"]) as noise, torch.no_grad():
+        denoiser = base.model.denoiser([condition(kind)], adapter=False)
+        sample = Sampler(base.model.base_process, (), steps=steps, **solver)(denoiser, task, noise=noise)
+        made = base.model.autoencoder.decode(sample.image)[0].clamp(-1, 1)
     expected = (255 * (made / 2 + 0.5)).round().permute(1, 2, 0).numpy()
     assert expected.std() > 1
     assert np.abs(pixels(filled) - expected).max() <= 1
@@ -135,20 +135,20 @@ def test_a_fresh_adapter_fills_a_whole_picture_as_the_base_would(inpainters, kin
 @EACH
 def test_a_trained_adapter_fills_and_its_base_is_still_there(inpainters, kind):
     rad, fresh, base = (inpainters[f"{kind}{end}"] for end in ("-trained", "-zero", ""))
-    picture, known = random_picture(SIDE, SIDE), (HOLE[0] == 0).numpy()
+    image, known = random_image(SIDE, SIDE), (HOLE[0] == 0).numpy()
     options = {"steps": 3, "condition": condition(kind)}
-    made = rad(picture, HOLE, **options)
-    assert np.array_equal(pixels(made.images[0])[known], pixels(picture)[known])
-    assert (pixels(made.images[0]) != pixels(picture))[~known].mean() > 0.5
+    made = rad(image, HOLE, **options)
+    assert np.array_equal(pixels(made.images[0])[known], pixels(image)[known])
+    assert (pixels(made.images[0]) != pixels(image))[~known].mean() > 0.5
     assert made.nfe == 3, "both branches of guidance are one call"
-    assert (pixels(made.raw[0]) != pixels(fresh(picture, HOLE, **options).raw[0]))[~known].any(), "training is heard"
-    pairs = [one(picture, HOLE, method="ddnm", **options).raw[0] for one in (rad, base)]
+    assert (pixels(made.raw[0]) != pixels(fresh(image, HOLE, **options).raw[0]))[~known].any(), "training is heard"
+    pairs = [one(image, HOLE, method="ddnm", **options).raw[0] for one in (rad, base)]
     assert np.abs(pixels(pairs[0]) - pixels(pairs[1])).max() <= 1, "with the adapter off it is the base model"
 
 
 @EACH
 def test_every_cell_is_told_its_own_time(inpainters, kind):
-    """Known cells are clean: told that the whole picture is as noisy as the hole, the network says something else."""
+    """Known cells are clean: told that the whole image is as noisy as the hole, the network says something else."""
     rad, hole = inpainters[f"{kind}-trained"], torch.zeros(1, 1, SIDE // 2, SIDE // 2)
     hole[..., :4] = 1
     noise = rad.sampler("rad").process.noise(torch.tensor([700]), NoiseRegions.from_mask(hole))
@@ -177,18 +177,18 @@ def test_the_sampler_sees_what_training_saw(inpainters, world, kind):
         plain = [Condition()] * 2
     x = torch.randn(2, 4, SIDE // 2, SIDE // 2, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        expected = module.eval().prior([one.prompt for one in plain]).denoise(x, theirs).x0
+        expected = module.eval().denoiser([one.prompt for one in plain]).denoise(x, theirs).x0
     torch.testing.assert_close(denoise(rad, ours, *plain, adapter=True), expected, rtol=2e-3, atol=2e-3)
 
 
 @TEXT
 def test_prompts_guidance_and_batches(inpainters, kind):
-    rad, picture = inpainters[f"{kind}-trained"], random_picture(SIDE, SIDE)
+    rad, original = inpainters[f"{kind}-trained"], random_image(SIDE, SIDE)
 
     def fill(*conditions, batch_size=8):
         count = len(conditions)
         result = rad(
-            [picture] * count, HOLE, steps=3, condition=list(conditions), names=["a"] * count, batch_size=batch_size
+            [original] * count, HOLE, steps=3, condition=list(conditions), names=["a"] * count, batch_size=batch_size
         )
         return [pixels(image) for image in result.raw]
 
@@ -201,8 +201,8 @@ def test_prompts_guidance_and_batches(inpainters, kind):
 
 def test_sample_py_fills_with_an_adapter_and_text(world, inpainters, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    picture = random_picture(SIDE, SIDE)
-    picture.save("a.png")
+    original = random_image(SIDE, SIDE)
+    original.save("a.png")
     Image.fromarray(np.uint8(255 * HOLE[0].numpy())).save("mask.png")
     for kind in ("stable", "stable3"):
         place = world / f"{kind}-trained"
@@ -225,7 +225,7 @@ def test_controls_go_with_an_adapter_and_loras_do_not(world, inpainters, tmp_pat
     networks["t2i_adapter"] = write_t2i_adapter(tmp_path / "t2i", unet.config["block_out_channels"])
     networks["ip_adapter"] = write_ip_adapter(tmp_path / "style", unet)
     rad, base = (Inpainter.from_pretrained(folder, device="cpu", **networks) for folder in (place, world / "stable"))
-    image = random_picture(SIDE, SIDE, seed=3)
+    image = random_image(SIDE, SIDE, seed=3)
     told = Condition("a red boat", control_image=image, adapter_image=image, style_image=image)
     t = torch.tensor([500])
     found = denoise(rad, rad.sampler("rad").process.noise(t, whole(1)), told, adapter=True)
@@ -242,7 +242,7 @@ def test_sizes_and_precision_of_sd3(world):
     rad = Inpainter.from_pretrained(world / "stable3-trained", device="cpu", size=24, precision="bf16")
     assert rad.size == (24, 24), "it takes several sizes"
     assert next(rad.model.transformer.parameters()).dtype == torch.float32, "small updates are lost in bfloat16"
-    made = rad(random_picture(24, 24), torch.ones(1, 24, 24), steps=2, condition=BOAT)
+    made = rad(random_image(24, 24), torch.ones(1, 24, 24), steps=2, condition=BOAT)
     assert made.nfe == 2
 
 
@@ -279,7 +279,7 @@ def test_the_shipped_text_to_image_model_is_one_of_diffusers_and_shows_what_it_i
     with torch.no_grad():
         text = stock.encode_prompt("lion", "cpu", 1, False)[0]
         eps = stock.unet(x, 400, encoder_hidden_states=text).sample
-        mine = inpainter.model.prior([Condition("lion", guidance=1.0)], adapter=False).denoise(x, noise).x0
+        mine = inpainter.model.denoiser([Condition("lion", guidance=1.0)], adapter=False).denoise(x, noise).x0
     a, s = float(noise.alpha), float(noise.sigma)
     assert_same(mine, (x - s * eps) / a)
     red = []
@@ -300,12 +300,12 @@ def test_the_shipped_text_to_image_model_is_one_of_diffusers_and_shows_what_it_i
 def test_the_shipped_adapter_knows_its_base_and_keeps_what_is_known():
     inpainter = Inpainter.from_pretrained(SHIPPED / "rad-latent-nature32", device="cpu")
     assert AdapterInfo.read(SHIPPED / "rad-latent-nature32").base_hash == inpainter.model.hash
-    picture = random_picture(32, 32, seed=3)
+    original = random_image(32, 32, seed=3)
     hole = torch.zeros(1, 32, 32)
     hole[:, 8:24, 8:24] = 1
     filled = [
-        pixels(inpainter(picture, hole, steps=4, condition=Condition(name, guidance=1.0)).images[0]) for name in NAMES
+        pixels(inpainter(original, hole, steps=4, condition=Condition(name, guidance=1.0)).images[0]) for name in NAMES
     ]
     known = hole[0].numpy() == 0
-    assert all((image[known] == pixels(picture)[known]).all() for image in filled)
+    assert all((image[known] == pixels(original)[known]).all() for image in filled)
     assert (filled[0] != filled[1])[~known].mean() > 0.5

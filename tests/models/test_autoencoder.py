@@ -19,7 +19,7 @@ def pixels():
 
 
 def mirror(scaling: float, shift: float) -> AutoencoderKL:
-    """One level, whose mean is the picture and whose decoder gives its latents back."""
+    """One level, whose mean is the image and whose decoder gives its latents back."""
     network = AutoencoderKL(
         **{**BLOCKS, "block_out_channels": (8,), "down_block_types": ("DownEncoderBlock2D",)}
         | {"up_block_types": ("UpDecoderBlock2D",)},
@@ -42,65 +42,67 @@ def mirror(scaling: float, shift: float) -> AutoencoderKL:
 
 
 def test_the_way_there_and_back_is_the_identity_and_latents_are_shifted_then_scaled(pixels):
-    codec = PretrainedAutoencoder(mirror(1.5, 0.2))
-    assert (codec.factor, codec.channels) == (1, 3)
-    assert_same(codec.encode(pixels), (pixels - 0.2) * 1.5)
-    assert_same(codec.decode(codec.encode(pixels)), pixels)
+    autoencoder = PretrainedAutoencoder(mirror(1.5, 0.2))
+    assert (autoencoder.factor, autoencoder.channels) == (1, 3)
+    assert_same(autoencoder.encode(pixels), (pixels - 0.2) * 1.5)
+    assert_same(autoencoder.decode(autoencoder.encode(pixels)), pixels)
 
 
 def test_a_kl_autoencoder_encodes_to_the_mean_of_the_posterior(pixels):
     network = tiny_vae(scaling_factor=1.3, shift_factor=-0.4).eval()
-    codec = PretrainedAutoencoder(network)
-    assert (codec.factor, codec.channels) == (2, 4)
+    autoencoder = PretrainedAutoencoder(network)
+    assert (autoencoder.factor, autoencoder.channels) == (2, 4)
     with torch.no_grad():
-        mean, made = network.encode(pixels).latent_dist.mean, codec.encode(pixels)
+        mean, made = network.encode(pixels).latent_dist.mean, autoencoder.encode(pixels)
         assert_same(made, (mean + 0.4) * 1.3)
-        assert_same(codec.decode(made), network.decode(mean).sample)
-    assert torch.equal(codec.encode(pixels), codec.encode(pixels)), "nothing is drawn"
+        assert_same(autoencoder.decode(made), network.decode(mean).sample)
+    assert torch.equal(autoencoder.encode(pixels), autoencoder.encode(pixels)), "nothing is drawn"
 
 
 def test_a_vq_autoencoder_is_quantised_in_decoding_alone(pixels):
     network = VQModel(**BLOCKS, latent_channels=3, num_vq_embeddings=16, scaling_factor=0.7).eval()
-    codec = PretrainedAutoencoder(network)
+    autoencoder = PretrainedAutoencoder(network)
     plain = network.quant_conv(network.encoder(pixels))
-    assert_same(codec.encode(pixels), 0.7 * plain)
+    assert_same(autoencoder.encode(pixels), 0.7 * plain)
     entries = network.quantize.embedding.weight
     nearest = (
         entries[torch.cdist(plain.movedim(1, -1).flatten(0, 2), entries).argmin(1)].view(2, 8, 8, 3).movedim(-1, 1)
     )
     expected = network.decoder(network.post_quant_conv(nearest))
-    assert_same(codec.decode(codec.encode(pixels)), expected)
+    assert_same(autoencoder.decode(autoencoder.encode(pixels)), expected)
 
 
 def test_a_tiny_autoencoder(pixels):
     levels = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8)}
     network = AutoencoderTiny(**levels, num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1), scaling_factor=0.5)
-    codec = PretrainedAutoencoder(network)
-    assert (codec.factor, codec.channels) == (2, 4)
+    autoencoder = PretrainedAutoencoder(network)
+    assert (autoencoder.factor, autoencoder.channels) == (2, 4)
     with torch.no_grad():
-        assert_same(codec.encode(pixels), 0.5 * network.encode(pixels).latents)
-        assert_same(codec.decode(codec.encode(pixels)), network.decode(network.encode(pixels).latents).sample)
+        assert_same(autoencoder.encode(pixels), 0.5 * network.encode(pixels).latents)
+        assert_same(
+            autoencoder.decode(autoencoder.encode(pixels)), network.decode(network.encode(pixels).latents).sample
+        )
 
 
 @pytest.mark.parametrize("kind", ["vq", "kl"])
 def test_decoding_is_differentiable_and_in_float32_under_autocast(tmp_path, kind, pixels):
     folder = tiny_ldm(tmp_path, kind)
-    codec = PretrainedAutoencoder.load(folder / ("vqvae" if kind == "vq" else "vae"))
-    latents = codec.encode(pixels).requires_grad_()
+    autoencoder = PretrainedAutoencoder.load(folder / ("vqvae" if kind == "vq" else "vae"))
+    latents = autoencoder.encode(pixels).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
-        made = codec.decode(latents)
-    assert torch.equal(made, codec.decode(latents))
+        made = autoencoder.decode(latents)
+    assert torch.equal(made, autoencoder.decode(latents))
     (slope,) = torch.autograd.grad(made.square().sum(), latents)
     assert bool((slope.flatten(1).norm(dim=1) > 0).all())
 
 
 def test_a_copy_has_a_decoder_of_its_own(pixels):
-    codec = PretrainedAutoencoder(tiny_vae())
-    other, latents = copy.deepcopy(codec), codec.encode(pixels)
+    autoencoder = PretrainedAutoencoder(tiny_vae())
+    other, latents = copy.deepcopy(autoencoder), autoencoder.encode(pixels)
     with torch.no_grad():
         for parameter in other.decoder.parameters():
             parameter.mul_(0.5)
-    assert not torch.allclose(other.decode(latents), codec.decode(latents))
+    assert not torch.allclose(other.decode(latents), autoencoder.decode(latents))
     assert torch.equal(other.encode(pixels), latents)
 
 
@@ -118,7 +120,7 @@ def test_names_of_old_attention_layers(tmp_path, pixels):
     from safetensors.torch import load_file
 
     folder = tiny_ldm(tmp_path) / "vqvae"
-    codec, weights = PretrainedAutoencoder.load(folder), folder / "diffusion_pytorch_model.safetensors"
+    autoencoder, weights = PretrainedAutoencoder.load(folder), folder / "diffusion_pytorch_model.safetensors"
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     state = load_file(weights)
     for new, name in old.items():
@@ -126,7 +128,7 @@ def test_names_of_old_attention_layers(tmp_path, pixels):
     assert any(".proj_attn." in name for name in state)
     torch.save(state, folder / "diffusion_pytorch_model.bin")
     weights.unlink()
-    assert torch.equal(PretrainedAutoencoder.load(folder).encode(pixels), codec.encode(pixels))
+    assert torch.equal(PretrainedAutoencoder.load(folder).encode(pixels), autoencoder.encode(pixels))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Methods on latents of a codec that is known: where it is a rotation of the pixels, the latent run is the pixel run."""
+"""Methods on latents of an autoencoder that is known: where it is a rotation of the pixels, the latent run is the pixel run."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ from rad.rng import KeyedNoise
 from rad.sampling.method import CustomSampler
 from rad.sampling.sampler import Sampler
 from rad.sampling.task import Task
-from tests.codecs import Blocks, EncodedTape, encoded_prior, encoded_task
+from tests.codecs import Blocks, EncodedTape, encoded_denoiser, encoded_task
 from tests.gaussian import DOUBLE, make_world
 
 HOLE = torch.zeros(1, 1, 8, 8, dtype=DOUBLE)
@@ -34,43 +34,48 @@ SAME = {
     "pnpflow": {"draws": "2"},
     "blended_latent": {"skip": "0", "dilations": "0"},
 }
-"""Those that treat all the numbers of a picture alike; settings in which each part of the method is at work."""
+"""Those that treat all the numbers of an image alike; settings in which each part of the method is at work."""
 
 
 def loop(method):
     return method if isinstance(method, CustomSampler) else (method,)
 
 
-def run(method, prior, task, *, codec=None, steps=12):
+def run(method, denoiser, task, *, autoencoder=None, steps=12):
     sampler = Sampler(Uniform(linear_betas()), loop(method), **vars(method.choose(steps=steps)))
-    with KeyedNoise(0, ["a", "b"]) as tape:
-        draws = tape if codec is None else EncodedTape(tape, codec, (1, 8, 8))
-        return sampler(prior, task, noise=draws).raw
+    with KeyedNoise(0, ["a", "b"]) as noise:
+        draws = noise if autoencoder is None else EncodedTape(noise, autoencoder, (1, 8, 8))
+        return sampler(denoiser, task, noise=draws).raw
 
 
 @pytest.mark.parametrize("factor", [2, 4])
 @pytest.mark.parametrize("name", SAME)
-def test_on_rotated_pixels_a_method_makes_the_same_picture(name, factor):
-    codec, method = Blocks(factor, colours=1), create(name, SAME[name])
-    pixels = run(method, WORLD.prior, Task.from_image(WORLD.y.expand(2, -1, -1, -1), HOLE.expand(2, -1, -1, -1)))
-    latents = run(method, encoded_prior(WORLD, codec), encoded_task(WORLD, codec, rows=2), codec=codec)
+def test_on_rotated_pixels_a_method_makes_the_same_image(name, factor):
+    autoencoder, method = Blocks(factor, colours=1), create(name, SAME[name])
+    pixels = run(method, WORLD.denoiser, Task.from_image(WORLD.y.expand(2, -1, -1, -1), HOLE.expand(2, -1, -1, -1)))
+    latents = run(
+        method, encoded_denoiser(WORLD, autoencoder), encoded_task(WORLD, autoencoder, rows=2), autoencoder=autoencoder
+    )
     assert float((pixels[0] - pixels[1])[0, 4:, :4].abs().max()) > 0.05, "the two rows are different samples"
-    torch.testing.assert_close(codec.decode(latents), pixels, rtol=0, atol=1e-8)
+    torch.testing.assert_close(autoencoder.decode(latents), pixels, rtol=0, atol=1e-8)
 
 
 @pytest.mark.parametrize("name", ["flowchef", "flowdps", "pnpflow"])
 @pytest.mark.parametrize("scale", [1.0, 0.5])
 def test_misfit_of_rotated_pixels_is_that_of_the_latents(name, scale):
     """At another scale of the latents too, for a step that would go too far is cut at the same place."""
-    codec, rate = Blocks(2, colours=1, scale=scale), {} if name == "pnpflow" else {"rate": "100"}
-    prior, task = encoded_prior(WORLD, codec), encoded_task(WORLD, codec, rows=2)
-    found = [run(create(name, {**rate, "space": space}), prior, task, codec=codec) for space in ("latent", "pixels")]
+    autoencoder, rate = Blocks(2, colours=1, scale=scale), {} if name == "pnpflow" else {"rate": "100"}
+    denoiser, task = encoded_denoiser(WORLD, autoencoder), encoded_task(WORLD, autoencoder, rows=2)
+    found = [
+        run(create(name, {**rate, "space": space}), denoiser, task, autoencoder=autoencoder)
+        for space in ("latent", "pixels")
+    ]
     torch.testing.assert_close(*found, rtol=0, atol=1e-8)
 
 
 def test_the_two_spaces_are_one_for_a_pixel_model():
     soft = (0.3 * HOLE).roll(1, -1).maximum(HOLE)
-    task, x0 = Task.from_image(WORLD.y, soft), WORLD.prior.mean[None]
+    task, x0 = Task.from_image(WORLD.y, soft), WORLD.denoiser.mean[None]
     for one in (observation_residual, data_gradient, lambda *given: descend(*given, rate=0.3, count=3)):
         found = [one(task, x0, space) for space in ("latent", "pixels")]
         torch.testing.assert_close(*found, rtol=0, atol=1e-12)
@@ -82,7 +87,7 @@ def test_the_two_spaces_are_one_for_a_pixel_model():
 
 def test_descent_moves_by_its_rate_until_nothing_is_lacking():
     task = Task.from_image(WORLD.y, HOLE)
-    x0 = WORLD.prior.mean[None]
+    x0 = WORLD.denoiser.mean[None]
     far = float(residual(task, x0).norm())
     for count in (0, 1, 3):
         moved = descend(task, x0, "latent", rate=0.2, count=count)
@@ -101,20 +106,22 @@ def test_pixels_say_more_than_cells_where_a_hole_is_finer_than_the_grid():
     """Known pixels of cells that hold a little of the hole: in latents they are lost, in pixels they are met."""
     hole = torch.zeros_like(HOLE)
     hole[..., 3:5, 3:5] = 1
-    world, codec = replace(WORLD, hole=hole), Blocks(4, keep=12, colours=1)
-    prior, task = encoded_prior(world, codec), encoded_task(world, codec)
+    world, autoencoder = replace(WORLD, hole=hole), Blocks(4, keep=12, colours=1)
+    denoiser, task = encoded_denoiser(world, autoencoder), encoded_task(world, autoencoder)
     assert float(task.hole.min()) == 1, "all four cells are to be filled"
     misses = []
     for space in ("latent", "pixels"):
-        made = codec.decode(run(create("flowchef", {"space": space}), prior, task, codec=codec)[:1])
+        made = autoencoder.decode(
+            run(create("flowchef", {"space": space}), denoiser, task, autoencoder=autoencoder)[:1]
+        )
         misses.append(float(((1 - hole) * (world.y - made)).norm()))
     assert misses[1] < 0.3 * misses[0]
 
 
 def test_the_gradient_in_pixels_is_that_of_the_decoder():
     """Against finite differences, and from within inference mode, as the sampler runs."""
-    codec = Blocks(2, keep=3, colours=1)
-    task = encoded_task(WORLD, codec)
+    autoencoder = Blocks(2, keep=3, colours=1)
+    task = encoded_task(WORLD, autoencoder)
     generator = torch.Generator().manual_seed(1)
     x0, direction = (torch.randn(task.known.shape, generator=generator, dtype=DOUBLE) for _ in range(2))
     with torch.inference_mode():

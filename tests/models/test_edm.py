@@ -17,7 +17,7 @@ from rad.models.base import load_base
 from rad.models.guidance_inputs import PLAIN
 from rad.sampling.sampler import Sampler
 from rad.training.diffusion import Diffusion
-from tests.conftest import box_hole, random_picture
+from tests.conftest import box_hole, random_image
 from tests.gaussian import DOUBLE, make_world
 
 WORLD = make_world()
@@ -30,7 +30,7 @@ def optimal(sigma_data):
         sigma = (4 * c_noise).exp()[:, None]
         width = sigma.square() + sigma_data**2
         x = scaled * width.sqrt()[:, :, None, None]
-        exact = WORLD.prior.denoise(x, NoiseLevel(torch.ones_like(sigma), sigma, c_noise[:, None])).x0
+        exact = WORLD.denoiser.denoise(x, NoiseLevel(torch.ones_like(sigma), sigma, c_noise[:, None])).x0
         skip, out = sigma_data**2 / width, sigma * sigma_data / width.sqrt()
         return (exact - skip[:, :, None, None] * x) / out[:, :, None, None]
 
@@ -47,8 +47,8 @@ def test_the_closed_form_in_units_of_edm_of_vp_and_of_flows(process, sigma_data)
         torch.randn(3, 1, 8, 8, dtype=DOUBLE, generator=torch.Generator().manual_seed(0)) * noise.sigma_map()
         + noise.alpha_map()
     )
-    prior = EDMDenoiser(optimal(sigma_data), sigma_data=sigma_data, channels=1)
-    torch.testing.assert_close(prior.denoise(x, noise).x0, WORLD.prior.denoise(x, noise).x0, rtol=1e-6, atol=1e-8)
+    denoiser = EDMDenoiser(optimal(sigma_data), sigma_data=sigma_data, channels=1)
+    torch.testing.assert_close(denoiser.denoise(x, noise).x0, WORLD.denoiser.denoise(x, noise).x0, rtol=1e-6, atol=1e-8)
 
 
 def test_the_constants_are_those_of_diffusers():
@@ -103,7 +103,7 @@ def test_a_folder_with_edms_scheduler_is_sampled_as_diffusers_does_it(folder):
 
     task = inpainter._task(torch.zeros(1, 3, 16, 16), torch.ones(1, 1, 16, 16), None, "smooth")
     ours = Sampler(model.base_process, (), steps=steps, eta=0)(
-        model.prior([PLAIN], adapter=False), task, noise=Start()
+        model.denoiser([PLAIN], adapter=False), task, noise=Start()
     ).raw
     x = scheduler.sigmas[0] * start
     with torch.no_grad():
@@ -114,11 +114,11 @@ def test_a_folder_with_edms_scheduler_is_sampled_as_diffusers_does_it(folder):
 
 @pytest.mark.parametrize("method", ["replacement", "ddnm", "dps"])
 def test_whole_runs(folder, method):
-    picture, hole = random_picture(16, 16), box_hole(16, 16, 4, 5, 11, 12)
-    image = np.asarray(Inpainter.from_pretrained(folder)(picture, hole, method=method, steps=3).images[0])
+    original, hole = random_image(16, 16), box_hole(16, 16, 4, 5, 11, 12)
+    image = np.asarray(Inpainter.from_pretrained(folder)(original, hole, method=method, steps=3).images[0])
     known = (hole[0] == 0).numpy()
-    assert np.array_equal(image[known], np.asarray(picture)[known])
-    assert (image != np.asarray(picture))[~known].mean() > 0.5
+    assert np.array_equal(image[known], np.asarray(original)[known])
+    assert (image != np.asarray(original))[~known].mean() > 0.5
 
 
 def test_it_is_not_trained_and_has_no_rad(folder):

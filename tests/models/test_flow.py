@@ -18,7 +18,7 @@ from rad.models.guidance_inputs import Condition
 from rad.models.text_to_image.flow import FlowDenoiser, FlowModel, FluxModel, Text
 from rad.sampling.sampler import Sampler
 from rad.sampling.task import Task
-from tests.conftest import box_hole, random_picture
+from tests.conftest import box_hole, random_image
 from tests.pipelines import SIDE, tiny_flux, tiny_sd3
 from tests.rounding import assert_same
 
@@ -77,7 +77,7 @@ def test_the_table_is_the_shifted_one_up_to_how_diffusers_shifts_its_end_twice(s
     assert abs(float(sd3.base_process.sigmas[0]) - 0.00893) < 1e-4
 
 
-def test_levels_of_flux_depend_on_the_size_of_the_picture(folders, flux):
+def test_levels_of_flux_depend_on_the_size_of_the_image(folders, flux):
     config = json.loads((folders["flux"] / "scheduler" / "scheduler_config.json").read_text())
     scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
     for model, tokens in ((flux, 16), (FlowModel.load(folders["flux"], size=64), 256)):
@@ -124,14 +124,14 @@ def test_a_step_is_that_of_diffusers_euler_scheduler():
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     scheduler.set_timesteps(5)
     flow = Flow(scheduler.sigmas[:-1].flip(0), scale=1000)
-    x, prior = random(1, 4, 8, 8), FlowDenoiser(Linear(), text(0.3), negative=None, guidance=[1.0], channels=4)
+    x, denoiser = random(1, 4, 8, 8), FlowDenoiser(Linear(), text(0.3), negative=None, guidance=[1.0], channels=4)
     for place in (1, 2, 3, 4):
         t = scheduler.timesteps[place]
-        v = prior.velocity(x, t[None, None], text(0.3))
+        v = denoiser.velocity(x, t[None, None], text(0.3))
         scheduler._step_index = None
         theirs = scheduler.step(v, t, x).prev_sample
         now, nxt = (flow.noise(torch.tensor([level])) for level in (4 - place, 3 - place))
-        estimate = prior.denoise(x, now)
+        estimate = denoiser.denoise(x, now)
         torch.testing.assert_close(estimate.x0, x - scheduler.sigmas[place] * v, rtol=1e-5, atol=1e-4)
         torch.testing.assert_close(reverse_step(x, estimate, now, nxt, eta=0), theirs, rtol=1e-4, atol=1e-3)
 
@@ -139,8 +139,10 @@ def test_a_step_is_that_of_diffusers_euler_scheduler():
 def test_guidance_is_linear_and_both_branches_are_one_call():
     x, noise = random(3, 2, 4, 4), Flow(torch.tensor([0.2, 0.5, 0.9])).noise(torch.full((3,), 1))
     network = Linear()
-    prior = FlowDenoiser(network, text(0.1, 0.2, 0.3), negative=text(-0.4, 0.7), guidance=[1.0, 2.0, 5.0], channels=2)
-    x0 = prior.denoise(x, noise).x0
+    denoiser = FlowDenoiser(
+        network, text(0.1, 0.2, 0.3), negative=text(-0.4, 0.7), guidance=[1.0, 2.0, 5.0], channels=2
+    )
+    x0 = denoiser.denoise(x, noise).x0
     assert network.rows == [5], "the first image has no second branch"
     for row, value in enumerate((0.1, -0.4 + 2 * (0.2 + 0.4), 0.7 + 5 * (0.3 - 0.7))):
         torch.testing.assert_close(x0[row], x[row] - 0.5 * (value * x[row] + 500))
@@ -149,13 +151,13 @@ def test_guidance_is_linear_and_both_branches_are_one_call():
 def test_guidance_of_one_is_the_prompt_alone_and_zero_is_no_guidance_either(sd3):
     x, noise = random(1, 4, 8, 8), sd3.base_process.noise(torch.tensor([600]))
     plain = [
-        sd3.prior([Condition("a cat", guidance=guidance)], adapter=False).denoise(x, noise).x0
+        sd3.denoiser([Condition("a cat", guidance=guidance)], adapter=False).denoise(x, noise).x0
         for guidance in (1.0, 0.0, 1.000001)
     ]
     assert torch.equal(plain[0], plain[1])
     assert_same(plain[2], plain[0])
     default, seven = (
-        sd3.prior([Condition("a cat", guidance=guidance)], adapter=False).denoise(x, noise).x0
+        sd3.denoiser([Condition("a cat", guidance=guidance)], adapter=False).denoise(x, noise).x0
         for guidance in (None, 7.0)
     )
     assert torch.equal(default, seven), "the pipeline's own"
@@ -168,7 +170,7 @@ def test_texts_are_encoded_once(sd3, monkeypatch):
     encode = sd3.pipeline.encode_prompt
     monkeypatch.setattr(sd3.pipeline, "encode_prompt", lambda **told: asked.append(told["prompt"]) or encode(**told))
     for _ in range(2):
-        sd3.prior([CAT, DOG, CAT], adapter=False)
+        sd3.denoiser([CAT, DOG, CAT], adapter=False)
     assert asked == [[""], ["dark"], ["a cat"], ["a dog"]]
 
 
@@ -176,15 +178,15 @@ def test_texts_are_encoded_once(sd3, monkeypatch):
 
 
 def everything(model, condition, *, steps, start):
-    """Filling a picture that is all hole, by Euler's steps from `start`, in latents."""
-    task = Task.encoded(torch.zeros(1, 3, SIDE, SIDE), torch.ones(1, 1, SIDE, SIDE), model.codec)
+    """Filling an image that is all hole, by Euler's steps from `start`, in latents."""
+    task = Task.encoded(torch.zeros(1, 3, SIDE, SIDE), torch.ones(1, 1, SIDE, SIDE), model.autoencoder)
 
     class Start:
         def draw(self, number, shape):
             return start
 
     sampler = Sampler(model.base_process, (), steps=steps, eta=0)
-    return sampler(model.prior([condition], adapter=False), task, noise=Start())
+    return sampler(model.denoiser([condition], adapter=False), task, noise=Start())
 
 
 @pytest.mark.parametrize("kind", ["sd3", "t5"])
@@ -211,7 +213,7 @@ def test_everything_hole_is_the_pipelines_own_sampling(folders, kind, guidance):
     assert float((theirs - start).std()) > 0.1
     torch.testing.assert_close(sample.raw, theirs, rtol=1e-3, atol=1e-3)
     decoded = pipeline.vae.decode(theirs / 1.5 + 0.06).sample
-    assert_same(model.codec.decode(theirs), decoded)
+    assert_same(model.autoencoder.decode(theirs), decoded)
 
 
 @pytest.mark.parametrize("guidance", [None, 2.0])
@@ -219,7 +221,7 @@ def test_a_call_of_flux_is_the_pipelines_own(folders, flux, guidance):
     """Packing, positions, the time and the guidance told, and the way back."""
     x, t = random(2, 4, 8, 8), 400
     noise = flux.base_process.noise(torch.tensor([t, t]))
-    ours = flux.prior([Condition("a cat", guidance=guidance), Condition("", guidance=guidance)], adapter=False)
+    ours = flux.denoiser([Condition("a cat", guidance=guidance), Condition("", guidance=guidance)], adapter=False)
     pipeline = FluxPipeline.from_pretrained(folders["flux"])
     for row, prompt in enumerate(("a cat", "")):
         tokens, pooled, ids = pipeline.encode_prompt(prompt, device="cpu")
@@ -245,55 +247,57 @@ def test_a_call_of_flux_is_the_pipelines_own(folders, flux, guidance):
 
 @pytest.mark.parametrize("method", ["replacement", "ddnm", "repaint", "dps"])
 def test_whole_runs(inpainter, method):
-    picture = random_picture(SIDE, SIDE)
+    image = random_image(SIDE, SIDE)
     settings = {"repaint": {"jump_length": 2, "resamplings": 2}}.get(method, {})
-    result = inpainter(picture, HOLE, method=METHODS[method](**settings), steps=4, condition=Condition("a cat"))
+    result = inpainter(image, HOLE, method=METHODS[method](**settings), steps=4, condition=Condition("a cat"))
     known = (HOLE[0] == 0).numpy()
-    assert np.array_equal(pixels(result.images[0])[known], pixels(picture)[known])
-    assert (pixels(result.images[0]) != pixels(picture))[~known].mean() > 0.5
-    other = inpainter(picture, HOLE, method=METHODS[method](**settings), steps=4, condition=Condition("a dog"))
+    assert np.array_equal(pixels(result.images[0])[known], pixels(image)[known])
+    assert (pixels(result.images[0]) != pixels(image))[~known].mean() > 0.5
+    other = inpainter(image, HOLE, method=METHODS[method](**settings), steps=4, condition=Condition("a dog"))
     assert not np.array_equal(pixels(result.images[0]), pixels(other.images[0])), "the prompt matters"
 
 
-def test_a_picture_does_not_depend_on_its_neighbours_nor_on_their_prompts(inpainter):
-    pictures = [random_picture(SIDE, SIDE, seed=seed) for seed in range(3)]
+def test_an_image_does_not_depend_on_its_neighbours_nor_on_their_prompts(inpainter):
+    images = [random_image(SIDE, SIDE, seed=seed) for seed in range(3)]
     told = [Condition("a cat"), Condition("a dog", guidance=1.0), Condition("a boat", guidance=2.0)]
     options = {"method": "replacement", "steps": 3}
-    together = inpainter(pictures, HOLE, names=["a", "b", "c"], condition=told, **options).raw
+    together = inpainter(images, HOLE, names=["a", "b", "c"], condition=told, **options).raw
     for row, name in enumerate("abc"):
-        alone = inpainter(pictures[row], HOLE, names=[name], condition=told[row], **options).raw[0]
+        alone = inpainter(images[row], HOLE, names=[name], condition=told[row], **options).raw[0]
         assert np.abs(pixels(together[row]) - pixels(alone)).max() <= 1, "but for how kernels round"
 
 
 def test_a_negative_prompt_changes_the_result(sd3):
-    inpainter, picture = Inpainter(sd3), random_picture(SIDE, SIDE)
+    inpainter, image = Inpainter(sd3), random_image(SIDE, SIDE)
     results = [
-        pixels(inpainter(picture, HOLE, method="ddnm", steps=3, condition=Condition("a cat", negative)).raw[0])
+        pixels(inpainter(image, HOLE, method="ddnm", steps=3, condition=Condition("a cat", negative)).raw[0])
         for negative in ("", "a dog")
     ]
     assert not np.array_equal(*results)
 
 
 def test_bfloat16_is_near(folders):
-    picture = random_picture(SIDE, SIDE)
+    image = random_image(SIDE, SIDE)
     told = {"method": "replacement", "steps": 3, "condition": Condition("a cat", guidance=1.0)}
     half = Inpainter.from_pretrained(folders["sd3"], precision="bf16")
     assert half.model.transformer.dtype == torch.bfloat16
-    assert next(half.model.codec.network.parameters()).dtype == torch.float32
+    assert next(half.model.autoencoder.network.parameters()).dtype == torch.float32
     x, noise = random(1, 4, 8, 8), half.model.base_process.noise(torch.tensor([300]))
     full = Inpainter.from_pretrained(folders["sd3"])
     with torch.no_grad():
-        near, exact = (one.model.prior([told["condition"]], adapter=False).denoise(x, noise).x0 for one in (half, full))
+        near, exact = (
+            one.model.denoiser([told["condition"]], adapter=False).denoise(x, noise).x0 for one in (half, full)
+        )
     assert near.dtype == torch.float32
     assert 0 < float((near - exact).abs().max()) < 0.1 * float(exact.abs().max())
-    assert half(picture, HOLE, **told).nfe == 3
+    assert half(image, HOLE, **told).nfe == 3
 
 
 def test_other_sizes(folders):
-    inpainter, picture = Inpainter.from_pretrained(folders["sd3"], size=24), random_picture(24, 24)
+    inpainter, image = Inpainter.from_pretrained(folders["sd3"], size=24), random_image(24, 24)
     hole = box_hole(24, 24, 3, 4, 15, 20)
-    result = inpainter(picture, hole, method="replacement", steps=2)
-    assert (pixels(result.images[0]) != pixels(picture))[(hole[0] == 1).numpy()].mean() > 0.5
+    result = inpainter(image, hole, method="replacement", steps=2)
+    assert (pixels(result.images[0]) != pixels(image))[(hole[0] == 1).numpy()].mean() > 0.5
     for size in (0, 6, 18, 36):
         with pytest.raises(ValueError, match=f"size is {size}; allowed with .* are multiples of 4 up to 32"):
             FlowModel.load(folders["sd3"], size=size)
@@ -311,7 +315,7 @@ def test_what_has_no_effect_is_refused(sd3, flux, tmp_path):
     assert isinstance(schnell, FluxModel)
     with pytest.raises(ValueError, match="takes no guidance"):
         schnell.check([Condition("a cat", guidance=2.0)])
-    x0 = schnell.prior([Condition("a cat")], adapter=False).denoise(
+    x0 = schnell.denoiser([Condition("a cat")], adapter=False).denoise(
         random(1, 4, 8, 8), schnell.base_process.noise(torch.tensor([5]))
     )
     assert bool(x0.x0.isfinite().all())
@@ -319,7 +323,7 @@ def test_what_has_no_effect_is_refused(sd3, flux, tmp_path):
 
 def test_rad_needs_an_adapter(sd3):
     with pytest.raises(ValueError, match="needs an adapter"):
-        Inpainter(sd3)(random_picture(SIDE, SIDE), HOLE, method="rad")
+        Inpainter(sd3)(random_image(SIDE, SIDE), HOLE, method="rad")
 
 
 def test_the_clean_level_has_no_noise(sd3):

@@ -21,7 +21,7 @@ from rad.networks.unet import patch
 from rad.rng import KeyedNoise
 from rad.sampling.sampler import Sampler
 from rad.sampling.task import Task
-from tests.conftest import box_hole, random_picture
+from tests.conftest import box_hole, random_image
 from tests.pipelines import SIDE, tiny_ldm
 from tests.rounding import assert_same
 
@@ -47,7 +47,7 @@ def test_a_pipeline_folder_is_recognised(inpainter, folder):
     model = inpainter.model
     assert isinstance(model, LatentModel)
     assert model.size == (SIDE, SIDE), "in pixels"
-    assert (model.codec.factor, model.codec.channels) == (2, 3 if "vq" in str(folder) else 4)
+    assert (model.autoencoder.factor, model.autoencoder.channels) == (2, 3 if "vq" in str(folder) else 4)
     betas = DDIMScheduler(beta_start=0.0015, beta_end=0.0195, beta_schedule="scaled_linear").betas
     torch.testing.assert_close(model.base_process.betas.float(), betas)
     assert (model.has_base, model.has_adapter) == (True, False)
@@ -62,13 +62,13 @@ def test_whatever_its_class_is_called(folder, tmp_path):
 
 @pytest.mark.parametrize("method", SOME)
 def test_whole_runs(inpainter, method):
-    picture = random_picture(SIDE, SIDE)
+    image = random_image(SIDE, SIDE)
     settings = {"repaint": {"jump_length": 2, "resamplings": 2}}.get(method, {})
-    result = inpainter(picture, HOLE, method=METHODS[method](**settings), steps=4)
+    result = inpainter(image, HOLE, method=METHODS[method](**settings), steps=4)
     known = (HOLE[0] == 0).numpy()
-    assert np.array_equal(pixels(result.images[0])[known], pixels(picture)[known])
-    assert (pixels(result.images[0]) != pixels(picture))[~known].mean() > 0.5
-    assert (pixels(result.raw[0]) != pixels(picture))[known].mean() > 0.5, (
+    assert np.array_equal(pixels(result.images[0])[known], pixels(image)[known])
+    assert (pixels(result.images[0]) != pixels(image))[~known].mean() > 0.5
+    assert (pixels(result.raw[0]) != pixels(image))[known].mean() > 0.5, (
         "raw: known pixels went through the autoencoder"
     )
 
@@ -76,24 +76,24 @@ def test_whole_runs(inpainter, method):
 def test_estimates_are_not_clipped(inpainter):
     """Latents have no range: x0 = (x - s e) / a as it comes, and not what a pixel model would make of it."""
     model = inpainter.model
-    prior = model.prior([Condition()], adapter=False)
-    x = 20 * torch.randn(1, model.codec.channels, 8, 8, generator=torch.Generator().manual_seed(0))
+    denoiser = model.denoiser([Condition()], adapter=False)
+    x = 20 * torch.randn(1, model.autoencoder.channels, 8, 8, generator=torch.Generator().manual_seed(0))
     noise = model.base_process.noise(torch.tensor([500]))
     with torch.no_grad():
         e = model.unet(x, 500).sample
-        x0 = prior.denoise(x, noise).x0
+        x0 = denoiser.denoise(x, noise).x0
     assert_same(x0, (x - noise.sigma_map().float() * e) / noise.alpha_map().float())
     assert float(x0.abs().max()) > 10
 
 
 def test_everything_hole_is_plain_ddim_on_the_schedule_of_the_folder(inpainter, folder):
     model, steps = inpainter.model, 4
-    task = Task.encoded(torch.zeros(1, 3, SIDE, SIDE), torch.ones(1, 1, SIDE, SIDE), model.codec)
+    task = Task.encoded(torch.zeros(1, 3, SIDE, SIDE), torch.ones(1, 1, SIDE, SIDE), model.autoencoder)
     sampler = Sampler(model.base_process, (), steps=steps, eta=0)
-    with KeyedNoise(0, ["a"]) as tape:
-        start = tape.draw(0, task.known.shape[1:]).to(task.known)
-    with KeyedNoise(0, ["a"]) as tape:
-        ours = sampler(model.prior([Condition()], adapter=False), task, noise=tape).raw
+    with KeyedNoise(0, ["a"]) as noise:
+        start = noise.draw(0, task.known.shape[1:]).to(task.known)
+    with KeyedNoise(0, ["a"]) as noise:
+        ours = sampler(model.denoiser([Condition()], adapter=False), task, noise=noise).raw
     scheduler = DDIMScheduler.from_pretrained(folder / "scheduler")
     x = float(model.base_process.noise(torch.tensor([999])).sigma_map()) * start
     with torch.no_grad():
@@ -105,13 +105,13 @@ def test_everything_hole_is_plain_ddim_on_the_schedule_of_the_folder(inpainter, 
 
 
 def test_known_latents_have_not_seen_the_hole(inpainter):
-    picture, other = random_picture(SIDE, SIDE), random_picture(SIDE, SIDE)
+    image, other = random_image(SIDE, SIDE), random_image(SIDE, SIDE)
     inside = (HOLE[0] == 1).numpy()
     changed = pixels(other).astype(np.uint8)
     changed[inside] = 255 - changed[inside]
     other = Image.fromarray(changed)
     runs = {
-        fill: [inpainter(one, HOLE, method="replacement", steps=3, fill=fill).raw[0] for one in (picture, other)]
+        fill: [inpainter(one, HOLE, method="replacement", steps=3, fill=fill).raw[0] for one in (image, other)]
         for fill in ("smooth", "none")
     }
     assert np.array_equal(*map(pixels, runs["smooth"]))
@@ -126,47 +126,47 @@ def test_the_grid_says_which_cells_are_filled(inpainter):
         for grid in (None, Grid("nearest"), Grid("bilinear"), Grid(dilate=1))
     ]
     assert sizes == [4, 4, 12, 16], "bilinear: a ring without its corners, of which less than 5 % is hole"
-    assert model.codec.factor == 2
+    assert model.autoencoder.factor == 2
     results = [
-        pixels(inpainter(random_picture(SIDE, SIDE), hole[0], method="replacement", steps=3, grid=grid).raw[0])
+        pixels(inpainter(random_image(SIDE, SIDE), hole[0], method="replacement", steps=3, grid=grid).raw[0])
         for grid in (None, Grid("nearest"), Grid(dilate=2))
     ]
     assert np.array_equal(results[0], results[1])
     assert not np.array_equal(results[0], results[2])
 
 
-def test_a_picture_does_not_depend_on_its_neighbours(inpainter):
-    pictures = [random_picture(SIDE, SIDE, seed=seed) for seed in range(3)]
+def test_an_image_does_not_depend_on_its_neighbours(inpainter):
+    images = [random_image(SIDE, SIDE, seed=seed) for seed in range(3)]
     masks = [HOLE, HOLE.flip(-1), HOLE.flip(-2)]
     options = {"method": "ddnm", "steps": 3}
-    together = inpainter(pictures, masks, names=["a", "b", "c"], **options).raw
-    alone = inpainter(pictures[1], masks[1], names=["b"], **options).raw[0]
+    together = inpainter(images, masks, names=["a", "b", "c"], **options).raw
+    alone = inpainter(images[1], masks[1], names=["b"], **options).raw[0]
     assert np.abs(pixels(together[1]) - pixels(alone)).max() <= 1, "but for how kernels round"
 
 
-def test_windows_of_a_larger_picture(inpainter):
-    picture, hole = random_picture(40, 52), box_hole(40, 52, 3, 30, 30, 50)
-    result = inpainter(picture, hole, method="replacement", steps=2, size_policy="crop")
+def test_windows_of_a_larger_image(inpainter):
+    image, hole = random_image(40, 52), box_hole(40, 52, 3, 30, 30, 50)
+    result = inpainter(image, hole, method="replacement", steps=2, size_policy="crop")
     known = (hole[0] == 0).numpy()
-    assert np.array_equal(pixels(result.images[0])[known], pixels(picture)[known])
-    assert (pixels(result.images[0]) != pixels(picture))[~known].mean() > 0.5
+    assert np.array_equal(pixels(result.images[0])[known], pixels(image)[known])
+    assert (pixels(result.images[0]) != pixels(image))[~known].mean() > 0.5
 
 
 def test_text_and_coarse_models_are_refused(inpainter):
-    picture = random_picture(SIDE, SIDE)
+    image = random_image(SIDE, SIDE)
     with pytest.raises(ValueError, match="takes no text"):
-        inpainter(picture, HOLE, method="ddnm", condition=Condition("a cat"))
+        inpainter(image, HOLE, method="ddnm", condition=Condition("a cat"))
     with pytest.raises(ValueError, match="m2s needs a model of pixels"):
-        inpainter(picture, HOLE, method="m2s", steps=2)
+        inpainter(image, HOLE, method="m2s", steps=2)
     with pytest.raises(ValueError, match="needs an adapter"):
-        inpainter(picture, HOLE, method="rad", steps=2)
+        inpainter(image, HOLE, method="rad", steps=2)
 
 
 def test_pixel_models_have_no_grid(base):
     pixel = Inpainter.from_pretrained(base)
     for told in ({"grid": Grid()}, {"fill": "none"}):
         with pytest.raises(ValueError, match="there is no latent grid"):
-            pixel(random_picture(16, 16), box_hole(16, 16, 3, 3, 9, 9), method="mean", **told)
+            pixel(random_image(16, 16), box_hole(16, 16, 3, 3, 9, 9), method="mean", **told)
     with pytest.raises(ValueError, match="has no use"):
         Inpainter.from_pretrained(base, size=32)
 
@@ -192,14 +192,14 @@ def adapter(folder, tmp_path_factory):
 
 
 def test_rad_on_latents(adapter, inpainter):
-    rad, picture = Inpainter.from_pretrained(adapter), random_picture(SIDE, SIDE)
-    assert rad.model.codec.factor == 2
+    rad, image = Inpainter.from_pretrained(adapter), random_image(SIDE, SIDE)
+    assert rad.model.autoencoder.factor == 2
     assert rad.size == (SIDE, SIDE)
-    result = rad(picture, HOLE, steps=4)
+    result = rad(image, HOLE, steps=4)
     known = (HOLE[0] == 0).numpy()
-    assert np.array_equal(pixels(result.images[0])[known], pixels(picture)[known])
-    assert (pixels(result.images[0]) != pixels(picture))[~known].mean() > 0.5
-    zero_shot = [one(picture, HOLE, method="ddnm", steps=3).raw[0] for one in (rad, inpainter)]
+    assert np.array_equal(pixels(result.images[0])[known], pixels(image)[known])
+    assert (pixels(result.images[0]) != pixels(image))[~known].mean() > 0.5
+    zero_shot = [one(image, HOLE, method="ddnm", steps=3).raw[0] for one in (rad, inpainter)]
     assert np.array_equal(*map(pixels, zero_shot)), "with the adapter off it is the base model"
 
 
@@ -209,8 +209,8 @@ def test_rad_keeps_known_latents_as_they_are(adapter):
     known = torch.rand(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1)) * 2 - 1
     task = rad._task(known, HOLE[None], None, "smooth")
     sampler = rad.sampler("rad", steps=3)
-    with rad.model.weights(adapter=True, differentiated=False), KeyedNoise(0, ["a"]) as tape:
-        sample = sampler(rad.model.prior([Condition()], adapter=True), task, noise=tape)
+    with rad.model.weights(adapter=True, differentiated=False), KeyedNoise(0, ["a"]) as noise:
+        sample = sampler(rad.model.denoiser([Condition()], adapter=True), task, noise=noise)
     kept = (task.hole == 0).expand_as(sample.raw)
     assert torch.equal(sample.raw[kept], task.known[kept])
     assert not torch.equal(sample.raw[~kept], task.known[~kept])
@@ -227,10 +227,10 @@ def test_an_adapter_of_another_base_is_refused(adapter, tmp_path):
 # ---- feathering ------------------------------------------------------------------------------------
 
 
-def test_feather_passes_from_the_filling_into_the_picture(inpainter):
-    picture = random_picture(SIDE, SIDE)
-    hard, soft = (inpainter(picture, HOLE, method="replacement", steps=2, feather=width) for width in (0, 2))
-    raw, given, made = (pixels(image) for image in (hard.raw[0], picture, soft.images[0]))
+def test_feather_passes_from_the_filling_into_the_image(inpainter):
+    original = random_image(SIDE, SIDE)
+    hard, soft = (inpainter(original, HOLE, method="replacement", steps=2, feather=width) for width in (0, 2))
+    raw, given, made = (pixels(image) for image in (hard.raw[0], original, soft.images[0]))
     assert np.array_equal(pixels(soft.raw[0]), raw)
     assert np.array_equal(pixels(hard.images[0])[HOLE[0] == 0], given[HOLE[0] == 0]), "0: exact"
     row = 7  # the hole's columns are 5 to 11
@@ -240,4 +240,4 @@ def test_feather_passes_from_the_filling_into_the_picture(inpainter):
         expected = share * raw[row, columns] + (1 - share) * given[row, columns]
         assert np.abs(made[row, columns] - expected).max() <= 1
     with pytest.raises(ValueError, match="feather is -1"):
-        inpainter(picture, HOLE, method="replacement", feather=-1)
+        inpainter(original, HOLE, method="replacement", feather=-1)

@@ -16,7 +16,7 @@ from rad.models.latent import LatentModel
 from rad.models.text_to_image.flow import FlowModel
 from rad.models.text_to_image.folders import find_pipeline, load_encoder, load_network, read_config
 from tests.cli.test_security import KINDS, MARKER, not_executed, one_line  # noqa: F401  (a fixture for every test here)
-from tests.conftest import box_hole, random_picture
+from tests.conftest import box_hole, random_image
 from tests.pipelines import tiny_ldm, tiny_sd3
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -76,8 +76,8 @@ def test_local_folders_need_no_connection(sd3, ldm, monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     for folder in (sd3, ldm):
-        picture, hole = random_picture(16, 16), box_hole(16, 16, 3, 3, 9, 9)
-        assert Inpainter.from_pretrained(folder)(picture, hole, method="replacement", steps=1).nfe == 1
+        image, hole = random_image(16, 16), box_hole(16, 16, 3, 3, 9, 9)
+        assert Inpainter.from_pretrained(folder)(image, hole, method="replacement", steps=1).nfe == 1
 
 
 @pytest.mark.parametrize("kind", ["sd3", "ldm"])

@@ -15,7 +15,7 @@ from rad.models.guidance_inputs import Condition
 from rad.models.text_to_image.stable_diffusion import StableModel
 from rad.models.weights import weights_hash
 from rad.sampling.state import CountedDenoiser
-from tests.conftest import box_hole, random_picture
+from tests.conftest import box_hole, random_image
 from tests.rounding import assert_same, doubled
 from tests.tiny_stable import (
     CHANNELS,
@@ -31,7 +31,7 @@ from tests.tiny_stable import (
 )
 
 CAT = Condition("a cat", "dog")
-IMAGE = random_picture(SIZE, SIZE, seed=5)
+IMAGE = random_image(SIZE, SIZE, seed=5)
 KINDS = {"control": "control_image", "adapter": "adapter_image", "style": "style_image"}
 
 
@@ -89,7 +89,7 @@ def denoise(model, *conditions, x=X, times=(700, 300)):
     count = len(conditions)
     noise = model.base_process.noise(torch.tensor(times[:count]))
     with torch.no_grad():
-        return model.prior(conditions, adapter=False).denoise(x[:count], noise).x0
+        return model.denoiser(conditions, adapter=False).denoise(x[:count], noise).x0
 
 
 def bare(model, prompt, *, time=700):
@@ -139,7 +139,7 @@ def test_two_branches_are_one_call_and_one_branch_is_half_the_work(plain, monkey
     noise = plain.base_process.noise(torch.tensor([700, 300]))
     for guidances in ((7.5, 7.5), (1.0, 0.0), (1.0, 3.0)):
         conditions = [replace(CAT, guidance=guidance) for guidance in guidances]
-        counted = CountedDenoiser(plain.prior(conditions, adapter=False))
+        counted = CountedDenoiser(plain.denoiser(conditions, adapter=False))
         counted.denoise(X, noise)
         assert counted.nfe == 1
     assert rows == [4, 2, 4]
@@ -149,13 +149,13 @@ def test_equal_texts_are_encoded_once(folder, monkeypatch):
     model, texts = StableModel.load(folder / "sd"), []
     encode = model.pipe.encode_prompt
     monkeypatch.setattr(model.pipe, "encode_prompt", lambda **named: texts.append(named["prompt"]) or encode(**named))
-    model.prior([CAT, replace(CAT, guidance=2.0), Condition("b")], adapter=False)
-    model.prior([CAT], adapter=False)
+    model.denoiser([CAT, replace(CAT, guidance=2.0), Condition("b")], adapter=False)
+    model.denoiser([CAT], adapter=False)
     assert texts == ["a cat", "b"]
 
 
 def test_the_words_are_those_of_the_prompt(plain):
-    words = plain.prior([Condition("a cat"), Condition(""), Condition("x" * 99)], adapter=False).words
+    words = plain.denoiser([Condition("a cat"), Condition(""), Condition("x" * 99)], adapter=False).words
     assert words[0].tolist() == [0, 1, 1, 1, 1] + [0] * (TOKENS - 5), "each letter is a word of this tokenizer"
     assert words[1].tolist() == [0] * TOKENS
     assert words[2].tolist() == [0] + [1] * (TOKENS - 2) + [0]
@@ -180,9 +180,9 @@ def test_xl_is_told_its_pooled_text_and_the_size(large):
 
 
 def test_xl_has_zeros_for_no_negative_prompt(large):
-    prior = large.prior([Condition("a cat"), CAT], adapter=False)
-    assert float(prior.negative.text[0].abs().max()) == 0
-    assert float(prior.negative.text[1].abs().max()) > 0
+    denoiser = large.denoiser([Condition("a cat"), CAT], adapter=False)
+    assert float(denoiser.negative.text[0].abs().max()) == 0
+    assert float(denoiser.negative.text[1].abs().max()) > 0
 
 
 @pytest.mark.parametrize("which", ["plain", "large"])
@@ -248,10 +248,10 @@ def test_controls_are_what_diffusers_makes_of_them(guided):
 
 
 def test_the_features_of_the_adapter_last_for_all_steps(guided):
-    prior = guided.prior([replace(CAT, adapter_image=IMAGE)], adapter=False)
+    denoiser = guided.denoiser([replace(CAT, adapter_image=IMAGE)], adapter=False)
     noise = guided.base_process.noise(torch.tensor([700]))
     with torch.no_grad():
-        assert torch.equal(prior.denoise(X[:1], noise).x0, prior.denoise(X[:1], noise).x0)
+        assert torch.equal(denoiser.denoise(X[:1], noise).x0, denoiser.denoise(X[:1], noise).x0)
 
 
 def test_the_view_of_the_prompt_alone_has_the_positive_controls(guided):
@@ -259,7 +259,7 @@ def test_the_view_of_the_prompt_alone_has_the_positive_controls(guided):
     condition = replace(CAT, control_image=IMAGE, adapter_image=IMAGE, style_image=IMAGE)
     noise = guided.base_process.noise(torch.tensor([700]))
     with torch.no_grad():
-        said = guided.prior([condition], adapter=False).semantic(X[:1], noise, fine=True)
+        said = guided.denoiser([condition], adapter=False).semantic(X[:1], noise, fine=True)
     want = denoise(guided, replace(condition, guidance=1.0))
     assert_same(said.estimate.x0, want)
     assert [tuple(share.shape[1:]) for share in said.shares[:3]] == [(16, 16), (8, 8), (4, 4)]
@@ -269,7 +269,7 @@ def test_the_view_of_the_prompt_alone_has_the_positive_controls(guided):
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_image_without_its_network_is_refused(plain, kind):
     with pytest.raises(ValueError, match="was loaded without one"):
-        plain.prior([replace(CAT, **{KINDS[kind]: IMAGE})], adapter=False)
+        plain.denoiser([replace(CAT, **{KINDS[kind]: IMAGE})], adapter=False)
 
 
 def test_loras_add_up_with_their_weights(folder, plain):
@@ -294,35 +294,35 @@ def test_a_lora_changes_the_hash(folder, plain):
     assert StableModel.load(folder / "sd", loras=[(folder / "lora.safetensors", 1)]).hash != plain.hash
 
 
-# ---- pictures --------------------------------------------------------------------------------------
+# ---- images --------------------------------------------------------------------------------------
 
 
-def test_the_codec_goes_there_and_back(plain):
+def test_the_autoencoder_goes_there_and_back(plain):
     """Encoding is the mean times the scale; decoding takes the same number out."""
     pixels = torch.rand(1, 3, SIZE, SIZE) * 2 - 1
-    codec, vae = plain.codec, plain.pipe.vae
+    autoencoder, vae = plain.autoencoder, plain.pipe.vae
     with torch.no_grad():
         mean = vae.encode(pixels).latent_dist.mean
-        assert_same(codec.encode(pixels), mean * vae.config["scaling_factor"])
-        assert_same(codec.decode(codec.encode(pixels)), vae.decode(mean).sample)
-    assert (codec.factor, codec.channels, plain.size) == (2, 4, (SIZE, SIZE))
+        assert_same(autoencoder.encode(pixels), mean * vae.config["scaling_factor"])
+        assert_same(autoencoder.decode(autoencoder.encode(pixels)), vae.decode(mean).sample)
+    assert (autoencoder.factor, autoencoder.channels, plain.size) == (2, 4, (SIZE, SIZE))
 
 
 @pytest.mark.parametrize("which", ["sd", "xl"])
 @pytest.mark.parametrize("method", ["replacement", "ddnm", PILOT(interval=2, iterations=2)])
-def test_pictures_are_filled_from_end_to_end(folder, which, method):
+def test_images_are_filled_from_end_to_end(folder, which, method):
     inpainter = Inpainter.from_pretrained(folder / which, device="cpu")
-    picture, hole = random_picture(SIZE, SIZE), box_hole(SIZE, SIZE, 8, 8, 24, 24)
+    image, hole = random_image(SIZE, SIZE), box_hole(SIZE, SIZE, 8, 8, 24, 24)
 
     def fill(condition, batch_size=8):
         return inpainter(
-            [picture, picture], hole, method=method, steps=4, condition=condition, names="ab", batch_size=batch_size
+            [image, image], hole, method=method, steps=4, condition=condition, names="ab", batch_size=batch_size
         )
 
     made = fill([CAT, Condition("bird")])
     known = (hole[0] == 0).numpy()
-    assert (np.array(made.images[0])[known] == np.array(picture)[known]).all()
-    assert (np.array(made.images[0]) != np.array(picture)).any()
+    assert (np.array(made.images[0])[known] == np.array(image)[known]).all()
+    assert (np.array(made.images[0]) != np.array(image)).any()
     assert (made.nfe, made.vjp) == ((16, 8) if isinstance(method, PILOT) else (8, 0))
     alone = fill([CAT, Condition("bird")], batch_size=1)
     swapped = fill([Condition("bird"), CAT])
@@ -332,21 +332,21 @@ def test_pictures_are_filled_from_end_to_end(folder, which, method):
 
 
 def test_control_images_are_cut_with_their_windows(folder):
-    """A window of a larger picture is guided by the same part of the control image, resized to the picture."""
+    """A window of a larger image is guided by the same part of the control image, resized to the image."""
     seen = []
 
     class Spy(StableModel):
-        def prior(self, conditions, *, adapter):
+        def denoiser(self, conditions, *, adapter):
             seen.extend(conditions)
-            return super().prior(conditions, adapter=adapter)
+            return super().denoiser(conditions, adapter=adapter)
 
     inpainter = Inpainter.from_pretrained(folder / "sd", controlnet=folder / "control", device="cpu")
     inpainter.model.__class__ = Spy
-    control = random_picture(48, 64, seed=2)
+    control = random_image(48, 64, seed=2)
     given = Condition("a", control_image=control.resize((128, 96), Image.Resampling.NEAREST))
     hole = box_hole(48, 64, 30, 40, 36, 46)
     inpainter(
-        random_picture(48, 64),
+        random_image(48, 64),
         hole,
         method="replacement",
         steps=1,
@@ -369,7 +369,7 @@ def test_gradients_through_a_large_model_are_the_same(folder, guided, monkeypatc
         with guided.weights(adapter=False, differentiated=True):
             assert guided.unet.is_gradient_checkpointing == (least == 1)
             x = X[:1].clone().requires_grad_()
-            said = guided.prior([condition], adapter=False).bounded(hole).semantic(x, noise, fine=False)
+            said = guided.denoiser([condition], adapter=False).bounded(hole).semantic(x, noise, fine=False)
             loss = said.estimate.x0.square().sum() + 100 * sum(share.sum() for share in said.shares)
             found.append(torch.autograd.grad(loss, x)[0])
     assert not guided.unet.is_gradient_checkpointing

@@ -5,7 +5,7 @@ import torch
 
 from benchmarks.embedding import flops
 from benchmarks.memory import saved_bytes
-from benchmarks.networks import Variant, build, forward, parameters_in_millions, picture, variant_of
+from benchmarks.networks import Variant, build, forward, image, parameters_in_millions, variant_of
 
 
 def test_the_network_measured_is_the_one_of_ffhq_256() -> None:
@@ -25,7 +25,7 @@ def kept(variant: Variant) -> int:
     """Bytes kept for the backward pass of the 32x32 network, two images."""
     with torch.random.fork_rng():
         network = variant_of(build("nature32"), variant)
-    return saved_bytes(network, forward(network, variant, picture("nature32", batch=2)))
+    return saved_bytes(network, forward(network, variant, image("nature32", batch=2)))
 
 
 def test_factorised_embedding_keeps_no_more_for_the_backward_pass_than_the_stock_network() -> None:

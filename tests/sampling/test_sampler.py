@@ -20,7 +20,7 @@ BETAS = linear_betas()
 PRIOR = UNetDenoiser(patch(small_unet(dtype=torch.float64)).requires_grad_(False))
 
 
-def picture(rows=2, seed=0):
+def original(rows=2, seed=0):
     return 2 * torch.rand(rows, 3, 16, 16, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) - 1
 
 
@@ -31,13 +31,13 @@ def box(rows=2):
 
 
 def run(process, image, hole, *, callbacks=(), steps=6, names=None, **options):
-    with KeyedNoise(0, names or range(len(image))) as tape:
-        return Sampler(process, callbacks, steps=steps, **options)(PRIOR, Task.from_image(image, hole), noise=tape)
+    with KeyedNoise(0, names or range(len(image))) as noise:
+        return Sampler(process, callbacks, steps=steps, **options)(PRIOR, Task.from_image(image, hole), noise=noise)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_everything_known_returns_the_image_bit_for_bit(eta):
-    image = picture()
+    image = original()
     sample = run(RegionAware(BETAS), image, torch.zeros(2, 1, 16, 16), eta=eta)
     assert torch.equal(sample.raw, image)
     assert torch.equal(sample.image, image)
@@ -47,15 +47,15 @@ def test_everything_known_returns_the_image_bit_for_bit(eta):
 @pytest.mark.parametrize("solver", [{}, {"spacing": "logsnr"}, {"solver": "dpm++2m", "spacing": "logsnr"}])
 def test_everything_hole_is_the_base_models_own_sampler(eta, solver):
     everything = torch.ones(2, 1, 16, 16)
-    rad = run(RegionAware(BETAS, time_origin="adm"), picture(), everything, eta=eta, **solver)
-    plain = run(Uniform(BETAS), picture(seed=1), everything, eta=eta, **solver)
+    rad = run(RegionAware(BETAS, time_origin="adm"), original(), everything, eta=eta, **solver)
+    plain = run(Uniform(BETAS), original(seed=1), everything, eta=eta, **solver)
     torch.testing.assert_close(rad.raw, plain.raw, rtol=0, atol=1e-7)  # times 1e-10 apart, in the float32 sinusoid
     assert plain.raw.std() > 0.01
 
 
 @pytest.mark.parametrize("method", ["rad", "replacement"])
 def test_what_is_in_the_hole_changes_nothing(method):
-    image, other = picture(), picture(seed=1)
+    image, other = original(), original(seed=1)
     hole = box()
     other = torch.where(hole == 1, other, image)
     method = METHODS[method]()
@@ -70,10 +70,10 @@ def test_what_is_in_the_hole_changes_nothing(method):
 
 def test_an_untrained_variance_is_left_out():
     noise = Uniform(BETAS).noise(torch.tensor([500, 500]))
-    with_variance = PRIOR.denoise(picture(), noise)
-    without = UNetDenoiser(PRIOR.network, learned_variance=False).denoise(picture(), noise)
-    assert with_variance.fraction is not None
-    assert without.fraction is None
+    with_variance = PRIOR.denoise(original(), noise)
+    without = UNetDenoiser(PRIOR.network, learned_variance=False).denoise(original(), noise)
+    assert with_variance.variance_fraction is not None
+    assert without.variance_fraction is None
     assert torch.equal(with_variance.x0, without.x0)
 
 
@@ -81,7 +81,7 @@ def test_an_untrained_variance_is_left_out():
 def test_every_parameterisation_finds_x0_from_a_perfect_network(kind):
     noise = Uniform(BETAS).noise(torch.tensor([500, 700]))
     x0, eps = (
-        0.9 * picture(),
+        0.9 * original(),
         torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(2), dtype=torch.float64),
     )
     a, s = noise.alpha_map(), noise.sigma_map()
@@ -102,7 +102,7 @@ def test_rad_does_not_touch_known_pixels_on_the_way():
             seen.append(x_next)
             return x_next
 
-    image, hole = picture(), box()
+    image, hole = original(), box()
     run(RegionAware(BETAS), image, hole, callbacks=[Watch()])
     known = hole.expand_as(image) == 0
     assert len(seen) == 6
@@ -110,7 +110,7 @@ def test_rad_does_not_touch_known_pixels_on_the_way():
 
 
 def test_order_in_the_batch_does_not_matter():
-    image, hole = picture(), box()
+    image, hole = original(), box()
     hole[1] = hole[1].flip(-1)
     together = run(RegionAware(BETAS), image, hole, names=["a", "b"])
     swapped = run(RegionAware(BETAS), image.flip(0), hole.flip(0), names=["b", "a"])
@@ -126,16 +126,16 @@ def test_flipping_image_hole_and_noise_flips_the_steps_of_a_flip_equivariant_pri
         def denoise(self, x, noise):
             return Denoised(torch.nn.functional.avg_pool2d(x, 3, 1, 1))
 
-    class FlippedTape(KeyedNoise):
+    class FlippedNoise(KeyedNoise):
         def draw(self, number, shape, *, last=False):
             return super().draw(number, shape, last=last).flip(-1)
 
-    image, hole = picture(), box()
+    image, hole = original(), box()
     results = []
-    for tape_class, flip in ((KeyedNoise, False), (FlippedTape, True)):
+    for noise_class, flip in ((KeyedNoise, False), (FlippedNoise, True)):
         task = Task.from_image(image.flip(-1), hole.flip(-1)) if flip else Task.from_image(image, hole)
-        with tape_class(0, range(2)) as tape:
-            results.append(Sampler(RegionAware(BETAS), steps=6)(Blur(), task, noise=tape).raw)
+        with noise_class(0, range(2)) as rng:
+            results.append(Sampler(RegionAware(BETAS), steps=6)(Blur(), task, noise=rng).raw)
     torch.testing.assert_close(results[0], results[1].flip(-1), rtol=0, atol=1e-12)
 
 
@@ -156,8 +156,8 @@ def test_counts_and_plan():
     sampler = Sampler(Uniform(BETAS), [Travel()], steps=5)
     assert sampler.times == [999, 749, 500, 749, 500, 250, 0, CLEAN]
     assert sampler.cost.nfe == 6
-    with KeyedNoise(0, range(2)) as tape:
-        sample = sampler(PRIOR, Task.from_image(picture(), box()), noise=tape)
+    with KeyedNoise(0, range(2)) as noise:
+        sample = sampler(PRIOR, Task.from_image(original(), box()), noise=noise)
     assert (sample.nfe, sample.vjp) == (6, 0)
     assert [pair[:2] for pair in visited] == [
         (999, 749),
@@ -173,7 +173,7 @@ def test_counts_and_plan():
 
 def test_steps_are_reported():
     told = []
-    run(RegionAware(BETAS), picture(), box(), on_step=lambda done, total: told.append((done, total)))
+    run(RegionAware(BETAS), original(), box(), on_step=lambda done, total: told.append((done, total)))
     assert told == [(i + 1, 6) for i in range(6)]
 
 
@@ -183,19 +183,19 @@ def test_bad_settings_are_refused():
     with pytest.raises(ValueError, match="steps is 0"):
         Sampler(Uniform(BETAS), steps=0)
     with pytest.raises(ValueError, match=r"expected \(B,C,H,W\) and \(B,1,H,W\)"):
-        Task.from_image(picture(), box()[..., :8])
+        Task.from_image(original(), box()[..., :8])
 
 
 def test_the_tape_is_keyed_by_seed_image_sample_and_draw():
-    with KeyedNoise(0, ["a", "b", "a", "a"], [0, 0, 0, 1]) as tape:
-        first, second = tape.draw(0, (3, 5, 5)), tape.draw(1, (3, 5, 5))
+    with KeyedNoise(0, ["a", "b", "a", "a"], [0, 0, 0, 1]) as noise:
+        first, second = noise.draw(0, (3, 5, 5)), noise.draw(1, (3, 5, 5))
         assert torch.equal(first[0], first[2])
-        again = tape.draw(0, (3, 5, 5))
+        again = noise.draw(0, (3, 5, 5))
     assert torch.equal(first, again)
     different = [first[0], first[1], first[3], second[0], second[1], second[3]]
     assert all(not torch.equal(x, y) for i, x in enumerate(different) for y in different[:i])
-    with KeyedNoise(1, ["a"]) as tape:
-        assert not torch.equal(tape.draw(0, (3, 5, 5))[0], first[0])
+    with KeyedNoise(1, ["a"]) as noise:
+        assert not torch.equal(noise.draw(0, (3, 5, 5))[0], first[0])
     with pytest.raises(ValueError, match="2 images but 1 sample numbers"):
         KeyedNoise(0, ["a", "b"], [0])
 
@@ -204,8 +204,8 @@ def test_the_tape_leaves_the_global_generator_alone_and_is_normal():
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
-    with KeyedNoise(0, range(64)) as tape:
-        drawn = tape.draw(0, (1, 32, 32))
+    with KeyedNoise(0, range(64)) as noise:
+        drawn = noise.draw(0, (1, 32, 32))
     assert torch.equal(torch.rand(1), expected)
     assert float(drawn.mean()) == pytest.approx(0, abs=4 / 256)
     assert float(drawn.std()) == pytest.approx(1, abs=4 / 256)

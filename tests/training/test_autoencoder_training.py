@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 
 from rad.cli import main as cli
-from rad.data.module import PictureData
+from rad.data.module import ImageDataModule
 from rad.evaluation.features import feature_net
 from rad.models.lora import trainable
 from rad.models.trainable import load_autoencoder
@@ -34,14 +34,14 @@ SMALL = {
 def in_a_fresh_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     random = np.random.default_rng(0)
-    Path("pictures").mkdir()
+    Path("images").mkdir()
     for number in range(6):
         pixels = random.integers(0, 256, (4, 4, 3), dtype=np.uint8)
-        Image.fromarray(pixels).resize((20, 20), Image.Resampling.BICUBIC).save(f"pictures/{number}.png")
+        Image.fromarray(pixels).resize((20, 20), Image.Resampling.BICUBIC).save(f"images/{number}.png")
     config = {
         "trains": "autoencoder",
         "model": {"autoencoder": SMALL, "learning_rate": 3e-3},
-        "data": {"path": "pictures", "size": 16, "val_count": 2, "batch_size": 4},
+        "data": {"path": "images", "size": 16, "val_count": 2, "batch_size": 4},
         "trainer": {
             "max_steps": 4,
             "accelerator": "cpu",
@@ -104,13 +104,13 @@ def test_train_py_makes_an_autoencoder_whose_latents_have_unit_deviation_and_res
     assert {path.name for path in folder.iterdir()} == {
         f"step={n}{end}" for n in (2, 4) for end in (".ckpt", "", "-ema")
     } | {"last.ckpt"}
-    codec = load_autoencoder(folder / "step=4-ema")
-    assert (codec.factor, codec.channels) == (2, 4)
-    pictures = PictureData("pictures", size=16, val_count=2)
-    pictures.setup("validate")
-    images = torch.stack([pictures.stream()[position]["image"] for position in range(4)])
+    autoencoder = load_autoencoder(folder / "step=4-ema")
+    assert (autoencoder.factor, autoencoder.channels) == (2, 4)
+    originals = ImageDataModule("images", size=16, val_count=2)
+    originals.setup("validate")
+    images = torch.stack([originals.stream()[position]["image"] for position in range(4)])
     with torch.no_grad():
-        assert float(codec.encode(images).std()) == pytest.approx(1, abs=1e-4)
+        assert float(autoencoder.encode(images).std()) == pytest.approx(1, abs=1e-4)
     assert "scaling_factor" in json.loads((folder / "step=4" / "config.json").read_text())
 
     assert cli.train(["--config", "small.yaml", "--name", "part", "--trainer.max_steps", "2"]) == 0

@@ -14,7 +14,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rad.cli import main as cli
-from tests.conftest import SIZE, random_picture
+from tests.conftest import SIZE, random_image
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 4
@@ -26,7 +26,7 @@ def config(base, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("in").mkdir()
     for number in range(13):
-        random_picture(SIZE, SIZE, seed=number).save(f"in/{number}.png")
+        random_image(SIZE, SIZE, seed=number).save(f"in/{number}.png")
     content = {
         "model": {"base": str(base), "lora": {"rank": 2, "alpha": 2}, "learning_rate": 1e-3},
         "data": {"path": "in", "val_count": 3, "size": SIZE, "batch_size": 4},
@@ -82,7 +82,7 @@ def losses(name):
 def assert_equal_runs(one, several, step=STEPS):
     """In float64 to rounding: gradients are summed in another order, and Adam divides by their size."""
     ours, theirs = checkpoint(one, step), checkpoint(several, step)
-    assert theirs["PictureData"]["position"] == ours["PictureData"]["position"] == 8 * step
+    assert theirs["ImageDataModule"]["position"] == ours["ImageDataModule"]["position"] == 8 * step
     for weights, others in (
         (ours["state_dict"], theirs["state_dict"]),
         (ours["callbacks"]["EMA"]["weights"], theirs["callbacks"]["EMA"]["weights"]),

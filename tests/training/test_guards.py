@@ -12,26 +12,26 @@ import pytest
 import torch
 from PIL import Image
 
-from rad.data.module import PictureData
+from rad.data.module import ImageDataModule
 from rad.masks.shapes import Box
 from rad.models.lora import LoRA, trainable
 from rad.training.checkpoint import Checkpoint
 from rad.training.diffusion import Diffusion
 from rad.training.ema import EMA
 from rad.training.guards import FiniteGuard, StopOnSignal, requeue_job
-from tests.conftest import SIZE, random_picture
+from tests.conftest import SIZE, random_image
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
     for number in range(6):
-        random_picture(20, 20, seed=number).save(folder / f"{number}.png")
+        random_image(20, 20, seed=number).save(folder / f"{number}.png")
     return folder
 
 
 @pytest.fixture
-def world(base, pictures, tmp_path):
+def world(base, images, tmp_path):
     """`fit(model, steps, *callbacks, ...)` trains in the folder `fit.folder`; `fit.model()` makes one."""
 
     def fit(model, steps, *callbacks, resume=None, **options):
@@ -46,7 +46,7 @@ def world(base, pictures, tmp_path):
             enable_model_summary=False,
             **options,
         )
-        data = PictureData(str(pictures), size=SIZE, batch_size=2, val_count=2)
+        data = ImageDataModule(str(images), size=SIZE, batch_size=2, val_count=2)
         trainer.fit(model, datamodule=data, ckpt_path=resume, weights_only=True)
         return trainer
 
@@ -155,8 +155,8 @@ def test_what_is_not_finite_ends_the_run_and_its_batch_is_kept(world, base):
     assert all(sample["name"].endswith(".png") and 0 <= sample["t"] < 2000 for sample in kept["samples"])
     hole = np.asarray(Image.open(folder / "4-hole.png").convert("L"))
     assert set(np.unique(hole)) == {0, 255}
-    picture = np.asarray(Image.open(folder / "4.png"))
-    assert picture.shape == (SIZE, SIZE, 3)
+    image = np.asarray(Image.open(folder / "4.png"))
+    assert image.shape == (SIZE, SIZE, 3)
 
 
 def test_an_update_may_be_skipped_and_changes_nothing(world, base):

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from rad.data.captions import read_captions
-from rad.data.module import PictureData
+from rad.data.module import ImageDataModule
 from rad.diffusion.levels import NoiseRegions
 from rad.diffusion.losses import hybrid_loss, target
 from rad.diffusion.processes import Flow, RegionAwareFlow, Uniform
@@ -37,13 +37,13 @@ TEXTS = ["a red boat", "", "a blue boat", "a red sky"]
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A folder with a model of each kind, `pictures/`, ten of them, and `captions.json`."""
+    """A folder with a model of each kind, `images/`, ten of them, and `captions.json`."""
     root = tmp_path_factory.mktemp("latents")
     for kind in KINDS:
         write_pipeline(root / kind, kind)
     source = torch.Generator().manual_seed(0)
     for number in range(10):
-        place = root / "pictures" / ("boat" if number % 2 else "red_sky")
+        place = root / "images" / ("boat" if number % 2 else "red_sky")
         place.mkdir(parents=True, exist_ok=True)
         pixels = torch.nn.functional.interpolate(torch.rand(1, 3, 4, 4, generator=source), (20, 24), mode="bicubic")[0]
         pixels = (pixels.clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy()
@@ -59,10 +59,10 @@ def module(world, kind, **options):
 
 def data(world, kind="stable", **options):
     told = {} if kind == "latent" else {"captions": str(world / "captions.json")}
-    return PictureData(str(world / "pictures"), **({"size": 16, "batch_size": 4, "val_count": 2} | told | options))
+    return ImageDataModule(str(world / "images"), **({"size": 16, "batch_size": 4, "val_count": 2} | told | options))
 
 
-def fit(folder, model, pictures, steps, *, resume=None, callbacks=(), **options):
+def fit(folder, model, images, steps, *, resume=None, callbacks=(), **options):
     trainer = L.Trainer(
         max_steps=steps,
         accelerator="cpu",
@@ -75,7 +75,7 @@ def fit(folder, model, pictures, steps, *, resume=None, callbacks=(), **options)
         enable_model_summary=False,
         **options,
     )
-    trainer.fit(model, datamodule=pictures, ckpt_path=resume, weights_only=True)
+    trainer.fit(model, datamodule=images, ckpt_path=resume, weights_only=True)
     return trainer
 
 
@@ -131,7 +131,7 @@ def test_sd3_reads_t5_where_there_is_one(world, tmp_path):
 
 
 @EACH
-def test_known_cells_know_nothing_of_the_hole_and_cells_of_the_hole_hold_the_picture(world, kind):
+def test_known_cells_know_nothing_of_the_hole_and_cells_of_the_hole_hold_the_image(world, kind):
     model = module(world, kind)
     given = batch()
     hole = make("center")([torch.Generator()] * 4, 16, 16)
@@ -141,7 +141,7 @@ def test_known_cells_know_nothing_of_the_hole_and_cells_of_the_hole_hold_the_pic
     cells = regions.index[:, None].expand_as(x0) == 1
     assert 0 < cells.double().mean() < 1
     assert torch.equal(x0[~cells], changed[~cells])
-    assert torch.equal(x0[cells], model.parts.codec.encode(given["image"])[cells])
+    assert torch.equal(x0[cells], model.parts.autoencoder.encode(given["image"])[cells])
     assert (x0[cells] != changed[cells]).any()
     task = model.task(given["image"], hole)
     assert_same(x0[~cells], task.known[~cells])
@@ -170,9 +170,9 @@ def test_gradients_reach_the_adapter_and_nothing_else(world, kind):
     reached = {name for name, p in model.named_parameters() if p.grad is not None}
     assert reached == set(wanted)
     assert all(wanted[name].grad.abs().max() > 0 for name in wanted if UNUSED not in name), "all layers count"
-    assert all(p.grad is None for p in model.parts.codec.network.parameters())
+    assert all(p.grad is None for p in model.parts.autoencoder.network.parameters())
     own = {id(p) for p in model.parameters()}
-    frozen = list(model.parts.codec.network.parameters())
+    frozen = list(model.parts.autoencoder.network.parameters())
     if model.parts.text is not None:
         frozen += [p for encoder in model.parts.text.encoders for p in encoder.parameters()]
     assert not any(id(p) in own or p.requires_grad for p in frozen), "neither optimiser nor DDP sees them"
@@ -269,7 +269,7 @@ def test_the_loss_does_not_depend_on_how_the_batch_is_split(world):
     for kind in KINDS:
         model = moved(module(world, kind))
         encoders = [] if model.parts.text is None else model.parts.text.encoders
-        for network in (model.network, *model.parts.codec.network.children(), *encoders):
+        for network in (model.network, *model.parts.autoencoder.network.children(), *encoders):
             doubled(network)
         together = model.losses(batch(), "train")[0].total
         parts = [
@@ -347,10 +347,10 @@ def test_v_prediction_trains_on_v(world, tmp_path):
 
 @EACH
 def test_a_panel_shows_pixels(world, tmp_path, kind):
-    panel = Panel(every_n_steps=0, pictures=2, steps=2)
+    panel = Panel(every_n_steps=0, images=2, steps=2)
     model = module(world, kind)
-    picture = panel.picture(fit(tmp_path, model, data(world, kind), 1), model)
-    hole, result, truth = (picture[:, 2:18, 2 + 18 * i : 18 + 18 * i] for i in range(3))
+    image = panel.image(fit(tmp_path, model, data(world, kind), 1), model)
+    hole, result, truth = (image[:, 2:18, 2 + 18 * i : 18 + 18 * i] for i in range(3))
     known = torch.ones(16, 16, dtype=torch.bool)
     known[4:12, 4:12] = False  # the first mask is "center"
     assert torch.equal(result[:, known], truth[:, known])
@@ -443,9 +443,9 @@ def test_a_text_to_image_model_from_scratch_is_a_pipeline_that_guidance_an_adapt
     inpainter = Inpainter.from_pretrained(folder, device="cpu")
     hole = torch.zeros(1, 16, 16)
     hole[:, 4:12, 4:12] = 1
-    picture = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(1))
+    image = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(1))
     fill = [
-        inpainter(picture, hole, method="replacement", steps=2, condition=Condition(text, guidance=3.0))
+        inpainter(image, hole, method="replacement", steps=2, condition=Condition(text, guidance=3.0))
         for text in ("a red boat", "a blue boat")
     ]
     assert fill[0].images[0].tobytes() != fill[1].images[0].tobytes()
@@ -515,11 +515,11 @@ def test_captions_of_files_lines_and_folders(world, tmp_path):
     lines.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n", encoding="utf-8")
     told = read_captions(str(lines))
     assert [told("boat/1.png"), told("boat/3.png")] == ["mine\u2028too", "any boat"]
-    with pytest.raises(ValueError, match=r"no text for picture red_sky/0\.png"):
+    with pytest.raises(ValueError, match=r"no text for image red_sky/0\.png"):
         told("red_sky/0.png")
     with pytest.raises(ValueError, match="lies in no folder"):
         read_captions("folder")("1.png")
-    with pytest.raises(ValueError, match="no text for picture"):
+    with pytest.raises(ValueError, match="no text for image"):
         data(world, captions=str(lines)).setup("validate")
     with pytest.raises(FileNotFoundError, match="captions 'none' is no file"):
         read_captions("none")
@@ -552,7 +552,7 @@ def test_what_cannot_be_trained_is_said(world, tmp_path):
     for wrong in ({"no_such_field": 1}, {"encoder_hid_dim": 8}):
         with pytest.raises(ValueError, match="does not describe a UNet2DConditionModel"):
             Diffusion(unet={**TEXT_UNET, **wrong}, **both, image_size=16)
-    with pytest.raises(ValueError, match=r"pictures of 32 pixels give it 16"):
+    with pytest.raises(ValueError, match=r"images of 32 pixels give it 16"):
         Diffusion(unet=TEXT_UNET, **both, image_size=32)
     with pytest.raises(ValueError, match="alone: set process 'uniform'"):
         Diffusion(unet=TEXT_UNET, **{**both, "process": "region_aware"}, image_size=16)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rad.data.module import PictureData
+from rad.data.module import ImageDataModule
 from rad.diffusion.schedules import linear_betas
 from rad.inpainting.inpainter import Inpainter
 from rad.masks.shapes import make
@@ -25,15 +25,15 @@ UNET = {**dict(small_unet().config), "sample_size": 16}
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A folder with `base/`, a base model, and `pictures/`, twelve of them."""
+    """A folder with `base/`, a base model, and `images/`, twelve of them."""
     root = tmp_path_factory.mktemp("world")
     save_base(root / "base", small_unet(), betas=linear_betas(), half=False)
     source = torch.Generator().manual_seed(0)
-    (root / "pictures").mkdir()
+    (root / "images").mkdir()
     for number in range(12):
         pixels = torch.nn.functional.interpolate(torch.rand(1, 3, 4, 4, generator=source), (20, 24), mode="bicubic")[0]
         Image.fromarray((pixels.clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy()).save(
-            root / "pictures" / f"{number}.png"
+            root / "images" / f"{number}.png"
         )
     return root
 
@@ -49,12 +49,12 @@ def module(world, **options):
 
 
 def data(world, **options):
-    return PictureData(
-        str(world / "pictures"), **({"size": 16, "batch_size": 4, "val_count": 3, "flip": True} | options)
+    return ImageDataModule(
+        str(world / "images"), **({"size": 16, "batch_size": 4, "val_count": 3, "flip": True} | options)
     )
 
 
-def fit(folder, model, pictures, steps, *, resume=None, logger=False, callbacks=(), **options):
+def fit(folder, model, images, steps, *, resume=None, logger=False, callbacks=(), **options):
     ema, checkpoint = EMA(decay=0.9), Checkpoint(every_n_train_steps=10, dirpath=str(folder / "checkpoints"))
     trainer = L.Trainer(
         max_steps=steps,
@@ -68,7 +68,7 @@ def fit(folder, model, pictures, steps, *, resume=None, logger=False, callbacks=
         enable_model_summary=False,
         **options,
     )
-    trainer.fit(model, datamodule=pictures, ckpt_path=resume, weights_only=True)
+    trainer.fit(model, datamodule=images, ckpt_path=resume, weights_only=True)
     return trainer, ema
 
 
@@ -140,7 +140,7 @@ def test_a_saved_adapter_is_trained_further(world, tmp_path):
 
 def test_an_adapter_trained_on_td_paints_process_samples_with_its_method(world, tmp_path):
     model = module(world, process="tdpaint", loss_region="moving", vlb_weight=1.0)
-    fit(tmp_path, model, data(world), 2, callbacks=[Panel(every_n_steps=2, pictures=2, steps=2)])
+    fit(tmp_path, model, data(world), 2, callbacks=[Panel(every_n_steps=2, images=2, steps=2)])
     folder = tmp_path / "checkpoints" / "step=2-ema"
     assert AdapterInfo.read(folder).process == "tdpaint"
     inpainter = Inpainter.from_pretrained(folder)
@@ -242,7 +242,7 @@ def test_tensorboard_gets_its_curves_and_a_panel(world, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     logger = TensorBoardLogger(str(tmp_path), name="", version="")
-    callbacks = [Throughput(), Panel(every_n_steps=4, pictures=2, steps=2), LearningRateMonitor()]
+    callbacks = [Throughput(), Panel(every_n_steps=4, images=2, steps=2), LearningRateMonitor()]
     fit(
         tmp_path, module(world), data(world), 8, logger=logger, callbacks=callbacks,
         log_every_n_steps=2, val_check_interval=4, check_val_every_n_epoch=None,
@@ -262,11 +262,11 @@ def test_tensorboard_gets_its_curves_and_a_panel(world, tmp_path):
 
 def test_a_panel_of_a_base_model_fills_by_replacement(world, tmp_path):
     model = Diffusion(unet=UNET, process="uniform", image_size=16)
-    panel = Panel(every_n_steps=0, pictures=2, steps=2)
+    panel = Panel(every_n_steps=0, images=2, steps=2)
     trainer, _ = fit(tmp_path, model, data(world), 1, callbacks=[panel])
-    picture = panel.picture(trainer, model)
-    assert picture.shape == (3, 2 * 18 + 2, 3 * 18 + 2)
-    hole, result, truth = (picture[:, 2:18, 2 + 18 * i : 18 + 18 * i] for i in range(3))
+    image = panel.image(trainer, model)
+    assert image.shape == (3, 2 * 18 + 2, 3 * 18 + 2)
+    hole, result, truth = (image[:, 2:18, 2 + 18 * i : 18 + 18 * i] for i in range(3))
     known = torch.ones(16, 16, dtype=torch.bool)
     known[4:12, 4:12] = False  # the first mask is "center"
     for shown in (hole, result):
@@ -325,7 +325,7 @@ def test_bad_settings_and_foreign_checkpoints_are_refused(world, tmp_path):
     "changes", [{"out_channels": 2}, {"out_channels": 0}, {"in_channels": 4}, {"num_class_embeds": 5}]
 )
 def test_networks_of_other_channels_and_classes_are_refused_before_training(changes):
-    with pytest.raises(ValueError, match="RGB pictures"):
+    with pytest.raises(ValueError, match="RGB images"):
         Diffusion(unet={**UNET, **changes}, process="uniform", image_size=16)
 
 

@@ -183,12 +183,12 @@ def test_each_average_is_exported_and_the_first_is_validated_and_shown(world, tm
         def on_validation_batch_start(self, trainer, pl_module, *args):
             seen["validation"] = pl_module.unet.conv_out.weight.detach().clone()
 
-    def picture(self, trainer, module):
+    def image(self, trainer, module):
         with averaged(trainer, module):
             seen["panel"] = module.unet.conv_out.weight.detach().clone()
         return torch.zeros(3, 8, 8)
 
-    monkeypatch.setattr(Panel, "picture", picture)
+    monkeypatch.setattr(Panel, "image", image)
     options = {"val_check_interval": 10, "check_val_every_n_epoch": None}
     callbacks = [long, Panel(every_n_steps=10), Look()]
     _, first = fit(tmp_path, scratch(), data(world), 10, callbacks=callbacks, **options)
@@ -213,11 +213,11 @@ def test_zero_shot_methods_ignore_a_variance_that_was_not_trained(world, tmp_pat
     model = Inpainter.from_pretrained(tmp_path / "checkpoints" / "step=10").model
     level = model.base_process.noise(torch.tensor([500]))
     for adapter in (False, True):
-        assert model.prior([], adapter=adapter).denoise(torch.zeros(1, 3, 16, 16), level).fraction is None
+        assert model.denoiser([], adapter=adapter).denoise(torch.zeros(1, 3, 16, 16), level).variance_fraction is None
 
 
 def test_the_panel_is_a_png_file_of_the_run(world, tmp_path):  # noqa: F811
-    fit(tmp_path, scratch(), data(world), 2, callbacks=[Panel(every_n_steps=2, pictures=2, steps=2)])
+    fit(tmp_path, scratch(), data(world), 2, callbacks=[Panel(every_n_steps=2, images=2, steps=2)])
     with Image.open(tmp_path / "panels" / "step=2.png") as panel:
         assert panel.size == (3 * 18 + 2, 2 * 18 + 2)
 
@@ -248,7 +248,7 @@ def test_a_base_keeps_its_prediction(world):  # noqa: F811
 
 def test_averages_of_one_name_are_refused(world, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.chdir(tmp_path)
-    given = [f"--data.path={world / 'pictures'}", f"--model.base={world / 'base'}", "--data.size=16"]
+    given = [f"--data.path={world / 'images'}", f"--model.base={world / 'base'}", "--data.size=16"]
     averages = '[{"class_path": "rad.training.EMA"}, {"class_path": "rad.training.EMA"}]'
     with pytest.raises(ValueError, match="give each its own"):
         training_fit([*given, f"--trainer.callbacks={averages}", "--trainer.max_steps=1"])

@@ -107,7 +107,7 @@ class FlowModel:
 
     Args:
         pipeline: diffusers' pipeline, whose text encoding is used; all of it on one device, its autoencoder in float32.
-        scheduler: the content of scheduler_config.json; size: a side of the pictures in pixels; None: the model's own.
+        scheduler: the content of scheduler_config.json; size: a side of the images in pixels; None: the model's own.
 
     Raises:
         ValueError: the parts do not fit together, or the size does not.
@@ -119,12 +119,12 @@ class FlowModel:
     def __init__(self, pipeline: Any, scheduler: dict[str, Any], *, source: str, size: int | None = None) -> None:
         self.pipeline, self.source = pipeline, source
         self.transformer: Any = pipeline.transformer
-        self.codec = PretrainedAutoencoder(pipeline.vae)
-        if self.codec.channels != self.latent_channels:
+        self.autoencoder = PretrainedAutoencoder(pipeline.vae)
+        if self.autoencoder.channels != self.latent_channels:
             raise ValueError(
-                f"the autoencoder of {source} makes {self.codec.channels} channels, its network takes {self.latent_channels}"
+                f"the autoencoder of {source} has {self.autoencoder.channels} channels, its network takes {self.latent_channels}"
             )
-        cell = self.codec.factor * self.patch
+        cell = self.autoencoder.factor * self.patch
         side = self.own_size if size is None else size
         if side < cell or side % cell or side > self.largest:
             raise ValueError(
@@ -197,11 +197,11 @@ class FlowModel:
 
     @property
     def own_size(self) -> int:
-        return self.transformer.config["sample_size"] * self.codec.factor
+        return self.transformer.config["sample_size"] * self.autoencoder.factor
 
     @property
     def largest(self) -> int:
-        return self.transformer.config["pos_embed_max_size"] * self.patch * self.codec.factor
+        return self.transformer.config["pos_embed_max_size"] * self.patch * self.autoencoder.factor
 
     def _patched(self) -> Any:
         """The network, which reads a time for every cell from now on."""
@@ -228,7 +228,7 @@ class FlowModel:
 
     @staticmethod
     def sigmas(scheduler: dict[str, Any], tokens: int) -> Tensor:
-        """The levels that diffusers samples at, (T,) float64, increasing; for pictures of so many tokens."""
+        """The levels that diffusers samples at, (T,) float64, increasing; for images of so many tokens."""
         steps, made = _scheduler(scheduler)
         shifted = {"mu": _mu(scheduler, tokens)} if scheduler.get("use_dynamic_shifting") else {}
         made.set_timesteps(steps, **shifted)
@@ -277,7 +277,7 @@ class FlowModel:
                     f"a negative prompt has no effect with guidance {condition.guidance:g}: raise it above 1"
                 )
 
-    def prior(self, conditions: Sequence[Condition], *, adapter: bool) -> FlowDenoiser:
+    def denoiser(self, conditions: Sequence[Condition], *, adapter: bool) -> FlowDenoiser:
         self.check(conditions)
         scales = [self._scale(condition) for condition in conditions]
         pairs = list(zip(conditions, scales, strict=True))
@@ -287,7 +287,7 @@ class FlowModel:
             Text.of([self._encode_kept(condition.prompt) for condition in conditions]),
             negative=Text.of(negative) if negative else None,
             guidance=scales,
-            channels=self.codec.channels,
+            channels=self.autoencoder.channels,
         )
 
     def _scale(self, condition: Condition) -> float:
@@ -312,11 +312,11 @@ class FluxModel(FlowModel):
 
     @property
     def own_size(self) -> int:
-        return 128 * self.codec.factor
+        return 128 * self.autoencoder.factor
 
     @property
     def largest(self) -> int:
-        return 512 * self.codec.factor
+        return 512 * self.autoencoder.factor
 
     def _patched(self) -> Any:
         raise ValueError(f"{self.source} is Flux, for which there are no RAD adapters")
@@ -350,13 +350,13 @@ class FluxModel(FlowModel):
             if condition.guidance is not None and not self.transformer.config["guidance_embeds"]:
                 raise ValueError(f"{self.source} takes no guidance: leave it out")
 
-    def prior(self, conditions: Sequence[Condition], *, adapter: bool) -> FlowDenoiser:
+    def denoiser(self, conditions: Sequence[Condition], *, adapter: bool) -> FlowDenoiser:
         self.check(conditions)
         text = Text.of([self._encode_kept(condition.prompt) for condition in conditions])
         if self.transformer.config["guidance_embeds"]:
             scales = [self._scale(condition) for condition in conditions]
             text = Text(text.tokens, text.pooled, torch.tensor(scales, device=text.tokens.device))
-        channels, without = self.codec.channels, [0.0] * len(conditions)
+        channels, without = self.autoencoder.channels, [0.0] * len(conditions)
         return FlowDenoiser(self.velocity, text, negative=None, guidance=without, channels=channels)
 
     def _encode(self, prompt: str) -> Text:
@@ -389,7 +389,7 @@ class FluxModel(FlowModel):
 def _require_no_images(conditions: Sequence[Condition], source: str) -> None:
     for condition in conditions:
         if any((condition.control_image, condition.adapter_image, condition.style_image)):
-            raise ValueError(f"{source} takes no images beside the picture: leave them out, or use Stable Diffusion")
+            raise ValueError(f"{source} takes no images beside the image: leave them out, or use Stable Diffusion")
 
 
 def _network(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
@@ -408,7 +408,7 @@ def _scheduler(config: dict[str, Any]) -> tuple[int, Any]:
 
 
 def _mu(config: dict[str, Any], tokens: int) -> float:
-    """How far the levels of a picture are shifted, linear in the number of its tokens."""
+    """How far the levels of an image are shifted, linear in the number of its tokens."""
     from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
     names = {

@@ -176,7 +176,7 @@ UNTRUSTED = ("auto_map", "quantization_config", "attn_implementation")
 
 
 def load_encoder(kind: Any, folder: Path, *, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """An encoder of texts or pictures of transformers (`kind`, a class), from safetensors; eval, frozen, on the CPU."""
+    """An encoder of texts or images of transformers (`kind`, a class), from safetensors; eval, frozen, on the CPU."""
     config = folder / "config.json"
     if not config.is_file():
         raise FileNotFoundError(f"no {config}: fetch the whole pipeline folder again")

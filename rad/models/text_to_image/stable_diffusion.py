@@ -196,10 +196,11 @@ class StableModel:
         self.prediction_type: Prediction = prediction_type
         self.info, self.peft = info, peft
         self._hash = None if info is None else info.base_hash
-        self.codec = PretrainedAutoencoder(pipe.vae)
-        if self.unet.config["in_channels"] != self.codec.channels:
+        self.autoencoder = PretrainedAutoencoder(pipe.vae)
+        if self.unet.config["in_channels"] != self.autoencoder.channels:
             raise ValueError(
-                f"{source} has a network of {self.unet.config['in_channels']} channels and latents of {self.codec.channels}: "
+                f"{source} has a network of {self.unet.config['in_channels']} channels and latents of "
+                f"{self.autoencoder.channels}: "
                 "it was trained for inpainting or editing; take the plain text-to-image model"
             )
         if prediction_type not in ("epsilon", "v_prediction"):
@@ -214,7 +215,7 @@ class StableModel:
         self.base_process: Process = Uniform(betas)
         side = self.unet.config["sample_size"]
         height, width = (side, side) if isinstance(side, int) else side
-        self.size = (height * self.codec.factor, width * self.codec.factor) if info is None else info.size
+        self.size = (height * self.autoencoder.factor, width * self.autoencoder.factor) if info is None else info.size
         self.has_style = self.unet.config.encoder_hid_dim_type == "ip_image_proj"
         # original height and width, crop's top and left, wanted height and width (arXiv 2307.01952, section 2.2)
         self.time_ids = torch.tensor([[*self.size, 0, 0, *self.size]], dtype=torch.float32, device=device)
@@ -307,7 +308,7 @@ class StableModel:
         return self.peft is not None
 
     @torch.no_grad()
-    def prior(self, conditions: Sequence[Condition], *, adapter: bool) -> StableDiffusionDenoiser:
+    def denoiser(self, conditions: Sequence[Condition], *, adapter: bool) -> StableDiffusionDenoiser:
         """The text of equal conditions is encoded once."""
         self.check(conditions)
         texts = [self._text(condition.prompt, condition.negative) for condition in conditions]
@@ -328,7 +329,7 @@ class StableModel:
             control=self._control(conditions),
             features=self._features(conditions),
             style=scales,
-            channels=self.codec.channels,
+            channels=self.autoencoder.channels,
         )
 
     def weights(self, *, adapter: bool, differentiated: bool) -> contextlib.AbstractContextManager[None]:

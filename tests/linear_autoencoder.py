@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-class LinearCodec:
+class LinearAutoencoder:
     """Latents are twice the mean grey of 2x2 pixels; decoded, all pixels of a cell are alike, so that Enc(Dec(z)) = z exactly.
 
     Args:

@@ -1,6 +1,6 @@
-"""Writes the pictures of a comparison: evenly spread over a folder or zip, the middle square, at the model's size, as PNG.
+"""Writes the images of a comparison: evenly spread over a folder or zip, the middle square, at the model's size, as PNG.
 
-python benchmarks/pictures.py --source nature64_val.zip --size 32 --count 200 --output runs/pictures32
+python benchmarks/image_set.py --source nature64_val.zip --size 32 --count 200 --output runs/images32
 """
 
 import argparse
@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from PIL import Image, ImageOps
 
 from rad.data.captions import read_captions
-from rad.images.sources import list_pictures
+from rad.images.sources import list_images
 
 
 def main() -> None:
@@ -27,20 +27,20 @@ def main() -> None:
     )
     options = parser.parse_args()
     captions = None if options.captions is None else read_captions(options.captions)
-    pictures = list_pictures(options.source)
-    count = len(pictures) if options.count is None else min(options.count, len(pictures))
+    images = list_images(options.source)
+    count = len(images) if options.count is None else min(options.count, len(images))
     options.output.mkdir(parents=True, exist_ok=True)
     texts = {}
     for number in range(count):
-        picture = pictures[number * len(pictures) // count]
-        square = ImageOps.fit(picture.open(), (options.size, options.size), Image.Resampling.LANCZOS)
-        name = f"{Path(picture.name).stem}.png"
+        image = images[number * len(images) // count]
+        square = ImageOps.fit(image.open(), (options.size, options.size), Image.Resampling.LANCZOS)
+        name = f"{Path(image.name).stem}.png"
         square.save(options.output / name)
         if captions is not None:
-            texts[name] = captions(picture.name)
+            texts[name] = captions(image.name)
     if captions is not None:
         Path(f"{options.output}.json").write_text(json.dumps(texts, indent=2) + "\n")
-    print(f"{count} of {len(pictures)} pictures in {options.output}")
+    print(f"{count} of {len(images)} images in {options.output}")
 
 
 if __name__ == "__main__":
