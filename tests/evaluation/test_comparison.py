@@ -242,7 +242,7 @@ def test_masks_of_a_folder_by_order(sample, images):
     assert "5 masks for 6 images" in err
 
 
-def test_a_method_that_fails_does_not_lose_the_others(sample, originals, monkeypatch):
+def test_a_method_that_fails_does_not_lose_the_others(sample, images, monkeypatch):
     whole = Inpainter.__call__
 
     def fail(self, originals, masks, *, method, names, **options):
