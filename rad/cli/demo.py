@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
 
 from rad.console import Parser, Progress, guarded, program, report
 from rad.data.module import ImageDataModule
 from rad.images.codecs import blank, open_image, to_uint8
+from rad.images.grid import contact_sheet
 from rad.inpainting.inpainter import Inpainter
 from rad.masks.shapes import Lettering, make
 from rad.rng import generator
@@ -19,7 +20,7 @@ from rad.rng import generator
 SHOWN = ("center", "half", "thick", "perlin", "box", "thin", "expand", "lettering")
 
 
-TILE, GAP, HEAD = 112, 6, 22
+TILE = 128
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,7 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for folder in (options.adapter, options.shipped):
         columns.append(fill(folder, crops, holes, steps=options.steps, seed=options.seed))
     columns.append([to_uint8(crop) for crop in crops])
-    tiles = mosaic(columns, ["input", "demo adapter", "shipped adapter", "truth"])
+    labels = ["input", "demo adapter", "shipped adapter", "truth"]
+    half = len(SHOWN)  # two examples in a row
+    rows = [[column[row + start] for start in (0, half) for column in columns] for row in range(half)]
+    tiles = contact_sheet(rows, column_labels=2 * labels, cell_size=TILE)
 
     photograph = open_image(Path(str(files("skimage"))) / "data" / "astronaut.png")
     lettering = Lettering(lines=8, scratches=12)
@@ -50,15 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     known = damage[0].numpy() == 0
     assert np.array_equal(np.asarray(restored)[known], np.asarray(photograph)[known]), "known pixels must not change"
 
-    panel = stack(
-        [
-            tiles,
-            beside(
-                [damaged, restored],
-                ["512x512, scratched and lettered over", "restored by the shipped adapter, size_policy crop"],
-            ),
-        ]
-    )
+    labels = ["512x512, scratched and lettered over", "restored by the shipped adapter, size_policy crop"]
+    panel = stack([tiles, contact_sheet([[damaged, restored]], column_labels=labels, cell_size=512)])
     output = Path(options.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     panel.save(output)
@@ -105,41 +102,12 @@ def paint(image: Image.Image, hole: Tensor) -> Image.Image:
     )
 
 
-def mosaic(columns: list[list[Image.Image]], titles: list[str]) -> Image.Image:
-    """Rows of tiles, two examples side by side."""
-    rows = (len(columns[0]) + 1) // 2
-    group = len(columns) * (TILE + GAP) + 2 * GAP
-    canvas = Image.new("RGB", (2 * group, HEAD + rows * (TILE + GAP)), "white")
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=14)
-    for side in range(2):
-        for number, (title, column) in enumerate(zip(titles, columns, strict=True)):
-            left = GAP + side * group + number * (TILE + GAP)
-            draw.text((left, 2), title, fill="black", font=font)
-            for row, image in enumerate(column[side * rows : (side + 1) * rows]):
-                canvas.paste(image.resize((TILE, TILE), Image.Resampling.NEAREST), (left, HEAD + row * (TILE + GAP)))
-    return canvas
-
-
-def beside(images: list[Image.Image], titles: list[str]) -> Image.Image:
-    width = sum(image.width + GAP for image in images)
-    canvas = Image.new("RGB", (width, HEAD + max(image.height for image in images)), "white")
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=14)
-    left = GAP
-    for image, title in zip(images, titles, strict=True):
-        draw.text((left, 2), title, fill="black", font=font)
-        canvas.paste(image, (left, HEAD))
-        left += image.width + GAP
-    return canvas
-
-
 def stack(images: list[Image.Image]) -> Image.Image:
-    canvas = Image.new(
-        "RGB", (max(image.width for image in images), sum(image.height + GAP for image in images)), "white"
-    )
+    canvas = Image.new("RGB", (max(image.width for image in images), sum(image.height for image in images)), "white")
     top = 0
     for image in images:
         canvas.paste(image, (0, top))
-        top += image.height + GAP
+        top += image.height
     return canvas
 
 

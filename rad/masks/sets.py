@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
 
 from rad import __version__
 from rad.images.atomic import replacing, write_text
+from rad.images.grid import contact_sheet
 from rad.images.sources import Archive, ImageFile, by_stem, list_images, top_folder
 from rad.masks import MaskGenerator
 from rad.masks.files import read_mask, same_mask, write_mask
@@ -219,25 +220,15 @@ def read_set(source: str | Path, *, polarity: Polarity = "white_is_fill") -> Mas
 
 
 def overview(masks: Sequence[tuple[Entry, Tensor]], *, title: str) -> Image.Image:
-    """The masks (1,H,W) in rows of six, white = fill, each with its name and the share of its hole. Grey, 8 bits."""
-    cell, gap, line, columns = 192, 12, 18, 6
-    rows = -(-len(masks) // columns)
-    sheet = Image.new("L", (columns * (cell + gap) + gap, line + 2 * gap + rows * (cell + gap + line)), 208)
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=13)
-    draw.text((gap, gap), title, fill=0, font=font)
-    for index, (entry, hole) in enumerate(masks):
-        left = gap + index % columns * (cell + gap)
-        top = line + 2 * gap + index // columns * (cell + gap + line)
-        image = Image.fromarray((255 * hole[0]).round().to(torch.uint8).numpy())
-        longer = max(image.size)
-        if longer <= cell:  # whole pixels enlarged as they are
-            factor = cell // longer
-            image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-        else:
-            image.thumbnail((cell, cell), Image.Resampling.BOX)
-        sheet.paste(image, (left, top))
-        draw.text((left, top + image.height + 2), f"{entry.name}: {100 * entry.share:.1f} %", fill=0, font=font)
-    return sheet
+    """RGB contact sheet of masks (1,H,W), six in a row, white = fill; captions give name and share of the hole."""
+    images = [Image.fromarray((255 * hole[0]).round().to(torch.uint8).numpy()) for _, hole in masks]
+    captions = [f"{entry.name}: {100 * entry.share:.1f} %" for entry, _ in masks]
+    starts = range(0, len(masks), 6)
+    return contact_sheet(
+        [images[start : start + 6] for start in starts],
+        captions=[captions[start : start + 6] for start in starts],
+        title=title, cell_size=192, padding=12, background=208,
+    )  # fmt: skip
 
 
 def _plain(value: Any) -> Any:
