@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageCms
 
 from rad.cli import main as cli
-from rad.cli import record
+from rad.cli.sample import record
 from rad.evaluation import run_log
 from rad.images.codecs import open_image
 from rad.inpainting.inpainter import Inpainter
