@@ -34,57 +34,44 @@ class SampleOptions(ReportOptions):
     base: str | None = option("base model of the adapter; default: the one that the adapter names", None)
     image: str = option("image, folder, zip, tar, LMDB or hf:ID:SPLIT; read as 8-bit RGB, first frame, upright, opaque")
     mask: list[str] = option(
-        "mask image for all, folder or archive with a mask of each image's name, or a generator: "
-        f"{', '.join(MASKS)}. Each of several masks gets its own folder"
+        f"image for all, folder or archive by name, or generator; each of several gets a folder: {', '.join(MASKS)}"
     )
     mask_by: Literal["name", "order"] = option("how masks of a folder are assigned to images", "name")
     limit: int | None = option("number of images, spread evenly over the sorted names", None, low=1)
     output: str = option("folder, or PNG file for a single image")
     method: list[str] = option(
-        "one method or several, each in its own folder with equal noise; default: rad. rad@50: 50 steps; ddnm@100nfe: "
-        "at most 100 network calls; rad@10,solver=ddim,spacing=quad,eta=0: its own solver; mine.py:Mine: class Mine of "
-        f"your file, whose code is run. Methods: {', '.join(METHODS)}",
+        "one (default: rad) or several, each in its own folder with equal noise. rad@50: 50 steps; ddnm@100nfe: at most "
+        "100 network calls; rad@10,solver=ddim,spacing=quad,eta=0: its own solver; mine.py:Mine: class Mine of your "
+        f"file, whose code is run. Methods: {', '.join(METHODS)}",
         [],
     )
     set: list[str] = option("setting of a method, see --list_methods", [], metavar="METHOD.SETTING=VALUE")
     steps: int | None = option("noise levels, 1 to those of the model (1000); default: by method", None, low=1)
-    budget_nfe: int | None = option(
-        "as many steps as this many network calls per image allow; a VJP counts as two, line searches are not counted",
-        None,
-    )
+    budget_nfe: int | None = option("most network calls per image, in place of --steps; a VJP counts as two", None)
     solver: Solver | None = option(
-        "ddpm: first order, noise by --eta; ddim: first order, no noise; dpm++2m: second order, for few steps of rad "
-        "and tdpaint. Default: by method",
+        "ddpm: first order, with noise by --eta; ddim: without; dpm++2m: second order, an ODE (--eta 0) or SDE (1), for "
+        "few steps of rad and tdpaint, with --spacing logsnr or quad. Default: by method",
         None,
     )
     spacing: Spacing | None = option(
         "noise levels even in time; trailing: even, longer last step; quad: denser at low noise; logsnr: even in "
-        "log(alpha/sigma); official: RAD's code. Default: by solver or method",
+        "log(alpha/sigma); official: as RAD's code. Default: by solver or method",
         None,
     )
-    eta: float | None = option(
-        "fresh noise: 0 (DDIM, none) to 1 (DDPM); default: by solver or method", None, low=0, high=1
-    )
+    eta: float | None = option("fresh noise, 0 (DDIM) to 1 (DDPM); default: by solver or method", None, low=0, high=1)
     seed: int = option("seed of noise and generated masks", 0)
     num_samples: int = option("results per image", 1, low=1)
     mask_polarity: Polarity = option("what white means in mask files", "white_is_fill")
-    size_policy: SizePolicy = option(
-        "for images of another size than the model's; crop: windows around each hole, for any size", "error"
-    )
+    size_policy: SizePolicy = option("images of another size than the model's; crop: windows around each hole", "error")
     margin: int | None = option("context of a window in pixels, for crop; default: an eighth of its size", None, low=0)
     feather: int = option("width in pixels of the blend from known pixels into the filling; 0: off", 0, low=0)
     size: int | None = option("image size in pixels, for SD3 and Flux; default: the model's", None)
     batch_size: int = option("windows per network call", 8, low=1)
     precision: Precision = option("precision of the networks", "32")
     device: str = option("auto (an accelerator if there is one), cpu, cuda, ...", "auto")
-    devices: int = option(
-        "number of processes that share the images: one per accelerator, or all on the CPU with a share of its threads",
-        1,
-        low=1,
-    )
+    devices: int = option("processes that share the images: one per accelerator, or all on the CPU", 1, low=1)
     shard: str | None = option(
-        "one part of the images, for example on one of four machines; then rerun without --shard for contact sheet and "
-        "report",
+        "one part of the images, such as 2/4; a last call without it writes contact sheet and report",
         None,
         metavar="NUMBER/COUNT",
     )
@@ -96,14 +83,10 @@ class SampleOptions(ReportOptions):
 
     grid: GridRule | None = option("how the hole is reduced to the latent grid; default: average", None, group=LATENT)
     dilate: int = option("rings of latent cells added to the hole", 0, low=0, group=LATENT)
-    encode_full: bool = option(
-        "show the hole's content to the encoder, as some pipelines do; this leaks it", False, group=LATENT
-    )
+    encode_full: bool = option("let the encoder see the hole's content, which leaks it", False, group=LATENT)
 
     prompt: str = option("what to show in the holes", "", group=TEXT)
-    prompts: str | None = option(
-        'prompts by image: {"cat.png": "a cat"}; --prompt for the rest', None, metavar="FILE.json", group=TEXT
-    )
+    prompts: str | None = option('prompts by image, {"cat.png": "a cat"}', None, metavar="FILE.json", group=TEXT)
     negative_prompt: str = option("what not to show", "", metavar="PROMPT", group=TEXT)
     guidance: float | None = option("classifier-free guidance; 1: off; default: the model's", None, low=0, group=TEXT)
     control_image: str | None = option("image for all, folder or archive by name, for --controlnet", None, group=TEXT)
@@ -114,9 +97,7 @@ class SampleOptions(ReportOptions):
     style_scale: float = option("weight of the IP-Adapter; 0: off", 1.0, group=TEXT)
     controlnet: str | None = option("diffusers ControlNet", None, metavar="FOLDER", group=TEXT)
     t2i_adapter: str | None = option("diffusers T2I-Adapter", None, metavar="FOLDER", group=TEXT)
-    ip_adapter: str | None = option(
-        ".safetensors file, beside its folder image_encoder", None, metavar="FILE", group=TEXT
-    )
+    ip_adapter: str | None = option(".safetensors beside its folder image_encoder", None, metavar="FILE", group=TEXT)
     lora: list[str] = option(".safetensors file or its folder; several add up", [], metavar="PATH[=WEIGHT]", group=TEXT)
 
     def __post_init__(self) -> None:

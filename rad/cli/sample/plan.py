@@ -112,21 +112,16 @@ class Label:
 
 def _sampler_words(text: str, words: Sequence[str]) -> dict[str, Any]:
     """`["solver=ddim", "eta=0"]` as {"solver": "ddim", "eta": 0.0}."""
-    allowed = {"solver": get_args(Solver), "spacing": get_args(Spacing), "eta": ()}
-    values: dict[str, Any] = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not equals or name in values or name not in allowed:
-            raise ValueError(
-                f"{text!r}: after a comma give solver=, spacing= or eta=, each once, as in rad@10,solver=ddim"
-            )
-        if allowed[name] and value not in allowed[name]:
-            raise ValueError(f"{text!r}: {name} is {value!r}; allowed are {', '.join(allowed[name])}")
-        try:
-            values[name] = float(value) if name == "eta" else value
-        except ValueError:
-            raise ValueError(f"{text!r}: eta is {value!r}; allowed are 0 to 1") from None
-    return values
+    values: dict[str, Any] = dict(word.partition("=")[::2] for word in words)
+    if len(values) < len(words) or not values.keys() <= {"solver", "spacing", "eta"}:
+        raise ValueError(f"{text!r}: after a comma give solver=, spacing= or eta=, each once, as in rad@10,solver=ddim")
+    for name, choices in {"solver": get_args(Solver), "spacing": get_args(Spacing)}.items():
+        if values.get(name, choices[0]) not in choices:
+            raise ValueError(f"{text!r}: {name} is {values[name]!r}; allowed are {', '.join(choices)}")
+    try:
+        return values | ({"eta": float(values["eta"])} if "eta" in values else {})
+    except ValueError:
+        raise ValueError(f"{text!r}: eta is {values['eta']!r}; allowed are 0 to 1") from None
 
 
 @dataclass(frozen=True)
@@ -164,30 +159,26 @@ def make_methods(options: SampleOptions) -> dict[Label, "Method"]:
 
 def make_plan(options: SampleOptions, labels: Sequence[Label]) -> Plan:
     """Images, masks and files for each method and mask. Raises ValueError for options that do not fit together."""
-    output, masks = Path(options.output), list(dict.fromkeys(options.mask))
-    tree = len(masks) > 1 or options.report
+    output, names = Path(options.output), {mask: mask_name(mask) for mask in options.mask}
+    tree = len(names) > 1 or options.report
     several = tree or len(labels) > 1
     if several and output.suffix.lower() == ".png" and not output.is_dir():
         raise ValueError(f"--output {output}: several methods or masks write a folder each; give a folder")
-    names = {mask: mask_name(mask) for mask in masks}
-    if len(set(names.values())) < len(masks):
-        raise ValueError(f"--mask {' '.join(masks)}: two masks of one name would share a folder: rename one")
+    if len(set(names.values())) < len(names):
+        raise ValueError(f"--mask {' '.join(names)}: two masks of one name would share a folder: rename one")
     for kind in GUIDES:
         source = getattr(options, f"{kind}_image")
         if source is not None and not is_source(source):
             raise ValueError(f"--{kind}_image {source}: no such file or folder")
     images = list_images(options.image)
     runs, sheets = [], []
-    for mask in masks:
-        root, inputs = output / names[mask] if tree else output, _inputs(options, mask, images)
-        sheet, holes = root / "methods.png" if len(labels) > 1 else None, root / "masks" if tree else None
-        if sheet is not None and sheet.is_dir():
-            raise ValueError(f"--output {output}: the contact sheet {sheet} cannot be written, for it is a folder")
-        sheets += [sheet] if sheet else []
+    for mask, name in names.items():
+        root, inputs = output / name if tree else output, _inputs(options, mask, images)
+        sheets += [root / "methods.png"] if len(labels) > 1 else []
         for label in labels:
             folder = root / label.text if several else output
-            jobs = _make_jobs(options, inputs, folder, sheet=sheet, holes=holes)
-            runs.append(MethodRun(names[mask], label, folder, jobs))
+            runs.append(MethodRun(name, label, folder, _make_jobs(options, inputs, folder, tree=tree)))
+    _check_files(options, runs, sheets)
     return Plan(runs, tree, sheets)
 
 
@@ -222,87 +213,75 @@ def read_prompts(path: str) -> dict[str, str]:
     return prompts
 
 
-Input = tuple[ImageFile, str, MaskSource]
-"""An image, the name of its results, and its mask."""
-
-
 def _make_jobs(
-    options: SampleOptions,
-    inputs: Sequence[Input],
-    output: Path,
-    *,
-    sheet: Path | None = None,
-    holes: Path | None = None,
+    options: SampleOptions, inputs: Sequence[tuple[ImageFile, str, MaskSource]], output: Path, *, tree: bool
 ) -> list[Job]:
-    """A job for each image, with its files in `output`; `holes`: folder of the masks of a tree."""
-    into_file = _check_output(options, output, tree=holes is not None)
+    """A job for each image, with its files in `output`; the masks of a tree lie beside it."""
+    into_file = _check_output(options, output, tree=tree)
     jobs, prompts = [], {} if options.prompts is None else read_prompts(options.prompts)
     for image, identity, mask in inputs:
         stem = str(output.with_suffix("") if into_file else output / identity)
         samples = [stem] if options.num_samples == 1 else [f"{stem}-{n}" for n in range(options.num_samples)]
-        prompt = prompts.get(image.name, prompts.get(PurePosixPath(image.name).name))
-        if prompt is None and prompts and not options.prompt:
+        outputs = [Path(f"{sample}.png") for sample in samples]
+        raw = [Path(f"{sample}-raw.png") for sample in samples] if options.raw else []
+        mask_output = Path(f"{stem}-mask.png") if options.save_mask else None
+        if tree:
+            mask_output = output.parent / "masks" / f"{identity}.png"
+        prompt = prompts.get(image.name, prompts.get(PurePosixPath(image.name).name, options.prompt or None))
+        if prompt is None and prompts:
             raise ValueError(
                 f"--prompts {options.prompts} has none for {image.name}: add it, or give --prompt for the rest"
             )
-        mask_output = Path(f"{stem}-mask.png") if options.save_mask else None
-        jobs.append(
-            Job(
-                image,
-                identity,
-                mask,
-                outputs=[Path(f"{path}.png") for path in samples],
-                raw=[Path(f"{path}-raw.png") for path in samples] if options.raw else [],
-                mask_output=mask_output if holes is None else holes / f"{identity}.png",
-                prompt=options.prompt if prompt is None else prompt,
-            )
-        )
-    _check_files(options, jobs, sheet)
+        jobs.append(Job(image, identity, mask, outputs, raw, mask_output, prompt or ""))
     return jobs
 
 
 def _check_output(options: SampleOptions, output: Path, *, tree: bool) -> bool:
     """Whether `output` is the file of a single result. Raises ValueError for a place that cannot take the results."""
-    source = Path(options.image)
-    single = holds_one(source)
-    if not single and output.suffix.lower() == ".png" and not output.is_dir():
-        raise ValueError(f"--output {output}: {source} holds several images; give a folder")
-    into_file = single and not tree and output.suffix != "" and not output.is_dir()
-    if into_file and output.suffix.lower() != ".png":
-        raise ValueError(f"--output {output}: results are PNG files, which keep every pixel; end the name in .png")
-    folder = output.parent if into_file else output
-    if source.is_dir() and folder.resolve().is_relative_to(source.resolve()):
-        raise ValueError(
-            f"--output {output} lies in {source}, and would be an input of the next run: give another folder"
-        )
-    if any(path.is_file() for path in (folder, *folder.parents)):
-        raise ValueError(f"--output {output} cannot be written: there is a file where the folder {folder} has to be")
+    source, is_folder = Path(options.image), output.is_dir()
+    single, suffix = holds_one(source), output.suffix.lower()
+    into_file = single and not tree and suffix != "" and not is_folder
+    folder, problem = output.parent if into_file else output, ""
+    if not single and suffix == ".png" and not is_folder:
+        problem = f"{source} holds several images: give a folder"
+    elif into_file and suffix != ".png":
+        problem = "results are PNG files, which keep every pixel: end the name in .png"
+    elif source.is_dir() and folder.resolve().is_relative_to(source.resolve()):
+        problem = f"it lies in {source}, and would be an input of the next run: give another folder"
+    elif any(path.is_file() for path in (folder, *folder.parents)):
+        problem = f"there is a file where the folder {folder} has to be: give another folder"
+    if problem:
+        raise ValueError(f"--output {output} cannot be used: {problem}")
     return into_file
 
 
-def _check_files(options: SampleOptions, jobs: Sequence[Job], sheet: Path | None) -> None:
-    """Raise ValueError where two results share a file, or a result would replace an input."""
-    written = Counter(path for job in jobs for path in job.files)
-    double = sorted(str(path) for path, count in written.items() if count > 1)
-    if double:
-        raise ValueError(
-            f"{len(double)} files would be written twice, the first {double[0]}: rename images of {options.image}"
-        )
-    sources = [entry.source for job in jobs for entry in (job.image, job.mask) if isinstance(entry, ImageFile)]
-    read = {source.resolve() for source in sources if isinstance(source, Path)}
-    lost = sorted(str(path) for path in [*written, *([sheet] if sheet else [])] if path.resolve() in read)
+def _check_files(options: SampleOptions, runs: Sequence[MethodRun], sheets: Sequence[Path]) -> None:
+    """Raise ValueError where two results of a run share a file, or a result would replace an input."""
+    written = set(sheets)
+    for run in runs:
+        counts = Counter(path for job in run.jobs for path in job.files)
+        double = sorted(str(path) for path, count in counts.items() if count > 1)
+        if double:
+            raise ValueError(
+                f"{len(double)} files would be written twice, the first {double[0]}: rename images of {options.image}"
+            )
+        written |= counts.keys()
+    entries = (entry for run in runs for job in run.jobs for entry in (job.image, job.mask))
+    sources = {entry.source for entry in entries if isinstance(entry, ImageFile) and isinstance(entry.source, Path)}
+    read = {source.resolve() for source in sources}
+    lost = sorted(str(path) for path in written if path.resolve() in read)
     if lost:
         raise ValueError(f"--output {options.output} would write over the input {lost[0]}: give another folder or name")
+    if folders := [sheet for sheet in sheets if sheet.is_dir()]:
+        raise ValueError(f"the contact sheet {folders[0]} cannot be written, for it is a folder: remove it")
 
 
-def _inputs(options: SampleOptions, mask: str, images: Sequence[ImageFile]) -> list[Input]:
-    """The images with their masks, at most --limit of them; only lists of names are read."""
+def _inputs(options: SampleOptions, mask: str, images: Sequence[ImageFile]) -> list[tuple[ImageFile, str, MaskSource]]:
+    """(Image, name of its results, mask) of at most --limit images; only lists of names are read."""
     names = stems(images)
     inputs = list(zip(images, names, _find_masks(mask, names, in_order=options.mask_by == "order"), strict=True))
-    if options.limit is None:
-        return inputs
-    count = min(options.limit, len(inputs))  # evenly spread, to cover all classes and folders
-    return [inputs[number * len(inputs) // count] for number in range(count)]
+    count = len(inputs) if options.limit is None else min(options.limit, len(inputs))
+    return [inputs[number * len(inputs) // count] for number in range(count)]  # evenly, to cover all folders
 
 
 def _find_masks(mask: str, names: Sequence[str], *, in_order: bool) -> Sequence[MaskSource]:

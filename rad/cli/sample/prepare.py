@@ -1,6 +1,6 @@
 """Checks before anything is filled: prompts, schedules and costs of methods, and the windows of each image."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rad.cli.sample.fill import WindowCount, encoding
@@ -78,7 +78,7 @@ def cost_per_window(
 
 
 def count_windows(
-    inpainter: Inpainter, jobs: Sequence[Job], options: SampleOptions, failures: Failures, *, tree: bool
+    inpainter: Inpainter, jobs: Iterable[Job], options: SampleOptions, failures: Failures, *, tree: bool
 ) -> dict[ImageFile, WindowCount]:
     """Windows of each image that can be read; the others are added to `failures`.
 
@@ -101,12 +101,9 @@ def count_windows(
             continue
         if not same:
             raise ValueError(
-                f"{written} is another mask than that of {job.image} now, so results would not be comparable: "
-                "give another --output, or delete those"
+                f"{written} differs from the mask of {job.image}: give another --output, or delete the results"
             )
         if options.mask_polarity == "white_is_fill" and isinstance(job.mask, ImageFile) and looks_inverted(hole):
-            report(
-                f"warning: the mask of {job.image.name} looks inverted; if white is known, use --mask_polarity white_is_known"
-            )
+            report(f"warning: the mask of {job.image.name} looks inverted: try --mask_polarity white_is_known")
         counts[job.image] = WindowCount(windows, image.width * image.height)
     return counts

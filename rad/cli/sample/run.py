@@ -72,23 +72,23 @@ def _run(options: SampleOptions) -> int:
         report(f"failed: {' '.join(message.split())}")
     if not failures.messages:
         return EXIT_OK
-    report(f"{len(failures.images)} of {counted(len({job.image for run in runs for job in run.jobs}), 'image')} failed")
+    images = {job.image for run in runs for job in run.jobs}
+    report(f"{len(failures.images)} of {counted(len(images), 'image')} failed")
     some = failures.written or sum(len(run.jobs) for run in missing) < sum(len(run.jobs) for run in runs)
     return EXIT_SOME if some or not failures.images else EXIT_INPUT
 
 
 def _unfinished(options: SampleOptions, runs: Sequence[MethodRun], tree: bool) -> list[MethodRun]:
-    """The runs with the jobs whose files are not all there; all jobs with --overwrite."""
+    """The runs with the jobs whose files are not all there; with --overwrite all jobs."""
     missing = []
     for run in runs:
         jobs = [job for job in run.jobs if options.overwrite or not all(path.exists() for path in job.files)]
-        if len(jobs) < len(run.jobs):
-            report(
-                f"{run.label.text}{f' on {run.mask}' if tree else ''}: skipped {len(run.jobs) - len(jobs)} of "
-                f"{counted(len(run.jobs), 'image')}, whose files exist; their settings are not compared (--overwrite "
-                "recomputes them)"
-            )
         missing += [replace(run, jobs=jobs)] if jobs else []
+        if done := len(run.jobs) - len(jobs):
+            name, images = f"{run.label.text}{f' on {run.mask}' if tree else ''}", counted(len(run.jobs), "image")
+            report(
+                f"{name}: skipped {done} of {images}, whose files exist (settings are not compared; see --overwrite)"
+            )
     return missing
 
 
@@ -106,9 +106,7 @@ def _check_writable(folder: Path, output: str) -> None:
     try:
         tempfile.TemporaryFile(dir=existing).close()
     except OSError as error:
-        raise ValueError(
-            f"--output {output} cannot be written, for {existing} takes no files ({error.strerror})"
-        ) from None
+        raise ValueError(f"--output {output} cannot be written: {existing} takes no files ({error.strerror})") from None
 
 
 def _fill(
@@ -123,41 +121,30 @@ def _fill(
     inpainter = load_inpainter(options, devices[0] if len(devices) == 1 else "cpu")
     check_model(inpainter, options, methods, [job for run in runs for job in run.jobs])
     completed = {label: inpainter.complete(method) for label, method in methods.items()}
-    base_process = inpainter.model.base_process
-    schedules = {label: choose_schedule(label, method, options, base_process) for label, method in completed.items()}
-    costs = {
-        label: cost_per_window(label, method, schedules[label], options, inpainter)
-        for label, method in completed.items()
-    }
+    schedules, costs = {}, {}
+    for label, method in completed.items():
+        schedules[label] = choose_schedule(label, method, options, inpainter.model.base_process)
+    for label, method in completed.items():
+        costs[label] = cost_per_window(label, method, schedules[label], options, inpainter)
     if record is not None:
         record.complete(inpainter, {label: schedule.steps for label, schedule in schedules.items()}, devices)
     window_counts = {}
     for mask in dict.fromkeys(run.mask for run in runs):
-        jobs = {job.image: job for run in runs if run.mask == mask for job in run.jobs}
-        window_counts[mask] = count_windows(inpainter, list(jobs.values()), options, failures, tree=record is not None)
-    batches = [make_batches(number, run, window_counts[run.mask], options) for number, run in enumerate(runs)]
-    height, width = inpainter.size
-    where = f"of a {width}x{height} image on {', '.join(dict.fromkeys(devices))}"
-    where += f" ({len(devices)} processes)" if len(devices) > 1 else ""
-    logs = [
-        RunLog(
-            run,
-            some,
-            costs[run.label],
-            schedules[run.label],
-            where=where,
-            options=options,
-            record=record,
-            failures=failures,
-        )
-        for run, some in zip(runs, batches, strict=True)
-    ]
+        jobs = {job.image: job for run in runs if run.mask == mask for job in run.jobs}.values()
+        window_counts[mask] = count_windows(inpainter, jobs, options, failures, tree=record is not None)
+    size, where = inpainter.size, ", ".join(dict.fromkeys(devices))
+    where = f"of a {size[1]}x{size[0]} image on {where}{f' ({len(devices)} processes)' if len(devices) > 1 else ''}"
+    logs = []
+    for number, run in enumerate(runs):
+        batches = make_batches(number, run, window_counts[run.mask], options)
+        cost, schedule = costs[run.label], schedules[run.label]
+        logs.append(RunLog(run, batches, cost, schedule, where, options=options, record=record, failures=failures))
     if len(devices) == 1:
         _fill_here(Worker(inpainter, completed, schedules, options), logs)
         return
     del inpainter, completed
     files = [file for method in methods.values() if (file := loaded_from(type(method)))]
-    setup = Setup(options, schedules, [batch for some in batches for batch in some], files)
+    setup = Setup(options, schedules, [batch for log in logs for batch in log.batches], files)
     fill_by_processes(setup, logs, devices, failures)
 
 

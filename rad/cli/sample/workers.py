@@ -63,8 +63,8 @@ class _Process:
     loading: "Future[None]"
     calls: "c_long"
 
-    async def call(self, task: Callable[..., T], *arguments: object) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self.pool, _run, task, *arguments)
+    def call(self, task: Callable[..., T], *arguments: object) -> "asyncio.Future[T]":
+        return asyncio.wrap_future(self.pool.submit(_run, task, *arguments))
 
 
 def fill_by_processes(setup: Setup, logs: Sequence[RunLog], devices: Sequence[str], failures: Failures) -> None:
@@ -89,12 +89,9 @@ async def _fill_all(
 ) -> None:
     waiting, finished = deque(range(len(setup.batches))), 0
 
-    def show() -> None:
-        progress.update(finished + sum(process.calls.value for process in processes))
-
-    async def show_often() -> None:
+    async def show() -> None:
         while True:
-            show()
+            progress.update(finished + sum(process.calls.value for process in processes))
             await asyncio.sleep(TICK)
 
     async def serve(process: _Process) -> None:
@@ -111,20 +108,17 @@ async def _fill_all(
                 log.filled(batch, await process.call(_fill, number))
                 log.written(batch, await process.call(_write))
             except BrokenProcessPool:
-                log.lost(
-                    batch,
-                    f"the process on {process.device} died, perhaps for lack of memory; rerun the command to resume",
-                )
+                log.lost(batch, f"the process on {process.device} died, perhaps for lack of memory; rerun to resume")
                 return
             except EXPECTED as error:
                 log.failed(batch, error)
             finally:
                 finished, process.calls.value = finished + log.calls_of(batch), 0
 
-    bar = asyncio.create_task(show_often())
+    bar = asyncio.create_task(show())
     await asyncio.gather(*map(serve, processes))
     bar.cancel()
-    show()
+    progress.update(finished)
     for number in waiting:
         batch = setup.batches[number]
         logs[batch.run].lost(batch, "no process is left to fill it")
