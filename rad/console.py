@@ -1,19 +1,25 @@
-"""What all command lines share: exit codes, one-line errors, messages on stderr, progress."""
+"""What all command lines share: exit codes, one-line errors, messages on stderr, progress, options as dataclass fields."""
 
 import argparse
+import dataclasses
+import math
 import os
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 EXIT_OK, EXIT_FAILED, EXIT_INPUT, EXIT_SOME, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 
 
 def guarded(run: Callable[[], int]) -> int:
-    """`run`, with what a user can mend as one line on stderr: exit code 2 for input, 130 for Ctrl-C.
+    """Run a command; print an error that the user can correct as one line on stderr.
 
-    The environment variable RAD_DEBUG shows the traceback instead.
+    The environment variable RAD_DEBUG=1 shows the traceback instead.
+
+    Returns:
+        The exit code: 2 for wrong input, 130 for Ctrl-C.
     """
     try:
         return run()
@@ -23,12 +29,12 @@ def guarded(run: Callable[[], int]) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_INPUT
     except KeyboardInterrupt:
-        print("interrupted: what was finished is kept", file=sys.stderr)
+        print("interrupted: finished files are kept", file=sys.stderr)
         return EXIT_INTERRUPTED
 
 
 def program(command: str) -> str:
-    """How to call a command of rad again, as this process was called: "rad sample", "python sample.py", "python -m rad.masks"."""
+    """How this process called a command of rad: "rad sample", "python sample.py", "python -m rad.masks"."""
     called = Path(sys.argv[0])
     package = Path(__file__).resolve().parent
     if called.name == f"{command}.py" and called.resolve().parent == package.parent:
@@ -36,20 +42,88 @@ def program(command: str) -> str:
     if called.name == "__main__.py" and called.resolve().parent == package:
         return f"python -m rad {command}"
     if package in called.resolve().parents:
-        return "python -m " + ".".join(
-            ("rad", *called.resolve().relative_to(package).with_suffix("").parts)
-        ).removesuffix(".__main__")
+        module = ("rad", *called.resolve().relative_to(package).with_suffix("").parts)
+        return "python -m " + ".".join(module).removesuffix(".__main__")
     return f"rad {command}"
 
 
 class Parser(argparse.ArgumentParser):
-    """Errors are ValueErrors, without the usage of all options before them."""
+    """An argument parser whose errors are ValueErrors of one line, without the usage text."""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}; `{self.prog} --help` lists the options")
 
 
+def option(
+    help: str,
+    default: Any = dataclasses.MISSING,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    metavar: str | None = None,
+    group: str = "",
+) -> Any:
+    """A dataclass field that is a command-line option: help text, default, inclusive range, heading in --help."""
+    factory = dataclasses.MISSING
+    if isinstance(default, list):
+        default, factory = dataclasses.MISSING, default.copy
+    metadata = {"help": help, "low": low, "high": high, "metavar": metavar, "group": group}
+    return dataclasses.field(default=default, default_factory=factory, metadata=metadata)  # type: ignore[call-overload]
+
+
+def add_options(parser: argparse.ArgumentParser, kind: type) -> None:
+    """Add an option --NAME for each field of the dataclass `kind`; a list takes several words and may be repeated."""
+    groups: dict[str, Any] = {"": parser}
+    for field in dataclasses.fields(kind):
+        hint, keywords = _without_none(get_type_hints(kind)[field.name]), {"help": field.metadata["help"]}
+        if hint is bool:
+            keywords |= {"action": "store_true"}
+        else:
+            keywords |= {"metavar": field.metadata["metavar"]}
+        if get_origin(hint) is list:
+            (hint,) = get_args(hint)
+            keywords |= {"nargs": "+", "action": "extend"}
+        elif hint in (int, float, str):
+            keywords |= {"type": hint}
+        if get_origin(hint) is Literal:
+            keywords |= {"choices": get_args(hint)}
+        if field.default_factory is not dataclasses.MISSING:
+            keywords["default"] = field.default_factory()
+        elif field.default is dataclasses.MISSING:
+            keywords["required"] = True
+        else:
+            keywords["default"] = field.default
+            keywords["help"] += "" if field.default in (None, "", False) else " (default: %(default)s)"
+        title = field.metadata["group"]
+        group = groups[title] if title in groups else groups.setdefault(title, parser.add_argument_group(title))
+        group.add_argument(f"--{field.name}", **keywords)
+
+
+def check_options(options: Any) -> None:
+    """Raise ValueError for a value out of the range of its `option`, and for a flag or list of another type."""
+    hints = get_type_hints(type(options))
+    for field in dataclasses.fields(options):
+        value, low, high = getattr(options, field.name), field.metadata["low"], field.metadata["high"]
+        if hints[field.name] is bool and not isinstance(value, bool):
+            raise ValueError(f"--{field.name} {value!r}: allowed are true and false")
+        if get_origin(hints[field.name]) is list and not (
+            isinstance(value, list) and all(type(v) is str for v in value)
+        ):
+            raise ValueError(f"--{field.name} {value!r}: give a list of words")
+        if isinstance(value, int | float) and not (math.isfinite(value) and low <= value <= high):
+            allowed = f"{low:g} or more" if math.isinf(high) else f"{low:g} to {high:g}"
+            raise ValueError(f"--{field.name} {value}: allowed are {allowed} ({field.metadata['help']})")
+
+
+def _without_none(hint: Any) -> Any:
+    if get_origin(hint) not in (Union, types.UnionType):
+        return hint
+    (hint,) = (part for part in get_args(hint) if part is not type(None))
+    return hint
+
+
 def report(message: str) -> None:
+    """Print a message on stderr."""
     print(message, file=sys.stderr, flush=True)
 
 
@@ -60,34 +134,20 @@ def counted(number: int, what: str) -> str:
 
 
 class Progress:
-    """Network calls done: a bar with the time left on a terminal, a line every tenth otherwise."""
+    """Network calls done: on a terminal a bar with the time left, otherwise a line every tenth."""
 
     def __init__(self, total: int) -> None:
-        self.total, self.done, self._bar, self._told = total, 0, None, 0
-        self._task: Any = None
+        self.total, self.done, self._bar, self._tenths = total, 0, None, 0
 
     def __enter__(self) -> "Progress":
         if sys.stderr.isatty() and self.total:
             from rich.console import Console
-            from rich.progress import (
-                BarColumn,
-                MofNCompleteColumn,
-                TextColumn,
-                TimeElapsedColumn,
-                TimeRemainingColumn,
-            )
-            from rich.progress import Progress as Bar
+            from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
-            columns = (
-                TextColumn("network calls"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-            )
-            self._bar = Bar(*columns, console=Console(stderr=True))
+            columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeElapsedColumn())
+            self._bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
+            self._bar.add_task("network calls", total=self.total)
             self._bar.start()
-            self._task = self._bar.add_task("", total=self.total)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -97,7 +157,7 @@ class Progress:
     def update(self, done: int) -> None:
         self.done = done
         if self._bar is not None:
-            self._bar.update(self._task, completed=done)
-        elif self.total and done * 10 // self.total > self._told:
-            self._told = done * 10 // self.total
+            self._bar.update(self._bar.task_ids[0], completed=done)
+        elif self.total and done * 10 // self.total > self._tenths:
+            self._tenths = done * 10 // self.total
             report(f"{done} of {self.total} network calls")

@@ -82,7 +82,7 @@ def test_evaluation_commands(desk):
 
 
 def test_the_commands_of_the_page_on_evaluation_are_valid():
-    from rad.cli import sample_options as sampling
+    from rad.cli.sample import options as sampling
     from rad.evaluation import __main__ as evaluation
     from rad.masks import __main__ as masks
 

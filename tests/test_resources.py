@@ -94,10 +94,27 @@ def test_the_names_in_help_texts_are_those_of_the_program():
 
     from rad.diffusion.solvers import Solver
     from rad.diffusion.spacings import Spacing
+    from rad.inpainting.inpainter import Polarity, Precision, SizePolicy
     from rad.masks.shapes import main_names
     from rad.methods import METHODS
+    from rad.models.latent_mask import GridRule
 
     assert tuple(METHODS) == names.METHODS
     assert tuple(main_names()) == names.MASKS
-    assert get_args(Solver) == names.SOLVERS
-    assert get_args(Spacing) == names.SPACINGS
+    for mine, theirs in (
+        (names.Solver, Solver),
+        (names.Spacing, Spacing),
+        (names.Polarity, Polarity),
+        (names.SizePolicy, SizePolicy),
+        (names.Precision, Precision),
+        (names.GridRule, GridRule),
+    ):
+        assert get_args(mine) == get_args(theirs)
+
+
+def test_the_stored_table_of_methods_is_the_generated_one():
+    """After a change: python -c "from rad.methods.registry import table; print(table())" > rad/methods/methods.txt"""
+    from rad.cli.sample.options import METHODS_TABLE
+    from rad.methods.registry import table
+
+    assert METHODS_TABLE.read_text(encoding="utf-8") == table() + "\n"

@@ -32,12 +32,12 @@ def sample(arguments: Sequence[str] | None = None) -> int:
     """`rad sample --checkpoint FOLDER --image FILE --mask FILE --output FILE ...`"""
 
     def run() -> int:
-        from rad.cli.sample_options import parser
+        from rad.cli.sample.options import read_options
 
-        options = parser().parse_args(arguments)
-        from rad.cli.sample import main
+        options = read_options(arguments)
+        from rad.cli.sample.run import run as run_sample
 
-        return main(options)
+        return run_sample(options)
 
     return guarded(run)
 

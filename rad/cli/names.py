@@ -1,4 +1,6 @@
-"""The names that help texts list, without the modules that hold them: importing these loads torch. A test compares them."""
+"""Names that options and help texts list; the modules that define them load torch. A test compares both."""
+
+from typing import Literal
 
 METHODS = (
     "rad", "tdpaint", "growrad", "replacement", "blended", "blended_latent", "differential", "repaint", "lanpaint",
@@ -6,14 +8,14 @@ METHODS = (
     "resample", "pigdm", "gradpaint", "copaint", "vipaint", "pilot", "mcgdiff", "m2s", "grow", "mean", "biharmonic",
 )  # fmt: skip
 
-
 MASKS = (
     "box", "extreme", "center", "half", "expand", "lines", "superres", "pixels", "wide", "thin", "blobs", "perlin", "lettering",
     "photos",
 )  # fmt: skip
 
-
-SOLVERS = ("ddpm", "ddim", "dpm++2m")
-
-
-SPACINGS = ("even", "trailing", "quad", "logsnr", "official")
+Solver = Literal["ddpm", "ddim", "dpm++2m"]
+Spacing = Literal["even", "trailing", "quad", "logsnr", "official"]
+Polarity = Literal["white_is_fill", "white_is_known"]
+SizePolicy = Literal["error", "resize", "crop"]
+Precision = Literal["32", "bf16"]
+GridRule = Literal["average", "bilinear", "nearest"]

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rad.cli.record import scoring
+from rad.cli.sample.record import scoring
 from rad.console import EXIT_OK, EXIT_SOME, Parser, guarded, program, report
 from rad.evaluation.compare import BATCH_SIZE, evaluate, evaluate_folders, extractors
 from rad.evaluation.layout import is_tree

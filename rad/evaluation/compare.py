@@ -64,7 +64,7 @@ def evaluate(
         batch_size: images that are scored together; numbers do not depend on it, but for rounding.
         on_progress: called with the number of files done and that of all.
         tables: folder for the files written; None: `output`.
-        scoring: how the files are scored, for the reader of the report (`rad.cli.record.scoring`).
+        scoring: how the files are scored, for the reader of the report (`rad.cli.sample.record.scoring`).
         remarks: further notes, such as what could not be made.
 
     Raises:

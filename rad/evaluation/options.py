@@ -1,18 +1,30 @@
-"""The options of scoring, for both commands: `rad evaluate` and `rad sample --report`. Importing this loads no torch."""
+"""Options of scoring, for `rad evaluate` and `rad sample --report`. Importing this file loads no torch."""
 
 import argparse
-from typing import Literal, get_args
+from dataclasses import dataclass
+from typing import Literal
+
+from rad import console
+from rad.console import option
 
 LPIPSNet = Literal["alex", "vgg", "squeeze"]
-"""The trunks of LPIPS."""
+"""Networks of LPIPS."""
+
+_GROUP = "scoring"
 
 
-def add_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
     """Networks for `rad.evaluation.compare.extractors`, and the baseline."""
-    nets = get_args(LPIPSNet)
-    parser.add_argument(
-        "--feature_net", nargs="+", default=[], metavar="PATH", help="networks for perceptual and set distances"
+
+    feature_net: list[str] = option("networks for perceptual and set distances", [], metavar="PATH", group=_GROUP)
+    lpips: list[LPIPSNet] = option("networks of LPIPS", [], group=_GROUP)
+    fid: bool = option("FID and KID with torch-fidelity's Inception network", False, group=_GROUP)
+    baseline: str | None = option(
+        "method that the others are compared with; default: rad, or the first", None, group=_GROUP
     )
-    parser.add_argument("--lpips", nargs="+", default=[], choices=nets, metavar="NET", help=f"LPIPS: {', '.join(nets)}")
-    parser.add_argument("--fid", action="store_true", help="FID and KID with the Inception network of torch-fidelity")
-    parser.add_argument("--baseline", help="the method that others are compared with; rad, or else the first")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `ReportOptions`."""
+    console.add_options(parser, ReportOptions)

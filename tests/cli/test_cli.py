@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from rad.cli import main as cli
-from rad.cli.fill import check_known, write_image
+from rad.cli.sample.fill import check_known, write_image
 from rad.console import Progress
 from rad.diffusion.denoiser import UNetDenoiser
 from rad.diffusion.schedules import linear_betas
@@ -248,7 +248,7 @@ def test_what_is_finished_is_skipped_and_made_again_when_asked(sample):
     before = Path("out/a.png").stat().st_mtime_ns
     code, out, err = sample()
     assert (code, out) == (0, ["out/b.png"])
-    assert "the files of 1 of 2 images are there already" in err
+    assert "skipped 1 of 2 images" in err
     assert Path("out/a.png").stat().st_mtime_ns == before
     code, out, err = sample(checkpoint="not-even-looked-at")
     assert (code, out) == (0, [])
@@ -428,7 +428,7 @@ def test_several_methods_write_a_folder_each_on_equal_noise_and_a_sheet(sample):
         assert np.array_equal(cell, np.asarray(Image.open(f"out/{name}/a.png")))
     again = sample("--method", "rad", "replacement", "mean", "--set", "replacement.corrections=1", steps=2)
     assert again[:2] == (0, [])
-    assert "replacement: the files of 2 of 2 images are there" in again[2]
+    assert "replacement: skipped 2 of 2 images" in again[2]
 
 
 def test_a_budget_sets_the_steps_and_says_so(adapter, capsys):

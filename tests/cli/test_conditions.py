@@ -9,8 +9,10 @@ import pytest
 from PIL import Image
 
 from rad.cli import main as cli
-from rad.cli.guidance_options import IMAGES, conditions_of, networks_of
-from rad.cli.sample_options import parser
+from rad.cli.sample.fill import condition_of, load_inpainter
+from rad.cli.sample.options import GUIDES, read_options
+from rad.cli.sample.plan import Job
+from rad.images.sources import ImageFile
 from rad.inpainting.inpainter import Inpainter
 from rad.methods.pilot import PILOT
 from rad.models.guidance_inputs import PLAIN, Condition
@@ -49,27 +51,40 @@ def desk(tmp_path, monkeypatch):
 
 
 def options(*words):
-    return parser().parse_args([*LEAST, *words])
+    return read_options([*LEAST, *words])
+
+
+def job(name, prompt=""):
+    return Job(ImageFile(f"{name}.png", Path(f"{name}.png")), name, None, [], [], None, prompt)
+
+
+@pytest.fixture
+def loaded(monkeypatch):
+    """Arguments of the last call of `Inpainter.from_pretrained`, which loads nothing."""
+    arguments = {}
+    monkeypatch.setattr(Inpainter, "from_pretrained", lambda _, **given: arguments.update(given))
+    return arguments
 
 
 def sample(stable, *words):
     return cli.sample(["--checkpoint", str(stable / "sd"), *LEAST[2:], *words])
 
 
-def test_without_options_nothing_is_asked_for():
-    assert conditions_of(options(), ["a", "b"]) == [PLAIN, PLAIN]
-    assert networks_of(options()) == {"controlnet": None, "t2i_adapter": None, "ip_adapter": None, "loras": []}
+def test_without_options_there_is_no_condition_and_no_further_network(loaded):
+    assert condition_of(options(), job("a")) == PLAIN
+    load_inpainter(options(), "cpu")
+    assert loaded.items() >= {"controlnet": None, "t2i_adapter": None, "ip_adapter": None}.items()
+    assert loaded["loras"] == []
 
 
-def test_every_option_reaches_its_place(desk):
+def test_every_option_reaches_its_place(desk, loaded):
     words = ["--prompt", "a cat", "--negative", "dog", "--guidance", "2", "--controlnet", "c", "--t2i_adapter", "t"]
     words += ["--ip_adapter", "i", "--lora", "one", "two=0.5", "--lora", "odd=name=-1"]
-    for number, kind in enumerate(IMAGES):
+    for number, kind in enumerate(GUIDES):
         words += [f"--{kind}_image", "edges" if kind == "control" else "in/a.png", f"--{kind}_scale", f"0.{number + 1}"]
     given = options(*words)
     edges, style = Image.open("edges/b.png"), Image.open("in/a.png")
-    (made,) = conditions_of(given, ["b"])
-    assert made == Condition(
+    assert condition_of(given, job("b", given.prompt)) == Condition(
         "a cat",
         "dog",
         2.0,
@@ -81,9 +96,11 @@ def test_every_option_reaches_its_place(desk):
         style_scale=0.3,
     )
     loras = [("one", 1.0), ("two", 0.5), ("odd=name", -1.0)]
-    assert networks_of(given) == {"controlnet": "c", "t2i_adapter": "t", "ip_adapter": "i", "loras": loras}
+    load_inpainter(given, "cpu")
+    assert loaded.items() >= {"controlnet": "c", "t2i_adapter": "t", "ip_adapter": "i"}.items()
+    assert loaded["loras"] == loras
     with pytest.raises(ValueError, match="--control_image edges has no image for c: expected one of the same name"):
-        conditions_of(given, ["c"])
+        condition_of(given, job("c"))
 
 
 def test_images_are_filled_as_the_inpainter_fills_them(desk, stable):

@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageCms
 
 from rad.cli import main as cli
-from rad.cli import record
+from rad.cli.sample import record
 from rad.evaluation import run_log
 from rad.images.codecs import open_image
 from rad.inpainting.inpainter import Inpainter
@@ -416,7 +416,7 @@ def test_not_even_root_writes_there(sample):
     save_mask("a", HOLE)
     code, _, err = sample(output="/proc/results", checkpoint="nowhere")
     assert (code, len(err)) == (2, 1)
-    assert "for /proc takes no files" in err[0]
+    assert "/proc takes no files" in err[0]
 
 
 @pytest.fixture

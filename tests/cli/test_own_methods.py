@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from rad.cli import main as cli
-from rad.cli.plan import Label
+from rad.cli.sample.plan import Label
 from rad.evaluation.run_log import read_costs
 from rad.inpainting.inpainter import Inpainter
 from tests.conftest import SIZE, box_hole, random_image

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from rad.cli import main as cli
-from rad.cli.sample_options import parser
-from rad.cli.workers import Setup
+from rad.cli.sample.options import read_options
+from rad.cli.sample.workers import Setup
 from rad.inpainting.inpainter import Inpainter
 from rad.methods import METHODS
 from rad.models.guidance_inputs import Condition
@@ -166,8 +166,8 @@ def test_what_was_told_is_recorded_and_has_to_agree(sample):
 
 def test_other_processes_load_the_same_model(folders):
     words = ["--checkpoint", folders["flux"], "--size", SIDE, "--image", "in", "--mask", "box", "--output", "out"]
-    filler = Setup(parser().parse_args([str(word) for word in words]), {}, {}, []).filler("cpu")
-    assert filler.inpainter.size == (SIDE, SIDE)
+    worker = Setup(read_options([str(word) for word in words]), {}, []).worker("cpu")
+    assert worker.inpainter.size == (SIDE, SIDE)
 
 
 @pytest.mark.parametrize("model", ["ldm", "sd", "sd3"])

@@ -4,23 +4,24 @@ import multiprocessing
 import os
 import pickle
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 
 from rad.cli import main as cli
-from rad.cli import sample as sampling
-from rad.cli.fill import LARGE, Chunk, Failures, WindowCount, cut
-from rad.cli.plan import Job, Label, MethodRun, share
-from rad.cli.sample_options import parser
-from rad.cli.workers import Setup, _Crew, _fill, _Messenger
+from rad.cli.sample import run as program
+from rad.cli.sample.fill import MOST_PIXELS, WindowCount, make_batches
+from rad.cli.sample.options import read_options
+from rad.cli.sample.plan import Job, Label, MethodRun, select_part
+from rad.cli.sample.workers import _run
 from rad.device import find_devices, threads_of_each
 from rad.evaluation.layout import read_tree
 from rad.evaluation.run_log import Costs, Usage, read_costs, read_run
@@ -65,11 +66,11 @@ def test_a_tree_by_two_processes_is_that_of_one_with_an_image_that_is_lost_on_th
     """The last image but one can be read at first, and not when it is to be filled: the chunk of it fails."""
     lost = Path("in/d.png").read_bytes()
 
-    def cut_and_lose(*arguments):
+    def lose(*arguments):
         Path("in/d.png").unlink(missing_ok=True)
-        return cut(*arguments)
+        return make_batches(*arguments)
 
-    monkeypatch.setattr(sampling, "cut", cut_and_lose)
+    monkeypatch.setattr(program, "make_batches", lose)
     told, words = {}, "--mask half box --method rad@2 ddnm@2 --batch_size 2"
     for number in (1, 2):
         Path("in/d.png").write_bytes(lost)
@@ -90,31 +91,70 @@ def test_a_tree_by_two_processes_is_that_of_one_with_an_image_that_is_lost_on_th
     assert [one["environment"]["processes"] for (one,) in runs] == [1, 2]
 
 
+KILLER = """
+import os, signal
+from dataclasses import dataclass
+
+from rad.sampling.method import SamplingMethod
+
+
+@dataclass(frozen=True)
+class Killer(SamplingMethod):
+    preset_steps = 3
+
+    def after_step(self, state, denoised, x_next):
+        if "KILL" in os.environ and bool((state.task.known.amax((1, 2, 3)) <= 0).any()):  # an image that is black
+            os.kill(os.getpid(), signal.SIGKILL)
+        return x_next
+"""
+
+
 @pytest.mark.slow
-def test_a_process_that_is_killed_costs_the_chunk_it_was_at(sample, monkeypatch, one_thread):
-    hear = _Crew._hear
-
-    def kill(self, worker, kind, content):
-        hear(self, worker, kind, content)
-        if kind == "step" and worker.chunk.jobs[0].identity == "c":
-            worker.process.kill()
-
-    words = "--mask half --batch_size 2 --num_samples 2 --steps 3 --output out"
+def test_a_process_that_is_killed_loses_one_batch_and_the_rerun_completes(sample, monkeypatch, one_thread):
+    Path("killer.py").write_text(KILLER)
+    Image.new("RGB", (SIZE, SIZE)).save("in/c.png")
+    words = "--method killer.py:Killer --mask half --batch_size 2 --num_samples 2 --output out"
     with monkeypatch.context() as patch:
-        patch.setattr(_Crew, "_hear", kill)
+        patch.setenv("KILL", "1")
         code, out, err = sample(f"{words} --device cpu --devices 2")
     assert code == 3
     assert not multiprocessing.active_children()
     assert sorted(out) == [f"out/{name}-{n}.png" for name in "abe" for n in (0, 1)]
     assert len(failed(err)) == 2
     for line, name in zip(failed(err), "cd", strict=True):
-        assert (
-            f"in/{name}.png by rad on half: the process on cpu was killed by SIGKILL, perhaps for lack of mem" in line
-        )
+        assert f"in/{name}.png by killer on half: the process on cpu died, perhaps for lack of memory; rerun" in line
     assert err.splitlines()[-1] == "2 of 5 images failed"
     assert set(sample(words)[1]) == {f"out/{name}-{n}.png" for name in "cd" for n in (0, 1)}
     assert sample(words.replace(" out", " alone"))[0] == 0
     assert contents("out") == contents("alone")
+
+
+@pytest.mark.slow
+def test_an_error_in_a_process_is_reported_and_ends_a_run_without_comparison(sample):
+    Path("bad.py").write_text(KILLER.replace("return x_next", "raise LookupError('no such key')"))
+    words = "--method bad.py:Killer --device cpu --devices 2 --limit 2 --batch_size 1"
+    code, out, err = sample(f"{words} --mask half box --output out")
+    assert (code, out) == (2, [])
+    assert len(failed(err)) == 4
+    assert all("LookupError: 'no such key' (RAD_DEBUG=1 shows where)" in line for line in failed(err)), failed(err)
+    assert not multiprocessing.active_children()
+    with pytest.raises(RuntimeError, match="LookupError: 'no such key'"):
+        sample(f"{words} --mask half --output other")
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.slow
+def test_processes_that_cannot_begin_say_why(sample, adapter, monkeypatch):
+    def lose_model(*arguments):
+        shutil.rmtree("copy")
+        return make_batches(*arguments)
+
+    shutil.copytree(adapter, "copy")
+    monkeypatch.setattr(program, "make_batches", lose_model)
+    code, out, err = sample("--checkpoint copy --mask half --output out --device cpu --devices 2")
+    assert (code, out) == (2, [])
+    assert sum("the process on cpu cannot begin: " in line and "copy" in line for line in failed(err)) == 1
+    assert sum("no process is left to fill it" in line for line in failed(err)) == 5
 
 
 @pytest.mark.slow
@@ -168,33 +208,22 @@ def processes_of(group):
 
 def test_an_error_that_cannot_be_sent_arrives_as_a_plain_one():
     class Strange(ValueError):
-        def __init__(self, one, two):
-            super().__init__(f"{one} and {two}")
+        def __init__(self, first, second):
+            super().__init__(f"{first} and {second}")
 
-    ours, theirs = multiprocessing.Pipe()
-    for error, kind in (
-        (Strange("this", "that"), ValueError),
-        (torch.OutOfMemoryError("this and that"), torch.OutOfMemoryError),
-        (RuntimeError("this and that"), RuntimeError),
-        (FileNotFoundError("this and that"), OSError),
+    def fail(error):
+        raise error
+
+    for error, kind, message in (
+        (Strange("this", "that"), ValueError, "this and that"),
+        (torch.OutOfMemoryError("this and that"), torch.OutOfMemoryError, "this and that"),
+        (FileNotFoundError("this and that"), OSError, "this and that"),
+        (KeyError("this"), RuntimeError, "KeyError: 'this' (RAD_DEBUG=1 shows where)"),
     ):
-        _Messenger(theirs).failed(Chunk(0, Label("rad", "rad"), [], []), error)
-        name, arrived = ours.recv()
-        assert (name, type(arrived), str(arrived)) == ("failed", kind, "this and that")
-    _Messenger(theirs).failed(Chunk(0, Label("rad", "rad"), [], []), KeyError("this"))
-    name, arrived = ours.recv()
-    assert (name, type(arrived), str(arrived)) == ("failed", RuntimeError, "KeyError: 'this' (RAD_DEBUG=1 shows where)")
-
-
-def test_a_process_that_cannot_begin_says_why():
-    options = parser().parse_args(["--checkpoint", "nowhere", "--image", "in", "--mask", "half", "--output", "out"])
-    ours, theirs = multiprocessing.Pipe()
-    setup, failures = Setup(options, {}, {}, []), Failures()
-    _fill(theirs, setup, "cpu")
-    kind, reason = ours.recv()
-    assert (kind, "nowhere" in reason) == ("lost", True)
-    _Crew(setup, [], failures, print)._hear(SimpleNamespace(device="cuda:1"), kind, reason)
-    assert failures.messages == [f"the process on cuda:1 cannot begin: {reason}"]
+        with pytest.raises(kind) as caught:
+            _run(fail, error)
+        sent = pickle.loads(pickle.dumps(caught.value))
+        assert (type(sent), str(sent)) == (kind, message)
 
 
 @pytest.mark.parametrize("name", MASKS)
@@ -220,36 +249,34 @@ def test_threads_are_divided(monkeypatch):
     assert [threads_of_each(["cpu"] * count) for count in (1, 2, 4, 20)] == [9, 4, 2, 1]
 
 
-def cell_of(count):
+def run_of(count):
     jobs = [Job(ImageFile(f"{n}.png", Path(f"{n}.png")), str(n), None, [], [], None) for n in range(count)]
     return MethodRun("m", Label("rad", "rad"), Path("out"), jobs)
 
 
-def named(chunks):
-    return [[job.identity for job in chunk.jobs] for chunk in chunks]
+def named(batches):
+    return [[job.identity for job in batch.jobs] for batch in batches]
 
 
-def test_chunks_are_batches_and_of_large_images_as_many_as_fit_into_memory():
-    options = parser().parse_args(
-        ["--checkpoint", "c", "--image", "i", "--mask", "m", "--output", "o", "--batch_size", "3"]
-    )
-    cell = cell_of(8)
-    small = {job.image: WindowCount(windows=int(job.identity), pixels=100) for job in cell.jobs if job.identity != "4"}
-    chunks = cut(5, cell, small, options)
-    assert named(chunks) == [["0", "1", "2"], ["3", "5", "6"], ["7"]]
-    assert [chunk.windows for chunk in chunks] == [[0, 1, 2], [3, 5, 6], [7]]
-    assert {chunk.cell for chunk in chunks} == {5}
-    sizes = [LARGE // 2, LARGE // 2, 1, LARGE + 1, 1, LARGE, 1, 1]
-    large = {job.image: WindowCount(1, pixels) for job, pixels in zip(cell.jobs, sizes, strict=True)}
-    assert named(cut(0, cell, large, options)) == [["0", "1"], ["2"], ["3"], ["4"], ["5"], ["6", "7"]]
-    options.num_samples = 2
-    assert named(cut(0, cell, large, options)) == [["0"], ["1"], ["2"], ["3"], ["4"], ["5"], ["6", "7"]]
+def test_batches_of_large_images_fit_into_memory():
+    words = ["--checkpoint", "c", "--image", "i", "--mask", "m", "--output", "o", "--batch_size", "3"]
+    options, two_samples = read_options(words), read_options([*words, "--num_samples", "2"])
+    run = run_of(8)
+    small = {job.image: WindowCount(windows=int(job.identity), pixels=100) for job in run.jobs if job.identity != "4"}
+    batches = make_batches(5, run, small, options)
+    assert named(batches) == [["0", "1", "2"], ["3", "5", "6"], ["7"]]
+    assert [batch.windows for batch in batches] == [[0, 1, 2], [3, 5, 6], [7]]
+    assert {batch.run for batch in batches} == {5}
+    sizes = [MOST_PIXELS // 2, MOST_PIXELS // 2, 1, MOST_PIXELS + 1, 1, MOST_PIXELS, 1, 1]
+    large = {job.image: WindowCount(1, pixels) for job, pixels in zip(run.jobs, sizes, strict=True)}
+    assert named(make_batches(0, run, large, options)) == [["0", "1"], ["2"], ["3"], ["4"], ["5"], ["6", "7"]]
+    assert named(make_batches(0, run, large, two_samples)) == [["0"], ["1"], ["2"], ["3"], ["4"], ["5"], ["6", "7"]]
 
 
 def test_shards_are_whole_batches_and_every_image_is_in_one():
-    cells = [cell_of(7), cell_of(4)]
-    shards = [share(cells, (number, 3), 2) for number in (1, 2, 3)]
-    assert [[[job.identity for job in cell.jobs] for cell in shard] for shard in shards] == [
+    runs = [run_of(7), run_of(4)]
+    shards = [select_part(runs, (number, 3), 2) for number in (1, 2, 3)]
+    assert [[[job.identity for job in run.jobs] for run in shard] for shard in shards] == [
         [["0", "1", "6"], []],
         [["2", "3"], ["0", "1"]],
         [["4", "5"], ["2", "3"]],

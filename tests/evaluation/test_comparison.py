@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from rad.cli import main as cli
-from rad.cli.plan import Label
+from rad.cli.sample.plan import Label
 from rad.evaluation.run_log import read_costs
 from rad.inpainting.inpainter import Inpainter
 from tests.conftest import SIZE, random_image
@@ -123,7 +123,7 @@ def test_a_tree_grows_by_methods_and_masks_and_keeps_what_is_there(sample, image
     before = {name: (images / "out" / name).stat().st_mtime_ns for name in files(images / "out") if "rad@2" in name}
     code, _, err = sample("--mask half box lines --method rad@2 ddnm@2")
     assert code == 0
-    assert "rad@2 on half: the files of 6 of 6 images are there already" in err
+    assert "rad@2 on half: skipped 6 of 6 images" in err
     assert all((images / "out" / name).stat().st_mtime_ns == time for name, time in before.items())
     run = json.loads((images / "out" / "run.json").read_text())
     assert run["masks"] == ["half", "box", "lines"]

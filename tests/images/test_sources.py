@@ -21,8 +21,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from rad.cli import main as cli
-from rad.cli import sample_options as sampling
-from rad.cli.plan import Label, make_plan
+from rad.cli.sample.options import read_options
+from rad.cli.sample.plan import Label, make_plan
 from rad.data.module import ImageDataModule
 from rad.evaluation.layout import by_name
 from rad.images.sources import ImageFile, Listing, absolute, list_images, stems
@@ -394,7 +394,7 @@ def test_names_cannot_leave_the_output(tmp_path: Path, monkeypatch: pytest.Monke
     sources = (("in-0.tar", 3), ("in-{0..1}.tar", 6), ("...tar", 3), ("db", 10), ("hf:deep/rows:train", 2))
     for source, count in sources:
         words = f"--checkpoint any --image {source} --mask {pattern} hf:deep/rows --output out".split()
-        cells = make_plan(sampling.parser().parse_args(words), [Label.of("mean")]).cells
+        cells = make_plan(read_options(words), [Label.of("mean")]).runs
         files = [file for cell in cells for job in cell.jobs for file in job.files]
         assert len(files) == 4 * count, source
         assert all(file.resolve().is_relative_to(tmp_path / "out") for file in files)

@@ -1,6 +1,5 @@
-"""What is kept beside the results of a comparison: run.json, how they were made, and costs.csv, what each image cost."""
+"""run.json of a comparison: how its results were computed, so that only comparable results share a folder."""
 
-import argparse
 import datetime
 import hashlib
 import json
@@ -8,13 +7,13 @@ import platform
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rad.cli.environment import commit, cpu
-from rad.cli.guidance_options import CONDITIONS, NETWORKS
-from rad.cli.plan import Label, mask_name, read_prompts
+from rad.cli.sample.options import GUIDES, SampleOptions
+from rad.cli.sample.plan import Label, mask_name, read_prompts
 from rad.evaluation.run_log import ENTRIES, RUN, read_run
 from rad.images.atomic import write_text
 from rad.images.sources import absolute, is_source
@@ -24,100 +23,80 @@ if TYPE_CHECKING:
     from rad.inpainting.inpainter import Inpainter
     from rad.sampling.method import Method
 
-
-SAME = (
-    *("image", "seed", "num_samples", "size_policy", "margin", "mask_polarity", "prompts", "size"),
-    *CONDITIONS,
-    *NETWORKS,
+COMMON = (
+    *("image", "seed", "num_samples", "size_policy", "margin", "mask_polarity", "prompts", "size", "prompt"),
+    *("negative_prompt", "guidance", *(f"{kind}_{part}" for kind in GUIDES for part in ("image", "scale"))),
+    *(*GUIDES.values(), "lora"),
 )
-"""Options that all results of a folder have in common: without them they could not be compared."""
-
+"""Options that all results in a folder have in common."""
 
 ONLY_IF_GIVEN = {"grid": None, "dilate": 0, "encode_full": False, "feather": 0}
-"""Options that are settings of a method where they are not what they are by default."""
-
+"""Options that count as settings of a method, with the values at which they are left out."""
 
 NOT_COMPARED = {"run", "method_file"}
-"""Entries of a method's settings that may differ between runs: the hash of its file says whether it is the same method."""
-
+"""Settings that may differ between runs; for a method file its hash decides."""
 
 FIRST_SOLVER = {"solver": "ddpm", "spacing": "even"}
-"""The settings of results whose record does not name them: there was no choice."""
+"""Solver of results from before there was a choice."""
 
 
 class Record:
-    """OUTPUT/run.json of a comparison: what is there already, and what this run adds once it has made something.
+    """OUTPUT/run.json: the runs before, and this one after its first result.
 
     Args:
-        options: of rad sample; methods: with their settings.
+        methods: with their settings.
 
     Raises:
         ValueError: the results in the folder come from other images, masks or settings.
     """
 
-    def __init__(self, options: argparse.Namespace, methods: Mapping[Label, "Method"]) -> None:
-        self.path = Path(options.output) / RUN
+    def __init__(self, options: SampleOptions, methods: Mapping[Label, "Method"]) -> None:
+        self.path, self.part = Path(options.output) / RUN, options.part
         self.before = read_run(self.path.parent)
         if self.path.is_file() and ENTRIES.keys() - self.before.keys():
             raise ValueError(f"{self.path} is not the record of a comparison: give another --output")
         self.before = self.before or {name: outer() for name, (outer, _) in ENTRIES.items()}
-        self.options = {**vars(options), "image": absolute(options.image), "prompts": _prompts(options.prompts)}
+        recorded = {"image": absolute(options.image), "prompts": _prompts(options.prompts), "lora": options.loras}
+        self.options = {**asdict(options), **recorded, "shard": options.part}
         self.masks = {
-            mask_name(mask): {
-                "mask": absolute(mask) if is_source(mask) else mask,
-                "mask_by": options.mask_by,
-            }
+            mask_name(mask): {"mask": absolute(mask) if is_source(mask) else mask, "mask_by": options.mask_by}
             for mask in dict.fromkeys(options.mask)
         }
         self.settings = {label.text: _settings(options, label, method) for label, method in methods.items()}
         self.model: dict[str, str] = {}
         self.environment: dict[str, Any] = {}
         self._written = False
-        for name in SAME:
+        for name in COMMON:
             self._compare(f"--{name}", self.before["options"].get(name, self.options[name]), self.options[name])
         for name, source in self.masks.items():
             self._compare(f"masks {name}", self.before["mask_sources"].get(name, source), source)
-        for label, own in self.settings.items():
-            there = self._there(label, own)
-            defaults = {**own, **ONLY_IF_GIVEN}
-            names = (own.keys() | (there.keys() & (ONLY_IF_GIVEN.keys() | {"method_sha256"}))) - NOT_COMPARED
-            defaults.setdefault("method_sha256", None)
-            before, now = ({name: one.get(name, defaults[name]) for name in sorted(names)} for one in (there, own))
-            self._compare(label, before, now)
+        for label in self.settings:
+            self._compare_settings(label, ignore={"steps"})  # known with the model only
         adapter = located(options.checkpoint) / "adapter_model.safetensors"
         if adapter.is_file():
             self.model["adapter_hash"] = _hash(adapter)
             self._compare_model()
 
-    def _there(self, label: str, own: dict[str, Any]) -> dict[str, Any]:
-        """The settings of the results that are there; `own` where there are none."""
-        there = self.before["settings"].get(label, own)
-        return {**FIRST_SOLVER, **there} if "eta" in there else there
-
     @property
     def methods(self) -> list[str]:
-        """The labels of all methods whose results are in the folder, or will be."""
+        """Labels of all methods with results in the folder, after this run."""
         return list(dict.fromkeys([*self.before["methods"], *self.settings]))
 
     def complete(self, inpainter: "Inpainter", steps: Mapping[Label, int], devices: Sequence[str]) -> None:
-        """With the model, the steps on it, and the device of each process. Raises ValueError as above."""
+        """Add the model, the steps of each method, and the devices. Raises ValueError as the class."""
         self.model.update(
             checkpoint=self.options["checkpoint"], base=inpainter.model.source, base_hash=inpainter.model.hash
         )
         self._compare_model()
         for label, count in steps.items():
-            own = self.settings[label.text]
-            if "eta" in own:
-                own["steps"] = count
-            there = self._there(label.text, own)
-            old, new = ({k: v for k, v in one.items() if k not in NOT_COMPARED} for one in (there, own))
-            self._compare(label.text, old, new)
+            if "eta" in self.settings[label.text]:
+                self.settings[label.text]["steps"] = count
+            self._compare_settings(label.text)
         self.environment = _environment(devices)
 
     def write(self) -> None:
-        """Add this run to run.json, the first time that it is called; of the shards of a run the first one does."""
-        shard = self.options["shard"]
-        if self._written or (shard is not None and shard[0] > 1):
+        """Add this run to run.json once; of the parts of a --shard, the first one does."""
+        if self._written or (self.part is not None and self.part[0] > 1):
             return
         self._written = True
         run = {**_now(), "environment": self.environment, "options": self.options}
@@ -129,13 +108,25 @@ class Record:
             "masks": list(dict.fromkeys([*before["masks"], *self.masks])),
             "mask_sources": {**before["mask_sources"], **self.masks},
             "methods": self.methods,
-            "settings": {**before["settings"], **{n: {"run": number, **own} for n, own in self.settings.items()}},
+            "settings": {
+                **before["settings"],
+                **{label: {"run": number, **values} for label, values in self.settings.items()},
+            },
         }
         write_text(self.path, json.dumps(content, indent=2, default=str) + "\n")
 
+    def _compare_settings(self, label: str, *, ignore: set[str] = frozenset()) -> None:
+        now = self.settings[label]
+        before = self.before["settings"].get(label, now)
+        before = {**FIRST_SOLVER, **before} if "eta" in before else before
+        defaults = {**ONLY_IF_GIVEN, "method_sha256": None}
+        names = sorted((now.keys() | before.keys()) - NOT_COMPARED - ignore)
+        old, new = ({name: some.get(name, defaults.get(name)) for name in names} for some in (before, now))
+        self._compare(label, old, new)
+
     def _compare_model(self) -> None:
         for name, new in self.model.items():
-            if name.endswith("hash"):  # a run of the base alone has no adapter, and fits to any of its adapters
+            if name.endswith("hash"):  # a run of the base alone fits to any of its adapters
                 self._compare(f"the model's {name}", self.before["model"].get(name, new), new)
 
     def _compare(self, what: str, old: object, new: object) -> None:
@@ -146,7 +137,7 @@ class Record:
 
 
 def scoring(**options: object) -> dict[str, Any]:
-    """How a comparison is scored now, for its report: command, date, commit and versions, and `options`."""
+    """Provenance of a scoring, for its report: command, date, commit, versions, and the `options` that are not None."""
     return {**_now(), **{name: value for name, value in options.items() if value is not None}, **_versions()}
 
 
@@ -175,34 +166,27 @@ def _hash(adapter: Path) -> str:
     return weights_hash(load_file(adapter))
 
 
-def _settings(options: argparse.Namespace, label: Label, method: "Method") -> dict[str, Any]:
-    """Of a method as it is called; the steps are known with the model only."""
+def _settings(options: SampleOptions, label: Label, method: "Method") -> dict[str, Any]:
+    """The settings of a method, without its number of steps."""
     from rad.methods.own import file_of
 
-    own = {one.name: getattr(method, one.name) for one in fields(method)}
-    shown = {name: value if isinstance(value, int | float | str | None) else str(value) for name, value in own.items()}
-    given = {
-        name: getattr(options, name) for name, default in ONLY_IF_GIVEN.items() if getattr(options, name) != default
+    values = {field.name: getattr(method, field.name) for field in fields(method)}
+    values = {
+        name: value if isinstance(value, int | float | str | None) else str(value) for name, value in values.items()
     }
+    values |= {name: getattr(options, name) for name, off in ONLY_IF_GIVEN.items() if getattr(options, name) != off}
     file = file_of(type(method))
     if file is not None:
-        given |= {"method_file": str(file.path), "method_sha256": file.sha256}
+        values |= {"method_file": str(file.path), "method_sha256": file.sha256}
     if method.weights == "none":
-        return {"method": method.name, **shown, **given}
-    chosen = method.choose(**label.given(options))
-    return {
-        "method": method.name,
-        "eta": chosen.eta,
-        "solver": chosen.solver,
-        "spacing": chosen.spacing,
-        "precision": options.precision,
-        **shown,
-        **given,
-    }
+        return {"method": method.name, **values}
+    schedule = vars(method.choose(**label.given(options)))
+    sampler = {name: schedule[name] for name in ("eta", "solver", "spacing")}
+    return {"method": method.name, **sampler, "precision": options.precision, **values}
 
 
 def _prompts(path: str | None) -> str | None:
-    """The prompts of a file, by a hash: what it is called changes nothing."""
+    """Name of a file of prompts, and a hash of its content."""
     if path is None:
         return None
     content = json.dumps(read_prompts(path), sort_keys=True)

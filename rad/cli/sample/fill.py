@@ -1,0 +1,185 @@
+"""Filling in batches of images: a worker holds a model, fills the images of a batch, then writes their files."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from rad.cli.sample.options import GUIDES, SampleOptions
+from rad.cli.sample.plan import Job, Label, MethodRun
+from rad.evaluation.run_log import Usage
+from rad.images.atomic import replacing
+from rad.images.sources import ImageFile, by_stem, holds_one, list_images
+from rad.inpainting.inpainter import Inpainted, Inpainter
+from rad.masks.files import write_mask
+from rad.models.guidance_inputs import PLAIN, Condition
+from rad.models.latent_mask import Grid
+
+if TYPE_CHECKING:
+    from rad.sampling.method import Method, Schedule
+
+MOST_PIXELS = 2**26
+"""Pixels of all samples of a batch, which bounds the memory for large images."""
+
+
+@dataclass(frozen=True)
+class WindowCount:
+    """Windows of an image for each sample, and its size in pixels."""
+
+    windows: int
+    pixels: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images that are filled together, with their windows; `run`: number of their MethodRun."""
+
+    run: int
+    label: Label
+    jobs: list[Job]
+    windows: list[int]
+
+
+def make_batches(
+    number: int, run: MethodRun, window_counts: Mapping[ImageFile, WindowCount], options: SampleOptions
+) -> list[Batch]:
+    """The jobs of run `number` with known windows, in batches of --batch_size images; fewer if they are large."""
+    ready = [job for job in run.jobs if job.image in window_counts]
+    parts: list[list[Job]] = []
+    for start in range(0, len(ready), options.batch_size):
+        total = MOST_PIXELS + 1
+        for job in ready[start : start + options.batch_size]:
+            pixels = options.num_samples * window_counts[job.image].pixels
+            total += pixels
+            if total > MOST_PIXELS:
+                parts.append([])
+                total = pixels
+            parts[-1].append(job)
+    return [Batch(number, run.label, part, [window_counts[job.image].windows for job in part]) for part in parts]
+
+
+def load_inpainter(options: SampleOptions, device: str) -> Inpainter:
+    """The model of the options. Raises ValueError or FileNotFoundError."""
+    return Inpainter.from_pretrained(
+        options.checkpoint,
+        base=options.base,
+        device=device,
+        precision=options.precision,
+        size=options.size,
+        controlnet=options.controlnet,
+        t2i_adapter=options.t2i_adapter,
+        ip_adapter=options.ip_adapter,
+        loras=options.loras,
+    )
+
+
+class Worker:
+    """A model, and the batch that it filled last.
+
+    Args:
+        methods: completed for this model, see `Inpainter.complete`.
+    """
+
+    def __init__(
+        self,
+        inpainter: Inpainter,
+        methods: Mapping[Label, "Method"],
+        schedules: Mapping[Label, "Schedule"],
+        options: SampleOptions,
+    ) -> None:
+        self.inpainter, self.methods, self.schedules, self.options = inpainter, methods, schedules, options
+        self._filled: tuple[list[Job], list[Image.Image], list[Tensor], Inpainted] | None = None
+
+    def fill(self, batch: Batch, on_step: Callable[[int], None]) -> Usage:
+        """Fill the images of a batch; `on_step` receives the number of finished network calls."""
+        options, jobs, method = self.options, batch.jobs, self.methods[batch.label]
+        images = [job.image.open() for job in jobs]
+        holes = [job.hole((image.height, image.width), options) for job, image in zip(jobs, images, strict=True)]
+        result = self.inpainter(
+            images,
+            holes,
+            method=method,
+            **vars(self.schedules[batch.label]),
+            seed=options.seed,
+            num_samples=options.num_samples,
+            size_policy=options.size_policy,
+            margin=options.margin,
+            batch_size=options.batch_size,
+            names=[job.name for job in jobs],
+            condition=PLAIN if method.weights == "none" else [condition_of(options, job) for job in jobs],
+            **encoding(options),
+            feather=options.feather,
+            on_step=lambda done, _: on_step(done),
+        )
+        self._filled = jobs, images, holes, result
+        return Usage(result.nfe, result.vjp, result.seconds, result.peak_memory)
+
+    def write(self) -> list[str]:
+        """Write the files of the batch. Returns an error message for each image, empty on success."""
+        assert self._filled is not None
+        (jobs, images, holes, result), self._filled = self._filled, None
+        samples, problems = self.options.num_samples, [""] * len(jobs)
+        for number, (job, image, hole) in enumerate(zip(jobs, images, holes, strict=True)):
+            try:
+                for sample, path in enumerate(job.outputs):
+                    index = number * samples + sample
+                    write_image(path, result.images[index])
+                    check_known(path, image, hole, feather=self.options.feather)
+                    if job.raw:
+                        write_image(job.raw[sample], result.raw[index])
+                if job.mask_output is not None:
+                    write_mask(job.mask_output, hole)
+            except OSError as error:
+                problems[number] = f"cannot be written: {error}"
+        return problems
+
+
+def condition_of(options: SampleOptions, job: Job) -> Condition:
+    """Text and guiding images of a job. Raises ValueError for a missing image."""
+    guides: dict[str, Any] = {}
+    for kind in GUIDES:
+        source = getattr(options, f"{kind}_image")
+        guides[f"{kind}_image"] = None if source is None else _guide(source, job.identity, f"--{kind}_image")
+        guides[f"{kind}_scale"] = getattr(options, f"{kind}_scale")
+    return Condition(job.prompt, options.negative_prompt, options.guidance, **guides)
+
+
+def _guide(source: str, name: str, option: str) -> Image.Image:
+    if holds_one(source):
+        return list_images(source)[0].open()
+    image = _by_name(source, option).get(name)
+    if image is None:
+        raise ValueError(f"{option} {source} has no image for {name}: expected one of the same name")
+    return image.open()
+
+
+@lru_cache(maxsize=len(GUIDES))
+def _by_name(source: str, option: str) -> dict[str, ImageFile]:
+    return by_stem(list_images(source), where=f"{option} {source}", what="images")
+
+
+def encoding(options: SampleOptions) -> dict[str, Any]:
+    """Arguments of `Inpainter` for latent models."""
+    chosen = options.grid is not None or options.dilate > 0
+    grid = Grid(options.grid or "average", dilate=options.dilate) if chosen else None
+    return {"grid": grid, "fill": "none" if options.encode_full else "smooth"}
+
+
+def write_image(path: Path, image: Image.Image) -> None:
+    """Write a PNG file, whole or not at all."""
+    with replacing(path) as temporary:
+        image.save(temporary, format="PNG")
+
+
+def check_known(path: Path, image: Image.Image, hole: Tensor, *, feather: int = 0) -> None:
+    """Assert that a written file equals `image` bit for bit, farther than `feather` pixels from the hole."""
+    with Image.open(path) as written:
+        differ = (np.asarray(written) != np.asarray(image)).any(2)
+    near = F.max_pool2d((hole > 0).float(), 2 * feather + 1, stride=1, padding=feather)[0].numpy() > 0
+    assert not (differ & ~near).any(), f"known pixels differ in {path}"

@@ -1,0 +1,182 @@
+"""Options of `rad sample`: one dataclass, read from the command line and from YAML files. Loads no torch."""
+
+import argparse
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NoReturn
+
+import jsonargparse
+
+from rad.cli.names import MASKS, METHODS, GridRule, Polarity, Precision, SizePolicy, Solver, Spacing
+from rad.console import add_options, check_options, option, program
+from rad.evaluation.options import ReportOptions
+from rad.resources import PACKAGE
+
+METHODS_TABLE = PACKAGE / "methods" / "methods.txt"
+"""The text of `rad.methods.registry.table`, which a test compares; reading it needs no torch."""
+
+GUIDES = {"control": "controlnet", "adapter": "t2i_adapter", "style": "ip_adapter"}
+"""Kinds of guiding images, with the option of their network."""
+
+LATENT, TEXT = "latent models", "text-to-image models"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleOptions(ReportOptions):
+    """What `rad sample` does; each field is the option of its name.
+
+    Raises:
+        ValueError: a value out of range, options that exclude each other, or a missing one.
+    """
+
+    checkpoint: str = option("adapter folder, or base model: diffusers folder, hub id, .pt file")
+    base: str | None = option("base model of the adapter; default: the one that the adapter names", None)
+    image: str = option("image, folder, zip, tar, LMDB or hf:ID:SPLIT; read as 8-bit RGB, first frame, upright, opaque")
+    mask: list[str] = option(
+        f"image for all, folder or archive by name, or generator; each of several gets a folder: {', '.join(MASKS)}"
+    )
+    mask_by: Literal["name", "order"] = option("how masks of a folder are assigned to images", "name")
+    limit: int | None = option("number of images, spread evenly over the sorted names", None, low=1)
+    output: str = option("folder, or PNG file for a single image")
+    method: list[str] = option(
+        "one (default: rad) or several, each in its own folder with equal noise. rad@50: 50 steps; ddnm@100nfe: at most "
+        "100 network calls; rad@10,solver=ddim,spacing=quad,eta=0: its own solver; mine.py:Mine: class Mine of your "
+        f"file, whose code is run. Methods: {', '.join(METHODS)}",
+        [],
+    )
+    set: list[str] = option("setting of a method, see --list_methods", [], metavar="METHOD.SETTING=VALUE")
+    steps: int | None = option("noise levels, 1 to those of the model (1000); default: by method", None, low=1)
+    budget_nfe: int | None = option("most network calls per image, in place of --steps; a VJP counts as two", None)
+    solver: Solver | None = option(
+        "ddpm: first order, with noise by --eta; ddim: without; dpm++2m: second order, an ODE (--eta 0) or SDE (1), for "
+        "few steps of rad and tdpaint, with --spacing logsnr or quad. Default: by method",
+        None,
+    )
+    spacing: Spacing | None = option(
+        "noise levels even in time; trailing: even, longer last step; quad: denser at low noise; logsnr: even in "
+        "log(alpha/sigma); official: as RAD's code. Default: by solver or method",
+        None,
+    )
+    eta: float | None = option("fresh noise, 0 (DDIM) to 1 (DDPM); default: by solver or method", None, low=0, high=1)
+    seed: int = option("seed of noise and generated masks", 0)
+    num_samples: int = option("results per image", 1, low=1)
+    mask_polarity: Polarity = option("what white means in mask files", "white_is_fill")
+    size_policy: SizePolicy = option("images of another size than the model's; crop: windows around each hole", "error")
+    margin: int | None = option("context of a window in pixels, for crop; default: an eighth of its size", None, low=0)
+    feather: int = option("width in pixels of the blend from known pixels into the filling; 0: off", 0, low=0)
+    size: int | None = option("image size in pixels, for SD3 and Flux; default: the model's", None)
+    batch_size: int = option("windows per network call", 8, low=1)
+    precision: Precision = option("precision of the networks", "32")
+    device: str = option("auto (an accelerator if there is one), cpu, cuda, ...", "auto")
+    devices: int = option("processes that share the images: one per accelerator, or all on the CPU", 1, low=1)
+    shard: str | None = option(
+        "one part of the images, such as 2/4; a last call without it writes contact sheet and report",
+        None,
+        metavar="NUMBER/COUNT",
+    )
+    max_megapixels: float = option("largest accepted image, against decompression bombs", 179.0, low=1e-6, high=1e6)
+    raw: bool = option("also write NAME-raw.png, without the known pixels restored", False)
+    save_mask: bool = option("also write NAME-mask.png, white = filled", False)
+    report: bool = option("then score the results: metrics.csv, summary.md and report.html in --output", False)
+    overwrite: bool = option("recompute finished images", False)
+
+    grid: GridRule | None = option("how the hole is reduced to the latent grid; default: average", None, group=LATENT)
+    dilate: int = option("rings of latent cells added to the hole", 0, low=0, group=LATENT)
+    encode_full: bool = option("let the encoder see the hole's content, which leaks it", False, group=LATENT)
+
+    prompt: str = option("what to show in the holes", "", group=TEXT)
+    prompts: str | None = option('prompts by image, {"cat.png": "a cat"}', None, metavar="FILE.json", group=TEXT)
+    negative_prompt: str = option("what not to show", "", metavar="PROMPT", group=TEXT)
+    guidance: float | None = option("classifier-free guidance; 1: off; default: the model's", None, low=0, group=TEXT)
+    control_image: str | None = option("image for all, folder or archive by name, for --controlnet", None, group=TEXT)
+    control_scale: float = option("weight of the ControlNet; 0: off", 1.0, group=TEXT)
+    adapter_image: str | None = option("image for all, folder or archive by name, for --t2i_adapter", None, group=TEXT)
+    adapter_scale: float = option("weight of the T2I-Adapter; 0: off", 1.0, group=TEXT)
+    style_image: str | None = option("image for all, folder or archive by name, for --ip_adapter", None, group=TEXT)
+    style_scale: float = option("weight of the IP-Adapter; 0: off", 1.0, group=TEXT)
+    controlnet: str | None = option("diffusers ControlNet", None, metavar="FOLDER", group=TEXT)
+    t2i_adapter: str | None = option("diffusers T2I-Adapter", None, metavar="FOLDER", group=TEXT)
+    ip_adapter: str | None = option(".safetensors beside its folder image_encoder", None, metavar="FILE", group=TEXT)
+    lora: list[str] = option(".safetensors file or its folder; several add up", [], metavar="PATH[=WEIGHT]", group=TEXT)
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.steps is not None and self.budget_nfe is not None:
+            raise ValueError("--steps and --budget_nfe both set the number of steps: give one of them")
+        for kind, network in GUIDES.items():
+            if getattr(self, f"{kind}_image") is not None and getattr(self, network) is None:
+                raise ValueError(f"--{kind}_image {getattr(self, f'{kind}_image')} needs --{network}")
+        _ = self.part, self.loras
+
+    @property
+    def part(self) -> tuple[int, int] | None:
+        """(Number, count) of --shard."""
+        if self.shard is None:
+            return None
+        match = re.fullmatch(r"(\d+)/(\d+)", self.shard, re.ASCII)
+        if match is None or not 1 <= int(match[1]) <= int(match[2]):
+            raise ValueError(f"--shard {self.shard!r}: give 1/4 to 4/4 for the parts of a run on four machines")
+        return int(match[1]), int(match[2])
+
+    @property
+    def loras(self) -> list[tuple[str, float]]:
+        """Path and weight of each --lora."""
+        pairs = []
+        for word in self.lora:
+            path, equals, weight = word.rpartition("=")
+            try:
+                pairs.append((path, float(weight)) if equals else (word, 1.0))
+            except ValueError:
+                raise ValueError(f"--lora {word!r}: give PATH, or PATH=WEIGHT with a number") from None
+        return pairs
+
+
+class _Parser(jsonargparse.ArgumentParser):
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        message = re.sub(r'Parser key "(\w+)":', r"--\1:", re.sub(r"<class '(\w+)'>", r"\1", message))
+        raise ValueError(f"{message}; `{self.prog} --help` lists the options")
+
+
+class _ListMethods(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, *_: object) -> None:
+        own = [word for word in namespace.method if ".py:" in word]
+        if own:
+            from rad.cli.sample.plan import Label
+            from rad.methods.registry import table
+
+            for word in own:
+                Label.of(word)  # registers the method
+            print(table())
+        else:
+            print(METHODS_TABLE.read_text(encoding="utf-8"), end="")
+        parser.exit()
+
+
+def parser() -> jsonargparse.ArgumentParser:
+    """The options of `rad sample`."""
+    parser = _Parser(
+        prog=program("sample"),
+        description="Fill holes in images with a RAD adapter, or with a zero-shot method on a base model.",
+        formatter_class=argparse.HelpFormatter,
+    )
+    parser.add_argument(
+        "--config", action="config", metavar="FILE.yaml", help="options from a file; later ones override it"
+    )
+    parser.add_argument(
+        "--list_methods",
+        action=_ListMethods,
+        nargs=0,
+        dest=argparse.SUPPRESS,
+        default=argparse.SUPPRESS,
+        help="print all methods with cost and settings; after --method FILE.py:CLASS also yours",
+    )
+    add_options(parser, SampleOptions)
+    return parser
+
+
+def read_options(arguments: Sequence[str] | None = None) -> SampleOptions:
+    """The options on the command line, or in `arguments`. Raises ValueError for what cannot be used."""
+    values = vars(parser().parse_args(arguments))
+    values.pop("config")
+    return SampleOptions(**values)

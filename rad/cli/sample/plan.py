@@ -1,0 +1,307 @@
+"""What `rad sample` fills, as files: images, masks, methods, and the names of the results. Nothing is computed here."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, get_args
+
+from torch import Tensor
+
+from rad.cli.names import Solver, Spacing
+from rad.cli.sample.options import GUIDES, SampleOptions
+from rad.images.sources import ImageFile, by_stem, holds_one, is_source, list_images, stems
+from rad.masks import MaskGenerator
+from rad.masks.files import read_mask
+from rad.masks.shapes import MASKS, main_names, make
+from rad.rng import generator
+
+if TYPE_CHECKING:
+    from rad.sampling.method import Method
+
+MaskSource = ImageFile | MaskGenerator | None
+
+
+@dataclass(frozen=True)
+class Job:
+    """An image to fill, and the files to write.
+
+    Args:
+        identity: name of the results, see `rad.images.sources.stems`.
+        mask: None: there is no mask of the image's name.
+        outputs, raw: a file for each sample.
+        prompt: what to show, for text-to-image models.
+    """
+
+    image: ImageFile
+    identity: str
+    mask: MaskSource
+    outputs: list[Path]
+    raw: list[Path]
+    mask_output: Path | None
+    prompt: str = ""
+
+    @property
+    def files(self) -> list[Path]:
+        """All files to write."""
+        return [*self.outputs, *self.raw, *([self.mask_output] if self.mask_output else [])]
+
+    @property
+    def name(self) -> str:
+        """File name of the image without its folder; the key of its noise and mask."""
+        return PurePosixPath(self.image.name).name
+
+    def hole(self, size: tuple[int, int], options: SampleOptions) -> Tensor:
+        """(1,H,W) in [0,1], 1 = fill, for an image of that (height, width). Raises ValueError without a mask."""
+        if self.mask is None:
+            raise ValueError(
+                f"no mask for {self.image.name}: expected one of the same name; --mask_by order takes them in order"
+            )
+        if isinstance(self.mask, ImageFile):
+            return read_mask(self.mask.file(), polarity=options.mask_polarity, size=size)
+        return self.mask([generator(options.seed, "mask", self.name)], *size)[0]
+
+
+@dataclass(frozen=True)
+class Label:
+    """A method as given on the command line, such as "ddnm", "ddnm@50" or "rad@10,solver=ddim,spacing=quad".
+
+    Args:
+        steps, budget: number after "@": of steps, or of network calls ("ddnm@100nfe").
+        solver, spacing, eta: words after commas; None: the options of the whole run.
+    """
+
+    text: str
+    method: str
+    steps: int | None = None
+    budget: int | None = None
+    solver: Solver | None = None
+    spacing: Spacing | None = None
+    eta: float | None = None
+
+    @classmethod
+    def of(cls, text: str) -> "Label":
+        """Parse a label. `mine.py:Mine@50` runs the file and becomes `mine@50`.
+
+        Raises:
+            ValueError: an unknown method, number or word.
+        """
+        from rad.methods.own import split_file
+        from rad.methods.registry import find
+        from rad.sampling.method import name_of
+
+        file, rest = split_file(text)
+        if file:
+            text = name_of(find(file)) + rest
+        call, *words = text.split(",")
+        method, at, amount = call.partition("@")
+        find(method)
+        number = re.fullmatch(r"0*([1-9]\d*)(nfe)?", amount, re.ASCII)
+        if at and number is None:
+            raise ValueError(f"{text!r}: give {method}@50 for 50 steps or {method}@100nfe for 100 network calls")
+        amounts = {"budget" if number[2] else "steps": int(number[1])} if number else {}
+        return cls(text, method, **amounts, **_sampler_words(text, words))
+
+    def given(self, options: SampleOptions) -> dict[str, Any]:
+        """Solver, spacing and eta of the label, otherwise of the options."""
+        names = ("solver", "spacing", "eta")
+        return {name: getattr(options if getattr(self, name) is None else self, name) for name in names}
+
+
+def _sampler_words(text: str, words: Sequence[str]) -> dict[str, Any]:
+    """`["solver=ddim", "eta=0"]` as {"solver": "ddim", "eta": 0.0}."""
+    values: dict[str, Any] = dict(word.partition("=")[::2] for word in words)
+    if len(values) < len(words) or not values.keys() <= {"solver", "spacing", "eta"}:
+        raise ValueError(f"{text!r}: after a comma give solver=, spacing= or eta=, each once, as in rad@10,solver=ddim")
+    for name, choices in {"solver": get_args(Solver), "spacing": get_args(Spacing)}.items():
+        if values.get(name, choices[0]) not in choices:
+            raise ValueError(f"{text!r}: {name} is {values[name]!r}; allowed are {', '.join(choices)}")
+    try:
+        return values | ({"eta": float(values["eta"])} if "eta" in values else {})
+    except ValueError:
+        raise ValueError(f"{text!r}: eta is {values['eta']!r}; allowed are 0 to 1") from None
+
+
+@dataclass(frozen=True)
+class MethodRun:
+    """The jobs of one method on one mask."""
+
+    mask: str
+    label: Label
+    folder: Path
+    jobs: list[Job]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All runs of the program.
+
+    Args:
+        tree: results lie in OUTPUT/MASK/METHOD/; otherwise in OUTPUT, or in OUTPUT/METHOD/ for several methods.
+        sheets: a contact sheet for each mask, for several methods.
+    """
+
+    runs: list[MethodRun]
+    tree: bool
+    sheets: list[Path]
+
+
+def make_methods(options: SampleOptions) -> dict[Label, "Method"]:
+    """The methods of --method with their settings. Raises ValueError for an unknown one."""
+    from rad.methods.registry import create, parse_settings
+
+    labels = list(dict.fromkeys(Label.of(text) for text in options.method or ["rad"]))
+    settings = parse_settings(options.set, list(dict.fromkeys(label.method for label in labels)))
+    return {label: create(label.method, settings[label.method]) for label in labels}
+
+
+def make_plan(options: SampleOptions, labels: Sequence[Label]) -> Plan:
+    """Images, masks and files for each method and mask. Raises ValueError for options that do not fit together."""
+    output, names = Path(options.output), {mask: mask_name(mask) for mask in options.mask}
+    tree = len(names) > 1 or options.report
+    several = tree or len(labels) > 1
+    if several and output.suffix.lower() == ".png" and not output.is_dir():
+        raise ValueError(f"--output {output}: several methods or masks write a folder each; give a folder")
+    if len(set(names.values())) < len(names):
+        raise ValueError(f"--mask {' '.join(names)}: two masks of one name would share a folder: rename one")
+    for kind in GUIDES:
+        source = getattr(options, f"{kind}_image")
+        if source is not None and not is_source(source):
+            raise ValueError(f"--{kind}_image {source}: no such file or folder")
+    images = list_images(options.image)
+    runs, sheets = [], []
+    for mask, name in names.items():
+        root, inputs = output / name if tree else output, _inputs(options, mask, images)
+        sheets += [root / "methods.png"] if len(labels) > 1 else []
+        for label in labels:
+            folder = root / label.text if several else output
+            runs.append(MethodRun(name, label, folder, _make_jobs(options, inputs, folder, tree=tree)))
+    _check_files(options, runs, sheets)
+    return Plan(runs, tree, sheets)
+
+
+def select_part(runs: Sequence[MethodRun], part: tuple[int, int], size: int) -> list[MethodRun]:
+    """The jobs of --shard `part` (number, count): blocks of `size` jobs go to the parts in turn, over all runs."""
+    number, count = part
+    kept, before = [], 0
+    for run in runs:
+        blocks = [run.jobs[start : start + size] for start in range(0, len(run.jobs), size)]
+        mine = [block for place, block in enumerate(blocks, before) if place % count == number - 1]
+        kept.append(replace(run, jobs=[job for block in mine for job in block]))
+        before += len(blocks)
+    return kept
+
+
+def mask_name(mask: str) -> str:
+    """Name of a --mask in the results: of the file (without suffix), folder or generator."""
+    path = Path(mask)
+    if not is_source(mask):
+        return mask
+    return path.resolve().name if path.is_dir() else path.stem
+
+
+def read_prompts(path: str) -> dict[str, str]:
+    """The prompts in a JSON file, by the name of the image, with its folder in the source or without."""
+    try:
+        prompts = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"--prompts {path} cannot be read ({error}): give a JSON file") from None
+    if not (isinstance(prompts, dict) and prompts and all(isinstance(prompt, str) for prompt in prompts.values())):
+        raise ValueError(f'--prompts {path} has to hold an object, as {{"cat.png": "a cat", "dog.png": "a dog"}}')
+    return prompts
+
+
+def _make_jobs(
+    options: SampleOptions, inputs: Sequence[tuple[ImageFile, str, MaskSource]], output: Path, *, tree: bool
+) -> list[Job]:
+    """A job for each image, with its files in `output`; the masks of a tree lie beside it."""
+    into_file = _check_output(options, output, tree=tree)
+    jobs, prompts = [], {} if options.prompts is None else read_prompts(options.prompts)
+    for image, identity, mask in inputs:
+        stem = str(output.with_suffix("") if into_file else output / identity)
+        samples = [stem] if options.num_samples == 1 else [f"{stem}-{n}" for n in range(options.num_samples)]
+        outputs = [Path(f"{sample}.png") for sample in samples]
+        raw = [Path(f"{sample}-raw.png") for sample in samples] if options.raw else []
+        mask_output = Path(f"{stem}-mask.png") if options.save_mask else None
+        if tree:
+            mask_output = output.parent / "masks" / f"{identity}.png"
+        prompt = prompts.get(image.name, prompts.get(PurePosixPath(image.name).name, options.prompt or None))
+        if prompt is None and prompts:
+            raise ValueError(
+                f"--prompts {options.prompts} has none for {image.name}: add it, or give --prompt for the rest"
+            )
+        jobs.append(Job(image, identity, mask, outputs, raw, mask_output, prompt or ""))
+    return jobs
+
+
+def _check_output(options: SampleOptions, output: Path, *, tree: bool) -> bool:
+    """Whether `output` is the file of a single result. Raises ValueError for a place that cannot take the results."""
+    source, is_folder = Path(options.image), output.is_dir()
+    single, suffix = holds_one(source), output.suffix.lower()
+    into_file = single and not tree and suffix != "" and not is_folder
+    folder, problem = output.parent if into_file else output, ""
+    if not single and suffix == ".png" and not is_folder:
+        problem = f"{source} holds several images: give a folder"
+    elif into_file and suffix != ".png":
+        problem = "results are PNG files, which keep every pixel: end the name in .png"
+    elif source.is_dir() and folder.resolve().is_relative_to(source.resolve()):
+        problem = f"it lies in {source}, and would be an input of the next run: give another folder"
+    elif any(path.is_file() for path in (folder, *folder.parents)):
+        problem = f"there is a file where the folder {folder} has to be: give another folder"
+    if problem:
+        raise ValueError(f"--output {output} cannot be used: {problem}")
+    return into_file
+
+
+def _check_files(options: SampleOptions, runs: Sequence[MethodRun], sheets: Sequence[Path]) -> None:
+    """Raise ValueError where two results of a run share a file, or a result would replace an input."""
+    written = set(sheets)
+    for run in runs:
+        counts = Counter(path for job in run.jobs for path in job.files)
+        double = sorted(str(path) for path, count in counts.items() if count > 1)
+        if double:
+            raise ValueError(
+                f"{len(double)} files would be written twice, the first {double[0]}: rename images of {options.image}"
+            )
+        written |= counts.keys()
+    entries = (entry for run in runs for job in run.jobs for entry in (job.image, job.mask))
+    sources = {entry.source for entry in entries if isinstance(entry, ImageFile) and isinstance(entry.source, Path)}
+    read = {source.resolve() for source in sources}
+    lost = sorted(str(path) for path in written if path.resolve() in read)
+    if lost:
+        raise ValueError(f"--output {options.output} would write over the input {lost[0]}: give another folder or name")
+    if folders := [sheet for sheet in sheets if sheet.is_dir()]:
+        raise ValueError(f"the contact sheet {folders[0]} cannot be written, for it is a folder: remove it")
+
+
+def _inputs(options: SampleOptions, mask: str, images: Sequence[ImageFile]) -> list[tuple[ImageFile, str, MaskSource]]:
+    """(Image, name of its results, mask) of at most --limit images; only lists of names are read."""
+    names = stems(images)
+    inputs = list(zip(images, names, _find_masks(mask, names, in_order=options.mask_by == "order"), strict=True))
+    count = len(inputs) if options.limit is None else min(options.limit, len(inputs))
+    return [inputs[number * len(inputs) // count] for number in range(count)]  # evenly, to cover all folders
+
+
+def _find_masks(mask: str, names: Sequence[str], *, in_order: bool) -> Sequence[MaskSource]:
+    """The mask of each name."""
+    if not is_source(mask):
+        if mask not in MASKS:
+            raise ValueError(
+                f"--mask {mask} is neither a file, a folder, an archive nor a generator; "
+                f"there are {', '.join(main_names())}"
+            )
+        return [make(mask)] * len(names)
+    files = list_images(mask)
+    if holds_one(mask):
+        return [files[0]] * len(names)
+    if in_order:
+        if len(files) < len(names):
+            raise ValueError(
+                f"--mask {mask} has {len(files)} masks for {len(names)} images; --mask_by order needs one for each, "
+                "with --limit too: give at least as many"
+            )
+        return files[: len(names)]
+    by_name = by_stem(files, where=f"--mask {mask}", what="masks")
+    return [by_name.get(name) for name in names]

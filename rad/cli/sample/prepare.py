@@ -1,0 +1,109 @@
+"""Checks before anything is filled: prompts, schedules and costs of methods, and the windows of each image."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rad.cli.sample.fill import WindowCount, encoding
+from rad.cli.sample.options import SampleOptions
+from rad.cli.sample.plan import Job, Label
+from rad.cli.sample.run_log import Failures
+from rad.console import counted, report
+from rad.images.sources import ImageFile
+from rad.inpainting.inpainter import Inpainter
+from rad.masks.files import looks_inverted, same_mask
+from rad.methods.registry import cost, steps_within
+from rad.models.guidance_inputs import Condition
+
+if TYPE_CHECKING:
+    from rad.diffusion.processes import Process
+    from rad.sampling.method import Method, Schedule
+    from rad.sampling.state import Cost
+
+
+def check_model(
+    inpainter: Inpainter, options: SampleOptions, methods: Mapping[Label, "Method"], jobs: Sequence[Job]
+) -> None:
+    """Raise ValueError for prompts, latent options and a margin that the model cannot use."""
+    prompts = dict.fromkeys(job.prompt for job in jobs)
+    conditions = [Condition(prompt, options.negative_prompt, options.guidance) for prompt in prompts]
+    if any(method.weights != "none" for method in methods.values()):
+        inpainter.check(conditions, **encoding(options))
+    elif conditions != [Condition()]:
+        raise ValueError("a prompt has no effect on methods that use no network")
+    most = (inpainter.size[0] - 1) // 2
+    if options.size_policy == "crop" and options.margin is not None and options.margin > most:
+        raise ValueError(f"--margin {options.margin}: allowed are 0 to {most} with this model")
+
+
+def choose_schedule(label: Label, method: "Method", options: SampleOptions, base_process: "Process") -> "Schedule":
+    """The user's schedule, completed by the method's preset; a budget becomes a number of steps."""
+    given = label.given(options)
+    schedule = method.choose(**given)
+    fixed = label.steps is not None or label.budget is not None
+    steps, budget = (label.steps, label.budget) if fixed else (options.steps, options.budget_nfe)
+    if method.weights == "none":
+        return schedule
+    if budget is None:
+        return method.choose(steps=steps, **given)
+    where = {"base_process": base_process, "spacing": schedule.spacing}
+    steps = steps_within(method, budget, **where)
+    work, unused = cost(method, steps, **where), ""
+    if 2 * work.units < budget and steps < base_process.sampled_steps:
+        more = cost(method, steps + 1, **where).units
+        unused = (
+            f"; {counted(steps + 1, 'step')} would cost {more}, so much of the budget is unused: change its settings"
+        )
+    report(
+        f"{label.text}: {counted(steps, 'step')} for a budget of {budget}: "
+        f"{counted(work.nfe, 'network call')}, {work.vjp} VJP{unused}"
+    )
+    return method.choose(steps=steps, **given)
+
+
+def cost_per_window(
+    label: Label, method: "Method", schedule: "Schedule", options: SampleOptions, inpainter: Inpainter
+) -> "Cost":
+    """Cost of a window; warns of options without effect. Raises ValueError if the method cannot run on this model."""
+    given = label.given(options)
+    try:
+        result = inpainter.sampler(method, **vars(schedule)).cost
+    except ValueError as error:
+        preset = method.preset_solver if given["solver"] is None else "ddpm"
+        hint = "" if preset == "ddpm" else f" ({preset!r} is its preset; {label.text},solver=ddpm takes another)"
+        raise ValueError(f"{label.text}: {error}{hint}") from None
+    unused = method.unused(**given) + (["steps"] if options.steps is not None and method.weights == "none" else [])
+    for name in unused:
+        report(f"warning: --{name} has no effect on {label.text}")
+    return result
+
+
+def count_windows(
+    inpainter: Inpainter, jobs: Iterable[Job], options: SampleOptions, failures: Failures, *, tree: bool
+) -> dict[ImageFile, WindowCount]:
+    """Windows of each image that can be read; the others are added to `failures`.
+
+    Args:
+        tree: masks on disk belong to the results of other methods too.
+
+    Raises:
+        ValueError: such a mask differs from the present one.
+    """
+    counts: dict[ImageFile, WindowCount] = {}
+    for job in jobs:
+        try:
+            image = job.image.open()
+            hole = job.hole((image.height, image.width), options)
+            windows = inpainter.count_windows(hole, size_policy=options.size_policy, margin=options.margin)
+            written = job.mask_output if tree and job.mask_output and job.mask_output.exists() else None
+            same = written is None or same_mask(written, hole)
+        except (ValueError, OSError) as error:
+            failures.add(f"{job.image}: {error}", job.image)
+            continue
+        if not same:
+            raise ValueError(
+                f"{written} differs from the mask of {job.image}: give another --output, or delete the results"
+            )
+        if options.mask_polarity == "white_is_fill" and isinstance(job.mask, ImageFile) and looks_inverted(hole):
+            report(f"warning: the mask of {job.image.name} looks inverted: try --mask_polarity white_is_known")
+        counts[job.image] = WindowCount(windows, image.width * image.height)
+    return counts

@@ -1,0 +1,218 @@
+"""The program `rad sample`: what is finished is kept, and failures are listed at the end."""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image
+
+from rad.cli.sample.fill import Worker, load_inpainter, make_batches, write_image
+from rad.cli.sample.options import SampleOptions
+from rad.cli.sample.plan import Label, MethodRun, Plan, make_methods, make_plan, select_part
+from rad.cli.sample.prepare import check_model, choose_schedule, cost_per_window, count_windows
+from rad.cli.sample.record import Record, scoring
+from rad.cli.sample.run_log import Failures, RunLog
+from rad.cli.sample.workers import Setup, fill_by_processes
+from rad.console import EXIT_INPUT, EXIT_OK, EXIT_SOME, Progress, counted, program, report
+from rad.device import find_devices
+from rad.images.codecs import blank, images_up_to, to_tensor
+from rad.images.grid import contact_sheet
+from rad.masks import MaskGenerator
+from rad.methods.own import loaded_from
+
+if TYPE_CHECKING:
+    from rad.evaluation.features import Extractor
+    from rad.sampling.method import Method
+
+SHEET_ROWS, SMALLEST_CELL, LARGEST_CELL = 12, 128, 256
+
+
+def run(options: SampleOptions) -> int:
+    """Carry out `rad sample`. Paths of results go to stdout, all else to stderr.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        ValueError, FileNotFoundError: nothing could be begun.
+    """
+    try:
+        with images_up_to(options.max_megapixels):
+            return _run(options)
+    except torch.OutOfMemoryError:
+        raise ValueError(
+            "not enough memory for a single window: use --device cpu, a smaller model, --precision bf16 or a method that does "
+            "not differentiate the network (--list_methods)"
+        ) from None
+
+
+def _run(options: SampleOptions) -> int:
+    methods = make_methods(options)
+    plan = make_plan(options, list(methods))
+    runs = plan.runs if options.part is None else select_part(plan.runs, options.part, options.batch_size)
+    record = Record(options, methods) if plan.tree else None
+    missing = _unfinished(options, runs, plan.tree)
+    reporting, sheets = options.report and options.part is None, plan.sheets if options.part is None else []
+    if not missing and not reporting and all(sheet.exists() for sheet in sheets):
+        return EXIT_OK
+    _warn(options, plan)
+    networks = _load_metrics(options, record.methods) if reporting and record else []
+    failures = Failures()
+    if missing:
+        _check_writable(missing[0].folder, options.output)
+        _fill(options, methods, missing, record, failures)
+    for sheet in sheets:
+        _write_sheet(options, sheet, [run for run in runs if run.folder.parent == sheet.parent], failures)
+    if reporting:
+        _write_report(options, networks, failures)
+    for message in failures.messages:
+        report(f"failed: {' '.join(message.split())}")
+    if not failures.messages:
+        return EXIT_OK
+    images = {job.image for run in runs for job in run.jobs}
+    report(f"{len(failures.images)} of {counted(len(images), 'image')} failed")
+    some = failures.written or sum(len(run.jobs) for run in missing) < sum(len(run.jobs) for run in runs)
+    return EXIT_SOME if some or not failures.images else EXIT_INPUT
+
+
+def _unfinished(options: SampleOptions, runs: Sequence[MethodRun], tree: bool) -> list[MethodRun]:
+    """The runs with the jobs whose files are not all there; with --overwrite all jobs."""
+    missing = []
+    for run in runs:
+        jobs = [job for job in run.jobs if options.overwrite or not all(path.exists() for path in job.files)]
+        missing += [replace(run, jobs=jobs)] if jobs else []
+        if done := len(run.jobs) - len(jobs):
+            name, images = f"{run.label.text}{f' on {run.mask}' if tree else ''}", counted(len(run.jobs), "image")
+            report(
+                f"{name}: skipped {done} of {images}, whose files exist (settings are not compared; see --overwrite)"
+            )
+    return missing
+
+
+def _warn(options: SampleOptions, plan: Plan) -> None:
+    if options.margin is not None and options.size_policy != "crop":
+        report("warning: --margin has no effect without --size_policy crop")
+    if options.mask_polarity != "white_is_fill" and isinstance(plan.runs[0].jobs[0].mask, MaskGenerator):
+        report(f"warning: --mask_polarity has no effect on the generator {plan.runs[0].mask}")
+    if not options.report and (options.feature_net or options.lpips or options.fid or options.baseline):
+        report("warning: --feature_net, --lpips, --fid and --baseline have no effect without --report")
+
+
+def _check_writable(folder: Path, output: str) -> None:
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    try:
+        tempfile.TemporaryFile(dir=existing).close()
+    except OSError as error:
+        raise ValueError(f"--output {output} cannot be written: {existing} takes no files ({error.strerror})") from None
+
+
+def _fill(
+    options: SampleOptions,
+    methods: Mapping[Label, "Method"],
+    runs: Sequence[MethodRun],
+    record: Record | None,
+    failures: Failures,
+) -> None:
+    """Fill the jobs of all runs, here or in several processes."""
+    devices = find_devices(options.device, options.devices)
+    inpainter = load_inpainter(options, devices[0] if len(devices) == 1 else "cpu")
+    check_model(inpainter, options, methods, [job for run in runs for job in run.jobs])
+    completed = {label: inpainter.complete(method) for label, method in methods.items()}
+    schedules, costs = {}, {}
+    for label, method in completed.items():
+        schedules[label] = choose_schedule(label, method, options, inpainter.model.base_process)
+    for label, method in completed.items():
+        costs[label] = cost_per_window(label, method, schedules[label], options, inpainter)
+    if record is not None:
+        record.complete(inpainter, {label: schedule.steps for label, schedule in schedules.items()}, devices)
+    window_counts = {}
+    for mask in dict.fromkeys(run.mask for run in runs):
+        jobs = {job.image: job for run in runs if run.mask == mask for job in run.jobs}.values()
+        window_counts[mask] = count_windows(inpainter, jobs, options, failures, tree=record is not None)
+    size, where = inpainter.size, ", ".join(dict.fromkeys(devices))
+    where = f"of a {size[1]}x{size[0]} image on {where}{f' ({len(devices)} processes)' if len(devices) > 1 else ''}"
+    logs = []
+    for number, run in enumerate(runs):
+        batches = make_batches(number, run, window_counts[run.mask], options)
+        cost, schedule = costs[run.label], schedules[run.label]
+        logs.append(RunLog(run, batches, cost, schedule, where, options=options, record=record, failures=failures))
+    if len(devices) == 1:
+        _fill_here(Worker(inpainter, completed, schedules, options), logs)
+        return
+    del inpainter, completed
+    files = [file for method in methods.values() if (file := loaded_from(type(method)))]
+    setup = Setup(options, schedules, [batch for log in logs for batch in log.batches], files)
+    fill_by_processes(setup, logs, devices, failures)
+
+
+def _fill_here(worker: Worker, logs: Sequence[RunLog]) -> None:
+    for log in (log for log in logs if log.batches):
+        log.begin()
+        with Progress(log.calls) as progress:
+            for batch in log.batches:
+                before = progress.done
+                try:
+                    usage = worker.fill(batch, lambda done, before=before: progress.update(before + done))
+                except Exception as error:  # a user's method may raise any; the other batches go on
+                    log.failed(batch, error)
+                    continue
+                log.filled(batch, usage)
+                log.written(batch, worker.write())
+        log.end()
+
+
+def _write_sheet(options: SampleOptions, path: Path, runs: Sequence[MethodRun], failures: Failures) -> None:
+    """Write the contact sheet of the first images that have a result: input, first sample of each method, original."""
+    columns = [{job.image: job for job in run.jobs} for run in runs]
+    finished = {image for jobs in columns for image, job in jobs.items() if job.outputs[0].exists()} - failures.images
+    try:
+        rows: list[list[Image.Image | None]] = []
+        for image_file, job in [pair for pair in columns[0].items() if pair[0] in finished][:SHEET_ROWS]:
+            image = image_file.open()
+            hole = job.hole((image.height, image.width), options)
+            results = [jobs[image_file].outputs[0] for jobs in columns]
+            shown = [Image.open(result) if result.exists() else None for result in results]
+            rows.append([blank(to_tensor(image), hole), *shown, image])
+        if rows:
+            side = max(max(image.size) for row in rows for image in row if image is not None)
+            side = max(SMALLEST_CELL, min(LARGEST_CELL, side))
+            labels = ["input", *(run.label.text for run in runs), "as given"]
+            write_image(path, contact_sheet(rows, column_labels=labels, cell_size=side))
+            print(path)
+    except (ValueError, OSError) as error:
+        failures.add(f"{path} cannot be written: {error}")
+
+
+def _load_metrics(options: SampleOptions, methods: Sequence[str]) -> list["Extractor"]:
+    """The networks of the report, loaded before hours of sampling to find mistakes."""
+    from rad.evaluation.compare import extractors
+
+    if options.baseline is not None and options.baseline not in methods:
+        raise ValueError(f"--baseline {options.baseline}: give one of {', '.join(methods)}")
+    return extractors(options.feature_net, options.lpips, options.fid, device=options.device)
+
+
+def _write_report(options: SampleOptions, networks: list["Extractor"], failures: Failures) -> None:
+    """Score the written files."""
+    from rad.evaluation.compare import evaluate
+    from rad.evaluation.report import write_report
+
+    output = Path(options.output)
+    try:
+        comparison = evaluate(
+            output,
+            references=options.image,
+            extractors=networks,
+            baseline=options.baseline,
+            scoring=scoring(),
+            remarks=failures.messages,
+        )
+        for path in write_report(comparison, output):
+            print(path)
+        for note in comparison.notes:
+            report(f"note: {note}")
+    except (ValueError, OSError) as error:
+        failures.add(f"the report: {error}; images are kept: `{program('evaluate')} --results {output}` tries again")

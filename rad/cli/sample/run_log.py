@@ -1,0 +1,124 @@
+"""Messages, costs and failures of a run; kept in the first process, whichever process fills the images."""
+
+import os
+import traceback
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rad.cli.sample.fill import Batch
+from rad.cli.sample.options import SampleOptions
+from rad.cli.sample.plan import MethodRun
+from rad.cli.sample.record import Record
+from rad.console import counted, report
+from rad.evaluation.run_log import Costs, Usage
+from rad.images.sources import ImageFile
+
+if TYPE_CHECKING:
+    from rad.sampling.method import Schedule
+    from rad.sampling.state import Cost
+
+EXPECTED = (ValueError, OSError, RuntimeError)
+"""Errors whose message says enough."""
+
+
+def describe(error: BaseException) -> str:
+    """The message of an error; with the type of an unexpected one."""
+    return str(error) if isinstance(error, EXPECTED) else f"{type(error).__name__}: {error} (RAD_DEBUG=1 shows where)"
+
+
+class Failures:
+    """Messages and images of failures, and the number of images that were written."""
+
+    def __init__(self) -> None:
+        self.written = 0
+        self.messages: list[str] = []
+        self.images: set[ImageFile] = set()
+
+    def add(self, message: str, image: ImageFile | None = None) -> None:
+        self.messages.append(message)
+        if image is not None:
+            self.images.add(image)
+
+
+class RunLog:
+    """Log of one method on one mask.
+
+    Args:
+        batches: all that will be filled.
+        cost, schedule: of the method for one window.
+        where: description of the window size and the devices.
+        record: of a comparison; without one, an error ends the program.
+    """
+
+    def __init__(
+        self,
+        run: MethodRun,
+        batches: Sequence[Batch],
+        cost: "Cost",
+        schedule: "Schedule",
+        where: str,
+        *,
+        options: SampleOptions,
+        record: Record | None,
+        failures: Failures,
+    ) -> None:
+        self.run, self.batches, self.record, self.failures = run, batches, record, failures
+        self._calls_per_window = options.num_samples * cost.nfe
+        self.calls = sum(map(self.calls_of, batches))
+        self._costs, self._usage = Costs(run.folder, shard=options.part), Usage()
+        windows = options.num_samples * sum(sum(batch.windows) for batch in batches)
+        backward = f" and {counted(windows * cost.vjp, 'backward pass')}" if cost.vjp else ""
+        how = f" with {counted(schedule.steps, 'step')} ({schedule.solver}, {schedule.spacing})" if cost.nfe else ""
+        self._headline = (
+            f"{f'{run.mask}: ' if record else ''}{counted(sum(len(batch.jobs) for batch in batches), 'image')}, "
+            f"{counted(windows, 'window')}, {run.label.text}{how}: {counted(self.calls, 'network call')}{backward} {where}"
+        )
+
+    def calls_of(self, batch: Batch) -> int:
+        """Network calls of a batch, counted for single windows."""
+        return self._calls_per_window * sum(batch.windows)
+
+    def begin(self) -> None:
+        report(self._headline)
+
+    def end(self) -> None:
+        usage = self._usage
+        backward = f", {usage.vjp} VJP" if usage.vjp else ""
+        each = f", {1000 * usage.seconds / usage.nfe:.1f} ms per network call of one image" if usage.nfe else ""
+        report(
+            f"{self.run.label.text}: {usage.nfe} NFE{backward}, {usage.seconds:.1f} s in the sampler{each}, "
+            f"peak memory {usage.peak_memory / 2**20:.0f} MiB"
+        )
+
+    def filled(self, batch: Batch, usage: Usage) -> None:
+        """Record the cost of a batch, before its files are written."""
+        self._usage += usage
+        if self.record is None:
+            return
+        try:
+            self.record.write()
+            self._costs.add([job.identity for job in batch.jobs], usage, batch.windows)
+        except (ValueError, OSError) as error:
+            self.failures.add(f"costs of {self.run.label.text} on {self.run.mask}: {error}")
+
+    def written(self, batch: Batch, problems: Sequence[str]) -> None:
+        """Print the paths of the images without a problem."""
+        for job, problem in zip(batch.jobs, problems, strict=True):
+            if problem:
+                self.failures.add(f"{job.image}: {problem}", job.image)
+                continue
+            self.failures.written += 1
+            for path in job.outputs:
+                print(path)
+
+    def failed(self, batch: Batch, error: Exception) -> None:
+        """Note the error of a batch; without a record, raise it."""
+        if self.record is None:
+            raise error
+        if os.environ.get("RAD_DEBUG"):
+            traceback.print_exception(error)
+        self.lost(batch, describe(error))
+
+    def lost(self, batch: Batch, reason: str) -> None:
+        for job in batch.jobs:
+            self.failures.add(f"{job.image} by {self.run.label.text} on {self.run.mask}: {reason}", job.image)

@@ -1,0 +1,209 @@
+"""Several processes, one for each device: each takes the next batch when it has finished one."""
+
+import asyncio
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from ctypes import c_long
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+
+from rad.cli.sample.fill import Batch, Worker, load_inpainter
+from rad.cli.sample.options import SampleOptions
+from rad.cli.sample.plan import Label, make_methods
+from rad.cli.sample.run_log import EXPECTED, Failures, RunLog, describe
+from rad.console import Progress
+from rad.device import threads_of_each
+from rad.evaluation.run_log import Usage
+from rad.images.codecs import images_up_to
+
+if TYPE_CHECKING:
+    from rad.sampling.method import Schedule
+
+PATIENCE, TICK = 10.0, 0.2
+"""Seconds that a process has for its end, and between two updates of the progress bar."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What each process needs; `files`: method files and their hashes, as arguments of `rad.methods.own.load`."""
+
+    options: SampleOptions
+    schedules: Mapping[Label, "Schedule"]
+    batches: Sequence[Batch]
+    files: Sequence[tuple[str, str]] = ()
+
+    def worker(self, device: str) -> Worker:
+        """Load the model on a device. Raises ValueError for a method file that has changed."""
+        from rad.methods.own import load
+
+        for text, sha256 in self.files:
+            load(text, sha256=sha256)
+        inpainter = load_inpainter(self.options, device)
+        methods = {label: inpainter.complete(method) for label, method in make_methods(self.options).items()}
+        return Worker(inpainter, methods, self.schedules, self.options)
+
+
+@dataclass
+class _Process:
+    """A process with a model; `calls`: finished network calls of its batch, in memory shared with it."""
+
+    device: str
+    pool: ProcessPoolExecutor
+    loading: "Future[None]"
+    calls: "c_long"
+
+    def call(self, task: Callable[..., T], *arguments: object) -> "asyncio.Future[T]":
+        return asyncio.wrap_future(self.pool.submit(_run, task, *arguments))
+
+
+def fill_by_processes(setup: Setup, logs: Sequence[RunLog], devices: Sequence[str], failures: Failures) -> None:
+    """Fill all batches with a process on each device.
+
+    A process that dies loses its batch, and the others go on. None outlives this call, also after Ctrl-C.
+    """
+    busy = [log for log in logs if log.batches]
+    for log in busy:
+        log.begin()
+    with (
+        Progress(sum(log.calls for log in busy)) as progress,
+        _processes(setup, devices[: len(setup.batches)]) as processes,
+    ):
+        asyncio.run(_fill_all(setup, processes, logs, failures, progress))
+    for log in busy:
+        log.end()
+
+
+async def _fill_all(
+    setup: Setup, processes: Sequence[_Process], logs: Sequence[RunLog], failures: Failures, progress: Progress
+) -> None:
+    waiting, finished = deque(range(len(setup.batches))), 0
+
+    async def show() -> None:
+        while True:
+            progress.update(finished + sum(process.calls.value for process in processes))
+            await asyncio.sleep(TICK)
+
+    async def serve(process: _Process) -> None:
+        nonlocal finished
+        try:
+            await asyncio.wrap_future(process.loading)
+        except EXPECTED as error:
+            failures.add(f"the process on {process.device} cannot begin: {error}")
+            return
+        while waiting:
+            number = waiting.popleft()
+            batch, log = setup.batches[number], logs[setup.batches[number].run]
+            try:
+                log.filled(batch, await process.call(_fill, number))
+                log.written(batch, await process.call(_write))
+            except BrokenProcessPool:
+                log.lost(batch, f"the process on {process.device} died, perhaps for lack of memory; rerun to resume")
+                return
+            except EXPECTED as error:
+                log.failed(batch, error)
+            finally:
+                finished, process.calls.value = finished + log.calls_of(batch), 0
+
+    bar = asyncio.create_task(show())
+    await asyncio.gather(*map(serve, processes))
+    bar.cancel()
+    progress.update(finished)
+    for number in waiting:
+        batch = setup.batches[number]
+        logs[batch.run].lost(batch, "no process is left to fill it")
+
+
+@contextmanager
+def _processes(setup: Setup, devices: Sequence[str]) -> Iterator[list[_Process]]:
+    """A process on each device, ended with the block."""
+    context, threads = multiprocessing.get_context("spawn"), threads_of_each(devices)
+    others, processes = set(multiprocessing.active_children()), []
+    try:
+        for device in devices:
+            calls = context.RawValue(c_long, 0)
+            pool = ProcessPoolExecutor(1, context, initializer=_begin, initargs=(threads, calls))
+            with _ignored_interrupts():
+                processes.append(_Process(device, pool, pool.submit(_run, _load, setup, device), calls))
+        yield processes
+    except BaseException:
+        ours = set(multiprocessing.active_children()) - others
+        for process in ours:
+            process.terminate()
+        for process in ours:
+            process.join(PATIENCE)
+            process.kill()
+        raise
+    finally:
+        for process in processes:
+            process.pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _ignored_interrupts() -> Iterator[None]:
+    """A process that starts here ignores Ctrl-C: the first process ends it."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+# In a worker process ------------------------------------------------------------------------------
+
+_state: dict[str, Any] = {}
+"""`setup`, `worker` and `calls` of this process; an executor offers no other place between two tasks."""
+
+
+def _begin(threads: int, calls: Any) -> None:
+    torch.set_num_threads(threads)
+    _state["calls"] = calls
+    signal.signal(signal.SIGTERM, _leave)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _leave(*_: object) -> None:
+    raise SystemExit  # removes half-written files on its way
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _run(task: Callable[..., T], *arguments: object) -> T:
+    """Run a task. Its errors become builtin ones, since others may not be picklable."""
+    try:
+        return task(*arguments)
+    except SystemExit:
+        os._exit(1)  # the executor would catch it and go on
+    except Exception as error:
+        kinds = (torch.OutOfMemoryError, *EXPECTED)
+        kind = next((kind for kind in kinds if isinstance(error, kind)), RuntimeError)
+        raise kind(describe(error)) from error
+
+
+def _load(setup: Setup, device: str) -> None:
+    _state.update(setup=setup, worker=setup.worker(device))
+
+
+def _fill(number: int) -> Usage:
+    setup, calls = _state["setup"], _state["calls"]
+    with images_up_to(setup.options.max_megapixels):
+        return _state["worker"].fill(setup.batches[number], lambda done: setattr(calls, "value", done))
+
+
+def _write() -> list[str]:
+    return _state["worker"].write()
