@@ -62,7 +62,7 @@ class KeyedNoise:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="keyed-noise")
         self._ahead: dict[tuple[int, tuple[int, ...]], Future[Tensor]] = {}
 
-    def draw(self, number: int, shape: Sequence[int], *, last: bool = False) -> Tensor:
+    def randn(self, number: int, shape: Sequence[int], *, last: bool = False) -> Tensor:
         """Draw `number` for every image: (B, *shape) float32; the following draw is begun unless `last`."""
         wanted = (number, tuple(shape))
         future = self._ahead.pop(wanted, None)

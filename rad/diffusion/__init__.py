@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     )
     from rad.diffusion.schedules import karras_sigmas, linear_betas, shifted_sigmas
     from rad.diffusion.solvers import Solver, multistep
-    from rad.diffusion.spacings import Spacing, sampling_times, spaced_times, time_travel
+    from rad.diffusion.spacings import Spacing, sampling_timesteps, spaced_timesteps, time_travel
     from rad.diffusion.step import Denoised, Prediction, noised, posterior_mean, renoise, reverse_step
 
 __all__ = [
@@ -65,9 +65,9 @@ __all__ = [
     "region_aware",
     "renoise",
     "reverse_step",
-    "sampling_times",
+    "sampling_timesteps",
     "shifted_sigmas",
-    "spaced_times",
+    "spaced_timesteps",
     "time_travel",
 ]
 
@@ -81,7 +81,7 @@ __getattr__ = lazy_names(
         "processes": "EDM Bands Flow PerPixel Process RegionAware RegionAwareFlow Uniform region_aware",
         "schedules": "karras_sigmas linear_betas shifted_sigmas",
         "solvers": "Solver multistep",
-        "spacings": "Spacing sampling_times spaced_times time_travel",
+        "spacings": "Spacing sampling_timesteps spaced_timesteps time_travel",
         "step": "Denoised Prediction noised posterior_mean renoise reverse_step",
     },
 )

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from rad.diffusion.levels import CLEAN, NoiseLevel, NoiseRegions
-from rad.diffusion.schedules import fractional_times, log_cumulative, noise_grid
+from rad.diffusion.schedules import fractional_timesteps, log_cumulative, noise_grid
 
 LEAST_SIGNAL = 2.0**-12
 """Smallest a of a flow; it keeps s / a finite at pure noise."""
@@ -82,7 +82,7 @@ def _between(table: Tensor, t: Tensor) -> Tensor:
 
 
 def _log_abar(log_A: Tensor, t: Tensor) -> Tensor:
-    """log A at t, any shape. 1 - A is linear between integers, as in `fractional_times`."""
+    """log A at t, any shape. 1 - A is linear between integers, as in `fractional_timesteps`."""
     if not t.is_floating_point():
         return log_A[t]
     between = torch.log1p(-_between(-torch.expm1(log_A), t))
@@ -91,7 +91,7 @@ def _log_abar(log_A: Tensor, t: Tensor) -> Tensor:
 
 def _time_of(intensity: Tensor, table: Tensor) -> Tensor:
     """Inverse of `_between` for a table that increases from 0 at CLEAN."""
-    return fractional_times(intensity, torch.cat([table[-1:], table[:-1]])) - 1
+    return fractional_timesteps(intensity, torch.cat([table[-1:], table[:-1]])) - 1
 
 
 class Uniform:
@@ -210,7 +210,7 @@ class RegionAware:
         if regions is None:
             raise ValueError("the region-aware process needs the regions of a hole: NoiseRegions.from_mask(hole)")
         log_abar = self.log_abar(_checked(t, self.steps), regions.values)
-        times = fractional_times(-torch.expm1(log_abar), self.grid.to(t.device))
+        times = fractional_timesteps(-torch.expm1(log_abar), self.grid.to(t.device))
         return NoiseLevel(
             *_amplitudes(log_abar), timesteps=_network_timesteps(times, self.time_origin), index=regions.index
         )

@@ -20,7 +20,7 @@ Spacing = Literal["even", "trailing", "quad", "logsnr", "official"]
 """
 
 
-def spaced_times(
+def spaced_timesteps(
     total: int,
     count: int,
     *,
@@ -30,7 +30,7 @@ def spaced_times(
     """`count` timesteps from total - 1 downwards, then CLEAN. Each pair of neighbours is one sampler step.
 
     Args:
-        spacing: see `Spacing`; `sampling_times` supports "logsnr" too.
+        spacing: see `Spacing`; `sampling_timesteps` supports "logsnr" too.
         fractional: keep the fractional timesteps of "quad". Otherwise they are rounded and duplicates are dropped, which may
             leave fewer than `count`.
 
@@ -49,8 +49,8 @@ def spaced_times(
     return [*(times if spacing == "quad" and fractional else _whole(times)), CLEAN]
 
 
-def sampling_times(process: Process, count: int, *, spacing: Spacing = "even", fractional: bool = False) -> list[float]:
-    """`spaced_times` of a process, for every `Spacing`.
+def sampling_timesteps(process: Process, count: int, *, spacing: Spacing = "even", fractional: bool = False) -> list[float]:
+    """`spaced_timesteps` of a process, for every `Spacing`.
 
     Raises:
         ValueError: count is outside [1, sampled_steps], the spacing is unknown, or "logsnr" meets a process without `time_of`.
@@ -59,7 +59,7 @@ def sampling_times(process: Process, count: int, *, spacing: Spacing = "even", f
     if spacing not in get_args(Spacing):
         raise ValueError(f"spacing is {spacing!r}; allowed are {', '.join(get_args(Spacing))}")
     if spacing != "logsnr" or count == 1 or not 1 <= count <= total:
-        return spaced_times(total, count, spacing="even" if spacing == "logsnr" else spacing, fractional=fractional)
+        return spaced_timesteps(total, count, spacing="even" if spacing == "logsnr" else spacing, fractional=fractional)
     if not isinstance(process, Invertible):
         raise ValueError(
             "spacing 'logsnr' needs one noise level for the whole hole; this process has several: "
@@ -85,7 +85,7 @@ def time_travel(times: list[float], *, length: int, visits: int) -> list[float]:
     """RePaint's plan: from every `length`-th level, jump up by `length` levels and descend again, `visits` times in all.
 
     Args:
-        times: N decreasing timesteps, then CLEAN, as from `spaced_times`.
+        times: N decreasing timesteps, then CLEAN, as from `spaced_timesteps`.
         length: levels per jump, 1 or more; visits: passes through each block, 1 (no travel) or more.
 
     Returns:

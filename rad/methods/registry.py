@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from rad.diffusion.processes import Process, Uniform
 from rad.diffusion.schedules import linear_betas
-from rad.diffusion.spacings import Spacing, sampling_times
+from rad.diffusion.spacings import Spacing, sampling_timesteps
 from rad.methods import METHODS
 from rad.methods.own import is_own, load, split_file
 from rad.sampling.method import CustomSampler, Method, SamplingMethod
@@ -95,7 +95,7 @@ def cost(method: Method, steps: int, *, base_process: Process | None = None, spa
     """
     process = method.process(base_process or Uniform(linear_betas()), "adm")
     spacing = method.preset_spacing if spacing is None else spacing
-    times = sampling_times(process, steps, spacing=spacing, fractional=method.fractional)
+    times = sampling_timesteps(process, steps, spacing=spacing, fractional=method.fractional)
     return method.cost(method.plan(times))
 
 

@@ -234,7 +234,7 @@ def test_a_method_that_changes_x_in_place_gets_the_estimate_of_what_it_made(keep
 
     with KeyedNoise(0, ["a"]) as noise:
         task = Task.from_image(WORLD.y, WORLD.hole)
-        sample = Sampler(Uniform(linear_betas()), [InPlace()], steps=3)(WORLD.denoiser, task, noise=noise)
+        sample = Sampler(Uniform(linear_betas()), InPlace(), steps=3)(WORLD.denoiser, task, noise=noise)
     assert seen == [True] * 3
     assert sample.nfe == 6
 
