@@ -45,11 +45,13 @@ def spaced_timesteps(
     if count > first + 1:
         raise ValueError(f"steps is {count}; the official spacing allows 1 to {first + 1}: use spacing='even'")
     power = 2 if spacing == "quad" else 1
-    times = [first * (1 - i / (count - 1)) ** power for i in range(count)] if count > 1 else [float(first)]
-    return [*(times if spacing == "quad" and fractional else _whole(times)), CLEAN]
+    timesteps = [first * (1 - i / (count - 1)) ** power for i in range(count)] if count > 1 else [float(first)]
+    return [*(timesteps if spacing == "quad" and fractional else _whole(timesteps)), CLEAN]
 
 
-def sampling_timesteps(process: Process, count: int, *, spacing: Spacing = "even", fractional: bool = False) -> list[float]:
+def sampling_timesteps(
+    process: Process, count: int, *, spacing: Spacing = "even", fractional: bool = False
+) -> list[float]:
     """`spaced_timesteps` of a process, for every `Spacing`.
 
     Raises:
@@ -68,31 +70,31 @@ def sampling_timesteps(process: Process, count: int, *, spacing: Spacing = "even
     ends = process.noise(torch.tensor([total - 1, 0]), ALL_HOLE)
     noisiest, cleanest = (ends.alpha / ends.sigma).log()[:, -1].tolist()
     inner = torch.linspace(noisiest, cleanest, count, dtype=torch.float64)[1:-1]
-    times = [float(total - 1), *process.time_of(inner).tolist(), 0.0]
-    return [*(times if fractional else _whole(times)), CLEAN]
+    timesteps = [float(total - 1), *process.time_of(inner).tolist(), 0.0]
+    return [*(timesteps if fractional else _whole(timesteps)), CLEAN]
 
 
 ALL_HOLE = NoiseRegions(torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, 1, 1, dtype=torch.int64))
 """Regions of an image without known pixels."""
 
 
-def _whole(times: Sequence[float]) -> list[float]:
+def _whole(timesteps: Sequence[float]) -> list[float]:
     """Round half up and drop duplicates."""
-    return list(dict.fromkeys(math.floor(time + 0.5) for time in times))
+    return list(dict.fromkeys(math.floor(t + 0.5) for t in timesteps))
 
 
-def time_travel(times: list[float], *, length: int, visits: int) -> list[float]:
+def time_travel(timesteps: list[float], *, length: int, visits: int) -> list[float]:
     """RePaint's plan: from every `length`-th level, jump up by `length` levels and descend again, `visits` times in all.
 
     Args:
-        times: N decreasing timesteps, then CLEAN, as from `spaced_timesteps`.
+        timesteps: N decreasing t, then CLEAN, as from `spaced_timesteps`.
         length: levels per jump, 1 or more; visits: passes through each block, 1 (no travel) or more.
 
     Returns:
         Timesteps, ending in CLEAN; neighbours are one level apart. A = ceil((N - length) / length) anchors give
         N + A (visits - 1) length reverse steps and A (visits - 1) length forward steps: 2410 and 2160 for 250, 10, 10.
     """
-    levels = times[-2::-1]  # levels[j]: the j-th level, from the least noise
+    levels = timesteps[-2::-1]  # levels[j]: the j-th level, from the least noise
     budget = dict.fromkeys(range(0, len(levels) - length, length), visits - 1)
     at, path = len(levels), []
     while at >= 1:

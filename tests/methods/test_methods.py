@@ -226,7 +226,7 @@ def test_settings_as_text():
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("magic", {}, "'magic' is not known; there are rad, "),
+        ("magic", {}, "'magic' is not known; allowed are rad, "),
         ("replacement", {"jumps": "1"}, "no setting 'jumps'; it has corrections, ratio"),
         ("replacement", {"corrections": "one"}, "corrections is 'one'; expected a whole number"),
         ("replacement", {"corrections": "-1"}, "corrections is -1; allowed are 0 or more"),

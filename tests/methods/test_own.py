@@ -128,7 +128,7 @@ def test_what_is_not_a_method_is_refused(file, text, message):
         ("bad.py", "1 / 0", "cannot be loaded: ZeroDivisionError"),
         ("bad.py", "def", "cannot be loaded: SyntaxError"),
         ("bad.py", CODE.replace("@dataclass(frozen=True)", ""), "Mine is not a dataclass"),
-        ("bad.py", NO_DEFAULT, "without a default: give strength one"),
+        ("bad.py", NO_DEFAULT, "without a default: give strength a default"),
         ("bad.py", CODE.replace("SamplingMethod", "CustomSampler"), r"Mine has no run\(\)"),
     ],
 )  # fmt: skip
