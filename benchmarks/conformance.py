@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from rad.diffusion.solvers import Solver
-from rad.diffusion.spacings import Spacing, spaced_times
+from rad.diffusion.spacings import Spacing, spaced_timesteps
 from rad.methods import METHODS
 from rad.methods.rad import RAD
 from rad.methods.registry import cost
@@ -92,7 +92,7 @@ def few_steps() -> dict[str, list[Distance]]:
         found[name] = []
         for steps in NFE:
             if solver == "dpm++2m" and spacing == "even":
-                reached = law_of_draws(world, rad, rad.choose(steps=steps), times=spaced_times(1000, steps))
+                reached = law_of_draws(world, rad, rad.choose(steps=steps), times=spaced_timesteps(1000, steps))
             else:
                 reached = law(world, rad, steps=steps, solver=solver, spacing=spacing, eta=eta)
             found[name].append(distance(world, *reached))

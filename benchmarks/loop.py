@@ -47,7 +47,7 @@ def main() -> None:
     task = Task.from_image(inputs["x"].clamp(-1, 1), inputs["hole"][:, None].float())
     process = RegionAware(linear_betas())
     sampler, denoiser = Sampler(process, steps=steps), UNetDenoiser(unet)
-    levels = [torch.full((batch,), time, device=given.device) for time in sampler.times[:-1]]
+    levels = [torch.full((batch,), time, device=given.device) for time in sampler.timesteps[:-1]]
     times = [process.noise(level, task.regions).timesteps.float() for level in levels]
     assert len(times) == sampler.cost.nfe
 

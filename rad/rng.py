@@ -61,7 +61,7 @@ class KeyedNoise:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="keyed-noise")
         self._ahead: dict[tuple[int, tuple[int, ...]], Future[Tensor]] = {}
 
-    def draw(self, number: int, shape: Sequence[int], *, last: bool = False) -> Tensor:
+    def randn(self, number: int, shape: Sequence[int], *, last: bool = False) -> Tensor:
         """Draw `number` for every image: (B, *shape) float32. The next draw is started unless `last`."""
         shape = tuple(shape)
         future = self._ahead.pop((number, shape), None)

@@ -31,7 +31,7 @@ def test_the_sampling_loop_is_the_samplers(hole: torch.Tensor) -> None:
         expected = sampler(UNetDenoiser(network), Task.from_image(IMAGES, hole), noise=noise).image
     numbers = count()
     with KeyedNoise(0, names) as noise, torch.no_grad():
-        drawn = minimal_rad.sample(network, process, IMAGES, hole, 5, lambda: noise.draw(next(numbers), (3, 16, 16)))
+        drawn = minimal_rad.sample(network, process, IMAGES, hole, 5, lambda: noise.randn(next(numbers), (3, 16, 16)))
     assert torch.equal(drawn, expected)
     assert torch.equal(torch.where(hole == 0, drawn, IMAGES), IMAGES)
     assert not torch.equal(drawn, IMAGES)

@@ -234,7 +234,7 @@ class Inpainter:
         total = sampler.cost.nfe * sum(len(canvas.windows) for canvas in canvases)
         spent, seconds, planned = Cost(0), 0.0, 0
         _forget_peak(self.device)
-        differentiated = any(method.needs_grad for method in sampler.methods)
+        differentiated = sampler.method.needs_grad
         with self.model.weights(adapter=self._with_adapter(sampler), differentiated=differentiated):
             while any(canvas.windows for canvas in canvases):
                 jobs = [(c, w) for c in canvases if c.windows for w in next_wave(c.unknown, list(c.windows))]
@@ -306,7 +306,7 @@ class Inpainter:
             warnings.warn(f"{name} has no effect on method {method.name!r}", stacklevel=3)
         chosen = method.choose(steps=steps, solver=solver, spacing=spacing, eta=eta)
         assert isinstance(method, CustomSampler | SamplingMethod)
-        return Sampler(process, method if isinstance(method, CustomSampler) else (method,), **vars(chosen))
+        return Sampler(process, method, **vars(chosen))
 
     def complete(self, method: Method) -> Method:
         """The method with what it needs besides this model: the coarse model of M2S is loaded from its path."""
@@ -414,7 +414,7 @@ class Inpainter:
             result = sampler(self.model.denoiser(conditions, adapter=self._with_adapter(sampler)), task, noise=noise)
             with torch.no_grad():
                 x = result.raw if self.model.autoencoder is IDENTITY else result.image
-                made = sampler.methods[0].decode(x, task)
+                made = sampler.method.decode(x, task)
         for (canvas, window), one in zip(batch, made.float().cpu(), strict=True):
             canvas.paste(window, one)
         return result
@@ -428,7 +428,7 @@ class Inpainter:
         )
 
     def _with_adapter(self, sampler: Sampler) -> bool:
-        return any(method.weights == "adapter" for method in sampler.methods)
+        return sampler.method.weights == "adapter"
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")

@@ -14,6 +14,14 @@ from rad.models.vae import IDENTITY, Autoencoder
 class Task:
     """A batch of inpainting problems.
 
+    Example:
+        >>> import torch
+        >>> image, hole = torch.rand(2, 3, 8, 8) * 2 - 1, torch.zeros(2, 1, 8, 8)
+        >>> hole[:, :, 2:6, 2:6] = 1  # 1 = fill
+        >>> task = Task.from_image(image, hole)
+        >>> bool((task.known[:, :, 2:6, 2:6] == 0).all())  # methods cannot see the hole's content
+        True
+
     Args:
         known: (B,C,H,W) in [-1,1], zero where the hole is 1, which hides the hole's content from every method.
         hole: (B,1,H,W) in [0,1], 1 = fill; between: a partial edit (RAD's soft masks).

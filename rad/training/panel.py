@@ -81,7 +81,7 @@ class Panel(Callback):
 
         methods = {"region_aware": RAD(), "tdpaint": TDPaint()}
         method = methods.get(module.process_kind, Replacement())
-        return Sampler(module.sampling_process, (method,), **vars(method.choose(**self.sampling)))
+        return Sampler(module.sampling_process, method, **vars(method.choose(**self.sampling)))
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

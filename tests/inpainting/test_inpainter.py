@@ -723,7 +723,7 @@ def test_more_steps_and_less_eta_change_the_result(rad):
 def test_solver_and_spacing_of_rad_are_its_preset_or_the_users(rad):
     def chosen(**options):
         sampler = rad.sampler("rad", **options)
-        return len(sampler.times) - 1, sampler.solver, sampler.eta, sampler.times[1]
+        return len(sampler.timesteps) - 1, sampler.solver, sampler.eta, sampler.timesteps[1]
 
     assert chosen()[:3] == (20, "dpm++2m", 0.0)
     assert chosen(solver="ddpm", steps=5) == (5, "ddpm", 1.0, 749)

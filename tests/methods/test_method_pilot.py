@@ -68,7 +68,7 @@ def state_of(task, x, *, t=500, step=0, process=None, denoiser=None):
 
 def run(method, *, denoiser=None, task=None, steps=20, seed=0, process=None, names=("a",)):
     task = task or task_of()
-    sampler = Sampler(process or Uniform(BETAS), (method,), steps=steps, eta=0.0)
+    sampler = Sampler(process or Uniform(BETAS), method, steps=steps, eta=0.0)
     with KeyedNoise(seed, names) as noise:
         return sampler(denoiser or linear(), task, noise=noise), sampler.cost
 
@@ -224,15 +224,15 @@ def test_no_coherence_is_blended_latent_diffusion():
 class CountingTape(KeyedNoise):
     drawn = 0
 
-    def draw(self, number, shape, *, last=False):
+    def randn(self, number, shape, *, last=False):
         type(self).drawn = max(type(self).drawn, number + 1)
-        return super().draw(number, shape, last=last)
+        return super().randn(number, shape, last=last)
 
 
 @pytest.mark.parametrize(("coherence", "draws"), [(1.0, 1), (0.5, 11), (0.0, 21)])
 def test_only_blending_draws_noise(coherence, draws):
     CountingTape.drawn = 0
-    sampler = Sampler(Uniform(BETAS), (PILOT(coherence=coherence, iterations=1),), steps=20, eta=0.0)
+    sampler = Sampler(Uniform(BETAS), PILOT(coherence=coherence, iterations=1), steps=20, eta=0.0)
     with CountingTape(0, ["a"]) as noise:
         sampler(linear(), task_of(), noise=noise)
     assert CountingTape.drawn == draws
@@ -315,7 +315,7 @@ def box():
 
 def fill(model, method, task, *conditions, names=("a", "b"), steps=4):
     denoiser = model.denoiser(conditions, adapter=False)
-    sampler = Sampler(model.base_process, (method,), steps=steps, eta=0.0)
+    sampler = Sampler(model.base_process, method, steps=steps, eta=0.0)
     with KeyedNoise(0, names[: len(conditions)]) as noise:
         return sampler(denoiser, task, noise=noise)
 

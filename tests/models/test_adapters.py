@@ -125,7 +125,7 @@ def test_a_fresh_adapter_fills_a_whole_image_as_the_base_would(inpainters, kind,
     task = base._task(torch.zeros(1, 3, SIDE, SIDE), hole[None], None, "smooth")
     with KeyedNoise(0, ["a"]) as noise, torch.no_grad():
         denoiser = base.model.denoiser([condition(kind)], adapter=False)
-        sample = Sampler(base.model.base_process, (), steps=steps, **solver)(denoiser, task, noise=noise)
+        sample = Sampler(base.model.base_process, steps=steps, **solver)(denoiser, task, noise=noise)
         made = base.model.autoencoder.decode(sample.image)[0].clamp(-1, 1)
     expected = (255 * (made / 2 + 0.5)).round().permute(1, 2, 0).numpy()
     assert expected.std() > 1

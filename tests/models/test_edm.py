@@ -98,11 +98,11 @@ def test_a_folder_with_edms_scheduler_is_sampled_as_diffusers_does_it(folder):
     start = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
     class Start:
-        def draw(self, number, shape):
+        def randn(self, number, shape):
             return start
 
     task = inpainter._task(torch.zeros(1, 3, 16, 16), torch.ones(1, 1, 16, 16), None, "smooth")
-    ours = Sampler(model.base_process, (), steps=steps, eta=0)(
+    ours = Sampler(model.base_process, steps=steps, eta=0)(
         model.denoiser([PLAIN], adapter=False), task, noise=Start()
     ).raw
     x = scheduler.sigmas[0] * start

@@ -63,7 +63,7 @@ def test_sd3_is_sampled_at_the_levels_of_its_scheduler(sd3, steps):
     """Of numbers of steps that divide the table evenly; 28 is the pipeline's own."""
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     scheduler.set_timesteps(steps)
-    levels = Sampler(sd3.base_process, (), steps=steps).times
+    levels = Sampler(sd3.base_process, steps=steps).timesteps
     ours = torch.stack([sd3.base_process.noise(torch.tensor([t])).sigma[0, 0] for t in levels])
     torch.testing.assert_close(ours[1:].float(), scheduler.sigmas[1:], rtol=1e-5, atol=1e-6)
     assert float(scheduler.sigmas[0] - ours[0]) == LEAST_SIGNAL, "pure noise has a little signal"
@@ -182,10 +182,10 @@ def everything(model, condition, *, steps, start):
     task = Task.encoded(torch.zeros(1, 3, SIDE, SIDE), torch.ones(1, 1, SIDE, SIDE), model.autoencoder)
 
     class Start:
-        def draw(self, number, shape):
+        def randn(self, number, shape):
             return start
 
-    sampler = Sampler(model.base_process, (), steps=steps, eta=0)
+    sampler = Sampler(model.base_process, steps=steps, eta=0)
     return sampler(model.denoiser([condition], adapter=False), task, noise=Start())
 
 

@@ -89,15 +89,15 @@ def test_estimates_are_not_clipped(inpainter):
 def test_everything_hole_is_plain_ddim_on_the_schedule_of_the_folder(inpainter, folder):
     model, steps = inpainter.model, 4
     task = Task.encoded(torch.zeros(1, 3, SIDE, SIDE), torch.ones(1, 1, SIDE, SIDE), model.autoencoder)
-    sampler = Sampler(model.base_process, (), steps=steps, eta=0)
+    sampler = Sampler(model.base_process, steps=steps, eta=0)
     with KeyedNoise(0, ["a"]) as noise:
-        start = noise.draw(0, task.known.shape[1:]).to(task.known)
+        start = noise.randn(0, task.known.shape[1:]).to(task.known)
     with KeyedNoise(0, ["a"]) as noise:
         ours = sampler(model.denoiser([Condition()], adapter=False), task, noise=noise).raw
     scheduler = DDIMScheduler.from_pretrained(folder / "scheduler")
     x = float(model.base_process.noise(torch.tensor([999])).sigma_map()) * start
     with torch.no_grad():
-        for t, u in zip(sampler.times[:-1], sampler.times[1:], strict=True):
+        for t, u in zip(sampler.timesteps[:-1], sampler.timesteps[1:], strict=True):
             e = model.unet(x, t).sample
             a, b = scheduler.alphas_cumprod[t], scheduler.alphas_cumprod[u] if u >= 0 else torch.tensor(1.0)
             x = b.sqrt() * (x - (1 - a).sqrt() * e) / a.sqrt() + (1 - b).sqrt() * e

@@ -277,9 +277,9 @@ def test_a_panel_of_a_base_model_fills_by_replacement(world, tmp_path):
 
 def test_a_panel_of_a_rad_model_uses_the_preset_of_rad_or_its_own_solver(world):
     sampler = Panel(steps=5).sampler(module(world))
-    assert (sampler.solver, sampler.eta, len(sampler.times)) == ("dpm++2m", 0.0, 6)
+    assert (sampler.solver, sampler.eta, len(sampler.timesteps)) == ("dpm++2m", 0.0, 6)
     sampler = Panel(steps=5, solver="ddpm", spacing="trailing").sampler(module(world))
-    assert (sampler.solver, sampler.eta, sampler.times[1]) == ("ddpm", 1.0, 799)
+    assert (sampler.solver, sampler.eta, sampler.timesteps[1]) == ("ddpm", 1.0, 799)
 
 
 def test_a_panel_that_cannot_be_drawn_is_refused_before_training(tmp_path, world):
