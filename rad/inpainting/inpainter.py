@@ -290,7 +290,7 @@ class Inpainter:
             assert self.model.info is not None
             raise ValueError(
                 f"method {method.name!r} needs a base model, and {self.model.source} was trained on per-pixel noise without "
-                "images that are all hole (model.unconditional_share): use rad, or the model that it was trained from, "
+                "images that are all hole (model.process.unconditional_share): use rad, or the model that it was trained from, "
                 f"{self.model.info.base!r}"
             )
         if method.needs_grad and self.precision == "bf16":

@@ -15,18 +15,26 @@ if TYPE_CHECKING:
     from rad.training.diffusion import Diffusion
     from rad.training.ema import EMA
     from rad.training.guards import FiniteGuard, StopOnSignal
-    from rad.training.panel import Panel, Throughput
+    from rad.training.optimizer import Schedule
+    from rad.training.panel import Panel
     from rad.training.resume import WholeCheckpointIO
+    from rad.training.settings import Execution, Scratch, TrainingLoss, TrainingProcess
+    from rad.training.throughput import Throughput
 
 __all__ = [
     "EMA",
     "AutoencoderTraining",
     "Checkpoint",
     "Diffusion",
+    "Execution",
     "FiniteGuard",
     "Panel",
+    "Schedule",
+    "Scratch",
     "StopOnSignal",
     "Throughput",
+    "TrainingLoss",
+    "TrainingProcess",
     "WholeCheckpointIO",
 ]
 
@@ -38,7 +46,10 @@ __getattr__ = lazy_names(
         "diffusion": "Diffusion",
         "ema": "EMA",
         "guards": "FiniteGuard StopOnSignal",
-        "panel": "Panel Throughput",
+        "panel": "Panel",
+        "optimizer": "Schedule",
         "resume": "WholeCheckpointIO",
+        "settings": "Execution Scratch TrainingLoss TrainingProcess",
+        "throughput": "Throughput",
     },
 )

@@ -1,52 +1,68 @@
-"""AdamW and its learning-rate schedule."""
+"""The optimiser and the schedule of its learning rate."""
 
-from typing import Any, Literal, get_args
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal, get_args
 
-import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-Schedule = Literal["constant", "linear", "cosine", "warmup_stable_decay"]
-
-
-def adamw(module: Any, total: int, *, sharded: bool = False) -> dict[str, Any]:
-    """AdamW on what `module` trains, by its settings, and its schedule over `total` steps, as Lightning wants them."""
-    settings = {"lr": module.learning_rate, "betas": module.adam_betas, "weight_decay": module.weight_decay}
-    trained = [p for p in module.parameters() if p.requires_grad]
-    optimizer: torch.optim.Optimizer
-    if sharded:
-        from torch.distributed.optim import ZeroRedundancyOptimizer
-
-        optimizer = ZeroRedundancyOptimizer(trained, torch.optim.AdamW, **settings)
-    else:
-        optimizer = torch.optim.AdamW(trained, **settings)
-    if module.schedule != "constant" and total <= 0:
-        raise ValueError(f"schedule {module.schedule!r} needs to know the length of the run: set trainer.max_steps")
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: learning_rate_factor(
-            step, module.warmup_steps, total, module.schedule, decay_share=module.decay_share
-        ),
-    )
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+ScheduleName = Literal["constant", "linear", "cosine", "warmup_stable_decay"]
 
 
-def require_schedule(schedule: str, *, warmup_steps: int, decay_share: float, learning_rate: float) -> None:
-    """Raise ValueError for settings of the learning rate that are out of range."""
-    if schedule not in get_args(Schedule):
-        raise ValueError(f"schedule is {schedule!r}; allowed are {', '.join(get_args(Schedule))}")
-    if warmup_steps < 0 or learning_rate <= 0:
-        raise ValueError(f"warmup_steps is {warmup_steps} and learning_rate {learning_rate}; allowed are >= 0 and > 0")
-    if not 0 < decay_share <= 1:
-        raise ValueError(f"decay_share is {decay_share}; allowed are shares of trainer.max_steps above 0, up to 1")
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate over a run of T = trainer.max_steps optimiser steps, as a factor of the optimiser's own.
+
+    A linear warm-up of W steps, step / W from 0, is followed by one of
+
+        constant              1
+        linear                1 - p                     p = (step - W) / (T - W)
+        cosine                (1 + cos(pi p)) / 2
+        warmup_stable_decay   1, then (1 + cos(pi q)) / 2 over the last `decay_share` of T, q from 0 to 1
+
+    Args:
+        name: "constant", "linear", "cosine" (of diffusers.optimization.get_scheduler), or "warmup_stable_decay".
+        warmup_steps: W, at least 0.
+        decay_share: fraction of T in which "warmup_stable_decay" falls to zero, above 0 to 1.
+    """
+
+    name: ScheduleName = "constant"
+    warmup_steps: int = 0
+    decay_share: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.name not in get_args(ScheduleName):
+            raise ValueError(f"schedule.name is {self.name!r}; allowed are {', '.join(get_args(ScheduleName))}")
+        if self.warmup_steps < 0:
+            raise ValueError(f"schedule.warmup_steps is {self.warmup_steps}; allowed are >= 0")
+        if not 0 < self.decay_share <= 1:
+            raise ValueError(f"schedule.decay_share is {self.decay_share}; allowed are fractions above 0, up to 1")
+
+    def build(self, optimizer: Optimizer, total: int) -> LRScheduler:
+        """The scheduler of a run of `total` optimiser steps, stepped after each of them."""
+        from diffusers.optimization import get_scheduler
+
+        if self.name != "constant" and total <= 0:
+            raise ValueError(
+                f"schedule.name is {self.name!r}, which needs the length of the run: set trainer.max_steps"
+            )
+        if self.name == "warmup_stable_decay":
+            return LambdaLR(optimizer, lambda step: self._stable_decay(step, total))
+        name = "constant_with_warmup" if self.name == "constant" else self.name
+        return get_scheduler(name, optimizer, num_warmup_steps=self.warmup_steps, num_training_steps=total)
+
+    def _stable_decay(self, step: int, total: int) -> float:
+        if step < self.warmup_steps:
+            return step / self.warmup_steps
+        start = max(self.warmup_steps, round(total * (1 - self.decay_share)))
+        progress = min(1.0, max(0, step - start) / max(1, total - start))
+        return 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def learning_rate_factor(step: int, warmup: int, total: int, schedule: Schedule, *, decay_share: float = 0.1) -> float:
-    """The factor of the learning rate at optimiser step `step` = 0, 1, ... of `total`; see `Diffusion`."""
-    if step < warmup:
-        return (step + 1) / warmup
-    if schedule == "constant":
-        return 1.0
-    start = max(warmup, round(total * (1 - decay_share))) if schedule == "warmup_stable_decay" else warmup
-    progress = min(1.0, max(0, step - start) / max(1, total - start))
-    if schedule == "linear":
-        return 1 - progress
-    return 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * progress, dtype=torch.float64))))
+def sharded(optimizer: Callable[[Iterable], Optimizer], weights: Iterable) -> Optimizer:
+    """ZeRO stage 1: each process keeps the optimiser state of a part of `weights`."""
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    return ZeroRedundancyOptimizer(list(weights), optimizer_class=optimizer)  # pyright: ignore[reportArgumentType]
