@@ -5,12 +5,11 @@ how the batch is split, and a resumed run continues as if it had not stopped.
 
 A latent model sees an image as sampling will: holes are drawn in pixels and brought to the cells by the rule of sampling, and
 the known cells are those of an image whose hole was filled smoothly before it was encoded, so that they know nothing of what is
-in it. The frozen autoencoder and text encoders are no part of the module (see `rad.models.trainable`).
+in it. The frozen autoencoder and text encoders are no part of the module (see `rad.models.loaded_model`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import lightning as L
 import torch
@@ -19,34 +18,32 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from rad.diffusion.denoiser import Denoiser, UNetDenoiser
+from rad.diffusion.denoiser import Denoiser
 from rad.diffusion.levels import NoiseRegions
 from rad.diffusion.losses import Losses, LossRegion, TimestepWeight, VlbBoundary, hybrid_loss
-from rad.diffusion.processes import PerPixel, Process, TimeOrigin, get_betas, region_aware
+from rad.diffusion.processes import Flow, PerPixel, Process, TimeOrigin, get_betas, region_aware
 from rad.diffusion.step import noised
 from rad.masks import MaskGenerator
 from rad.masks.perlin import Perlin
 from rad.models.adapter import AdapterInfo, load_adapter
 from rad.models.guided_diffusion import QkvOrder
-from rad.models.latent_mask import Grid, Prefill, latent_hole, prefill
+from rad.models.latent_mask import Grid, Prefill, encode_training
+from rad.models.load import load_model, new_model
+from rad.models.loaded_model import RegionAwareNetwork
 from rad.models.lora import LoRA, inject, trainable
-from rad.models.trainable import ConditionedDenoiser, RegionAwareNetwork, load_autoencoder, region_aware_network
-from rad.models.vae import IDENTITY
 from rad.networks.unet import EmbeddingKind
 from rad.resources import located
 from rad.rng import generator
 from rad.sampling.task import Task
-from rad.training.from_scratch import (
-    ProcessKind,
-    TrainedPrediction,
-    _from_scratch,
-    _load,
-    _require_trainable,
-    _require_whole,
-)
 from rad.training.optimizer import Schedule, adamw, require_schedule
 
 BUCKETS = 4
+
+
+ProcessKind = Literal["region_aware", "tdpaint", "uniform"]
+
+
+TrainedPrediction = Literal["epsilon", "v_prediction"]
 
 
 Batch = Mapping[str, Any]
@@ -184,41 +181,50 @@ class Diffusion(L.LightningModule):
         self.strict_loading = False  # a checkpoint holds what is trained, and on_load_checkpoint compares the names
 
         if unet is not None:
-            vae = IDENTITY if autoencoder is None else load_autoencoder(Path(autoencoder))
-            parts = _from_scratch(unet, vae, text_encoder, prediction=prediction, image_size=image_size, seed=seed)
-        else:
-            parts = _load(
-                str(base),
+            model = new_model(
+                unet,
+                autoencoder=autoencoder,
+                text_encoder=text_encoder,
+                prediction=prediction,
                 image_size=image_size,
+                seed=seed,
+            )
+        else:
+            model = load_model(
+                str(base),
+                size=image_size,
                 head_channels=head_channels,
                 qkv_order=qkv_order,
                 revision=revision,
+                training=True,
             )
-        if prediction not in ("epsilon", parts.prediction):
+        if prediction not in ("epsilon", model.prediction):
             raise ValueError(
-                f"model.prediction is {prediction!r}, and {parts.source} predicts {parts.prediction!r}: remove it"
+                f"model.prediction is {prediction!r}, and {model.source} predicts {model.prediction!r}: remove it"
             )
-        _require_trainable(parts, image_size=image_size, weight_limit=weight_limit, time_origin=time_origin)
-        if parts.text is not None and lora is None and adapter is None:
-            _require_whole(parts, process)
+        model.require_trainable(process, whole=lora is None and adapter is None)
+        if weight_limit != 1 and model.prediction != "epsilon":
+            raise ValueError(f"weight_limit is {weight_limit}, for networks that predict 'epsilon': remove it")
+        if isinstance(model.base_process, Flow) and time_origin != "adm":
+            raise ValueError(f"time_origin is {time_origin!r}; a flow takes its own sigma: remove it")
         self.process_kind = process
         self.process: Process
         self.sampling_process: Process
         if process == "region_aware":
-            self.process = self.sampling_process = region_aware(parts.base_process, time_origin=time_origin)
+            self.process = self.sampling_process = region_aware(model.base_process, time_origin=time_origin)
         elif process == "tdpaint":
-            betas_of_own = get_betas(parts.base_process)
+            betas_of_own = get_betas(model.base_process)
             self.process, self.sampling_process = (
                 PerPixel(betas_of_own, time_origin=time_origin, known=0),
                 PerPixel(betas_of_own, time_origin=time_origin),
             )
         else:
-            self.process = self.sampling_process = parts.base_process
-        network = region_aware_network(parts.network, embedding=embedding)
+            self.process = self.sampling_process = model.base_process
+        network = model.region_aware_network(embedding=embedding)
         for layer in network.modules():  # of a pretrained model: its draws would not be keyed
             if isinstance(layer, nn.Dropout):
                 layer.p = 0.0
-        self.parts = parts
+        self.model = model
         self.grid, self.prompt_dropout = grid or Grid(), prompt_dropout
         self.fill: Prefill = fill
         self.time_origin: TimeOrigin = time_origin
@@ -240,7 +246,7 @@ class Diffusion(L.LightningModule):
             network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.network: RegionAwareNetwork | PeftModel
         if adapter is not None:
-            self.network = load_adapter(network, located(adapter), base_hash=parts.hash, trained=True)
+            self.network = load_adapter(network, located(adapter), base_hash=model.hash, trained=True)
         else:
             self.network = network.requires_grad_(True) if lora is None else inject(network, lora, seed=seed)
         self.network.train()
@@ -258,47 +264,35 @@ class Diffusion(L.LightningModule):
 
     @property
     def learned_variance(self) -> bool:
-        return self.parts.kind == "pixel" and self.parts.prediction == "epsilon" and self.vlb_weight > 0
+        return self.model.learns_variance and self.vlb_weight > 0
 
     def on_fit_start(self) -> None:
-        self.parts.to(self.device)
+        for frozen in self.model.frozen_modules():
+            frozen.to(self.device)
         data: Any = self.trainer
         captioned = getattr(data.datamodule, "captions", None) is not None
-        if captioned != (self.parts.text is not None):
+        if captioned != (self.model.takes_text):
             rank_zero_warn(
-                f"{self.parts.source} takes no text: the captions are unused"
+                f"{self.model.source} takes no text: the captions are unused"
                 if captioned
-                else f"{self.parts.source} takes text, and there is none: it is trained on the empty prompt (data.captions)"
+                else f"{self.model.source} takes text, and there is none: it is trained on the empty prompt (data.captions)"
             )
 
     def denoiser(self, prompts: Sequence[str]) -> Denoiser:
         """The network as it is now, for sampling images with these prompts; a model without text reads none."""
-        if self.parts.kind == "pixel":
-            return UNetDenoiser(
-                self.unet,
-                prediction_type=self.parts.prediction,  # pyright: ignore[reportArgumentType]  # no flow is on pixels
-                learned_variance=self.learned_variance,
-            )
-        return ConditionedDenoiser(
-            self.unet,
-            prediction=self.parts.prediction,
-            channels=self.parts.autoencoder.channels,
-            conditions={} if self.parts.text is None else self.parts.text(prompts),
-        )
+        return self.model.training_denoiser(prompts, learned_variance=self.learned_variance)
 
     def task(self, image: Tensor, hole: Tensor) -> Task:
         """image (B,3,H,W) in [-1,1], hole (B,1,H,W), on the device of the module."""
-        if self.parts.kind == "pixel":
-            return Task.from_image(image, hole)
-        return Task.encoded(image, hole, self.parts.autoencoder, grid=self.grid, fill=self.fill)
+        return Task.encoded(image, hole, self.model.autoencoder, grid=self.grid, fill=self.fill)
 
     def adapter_info(self, *, size: tuple[int, int], ema: bool) -> AdapterInfo:
         return AdapterInfo(
-            base=self.parts.source,
-            base_hash=self.parts.hash,
-            base_revision=self.parts.revision,
+            base=self.model.source,
+            base_hash=self.model.hash,
+            base_revision=self.model.revision,
             time_origin=self.time_origin,
-            steps=self.parts.base_process.steps,
+            steps=self.model.base_process.steps,
             size=size,
             trained_steps=self.global_step,
             ema=ema,
@@ -306,7 +300,7 @@ class Diffusion(L.LightningModule):
             learned_variance=self.learned_variance,
             process=self.process_kind,
             unconditional=self.unconditional_share > 0,
-            kind=self.parts.kind,
+            kind=self.model.kind,
         )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -337,9 +331,7 @@ class Diffusion(L.LightningModule):
         ]
         t = self.draw_times(sources)
         hole, regions = self._holes(batch, sources, image, purpose)
-        x0 = image
-        if self.parts.kind != "pixel":
-            x0, regions = self._encoded(image, hole)
+        x0, regions = self._encoded(image, hole, regions)
         eps = torch.stack([torch.randn(x0.shape[1:], generator=source, device=x0.device) for source in sources])
         now, previous = self.process.noise(t, regions), self.process.noise(t - 1, regions)
         x = noised(x0, now, noise=eps)
@@ -357,7 +349,7 @@ class Diffusion(L.LightningModule):
             loss_region=self.loss_region,
             weight_limit=self.weight_limit,
             timestep_weight=self.timestep_weight,
-            prediction=self.parts.prediction,
+            prediction=self.model.prediction,
         )
         return losses, t, hole
 
@@ -390,26 +382,24 @@ class Diffusion(L.LightningModule):
         return torch.stack([torch.rand((), generator=key) for key in keys])
 
     @torch.no_grad()
-    def _encoded(self, image: Tensor, hole: Tensor) -> tuple[Tensor, NoiseRegions | None]:
-        """The latents of an image, and the regions of their grid."""
-        autoencoder = self.parts.autoencoder
-        x0 = autoencoder.encode(image)
+    def _encoded(
+        self, image: Tensor, hole: Tensor, regions: NoiseRegions | None = None
+    ) -> tuple[Tensor, NoiseRegions | None]:
+        """The clean sample of an image and its regions; of a latent model those of the latent grid."""
         if self.process_kind == "uniform":
-            return x0, None
-        cells = latent_hole(hole, autoencoder.factor, self.grid)
-        if self.fill != "none":
-            x0 = torch.where(cells == 1, x0, autoencoder.encode(prefill(image, hole, self.fill)))
-        return x0, NoiseRegions.binary(cells)
+            return self.model.autoencoder.encode(image), None
+        x0, cells = encode_training(image, hole, self.model.autoencoder, grid=self.grid, fill=self.fill)
+        return x0, regions if cells is hole else NoiseRegions.binary(cells)
 
     @torch.no_grad()
     def _conditions(self, batch: Batch, purpose: str) -> dict[str, Tensor]:
-        if self.parts.text is None:
+        if not self.model.takes_text:
             return {}
         prompts = list(batch.get("text", [""] * len(batch["position"])))
         if purpose == "train":
             dropped = (self._draws(batch, "prompt") < self.prompt_dropout).tolist()
             prompts = ["" if drop else prompt for drop, prompt in zip(dropped, prompts, strict=True)]
-        return self.parts.text(prompts)
+        return self.model.encode_prompts(prompts)
 
     def _logging(self) -> bool:
         return (self.global_step + 1) % self.trainer.log_every_n_steps == 0  # pyright: ignore[reportAttributeAccessIssue]
@@ -444,9 +434,9 @@ class Diffusion(L.LightningModule):
     def _identity(self) -> dict[str, str]:
         """The settings that a checkpoint and the run that resumes it must share."""
         return {
-            "base_hash": self.parts.hash,
+            "base_hash": self.model.hash,
             "process": self.process_kind,
-            "prediction": self.parts.prediction,
+            "prediction": self.model.prediction,
             "time_origin": self.time_origin,
         }
 

@@ -120,7 +120,7 @@ class Panel(Callback):
             training = module.training
             module.eval()
             sample = self.sampler(module)(module.denoiser(prompts), module.task(data, hole), noise=noise)
-            filled = module.parts.autoencoder.decode(sample.image)
+            filled = module.model.autoencoder.decode(sample.image)
             module.train(training)
         rows = [data * (1 - hole), torch.where(hole == 1, filled, data), data]
         return make_grid(torch.stack(rows, 1).flatten(0, 1).cpu() / 2 + 0.5, nrow=3, padding=2).clamp(0, 1)

@@ -16,7 +16,7 @@ from rad.data.module import ImageDataModule
 from rad.diffusion.levels import NoiseRegions
 from rad.inpainting.inpainter import Inpainter
 from rad.models.adapter import AdapterInfo, save_adapter
-from rad.models.guidance_inputs import Condition
+from rad.models.loaded_model import Condition
 from rad.models.lora import LoRA
 from rad.rng import KeyedNoise
 from rad.sampling.sampler import Sampler

@@ -14,7 +14,7 @@ from rad.diffusion.processes import EDM, Flow, Uniform
 from rad.diffusion.schedules import karras_sigmas, linear_betas
 from rad.inpainting.inpainter import Inpainter
 from rad.models.base import load_base
-from rad.models.guidance_inputs import PLAIN
+from rad.models.loaded_model import PLAIN
 from rad.sampling.sampler import Sampler
 from rad.training.diffusion import Diffusion
 from tests.conftest import box_hole, random_image

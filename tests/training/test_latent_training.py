@@ -20,8 +20,8 @@ from rad.diffusion.step import noised
 from rad.masks.shapes import make
 from rad.models.adapter import AdapterInfo, load_adapter
 from rad.models.latent_mask import Grid
+from rad.models.load import load_model
 from rad.models.lora import LoRA, trainable
-from rad.models.trainable import load_parts, region_aware_network
 from rad.training.checkpoint import Checkpoint
 from rad.training.diffusion import Diffusion
 from rad.training.ema import EMA
@@ -85,9 +85,7 @@ def batch(rows=4, **more):
 
 
 def load(source):
-    parts = load_parts(str(source), image_size=16)
-    assert parts is not None
-    return parts
+    return load_model(str(source), size=16, training=True)
 
 
 def moved(model):
@@ -99,12 +97,12 @@ def moved(model):
     return model
 
 
-def outputs(network, text, index):
+def outputs(network, loaded, index):
     source = torch.Generator().manual_seed(3)
     x = torch.randn(4, 4, 8, 8, generator=source)
-    told = {} if text is None else text(TEXTS)
+    prompts = loaded.encode_prompts(TEXTS)
     with torch.no_grad():
-        return network.eval()(x, timestep=torch.tensor([[0.0, 700.0]] * 4), index=index, **told).sample
+        return network.eval()(x, timestep=torch.tensor([[0.0, 700.0]] * 4), index=index, **prompts).sample
 
 
 INDEX = (torch.rand(4, 8, 8, generator=torch.Generator().manual_seed(1)) > 0.5).long()
@@ -113,16 +111,16 @@ INDEX = (torch.rand(4, 8, 8, generator=torch.Generator().manual_seed(1)) > 0.5).
 def test_texts_are_those_of_diffusers_own_pipeline(world):
     from diffusers import StableDiffusionPipeline
 
-    parts = load(world / "stable")
+    loaded = load(world / "stable")
     pipeline = StableDiffusionPipeline.from_pretrained(world / "stable", safety_checker=None)
     expected, _ = pipeline.encode_prompt(TEXTS, "cpu", 1, False)
-    assert torch.equal(parts.text(TEXTS)["encoder_hidden_states"], expected)
+    assert torch.equal(loaded.encode_prompts(TEXTS)["encoder_hidden_states"], expected)
     assert (expected[0] - expected[2]).abs().max() > 1e-3, "texts differ, or the comparison says nothing"
 
 
 def test_sd3_reads_t5_where_there_is_one(world, tmp_path):
     alone = write_pipeline(tmp_path, "stable3", t5=False)
-    first, second = (load(folder).text(TEXTS) for folder in (world / "stable3", alone))
+    first, second = (load(folder).encode_prompts(TEXTS) for folder in (world / "stable3", alone))
     assert torch.equal(first["pooled_projections"], second["pooled_projections"])
     clip = (first["encoder_hidden_states"] == second["encoder_hidden_states"]).flatten(2).all(-1)
     assert clip[:, :77].all(), "CLIP's tokens come first"
@@ -141,7 +139,7 @@ def test_known_cells_know_nothing_of_the_hole_and_cells_of_the_hole_hold_the_ima
     cells = regions.index[:, None].expand_as(x0) == 1
     assert 0 < cells.double().mean() < 1
     assert torch.equal(x0[~cells], changed[~cells])
-    assert torch.equal(x0[cells], model.parts.autoencoder.encode(given["image"])[cells])
+    assert torch.equal(x0[cells], model.model.autoencoder.encode(given["image"])[cells])
     assert (x0[cells] != changed[cells]).any()
     task = model.task(given["image"], hole)
     assert_same(x0[~cells], task.known[~cells])
@@ -170,22 +168,22 @@ def test_gradients_reach_the_adapter_and_nothing_else(world, kind):
     reached = {name for name, p in model.named_parameters() if p.grad is not None}
     assert reached == set(wanted)
     assert all(wanted[name].grad.abs().max() > 0 for name in wanted if UNUSED not in name), "all layers count"
-    assert all(p.grad is None for p in model.parts.autoencoder.network.parameters())
+    assert all(p.grad is None for p in model.model.autoencoder.network.parameters())
     own = {id(p) for p in model.parameters()}
-    frozen = list(model.parts.autoencoder.network.parameters())
-    if model.parts.text is not None:
-        frozen += [p for encoder in model.parts.text.encoders for p in encoder.parameters()]
+    frozen = list(model.model.autoencoder.network.parameters())
+    if model.model.text is not None:
+        frozen += [p for encoder in model.model.text.encoders for p in encoder.parameters()]
     assert not any(id(p) in own or p.requires_grad for p in frozen), "neither optimiser nor DDP sees them"
 
 
 @EACH
 @pytest.mark.parametrize("time_layers", ["full", "lora"])
 def test_a_fresh_adapter_changes_nothing_and_trains_the_time(world, kind, time_layers):
-    parts = load(world / kind)
-    network = region_aware_network(parts.network, embedding="factorised")
-    before = outputs(network, parts.text, INDEX)
+    loaded = load(world / kind)
+    network = loaded.region_aware_network()
+    before = outputs(network, loaded, INDEX)
     model = module(world, kind, lora=LoRA(rank=2, time_layers=time_layers))
-    torch.testing.assert_close(outputs(model.network, parts.text, INDEX), before, rtol=0, atol=0)
+    torch.testing.assert_close(outputs(model.network, loaded, INDEX), before, rtol=0, atol=0)
     names = list(trainable(model))
     time = "norm1.linear" if kind == "stable3" else "time_emb_proj"
     assert any(time in name for name in names)
@@ -216,10 +214,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(world, tmp_path, 
     folder = tmp_path / "whole" / "checkpoints" / "step=4"
     info = AdapterInfo.read(folder)
     assert (info.kind, info.size, info.process, info.learned_variance) == (kind, (16, 16), "region_aware", False)
-    parts = load(info.base)
-    network = region_aware_network(parts.network, embedding="factorised")
-    loaded = load_adapter(network, folder, base_hash=parts.hash)
-    assert_same(outputs(loaded, parts.text, INDEX), outputs(whole.network, parts.text, INDEX))
+    loaded = load(info.base)
+    network = loaded.region_aware_network()
+    adapted = load_adapter(network, folder, base_hash=loaded.hash)
+    assert_same(outputs(adapted, loaded, INDEX), outputs(whole.network, loaded, INDEX))
 
 
 def test_training_lowers_the_loss(world, tmp_path):
@@ -243,7 +241,7 @@ def test_prompts_are_told_and_some_are_dropped_by_position(world):
     assert not torch.equal(model.losses(batch(), "val")[0].total, model.losses(batch(text=[""] * 4), "val")[0].total)
     model.prompt_dropout = 0.5
     told = model._conditions({"position": torch.arange(200), "text": ["red"] * 200}, "train")["encoder_hidden_states"]
-    plain = model.parts.text([""])["encoder_hidden_states"]
+    plain = model.model.encode_prompts([""])["encoder_hidden_states"]
 
     def as_plain(texts):  # the same text in another batch, to rounding; another text is some tenths away
         return (texts - plain).abs().flatten(1).amax(1) < 1e-3
@@ -268,8 +266,8 @@ def test_bf16_and_gradient_checkpointing(world, tmp_path, kind):
 def test_the_loss_does_not_depend_on_how_the_batch_is_split(world):
     for kind in KINDS:
         model = moved(module(world, kind))
-        encoders = [] if model.parts.text is None else model.parts.text.encoders
-        for network in (model.network, *model.parts.autoencoder.network.children(), *encoders):
+        encoders = [] if model.model.text is None else model.model.text.encoders
+        for network in (model.network, *model.model.autoencoder.network.children(), *encoders):
             doubled(network)
         together = model.losses(batch(), "train")[0].total
         parts = [
@@ -405,7 +403,7 @@ def test_a_latent_model_from_scratch_is_a_base_for_an_adapter_and_stock_diffuser
     assert pipeline.vqvae.config.scaling_factor == 0.7
     assert not pipeline.scheduler.config.clip_sample
     adapter = Diffusion(base=str(folder), image_size=16, lora=LoRA(rank=2))
-    assert adapter.parts.kind == "latent"
+    assert adapter.model.kind == "latent"
     fit(tmp_path / "adapter", adapter, data(world, "latent"), 2)
     assert AdapterInfo.read(tmp_path / "adapter" / "checkpoints" / "step=2").base == str(folder)
 
@@ -414,7 +412,7 @@ def test_a_text_to_image_model_from_scratch_is_a_pipeline_that_guidance_an_adapt
     from diffusers import StableDiffusionPipeline
 
     from rad.inpainting.inpainter import Inpainter
-    from rad.models.guidance_inputs import Condition
+    from rad.models.loaded_model import Condition
 
     scratch = Diffusion(
         unet=TEXT_UNET,
@@ -423,7 +421,7 @@ def test_a_text_to_image_model_from_scratch_is_a_pipeline_that_guidance_an_adapt
         process="uniform",
         image_size=16,
     )
-    encoder = scratch.parts.text.pipeline.text_encoder
+    encoder = scratch.model.text.pipeline.text_encoder
     before = {name: weight.clone() for name, weight in encoder.state_dict().items()}
     scratch.learning_rate = 3e-3
     fit(tmp_path / "base", scratch, data(world, "stable"), 4)
@@ -432,14 +430,14 @@ def test_a_text_to_image_model_from_scratch_is_a_pipeline_that_guidance_an_adapt
     pipeline = StableDiffusionPipeline.from_pretrained(folder)
     x, text = (
         torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)),
-        scratch.parts.text(["a red boat", "x"]),
+        scratch.model.encode_prompts(["a red boat", "x"]),
     )
     with torch.no_grad():
         mine = scratch.unet.eval()(x, 40, **text).sample
         assert_same(pipeline.unet(x, 40, **text).sample, mine)
         told = pipeline.encode_prompt(["a red boat", "x"], "cpu", 1, False)[0]
     assert_same(told, text["encoder_hidden_states"])
-    assert float((mine[:1] - scratch.unet(x[:1], 40, **scratch.parts.text(["a sky"])).sample).abs().max()) > 0
+    assert float((mine[:1] - scratch.unet(x[:1], 40, **scratch.model.encode_prompts(["a sky"])).sample).abs().max()) > 0
     inpainter = Inpainter.from_pretrained(folder, device="cpu")
     hole = torch.zeros(1, 16, 16)
     hole[:, 4:12, 4:12] = 1
@@ -449,7 +447,7 @@ def test_a_text_to_image_model_from_scratch_is_a_pipeline_that_guidance_an_adapt
         for text in ("a red boat", "a blue boat")
     ]
     assert fill[0].images[0].tobytes() != fill[1].images[0].tobytes()
-    assert Diffusion(base=str(folder), image_size=16, lora=LoRA(rank=2)).parts.kind == "stable"
+    assert Diffusion(base=str(folder), image_size=16, lora=LoRA(rank=2)).model.kind == "stable"
 
 
 def test_names_of_classes_become_codes_that_differ(tmp_path, monkeypatch):
@@ -495,7 +493,7 @@ def test_all_of_stable_diffusion_is_fine_tuned_as_a_base(world, tmp_path):
     torch.testing.assert_close(
         before.base_process.noise(torch.tensor([7])).alpha, after.base_process.noise(torch.tensor([7])).alpha
     )
-    torch.testing.assert_close(before.text(["a boat"]), after.text(["a boat"]))
+    torch.testing.assert_close(before.encode_prompts(["a boat"]), after.encode_prompts(["a boat"]))
 
 
 def test_captions_of_files_lines_and_folders(world, tmp_path):
@@ -538,7 +536,7 @@ def test_what_cannot_be_trained_is_said(world, tmp_path):
         module(world, "stable3", lora=None, process="uniform")
     with pytest.raises(ValueError, match="variance-preserving"):
         module(world, "stable3", process="tdpaint")
-    with pytest.raises(ValueError, match="a flow is told its own sigma"):
+    with pytest.raises(ValueError, match="a flow takes its own sigma"):
         module(world, "stable3", time_origin="official")
     with pytest.raises(ValueError, match="multiples of 4"):
         module(world, "stable3", image_size=18)

@@ -296,7 +296,7 @@ def test_the_configuration_describes_what_it_says():
     config = yaml.safe_load((ROOT / "configs/photos.yaml").read_text())["model"]
     module = Diffusion(**{**config, "image_size": 32, "betas": tuple(config["betas"])})
     assert sum(p.numel() for p in module.unet.parameters()) == 3_161_955
-    assert (module.parts.prediction, module.unet.config["out_channels"]) == ("v_prediction", 3)
+    assert (module.model.prediction, module.unet.config["out_channels"]) == ("v_prediction", 3)
     hole = torch.zeros(1, 1, 32, 32)
     hole[..., 16:] = 1
     now = module.process.noise(torch.tensor([600]), module.task(torch.zeros(1, 3, 32, 32), hole).regions)
