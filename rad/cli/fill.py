@@ -24,7 +24,7 @@ from rad.masks.files import write_mask
 
 if TYPE_CHECKING:
     from rad.inpainting.inpainter import Inpainted, Inpainter
-    from rad.models.guidance_inputs import Condition
+    from rad.models.loaded_model import Condition
     from rad.sampling.method import Method, Schedule
     from rad.sampling.state import Cost
 
@@ -130,7 +130,7 @@ class Worker:
     def _inpaint(
         self, chunk: Chunk, images: list[Image.Image], holes: list[Tensor], on_step: Callable[[int], None]
     ) -> "Inpainted":
-        from rad.models.guidance_inputs import PLAIN
+        from rad.models.loaded_model import PLAIN
 
         options = self.options
         plain = self.methods[chunk.label].weights == "none"  # nobody is told

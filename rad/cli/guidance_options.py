@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rad.images.sources import ImageFile
-    from rad.models.guidance_inputs import Condition
+    from rad.models.loaded_model import Condition
 
 
 IMAGES = {
@@ -92,7 +92,7 @@ def conditions_of(
     Raises:
         ValueError: an image that is not there, for an image or at all.
     """
-    from rad.models.guidance_inputs import Condition
+    from rad.models.loaded_model import Condition
 
     made = []
     for name, prompt in zip(names, prompts or [options.prompt] * len(names), strict=True):

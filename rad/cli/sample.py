@@ -189,7 +189,7 @@ def _check_told(
     inpainter: "Inpainter", options: argparse.Namespace, methods: dict[Label, "Method"], jobs: Sequence[Job]
 ) -> None:
     """What a model is told is said to be of no use before anything is filled."""
-    from rad.models.guidance_inputs import Condition
+    from rad.models.loaded_model import Condition
 
     told = [
         Condition(prompt, options.negative, options.guidance) for prompt in dict.fromkeys(job.prompt for job in jobs)

@@ -16,7 +16,7 @@ from rad.cli import main as cli
 from rad.data.module import ImageDataModule
 from rad.evaluation.features import feature_net
 from rad.models.lora import trainable
-from rad.models.trainable import load_autoencoder
+from rad.models.vae import PretrainedAutoencoder
 from rad.training.autoencoder import AutoencoderTraining
 from tests.rounding import assert_same
 
@@ -106,7 +106,7 @@ def test_train_py_makes_an_autoencoder_whose_latents_have_unit_deviation_and_res
     assert {path.name for path in folder.iterdir()} == {
         f"step={n}{end}" for n in (2, 4) for end in (".ckpt", "", "-ema")
     } | {"last.ckpt"}
-    autoencoder = load_autoencoder(folder / "step=4-ema")
+    autoencoder = PretrainedAutoencoder.find(folder / "step=4-ema")
     assert (autoencoder.factor, autoencoder.channels) == (2, 4)
     originals = ImageDataModule("images", size=16, val_count=2)
     originals.setup("validate")

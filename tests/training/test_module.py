@@ -48,7 +48,7 @@ def adamw(lr, **settings):
     return partial(torch.optim.AdamW, lr=lr, **settings)
 
 
-def loaded(**settings):
+def configured(**settings):
     model = Diffusion(**settings)
     model.configure_model()
     return model
@@ -61,7 +61,7 @@ def module(world, **options):
         "lora": LoRA(rank=4),
         "optimizer": adamw(1e-3),
     }
-    return loaded(**settings | options)
+    return configured(**settings | options)
 
 
 def data(world, **options):
@@ -220,7 +220,7 @@ def test_ema_follows_its_formula():
 
 
 def test_a_base_model_trains_from_scratch_and_loads(world, tmp_path):
-    model = loaded(**BASE_MODEL, optimizer=adamw(2e-3), loss=TrainingLoss(vlb_weight=1.0))
+    model = configured(**BASE_MODEL, optimizer=adamw(2e-3), loss=TrainingLoss(vlb_weight=1.0))
     with torch.no_grad():
         before = model.losses(batch(16), "train")[0].simple.mean()
     assert float(before) == pytest.approx(1, abs=0.1), "a network of zeros predicts no noise"
@@ -278,7 +278,7 @@ def test_tensorboard_gets_its_curves_and_a_panel(world, tmp_path):
 
 
 def test_a_panel_of_a_base_model_fills_by_replacement(world, tmp_path):
-    model = loaded(**BASE_MODEL)
+    model = configured(**BASE_MODEL)
     panel = Panel(every_n_steps=0, images=2, steps=2)
     trainer, _ = fit(tmp_path, model, data(world), 1, callbacks=[panel])
     image = panel.image(trainer, model)
@@ -300,7 +300,7 @@ def test_a_panel_of_a_rad_model_uses_the_preset_of_rad_or_its_own_solver(world):
 
 
 def test_a_panel_that_cannot_be_drawn_is_refused_before_training(tmp_path, world):
-    model = loaded(**BASE_MODEL)
+    model = configured(**BASE_MODEL)
     with pytest.raises(ValueError, match="method 'replacement' changes x or x0"):
         fit(tmp_path, model, data(world), 1, callbacks=[Panel(every_n_steps=2, solver="dpm++2m")])
 
@@ -380,7 +380,7 @@ def test_bad_settings_and_foreign_checkpoints_are_refused(world, tmp_path):
     with pytest.raises(ValueError, match="phase2 is 2"):
         TrainingProcess(phase2=2)
     with pytest.raises(ValueError, match="does not describe a UNet2DModel"):
-        loaded(scratch=Scratch({"block_out_channels": [32], "layers": 3}))
+        configured(scratch=Scratch({"block_out_channels": [32], "layers": 3}))
     with pytest.raises(ValueError, match=r"lr_scheduler replaces model\.schedule"):
         module(world, schedule=Schedule("linear"), lr_scheduler=lambda optimizer: None)
     with pytest.raises(RuntimeError, match="configure_model"):
@@ -402,7 +402,7 @@ def test_bad_settings_and_foreign_checkpoints_are_refused(world, tmp_path):
 )
 def test_networks_of_other_channels_and_classes_are_refused_before_training(changes):
     with pytest.raises(ValueError, match="RGB images"):
-        loaded(**BASE_MODEL | {"scratch": Scratch({**UNET, **changes})})
+        configured(**BASE_MODEL | {"scratch": Scratch({**UNET, **changes})})
 
 
 def test_a_batch_with_accumulation_and_bf16(world, tmp_path):

@@ -24,7 +24,7 @@ from rad.training.ema import EMA, averaged
 from rad.training.optimizer import Schedule
 from rad.training.panel import Panel
 from rad.training.settings import Execution, Scratch, TrainingLoss, TrainingProcess
-from tests.training.test_module import UNET, adamw, batch, data, fit, loaded, world  # noqa: F401  (world is a fixture)
+from tests.training.test_module import UNET, adamw, batch, configured, data, fit, world  # noqa: F401  (world is a fixture)
 
 ROOT = Path(__file__).resolve().parents[2]
 V_UNET = {**UNET, "out_channels": 3}
@@ -38,7 +38,7 @@ def scratch(**options):
         "loss": TrainingLoss(region="noisy", vlb_weight=0.0),
         "optimizer": adamw(1e-3),
     }
-    return loaded(**settings | options)
+    return configured(**settings | options)
 
 
 def test_a_model_trained_as_rad_from_scratch_is_saved_sampled_and_adapted(world, tmp_path):  # noqa: F811
