@@ -193,8 +193,8 @@ def _new_unet(
         )
     if fields.get("dropout"):
         raise ValueError(
-            f"model.scratch.unet.dropout is {fields['dropout']}: its draws would depend on how a batch is split, and a resumed run would "
-            "have others; remove it"
+            f"model.scratch.unet.dropout is {fields['dropout']}; its random draws would depend on how a batch is split, and "
+            "differ in a resumed run: remove it"
         )
     settings = {**fields, "sample_size": cells}
     with torch.random.fork_rng():

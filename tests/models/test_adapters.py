@@ -48,7 +48,8 @@ def world(tmp_path_factory):
         base = str(write_pipeline(root / kind, kind))
         told = None if kind == "latent" else str(root / "captions.json")
         module = Diffusion(base=base, image_size=SIDE, lora=LoRA(rank=2), optimizer=partial(torch.optim.AdamW, lr=0.03))
-        info = module.adapter_info(size=(SIDE, SIDE), ema=False)
+        module.configure_model()
+        info = module.adapter_info(ema=False)
         save_adapter(module.network, root / f"{kind}-zero", info, card="# fresh")
         trainer = L.Trainer(
             max_steps=1,

@@ -554,7 +554,8 @@ def test_frozen_parts_follow_the_device_and_keep_dtype_and_mode(world, kind):
     model.double().train()
     assert next(iter(trainable(model).values())).dtype == torch.float64
     assert all(
-        p.dtype == dtype and torch.equal(p, value) for p, (dtype, value) in zip(model.frozen.parameters(), before)
+        p.dtype == dtype and torch.equal(p, value)
+        for p, (dtype, value) in zip(model.frozen.parameters(), before, strict=True)
     )
     assert not any(part.training for part in model.frozen.modules())
     assert all(p.device.type == "meta" for p in model.to("meta").frozen.parameters())

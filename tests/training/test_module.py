@@ -259,7 +259,7 @@ def test_tensorboard_gets_its_curves_and_a_panel(world, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     logger = TensorBoardLogger(str(tmp_path), name="", version="")
-    callbacks = [Throughput(), Panel(every_n_steps=4, images=2, steps=2), LearningRateMonitor()]
+    callbacks = [Throughput(window_size=2), Panel(every_n_steps=4, images=2, steps=2), LearningRateMonitor()]
     fit(
         tmp_path, module(world), data(world), 8, logger=logger, callbacks=callbacks,
         log_every_n_steps=2, val_check_interval=4, check_val_every_n_epoch=None,
