@@ -39,7 +39,7 @@ from rad.networks.unet import patch
 from rad.training.diffusion import Diffusion
 from rad.training.ema import EMA
 from rad.training.guards import FiniteGuard, StopOnSignal
-from rad.training.throughput import Throughput
+from rad.training.panel import Throughput
 from tests.conftest import random_image
 
 

@@ -15,11 +15,9 @@ if TYPE_CHECKING:
     from rad.training.diffusion import Diffusion
     from rad.training.ema import EMA
     from rad.training.guards import FiniteGuard, StopOnSignal
-    from rad.training.optimizer import Schedule
-    from rad.training.panel import Panel
+    from rad.training.panel import Panel, Throughput
     from rad.training.resume import WholeCheckpointIO
-    from rad.training.settings import Execution, Scratch, TrainingLoss, TrainingProcess
-    from rad.training.throughput import Throughput
+    from rad.training.settings import Execution, Schedule, Scratch, TrainingLoss, TrainingProcess
 
 __all__ = [
     "EMA",
@@ -46,10 +44,8 @@ __getattr__ = lazy_names(
         "diffusion": "Diffusion",
         "ema": "EMA",
         "guards": "FiniteGuard StopOnSignal",
-        "panel": "Panel",
-        "optimizer": "Schedule",
+        "panel": "Panel Throughput",
         "resume": "WholeCheckpointIO",
-        "settings": "Execution Scratch TrainingLoss TrainingProcess",
-        "throughput": "Throughput",
+        "settings": "Execution Schedule Scratch TrainingLoss TrainingProcess",
     },
 )

@@ -18,7 +18,7 @@ from torch import Tensor
 from rad.evaluation.features import FeatureNet, feature_net
 from rad.rng import generator
 from rad.training.module import IMPLICIT, Batch, TrainingModule, on_cpu
-from rad.training.optimizer import Schedule
+from rad.training.settings import Schedule
 
 MEASURED = 256
 """Number of training images from which the scale of the latents is measured."""

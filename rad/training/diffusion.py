@@ -24,15 +24,14 @@ from rad.masks.perlin import Perlin
 from rad.models.adapter import AdapterInfo, load_adapter
 from rad.models.guided_diffusion import QkvOrder
 from rad.models.latent_mask import Grid, Prefill, encode_training
-from rad.models.load import load_model, new_model
-from rad.models.loaded_model import LoadedModel
+from rad.models.load import load_model
+from rad.models.loaded_model import LoadedModel, RegionAwareNetwork
 from rad.models.lora import LoRA, inject
 from rad.resources import located
 from rad.rng import generator
 from rad.sampling.task import Task
 from rad.training.module import IMPLICIT, Batch, Frozen, TrainingModule, on_cpu
-from rad.training.optimizer import Schedule
-from rad.training.settings import Execution, Scratch, TrainingLoss, TrainingProcess
+from rad.training.settings import Execution, Schedule, Scratch, TrainingLoss, TrainingProcess
 
 BUCKETS = 4
 """Ranges of timesteps whose squared errors are logged separately."""
@@ -117,13 +116,12 @@ class Diffusion(TrainingModule):
 
     def _require_consistent(self) -> None:
         """Raise ValueError for settings that exclude each other, before any weights are read."""
-        whole = self.lora is None and self.adapter is None
-        if not whole and not self.process.has_holes:
+        if not self.whole and not self.process.has_holes:
             raise ValueError(
                 f"process.kind {self.process.kind!r} trains a base model, all of it: remove model.lora and model.adapter, or use "
                 "'region_aware'"
             )
-        if not whole and self.scratch is not None:
+        if not self.whole and self.scratch is not None:
             raise ValueError(
                 "model.lora and model.adapter are for a trained model.base: model.scratch is trained as a whole"
             )
@@ -131,6 +129,11 @@ class Diffusion(TrainingModule):
             raise ValueError(f"model.adapter {self.adapter} has its own rank and layers: set model.lora to null")
         if not 0 <= self.prompt_dropout <= 1:
             raise ValueError(f"model.prompt_dropout is {self.prompt_dropout}; allowed are fractions from 0 to 1")
+
+    @property
+    def whole(self) -> bool:
+        """Whether all weights are trained, without an adapter."""
+        return self.lora is None and self.adapter is None
 
     @property
     def model(self) -> LoadedModel:
@@ -150,49 +153,35 @@ class Diffusion(TrainingModule):
         with on_cpu():
             model = self._load()
             self.loss.require_fit(model.prediction)
-            model.require_trainable(self.process.kind, whole=self.lora is None and self.adapter is None)
+            model.require_trainable(self.process.kind, whole=self.whole)
             self.noise_process = self.process.build(model.base_process)
             self.sampling_process = self.process.build_sampling(model.base_process)
-            self.network = self._prepare(model)
+            self.network = self._trained(self.execution.prepare(model), model.hash).train()
             self.frozen = Frozen(model.frozen_modules())
-        self.forward_network: Callable[..., Any] = (
-            torch.compile(self.network) if self.execution.compile else self.network
-        )
+        self.forward_network: Callable[..., Any] = self.network
+        if self.execution.compile:
+            self.forward_network = torch.compile(self.network)
         self._model = model
 
     def _load(self) -> LoadedModel:
-        if self.scratch is None:
-            return load_model(
-                str(self.base),
-                revision=self.revision,
-                size=self.image_size,
-                head_channels=self.head_channels,
-                qkv_order=self.qkv_order,
-                training=True,
-            )
-        return new_model(
-            self.scratch.unet,
-            autoencoder=self.scratch.autoencoder,
-            text_encoder=self.scratch.text_encoder,
-            prediction=self.scratch.prediction,
-            image_size=self.image_size,
-            seed=self.seed,
+        if self.scratch is not None:
+            return self.scratch.build(image_size=self.image_size, seed=self.seed)
+        return load_model(
+            str(self.base),
+            revision=self.revision,
+            size=self.image_size,
+            head_channels=self.head_channels,
+            qkv_order=self.qkv_order,
+            training=True,
         )
 
-    def _prepare(self, model: LoadedModel) -> nn.Module:
-        """Patch the denoiser of `model`, add its adapter, and return what is trained, in training mode."""
-        network = model.region_aware_network(embedding=self.execution.embedding)
-        for layer in network.modules():  # the draws of a pretrained model's dropout would not be keyed
-            if isinstance(layer, nn.Dropout):
-                layer.p = 0.0
-        if self.execution.gradient_checkpointing:
-            network.enable_gradient_checkpointing()
-        if self.execution.channels_last:
-            nn.utils.convert_conv2d_weight_memory_format(network, torch.channels_last)
+    def _trained(self, network: RegionAwareNetwork, base_hash: str) -> nn.Module:
+        """The network as a whole, or with its adapter; only what is trained requires a gradient."""
         if self.adapter is not None:
-            return load_adapter(network, located(self.adapter), base_hash=model.hash, trained=True).train()
-        trained = network.requires_grad_(True) if self.lora is None else inject(network, self.lora, seed=self.seed)
-        return trained.train()
+            return load_adapter(network, located(self.adapter), base_hash=base_hash, trained=True)
+        if self.lora is not None:
+            return inject(network, self.lora, seed=self.seed)
+        return network.requires_grad_(True)
 
     @property
     def learned_variance(self) -> bool:
@@ -242,9 +231,11 @@ class Diffusion(TrainingModule):
         losses, t, hole = self.losses(batch, "train")
         loss = losses.total.mean()
         if self.logs_now:
-            self._log_losses(losses, t)
+            means = {"simple": losses.simple.mean(), "vlb": losses.vlb.mean(), "hole_fraction": hole.mean()}
+            for name, mean in bucket_means(losses.simple, t, self.noise_process.steps).items():
+                means[f"simple_{name}"] = mean
+            self.log_dict({f"train/{name}": mean for name, mean in means.items()}, batch_size=len(hole))
             self.log("train/loss", loss, prog_bar=True, batch_size=len(hole))
-            self.log("train/hole_fraction", hole.mean(), batch_size=len(hole))
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -301,18 +292,18 @@ class Diffusion(TrainingModule):
         rngs = [generator(self.seed, *key, position) for position in batch["position"].tolist()]
         return torch.stack([torch.rand((), generator=rng) for rng in rngs])
 
-    def _log_losses(self, losses: Losses, t: Tensor) -> None:
-        size, steps = len(t), self.noise_process.steps
-        self.log("train/simple", losses.simple.mean(), batch_size=size)
-        self.log("train/vlb", losses.vlb.mean(), batch_size=size)
-        bucket = t * BUCKETS // steps
-        for number in range(BUCKETS):
-            inside = bucket == number
-            if bool(inside.any()):
-                first, last = number * steps // BUCKETS, (number + 1) * steps // BUCKETS - 1
-                self.log(f"train/simple_t{first}-{last}", losses.simple[inside].mean(), batch_size=size)
-
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.logs_now:
             grads = [weight.grad for weight in self.parameters() if weight.grad is not None]
             self.log("train/gradient_norm", torch.nn.utils.get_total_norm(grads))
+
+
+def bucket_means(values: Tensor, t: Tensor, steps: int) -> dict[str, Tensor]:
+    """Means of `values` (B,) over ranges of timesteps t (B,) out of `steps`; empty ranges are left out."""
+    bucket, means = t * BUCKETS // steps, {}
+    for number in range(BUCKETS):
+        inside = bucket == number
+        if bool(inside.any()):
+            first, last = number * steps // BUCKETS, (number + 1) * steps // BUCKETS - 1
+            means[f"t{first}-{last}"] = values[inside].mean()
+    return means

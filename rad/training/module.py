@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from rad.models.lora import trainable
-from rad.training.optimizer import Schedule, sharded
+from rad.training.settings import Schedule
 
 Batch = Mapping[str, Any]
 """From `rad.data.ImageDataModule`: "image" (B,3,H,W) in [-1,1], "position" (B,) int64 in the run; often "hole" and "text"."""
@@ -63,7 +63,7 @@ class TrainingModule(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         weights = list(trainable(self).values())
         split = self.shard_optimizer and self.trainer.world_size > 1
-        optimizer = sharded(self.optimizer, weights) if split else self.optimizer(weights)
+        optimizer = _sharded(self.optimizer, weights) if split else self.optimizer(weights)
         if self.lr_scheduler is None:
             scheduler = self.schedule.build(optimizer, self.trainer.max_steps)
         else:
@@ -127,6 +127,13 @@ class Frozen(nn.ModuleList):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Frozen":
         """torch's own way to move or convert tensors; the conversions of `Trainer(precision=...)` are for what is trained."""
         return super()._apply(lambda tensor: tensor.to(fn(tensor).device), recurse)
+
+
+def _sharded(optimizer: OptimizerCallable, weights: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+    """ZeRO stage 1: each process keeps the optimiser state of a part of `weights`."""
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    return ZeroRedundancyOptimizer(weights, optimizer_class=optimizer)  # pyright: ignore[reportArgumentType]
 
 
 @contextmanager

@@ -1,11 +1,11 @@
-"""Panels of inpainted images during training."""
+"""Panels of inpainted images, and throughput, during training."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ThroughputMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from rad.masks.shapes import make
 from rad.rng import KeyedNoise, generator
 from rad.training.diffusion import Diffusion
 from rad.training.ema import averaged
-from rad.training.module import get_setting
+from rad.training.module import Batch, get_setting
 
 if TYPE_CHECKING:
     from rad.sampling.sampler import Sampler
@@ -103,3 +103,18 @@ class Panel(Callback):
             filled = module.model.autoencoder.decode(result.image)
         rows = [image * (1 - hole), torch.where(hole == 1, filled, image), image]
         return make_grid(torch.stack(rows, 1).flatten(0, 1).cpu() / 2 + 0.5, nrow=3, padding=2).clamp(0, 1)
+
+
+class Throughput(ThroughputMonitor):
+    """Lightning's ThroughputMonitor for our batches: train/device/samples_per_sec, and train/samples_per_sec of all processes.
+
+    Args:
+        window_size: number of batches to average over; rates are logged once there are that many.
+    """
+
+    def __init__(self, window_size: int = 20) -> None:
+        super().__init__(_count_images, window_size=window_size)
+
+
+def _count_images(batch: Batch) -> int:
+    return len(batch["image"])

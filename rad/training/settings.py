@@ -1,20 +1,26 @@
-"""Settings of `Diffusion`, grouped: noise process, loss, a network from scratch, execution."""
+"""Settings of `Diffusion` in groups: noise process, loss, a network from scratch, execution, schedule; each does its part."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from rad.diffusion.levels import NoiseLevel
 from rad.diffusion.losses import Losses, LossRegion, TimestepWeight, VlbBoundary, hybrid_loss
 from rad.diffusion.processes import Flow, PerPixel, Process, TimeOrigin, get_betas, region_aware
 from rad.diffusion.step import Prediction
+from rad.models.load import new_model
+from rad.models.loaded_model import LoadedModel, RegionAwareNetwork
 from rad.networks.unet import EmbeddingKind
 
 ProcessKind = Literal["region_aware", "tdpaint", "uniform"]
 TrainedPrediction = Literal["epsilon", "v_prediction"]
+ScheduleName = Literal["constant", "linear", "cosine", "warmup_stable_decay"]
 
 
 @dataclass(frozen=True)
@@ -178,6 +184,17 @@ class Scratch:
         if self.text_encoder is not None and self.autoencoder is None:
             raise ValueError("scratch.text_encoder is for models on latents: give scratch.autoencoder, too")
 
+    def build(self, *, image_size: int, seed: int) -> LoadedModel:
+        """The new network. Raises as `rad.models.new_model`."""
+        return new_model(
+            self.unet,
+            autoencoder=self.autoencoder,
+            text_encoder=self.text_encoder,
+            prediction=self.prediction,
+            image_size=image_size,
+            seed=seed,
+        )
+
 
 @dataclass(frozen=True)
 class Execution:
@@ -200,6 +217,67 @@ class Execution:
 
     def __post_init__(self) -> None:
         _require_choice("execution.embedding", self.embedding, EmbeddingKind)
+
+    def prepare(self, model: LoadedModel) -> RegionAwareNetwork:
+        """Patch the network of `model` for per-pixel timesteps, and set it up for training."""
+        network = model.region_aware_network(embedding=self.embedding)
+        for layer in network.modules():  # the draws of a pretrained model's dropout would not be keyed
+            if isinstance(layer, nn.Dropout):
+                layer.p = 0.0
+        if self.gradient_checkpointing:
+            network.enable_gradient_checkpointing()
+        if self.channels_last:
+            nn.utils.convert_conv2d_weight_memory_format(network, torch.channels_last)
+        return network
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate over a run of T = trainer.max_steps optimiser steps, as a factor of the optimiser's own.
+
+    A linear warm-up of W steps, step / W from 0, is followed by one of
+
+        constant              1
+        linear                1 - p                     p = (step - W) / (T - W)
+        cosine                (1 + cos(pi p)) / 2
+        warmup_stable_decay   1, then (1 + cos(pi q)) / 2 over the last `decay_share` of T, q from 0 to 1
+
+    Args:
+        name: "constant", "linear", "cosine" (of diffusers.optimization.get_scheduler), or "warmup_stable_decay".
+        warmup_steps: W, at least 0.
+        decay_share: fraction of T in which "warmup_stable_decay" falls to zero, above 0 to 1.
+    """
+
+    name: ScheduleName = "constant"
+    warmup_steps: int = 0
+    decay_share: float = 0.1
+
+    def __post_init__(self) -> None:
+        _require_choice("schedule.name", self.name, ScheduleName)
+        if self.warmup_steps < 0:
+            raise ValueError(f"schedule.warmup_steps is {self.warmup_steps}; allowed are >= 0")
+        if not 0 < self.decay_share <= 1:
+            raise ValueError(f"schedule.decay_share is {self.decay_share}; allowed are fractions above 0, up to 1")
+
+    def build(self, optimizer: Optimizer, total: int) -> LRScheduler:
+        """The scheduler of a run of `total` optimiser steps, stepped after each of them."""
+        from diffusers.optimization import get_scheduler
+
+        if self.name != "constant" and total <= 0:
+            raise ValueError(
+                f"schedule.name is {self.name!r}, which needs the length of the run: set trainer.max_steps"
+            )
+        if self.name == "warmup_stable_decay":
+            return LambdaLR(optimizer, lambda step: self._stable_decay(step, total))
+        name = "constant_with_warmup" if self.name == "constant" else self.name
+        return get_scheduler(name, optimizer, num_warmup_steps=self.warmup_steps, num_training_steps=total)
+
+    def _stable_decay(self, step: int, total: int) -> float:
+        if step < self.warmup_steps:
+            return step / self.warmup_steps
+        start = max(self.warmup_steps, round(total * (1 - self.decay_share)))
+        progress = min(1.0, max(0, step - start) / max(1, total - start))
+        return 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def _require_choice(name: str, value: str, kind: object) -> None:

@@ -18,10 +18,8 @@ from rad.models.lora import LoRA, trainable
 from rad.training.checkpoint import Checkpoint
 from rad.training.diffusion import Diffusion
 from rad.training.ema import EMA
-from rad.training.optimizer import Schedule
-from rad.training.panel import Panel
-from rad.training.settings import Execution, Scratch, TrainingLoss, TrainingProcess
-from rad.training.throughput import Throughput
+from rad.training.panel import Panel, Throughput
+from rad.training.settings import Execution, Schedule, Scratch, TrainingLoss, TrainingProcess
 from tests.rounding import assert_same, doubled
 from tests.tiny_networks import small_unet
 

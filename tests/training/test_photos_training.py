@@ -21,9 +21,8 @@ from rad.models.base import load_base
 from rad.models.lora import LoRA
 from rad.training.diffusion import Diffusion
 from rad.training.ema import EMA, averaged
-from rad.training.optimizer import Schedule
 from rad.training.panel import Panel
-from rad.training.settings import Execution, Scratch, TrainingLoss, TrainingProcess
+from rad.training.settings import Execution, Schedule, Scratch, TrainingLoss, TrainingProcess
 from tests.training.test_module import UNET, adamw, batch, configured, data, fit, world  # noqa: F401  (world is a fixture)
 
 ROOT = Path(__file__).resolve().parents[2]
