@@ -266,7 +266,7 @@ class Diffusion(TrainingModule):
         share = self.process.unconditional_share
         if share == 0:
             return hole
-        draws = self._draw_uniform(batch, purpose, "unconditional").to(hole.device)
+        draws = draw_uniform(batch, self.seed, purpose, "unconditional").to(hole.device)
         return torch.where((draws < share)[:, None, None, None], 1.0, hole)
 
     @torch.no_grad()
@@ -283,19 +283,15 @@ class Diffusion(TrainingModule):
         """Network arguments for the prompts of the batch; in training some are replaced by the empty prompt."""
         prompts = list(batch.get("text", [""] * len(batch["position"])))
         if purpose == "train" and self.model.takes_text:
-            dropped = (self._draw_uniform(batch, "prompt") < self.prompt_dropout).tolist()
+            dropped = (draw_uniform(batch, self.seed, "prompt") < self.prompt_dropout).tolist()
             prompts = ["" if drop else prompt for drop, prompt in zip(dropped, prompts, strict=True)]
         return self.model.encode_prompts(prompts)
 
-    def _draw_uniform(self, batch: Batch, *key: str) -> Tensor:
-        """(B,) in [0,1), keyed by the seed, `key` and the position of each sample."""
-        rngs = [generator(self.seed, *key, position) for position in batch["position"].tolist()]
-        return torch.stack([torch.rand((), generator=rng) for rng in rngs])
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        if self.logs_now:
-            grads = [weight.grad for weight in self.parameters() if weight.grad is not None]
-            self.log("train/gradient_norm", torch.nn.utils.get_total_norm(grads))
+def draw_uniform(batch: Batch, *key: int | str) -> Tensor:
+    """(B,) in [0,1), keyed by `key` and the position of each sample."""
+    rngs = [generator(*key, position) for position in batch["position"].tolist()]
+    return torch.stack([torch.rand((), generator=rng) for rng in rngs])
 
 
 def bucket_means(values: Tensor, t: Tensor, steps: int) -> dict[str, Tensor]:

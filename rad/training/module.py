@@ -81,6 +81,11 @@ class TrainingModule(L.LightningModule):
             self.val_means[name].update(value)
             self.log(f"val/{name}", self.val_means[name], prog_bar=name == "loss", batch_size=len(value))
 
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.logs_now:
+            grads = [weight.grad for weight in self.parameters() if weight.grad is not None]
+            self.log("train/gradient_norm", nn.utils.get_total_norm(grads))
+
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Trained weights; frozen ones stay out of the checkpoints."""
         names = trainable(self).keys()
