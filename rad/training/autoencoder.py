@@ -8,17 +8,19 @@ weight relative to the first term equals theirs.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import AutoencoderKL
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from rad.evaluation.features import FeatureNet, feature_net
 from rad.rng import generator
 from rad.training.module import IMPLICIT, Batch, TrainingModule, on_cpu
 from rad.training.settings import Schedule
+
+if TYPE_CHECKING:
+    from rad.evaluation.features import FeatureNet
 
 MEASURED = 256
 """Number of training images from which the scale of the latents is measured."""
@@ -84,6 +86,8 @@ class AutoencoderTraining(TrainingModule):
 
     def configure_model(self) -> None:
         """Create the autoencoder once, and load the feature network onto the device of the run."""
+        from rad.evaluation.features import feature_net
+
         if self.perceptual is not None and self._features_device != self.device:
             self._features, self._features_device = feature_net(self.perceptual, device=self.device), self.device
         if self._autoencoder is None:

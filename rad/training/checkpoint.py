@@ -3,7 +3,6 @@
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import torch
@@ -56,7 +55,7 @@ class Checkpoint(callbacks.Checkpoint):
             trainer.strategy.checkpoint_io = WholeCheckpointIO()
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         if trainer.global_step % self.every_n_train_steps == 0:
             self._save(trainer)
@@ -64,10 +63,10 @@ class Checkpoint(callbacks.Checkpoint):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._save(trainer)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, list[int]]:
         return {"saved": self.saved}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, list[int]]) -> None:
         self.saved = list(state_dict["saved"])
 
     def _save(self, trainer: L.Trainer) -> None:

@@ -53,7 +53,7 @@ class EMA(Callback):
         self.weights = {name: w.to(parameters[name].device) for name, w in self.weights.items()}
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         if trainer.global_step > self.step:
             self.update(pl_module, trainer.global_step)

@@ -7,7 +7,6 @@ import signal
 import subprocess
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import lightning as L
 import torch
@@ -44,7 +43,7 @@ class StopOnSignal(Callback):
         self.received = signal.Signals(number).name
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         if (batch_idx + 1) % trainer.accumulate_grad_batches or trainer.should_stop:
             return
@@ -99,7 +98,7 @@ class FiniteGuard(Callback):
         self._finite = True
 
     def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self._batches, self._finite = [], True
@@ -156,8 +155,8 @@ class FiniteGuard(Callback):
         content = {"seed": module.seed, "samples": samples}
         (folder / "batch.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, int]:
         return {"skipped": self.skipped}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
         self.skipped = state_dict["skipped"]

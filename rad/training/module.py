@@ -56,7 +56,7 @@ class TrainingModule(L.LightningModule):
         # Lightning's mean over processes is wrong when they hold unequal numbers of images.
         self.val_means: Mapping[str, MeanMetric] = nn.ModuleDict({name: MeanMetric() for name in means})
 
-    def identity(self) -> Mapping[str, Any]:
+    def identity(self) -> Mapping[str, str]:
         """Settings that a checkpoint and the run that resumes it share."""
         raise NotImplementedError
 

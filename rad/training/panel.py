@@ -1,7 +1,7 @@
 """Panels of inpainted images, and throughput, during training."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import lightning as L
 import torch
@@ -67,7 +67,7 @@ class Panel(Callback):
         return Sampler(module.sampling_process, (method,), **vars(choice))
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         step = trainer.global_step
         due = self.every_n_steps > 0 and step % self.every_n_steps == 0 and step != self._latest

@@ -24,7 +24,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
         OSError: the checkpoint cannot be written; existing files are unchanged.
     """
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None) -> None:
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
