@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MASKS = "--model.masks.class_path=rad.masks.shapes."
 VARIANTS: dict[str, list[str]] = {
     "rad": [],
-    "no-spatial-embedding": ["--model.time_origin=image"],
+    "no-spatial-embedding": ["--model.process.time_origin=image"],
     "pixel-masks": [f"{MASKS}RandomPixels", "--model.masks.init_args.fraction=[0.02,0.98]"],
     "box-masks": [f"{MASKS}Box"],
     "all-weights": ["--model.lora=null"],
@@ -27,7 +27,7 @@ VARIANTS: dict[str, list[str]] = {
     "rank-4": ["--model.lora.rank=4", "--model.lora.alpha=4"],
     "rank-64": ["--model.lora.rank=64", "--model.lora.alpha=64"],
     "lora-time-layers": ["--model.lora.time_layers=lora"],
-    "tdpaint": ["--model.process=tdpaint", "--model.loss_region=moving"],
+    "tdpaint": ["--model.process.kind=tdpaint", "--model.loss.region=moving"],
 }
 
 
@@ -56,12 +56,12 @@ def training(options: argparse.Namespace, name: str) -> list[str]:
     """The command that trains a variant; all have the same steps, batch, data and seed."""
     steps = options.training_steps
     words = ["train.py", "--config", "rad_nature32.yaml", "--name", name, "--seed_everything=5"]
-    words += ["--model.learning_rate=2e-3", "--model.warmup_steps=20"]  # short runs want a high one
+    words += ["--model.optimizer.lr=2e-3", "--model.schedule.warmup_steps=20"]  # short runs want a high one
     words += ["--model.lora.rank=16", "--model.lora.alpha=16"] if "--model.lora=null" not in VARIANTS[name] else []
     words += VARIANTS[name]
     if name == "from-scratch":
         unet = json.loads((ROOT / "checkpoints/base-nature32/unet/config.json").read_text())
-        words.append(f"--model.unet={json.dumps({key: value for key, value in unet.items() if key[0] != '_'})}")
+        words.append(f"--model.scratch.unet={json.dumps({key: value for key, value in unet.items() if key[0] != '_'})}")
     words += [f"--trainer.max_steps={steps}", f"--trainer.val_check_interval={steps}", "--data.in_memory=true"]
     words += ["--trainer.enable_progress_bar=false"]
     words += [f"--data.path={Path(options.data).resolve()}", f"--data.val_path={Path(options.val_data).resolve()}"]

@@ -22,7 +22,7 @@ from rad.diffusion.step import noised
 from rad.images.sources import list_images
 from rad.inpainting.inpainter import Inpainter
 from rad.masks.shapes import make
-from rad.models.pixel import PixelModel
+from rad.models.unet_model import UNetModel
 from rad.rng import generator
 
 TIMES = (100, 300, 500, 700, 900)
@@ -43,7 +43,7 @@ def main() -> None:
     print(f"| mean colour | {in_hole(means, x0, hole):.4f} | at every timestep |")
     for name in options.model:
         model = Inpainter.from_pretrained(name).model
-        if not isinstance(model, PixelModel):
+        if not isinstance(model, UNetModel) or model.kind != "pixel":
             parser.error(f"{name} is not a model on pixels")
         errors = [f"{in_hole(denoise(model, x0, hole, t), x0, hole):.4f}" for t in TIMES]
         print(f"| {name} | {' | '.join(errors)} |", flush=True)
@@ -58,7 +58,7 @@ def crops(data: str, masks: str, *, size: int, count: int) -> tuple[torch.Tensor
 
 
 @torch.inference_mode()
-def denoise(model: PixelModel, x0: torch.Tensor, hole: torch.Tensor, t: int) -> torch.Tensor:
+def denoise(model: UNetModel, x0: torch.Tensor, hole: torch.Tensor, t: int) -> torch.Tensor:
     """The model's x0 (N,3,H,W) with noise of timestep t in the hole; the noise depends on t alone."""
     adapter = model.has_adapter
     process = region_aware(model.base_process, time_origin="adm" if model.info is None else model.info.time_origin)

@@ -117,7 +117,7 @@ def _short_configuration(name: str) -> tuple[str, str]:
     for callback in content["trainer"]["callbacks"]:
         for key in {"every_n_steps", "every_n_train_steps"} & callback.get("init_args", {}).keys():
             callback["init_args"][key] = 20
-    content["model"].pop("compile", None)
+    content["model"].get("execution", {}).pop("compile", None)
     Path(name).write_text(yaml.safe_dump(content), encoding="utf-8")
     return "--config", name
 

@@ -18,7 +18,7 @@ from diffusers import UNet2DModel
 from rad.inpainting.inpainter import Inpainter
 from rad.models.base import save_base
 from rad.models.lora import merge
-from rad.models.pixel import PixelModel
+from rad.models.unet_model import UNetModel
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--output", required=True)
     options = parser.parse_args()
     model = Inpainter.from_pretrained(options.checkpoint, base=options.base).model
-    if not isinstance(model, PixelModel) or model.peft is None or model.info is None:
+    if not isinstance(model, UNetModel) or model.kind != "pixel" or model.peft is None or model.info is None:
         parser.error(f"{options.checkpoint} is no RAD adapter for a model of pixels")
     weights, config = merge(model.peft).state_dict(), dict(model.unet.config)
     if not model.info.learned_variance:  # the channels of the variance are of no use without its training

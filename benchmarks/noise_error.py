@@ -17,7 +17,7 @@ from rad.diffusion.step import noised
 from rad.images.codecs import to_tensor
 from rad.images.sources import list_images
 from rad.inpainting.inpainter import Inpainter
-from rad.models.pixel import PixelModel
+from rad.models.unet_model import UNetModel
 from rad.rng import generator
 
 TIMES = (10, 50, 100, 200, 400, 600, 800, 950)
@@ -36,14 +36,14 @@ def main() -> None:
     for name in options.model:
         adapter = (Path(name) / "adapter_config.json").exists()
         model = Inpainter.from_pretrained(name, base=options.base if adapter else None).model
-        if not isinstance(model, PixelModel):
+        if not isinstance(model, UNetModel) or model.kind != "pixel":
             parser.error(f"{name} is no model of pixels")
         for title, hole in [("right half", half)] * (model.info is not None) + [("everything", torch.ones_like(half))]:
             print(f"{name}, {title} hole: {' / '.join(f'{error(model, x0, hole, t):.4f}' for t in TIMES)}", flush=True)
 
 
 @torch.inference_mode()
-def error(model: PixelModel, x0: torch.Tensor, hole: torch.Tensor, t: int) -> float:
+def error(model: UNetModel, x0: torch.Tensor, hole: torch.Tensor, t: int) -> float:
     """Mean over the hole; the noise depends on t alone, so that it is the same for all models."""
     betas = model.base.betas
     process = Uniform(betas) if model.info is None else RegionAware(betas, time_origin=model.info.time_origin)

@@ -32,7 +32,7 @@ from tests.tiny_networks import small_unet
 
 CONFIG = {
     "seed_everything": 7,
-    "model": {"base": "base", "lora": {"rank": 4}, "learning_rate": 1e-3},
+    "model": {"base": "base", "lora": {"rank": 4}, "optimizer": {"init_args": {"lr": 1e-3}}},
     "data": {"path": "images", "val_count": 2, "size": 16, "batch_size": 4, "num_workers": 2},
     "trainer": {
         "accelerator": "cpu",

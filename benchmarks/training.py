@@ -26,6 +26,7 @@ import lightning as L
 import torch
 import yaml
 from diffusers import UNet2DModel
+from lightning.pytorch.cli import instantiate_module
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -123,8 +124,8 @@ def train(folder: Path, options: argparse.Namespace) -> None:
             random_image(64, 64, seed=number).save(folder / f"{number}.png")
     averages = [EMA()]
     if photos:
-        config = yaml.safe_load((ROOT / "configs/photos.yaml").read_text())
-        module = Diffusion(**{**config["model"], "betas": tuple(config["model"]["betas"]), "image_size": 32})
+        config = yaml.safe_load((ROOT / "configs/photos.yaml").read_text())["model"]
+        module = instantiate_module(Diffusion, {**config, "image_size": 32})
         data = ImageDataModule(
             str(folder),
             size=32,
@@ -140,8 +141,9 @@ def train(folder: Path, options: argparse.Namespace) -> None:
         averages.append(EMA(suffix="ema_long"))
     else:
         base = str(ROOT / "checkpoints/base-nature32")
-        module = Diffusion(base=base, image_size=32, lora=LoRA(rank=32, alpha=32), learning_rate=1e-4)
+        module = Diffusion(base=base, image_size=32, lora=LoRA(rank=32, alpha=32))
         data = ImageDataModule(str(folder), size=32, batch_size=batch, val_count=0)
+    module.configure_model()
     turns = Turns(Bare(copy.deepcopy(module.network), batch=batch, precision=options.precision))
     trainer = L.Trainer(
         max_steps=options.steps + 3,

@@ -290,7 +290,7 @@ def _write_inputs(folder: Path) -> None:
         {"class_path": "rad.training.Checkpoint", "init_args": {"every_n_train_steps": EVERY}},
     ]
     config = {
-        "model": {"base": str(folder / "base"), "lora": {"rank": 4}, "learning_rate": 1e-3},
+        "model": {"base": str(folder / "base"), "lora": {"rank": 4}, "optimizer": {"init_args": {"lr": 1e-3}}},
         "data": {
             "path": "skimage",
             "val_count": 0,

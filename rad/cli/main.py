@@ -22,7 +22,7 @@ def train(arguments: Sequence[str] | None = None) -> int:
                 raise
             raise ValueError(
                 "not enough memory for a training step: lower data.batch_size and raise trainer.accumulate_grad_batches "
-                "as much, or set model.gradient_checkpointing, or trainer.precision to bf16-mixed"
+                "as much, or set model.execution.gradient_checkpointing, or trainer.precision to bf16-mixed"
             ) from error
 
     return guarded(run)

@@ -1,5 +1,6 @@
 """Training from a configuration: LightningCLI with `fit` implied, one run folder a run, no silent fresh start."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
@@ -139,7 +140,9 @@ def fit(arguments: Sequence[str]) -> int:
     config: Any = cli.config
     ckpt = find_checkpoint(config.ckpt_path, Path("runs") / config.name)
     try:
-        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=ckpt, weights_only=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".* in eval mode")  # autoencoders and text encoders are frozen
+            cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=ckpt, weights_only=True)
     except SystemExit:  # what Lightning makes of Ctrl-C
         raise KeyboardInterrupt from None
     except FloatingPointError as error:

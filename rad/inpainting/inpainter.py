@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -16,8 +16,6 @@ from PIL import Image
 from torch import Tensor
 
 from rad.device import find_device
-from rad.diffusion.denoiser import UNetDenoiser
-from rad.diffusion.processes import Uniform
 from rad.diffusion.solvers import Solver
 from rad.diffusion.spacings import Spacing
 from rad.images.codecs import open_image, to_rgb, to_tensor, to_uint8
@@ -28,14 +26,10 @@ from rad.methods import METHODS
 from rad.methods.m2s import M2S, Coarse
 from rad.methods.registry import find
 from rad.models.adapter import AdapterInfo
-from rad.models.base import PIPELINES, load_base
-from rad.models.guidance_inputs import PLAIN, Condition, Model
-from rad.models.latent import LatentModel, is_latent
 from rad.models.latent_mask import Grid, Prefill
-from rad.models.pixel import PixelModel, size_of
-from rad.models.text_to_image.folders import find_pipeline
+from rad.models.load import load_model
+from rad.models.loaded_model import PLAIN, Condition, LoadedModel
 from rad.models.vae import IDENTITY
-from rad.networks.unet import patch
 from rad.resources import find_data, located
 from rad.rng import KeyedNoise
 from rad.sampling.method import CustomSampler, Method, SamplingMethod
@@ -84,7 +78,7 @@ class Inpainter:
         precision: "bf16": networks run in bfloat16 (autocast).
     """
 
-    def __init__(self, model: Model, *, device: str | torch.device = "cpu", precision: Precision = "32") -> None:
+    def __init__(self, model: LoadedModel, *, device: str | torch.device = "cpu", precision: Precision = "32") -> None:
         if precision not in get_args(Precision):
             raise ValueError(f"precision is {precision!r}; allowed are {', '.join(get_args(Precision))}")
         self.model, self.device, self.precision = model, torch.device(device), precision
@@ -118,7 +112,7 @@ class Inpainter:
                 has an adapter, whose small changes would be lost in it.
             size: a side of the images in pixels, for SD3 and Flux, which take several; None: the model's own, or what its
                 adapter was trained on.
-            controlnet, t2i_adapter, ip_adapter, loras: for Stable Diffusion 1, 2 and XL, see `StableModel.load`;
+            controlnet, t2i_adapter, ip_adapter, loras: for Stable Diffusion 1, 2 and XL, see `load_model`;
                 loras cannot be combined with a RAD adapter.
 
         Raises:
@@ -129,23 +123,33 @@ class Inpainter:
         folder = Path(path)
         target = find_device(device)
         described = (folder / "adapter_config.json").exists() or (folder / "rad_config.json").exists()
-        networks = {"controlnet": controlnet, "t2i_adapter": t2i_adapter, "ip_adapter": ip_adapter, "loras": loras}
         if folder.suffix == ".ckpt":
             raise ValueError(
                 f"{folder} resumes training; to sample give an adapter folder beside it, step=N-ema or step=N"
             )
         whole = (folder / "unet").is_dir()  # a base model, or one of which all weights were trained
         info = AdapterInfo.read(folder) if described else None
-        options: dict[str, Any] = {"device": target, "info": info}
-        source: str | Path = path
+        adapter, revision, source = None, None, path
         if info is not None and not whole:
             source = _find_base(folder, info) if base is None else str(base)
-            options |= {"adapter": folder, "revision": None if base else info.base_revision}
+            adapter, revision = folder, None if base else info.base_revision
         elif base is not None:
             raise ValueError(
                 f"{path} is not an adapter folder, with rad_config.json and no unet, so base={str(base)!r} has no use"
             )
-        model = _load_model(source, path, options, precision, size, networks)
+        model = load_model(
+            source,
+            device=target,
+            revision=revision,
+            adapter=adapter,
+            info=info,
+            size=size,
+            dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
+            controlnet=controlnet,
+            t2i_adapter=t2i_adapter,
+            ip_adapter=ip_adapter,
+            loras=loras,
+        )
         return cls(model, device=target, precision=precision)
 
     def __call__(
@@ -290,7 +294,7 @@ class Inpainter:
             assert self.model.info is not None
             raise ValueError(
                 f"method {method.name!r} needs a base model, and {self.model.source} was trained on per-pixel noise without "
-                "images that are all hole (model.unconditional_share): use rad, or the model that it was trained from, "
+                "images that are all hole (model.process.unconditional_share): use rad, or the model that it was trained from, "
                 f"{self.model.info.base!r}"
             )
         if method.needs_grad and self.precision == "bf16":
@@ -316,16 +320,16 @@ class Inpainter:
             )
         if not isinstance(method, M2S) or not isinstance(method.coarse, str):
             return method
-        loaded = load_base(method.coarse)
-        unet = patch(loaded.unet).requires_grad_(False).eval().to(self.device)  # pyright: ignore[reportArgumentType]
-        denoiser = UNetDenoiser(unet, prediction_type=loaded.prediction_type)  # pyright: ignore[reportArgumentType]
-        size, height = size_of(unet, None)[0], self.size[0]
+        coarse = load_model(method.coarse, device=self.device)
+        if coarse.autoencoder is not IDENTITY:
+            raise ValueError(f"m2s needs a coarse model of pixels, and {method.coarse} works on latents: use another")
+        size, height = coarse.size[0], self.size[0]
         if height % size or size == height:
             fit = ", ".join(str(n) for n in range(1, height) if height % n == 0)
             raise ValueError(
                 f"{method.coarse} is a model of {size}x{size} images; m2s needs a smaller one that divides: {fit}"
             )
-        return replace(method, coarse=Coarse(denoiser, Uniform(loaded.betas), size))
+        return replace(method, coarse=Coarse(coarse.denoiser([], adapter=False), coarse.base_process, size))
 
     def count_windows(self, hole: Tensor, *, size_policy: SizePolicy = "error", margin: int | None = None) -> int:
         """Windows that a hole (1,H,W) needs; each costs `sampler(...).cost` a sample."""
@@ -420,12 +424,7 @@ class Inpainter:
         return result
 
     def _task(self, pixels: Tensor, hole: Tensor, grid: Grid | None, fill: Prefill) -> Task:
-        autoencoder = self.model.autoencoder
-        return (
-            Task.from_image(pixels, hole)
-            if autoencoder is IDENTITY
-            else Task.encoded(pixels, hole, autoencoder, grid=grid, fill=fill)
-        )
+        return Task.encoded(pixels, hole, self.model.autoencoder, grid=grid, fill=fill)
 
     def _with_adapter(self, sampler: Sampler) -> bool:
         return sampler.method.weights == "adapter"
@@ -523,50 +522,6 @@ def _peak_memory(device: torch.device) -> int:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-TEXT_TO_IMAGE = ("StableDiffusion3Pipeline", "FluxPipeline")
-
-
-def _load_model(
-    source: str | Path,
-    path: str | Path,
-    options: Mapping[str, Any],
-    precision: Precision,
-    size: int | None,
-    networks: Mapping[str, Any],
-) -> Model:
-    """A base model, one of which all weights were trained, or a base with an adapter on it.
-
-    Args:
-        source: of the base; path: as the user gave it, for messages.
-        options: device and info; of an adapter also its folder, and the base's revision.
-    """
-    pipeline = find_pipeline(source, options.get("revision"))
-    kind = "" if pipeline is None else pipeline.kind
-    if kind in PIPELINES:
-        from rad.models.text_to_image.stable_diffusion import StableModel
-
-        _require_none(path, size=size)
-        return StableModel.load(source, **options, **networks)
-    if kind in TEXT_TO_IMAGE:
-        from rad.models.text_to_image.flow import FlowModel
-
-        _require_none(path, **networks)
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        return FlowModel.load(source, size=size, dtype=dtype, **options)
-    _require_none(path, size=size, **networks)
-    if pipeline is not None and is_latent(pipeline):
-        return LatentModel.load(source, **options)
-    return PixelModel.load(source, **options)
-
-
-def _require_none(path: str | Path, **given: object) -> None:
-    """Raises ValueError for what a model has no use for."""
-    for name, value in given.items():
-        if value:
-            which = "SD3 or Flux" if name == "size" else "Stable Diffusion"
-            raise ValueError(f"{path} is not {which}, so {name}={value!r} has no use")
 
 
 def _find_base(folder: Path, info: AdapterInfo) -> str:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from rad.diffusion.levels import NoiseRegions
-from rad.models.latent_mask import Grid, Prefill, latent_hole, prefill
+from rad.models.latent_mask import Grid, Prefill, encode_known
 from rad.models.vae import IDENTITY, Autoencoder
 
 
@@ -62,7 +62,7 @@ class Task:
         grid: Grid | None = None,
         fill: Prefill = "smooth",
     ) -> "Task":
-        """Task of a latent model.
+        """Task of a latent model; with `IDENTITY` that of a pixel model.
 
         Args:
             image: (B,3,H,W) in [-1,1]; hole: (B,1,H,W) in [0,1]; H and W are multiples of autoencoder.factor.
@@ -71,7 +71,8 @@ class Task:
                 which leaks (`--encode_full`).
         """
         plain = cls.from_image(image, hole)
-        cells = latent_hole(plain.hole, autoencoder.factor, grid or Grid())
-        latents = autoencoder.encode(prefill(image if fill == "none" else plain.image, plain.hole, fill))
+        if autoencoder is IDENTITY:
+            return plain
+        latents, cells = encode_known(image, plain.hole, autoencoder, grid=grid, fill=fill)
         inner = cls.from_image(latents, cells)
         return cls(inner.known, inner.hole, inner.regions, autoencoder, plain.image, plain.hole)

@@ -688,7 +688,7 @@ def test_a_run_its_folder_and_its_end_to_end_use(config, train, sample):
 
 
 def test_a_model_trained_as_a_whole_is_for_rad_alone(config, train, sample, base):
-    code, err = train("--config", "c.yaml", "--model.lora", "null", "--model.learning_rate", "0.01")
+    code, err = train("--config", "c.yaml", "--model.lora", "null", "--model.optimizer.lr", "0.01")
     assert code == 0, err
     whole = Path("runs/c/checkpoints/step=2")
     assert json.loads((whole / "rad_config.json").read_text())["process"] == "region_aware"
@@ -732,11 +732,11 @@ def test_the_printed_configuration_trains_under_any_name(config, train, capsys):
         (["--config", "c.yaml", "--model.colour", "blue"], ["--model.colour"]),
         (["--config", "c.yaml", "--config", "unknown.yaml"], ["modle"]),
         (["--config", "broken.yaml"], ["parsing config"]),
-        (["--config", "c.yaml", "--config", "empty.yaml"], ["model.phase2 is empty"]),
+        (["--config", "c.yaml", "--config", "empty.yaml"], ["model.process.phase2"]),
         (["--config", "no_trainer.yaml"], ["trainer is empty"]),
         (["--config", "c.yaml", "--config", "no_rank.yaml"], ["LoRA"]),
-        (["--config", "c.yaml", "--model.phase2", "much"], ["model.phase2", "much"]),
-        (["--config", "c.yaml", "--model.phase2", "7"], ["phase2"]),
+        (["--config", "c.yaml", "--model.process.phase2", "much"], ["model.process.phase2", "much"]),
+        (["--config", "c.yaml", "--model.process.phase2", "7"], ["phase2"]),
         (["--config", "c.yaml", "--model.base", "/nowhere"], ["/nowhere"]),
         (["--config", "c.yaml", "--data.path", "nowhere"], ["nowhere"]),
         (["--config", "c.yaml", "--data.val_count", "3"], ["val_count"]),
@@ -750,7 +750,7 @@ def test_the_printed_configuration_trains_under_any_name(config, train, capsys):
 def test_what_cannot_be_trained_is_one_line_and_exit_2(config, train, arguments, parts):
     Path("unknown.yaml").write_text("modle:\n  base: x\n")
     Path("broken.yaml").write_text("model: [1\n")
-    Path("empty.yaml").write_text("model:\n  phase2:\n")
+    Path("empty.yaml").write_text("model:\n  process:\n    phase2:\n")
     Path("no_trainer.yaml").write_text(yaml.safe_dump({**config, "trainer": None}))
     Path("no_rank.yaml").write_text("model:\n  lora:\n    rank:\n")
     code, err = train(*arguments)

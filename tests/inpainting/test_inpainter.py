@@ -220,7 +220,7 @@ def test_a_large_network_that_is_differentiated_recomputes_activations(base, mon
     plain = Inpainter.from_pretrained(base)
     image, hole = random_image(SIZE, SIZE), box_hole(SIZE, SIZE, 3, 4, 12, 9)
     expected = plain(image, hole, method="dps", steps=2).images[0]
-    monkeypatch.setattr("rad.models.pixel.CHECKPOINTED_SIZE", SIZE)
+    monkeypatch.setattr("rad.models.loaded_model.CHECKPOINTED_SIZE", SIZE)
     seen = []
     inner = plain.model.unet.forward
     monkeypatch.setattr(

@@ -12,8 +12,8 @@ from rad.diffusion.processes import Uniform
 from rad.diffusion.step import Denoised
 from rad.methods.blended import Blended
 from rad.methods.pilot import PILOT, background_loss, semantic_loss
-from rad.models.guidance_inputs import Condition
-from rad.models.text_to_image.stable_diffusion import StableModel
+from rad.models.load import load_model
+from rad.models.loaded_model import Condition
 from rad.rng import KeyedNoise
 from rad.sampling.method import SamplingMethod
 from rad.sampling.sampler import Sampler
@@ -299,7 +299,7 @@ def test_a_model_without_text_is_refused_in_one_line():
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return StableModel.load(write_stable(tmp_path_factory.mktemp("stable")))
+    return load_model(write_stable(tmp_path_factory.mktemp("stable")))
 
 
 def latents(*holes):

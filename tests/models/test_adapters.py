@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import lightning as L
@@ -16,7 +17,7 @@ from rad.data.module import ImageDataModule
 from rad.diffusion.levels import NoiseRegions
 from rad.inpainting.inpainter import Inpainter
 from rad.models.adapter import AdapterInfo, save_adapter
-from rad.models.guidance_inputs import Condition
+from rad.models.loaded_model import Condition
 from rad.models.lora import LoRA
 from rad.rng import KeyedNoise
 from rad.sampling.sampler import Sampler
@@ -46,8 +47,9 @@ def world(tmp_path_factory):
     for kind in ("latent", "stable", "stable3"):
         base = str(write_pipeline(root / kind, kind))
         told = None if kind == "latent" else str(root / "captions.json")
-        module = Diffusion(base=base, image_size=SIDE, lora=LoRA(rank=2), learning_rate=0.03)
-        info = module.adapter_info(size=(SIDE, SIDE), ema=False)
+        module = Diffusion(base=base, image_size=SIDE, lora=LoRA(rank=2), optimizer=partial(torch.optim.AdamW, lr=0.03))
+        module.configure_model()
+        info = module.adapter_info(ema=False)
         save_adapter(module.network, root / f"{kind}-zero", info, card="# fresh")
         trainer = L.Trainer(
             max_steps=1,
@@ -161,11 +163,12 @@ def test_every_cell_is_told_its_own_time(inpainters, kind):
 def test_the_sampler_sees_what_training_saw(inpainters, world, kind):
     """The same x, levels and text: the network's output in sampling is that of the module."""
     module = Diffusion(base=str(world / kind), image_size=SIDE, adapter=str(world / f"{kind}-trained"))
+    module.configure_model()
     rad = inpainters[f"{kind}-trained"]
     hole = torch.zeros(2, 1, SIDE // 2, SIDE // 2)
     hole[0, :, 2:5], hole[1, ..., 3:] = 1, 1
     t = torch.tensor([600, 90])
-    assert module.process.steps == 2 * rad.model.base_process.steps
+    assert module.noise_process.steps == 2 * rad.model.base_process.steps
     ours, theirs = (
         process.noise(t, NoiseRegions.from_mask(hole))
         for process in (rad.sampler("rad").process, module.sampling_process)

@@ -14,7 +14,7 @@ from rad.diffusion.processes import EDM, Flow, Uniform
 from rad.diffusion.schedules import karras_sigmas, linear_betas
 from rad.inpainting.inpainter import Inpainter
 from rad.models.base import load_base
-from rad.models.guidance_inputs import PLAIN
+from rad.models.loaded_model import PLAIN
 from rad.sampling.sampler import Sampler
 from rad.training.diffusion import Diffusion
 from tests.conftest import box_hole, random_image
@@ -124,7 +124,7 @@ def test_whole_runs(folder, method):
 def test_it_is_not_trained_and_has_no_rad(folder):
     assert load_base(folder).prediction_type == "edm"
     with pytest.raises(ValueError, match="training is of networks that predict 'epsilon'"):
-        Diffusion(base=str(folder))
+        Diffusion(base=str(folder)).configure_model()
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from rad.images.atomic import replacing
 from rad.images.sources import ImageFile, by_stem, holds_one, list_images
 from rad.inpainting.inpainter import Inpainted, Inpainter
 from rad.masks.files import write_mask
-from rad.models.guidance_inputs import PLAIN, Condition
+from rad.models.loaded_model import PLAIN, Condition
 from rad.models.latent_mask import Grid
 
 if TYPE_CHECKING:
