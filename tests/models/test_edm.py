@@ -12,6 +12,7 @@ from rad.diffusion.denoiser import EDMDenoiser
 from rad.diffusion.levels import NoiseLevel
 from rad.diffusion.processes import EDM, Flow, Uniform
 from rad.diffusion.schedules import karras_sigmas, linear_betas
+from rad.inpainting.filling import build_task
 from rad.inpainting.inpainter import Inpainter
 from rad.models.base import load_base
 from rad.models.guidance_inputs import PLAIN
@@ -101,7 +102,7 @@ def test_a_folder_with_edms_scheduler_is_sampled_as_diffusers_does_it(folder):
         def draw(self, number, shape):
             return start
 
-    task = inpainter._task(torch.zeros(1, 3, 16, 16), torch.ones(1, 1, 16, 16), None, "smooth")
+    task = build_task(model.autoencoder, torch.zeros(1, 3, 16, 16), torch.ones(1, 1, 16, 16))
     ours = Sampler(model.base_process, (), steps=steps, eta=0)(
         model.denoiser([PLAIN], adapter=False), task, noise=Start()
     ).raw

@@ -9,6 +9,7 @@ import torch
 from diffusers import DDIMScheduler
 from PIL import Image
 
+from rad.inpainting.filling import build_task
 from rad.inpainting.inpainter import Inpainter
 from rad.methods import METHODS
 from rad.models.adapter import AdapterInfo, save_adapter
@@ -122,7 +123,7 @@ def test_the_grid_says_which_cells_are_filled(inpainter):
     model, known = inpainter.model, torch.zeros(1, 3, SIDE, SIDE)
     hole = box_hole(SIDE, SIDE, 4, 4, 8, 8)[None]
     sizes = [
-        float(inpainter._task(known, hole, grid, "smooth").hole.sum())
+        float(build_task(model.autoencoder, known, hole, grid=grid).hole.sum())
         for grid in (None, Grid("nearest"), Grid("bilinear"), Grid(dilate=1))
     ]
     assert sizes == [4, 4, 12, 16], "bilinear: a ring without its corners, of which less than 5 % is hole"
