@@ -194,7 +194,7 @@ class Inpainter:
         self.model.check(conditions)
         if self.model.autoencoder is IDENTITY and (grid is not None or fill != "smooth"):
             raise ValueError(
-                f"{self.model.source} works on pixels, without a latent grid or encoder: leave out `grid` and `fill`"
+                f"{self.model.source} works on pixels: there is no latent grid or encoder; leave out `grid` and `fill`"
             )
 
     def sampler(

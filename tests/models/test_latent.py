@@ -208,7 +208,7 @@ def test_rad_keeps_known_latents_as_they_are(adapter):
     """A cell that is known has no noise at any level of the reverse process, so nothing happens to it."""
     rad = Inpainter.from_pretrained(adapter)
     known = torch.rand(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    task = rad._task(known, HOLE[None], None, "smooth")
+    task = build_task(rad.model.autoencoder, known, HOLE[None])
     sampler = rad.sampler("rad", steps=3)
     with rad.model.weights(adapter=True, differentiated=False), KeyedNoise(0, ["a"]) as noise:
         sample = sampler(rad.model.denoiser([Condition()], adapter=True), task, noise=noise)
