@@ -24,6 +24,7 @@ from rad.console import Progress
 from rad.diffusion.denoiser import UNetDenoiser
 from rad.diffusion.schedules import linear_betas
 from rad.images.codecs import open_image
+from rad.inpainting.filling import WindowFiller
 from rad.inpainting.inpainter import Inpainter
 from rad.models.base import save_base
 from tests.conftest import SIZE, box_hole, random_image
@@ -565,7 +566,7 @@ def test_without_memory_even_for_one_window_it_is_one_line(sample, monkeypatch):
     def fails(self, *_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\n2 GiB")
 
-    monkeypatch.setattr(Inpainter, "_fill_batch", fails)
+    monkeypatch.setattr(WindowFiller, "_fill_batch", fails)
     code, _, err = sample()
     assert code == 2
     assert_one_error(err, "memory", "bf16")
@@ -573,7 +574,7 @@ def test_without_memory_even_for_one_window_it_is_one_line(sample, monkeypatch):
 
 def test_an_interrupt_keeps_what_is_finished(sample, monkeypatch):
     make_inputs()
-    original = Inpainter._fill_batch
+    original = WindowFiller._fill_batch
     batches = []
 
     def interrupted(self, *arguments):
@@ -582,7 +583,7 @@ def test_an_interrupt_keeps_what_is_finished(sample, monkeypatch):
             raise KeyboardInterrupt
         return original(self, *arguments)
 
-    monkeypatch.setattr(Inpainter, "_fill_batch", interrupted)
+    monkeypatch.setattr(WindowFiller, "_fill_batch", interrupted)
     code, out, err = sample(batch_size=1)
     assert (code, out) == (130, ["out/a.png"])
     assert err.splitlines()[-1].startswith("interrupted")

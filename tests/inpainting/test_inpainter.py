@@ -14,7 +14,8 @@ from diffusers import UNet2DModel
 from PIL import Image
 
 from rad.diffusion.schedules import linear_betas
-from rad.inpainting.inpainter import Inpainter, composite
+from rad.inpainting.composite import composite
+from rad.inpainting.inpainter import Inpainter
 from rad.methods import METHODS
 from rad.methods.registry import create
 from rad.models.base import save_base

@@ -16,6 +16,7 @@ from rad.inpainting.inpainter import Inpainter
 from rad.models.base import load_base
 from rad.models.loaded_model import PLAIN
 from rad.sampling.sampler import Sampler
+from rad.sampling.task import Task
 from rad.training.diffusion import Diffusion
 from tests.conftest import box_hole, random_image
 from tests.gaussian import DOUBLE, make_world
@@ -101,7 +102,7 @@ def test_a_folder_with_edms_scheduler_is_sampled_as_diffusers_does_it(folder):
         def randn(self, number, shape):
             return start
 
-    task = inpainter._task(torch.zeros(1, 3, 16, 16), torch.ones(1, 1, 16, 16), None, "smooth")
+    task = Task.encoded(torch.zeros(1, 3, 16, 16), torch.ones(1, 1, 16, 16), model.autoencoder)
     ours = Sampler(model.base_process, steps=steps, eta=0)(
         model.denoiser([PLAIN], adapter=False), task, noise=Start()
     ).raw
