@@ -25,7 +25,7 @@ def test_the_first_use_of_the_inpainter_loads_what_it_needs() -> None:
 
 
 def test_help_and_mistakes_in_options_load_no_heavy_package() -> None:
-    for words in (["--help"], ["sample", "--help"], ["sample", "--checkpont", "x"], ["smaple"]):
+    for words in (["--help"], ["sample", "--help"], ["sample", "--checkpont", "x"], ["smaple"], ["masks", "--help"]):
         program = f"from rad.__main__ import main\ntry:\n    main({words})\nexcept SystemExit:\n    pass"
         loaded = loaded_by(program)
         assert "rad.console" in loaded
