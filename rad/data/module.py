@@ -259,7 +259,12 @@ class ImageDataModule(LightningDataModule):
             left = steps * self.trainer.accumulate_grad_batches
         done, (rank, world_size) = self._batches_done(), self._rank_and_world()
         sampler = PositionSampler(
-            self.position, length=done + left, batch_size=self.batch_size, done=done, rank=rank, world_size=world_size
+            start=self.position,
+            length=done + left,
+            batch_size=self.batch_size,
+            done=done,
+            rank=rank,
+            world_size=world_size,
         )
         return StreamLoader(self.stream(), batch_sampler=sampler, **self._loader_options())
 

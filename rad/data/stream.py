@@ -135,30 +135,25 @@ def _order(seed: int, epoch: int, count: int, source: int) -> Tensor:
     return torch.randperm(count, generator=generator(seed, *keys))
 
 
+@dataclass(kw_only=True, eq=False)
 class PositionSampler(Sampler[list[int]]):
     """Batches of positions for one rank: step k takes B positions from start + (k*W + rank)*B on.
 
     Args:
         start: returns the position that training has reached, when a pass begins.
         length: batches in the whole run, as Lightning counts them.
-        done: batches before this loader was created.
         batch_size: B, the batch of one rank.
+        done: batches before this loader was created.
         rank: of this process.
         world_size: W, the number of ranks.
     """
 
-    def __init__(
-        self,
-        start: Callable[[], int],
-        *,
-        length: int,
-        batch_size: int,
-        done: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        self.start, self.length, self.done = start, length, done
-        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
+    start: Callable[[], int]
+    length: int
+    batch_size: int
+    done: int = 0
+    rank: int = 0
+    world_size: int = 1
 
     def __len__(self) -> int:
         return self.length

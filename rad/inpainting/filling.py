@@ -5,13 +5,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from rad.inpainting.composite import Canvas
 from rad.inpainting.memory import is_out_of_memory
 from rad.inpainting.windows import Window, next_wave
-from rad.models.loaded_model import LoadedModel
 from rad.models.latent_mask import Grid, Prefill
+from rad.models.loaded_model import LoadedModel
 from rad.models.vae import IDENTITY
 from rad.rng import KeyedNoise
 from rad.sampling.sampler import Sample, Sampler

@@ -66,7 +66,7 @@ class Strokes(MaskGenerator):
             kind(source, canvas)
             return np.asarray(canvas)
 
-        return _draw_until(draw, self.max_area)
+        return _draw_until(draw, self.max_area, height, width)
 
     def _draw_strokes(self, source: random.Random, canvas: Image.Image) -> None:
         draw, unit = ImageDraw.Draw(canvas), min(canvas.size) / 256
@@ -127,7 +127,7 @@ class Blobs(MaskGenerator):
             count = self.blobs[0] + draw_integer(generator, self.blobs[1] - self.blobs[0])
             return torch.stack([self._draw_blob(generator, height, width) for _ in range(count)]).any(0).float()
 
-        return _draw_until(draw, self.max_area).to(generator.device)
+        return _draw_until(draw, self.max_area, height, width).to(generator.device)
 
     def _draw_blob(self, generator: torch.Generator, height: int, width: int) -> Tensor:
         top, left = (
@@ -194,13 +194,13 @@ class Lettering(MaskGenerator):
         return canvas
 
 
-def _draw_until(draw: Callable[[], Hole], max_area: float) -> Hole:
+def _draw_until(draw: Callable[[], Hole], max_area: float, height: int, width: int) -> Hole:
     """The first hole (H,W) of at most this share."""
     for _ in range(TRIES):
         hole = draw()
         if hole.mean() <= max_area:
             return hole
-    raise ValueError(f"max_area={max_area}: {TRIES} masks in a row were all larger; raise it or draw less")
+    raise ValueError(f"max_area={max_area}: {TRIES} masks of {height}x{width} were all larger; raise it or draw less")
 
 
 def _draw_segment(

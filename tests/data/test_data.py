@@ -300,9 +300,10 @@ def test_each_epoch_shows_every_image_once_in_its_own_order(folder: Path) -> Non
 
 
 def test_split_over_ranks_takes_the_same_positions_a_step() -> None:
-    whole = list(PositionSampler(lambda: 40, length=7, done=2, batch_size=8))
+    whole = list(PositionSampler(start=lambda: 40, length=7, done=2, batch_size=8))
     ranks = [
-        list(PositionSampler(lambda: 40, length=7, done=2, batch_size=4, rank=rank, world_size=2)) for rank in (0, 1)
+        list(PositionSampler(start=lambda: 40, length=7, done=2, batch_size=4, rank=rank, world_size=2))
+        for rank in (0, 1)
     ]
     assert len(whole) == 5
     assert [first + second for first, second in zip(*ranks, strict=True)] == whole
