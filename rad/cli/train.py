@@ -49,12 +49,14 @@ class TrainCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse without the parent's warning about explicit `args`, and reject empty entries."""
+        assert isinstance(args, list)
         self.config = parser.parse_args(args)
         _require_values(self.config, MODULES[self.config.trains])
 
     def instantiate_trainer(self, **kwargs: object) -> Trainer:
         """The trainer with guards, and with the run's folder, which a saved configuration does not contain."""
-        config: Namespace = self.config_init
+        config = self.config_init
+        assert isinstance(config, Namespace)
         if not config.name:
             raise ValueError("--name is empty: give the run a name, or leave the option out")
         if config.trainer.default_root_dir is None:
