@@ -56,9 +56,7 @@ class Job:
     def hole(self, size: tuple[int, int], options: SampleOptions) -> Tensor:
         """(1,H,W) in [0,1], 1 = fill, for an image of that (height, width). Raises ValueError without a mask."""
         if self.mask is None:
-            raise ValueError(
-                f"no mask for {self.image.name}: expected one of the same name; --mask_by order takes them in order"
-            )
+            raise ValueError(f"no mask for {self.image.name}: expected one of the same name, or use --mask_by order")
         if isinstance(self.mask, ImageFile):
             return read_mask(self.mask.file(), polarity=options.mask_polarity, size=size)
         return self.mask([generator(options.seed, "mask", self.name)], *size)[0]
@@ -229,9 +227,7 @@ def _make_jobs(
             mask_output = output.parent / "masks" / f"{identity}.png"
         prompt = prompts.get(image.name, prompts.get(PurePosixPath(image.name).name, options.prompt or None))
         if prompt is None and prompts:
-            raise ValueError(
-                f"--prompts {options.prompts} has none for {image.name}: add it, or give --prompt for the rest"
-            )
+            raise ValueError(f"--prompts {options.prompts} has none for {image.name}: add it, or give --prompt")
         jobs.append(Job(image, identity, mask, outputs, raw, mask_output, prompt or ""))
     return jobs
 
@@ -288,20 +284,16 @@ def _find_masks(mask: str, names: Sequence[str], *, in_order: bool) -> Sequence[
     """The mask of each name."""
     if not is_source(mask):
         if mask not in MASKS:
-            raise ValueError(
-                f"--mask {mask} is neither a file, a folder, an archive nor a generator; "
-                f"there are {', '.join(main_names())}"
-            )
+            known = ", ".join(main_names())
+            raise ValueError(f"--mask {mask} is neither a file, a folder, an archive nor a generator ({known})")
         return [make(mask)] * len(names)
     files = list_images(mask)
     if holds_one(mask):
         return [files[0]] * len(names)
     if in_order:
         if len(files) < len(names):
-            raise ValueError(
-                f"--mask {mask} has {len(files)} masks for {len(names)} images; --mask_by order needs one for each, "
-                "with --limit too: give at least as many"
-            )
+            masks = f"{len(files)} masks for {len(names)} images"
+            raise ValueError(f"--mask {mask} has {masks}: --mask_by order needs one for each, with --limit too")
         return files[: len(names)]
     by_name = by_stem(files, where=f"--mask {mask}", what="masks")
     return [by_name.get(name) for name in names]

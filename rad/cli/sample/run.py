@@ -12,7 +12,7 @@ from PIL import Image
 from rad.cli.sample.fill import Worker, load_inpainter, make_batches, write_image
 from rad.cli.sample.options import SampleOptions
 from rad.cli.sample.plan import Label, MethodRun, Plan, make_methods, make_plan, select_part
-from rad.cli.sample.prepare import check_model, choose_schedule, cost_per_window, count_windows
+from rad.cli.sample.prepare import check_model, count_windows, prepare_method
 from rad.cli.sample.record import Record, scoring
 from rad.cli.sample.run_log import Failures, RunLog
 from rad.cli.sample.workers import Setup, fill_by_processes
@@ -44,8 +44,8 @@ def run(options: SampleOptions) -> int:
             return _run(options)
     except torch.OutOfMemoryError:
         raise ValueError(
-            "not enough memory for a single window: use --device cpu, a smaller model, --precision bf16 or a method that does "
-            "not differentiate the network (--list_methods)"
+            "not enough memory for a single window: use --device cpu, a smaller model, --precision bf16, or a method "
+            "without gradients (--list_methods)"
         ) from None
 
 
@@ -86,9 +86,7 @@ def _unfinished(options: SampleOptions, runs: Sequence[MethodRun], tree: bool) -
         missing += [replace(run, jobs=jobs)] if jobs else []
         if done := len(run.jobs) - len(jobs):
             name, images = f"{run.label.text}{f' on {run.mask}' if tree else ''}", counted(len(run.jobs), "image")
-            report(
-                f"{name}: skipped {done} of {images}, whose files exist (settings are not compared; see --overwrite)"
-            )
+            report(f"{name}: skipped {done} of {images}, whose files exist; their settings are not compared")
     return missing
 
 
@@ -123,9 +121,7 @@ def _fill(
     completed = {label: inpainter.complete(method) for label, method in methods.items()}
     schedules, costs = {}, {}
     for label, method in completed.items():
-        schedules[label] = choose_schedule(label, method, options, inpainter.model.base_process)
-    for label, method in completed.items():
-        costs[label] = cost_per_window(label, method, schedules[label], options, inpainter)
+        schedules[label], costs[label] = prepare_method(label, method, options, inpainter)
     if record is not None:
         record.complete(inpainter, {label: schedule.steps for label, schedule in schedules.items()}, devices)
     window_counts = {}
