@@ -24,6 +24,9 @@ from rad.models.latent_mask import Grid
 if TYPE_CHECKING:
     from rad.sampling.method import Method, Schedule
 
+SAMPLING = ("seed", "num_samples", "size_policy", "margin", "batch_size", "feather")
+"""Options that `Inpainter.__call__` takes under the same names."""
+
 MOST_PIXELS = 2**26
 """Pixels of all samples of a batch, which bounds the memory for large images."""
 
@@ -66,25 +69,13 @@ def make_batches(
 
 def load_inpainter(options: SampleOptions, device: str) -> Inpainter:
     """The model of the options. Raises ValueError or FileNotFoundError."""
-    return Inpainter.from_pretrained(
-        options.checkpoint,
-        base=options.base,
-        device=device,
-        precision=options.precision,
-        size=options.size,
-        controlnet=options.controlnet,
-        t2i_adapter=options.t2i_adapter,
-        ip_adapter=options.ip_adapter,
-        loras=options.loras,
-    )
+    names = ("base", "precision", "size", "controlnet", "t2i_adapter", "ip_adapter")
+    given = {name: getattr(options, name) for name in names}
+    return Inpainter.from_pretrained(options.checkpoint, device=device, loras=options.loras, **given)
 
 
 class Worker:
-    """A model, and the batch that it filled last.
-
-    Args:
-        methods: completed for this model, see `Inpainter.complete`.
-    """
+    """A model with its completed methods, and the batch that it filled last."""
 
     def __init__(
         self,
@@ -93,7 +84,8 @@ class Worker:
         schedules: Mapping[Label, "Schedule"],
         options: SampleOptions,
     ) -> None:
-        self.inpainter, self.methods, self.schedules, self.options = inpainter, methods, schedules, options
+        self.inpainter, self.schedules, self.options = inpainter, schedules, options
+        self.methods = {label: inpainter.complete(method) for label, method in methods.items()}
         self._filled: tuple[list[Job], list[Image.Image], list[Tensor], Inpainted] | None = None
 
     def fill(self, batch: Batch, on_step: Callable[[int], None]) -> Usage:
@@ -106,15 +98,10 @@ class Worker:
             holes,
             method=method,
             **vars(self.schedules[batch.label]),
-            seed=options.seed,
-            num_samples=options.num_samples,
-            size_policy=options.size_policy,
-            margin=options.margin,
-            batch_size=options.batch_size,
+            **{name: getattr(options, name) for name in SAMPLING},
+            **encoding(options),
             names=[job.name for job in jobs],
             condition=PLAIN if method.weights == "none" else [condition_of(options, job) for job in jobs],
-            **encoding(options),
-            feather=options.feather,
             on_step=lambda done, _: on_step(done),
         )
         self._filled = jobs, images, holes, result

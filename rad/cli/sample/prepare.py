@@ -81,15 +81,12 @@ def _choose_steps(label: Label, method: "Method", options: SampleOptions, base_p
 
 
 def count_windows(
-    inpainter: Inpainter, jobs: Iterable[Job], options: SampleOptions, failures: Failures, *, tree: bool
+    inpainter: Inpainter, jobs: Iterable[Job], options: SampleOptions, failures: Failures
 ) -> dict[ImageFile, WindowCount]:
     """Windows of each image that can be read; the others are added to `failures`.
 
-    Args:
-        tree: masks on disk belong to the results of other methods too.
-
     Raises:
-        ValueError: such a mask differs from the present one.
+        ValueError: a comparison holds results of another mask.
     """
     counts: dict[ImageFile, WindowCount] = {}
     for job in jobs:
@@ -97,7 +94,7 @@ def count_windows(
             image = job.image.open()
             hole = job.hole((image.height, image.width), options)
             windows = inpainter.count_windows(hole, size_policy=options.size_policy, margin=options.margin)
-            written = job.mask_output if tree and job.mask_output and job.mask_output.exists() else None
+            written = job.mask_output if options.tree and job.mask_output and job.mask_output.exists() else None
             same = written is None or same_mask(written, hole)
         except (ValueError, OSError) as error:
             failures.add(f"{job.image}: {error}", job.image)

@@ -6,7 +6,7 @@ import json
 import platform
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,7 +112,7 @@ class Record:
         }
         write_text(self.path, json.dumps(content, indent=2, default=str) + "\n")
 
-    def _compare_settings(self, label: str, *, ignore: set[str] = frozenset()) -> None:
+    def _compare_settings(self, label: str, *, ignore: Set[str] = frozenset()) -> None:
         now = self.settings[label]
         before = self.before["settings"].get(label, now)
         before = {**FIRST_SOLVER, **before} if "eta" in before else before
