@@ -74,19 +74,15 @@ def load_inpainter(options: SampleOptions, device: str) -> Inpainter:
     return Inpainter.from_pretrained(options.checkpoint, device=device, loras=options.loras, **given)
 
 
+@dataclass
 class Worker:
-    """A model with its completed methods, and the batch that it filled last."""
+    """A model with its completed methods (`Inpainter.complete`), and the batch that it filled last."""
 
-    def __init__(
-        self,
-        inpainter: Inpainter,
-        methods: Mapping[Label, "Method"],
-        schedules: Mapping[Label, "Schedule"],
-        options: SampleOptions,
-    ) -> None:
-        self.inpainter, self.schedules, self.options = inpainter, schedules, options
-        self.methods = {label: inpainter.complete(method) for label, method in methods.items()}
-        self._filled: tuple[list[Job], list[Image.Image], list[Tensor], Inpainted] | None = None
+    inpainter: Inpainter
+    methods: Mapping[Label, "Method"]
+    schedules: Mapping[Label, "Schedule"]
+    options: SampleOptions
+    _filled: tuple[list[Job], list[Image.Image], list[Tensor], Inpainted] | None = None
 
     def fill(self, batch: Batch, on_step: Callable[[int], None]) -> Usage:
         """Fill the images of a batch; `on_step` receives the number of finished network calls."""

@@ -138,7 +138,7 @@ def _fill(
     for number, run in enumerate(runs):
         batches = make_batches(number, run, window_counts[run.mask], options)
         cost, schedule = costs[run.label], schedules[run.label]
-        logs.append(RunLog(run, batches, cost, schedule, where, options=options, record=record, failures=failures))
+        logs.append(RunLog(run, batches, cost, schedule, where, options, record, failures))
     if len(devices) == 1:
         _fill_here(Worker(inpainter, completed, schedules, options), logs)
         return
@@ -175,7 +175,7 @@ def _write_sheet(options: SampleOptions, path: Path, runs: Sequence[MethodRun], 
             hole = job.hole((image.height, image.width), options)
             results = [jobs[image_file].outputs[0] for jobs in columns]
             shown = [Image.open(result) if result.exists() else None for result in results]
-            rows.append([blank(to_tensor(image), hole), *shown, image])
+            rows.append([image and _shrunk(image) for image in (blank(to_tensor(image), hole), *shown, image)])
         if rows:
             side = max(max(image.size) for row in rows for image in row if image is not None)
             side = max(SMALLEST_CELL, min(LARGEST_CELL, side))
@@ -184,6 +184,12 @@ def _write_sheet(options: SampleOptions, path: Path, runs: Sequence[MethodRun], 
             print(path)
     except (ValueError, OSError) as error:
         failures.add(f"{path} cannot be written: {error}")
+
+
+def _shrunk(image: Image.Image) -> Image.Image:
+    image = image.convert("RGB")
+    image.thumbnail((LARGEST_CELL, LARGEST_CELL), Image.Resampling.LANCZOS)
+    return image
 
 
 def _load_metrics(options: SampleOptions, methods: Sequence[str]) -> list["Extractor"]:

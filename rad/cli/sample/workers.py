@@ -49,7 +49,8 @@ class Setup:
         for text, sha256 in self.files:
             load(text, sha256=sha256)
         inpainter = load_inpainter(self.options, device)
-        return Worker(inpainter, make_methods(self.options), self.schedules, self.options)
+        methods = {label: inpainter.complete(method) for label, method in make_methods(self.options).items()}
+        return Worker(inpainter, methods, self.schedules, self.options)
 
 
 @dataclass
