@@ -6,28 +6,30 @@ import torch
 
 
 def find_device(name: str) -> str:
-    """The device of that name; "auto": an accelerator if there is one, or the CPU. Raises ValueError if it cannot be used."""
+    """Check a device name; "auto" is an accelerator if there is one, otherwise "cpu".
+
+    Raises:
+        ValueError: the device cannot be used.
+    """
     if name != "auto":
         try:
             torch.zeros(1, device=name).item()
         except (RuntimeError, AssertionError, ImportError) as error:
-            raise ValueError(
-                f"device {name!r} cannot be used ({str(error).splitlines()[0]}): try 'auto' or 'cpu'"
-            ) from None
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"device {name!r} cannot be used ({reason}): try 'auto' or 'cpu'") from None
         return name
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return "cpu" if accelerator is None else accelerator.type
 
 
 def find_devices(name: str, count: int) -> list[str]:
-    """The devices of `count` processes: an accelerator each, or the CPU for all.
+    """The devices of `count` processes: one accelerator each, or the CPU for all.
 
-    Raises ValueError if there are fewer, and for one of several accelerators by its number.
+    Raises:
+        ValueError: there are fewer accelerators, or `name` has a number.
     """
-    if count == 1:
-        return [find_device(name)]
-    name = find_device(name) if name == "auto" else name
-    if name == "cpu":
+    name = find_device(name) if name == "auto" or count == 1 else name
+    if name == "cpu" or count == 1:
         return [name] * count
     accelerator = torch.accelerator.current_accelerator()
     there = torch.accelerator.device_count() if accelerator is not None and accelerator.type == name else 0
@@ -39,5 +41,5 @@ def find_devices(name: str, count: int) -> list[str]:
 
 
 def threads_of_each(devices: Sequence[str]) -> int:
-    """CPU threads of each of several processes, which share those of this one."""
+    """CPU threads of each process; they share the threads of this one."""
     return max(1, torch.get_num_threads() // len(devices))

@@ -394,7 +394,7 @@ def test_names_cannot_leave_the_output(tmp_path: Path, monkeypatch: pytest.Monke
     sources = (("in-0.tar", 3), ("in-{0..1}.tar", 6), ("...tar", 3), ("db", 10), ("hf:deep/rows:train", 2))
     for source, count in sources:
         words = f"--checkpoint any --image {source} --mask {pattern} hf:deep/rows --output out".split()
-        cells = make_plan(read_options(words), [Label.of("mean")]).runs
+        cells = make_plan(read_options(words), [Label.of("mean")])
         files = [file for cell in cells for job in cell.jobs for file in job.files]
         assert len(files) == 4 * count, source
         assert all(file.resolve().is_relative_to(tmp_path / "out") for file in files)

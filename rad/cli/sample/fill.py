@@ -24,6 +24,9 @@ from rad.models.loaded_model import PLAIN, Condition
 if TYPE_CHECKING:
     from rad.sampling.method import Method, Schedule
 
+SAMPLING = ("seed", "num_samples", "size_policy", "margin", "batch_size", "feather")
+"""Options that `Inpainter.__call__` takes under the same names."""
+
 MOST_PIXELS = 2**26
 """Pixels of all samples of a batch, which bounds the memory for large images."""
 
@@ -66,35 +69,20 @@ def make_batches(
 
 def load_inpainter(options: SampleOptions, device: str) -> Inpainter:
     """The model of the options. Raises ValueError or FileNotFoundError."""
-    return Inpainter.from_pretrained(
-        options.checkpoint,
-        base=options.base,
-        device=device,
-        precision=options.precision,
-        size=options.size,
-        controlnet=options.controlnet,
-        t2i_adapter=options.t2i_adapter,
-        ip_adapter=options.ip_adapter,
-        loras=options.loras,
-    )
+    names = ("base", "precision", "size", "controlnet", "t2i_adapter", "ip_adapter")
+    given = {name: getattr(options, name) for name in names}
+    return Inpainter.from_pretrained(options.checkpoint, device=device, loras=options.loras, **given)
 
 
+@dataclass
 class Worker:
-    """A model, and the batch that it filled last.
+    """A model with its completed methods (`Inpainter.complete`), and the batch that it filled last."""
 
-    Args:
-        methods: completed for this model, see `Inpainter.complete`.
-    """
-
-    def __init__(
-        self,
-        inpainter: Inpainter,
-        methods: Mapping[Label, "Method"],
-        schedules: Mapping[Label, "Schedule"],
-        options: SampleOptions,
-    ) -> None:
-        self.inpainter, self.methods, self.schedules, self.options = inpainter, methods, schedules, options
-        self._filled: tuple[list[Job], list[Image.Image], list[Tensor], Inpainted] | None = None
+    inpainter: Inpainter
+    methods: Mapping[Label, "Method"]
+    schedules: Mapping[Label, "Schedule"]
+    options: SampleOptions
+    _filled: tuple[list[Job], list[Image.Image], list[Tensor], Inpainted] | None = None
 
     def fill(self, batch: Batch, on_step: Callable[[int], None]) -> Usage:
         """Fill the images of a batch; `on_step` receives the number of finished network calls."""
@@ -106,15 +94,10 @@ class Worker:
             holes,
             method=method,
             **vars(self.schedules[batch.label]),
-            seed=options.seed,
-            num_samples=options.num_samples,
-            size_policy=options.size_policy,
-            margin=options.margin,
-            batch_size=options.batch_size,
+            **{name: getattr(options, name) for name in SAMPLING},
+            **encoding(options),
             names=[job.name for job in jobs],
             condition=PLAIN if method.weights == "none" else [condition_of(options, job) for job in jobs],
-            **encoding(options),
-            feather=options.feather,
             on_step=lambda done, _: on_step(done),
         )
         self._filled = jobs, images, holes, result

@@ -110,6 +110,11 @@ class SampleOptions(ReportOptions):
         _ = self.part, self.loras
 
     @property
+    def tree(self) -> bool:
+        """Whether results lie in OUTPUT/MASK/METHOD/, for a comparison; otherwise in OUTPUT, or OUTPUT/METHOD/."""
+        return self.report or len(set(self.mask)) > 1
+
+    @property
     def part(self) -> tuple[int, int] | None:
         """(Number, count) of --shard."""
         if self.shard is None:

@@ -56,9 +56,7 @@ class Job:
     def hole(self, size: tuple[int, int], options: SampleOptions) -> Tensor:
         """(1,H,W) in [0,1], 1 = fill, for an image of that (height, width). Raises ValueError without a mask."""
         if self.mask is None:
-            raise ValueError(
-                f"no mask for {self.image.name}: expected one of the same name; --mask_by order takes them in order"
-            )
+            raise ValueError(f"no mask for {self.image.name}: expected one of the same name, or use --mask_by order")
         if isinstance(self.mask, ImageFile):
             return read_mask(self.mask.file(), polarity=options.mask_polarity, size=size)
         return self.mask([generator(options.seed, "mask", self.name)], *size)[0]
@@ -112,7 +110,7 @@ class Label:
 
 def _sampler_words(text: str, words: Sequence[str]) -> dict[str, Any]:
     """`["solver=ddim", "eta=0"]` as {"solver": "ddim", "eta": 0.0}."""
-    values: dict[str, Any] = dict(word.partition("=")[::2] for word in words)
+    values: dict[str, Any] = {name: value for name, _, value in (word.partition("=") for word in words)}
     if len(values) < len(words) or not values.keys() <= {"solver", "spacing", "eta"}:
         raise ValueError(f"{text!r}: after a comma give solver=, spacing= or eta=, each once, as in rad@10,solver=ddim")
     for name, choices in {"solver": get_args(Solver), "spacing": get_args(Spacing)}.items():
@@ -134,20 +132,6 @@ class MethodRun:
     jobs: list[Job]
 
 
-@dataclass(frozen=True)
-class Plan:
-    """All runs of the program.
-
-    Args:
-        tree: results lie in OUTPUT/MASK/METHOD/; otherwise in OUTPUT, or in OUTPUT/METHOD/ for several methods.
-        sheets: a contact sheet for each mask, for several methods.
-    """
-
-    runs: list[MethodRun]
-    tree: bool
-    sheets: list[Path]
-
-
 def make_methods(options: SampleOptions) -> dict[Label, "Method"]:
     """The methods of --method with their settings. Raises ValueError for an unknown one."""
     from rad.methods.registry import create, parse_settings
@@ -157,11 +141,10 @@ def make_methods(options: SampleOptions) -> dict[Label, "Method"]:
     return {label: create(label.method, settings[label.method]) for label in labels}
 
 
-def make_plan(options: SampleOptions, labels: Sequence[Label]) -> Plan:
+def make_plan(options: SampleOptions, labels: Sequence[Label]) -> list[MethodRun]:
     """Images, masks and files for each method and mask. Raises ValueError for options that do not fit together."""
     output, names = Path(options.output), {mask: mask_name(mask) for mask in options.mask}
-    tree = len(names) > 1 or options.report
-    several = tree or len(labels) > 1
+    several = options.tree or len(labels) > 1
     if several and output.suffix.lower() == ".png" and not output.is_dir():
         raise ValueError(f"--output {output}: several methods or masks write a folder each; give a folder")
     if len(set(names.values())) < len(names):
@@ -170,16 +153,19 @@ def make_plan(options: SampleOptions, labels: Sequence[Label]) -> Plan:
         source = getattr(options, f"{kind}_image")
         if source is not None and not is_source(source):
             raise ValueError(f"--{kind}_image {source}: no such file or folder")
-    images = list_images(options.image)
-    runs, sheets = [], []
+    images, runs = list_images(options.image), []
     for mask, name in names.items():
-        root, inputs = output / name if tree else output, _inputs(options, mask, images)
-        sheets += [root / "methods.png"] if len(labels) > 1 else []
+        root, inputs = output / name if options.tree else output, _inputs(options, mask, images)
         for label in labels:
             folder = root / label.text if several else output
-            runs.append(MethodRun(name, label, folder, _make_jobs(options, inputs, folder, tree=tree)))
-    _check_files(options, runs, sheets)
-    return Plan(runs, tree, sheets)
+            runs.append(MethodRun(name, label, folder, _make_jobs(options, inputs, folder)))
+    _check_files(options, runs)
+    return runs
+
+
+def contact_sheets(runs: Sequence[MethodRun]) -> list[Path]:
+    """The contact sheet of each mask, for several methods."""
+    return list(dict.fromkeys(run.folder.parent / "methods.png" for run in runs if run.label != runs[0].label))
 
 
 def select_part(runs: Sequence[MethodRun], part: tuple[int, int], size: int) -> list[MethodRun]:
@@ -213,11 +199,9 @@ def read_prompts(path: str) -> dict[str, str]:
     return prompts
 
 
-def _make_jobs(
-    options: SampleOptions, inputs: Sequence[tuple[ImageFile, str, MaskSource]], output: Path, *, tree: bool
-) -> list[Job]:
+def _make_jobs(options: SampleOptions, inputs: Sequence[tuple[ImageFile, str, MaskSource]], output: Path) -> list[Job]:
     """A job for each image, with its files in `output`; the masks of a tree lie beside it."""
-    into_file = _check_output(options, output, tree=tree)
+    into_file = _check_output(options, output)
     jobs, prompts = [], {} if options.prompts is None else read_prompts(options.prompts)
     for image, identity, mask in inputs:
         stem = str(output.with_suffix("") if into_file else output / identity)
@@ -225,22 +209,20 @@ def _make_jobs(
         outputs = [Path(f"{sample}.png") for sample in samples]
         raw = [Path(f"{sample}-raw.png") for sample in samples] if options.raw else []
         mask_output = Path(f"{stem}-mask.png") if options.save_mask else None
-        if tree:
+        if options.tree:
             mask_output = output.parent / "masks" / f"{identity}.png"
         prompt = prompts.get(image.name, prompts.get(PurePosixPath(image.name).name, options.prompt or None))
         if prompt is None and prompts:
-            raise ValueError(
-                f"--prompts {options.prompts} has none for {image.name}: add it, or give --prompt for the rest"
-            )
+            raise ValueError(f"--prompts {options.prompts} has none for {image.name}: add it, or give --prompt")
         jobs.append(Job(image, identity, mask, outputs, raw, mask_output, prompt or ""))
     return jobs
 
 
-def _check_output(options: SampleOptions, output: Path, *, tree: bool) -> bool:
+def _check_output(options: SampleOptions, output: Path) -> bool:
     """Whether `output` is the file of a single result. Raises ValueError for a place that cannot take the results."""
     source, is_folder = Path(options.image), output.is_dir()
     single, suffix = holds_one(source), output.suffix.lower()
-    into_file = single and not tree and suffix != "" and not is_folder
+    into_file = single and not options.tree and suffix != "" and not is_folder
     folder, problem = output.parent if into_file else output, ""
     if not single and suffix == ".png" and not is_folder:
         problem = f"{source} holds several images: give a folder"
@@ -255,8 +237,9 @@ def _check_output(options: SampleOptions, output: Path, *, tree: bool) -> bool:
     return into_file
 
 
-def _check_files(options: SampleOptions, runs: Sequence[MethodRun], sheets: Sequence[Path]) -> None:
+def _check_files(options: SampleOptions, runs: Sequence[MethodRun]) -> None:
     """Raise ValueError where two results of a run share a file, or a result would replace an input."""
+    sheets = contact_sheets(runs)
     written = set(sheets)
     for run in runs:
         counts = Counter(path for job in run.jobs for path in job.files)
@@ -288,20 +271,16 @@ def _find_masks(mask: str, names: Sequence[str], *, in_order: bool) -> Sequence[
     """The mask of each name."""
     if not is_source(mask):
         if mask not in MASKS:
-            raise ValueError(
-                f"--mask {mask} is neither a file, a folder, an archive nor a generator; "
-                f"there are {', '.join(main_names())}"
-            )
+            known = ", ".join(main_names())
+            raise ValueError(f"--mask {mask} is neither a file, a folder, an archive nor a generator ({known})")
         return [make(mask)] * len(names)
     files = list_images(mask)
     if holds_one(mask):
         return [files[0]] * len(names)
     if in_order:
         if len(files) < len(names):
-            raise ValueError(
-                f"--mask {mask} has {len(files)} masks for {len(names)} images; --mask_by order needs one for each, "
-                "with --limit too: give at least as many"
-            )
+            masks = f"{len(files)} masks for {len(names)} images"
+            raise ValueError(f"--mask {mask} has {masks}: --mask_by order needs one for each, with --limit too")
         return files[: len(names)]
     by_name = by_stem(files, where=f"--mask {mask}", what="masks")
     return [by_name.get(name) for name in names]

@@ -35,36 +35,16 @@ def check_model(
         raise ValueError(f"--margin {options.margin}: allowed are 0 to {most} with this model")
 
 
-def choose_schedule(label: Label, method: "Method", options: SampleOptions, base_process: "Process") -> "Schedule":
-    """The user's schedule, completed by the method's preset; a budget becomes a number of steps."""
-    given = label.given(options)
-    schedule = method.choose(**given)
-    fixed = label.steps is not None or label.budget is not None
-    steps, budget = (label.steps, label.budget) if fixed else (options.steps, options.budget_nfe)
-    if method.weights == "none":
-        return schedule
-    if budget is None:
-        return method.choose(steps=steps, **given)
-    where = {"base_process": base_process, "spacing": schedule.spacing}
-    steps = steps_within(method, budget, **where)
-    work, unused = cost(method, steps, **where), ""
-    if 2 * work.units < budget and steps < base_process.sampled_steps:
-        more = cost(method, steps + 1, **where).units
-        unused = (
-            f"; {counted(steps + 1, 'step')} would cost {more}, so much of the budget is unused: change its settings"
-        )
-    report(
-        f"{label.text}: {counted(steps, 'step')} for a budget of {budget}: "
-        f"{counted(work.nfe, 'network call')}, {work.vjp} VJP{unused}"
-    )
-    return method.choose(steps=steps, **given)
+def prepare_method(
+    label: Label, method: "Method", options: SampleOptions, inpainter: Inpainter
+) -> tuple["Schedule", "Cost"]:
+    """Schedule of a method, and its cost per window; warns of options without effect.
 
-
-def cost_per_window(
-    label: Label, method: "Method", schedule: "Schedule", options: SampleOptions, inpainter: Inpainter
-) -> "Cost":
-    """Cost of a window; warns of options without effect. Raises ValueError if the method cannot run on this model."""
+    Raises:
+        ValueError: the method cannot run on this model, or not within its budget.
+    """
     given = label.given(options)
+    schedule = method.choose(steps=_choose_steps(label, method, options, inpainter.model.base_process), **given)
     try:
         result = inpainter.sampler(method, **vars(schedule)).cost
     except ValueError as error:
@@ -74,19 +54,39 @@ def cost_per_window(
     unused = method.unused(**given) + (["steps"] if options.steps is not None and method.weights == "none" else [])
     for name in unused:
         report(f"warning: --{name} has no effect on {label.text}")
-    return result
+    return schedule, result
+
+
+def _choose_steps(label: Label, method: "Method", options: SampleOptions, base_process: "Process") -> int | None:
+    """Steps of the label or the options; as many as a budget allows; None: the method's preset."""
+    fixed = label.steps is not None or label.budget is not None
+    steps, budget = (label.steps, label.budget) if fixed else (options.steps, options.budget_nfe)
+    if method.weights == "none":
+        return None
+    if budget is None:
+        return steps
+    spacing = method.choose(**label.given(options)).spacing
+    steps = steps_within(method, budget, base_process=base_process, spacing=spacing)
+    work, unused = cost(method, steps, base_process=base_process, spacing=spacing), ""
+    if 2 * work.units < budget and steps < base_process.sampled_steps:
+        more = cost(method, steps + 1, base_process=base_process, spacing=spacing).units
+        unused = (
+            f"; {counted(steps + 1, 'step')} would cost {more}, so much of the budget is unused: change its settings"
+        )
+    report(
+        f"{label.text}: {counted(steps, 'step')} for a budget of {budget}: "
+        f"{counted(work.nfe, 'network call')}, {work.vjp} VJP{unused}"
+    )
+    return steps
 
 
 def count_windows(
-    inpainter: Inpainter, jobs: Iterable[Job], options: SampleOptions, failures: Failures, *, tree: bool
+    inpainter: Inpainter, jobs: Iterable[Job], options: SampleOptions, failures: Failures
 ) -> dict[ImageFile, WindowCount]:
     """Windows of each image that can be read; the others are added to `failures`.
 
-    Args:
-        tree: masks on disk belong to the results of other methods too.
-
     Raises:
-        ValueError: such a mask differs from the present one.
+        ValueError: a comparison holds results of another mask.
     """
     counts: dict[ImageFile, WindowCount] = {}
     for job in jobs:
@@ -94,7 +94,7 @@ def count_windows(
             image = job.image.open()
             hole = job.hole((image.height, image.width), options)
             windows = inpainter.count_windows(hole, size_policy=options.size_policy, margin=options.margin)
-            written = job.mask_output if tree and job.mask_output and job.mask_output.exists() else None
+            written = job.mask_output if options.tree and job.mask_output and job.mask_output.exists() else None
             same = written is None or same_mask(written, hole)
         except (ValueError, OSError) as error:
             failures.add(f"{job.image}: {error}", job.image)

@@ -6,7 +6,7 @@ import json
 import platform
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,14 +108,11 @@ class Record:
             "masks": list(dict.fromkeys([*before["masks"], *self.masks])),
             "mask_sources": {**before["mask_sources"], **self.masks},
             "methods": self.methods,
-            "settings": {
-                **before["settings"],
-                **{label: {"run": number, **values} for label, values in self.settings.items()},
-            },
+            "settings": before["settings"] | {n: {"run": number, **values} for n, values in self.settings.items()},
         }
         write_text(self.path, json.dumps(content, indent=2, default=str) + "\n")
 
-    def _compare_settings(self, label: str, *, ignore: set[str] = frozenset()) -> None:
+    def _compare_settings(self, label: str, *, ignore: Set[str] = frozenset()) -> None:
         now = self.settings[label]
         before = self.before["settings"].get(label, now)
         before = {**FIRST_SOLVER, **before} if "eta" in before else before
@@ -131,9 +128,8 @@ class Record:
 
     def _compare(self, what: str, old: object, new: object) -> None:
         if json.dumps(old, default=str, sort_keys=True) != json.dumps(new, default=str, sort_keys=True):
-            raise ValueError(
-                f"{self.path.parent} holds results of {what} {old}, this is {new}: give another --output, or delete those"
-            )
+            there = f"{self.path.parent} holds results of {what} {old}, this is {new}"
+            raise ValueError(f"{there}: give another --output, or delete those")
 
 
 def scoring(**options: object) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from PIL import Image
 
 from rad.cli.sample.fill import Worker, load_inpainter, make_batches, write_image
 from rad.cli.sample.options import SampleOptions
-from rad.cli.sample.plan import Label, MethodRun, Plan, make_methods, make_plan, select_part
-from rad.cli.sample.prepare import check_model, choose_schedule, cost_per_window, count_windows
+from rad.cli.sample.plan import Label, MethodRun, contact_sheets, make_methods, make_plan, select_part
+from rad.cli.sample.prepare import check_model, count_windows, prepare_method
 from rad.cli.sample.record import Record, scoring
 from rad.cli.sample.run_log import Failures, RunLog
 from rad.cli.sample.workers import Setup, fill_by_processes
@@ -20,7 +20,7 @@ from rad.console import EXIT_INPUT, EXIT_OK, EXIT_SOME, Progress, counted, progr
 from rad.device import find_devices
 from rad.images.codecs import blank, images_up_to, to_tensor
 from rad.images.grid import contact_sheet
-from rad.masks import MaskGenerator
+from rad.images.sources import is_source
 from rad.methods.own import loaded_from
 
 if TYPE_CHECKING:
@@ -44,21 +44,22 @@ def run(options: SampleOptions) -> int:
             return _run(options)
     except torch.OutOfMemoryError:
         raise ValueError(
-            "not enough memory for a single window: use --device cpu, a smaller model, --precision bf16 or a method that does "
-            "not differentiate the network (--list_methods)"
+            "not enough memory for a single window: use --device cpu, a smaller model, --precision bf16, or a method "
+            "without gradients (--list_methods)"
         ) from None
 
 
 def _run(options: SampleOptions) -> int:
     methods = make_methods(options)
-    plan = make_plan(options, list(methods))
-    runs = plan.runs if options.part is None else select_part(plan.runs, options.part, options.batch_size)
-    record = Record(options, methods) if plan.tree else None
-    missing = _unfinished(options, runs, plan.tree)
-    reporting, sheets = options.report and options.part is None, plan.sheets if options.part is None else []
+    runs = make_plan(options, list(methods))
+    sheets, reporting = contact_sheets(runs) if options.part is None else [], options.report and options.part is None
+    if options.part is not None:
+        runs = select_part(runs, options.part, options.batch_size)
+    record = Record(options, methods) if options.tree else None
+    missing = _unfinished(options, runs)
     if not missing and not reporting and all(sheet.exists() for sheet in sheets):
         return EXIT_OK
-    _warn(options, plan)
+    _warn(options, runs)
     networks = _load_metrics(options, record.methods) if reporting and record else []
     failures = Failures()
     if missing:
@@ -78,25 +79,26 @@ def _run(options: SampleOptions) -> int:
     return EXIT_SOME if some or not failures.images else EXIT_INPUT
 
 
-def _unfinished(options: SampleOptions, runs: Sequence[MethodRun], tree: bool) -> list[MethodRun]:
+def _unfinished(options: SampleOptions, runs: Sequence[MethodRun]) -> list[MethodRun]:
     """The runs with the jobs whose files are not all there; with --overwrite all jobs."""
     missing = []
     for run in runs:
         jobs = [job for job in run.jobs if options.overwrite or not all(path.exists() for path in job.files)]
         missing += [replace(run, jobs=jobs)] if jobs else []
         if done := len(run.jobs) - len(jobs):
-            name, images = f"{run.label.text}{f' on {run.mask}' if tree else ''}", counted(len(run.jobs), "image")
-            report(
-                f"{name}: skipped {done} of {images}, whose files exist (settings are not compared; see --overwrite)"
+            name, images = (
+                f"{run.label.text}{f' on {run.mask}' if options.tree else ''}",
+                counted(len(run.jobs), "image"),
             )
+            report(f"{name}: skipped {done} of {images}, whose files exist; their settings are not compared")
     return missing
 
 
-def _warn(options: SampleOptions, plan: Plan) -> None:
+def _warn(options: SampleOptions, runs: Sequence[MethodRun]) -> None:
     if options.margin is not None and options.size_policy != "crop":
         report("warning: --margin has no effect without --size_policy crop")
-    if options.mask_polarity != "white_is_fill" and isinstance(plan.runs[0].jobs[0].mask, MaskGenerator):
-        report(f"warning: --mask_polarity has no effect on the generator {plan.runs[0].mask}")
+    if options.mask_polarity != "white_is_fill" and not is_source(options.mask[0]):
+        report(f"warning: --mask_polarity has no effect on the generator {runs[0].mask}")
     if not options.report and (options.feature_net or options.lpips or options.fid or options.baseline):
         report("warning: --feature_net, --lpips, --fid and --baseline have no effect without --report")
 
@@ -123,22 +125,20 @@ def _fill(
     completed = {label: inpainter.complete(method) for label, method in methods.items()}
     schedules, costs = {}, {}
     for label, method in completed.items():
-        schedules[label] = choose_schedule(label, method, options, inpainter.model.base_process)
-    for label, method in completed.items():
-        costs[label] = cost_per_window(label, method, schedules[label], options, inpainter)
+        schedules[label], costs[label] = prepare_method(label, method, options, inpainter)
     if record is not None:
         record.complete(inpainter, {label: schedule.steps for label, schedule in schedules.items()}, devices)
     window_counts = {}
     for mask in dict.fromkeys(run.mask for run in runs):
         jobs = {job.image: job for run in runs if run.mask == mask for job in run.jobs}.values()
-        window_counts[mask] = count_windows(inpainter, jobs, options, failures, tree=record is not None)
+        window_counts[mask] = count_windows(inpainter, jobs, options, failures)
     size, where = inpainter.size, ", ".join(dict.fromkeys(devices))
     where = f"of a {size[1]}x{size[0]} image on {where}{f' ({len(devices)} processes)' if len(devices) > 1 else ''}"
     logs = []
     for number, run in enumerate(runs):
         batches = make_batches(number, run, window_counts[run.mask], options)
         cost, schedule = costs[run.label], schedules[run.label]
-        logs.append(RunLog(run, batches, cost, schedule, where, options=options, record=record, failures=failures))
+        logs.append(RunLog(run, batches, cost, schedule, where, options, record, failures))
     if len(devices) == 1:
         _fill_here(Worker(inpainter, completed, schedules, options), logs)
         return
@@ -175,7 +175,7 @@ def _write_sheet(options: SampleOptions, path: Path, runs: Sequence[MethodRun], 
             hole = job.hole((image.height, image.width), options)
             results = [jobs[image_file].outputs[0] for jobs in columns]
             shown = [Image.open(result) if result.exists() else None for result in results]
-            rows.append([blank(to_tensor(image), hole), *shown, image])
+            rows.append([image and _shrunk(image) for image in (blank(to_tensor(image), hole), *shown, image)])
         if rows:
             side = max(max(image.size) for row in rows for image in row if image is not None)
             side = max(SMALLEST_CELL, min(LARGEST_CELL, side))
@@ -184,6 +184,12 @@ def _write_sheet(options: SampleOptions, path: Path, runs: Sequence[MethodRun], 
             print(path)
     except (ValueError, OSError) as error:
         failures.add(f"{path} cannot be written: {error}")
+
+
+def _shrunk(image: Image.Image) -> Image.Image:
+    image = image.convert("RGB")
+    image.thumbnail((LARGEST_CELL, LARGEST_CELL), Image.Resampling.LANCZOS)
+    return image
 
 
 def _load_metrics(options: SampleOptions, methods: Sequence[str]) -> list["Extractor"]:

@@ -3,6 +3,7 @@
 import os
 import traceback
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from rad.cli.sample.fill import Batch
@@ -26,13 +27,13 @@ def describe(error: BaseException) -> str:
     return str(error) if isinstance(error, EXPECTED) else f"{type(error).__name__}: {error} (RAD_DEBUG=1 shows where)"
 
 
+@dataclass
 class Failures:
     """Messages and images of failures, and the number of images that were written."""
 
-    def __init__(self) -> None:
-        self.written = 0
-        self.messages: list[str] = []
-        self.images: set[ImageFile] = set()
+    written: int = 0
+    messages: list[str] = field(default_factory=list)
+    images: set[ImageFile] = field(default_factory=set)
 
     def add(self, message: str, image: ImageFile | None = None) -> None:
         self.messages.append(message)
@@ -40,6 +41,7 @@ class Failures:
             self.images.add(image)
 
 
+@dataclass
 class RunLog:
     """Log of one method on one mask.
 
@@ -50,36 +52,33 @@ class RunLog:
         record: of a comparison; without one, an error ends the program.
     """
 
-    def __init__(
-        self,
-        run: MethodRun,
-        batches: Sequence[Batch],
-        cost: "Cost",
-        schedule: "Schedule",
-        where: str,
-        *,
-        options: SampleOptions,
-        record: Record | None,
-        failures: Failures,
-    ) -> None:
-        self.run, self.batches, self.record, self.failures = run, batches, record, failures
-        self._calls_per_window = options.num_samples * cost.nfe
-        self.calls = sum(map(self.calls_of, batches))
-        self._costs, self._usage = Costs(run.folder, shard=options.part), Usage()
-        windows = options.num_samples * sum(sum(batch.windows) for batch in batches)
-        backward = f" and {counted(windows * cost.vjp, 'backward pass')}" if cost.vjp else ""
-        how = f" with {counted(schedule.steps, 'step')} ({schedule.solver}, {schedule.spacing})" if cost.nfe else ""
-        self._headline = (
-            f"{f'{run.mask}: ' if record else ''}{counted(sum(len(batch.jobs) for batch in batches), 'image')}, "
-            f"{counted(windows, 'window')}, {run.label.text}{how}: {counted(self.calls, 'network call')}{backward} {where}"
-        )
+    run: MethodRun
+    batches: Sequence[Batch]
+    cost: "Cost"
+    schedule: "Schedule"
+    where: str
+    options: SampleOptions
+    record: Record | None
+    failures: Failures
+
+    def __post_init__(self) -> None:
+        self.calls = sum(map(self.calls_of, self.batches))
+        self._costs, self._usage = Costs(self.run.folder, shard=self.options.part), Usage()
 
     def calls_of(self, batch: Batch) -> int:
         """Network calls of a batch, counted for single windows."""
-        return self._calls_per_window * sum(batch.windows)
+        return self.options.num_samples * self.cost.nfe * sum(batch.windows)
 
     def begin(self) -> None:
-        report(self._headline)
+        run, cost, schedule = self.run, self.cost, self.schedule
+        images = counted(sum(len(batch.jobs) for batch in self.batches), "image")
+        windows = self.options.num_samples * sum(sum(batch.windows) for batch in self.batches)
+        how = f" with {counted(schedule.steps, 'step')} ({schedule.solver}, {schedule.spacing})" if cost.nfe else ""
+        backward = f" and {counted(windows * cost.vjp, 'backward pass')}" if cost.vjp else ""
+        report(
+            f"{f'{run.mask}: ' if self.record else ''}{images}, {counted(windows, 'window')}, {run.label.text}{how}: "
+            f"{counted(self.calls, 'network call')}{backward} {self.where}"
+        )
 
     def end(self) -> None:
         usage = self._usage

@@ -24,6 +24,7 @@ from rad.console import Progress
 from rad.device import threads_of_each
 from rad.evaluation.run_log import Usage
 from rad.images.codecs import images_up_to
+from rad.methods.own import load
 
 if TYPE_CHECKING:
     from rad.sampling.method import Schedule
@@ -45,8 +46,6 @@ class Setup:
 
     def worker(self, device: str) -> Worker:
         """Load the model on a device. Raises ValueError for a method file that has changed."""
-        from rad.methods.own import load
-
         for text, sha256 in self.files:
             load(text, sha256=sha256)
         inpainter = load_inpainter(self.options, device)
@@ -56,7 +55,7 @@ class Setup:
 
 @dataclass
 class _Process:
-    """A process with a model; `calls`: finished network calls of its batch, in memory shared with it."""
+    """A process with a model; `calls`: finished network calls of its batch, in shared memory."""
 
     device: str
     pool: ProcessPoolExecutor
