@@ -101,19 +101,16 @@ class Inpainter:
         """Load an adapter folder with its base, or a base model.
 
         Args:
-            path: adapter folder, or a base model: diffusers folder, hub id, guided-diffusion .pt; or the folder of a model that
-                was trained as a whole (a diffusers folder with rad_config.json), for RAD alone; or the name of a checkpoint that
-                comes with rad ("rad-nature32"). Of pipelines (model_index.json) those of latent diffusion, of Stable Diffusion 1
-                to 3.5 and of Flux are known; adapters are for all but XL and Flux.
-            base: the base of an adapter, where it is not found by what the adapter says (that path; the folder of that name
-                beside the adapter; that hub id). Its weights are compared with the hash in the adapter.
+            path: adapter folder; base model (diffusers folder, hub id, guided-diffusion .pt); folder of a model trained as a
+                whole, with rad_config.json; or the name of a checkpoint that comes with rad ("rad-nature32").
+            base: the base of an adapter; None: the path, neighbouring folder or hub id that the adapter names. Its weights are
+                compared with the hash in the adapter.
             device: "auto": an accelerator if there is one.
-            precision: "bf16": the network runs in bfloat16 (autocast); that of SD3 and Flux lies in memory in it too, unless it
-                has an adapter, whose small changes would be lost in it.
-            size: a side of the images in pixels, for SD3 and Flux, which take several; None: the model's own, or what its
-                adapter was trained on.
-            controlnet, t2i_adapter, ip_adapter, loras: for Stable Diffusion 1, 2 and XL, see `load_model`;
-                loras cannot be combined with a RAD adapter.
+            precision: "bf16": the network runs in bfloat16 (autocast). SD3 and Flux without an adapter also keep their weights
+                in it.
+            size: side of the images in pixels, for SD3 and Flux; None: the model's default, or the adapter's.
+            controlnet, t2i_adapter, ip_adapter, loras: for Stable Diffusion 1, 2 and XL, see `load_model`; loras cannot be
+                combined with a RAD adapter.
 
         Raises:
             FileNotFoundError: something is missing; ValueError: something does not fit.
@@ -135,7 +132,7 @@ class Inpainter:
             adapter, revision = folder, None if base else info.base_revision
         elif base is not None:
             raise ValueError(
-                f"{path} is not an adapter folder, with rad_config.json and no unet, so base={str(base)!r} has no use"
+                f"{path} is not an adapter folder (rad_config.json, no unet), so base={str(base)!r} has no use"
             )
         model = load_model(
             source,

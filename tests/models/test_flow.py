@@ -172,7 +172,9 @@ def test_texts_are_encoded_once(sd3, monkeypatch):
     sd3.text.single.cache_clear()
     asked = []
     encode = sd3.text.pipeline.encode_prompt
-    monkeypatch.setattr(sd3.text.pipeline, "encode_prompt", lambda **told: asked.append(told["prompt"]) or encode(**told))
+    monkeypatch.setattr(
+        sd3.text.pipeline, "encode_prompt", lambda **told: asked.append(told["prompt"]) or encode(**told)
+    )
     for _ in range(2):
         sd3.denoiser([CAT, DOG, CAT], adapter=False)
     assert asked == [["a cat"], ["a dog"], [""], ["dark"]]
