@@ -123,7 +123,7 @@ class Inpainter:
             adapter, revision = folder, None if base else info.base_revision
         elif base is not None:
             raise ValueError(
-                f"{path} is not an adapter folder, with rad_config.json and no unet, so base={str(base)!r} has no use"
+                f"{path} is not an adapter folder (rad_config.json, no unet), so base={str(base)!r} has no use"
             )
         model = load_model(
             source,

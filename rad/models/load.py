@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
@@ -15,7 +15,7 @@ from rad.models.adapter import AdapterInfo
 from rad.models.base import Base, load_base
 from rad.models.guided_diffusion import QkvOrder
 from rad.models.loaded_model import LoadedModel, Origin
-from rad.models.text_to_image.folders import Pipeline, find_pipeline
+from rad.models.text_to_image.folders import Pipeline, find_pipeline, require_transformers
 from rad.models.unet_model import UNetModel
 from rad.models.vae import AUTOENCODERS, IDENTITY, Autoencoder, PretrainedAutoencoder
 from rad.models.weights import empty_unet, require_run, weights_hash
@@ -49,17 +49,15 @@ def load_model(
     """Load a base model of any kind, with or without an adapter.
 
     Args:
-        source: a diffusers folder, a hub id "organisation/name", or a guided-diffusion .pt file. The folder of a pipeline
-            (model_index.json) decides the kind: latent diffusion, Stable Diffusion 1, 2, XL and 3, Flux.
-        revision: of a hub id.
+        source: a diffusers folder, a hub id "organisation/name", or a guided-diffusion .pt file.
         adapter: folder of a RAD adapter for it.
         info: of the adapter, None: read from its folder; or of per-pixel training of all weights.
-        size: side of the images in pixels; needed in training; SD3 and Flux take it in sampling; None: the model's own.
+        size: side of the images in pixels; for training, and for sampling with SD3 and Flux; None: the model's default.
         dtype: of the weights of SD3 and Flux without an adapter.
         head_channels: channels of an attention head, for a .pt file; qkv_order: see `load_base`.
-        controlnet, t2i_adapter: diffusers folders, for Stable Diffusion 1, 2 and XL.
-        ip_adapter: a .safetensors file beside a folder `image_encoder`; for the same models.
-        loras: .safetensors files, or folders with one, and their weights; for the same models.
+        controlnet, t2i_adapter: diffusers folders, for Stable Diffusion 1, 2 and XL, as the next two.
+        ip_adapter: a .safetensors file beside a folder `image_encoder`.
+        loras: .safetensors files, or folders with one, and their weights.
         training: load the model for training, with the text encoder T5 in bfloat16.
 
     Raises:
@@ -70,32 +68,17 @@ def load_model(
         info = AdapterInfo.read(adapter) if info is None else info
         qkv_order = info.qkv_order
     index = find_pipeline(source, revision)
-    kind = "" if index is None else index.kind
     extras = {"controlnet": controlnet, "t2i_adapter": t2i_adapter, "ip_adapter": ip_adapter, "loras": loras}
-    if training and kind in UNTRAINED:
-        raise ValueError(f"{source} is a {kind}: training is of latent diffusion, Stable Diffusion 1, 2 and 3")
-    if kind not in STABLE_DIFFUSION:
-        _require_none(adapter or source, "Stable Diffusion", extras)
-    if kind not in FLOWS and not training:
-        _require_none(adapter or source, "SD3 or Flux", {"size": size})
-    sides = None if size is None else (size, size)
-    model: LoadedModel
-    if index is not None and kind in STABLE_DIFFUSION:
-        from rad.models.text_to_image.loading import load_stable_diffusion
-
-        if adapter is not None and loras:
-            raise ValueError(f"loras change the weights that {adapter} was trained on: leave them out")
-        controls: Any = extras
-        model = load_stable_diffusion(index, adapter=adapter, info=info, size=sides, **controls)
-    elif index is not None and kind in FLOWS:
-        from rad.models.text_to_image.loading import load_flow
-
-        t5_dtype = torch.bfloat16 if training else None  # trained in bfloat16; overflows in float16
-        model = load_flow(index, adapter=adapter, info=info, size=size, dtype=dtype, t5_dtype=t5_dtype)
+    if index is not None and index.kind in (*STABLE_DIFFUSION, *FLOWS):
+        text_info = None if adapter is None else info  # these models have no rad_config.json of their own
+        model = _load_text_to_image(index, adapter, text_info, size, dtype, training, extras)
     else:
-        pixels = info.size[0] if adapter is not None and info is not None else size or 256
+        _require_none(adapter or source, "Stable Diffusion", extras)
+        if not training:
+            _require_none(adapter or source, "SD3 or Flux", {"size": size})
+        pixels = info.size[0] if adapter is not None and info is not None else size
         base, autoencoder = _load_unet(source, index, pixels, head_channels, qkv_order, revision)
-        model = UNetModel(base, autoencoder=autoencoder, info=info, size=sides)
+        model = UNetModel(base, autoencoder=autoencoder, info=info, size=None if size is None else (size, size))
         if not training:
             model.require_inpainting()
         if adapter is not None:
@@ -104,10 +87,38 @@ def load_model(
     return model
 
 
+def _load_text_to_image(
+    index: Pipeline,
+    adapter: Path | None,
+    info: AdapterInfo | None,
+    size: int | None,
+    dtype: torch.dtype,
+    training: bool,
+    extras: dict[str, Any],
+) -> LoadedModel:
+    require_transformers()
+    from rad.models.text_to_image.loading import load_flow, load_stable_diffusion
+
+    if training and index.kind in UNTRAINED:
+        raise ValueError(
+            f"{index.source} is a {index.kind}: training is of latent diffusion, Stable Diffusion 1, 2 and 3"
+        )
+    if index.kind in FLOWS:
+        _require_none(adapter or index.source, "Stable Diffusion 1, 2 or XL", extras)
+        t5_dtype = torch.bfloat16 if training else None  # trained in bfloat16; overflows in float16
+        return load_flow(index, adapter=adapter, info=info, size=size, dtype=dtype, t5_dtype=t5_dtype)
+    if not training:
+        _require_none(adapter or index.source, "SD3 or Flux", {"size": size})
+    if adapter is not None and extras["loras"]:
+        raise ValueError(f"loras change the weights that {adapter} was trained on: leave them out")
+    sides = None if size is None else (size, size)
+    return load_stable_diffusion(index, adapter=adapter, info=info, size=sides, **extras)
+
+
 def _load_unet(
     source: str | Path,
     index: Pipeline | None,
-    image_size: int,
+    image_size: int | None,
     head_channels: int,
     qkv_order: QkvOrder,
     revision: str | None,
@@ -115,7 +126,7 @@ def _load_unet(
     """The base and autoencoder of a UNet2DModel, on pixels or in a pipeline of latent diffusion."""
     part = None if index is None else next((part for part in AUTOENCODERS if part in index.parts), None)
     if index is None or part is None or index.parts.get("unet") != "UNet2DModel":
-        options = {"image_size": image_size, "head_channels": head_channels}
+        options = {"image_size": image_size or 256, "head_channels": head_channels}
         return load_base(source, **options, qkv_order=qkv_order, revision=revision), IDENTITY
     autoencoder = PretrainedAutoencoder.load(index.fetched().folder / part)
     return load_base(source, qkv_order=qkv_order, revision=revision), autoencoder
@@ -148,28 +159,36 @@ def new_model(
     Raises:
         FileNotFoundError: a file is missing; ValueError: something does not fit.
     """
+    from diffusers import UNet2DConditionModel, UNet2DModel
+
     codec = IDENTITY if autoencoder is None else PretrainedAutoencoder.find(Path(autoencoder))
-    unet = _new_unet(fields, codec, conditional=text_encoder is not None, image_size=image_size, seed=seed)
-    frozen: dict[str, nn.Module] = {}
-    if isinstance(codec, PretrainedAutoencoder):
-        if codec.shift:
-            raise ValueError(
-                f"the autoencoder has shift_factor {codec.shift}, which pipelines of this kind leave out when they decode: "
-                "set it to 0 in its config.json"
-            )
-        frozen["autoencoder"] = codec.network
+    sides, cells = (image_size, image_size), image_size // codec.factor
     if text_encoder is None:
-        network: Any = unet
-        base = Base(network, linear_betas(), prediction, "scratch", None, _frozen_hash(frozen))
-        return UNetModel(base, autoencoder=codec, size=(image_size, image_size))
+        unet = _new_unet(UNet2DModel, fields, cells, image_size=image_size, seed=seed)
+        frozen = _frozen(codec)
+        base = Base(unet, linear_betas(), prediction, "scratch", None, _frozen_hash(frozen))
+        return UNetModel(base, autoencoder=codec, size=sides)
+    require_transformers()
     from rad.models.text_to_image.loading import load_text
     from rad.models.text_to_image.stable_diffusion import StableDiffusionModel
 
     assert isinstance(codec, PretrainedAutoencoder), "a text encoder needs an autoencoder"
-    pipeline = load_text(Path(text_encoder), unet, codec)
+    conditional = _new_unet(UNet2DConditionModel, fields, cells, image_size=image_size, seed=seed)
+    frozen = _frozen(codec)
+    pipeline = load_text(Path(text_encoder), conditional, codec)
     origin = Origin("scratch", hash=_frozen_hash({**frozen, "text_encoder": pipeline.text_encoder}))
-    sides = (image_size, image_size)
     return StableDiffusionModel(pipeline, origin, betas=linear_betas(), prediction=prediction, size=sides)
+
+
+def _frozen(autoencoder: Autoencoder) -> dict[str, nn.Module]:
+    if not isinstance(autoencoder, PretrainedAutoencoder):
+        return {}
+    if autoencoder.shift:
+        raise ValueError(
+            f"the autoencoder has shift_factor {autoencoder.shift}, which pipelines of this kind leave out when they decode: "
+            "set it to 0 in its config.json"
+        )
+    return {"autoencoder": autoencoder.network}
 
 
 def _frozen_hash(networks: Mapping[str, nn.Module]) -> str:
@@ -179,13 +198,10 @@ def _frozen_hash(networks: Mapping[str, nn.Module]) -> str:
     )
 
 
-def _new_unet(
-    fields: Mapping[str, Any], autoencoder: Autoencoder, *, conditional: bool, image_size: int, seed: int
-) -> UNet2DModel | UNet2DConditionModel:
-    from diffusers import UNet2DConditionModel, UNet2DModel
+UNetT = TypeVar("UNetT", "UNet2DModel", "UNet2DConditionModel")
 
-    kind = UNet2DConditionModel if conditional else UNet2DModel
-    cells = image_size // autoencoder.factor
+
+def _new_unet(kind: type[UNetT], fields: Mapping[str, Any], cells: int, *, image_size: int, seed: int) -> UNetT:
     if fields.get("sample_size", cells) != cells:
         raise ValueError(
             f"model.scratch.unet.sample_size is {fields['sample_size']}, and images of {image_size} pixels give it {cells}: "

@@ -115,6 +115,8 @@ class LoadedModel(ABC):
         text: None for a model without text.
     """
 
+    kind: Kind
+    """The entry `kind` of an adapter's rad_config.json."""
     whole_processes: tuple[str, ...] = ()
     """Processes for which all weights may be trained; an adapter may be trained for each."""
 
@@ -141,11 +143,6 @@ class LoadedModel(ABC):
             raise ValueError(
                 f"images for {self.source} are {width}x{height}; their sides must be multiples of {self.side_multiple}"
             )
-
-    @property
-    @abstractmethod
-    def kind(self) -> Kind:
-        """The entry `kind` of an adapter's rad_config.json."""
 
     @property
     @abstractmethod
@@ -200,7 +197,8 @@ class LoadedModel(ABC):
         self.peft = load_adapter(self.region_aware_network(), folder, base_hash=base_hash)
 
     def to(self, device: torch.device | str) -> None:
-        for module in (self.network, *self.frozen_modules()):
+        modules: list[nn.Module] = [self.network, *self.frozen_modules()]
+        for module in modules:
             module.to(device)
 
     def _differentiated(self) -> list[Network | ControlNetModel]:
@@ -282,9 +280,17 @@ class LoadedModel(ABC):
     def training_denoiser(self, prompts: Sequence[str], *, learned_variance: bool) -> Denoiser:
         """The denoiser of the network in training, with one prompt for each image; models without text ignore them."""
 
-    @abstractmethod
     def save_trained(self, folder: Path) -> None:
-        """Write a diffusers folder of the model, of which all weights are trained."""
+        """Write a diffusers folder of a model that is trained as a whole, see `whole_processes`."""
+        raise NotImplementedError(f"{self.source} is not trained as a whole")
+
+
+def scaled_size(cells: int | Sequence[int] | None, factor: int) -> tuple[int, int]:
+    """(height, width) in pixels of a network's sample_size. Raises ValueError for None."""
+    if cells is None:
+        raise ValueError("the base model does not give its image size: set sample_size in its config.json")
+    height, width = (cells, cells) if isinstance(cells, int) else cells
+    return height * factor, width * factor
 
 
 @contextlib.contextmanager

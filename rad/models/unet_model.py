@@ -11,7 +11,7 @@ from rad.diffusion.denoiser import Denoiser, EDMDenoiser, UNetDenoiser
 from rad.diffusion.processes import EDM, Uniform
 from rad.models.adapter import AdapterInfo, Kind
 from rad.models.base import INDEX, Base, save_base
-from rad.models.loaded_model import PLAIN, Condition, LoadedModel, Origin
+from rad.models.loaded_model import PLAIN, Condition, LoadedModel, Origin, scaled_size
 from rad.models.vae import IDENTITY, Autoencoder, PretrainedAutoencoder
 from rad.networks.unet import RegionAwareUNet, patch
 
@@ -43,9 +43,10 @@ class UNetModel(LoadedModel):
         size: tuple[int, int] | None = None,
     ) -> None:
         self.unet, self.base = patch(base.unet), base
+        self.kind: Kind = "pixel" if autoencoder is IDENTITY else "latent"
         self._side_multiple = autoencoder.factor * 2 ** (len(self.unet.config["block_out_channels"]) - 1)
         if size is None:
-            size = _base_size(self.unet, autoencoder.factor) if info is None else info.size
+            size = scaled_size(self.unet.config["sample_size"], autoencoder.factor) if info is None else info.size
         super().__init__(
             self.unet,
             Origin(base.source, base.revision, base.hash),
@@ -55,10 +56,6 @@ class UNetModel(LoadedModel):
             size=size,
             info=info,
         )
-
-    @property
-    def kind(self) -> Kind:
-        return "pixel" if self.autoencoder is IDENTITY else "latent"
 
     @property
     def side_multiple(self) -> int:
@@ -115,12 +112,3 @@ class UNetModel(LoadedModel):
                 "vqvae": ["diffusers", type(autoencoder.network).__name__],
             }
             (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
-
-
-def _base_size(unet: RegionAwareUNet, factor: int) -> tuple[int, int]:
-    """(height, width) in pixels. Raises ValueError where the base does not give it."""
-    size: int | Sequence[int] | None = unet.config["sample_size"]
-    if size is None:
-        raise ValueError("the base model does not say its image size: set sample_size in its config.json")
-    height, width = (size, size) if isinstance(size, int) else size
-    return height * factor, width * factor

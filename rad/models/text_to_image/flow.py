@@ -11,7 +11,8 @@ and both branches run as one batch, which counts as one network call. Flux takes
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -20,13 +21,19 @@ from torch import Tensor
 from rad.diffusion.levels import NoiseLevel
 from rad.diffusion.processes import LEAST_SIGNAL, Flow
 from rad.diffusion.step import Denoised, denoised
-from rad.models.adapter import AdapterInfo
+from rad.models.adapter import AdapterInfo, Kind
 from rad.models.loaded_model import Condition, LoadedModel, Origin
 from rad.models.text_to_image.prompts import PromptEncoder, Text
 from rad.models.vae import PretrainedAutoencoder
 
 if TYPE_CHECKING:
-    from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel, SD3Transformer2DModel
+    from diffusers import (
+        FlowMatchEulerDiscreteScheduler,
+        FluxPipeline,
+        FluxTransformer2DModel,
+        SD3Transformer2DModel,
+        StableDiffusion3Pipeline,
+    )
 
 
 class Velocity(Protocol):
@@ -70,69 +77,82 @@ class FlowDenoiser:
         return Denoised(denoised(x, v, noise, "velocity"))
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Input of a transformer: channels of the latents, cells along a side of a token, default and largest side in cells."""
+
+    channels: int
+    cells: int
+    default: int
+    largest: int
+
+
 class FlowModel(LoadedModel):
     """A transformer that predicts velocities.
 
     Args:
-        text: encodes prompts; network, vae and text encoders are on one device, the vae in float32.
+        pipeline: its autoencoder in float32.
         scheduler: holds the noise levels.
-        latent_channels: that the network takes; cells: latent cells along a side of a token.
-        sides: default and largest side of the images in pixels.
         size: side of the images in pixels; None: the default.
+        info: of an adapter.
 
     Raises:
         ValueError: parts that do not fit together, or a size that the network does not take.
     """
 
+    kind: Kind
     guidance: float
     """Default guidance."""
+    encode: Callable[..., Text]
+    """Function of `rad.models.text_to_image.prompts`."""
 
     def __init__(
         self,
-        transformer: SD3Transformer2DModel | FluxTransformer2DModel,
-        autoencoder: PretrainedAutoencoder,
-        text: PromptEncoder,
+        pipeline: StableDiffusion3Pipeline | FluxPipeline,
         origin: Origin,
         *,
         scheduler: FlowMatchEulerDiscreteScheduler,
-        latent_channels: int,
-        cells: int,
-        sides: tuple[int, int],
         size: int | None = None,
         info: AdapterInfo | None = None,
     ) -> None:
-        if autoencoder.channels != latent_channels:
+        self.transformer: SD3Transformer2DModel | FluxTransformer2DModel = pipeline.transformer
+        self.autoencoder, layout = PretrainedAutoencoder(pipeline.vae), self.layout
+        factor, multiple = self.autoencoder.factor, self.side_multiple
+        if self.autoencoder.channels != layout.channels:
             raise ValueError(
-                f"the autoencoder of {origin.source} has {autoencoder.channels} channels, its network takes {latent_channels}"
+                f"the autoencoder of {origin.source} has {self.autoencoder.channels} channels, "
+                f"its network takes {layout.channels}"
             )
-        self._side_multiple = autoencoder.factor * cells
-        default, largest = sides
-        side = default if size is None else size
-        if side < self._side_multiple or side % self._side_multiple or side > largest:
+        side = layout.default * factor if size is None else size
+        if side < multiple or side % multiple or side > layout.largest * factor:
             raise ValueError(
-                f"size is {side}; allowed with {origin.source} are multiples of {self._side_multiple} up to {largest}, "
-                f"its own is {default}"
+                f"size is {side}; allowed with {origin.source} are multiples of {multiple} up to {layout.largest * factor}, "
+                f"its own is {layout.default * factor}"
             )
-        sigmas = self.sigmas(scheduler, (side // self._side_multiple) ** 2)
+        sigmas = self.sigmas(scheduler, (side // multiple) ** 2)
         # The last level is pure noise, which Flow holds below 1; no other may lie there.
         process = Flow(
             torch.cat([sigmas[:-1][sigmas[:-1] < 1 - LEAST_SIGNAL], sigmas[-1:]]),
             scale=scheduler.config["num_train_timesteps"],
         )
         super().__init__(
-            transformer,
+            self.transformer,
             origin,
             base_process=process,
             prediction="velocity",
-            autoencoder=autoencoder,
+            autoencoder=self.autoencoder,
             size=(side, side),
             info=info,
-            text=text,
+            text=PromptEncoder(pipeline, self.encode),
         )
 
     @property
+    @abstractmethod
+    def layout(self) -> Layout: ...
+
+    @property
     def side_multiple(self) -> int:
-        return self._side_multiple
+        return self.autoencoder.factor * self.layout.cells
 
     @staticmethod
     @abstractmethod

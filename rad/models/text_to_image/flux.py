@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, cast
 
 import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from rad.models.adapter import AdapterInfo, Kind
-from rad.models.loaded_model import Condition, Origin
-from rad.models.text_to_image.flow import FlowDenoiser, FlowModel, level_shift
-from rad.models.text_to_image.prompts import PromptEncoder, Text, encode_flux
-from rad.models.vae import PretrainedAutoencoder
+from rad.diffusion.processes import Flow
+from rad.models.adapter import Kind
+from rad.models.loaded_model import Condition
+from rad.models.text_to_image.flow import FlowDenoiser, FlowModel, Layout, level_shift
+from rad.models.text_to_image.prompts import Text, encode_flux
 
 if TYPE_CHECKING:
-    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+    from diffusers import FlowMatchEulerDiscreteScheduler
 
     from rad.networks.unet import EmbeddingKind
 
@@ -28,49 +27,28 @@ CELLS = 2
 
 
 class FluxModel(FlowModel):
-    """Flux; `load_model` loads it. Arguments as of `FlowModel`."""
+    """Flux; `load_model` loads it."""
 
+    kind: Kind = "flux"
     guidance = 3.5
-
-    def __init__(
-        self,
-        pipeline: FluxPipeline,
-        origin: Origin,
-        *,
-        scheduler: FlowMatchEulerDiscreteScheduler,
-        size: int | None = None,
-        info: AdapterInfo | None = None,
-    ) -> None:
-        self.transformer: FluxTransformer2DModel = pipeline.transformer
-        autoencoder = PretrainedAutoencoder(pipeline.vae)
-        super().__init__(
-            self.transformer,
-            autoencoder,
-            PromptEncoder(pipeline, encode_flux),
-            origin,
-            scheduler=scheduler,
-            latent_channels=self.transformer.config["in_channels"] // CELLS**2,
-            cells=CELLS,
-            sides=(128 * autoencoder.factor, 512 * autoencoder.factor),
-            size=size,
-            info=info,
-        )
+    encode = staticmethod(encode_flux)
 
     @property
-    def kind(self) -> Kind:
-        return "flux"
+    def layout(self) -> Layout:
+        return Layout(self.transformer.config["in_channels"] // CELLS**2, CELLS, default=128, largest=512)
 
     @staticmethod
     def sigmas(scheduler: FlowMatchEulerDiscreteScheduler, tokens: int) -> Tensor:
         steps = scheduler.config["num_train_timesteps"]
         scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps).tolist(), mu=level_shift(scheduler, tokens))
-        return scheduler.sigmas[:-1].flip(0).double()
+        return cast(Tensor, scheduler.sigmas)[:-1].flip(0).double()
 
     def velocity(
         self, x: Tensor, times: Tensor, text: Text, index: Tensor | None = None, *, guidance: Tensor | None = None
     ) -> Tensor:
         """guidance: (B,). The tokens are those of diffusers' pipeline: 2x2 cells of all channels, row by row."""
         assert index is None
+        assert isinstance(self.base_process, Flow)
         rows, columns = x.shape[2] // CELLS, x.shape[3] // CELLS
         dtype = text.tokens.dtype
         places = torch.zeros(rows, columns, 3, device=x.device, dtype=dtype)
@@ -108,6 +86,3 @@ class FluxModel(FlowModel):
 
     def _patched(self, embedding: EmbeddingKind) -> NoReturn:
         raise ValueError(f"{self.source} is Flux, which has no RAD adapters: use another model")
-
-    def save_trained(self, folder: Path) -> None:
-        raise NotImplementedError("Flux is not trained")

@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from diffusers import ModelMixin
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    NetworkT = TypeVar("NetworkT", bound=ModelMixin)
-    EncoderT = TypeVar("EncoderT", bound=PreTrainedModel)
-    TokenizerT = TypeVar("TokenizerT", bound=PreTrainedTokenizerBase)
+NetworkT = TypeVar("NetworkT", bound="ModelMixin")
+EncoderT = TypeVar("EncoderT", bound="PreTrainedModel")
+TokenizerT = TypeVar("TokenizerT", bound="PreTrainedTokenizerBase")
 
 
 ENCODER_FILES = ("model.safetensors", "model.fp16.safetensors")
@@ -192,7 +192,8 @@ def load_encoder(kind: type[EncoderT], folder: Path, *, dtype: torch.dtype = tor
     if not files:
         raise FileNotFoundError(f"no safetensors in {folder}: fetch the whole pipeline folder again")
     with describing(folder), quietly():
-        encoder, info = kind.from_pretrained(
+        assert kind.config_class is not None
+        encoder, info = kind.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]  # output_loading_info makes it a pair
             folder,
             config=kind.config_class.from_dict(settings),
             variant="fp16" if files[0].name == ENCODER_FILES[1] else None,

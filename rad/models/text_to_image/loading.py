@@ -5,11 +5,33 @@ The network classes are named here, so no file of a model decides which code run
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
+from diffusers import (
+    AutoencoderKL,
+    ControlNetModel,
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    T2IAdapter,
+    UNet2DConditionModel,
+)
+from transformers import (
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    CLIPVisionModelWithProjection,
+    T5EncoderModel,
+    T5TokenizerFast,  # pyright: ignore[reportAttributeAccessIssue]
+)
 
 from rad.models.adapter import AdapterInfo
 from rad.models.base import INDEX, read_schedule, scheduler_file
@@ -18,31 +40,46 @@ from rad.models.text_to_image.controls import Controls
 from rad.models.text_to_image.flow import FlowModel
 from rad.models.text_to_image.flux import FluxModel
 from rad.models.text_to_image.folders import (
+    NetworkT,
     Pipeline,
     load_encoder,
     load_network,
     load_tokenizer,
     quietly,
     read_config,
-    require_transformers,
 )
 from rad.models.text_to_image.sd3 import SD3Model
 from rad.models.text_to_image.stable_diffusion import StableDiffusionModel
 from rad.models.vae import PretrainedAutoencoder
 from rad.models.weights import MOST_STEPS, describing, read_json
 
-if TYPE_CHECKING:
-    from diffusers import (
-        DDIMScheduler,
-        FlowMatchEulerDiscreteScheduler,
-        FluxPipeline,
-        StableDiffusion3Pipeline,
-        StableDiffusionPipeline,
-        StableDiffusionXLPipeline,
-        UNet2DConditionModel,
-    )
+Parts = dict[str, Any]
+"""Arguments of a pipeline class; diffusers annotates some of them with enumerations."""
 
-    from rad.models.text_to_image.folders import NetworkT
+StableDiffusion = StableDiffusionPipeline | StableDiffusionXLPipeline
+
+STABLE_PARTS = {
+    "vae": AutoencoderKL,
+    "text_encoder": CLIPTextModel,
+    "tokenizer": CLIPTokenizer,
+    "unet": UNet2DConditionModel,
+}
+XL_PARTS = {"text_encoder_2": CLIPTextModelWithProjection, "tokenizer_2": CLIPTokenizer}
+SD3_PARTS = {
+    "transformer": SD3Transformer2DModel,
+    "text_encoder": CLIPTextModelWithProjection,
+    "tokenizer": CLIPTokenizer,
+    **XL_PARTS,
+}
+SD3_T5 = {"text_encoder_3": T5EncoderModel, "tokenizer_3": T5TokenizerFast}
+FLUX_PARTS = {
+    "transformer": FluxTransformer2DModel,
+    "text_encoder": CLIPTextModel,
+    "tokenizer": CLIPTokenizer,
+    "text_encoder_2": T5EncoderModel,
+    "tokenizer_2": T5TokenizerFast,
+}
+UNUSED = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 
 
 def load_stable_diffusion(
@@ -57,9 +94,6 @@ def load_stable_diffusion(
     loras: Sequence[tuple[str | Path, float]] = (),
 ) -> StableDiffusionModel:
     """Stable Diffusion 1, 2 or XL, on the CPU in float32. Arguments as of `load_model`."""
-    require_transformers()
-    from diffusers import ControlNetModel, T2IAdapter
-
     folder = index.fetched().folder
     betas, prediction = read_schedule(folder)
     origin = Origin(index.source, index.revision)
@@ -70,8 +104,6 @@ def load_stable_diffusion(
             None if controlnet is None else _network(ControlNetModel, Path(controlnet)),
             None if t2i_adapter is None else _network(T2IAdapter, Path(t2i_adapter)),
         )
-        # A base model has no rad_config.json of its own: text-to-image models are trained as a whole for one level an image.
-        info = None if adapter is None else info
         model = StableDiffusionModel(
             pipeline, origin, betas=betas, prediction=prediction, controls=controls, info=info, size=size
         )
@@ -104,19 +136,22 @@ def load_flow(
         adapter, info: an adapter needs the network in float32, and replaces the default size.
         dtype: of the network and the text encoders; t5_dtype: of T5; None: the same.
     """
-    require_transformers()
     folder = index.fetched().folder
     scheduler, t5_dtype = _flow_scheduler(folder, index.source), t5_dtype or dtype
     if adapter is not None and info is not None:
         size, dtype = info.size[0] if size is None else size, torch.float32
-    origin, model = Origin(index.source, index.revision), None
-    info = None if adapter is None else info
-    if index.kind == "FluxPipeline":
-        pipeline = _flux_pipeline(folder, dtype, t5_dtype)
-        model = FluxModel(pipeline, origin, scheduler=scheduler, size=size, info=info)
-    else:
-        pipeline = _sd3_pipeline(folder, dtype, t5_dtype, with_t5="text_encoder_3" in index.parts)
-        model = SD3Model(pipeline, origin, scheduler=scheduler, size=size, info=info)
+    flux, with_t5 = index.kind == "FluxPipeline", "text_encoder_3" in index.parts
+    kinds = FLUX_PARTS if flux else SD3_PARTS | (SD3_T5 if with_t5 else {})
+    parts: Parts = dict.fromkeys(() if flux or with_t5 else SD3_T5)
+    parts |= _parts(folder, kinds, dtype=dtype, t5_dtype=t5_dtype)
+    parts |= {"vae": PretrainedAutoencoder.load(folder / "vae").network, "scheduler": None}
+    model = (FluxModel if flux else SD3Model)(
+        FluxPipeline(**parts) if flux else StableDiffusion3Pipeline(**parts),
+        Origin(index.source, index.revision),
+        scheduler=scheduler,
+        size=size,
+        info=info,
+    )
     if adapter is not None:
         model.add_adapter(adapter)
     return model
@@ -128,10 +163,6 @@ def load_text(folder: Path, unet: UNet2DConditionModel, autoencoder: PretrainedA
     Raises:
         FileNotFoundError: a part is missing; ValueError: it cannot be read, or does not fit the network.
     """
-    require_transformers()
-    from diffusers import AutoencoderKL
-    from transformers import CLIPTextModel, CLIPTokenizer
-
     encoder = load_encoder(CLIPTextModel, folder / "text_encoder")
     tokenizer = load_tokenizer(CLIPTokenizer, folder / "tokenizer")
     channels, expected = encoder.config.hidden_size, unet.config["cross_attention_dim"]
@@ -151,94 +182,52 @@ def load_text(folder: Path, unet: UNet2DConditionModel, autoencoder: PretrainedA
             "Text-conditioned models are saved in Stable Diffusion's format, which needs an AutoencoderKL; "
             f"got {type(autoencoder.network).__name__}: train with another autoencoder"
         )
-    return _text_pipeline(
-        vae=autoencoder.network, text_encoder=encoder, tokenizer=tokenizer, unet=unet, scheduler=_scheduler(None)
-    )
+    parts: Parts = {"vae": autoencoder.network, "text_encoder": encoder, "tokenizer": tokenizer, "unet": unet}
+    parts["scheduler"] = _scheduler(None)
+    return StableDiffusionPipeline(**parts, **UNUSED)
 
 
 def _network(kind: type[NetworkT], folder: Path, *, dtype: torch.dtype = torch.float32) -> NetworkT:
     return load_network(kind, folder, read_config(folder, (kind.__name__,)), dtype=dtype)
 
 
+def _parts(
+    folder: Path, kinds: Mapping[str, type], *, dtype: torch.dtype = torch.float32, t5_dtype: torch.dtype | None = None
+) -> Parts:
+    """The networks, text encoders and tokenizers of a pipeline folder, each of the class given for it."""
+    parts: Parts = {}
+    for name, kind in kinds.items():
+        if name.startswith("tokenizer"):
+            parts[name] = load_tokenizer(kind, folder / name)
+        elif name.startswith("text_encoder"):
+            own = t5_dtype if kind is T5EncoderModel and t5_dtype is not None else dtype
+            parts[name] = load_encoder(kind, folder / name, dtype=own)
+        else:
+            parts[name] = _network(kind, folder / name, dtype=dtype)
+    return parts
+
+
+def _stable_pipeline(folder: Path, *, large: bool) -> StableDiffusion:
+    parts = _parts(folder, STABLE_PARTS | XL_PARTS if large else STABLE_PARTS)
+    with describing(folder):
+        parts["scheduler"] = _scheduler(scheduler_file(folder))
+        if not large:
+            return StableDiffusionPipeline(**parts, **UNUSED)
+        zeros = bool(read_json(folder / INDEX).get("force_zeros_for_empty_prompt", True))
+        return StableDiffusionXLPipeline(**parts, force_zeros_for_empty_prompt=zeros, add_watermarker=False)
+
+
 def _scheduler(path: Path | None) -> DDIMScheduler:
     """The scheduler that is written with a pipeline: of a scheduler_config.json; None: DDPM's noise. Sampling ignores it."""
-    from diffusers import DDIMScheduler
-
     if path is None:
         return DDIMScheduler(clip_sample=False, steps_offset=1)
     with describing(path):
-        return DDIMScheduler.from_config(read_json(path))
-
-
-def _text_pipeline(**parts: object) -> StableDiffusionPipeline:
-    from diffusers import StableDiffusionPipeline
-
-    unused = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    return StableDiffusionPipeline(**parts, **unused)
-
-
-def _stable_pipeline(folder: Path, *, large: bool) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
-    from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
-
-    parts = {
-        "vae": _network(AutoencoderKL, folder / "vae"),
-        "text_encoder": load_encoder(CLIPTextModel, folder / "text_encoder"),
-        "tokenizer": load_tokenizer(CLIPTokenizer, folder / "tokenizer"),
-        "unet": _network(UNet2DConditionModel, folder / "unet"),
-        "scheduler": _scheduler(scheduler_file(folder)),
-    }
-    with describing(folder):
-        if not large:
-            return _text_pipeline(**parts)
-        return StableDiffusionXLPipeline(
-            **parts,
-            text_encoder_2=load_encoder(CLIPTextModelWithProjection, folder / "text_encoder_2"),
-            tokenizer_2=load_tokenizer(CLIPTokenizer, folder / "tokenizer_2"),
-            force_zeros_for_empty_prompt=bool(read_json(folder / INDEX).get("force_zeros_for_empty_prompt", True)),
-            add_watermarker=False,
-        )
-
-
-def _sd3_pipeline(
-    folder: Path, dtype: torch.dtype, t5_dtype: torch.dtype, *, with_t5: bool
-) -> StableDiffusion3Pipeline:
-    from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
-    from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
-
-    parts = {
-        "transformer": _network(SD3Transformer2DModel, folder / "transformer", dtype=dtype),
-        "scheduler": None,
-        "vae": PretrainedAutoencoder.load(folder / "vae").network,
-        "text_encoder": load_encoder(CLIPTextModelWithProjection, folder / "text_encoder", dtype=dtype),
-        "tokenizer": load_tokenizer(CLIPTokenizer, folder / "tokenizer"),
-        "text_encoder_2": load_encoder(CLIPTextModelWithProjection, folder / "text_encoder_2", dtype=dtype),
-        "tokenizer_2": load_tokenizer(CLIPTokenizer, folder / "tokenizer_2"),
-        "text_encoder_3": load_encoder(T5EncoderModel, folder / "text_encoder_3", dtype=t5_dtype) if with_t5 else None,
-        "tokenizer_3": load_tokenizer(T5TokenizerFast, folder / "tokenizer_3") if with_t5 else None,
-    }
-    return StableDiffusion3Pipeline(**parts)
-
-
-def _flux_pipeline(folder: Path, dtype: torch.dtype, t5_dtype: torch.dtype) -> FluxPipeline:
-    from diffusers import FluxPipeline, FluxTransformer2DModel
-    from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
-
-    parts = {
-        "transformer": _network(FluxTransformer2DModel, folder / "transformer", dtype=dtype),
-        "scheduler": None,
-        "vae": PretrainedAutoencoder.load(folder / "vae").network,
-        "text_encoder": load_encoder(CLIPTextModel, folder / "text_encoder", dtype=dtype),
-        "tokenizer": load_tokenizer(CLIPTokenizer, folder / "tokenizer"),
-        "text_encoder_2": load_encoder(T5EncoderModel, folder / "text_encoder_2", dtype=t5_dtype),
-        "tokenizer_2": load_tokenizer(T5TokenizerFast, folder / "tokenizer_2"),
-    }
-    return FluxPipeline(**parts)
+        scheduler = DDIMScheduler.from_config(read_json(path))
+    assert isinstance(scheduler, DDIMScheduler)
+    return scheduler
 
 
 def _flow_scheduler(folder: Path, source: str) -> FlowMatchEulerDiscreteScheduler:
-    from diffusers import FlowMatchEulerDiscreteScheduler
-
     path = folder / "scheduler" / "scheduler_config.json"
     config = read_json(path)
     if config.get("_class_name") != "FlowMatchEulerDiscreteScheduler":
@@ -247,7 +236,9 @@ def _flow_scheduler(folder: Path, source: str) -> FlowMatchEulerDiscreteSchedule
     if not (isinstance(steps, int) and 1 <= steps <= MOST_STEPS):
         raise ValueError(f"num_train_timesteps is {steps!r}: allowed are 1 to {MOST_STEPS}")
     with describing(path):
-        return FlowMatchEulerDiscreteScheduler.from_config(config)
+        scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
+    assert isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
+    return scheduler
 
 
 def _weights_file(path: Path, what: str) -> Path:
@@ -264,7 +255,7 @@ def _weights_file(path: Path, what: str) -> Path:
     return path
 
 
-def _load_lora(pipeline: StableDiffusionPipeline | StableDiffusionXLPipeline, path: Path, name: str) -> None:
+def _load_lora(pipeline: StableDiffusion, path: Path, name: str) -> None:
     file = _weights_file(path, "LoRA")
     with describing(file):
         pipeline.load_lora_weights(
@@ -278,8 +269,7 @@ def _load_lora(pipeline: StableDiffusionPipeline | StableDiffusionXLPipeline, pa
         raise ValueError(f"{file} changes nothing of this model: it is a LoRA of another one")
 
 
-def _load_ip_adapter(pipeline: StableDiffusionPipeline | StableDiffusionXLPipeline, path: Path) -> None:
-    from transformers import CLIPVisionModelWithProjection
+def _load_ip_adapter(pipeline: StableDiffusion, path: Path) -> None:
 
     file = _weights_file(path, "IP-Adapter")
     encoder = load_encoder(CLIPVisionModelWithProjection, file.parent / "image_encoder")

@@ -5,19 +5,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from diffusers import (
-        DiffusionPipeline,
-        FluxPipeline,
-        StableDiffusion3Pipeline,
-        StableDiffusionPipeline,
-        StableDiffusionXLPipeline,
-    )
+Pipeline = Any
+"""A pipeline of diffusers; its annotations of `encode_prompt` are too narrow."""
 
 KEPT_PROMPTS = 64
 """Size of the cache of single prompts; a prompt takes 5 MB with SD3 and 8 MB with Flux."""
@@ -54,7 +48,7 @@ class PromptEncoder:
         encode: one of the functions below; takes the pipeline, prompts and a device.
     """
 
-    def __init__(self, pipeline: DiffusionPipeline, encode: Callable[[Any, Sequence[str], torch.device], Text]) -> None:
+    def __init__(self, pipeline: Pipeline, encode: Callable[[Pipeline, Sequence[str], torch.device], Text]) -> None:
         self.pipeline, self._encode = pipeline, encode
         parts = [getattr(pipeline, name, None) for name in ("text_encoder", "text_encoder_2", "text_encoder_3")]
         self.encoders: list[nn.Module] = [part for part in parts if part is not None]
@@ -70,7 +64,7 @@ class PromptEncoder:
         return self._encode(self.pipeline, list(prompts), self.device)
 
 
-def encode_stable_diffusion(pipeline: StableDiffusionPipeline, prompts: Sequence[str], device: torch.device) -> Text:
+def encode_stable_diffusion(pipeline: Pipeline, prompts: Sequence[str], device: torch.device) -> Text:
     """Stable Diffusion 1 and 2: the last hidden states of a CLIP text model, padded to its full length."""
     tokens, _ = pipeline.encode_prompt(
         prompt=prompts, device=device, num_images_per_prompt=1, do_classifier_free_guidance=False
@@ -78,7 +72,7 @@ def encode_stable_diffusion(pipeline: StableDiffusionPipeline, prompts: Sequence
     return Text(tokens)
 
 
-def encode_xl(pipeline: StableDiffusionXLPipeline, prompts: Sequence[str], device: torch.device) -> Text:
+def encode_xl(pipeline: Pipeline, prompts: Sequence[str], device: torch.device) -> Text:
     """Stable Diffusion XL: hidden states of two CLIP models, and the second one's pooled output."""
     tokens, _, pooled, _ = pipeline.encode_prompt(
         prompt=prompts, device=device, num_images_per_prompt=1, do_classifier_free_guidance=False
@@ -86,7 +80,7 @@ def encode_xl(pipeline: StableDiffusionXLPipeline, prompts: Sequence[str], devic
     return Text(tokens, pooled)
 
 
-def encode_sd3(pipeline: StableDiffusion3Pipeline, prompts: Sequence[str], device: torch.device) -> Text:
+def encode_sd3(pipeline: Pipeline, prompts: Sequence[str], device: torch.device) -> Text:
     """Stable Diffusion 3: two CLIP models and, where the folder has it, T5."""
     tokens, _, pooled, _ = pipeline.encode_prompt(
         prompt=prompts, prompt_2=None, prompt_3=None, device=device, do_classifier_free_guidance=False
@@ -94,7 +88,7 @@ def encode_sd3(pipeline: StableDiffusion3Pipeline, prompts: Sequence[str], devic
     return Text(tokens, pooled)
 
 
-def encode_flux(pipeline: FluxPipeline, prompts: Sequence[str], device: torch.device) -> Text:
+def encode_flux(pipeline: Pipeline, prompts: Sequence[str], device: torch.device) -> Text:
     """Flux: the tokens of T5, and the pooled output of a CLIP model."""
     tokens, pooled, _ = pipeline.encode_prompt(prompt=prompts, device=device)
     return Text(tokens, pooled)

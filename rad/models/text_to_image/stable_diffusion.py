@@ -14,7 +14,7 @@ from rad.diffusion.processes import Uniform
 from rad.diffusion.step import Prediction
 from rad.models.adapter import AdapterInfo, Kind
 from rad.models.base import INDEX, save_base
-from rad.models.loaded_model import Condition, LoadedModel, Origin
+from rad.models.loaded_model import Condition, LoadedModel, Origin, scaled_size
 from rad.models.text_to_image.controls import Controls
 from rad.models.text_to_image.folders import quietly
 from rad.models.text_to_image.prompts import PromptEncoder, Text, encode_stable_diffusion, encode_xl
@@ -68,29 +68,24 @@ class StableDiffusionModel(LoadedModel):
         if prediction not in ("epsilon", "v_prediction"):
             raise ValueError(f"{origin.source} predicts {prediction!r}; allowed are 'epsilon' and 'v_prediction'")
         self.large = hasattr(pipeline, "text_encoder_2")
+        self.kind: Kind = "stable_xl" if self.large else "stable"
         self.layers: list[Layer] = cross_attentions(self.unet)
         self.depths = len(self.unet.config["block_out_channels"])
         self._factor = autoencoder.factor
-        if size is None and info is None:
-            side: int | Sequence[int] = self.unet.config["sample_size"]
-            height, width = (side, side) if isinstance(side, int) else side
-            size = (height * autoencoder.factor, width * autoencoder.factor)
+        if size is None:
+            size = scaled_size(self.unet.config["sample_size"], autoencoder.factor) if info is None else info.size
         super().__init__(
             self.unet,
             origin,
             base_process=Uniform(betas),
             prediction=prediction,
             autoencoder=autoencoder,
-            size=size or info.size,
+            size=size,
             info=info,
             text=PromptEncoder(pipeline, encode_xl if self.large else encode_stable_diffusion),
         )
         for module in self.frozen_modules():
             module.eval().requires_grad_(False)
-
-    @property
-    def kind(self) -> Kind:
-        return "stable_xl" if self.large else "stable"
 
     @property
     def side_multiple(self) -> int:
