@@ -86,10 +86,10 @@ class TrainingModule(L.LightningModule):
             grads = [weight.grad for weight in self.parameters() if weight.grad is not None]
             self.log("train/gradient_norm", nn.utils.get_total_norm(grads))
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, **options: Any) -> dict[str, Tensor]:
         """Trained weights; frozen ones stay out of the checkpoints."""
         names = trainable(self).keys()
-        return {name: weight for name, weight in super().state_dict(*args, **kwargs).items() if name in names}
+        return {name: weight for name, weight in super().state_dict(**options).items() if name in names}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["rad"] = dict(self.identity())
