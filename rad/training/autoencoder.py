@@ -82,10 +82,10 @@ class AutoencoderTraining(TrainingModule):
         """Create the autoencoder once, and load the feature network onto the device of the run."""
         from rad.evaluation.features import feature_net
 
-        if self.perceptual is not None and self._features_device != self.device:
-            self._features, self._features_device = feature_net(self.perceptual, device=self.device), self.device
-        if not hasattr(self, "autoencoder"):
-            with on_cpu(), torch.random.fork_rng():
+        with on_cpu(), torch.random.fork_rng():
+            if self.perceptual is not None and self._features_device != self.device:
+                self._features, self._features_device = feature_net(self.perceptual, device=self.device), self.device
+            if not hasattr(self, "autoencoder"):
                 torch.manual_seed(self.seed)
                 self.autoencoder = AutoencoderKL(**self.fields).train()
 
