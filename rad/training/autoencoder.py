@@ -8,7 +8,7 @@ weight relative to the first term equals theirs.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from diffusers import AutoencoderKL
@@ -101,7 +101,7 @@ class AutoencoderTraining(TrainingModule):
             rngs = [generator(self.seed, "posterior", row, device=z.device) for row in batch["position"].tolist()]
             draws = [torch.randn(z.shape[1:], generator=rng, device=z.device) for rng in rngs]
             z = z + posterior.std * torch.stack(draws)
-        image = self.autoencoder.decode(z)[0].float()
+        image = self.autoencoder.decode(cast(torch.FloatTensor, z))[0].float()
         l1 = (image - x).abs().mean((1, 2, 3))
         kl = posterior.kl() / x[0].numel()
         distance = torch.zeros_like(l1)
