@@ -8,7 +8,7 @@ weight relative to the first term equals theirs.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from diffusers import AutoencoderKL
@@ -53,6 +53,8 @@ class AutoencoderTraining(TrainingModule):
         seed: seed of the weights and of the draws from the posterior.
     """
 
+    autoencoder: AutoencoderKL  # created in `configure_model`
+
     def __init__(
         self,
         autoencoder: dict[str, Any],
@@ -73,27 +75,19 @@ class AutoencoderTraining(TrainingModule):
         _require_images(self.fields, image_size)
         self.kl_weight, self.perceptual, self.perceptual_weight = kl_weight, perceptual, perceptual_weight
         self.image_size = image_size
-        self._autoencoder: AutoencoderKL | None = None
         self._features: FeatureNet | None = None
         self._features_device = torch.device("meta")
-
-    @property
-    def network(self) -> AutoencoderKL:
-        """The autoencoder as it is now."""
-        if self._autoencoder is None:
-            raise RuntimeError("the autoencoder does not exist yet: call configure_model(), as the Trainer does")
-        return self._autoencoder
 
     def configure_model(self) -> None:
         """Create the autoencoder once, and load the feature network onto the device of the run."""
         from rad.evaluation.features import feature_net
 
-        if self.perceptual is not None and self._features_device != self.device:
-            self._features, self._features_device = feature_net(self.perceptual, device=self.device), self.device
-        if self._autoencoder is None:
-            with on_cpu(), torch.random.fork_rng():
+        with on_cpu(), torch.random.fork_rng():
+            if self.perceptual is not None and self._features_device != self.device:
+                self._features, self._features_device = feature_net(self.perceptual, device=self.device), self.device
+            if not hasattr(self, "autoencoder"):
                 torch.manual_seed(self.seed)
-                self._autoencoder = self.autoencoder = AutoencoderKL(**self.fields).train()
+                self.autoencoder = AutoencoderKL(**self.fields).train()
 
     def identity(self) -> dict[str, str]:
         return {"trains": "autoencoder"}
@@ -101,13 +95,13 @@ class AutoencoderTraining(TrainingModule):
     def losses(self, batch: Batch, *, sampled: bool) -> Reconstruction:
         """Losses of a batch; `sampled`: z is a draw of the posterior, keyed by position; otherwise its mean."""
         x: Tensor = batch["image"]
-        posterior = self.network.encode(x)[0]
+        posterior = self.autoencoder.encode(x)[0]
         z = posterior.mean
         if sampled:
             rngs = [generator(self.seed, "posterior", row, device=z.device) for row in batch["position"].tolist()]
             draws = [torch.randn(z.shape[1:], generator=rng, device=z.device) for rng in rngs]
             z = z + posterior.std * torch.stack(draws)
-        image = self.network.decode(z)[0].float()
+        image = self.autoencoder.decode(cast(torch.FloatTensor, z))[0].float()
         l1 = (image - x).abs().mean((1, 2, 3))
         kl = posterior.kl() / x[0].numel()
         distance = torch.zeros_like(l1)
@@ -134,7 +128,7 @@ class AutoencoderTraining(TrainingModule):
     @torch.no_grad()
     def scaling_factor(self, images: Tensor) -> float:
         """1 / standard deviation of the latents (means of the posteriors) of `images` (B,3,H,W) in [-1,1]."""
-        means = [self.network.encode(part.to(self.device))[0].mean for part in images.split(32)]
+        means = [self.autoencoder.encode(part.to(self.device))[0].mean for part in images.split(32)]
         return 1 / max(1e-6, float(torch.cat(means).double().std()))
 
 

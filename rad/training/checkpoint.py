@@ -141,8 +141,8 @@ def export_autoencoder(module: AutoencoderTraining, trainer: L.Trainer, folder: 
     data: ImageDataModule = get_setting(trainer, "datamodule")
     stream = data.stream()
     images = torch.stack([stream[position]["image"] for position in range(min(MEASURED, len(data.train_images)))])
-    module.network.register_to_config(scaling_factor=module.scaling_factor(images))
-    module.network.save_pretrained(folder)
+    module.autoencoder.register_to_config(scaling_factor=module.scaling_factor(images))
+    module.autoencoder.save_pretrained(folder)
 
 
 def card(module: Diffusion, trainer: L.Trainer, *, ema: bool) -> str:

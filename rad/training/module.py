@@ -54,7 +54,7 @@ class TrainingModule(L.LightningModule):
         self.seed, self.shard_optimizer = seed, shard_optimizer
         self.strict_loading = False  # a checkpoint lacks the frozen weights; `on_load_checkpoint` compares the others
         # Lightning's mean over processes is wrong when they hold unequal numbers of images.
-        self.val_means: Mapping[str, MeanMetric] = nn.ModuleDict({name: MeanMetric() for name in means})
+        self.val_means = nn.ModuleDict({name: MeanMetric() for name in means})
 
     def identity(self) -> Mapping[str, str]:
         """Settings that a checkpoint and the run that resumes it share."""
@@ -78,22 +78,24 @@ class TrainingModule(L.LightningModule):
     def log_means(self, values: Mapping[str, Tensor]) -> None:
         """Log validation means over all images and processes; each value is (B,)."""
         for name, value in values.items():
-            self.val_means[name].update(value)
-            self.log(f"val/{name}", self.val_means[name], prog_bar=name == "loss", batch_size=len(value))
+            mean = self.val_means[name]
+            assert isinstance(mean, MeanMetric)
+            mean.update(value)
+            self.log(f"val/{name}", mean, prog_bar=name == "loss", batch_size=len(value))
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.logs_now:
             grads = [weight.grad for weight in self.parameters() if weight.grad is not None]
             self.log("train/gradient_norm", nn.utils.get_total_norm(grads))
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, **options: Any) -> dict[str, Tensor]:
         """Trained weights; frozen ones stay out of the checkpoints."""
         names = trainable(self).keys()
-        return {name: weight for name, weight in super().state_dict(*args, **kwargs).items() if name in names}
+        return {name: weight for name, weight in super().state_dict(**options).items() if name in names}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["rad"] = dict(self.identity())
-        settings = {name: asdict(value) if is_dataclass(value) else value for name, value in self.hparams.items()}
+        settings = {name: _plain(value) for name, value in self.hparams.items()}
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {**settings, "_instantiator": INSTANTIATOR}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -112,6 +114,10 @@ class TrainingModule(L.LightningModule):
             raise ValueError(
                 f"the checkpoint trains other layers: {len(wrong)} tensors differ, the first {wrong[0]}; use its config.yaml"
             )
+
+
+def _plain(value: object) -> object:
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
 def get_setting(trainer: L.Trainer, name: str) -> Any:

@@ -60,9 +60,11 @@ class Panel(Callback):
 
     def sampler(self, module: Diffusion) -> "Sampler":
         from rad.methods import METHODS
+        from rad.sampling.method import SamplingMethod
         from rad.sampling.sampler import Sampler
 
         method = METHODS[module.process.method]()
+        assert isinstance(method, SamplingMethod)
         choice = method.choose(steps=self.steps, solver=self.solver, spacing=self.spacing, eta=self.eta)
         return Sampler(module.sampling_process, method, **vars(choice))
 

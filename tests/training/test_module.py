@@ -201,6 +201,26 @@ def test_only_the_newest_checkpoints_are_kept_with_their_adapters(world, tmp_pat
     assert kept == {f"step={n}{end}" for n in (4, 6) for end in (".ckpt", "", "-ema")} | {"last.ckpt"}
 
 
+def test_a_step_that_is_trained_again_replaces_its_files(world, tmp_path):
+    fit(tmp_path, module(world), data(world), 20)
+    folder = tmp_path / "checkpoints"
+    (folder / "step=20" / "old").touch()
+    names = {path.name for path in folder.iterdir()}
+    fit(tmp_path, module(world), data(world), 20, resume=str(folder / "step=10.ckpt"))
+    assert {path.name for path in folder.iterdir()} == names
+    assert not (folder / "step=20" / "old").exists()
+
+
+def test_a_resumed_run_removes_the_checkpoints_of_the_first(world, tmp_path):
+    def run(steps, resume=None):
+        newest = Checkpoint(every_n_train_steps=2, save_top_k=2, dirpath=str(tmp_path / "newest"))
+        fit(tmp_path, module(world), data(world), steps, callbacks=[newest], resume=resume)
+        return {path.name for path in (tmp_path / "newest").glob("*.ckpt")}
+
+    assert run(4) == {"step=2.ckpt", "step=4.ckpt", "last.ckpt"}
+    assert run(6, str(tmp_path / "newest" / "step=4.ckpt")) == {"step=4.ckpt", "step=6.ckpt", "last.ckpt"}
+
+
 def test_ema_follows_its_formula():
     ema = EMA(decay=0.999, inv_gamma=2.0, power=0.5)
     assert ema.decay_at(6) == pytest.approx(1 - 4**-0.5)
