@@ -1,4 +1,4 @@
-"""The installed product: a wheel built from this checkout runs from an empty folder, without the checkout."""
+"""A wheel built from this checkout runs from an empty folder, without the checkout."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built offline in a copy, since a build leaves files beside the sources."""
+    """The wheel, built offline in a copy, because a build writes files beside the sources."""
     source, target = (tmp_path_factory.mktemp(name) for name in ("source", "wheels"))
     leave_out = shutil.ignore_patterns("__pycache__", "*.egg-info")
     for name in ("rad", "configs", "checkpoints"):
@@ -24,20 +24,20 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(ROOT / name, source / name)
     build = [*PIP, "wheel", "--no-build-isolation", "--no-deps", "--no-index", "--wheel-dir", str(target), str(source)]
     subprocess.run(build, check=True)
-    (built,) = target.glob("*.whl")
-    return built
+    (path,) = target.glob("*.whl")
+    return path
 
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for PYTHONPATH that holds the wheel's content and no dependencies."""
+    """A folder for PYTHONPATH with the wheel's content and without dependencies."""
     target = tmp_path_factory.mktemp("installed")
     subprocess.run([*PIP, "install", "--no-deps", "--no-index", "--target", str(target), str(wheel)], check=True)
     return target
 
 
 def rad(installed: Path, folder: Path, *words: object, code: int = 0) -> subprocess.CompletedProcess[str]:
-    """`python -m rad` in `folder`, with the installed package alone."""
+    """Run `python -m rad` in `folder`, with only the installed package."""
     environment = {**os.environ, "PYTHONPATH": str(installed), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "rad", *map(str, words)]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
@@ -45,7 +45,7 @@ def rad(installed: Path, folder: Path, *words: object, code: int = 0) -> subproc
     return done
 
 
-def test_the_wheel_is_small_and_holds_what_has_no_other_place(wheel):
+def test_wheel_is_small_and_contains_configurations_and_templates(wheel):
     assert wheel.name.startswith("rad_inpainting-")
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
@@ -59,7 +59,7 @@ def test_the_wheel_is_small_and_holds_what_has_no_other_place(wheel):
     assert not [name for name in names if name.startswith(("tests", "configs", "checkpoints", "benchmarks"))]
 
 
-def test_help_and_mistakes_are_answered_by_the_installed_package(installed, tmp_path):
+def test_installed_package_answers_help_and_wrong_commands(installed, tmp_path):
     assert "rad COMMAND" in rad(installed, tmp_path, "--help").stdout
     assert "did you mean sample?" in rad(installed, tmp_path, "smaple", code=2).stderr
     hint = "import rad.resources as r; print(r.__file__, r.pip_install('text'))"
@@ -84,6 +84,6 @@ def test_sampling_and_training_work_from_an_empty_folder(installed, tmp_path):
     short = ("--trainer.max_steps", 1, "--trainer.limit_val_batches", 1, "--data.batch_size", 2)
     rad(installed, tmp_path, "train", "--config", "rad_demo.yaml", *short, "--trainer.enable_progress_bar", "false")
     trained = tmp_path / "runs" / "rad_demo" / "checkpoints" / "step=1-ema"
-    assert '"base": "checkpoints/base-nature32"' in (trained / "rad_config.json").read_text(), "no path of this machine"
+    assert '"base": "checkpoints/base-nature32"' in (trained / "rad_config.json").read_text(), "no local path"
     rad(installed, tmp_path / "elsewhere", "sample", "--checkpoint", trained, *common, "filled.png")
     assert (tmp_path / "elsewhere" / "filled.png").is_file()
