@@ -1,7 +1,7 @@
-"""What the ADM U-Net (Dhariwal and Nichol 2021, arXiv 2105.05233) computes, in plain torch over a state dict.
+"""Reference of the ADM U-Net (Dhariwal and Nichol 2021, arXiv 2105.05233), in plain torch over a state dict.
 
-Written to be read, not to be fast; the tests compare converted networks with it. One head of attention with
-d channels: softmax(q^T k / sqrt(d)), q, k, v being rows 0..d, d..2d, 2d..3d of that head's 3d rows of `qkv`.
+The tests compare converted networks with it. One attention head with d channels is softmax(q^T k / sqrt(d)), where
+q, k, v are rows 0..d, d..2d, 2d..3d of the head's 3d rows of `qkv`.
 """
 
 import math
@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Adm:
-    """Architecture: level i is `width * multipliers[i]` wide and half as large as level i - 1."""
+    """Architecture: level i has `width * multipliers[i]` channels and half the side of level i - 1."""
 
     width: int
     multipliers: tuple[int, ...]
@@ -39,7 +39,7 @@ class Layer(NamedTuple):
 
 
 def layout(adm: Adm) -> tuple[list[list[Layer]], list[Layer], list[list[Layer]]]:
-    """Layers of the encoder (an entry leaves one skip), the middle and the decoder (an entry takes one)."""
+    """Layers of the encoder (each entry adds one skip), the middle and the decoder (each entry uses one)."""
     channels = adm.width
     encoder = [[Layer("input_blocks.0.0", "conv", adm.in_channels, channels)]]
     skips = [channels]
@@ -108,7 +108,7 @@ def shapes(adm: Adm) -> dict[str, tuple[int, ...]]:
 
 
 def random_state(adm: Adm, seed: int) -> dict[str, Tensor]:
-    """float32 weights that keep activations near one; norms and biases are random, so that each counts."""
+    """float32 weights that keep activations near one; norms and biases are random, so each affects the output."""
     generator = torch.Generator().manual_seed(seed)
     state = {}
     for name, shape in shapes(adm).items():

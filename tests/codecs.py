@@ -1,4 +1,4 @@
-"""Autoencoders whose every property is known: block transforms, linear and orthonormal, with all coefficients or some."""
+"""Autoencoders with known properties: linear, orthonormal block transforms with all or some coefficients."""
 
 import math
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ from tests.gaussian import DOUBLE, World
 
 
 class Blocks:
-    """The cosine transform of blocks of `factor` x `factor` pixels, each colour by itself; `decoder` is a network of one layer.
+    """The cosine transform of blocks of `factor` x `factor` pixels, for each colour. `decoder` is a network of one layer.
 
     Args:
-        keep: coefficients of each block and colour, the lowest first; None: all, so that encoder and decoder are inverse.
-        scale: of the latents, over that of the pixels.
+        keep: number of lowest coefficients per block and colour; None: all, so encoder and decoder are inverse.
+        scale: of the latents, relative to the pixels.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ def _cosines(factor: int) -> Tensor:
 
 
 def encoded_denoiser(world: World, autoencoder: Autoencoder) -> GaussianDenoiser:
-    """The law of the latents of the world."""
+    """The exact denoiser of the latents of the world."""
     shape = world.denoiser.mean.shape
     basis = torch.eye(world.denoiser.mean.numel(), dtype=DOUBLE).view(-1, *shape)
     latents = autoencoder.encode(basis)
@@ -73,12 +73,12 @@ def encoded_denoiser(world: World, autoencoder: Autoencoder) -> GaussianDenoiser
 
 def encoded_task(world: World, autoencoder: Autoencoder, *, rows: int = 1, grid: Grid | None = None) -> Task:
     """The world's task in latents."""
-    image, hole = (one.expand(rows, *one.shape[1:]) for one in (world.y, world.hole))
+    image, hole = (tensor.expand(rows, *tensor.shape[1:]) for tensor in (world.y, world.hole))
     return Task.encoded(image, hole, autoencoder, grid=grid)
 
 
 class EncodedTape:
-    """The draws of keyed noise, as encodings of noise in pixels (C,H,W), so that both runs see the same noise."""
+    """Draws of keyed noise in pixels (C,H,W), encoded, for equal noise in pixels and in latents."""
 
     def __init__(self, noise: KeyedNoise, autoencoder: Autoencoder, shape: tuple[int, int, int]) -> None:
         self.noise, self.autoencoder, self.shape = noise, autoencoder, shape

@@ -1,11 +1,11 @@
-"""Models small enough for every test: a base of 16x16 pixels with random weights, and an adapter that changes it."""
+"""Shared fixtures: a small base model of 16x16 pixels with random weights, an adapter for it, and random images."""
 
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import lightning  # noqa: F401  # its log handler keeps the stderr of the moment of its import, which must not be a test's
+import lightning  # noqa: F401  # its log handler keeps the stderr of its import, so import it outside of tests
 import numpy as np
 import pytest
 import torch
@@ -25,7 +25,7 @@ SIZE = 16
 
 @pytest.fixture(scope="session", autouse=True)
 def threads() -> Iterator[None]:
-    """Threads of torch: RAD_TEST_THREADS, or 1, since small networks run faster on one. No test depends on their number."""
+    """Set torch's threads to RAD_TEST_THREADS or 1; small networks run faster on one. No test depends on their number."""
     before = torch.get_num_threads()
     torch.set_num_threads(int(os.environ.get("RAD_TEST_THREADS", "1")))
     yield
@@ -34,7 +34,7 @@ def threads() -> Iterator[None]:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """For files of this process and of another, which has a thread of its own, that are compared bit for bit."""
+    """Use one thread, to compare files of this process bit for bit with those of a single-threaded subprocess."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -43,7 +43,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def forget_methods(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Methods that the test registers or loads are gone after it."""
+    """Unregister the methods that the test registers or loads."""
     monkeypatch.setattr(own, "_loaded", {})
     before = dict(METHODS)
     yield
@@ -55,7 +55,7 @@ def forget_methods(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `base` and `adapter`, which names it; copy it before changing it."""
+    """A folder with `base` and `adapter`, which refers to it. Copy it before you change it."""
     folder = tmp_path_factory.mktemp("models")
     save_base(folder / "base", small_unet(size=SIZE), betas=linear_betas(), half=False)
     make_adapter(folder / "adapter", folder / "base", seed=1)
@@ -73,7 +73,7 @@ def adapter(models: Path) -> Path:
 
 
 def make_adapter(folder: Path, base: Path, *, seed: int) -> None:
-    """An adapter of rank 2 on `base`, moved away from zero as training would."""
+    """Save an adapter of rank 2 on `base` with random, non-zero weights."""
     loaded = load_base(base)
     peft = inject(patch(loaded.unet), LoRA(rank=2, alpha=2))
     random = torch.Generator().manual_seed(seed)
@@ -92,7 +92,7 @@ def random_image(height: int, width: int, *, seed: int = 0) -> Image.Image:
 
 
 def box_hole(height: int, width: int, *box: int) -> Tensor:
-    """(1,H,W), 1 inside the boxes, each four numbers: top, left, bottom, right."""
+    """(1,H,W), 1 inside the boxes; each box is four numbers: top, left, bottom, right."""
     hole = torch.zeros(1, height, width)
     for number in range(0, len(box), 4):
         top, left, bottom, right = box[number : number + 4]

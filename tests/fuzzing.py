@@ -1,7 +1,7 @@
-"""Damaged and strange input of every kind, drawn by hypothesis, and what may come of it: a result, or one line.
+"""Damaged and strange input of every kind, drawn by hypothesis. Allowed outcomes are a result or one line of error.
 
-An attempt draws its input, tries it in an empty folder and returns an outcome: "result" and "refused", or the exit code of
-a command line. Whatever else happens (another exception, a traceback on stderr, a file written over, a hang) is raised.
+An attempt draws its input, tries it in an empty folder and returns an outcome: "result", "refused", or the exit code of a
+command line. It raises for everything else: another exception, a traceback on stderr, an overwritten file, a hang.
 """
 
 import contextlib
@@ -48,23 +48,23 @@ from tests.conftest import SIZE, box_hole, make_adapter, random_image
 from tests.tiny_networks import small_unet
 
 PATIENCE = 300
-"""Seconds after which an attempt counts as hanging; the longest takes a few."""
+"""Seconds after which an attempt counts as a hang; the longest attempts take a few."""
 
 
 class Hang(BaseException):
-    """No Exception, so that nothing catches it on the way."""
+    """Not an Exception, so no handler catches it."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where attempts work: `folder`, the working folder, emptied before each; `models`, with base, adapter and run.ckpt."""
+    """Folders of the attempts: `folder`, emptied before each attempt, and `models` with base, adapter and run.ckpt."""
 
     folder: Path
     models: Path
 
 
 def make_place(root: Path) -> Place:
-    """The small models that attempts change copies of."""
+    """Write the small models; attempts change copies of them."""
     models = root / "models"
     save_base(models / "base", small_unet(size=SIZE), betas=linear_betas(), half=False)
     make_adapter(models / "adapter", models / "base", seed=1)
@@ -101,10 +101,10 @@ def make_place(root: Path) -> Place:
 Attempt = Callable[[st.DataObject, Place], str]
 
 
-def explore(attempt: Attempt, place: Place, found: Counter[str], *, examples: int, seed: int | None = None) -> None:
-    """Count in `found` how often each outcome came. Without a seed the examples are always the same.
+def explore(attempt: Attempt, place: Place, outcomes: Counter[str], *, examples: int, seed: int | None = None) -> None:
+    """Run an attempt and count its outcomes in `outcomes`. Without a seed the examples are always the same.
 
-    Raises what no input may cause.
+    Raises for an outcome that is not allowed.
     """
 
     @hypothesis.settings(
@@ -120,7 +120,7 @@ def explore(attempt: Attempt, place: Place, found: Counter[str], *, examples: in
         place.folder.mkdir()
         with _inside(place.folder), _alarm(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found[attempt(data, place)] += 1
+            outcomes[attempt(data, place)] += 1
 
     (run if seed is None else hypothesis.seed(seed)(run))()
 
@@ -150,7 +150,7 @@ def _alarm() -> Iterator[None]:
 
 
 def outcome(call: Callable[[], object]) -> str:
-    """ "result", or "refused" for an error that a user can read. A subclass is some library's own error, which nobody caught."""
+    """Return "result", or "refused" for a ValueError or FileNotFoundError of one line. Raises other errors, also subclasses."""
     try:
         call()
     except (ValueError, FileNotFoundError) as error:
@@ -163,22 +163,22 @@ def outcome(call: Callable[[], object]) -> str:
 
 
 def command(call: Callable[[Sequence[str]], int], words: Sequence[object]) -> str:
-    """ "exit N" of a command line, having looked at what it said."""
+    """Return "exit N" of a command line, after checking its stderr."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             code = call([str(word) for word in words])
         except SystemExit as stop:  # of --print_config
             code = stop.code
-    told = err.getvalue()
-    assert code in (0, 2, 3), f"exit code {code}: {told}"
-    assert "Traceback" not in told, told
-    errors = [line for line in told.splitlines() if line.startswith(("error:", "failed:"))]
-    assert bool(errors) == (code != 0), f"exit code {code}, {len(errors)} errors: {told}"
+    output = err.getvalue()
+    assert code in (0, 2, 3), f"exit code {code}: {output}"
+    assert "Traceback" not in output, output
+    errors = [line for line in output.splitlines() if line.startswith(("error:", "failed:"))]
+    assert bool(errors) == (code != 0), f"exit code {code}, {len(errors)} errors: {output}"
     return f"exit {code}"
 
 
-# ---- what is drawn -------------------------------------------------------------------------------
+# ---- strategies ----------------------------------------------------------------------------------
 
 INTEGERS = st.integers(-3, 100)
 HUGE = st.sampled_from([2**31, 2**31 - 1, 2**63, -(2**63), 10**6, 10**12, 10**30])
@@ -190,7 +190,7 @@ VALUES = st.recursive(
 
 
 def damaged(data: st.DataObject, content: bytes) -> bytes:
-    """`content` with a few changes, most of them near its beginning, where headers are."""
+    """`content` with a few changes, most of them in the header."""
     changed = bytearray(content)
     for _ in range(data.draw(st.integers(1, 3), "changes")):
         size = len(changed)
@@ -213,7 +213,7 @@ def damaged(data: st.DataObject, content: bytes) -> bytes:
 
 
 def edited(data: st.DataObject, content: Any, values: st.SearchStrategy[Any] = VALUES, skip: Sequence[str] = ()) -> Any:
-    """A copy of nested dicts and lists with an entry replaced, removed, renamed or added; none of the keys in `skip`."""
+    """A copy of nested dicts and lists with one entry replaced, removed, renamed or added, except keys in `skip`."""
     changed = json.loads(json.dumps(content))
     places = [place for place in _places(changed) if place[1] not in skip]
     holder, key = data.draw(st.sampled_from(places), "entry")
@@ -243,7 +243,7 @@ def _like(value: Any) -> st.SearchStrategy[Any]:
 
 
 def _places(content: Any) -> list[tuple[Any, Any]]:
-    """(dict or list, key or index) of all entries, on all levels."""
+    """(dict or list, key or index) of all entries at all depths."""
     if not isinstance(content, dict | list):
         return []
     entries = list(content.items() if isinstance(content, dict) else enumerate(content))
@@ -251,7 +251,7 @@ def _places(content: Any) -> list[tuple[Any, Any]]:
 
 
 def images() -> dict[str, bytes]:
-    """Small images of every format and mode that `rad.images` takes, by suffix with a number before it."""
+    """Small images of every format and mode that `rad.images` reads, by file name."""
     colour = random_image(12, 9)
     grey, half = colour.convert("L"), colour.resize((12, 9))
     palette = colour.quantize(7)
@@ -259,7 +259,7 @@ def images() -> dict[str, bytes]:
     deep = Image.fromarray(np.arange(108, dtype=np.uint16).reshape(9, 12) * 600)
     exif = Image.Exif()
     exif[0x0112] = 6
-    made: list[tuple[str, Image.Image, dict[str, Any]]] = [
+    variants: list[tuple[str, Image.Image, dict[str, Any]]] = [
         ("png", colour, {"exif": exif}),
         ("png", palette, {}),
         ("png", deep, {}),
@@ -277,24 +277,24 @@ def images() -> dict[str, bytes]:
         ("pgm", grey, {}),
     ]
     if features.check("webp"):
-        made += [("webp", colour, {}), ("webp", colour.convert("RGBA"), {"lossless": True, "exif": exif})]
+        variants += [("webp", colour, {}), ("webp", colour.convert("RGBA"), {"lossless": True, "exif": exif})]
     written: dict[str, bytes] = {}
-    for number, (suffix, image, options) in enumerate(made):
+    for number, (suffix, image, options) in enumerate(variants):
         stream = io.BytesIO()
         image.save(stream, format=Image.registered_extensions()[f".{suffix}"], **options)
         written[f"{number}.{suffix}"] = stream.getvalue()
     return written
 
 
-PICTURES = images()
+IMAGES = images()
 
 
 def draw_image(data: st.DataObject) -> tuple[str, bytes]:
-    """Name and bytes of a damaged image, or of nothing at all."""
-    name = data.draw(st.sampled_from(sorted(PICTURES)), "image")
+    """Name and bytes of a damaged image, or random bytes."""
+    name = data.draw(st.sampled_from(sorted(IMAGES)), "image")
     if data.draw(st.integers(0, 9)) == 0:
         return name, data.draw(st.binary(max_size=64))
-    return name, damaged(data, PICTURES[name])
+    return name, damaged(data, IMAGES[name])
 
 
 # ---- attempts ------------------------------------------------------------------------------------
@@ -330,7 +330,7 @@ def read_hole(data: st.DataObject, place: Place) -> str:
 
 
 def _of_type(kind: Any) -> st.SearchStrategy[Any]:
-    """Values of an annotated type, whether or not they make sense."""
+    """Values of an annotated type, valid or not."""
     arguments = typing.get_args(kind)
     if typing.get_origin(kind) is tuple:
         return st.tuples(*map(_of_type, arguments))
@@ -349,9 +349,9 @@ def draw_mask(data: st.DataObject, place: Place) -> str:
         {type(make()) for make in MASKS.values()} | {Perlin, Pnoise} | {type(part.generator) for part in photos().parts}
     )
     kinds -= {Mixture}  # its settings are other generators
-    kind = data.draw(st.sampled_from(sorted(kinds, key=lambda one: one.__name__)))
+    kind = data.draw(st.sampled_from(sorted(kinds, key=lambda generator: generator.__name__)))
     hints = typing.get_type_hints(kind)
-    names = [one.name for one in fields(kind)]
+    names = [field.name for field in fields(kind)]
     chosen = data.draw(st.lists(st.sampled_from(names), max_size=3, unique=True)) if names else []
     settings = {name: data.draw(_of_type(hints[name]), name) for name in chosen}
     height, width = data.draw(st.tuples(st.integers(1, 40), st.integers(1, 40)))
@@ -367,7 +367,7 @@ def draw_mask(data: st.DataObject, place: Place) -> str:
 
 def set_method(data: st.DataObject, place: Place) -> str:
     name = data.draw(st.sampled_from(sorted(METHODS)))
-    keys = [one.name for one in fields(METHODS[name])]
+    keys = [field.name for field in fields(METHODS[name])]
     number = (INTEGERS | HUGE | st.floats()).map(str)
     text = number | WORDS | st.sampled_from(("true", "False", "1e400", "0x10", "1_0", "rad", "mean"))
     settings = data.draw(st.dictionaries(st.sampled_from(keys) if keys else WORDS, text, max_size=3))
@@ -375,7 +375,7 @@ def set_method(data: st.DataObject, place: Place) -> str:
 
 
 def read_archive(data: st.DataObject, place: Place) -> str:
-    """A zip or a tar, with members of names that would leave its folder."""
+    """A zip or a tar, with member names that would escape its folder."""
     given = data.draw(
         st.lists(
             st.sampled_from(
@@ -389,26 +389,26 @@ def read_archive(data: st.DataObject, place: Place) -> str:
         method = data.draw(st.sampled_from((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)))
         with zipfile.ZipFile(path, "w", method) as archive:
             for name in given:
-                archive.writestr(zipfile.ZipInfo(name), PICTURES["0.png"])
+                archive.writestr(zipfile.ZipInfo(name), IMAGES["0.png"])
     else:
         with tarfile.open(path, "w") as archive:
             for name in given:
                 member = tarfile.TarInfo(name)
-                member.size = len(PICTURES["0.png"])
+                member.size = len(IMAGES["0.png"])
                 member.type = data.draw(st.sampled_from((tarfile.REGTYPE, tarfile.REGTYPE, tarfile.SYMTYPE)))
                 member.linkname = "/etc/hostname"
-                archive.addfile(member, io.BytesIO(PICTURES["0.png"]))
+                archive.addfile(member, io.BytesIO(IMAGES["0.png"]))
     path.write_bytes(damaged(data, path.read_bytes()))
     before = _files()
-    found: list[Any] = []
-    outcomes = {outcome(lambda: found.extend(list_images(path)))}
-    outcomes |= {outcome(lambda one=one: (one.check(), one.open())) for one in found}
+    files: list[Any] = []
+    outcomes = {outcome(lambda: files.extend(list_images(path)))}
+    outcomes |= {outcome(lambda file=file: (file.check(), file.open())) for file in files}
     assert _files() == before
     return "refused" if "refused" in outcomes else "result"
 
 
 def read_records(data: st.DataObject, place: Place) -> str:
-    """manifest.json of a set of masks, and run.json of a comparison."""
+    """manifest.json of a mask set, or run.json of a comparison."""
     if data.draw(st.booleans()):
         write_set("set", "box", size=(8, 8), count=2, seed=0)
         path, read = Path("set/manifest.json"), lambda: read_set("set")
@@ -464,7 +464,7 @@ def load_bases(data: st.DataObject, place: Place) -> str:
 
 
 def sample_files(data: st.DataObject, place: Place) -> str:
-    """sample.py on three images: one that is there already, one that is damaged or its mask is, one as it should be."""
+    """sample.py on three images: one that exists in the output, one with a damaged image or mask, one valid."""
     for folder in ("in", "masks"):
         Path(folder).mkdir()
         for name in ("a.png", "b.png", "c.png"):
@@ -487,10 +487,10 @@ def sample_files(data: st.DataObject, place: Place) -> str:
     policy = data.draw(st.sampled_from(("crop", "resize")))
     code = command(cli.sample, [*words, "--steps", 1, "--size_policy", policy, "--device", "cpu"])
     after = _files()
-    assert before.items() <= after.items(), "a file was written over"
-    made = after.keys() - before.keys()
-    assert all(path.startswith("out/") for path in made), made
-    assert all(open_image(path).size for path in made)
+    assert before.items() <= after.items(), "a file was overwritten"
+    new = after.keys() - before.keys()
+    assert all(path.startswith("out/") for path in new), new
+    assert all(open_image(path).size for path in new)
     return code
 
 
@@ -509,11 +509,11 @@ def resume(data: st.DataObject, place: Place) -> str:
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 OF_PROCESSES = ("num_workers", "devices", "num_nodes", "strategy", "accelerator")
-"""Settings that start processes, as many as they say."""
+"""Settings that start processes."""
 
 
 def parse_config(data: st.DataObject, place: Place) -> str:
-    """A configuration that ships, as it is or changed: read and checked, nothing is made of it."""
+    """A shipped configuration, unchanged or changed: read and validated only."""
     path = data.draw(st.sampled_from(sorted(CONFIGS.glob("*.yaml"))), "config")
     how = data.draw(st.integers(0, 4))
     if how == 0:
@@ -527,7 +527,7 @@ def parse_config(data: st.DataObject, place: Place) -> str:
 
 
 def train_config(data: st.DataObject, place: Place) -> str:
-    """A configuration of one step on a small model, changed, and trained."""
+    """A changed configuration of a small model, trained for one step."""
     content = yaml.safe_load((place.models / "c.yaml").read_text())
     if data.draw(st.booleans()):
         unet = json.loads((place.models / "base" / "unet" / "config.json").read_text())
@@ -552,4 +552,4 @@ KINDS: dict[str, tuple[Attempt, int]] = {
     "configurations, read": (parse_config, 8),
     "configurations, trained": (train_config, 8),
 }
-"""How to try it, and how many times longer than an image it takes."""
+"""The attempt of each kind, and its duration relative to that of an image."""

@@ -1,4 +1,4 @@
-"""A Gaussian world where everything is known: data, exact posterior, exact law of an affine sampler (propagated, not sampled)."""
+"""A Gaussian problem with known data, exact posterior, and the exact distribution of affine samplers, without sampling."""
 
 import itertools
 import math
@@ -27,7 +27,7 @@ DOUBLE = torch.float64
 
 @dataclass(frozen=True)
 class World:
-    """An 8x8 grey image of smooth Gaussian data with a 4x4 hole; y is one draw of it."""
+    """An 8x8 grey image of smooth Gaussian data with a 4x4 hole; y is one sample."""
 
     denoiser: GaussianDenoiser
     hole: Tensor
@@ -75,10 +75,10 @@ def propagate(
     eta: float = 1.0,
     exact: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """The law of x after the reverse steps between neighbours of `chain`, from N(mean, covariance) at chain[0].
+    """Mean and covariance of x after the reverse steps along `chain`, from N(mean, covariance) at chain[0].
 
-    The affine map of each step is read off the code itself: rows of `basis` go through prior and step like images.
-    `exact` adds the variance of x0 given x to each step, which makes it the true reverse kernel of Gaussian data.
+    The rows of `basis` pass through denoiser and step like images, which gives the affine map of each step.
+    `exact` adds the variance of x0 given x to each step, which gives the true reverse kernel of Gaussian data.
     """
     shape = world.denoiser.mean.shape
     d = mean.numel()
@@ -129,7 +129,7 @@ class _Watched:
 class _Probe:
     """Reads the affine map of each step from the rows of the batch, and sends new rows out.
 
-    Row 0 is zero, rows 1 to d are a basis of x, and d rows follow for each draw of the step, a basis of that draw.
+    Row 0 is zero, rows 1 to d are a basis of x, and d rows for each draw of the step are a basis of that draw.
     """
 
     def __init__(self, dimensions: int, draws: int) -> None:
@@ -151,7 +151,7 @@ class _Probe:
         offset, matrix = flat[0], (flat[1:] - flat[0]).T  # (d, d + slots d)
         before = torch.zeros(self.d, dtype=DOUBLE) if self.mean is None else self.mean
         noise = matrix[:, self.d :]
-        # The first step starts from noise that is drawn: its x does not come from these rows.
+        # The first step starts from drawn noise: its x does not come from these rows.
         on_x = torch.zeros(self.d, self.d, dtype=DOUBLE) if self.mean is None else matrix[:, : self.d]
         self.mean = offset + on_x @ before
         self.covariance = on_x @ self.covariance @ on_x.T + noise @ noise.T
@@ -180,13 +180,13 @@ def law(
     draws: int = 4,
     base_process: Process | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Exact mean and covariance of the whole image that a method makes of the world, for methods that are affine in x.
+    """Exact mean and covariance of a method's image of the world, for methods that are affine in x.
 
-    The sampler and the method run as they are, on rows that probe them; nothing is drawn at random.
+    The sampler and the method run unchanged on probe rows; nothing is random.
 
     Args:
         solver, spacing, eta: None: the method's preset, or the solver's own.
-        draws: the most draws between two reverse steps.
+        draws: maximum number of draws between two reverse steps.
         base_process: of the model; None: DDPM's.
     """
     chosen = method.choose(steps=steps, solver=solver, spacing=spacing, eta=eta)
@@ -204,7 +204,7 @@ def law(
 
 
 class _UnitTape:
-    """Draw k is zero but for a unit vector in each of the rows 1 + k d to (k + 1) d."""
+    """Draw k is a basis of unit vectors in the rows 1 + k d to (k + 1) d, and zero elsewhere."""
 
     def __init__(self, rows: int) -> None:
         self.rows = rows
@@ -224,10 +224,10 @@ def law_of_draws(
     base_process: Process | None = None,
     times: list[float] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """As `law`, for samplers whose steps have a memory: the result is affine in all draws together.
+    """As `law`, for multistep samplers: the result is affine in all draws together.
 
     Args:
-        times: other ones than `chosen.spacing` gives; also those that the sampler refuses.
+        times: override those of `chosen.spacing`, also with times that the sampler refuses.
     """
     draws = chosen.steps if chosen.eta else 1
     d = world.denoiser.mean.numel()
@@ -243,11 +243,11 @@ def law_of_draws(
 
 @dataclass(frozen=True)
 class Distance:
-    """How far a law lies from the exact posterior of the hole.
+    """Distance of a distribution from the exact posterior of the hole.
 
     Args:
         mean_error: root mean square error of the mean, in posterior standard deviations.
-        variance_ratio: trace of the covariance over the posterior's.
+        variance_ratio: trace of the covariance, divided by that of the posterior.
         kl: to the posterior, in nats.
     """
 
@@ -257,7 +257,7 @@ class Distance:
 
 
 def distance(world: World, mean: Tensor, covariance: Tensor) -> Distance:
-    """Of the law of the whole image (d,), (d,d)."""
+    """Distance for the mean (d,) and covariance (d,d) of the whole image."""
     inside = world.inside
     mean, covariance = mean[inside], covariance[inside][:, inside]
     exact_mean, exact_covariance = world.posterior()
@@ -276,7 +276,7 @@ def sampled(
     seed: int = 0,
     base_process: Process | None = None,
 ) -> Tensor:
-    """(rows,C,H,W) samples of a method, for those that are not affine in x; `raw`, nothing put back."""
+    """(rows,C,H,W) raw samples of a method, for methods that are not affine in x; known pixels are not put back."""
     task = Task.from_image(world.y.expand(rows, *world.y.shape[1:]), world.hole.expand(rows, *world.hole.shape[1:]))
     process = method.process(base_process or Uniform(linear_betas()), "adm")
     assert isinstance(method, CustomSampler | SamplingMethod)
@@ -292,7 +292,7 @@ def moments(samples: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def with_needs(method: Method) -> Method:
-    """The method with what it needs besides the prior: M2S gets the law of 2x2 means of the world as its coarse model."""
+    """Add the coarse model that M2S needs, the exact denoiser of 2x2 means of the world; other methods are returned unchanged."""
     if not isinstance(method, M2S):
         return method
     world = make_world()

@@ -1,14 +1,14 @@
-"""An autoencoder that is a linear map, for latents of one channel: what a method makes of them can be computed by hand."""
+"""A linear autoencoder with latents of one channel, for which the results of methods can be computed by hand."""
 
 import torch.nn.functional as F
 from torch import Tensor
 
 
 class LinearAutoencoder:
-    """Latents are twice the mean grey of 2x2 pixels; decoded, all pixels of a cell are alike, so that Enc(Dec(z)) = z exactly.
+    """Latents are twice the mean grey of 2x2 pixels. Decoded pixels of a cell are equal, so Enc(Dec(z)) = z exactly.
 
     Args:
-        blur: in [0,1], how much of a pixel is the mean of the 3x3 around it, both ways: cells see, and show, their neighbours.
+        blur: in [0,1], weight of the 3x3 mean in each pixel, in encoding and decoding, which couples neighbouring cells.
     """
 
     factor = 2

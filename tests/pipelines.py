@@ -1,4 +1,4 @@
-"""Small diffusers pipelines with random weights and real components, as folders: latent diffusion, Stable Diffusion 3, Flux."""
+"""Writes folders of small diffusers pipelines with random weights: latent diffusion, Stable Diffusion 3, Flux."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ from diffusers import (
 from torch import nn
 
 SIDE = 16
-"""Pixels of the images of all of them; their latents have 8x8 cells."""
+"""Side of the images in pixels; the latents have 8x8 cells."""
 
 BLOCKS: dict[str, Any] = {
     "block_out_channels": (8, 16),
@@ -36,7 +36,7 @@ def tiny_vae(channels: int = 4, **options: Any) -> AutoencoderKL:
 
 
 def tiny_ldm(folder: Path, kind: Literal["vq", "kl"] = "vq") -> Path:
-    """An LDMPipeline: an autoencoder of 2x2 pixels a cell (3 channels if VQ, 4 if KL) and a UNet2DModel on 8x8 cells."""
+    """An LDMPipeline: an autoencoder with 2x2 pixels per cell (VQ: 3 channels, KL: 4) and a UNet2DModel on 8x8 cells."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         channels = 3 if kind == "vq" else 4
@@ -87,7 +87,7 @@ def tiny_t5() -> nn.Module:
 
 
 def clip_tokenizer() -> Any:
-    """Bytes, alone and at the end of a word, and no merges."""
+    """A tokenizer of single bytes, without merges."""
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import CLIPTokenizer
 
@@ -97,7 +97,7 @@ def clip_tokenizer() -> Any:
 
 
 def t5_tokenizer() -> Any:
-    """The letters a to z, and the space before a word."""
+    """A tokenizer of the letters a to z and the space before a word."""
     from transformers import T5TokenizerFast
 
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
@@ -108,7 +108,7 @@ def t5_tokenizer() -> Any:
 
 
 def tiny_sd3(folder: Path, *, t5: bool = False) -> Path:
-    """A StableDiffusion3Pipeline for images of 16x16 pixels (up to 32x32); without T5 unless asked for."""
+    """A StableDiffusion3Pipeline for images of 16x16 pixels (up to 32x32); t5: with a T5 text encoder."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         transformer = SD3Transformer2DModel(
@@ -125,7 +125,7 @@ def tiny_sd3(folder: Path, *, t5: bool = False) -> Path:
             pos_embed_max_size=8,
         )
         pipeline = StableDiffusion3Pipeline(
-            transformer=_louder(transformer),
+            transformer=_amplified(transformer),
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
             vae=tiny_vae(scaling_factor=1.5, shift_factor=0.06),
             text_encoder=tiny_clip("projected"),
@@ -140,7 +140,7 @@ def tiny_sd3(folder: Path, *, t5: bool = False) -> Path:
 
 
 def tiny_flux(folder: Path, *, guidance_embeds: bool = True) -> Path:
-    """A FluxPipeline; its own size is 256x256, so give one: 16 will do."""
+    """A FluxPipeline. Its default size is 256x256; pass a size of 16."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         transformer = FluxTransformer2DModel(
@@ -155,7 +155,7 @@ def tiny_flux(folder: Path, *, guidance_embeds: bool = True) -> Path:
             axes_dims_rope=(2, 2, 4),
         )
         pipeline = FluxPipeline(
-            transformer=_louder(transformer),
+            transformer=_amplified(transformer),
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
             vae=tiny_vae(scaling_factor=1.5, shift_factor=0.06),
             text_encoder=tiny_clip("plain"),
@@ -167,8 +167,8 @@ def tiny_flux(folder: Path, *, guidance_embeds: bool = True) -> Path:
     return folder
 
 
-def _louder(network: nn.Module) -> nn.Module:
-    """Weights twice as large, so that prompts and times are heard in what an untrained network says."""
+def _amplified(network: nn.Module) -> nn.Module:
+    """Double the weights, so the output of the untrained network depends visibly on prompts and timesteps."""
     for parameter in network.parameters():
         parameter.data.mul_(2)
     return network

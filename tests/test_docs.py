@@ -1,4 +1,4 @@
-"""The pages of docs/ are true: the code of `add-a-method.md` runs, and the method in it passes as one of ours would."""
+"""The code of docs/add-a-method.md runs, and its method passes the tests of a built-in method; links in docs/ are valid."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,9 @@ from rad.sampling.sampler import Sampler
 from rad.sampling.task import Task
 from tests.gaussian import make_world
 
-PAGE = (Path(__file__).resolve().parents[1] / "docs" / "add-a-method.md").read_text()
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("checkpoints/*/README.md")]
+PAGE = (ROOT / "docs" / "add-a-method.md").read_text()
 EXAMPLE, REGISTER, MEASURE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
@@ -26,21 +28,21 @@ def projection(forget_methods, tmp_path, monkeypatch):
     return find("projection.py:Projection")
 
 
-def test_the_example_is_short_and_has_the_name_of_its_file(projection):
+def test_example_is_short_and_has_the_name_of_its_file(projection):
     assert len(EXAMPLE.splitlines()) <= 30
     assert create("projection", {"strength": "0.9"}) == projection(strength=0.9)
     assert hooks(projection) == "on_denoised"
     assert "  projection.strength=1.0: how far" in table()
 
 
-def test_the_example_can_be_registered_by_another_name(projection):
+def test_example_can_be_registered_with_another_name(projection):
     del METHODS["projection"]
     exec(compile(REGISTER, "docs/add-a-method.md", "exec"), {"Projection": projection})
     assert projection().name == "my-projection"
     assert create("my-projection") == projection()
 
 
-def test_the_example_returns_known_pixels_and_at_strength_0_is_the_plain_sampler(projection):
+def test_example_keeps_known_pixels_and_equals_the_plain_sampler_at_strength_0(projection):
     world = make_world()
     task, results = Task.from_image(world.y, world.hole), {}
     for strength in (0.0, 1.0, None):
@@ -53,9 +55,19 @@ def test_the_example_returns_known_pixels_and_at_strength_0_is_the_plain_sampler
     assert torch.equal(results[0.0].raw, results[None].raw)
 
 
-def test_the_example_is_measured(projection, capsys):
+def test_example_has_the_expected_distance_from_the_posterior(projection, capsys):
     exec(compile(MEASURE, "docs/add-a-method.md", "exec"), {"Projection": projection})
-    found = re.fullmatch(r"mean (\S+) posterior deviations off, variance (\S+), KL (\S+)\n", capsys.readouterr().out)
-    assert found is not None
+    printed = re.fullmatch(r"mean (\S+) posterior deviations off, variance (\S+), KL (\S+)\n", capsys.readouterr().out)
+    assert printed is not None
     # DDNM's posterior form has the mean of replacement in the hole: 1.12 deviations at 100 steps.
-    assert float(found[1]) == pytest.approx(1.12, abs=0.01)
+    assert float(printed[1]) == pytest.approx(1.12, abs=0.01)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_to_files_and_headings(page):
+    for name, heading in re.findall(r"\]\(([^):#]*)#?([^):]*)\)", page.read_text()):
+        target = (page.parent / name).resolve() if name else page
+        assert target.exists(), name
+        if heading:
+            titles = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
+            assert heading in [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles], heading

@@ -1,4 +1,4 @@
-"""The public names of each package: they exist, they load on first use, and configurations can name them."""
+"""The public names of each package exist, load on first use, and are the class paths of configurations."""
 
 import ast
 from importlib import import_module
@@ -28,8 +28,8 @@ LIGHT = (
 def test_every_public_name_exists_and_comes_from_its_package(name: str) -> None:
     package = import_module(name)
     for public in package.__all__:
-        found = getattr(package, public)
-        assert str(getattr(found, "__module__", name)).startswith((name, "typing", "builtins")), public
+        value = getattr(package, public)
+        assert str(getattr(value, "__module__", name)).startswith((name, "typing", "builtins")), public
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         package.nothing  # noqa: B018
 
@@ -46,21 +46,21 @@ def test_the_docstring_of_a_package_shows_a_use(name: str) -> None:
     assert used & set(package.__dict__.get("__all__", dir(package)))
 
 
-def test_importing_the_packages_loads_no_torch() -> None:
+def test_importing_the_packages_does_not_load_torch() -> None:
     loaded = loaded_by("; ".join(f"import rad.{package}" for package in LIGHT))
     assert {"rad.training", "rad.diffusion"} <= loaded
     assert not loaded & {"torch", "numpy", "diffusers", "lightning", "peft", "PIL"}
 
 
-def test_a_name_loads_its_own_module_alone() -> None:
+def test_public_name_loads_only_its_own_module() -> None:
     get = lazy_names("tests", {"rounding": "doubled assert_same", "absent": "missing"})
     assert get("doubled") is import_module("tests.rounding").doubled
     with pytest.raises(AttributeError, match="module 'tests' has no attribute 'other'"):
         get("other")
 
 
-def test_configurations_name_classes_by_the_public_names() -> None:
-    """No `class_path` goes through a module where the package exports the class."""
+def test_configurations_use_public_class_paths() -> None:
+    """Each `class_path` is rad.PACKAGE.CLASS."""
     for path in (Path(__file__).parents[1] / "configs").glob("*.yaml"):
         for line in path.read_text().splitlines():
             if "class_path: rad." in line:

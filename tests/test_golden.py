@@ -12,7 +12,7 @@ from benchmarks import golden
 from rad.methods import METHODS
 
 
-def test_changed_missing_and_new_entries_are_found():
+def test_changed_missing_and_new_entries_are_listed():
     before = {"same": "1", "other": "2", "gone": "3"}
     after = {"same": "1", "other": "4", "added": "3"}
     assert golden.compare(before, after) == ["changed: other", "missing: gone", "new: added"]
@@ -36,7 +36,7 @@ def test_pixels_costs_and_tensors_are_hashed_and_seconds_are_not(tmp_path):
     assert golden.compare(before, write(2.0, 1, 9)) == [f"changed: {tmp_path.name}/filled.png: pixels"]
 
 
-def test_a_rename_leaves_the_tensors_and_the_table_of_renames_its_names(tmp_path, monkeypatch):
+def test_rename_changes_only_names_and_the_table_of_renames_accepts_it(tmp_path, monkeypatch):
     path = tmp_path / "model.safetensors"
     save_file({"old.weight": torch.arange(3.0), "z": torch.zeros(2)}, path)
     before = golden.collect(tmp_path)
@@ -48,11 +48,11 @@ def test_a_rename_leaves_the_tensors_and_the_table_of_renames_its_names(tmp_path
 
 @pytest.mark.parametrize("setting", ["steps", "eta"])
 def test_settings_are_hashed_by_method(tmp_path, setting):
-    own = {"ddnm": {"steps": 4, "eta": 0.85}, "dps": {"steps": 4, "eta": 1.0}}
-    (tmp_path / "run.json").write_text(json.dumps({"settings": own, "runs": ["today"]}))
+    settings = {"ddnm": {"steps": 4, "eta": 0.85}, "dps": {"steps": 4, "eta": 1.0}}
+    (tmp_path / "run.json").write_text(json.dumps({"settings": settings, "runs": ["today"]}))
     before = golden.collect(tmp_path)
-    own["dps"][setting] = 7
-    (tmp_path / "run.json").write_text(json.dumps({"settings": own, "runs": ["tomorrow"]}))
+    settings["dps"][setting] = 7
+    (tmp_path / "run.json").write_text(json.dumps({"settings": settings, "runs": ["tomorrow"]}))
     assert golden.compare(before, golden.collect(tmp_path)) == [f"changed: {tmp_path.name}/run.json: settings of dps"]
 
 

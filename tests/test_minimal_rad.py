@@ -1,4 +1,4 @@
-"""examples/minimal_rad.py equals the package: its sampling loop bit for bit, its training step in every image's loss."""
+"""examples/minimal_rad.py equals the package: its sampling loop bit for bit, its training step in the loss of every image."""
 
 import sys
 from itertools import count
@@ -24,7 +24,7 @@ SOFT = torch.where(HOLE == 1, torch.linspace(0, 1, 4).repeat(4), HOLE)
 
 
 @pytest.mark.parametrize("hole", [HOLE, SOFT], ids=["binary", "soft"])
-def test_the_sampling_loop_is_the_samplers(hole: torch.Tensor) -> None:
+def test_sampling_loop_equals_the_sampler(hole: torch.Tensor) -> None:
     process, network, names = minimal_rad.make_process(), patch(small_unet()), ["a", "b"]
     sampler = Sampler(process, steps=5, solver="ddpm", spacing="even")
     with KeyedNoise(0, names) as noise:
@@ -37,7 +37,7 @@ def test_the_sampling_loop_is_the_samplers(hole: torch.Tensor) -> None:
     assert not torch.equal(drawn, IMAGES)
 
 
-def test_the_training_step_is_the_modules(tmp_path) -> None:
+def test_training_step_equals_the_module(tmp_path) -> None:
     save_base(tmp_path / "base", small_unet(), betas=linear_betas(), half=False)
     module = Diffusion(base=str(tmp_path / "base"), image_size=16, lora=None, masks=make("half"))
     module.configure_model()
@@ -54,7 +54,7 @@ def test_the_training_step_is_the_modules(tmp_path) -> None:
     torch.testing.assert_close(found, expected.total, rtol=1e-12, atol=0)
 
 
-def test_the_program_writes_an_image(tmp_path, monkeypatch) -> None:
+def test_program_writes_an_image(tmp_path, monkeypatch) -> None:
     output = str(tmp_path / "filled.png")
     monkeypatch.setattr(
         sys, "argv", ["minimal_rad.py", "--train_steps", "2", "--sample_steps", "2", "--output", output]
@@ -64,6 +64,6 @@ def test_the_program_writes_an_image(tmp_path, monkeypatch) -> None:
         assert image.size == (3 * minimal_rad.SIZE, 3 * minimal_rad.SIZE)
 
 
-def test_it_fits_on_150_lines() -> None:
+def test_example_has_at_most_150_lines() -> None:
     with open(str(minimal_rad.__file__)) as source:
         assert len(source.readlines()) <= 150

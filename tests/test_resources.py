@@ -1,4 +1,4 @@
-"""Our configurations and checkpoints are found by name from any folder; nothing else is, and nothing of ours is a hub id."""
+"""Shipped configurations and checkpoints are found by name from any folder; other names are not, and none is a hub id."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
+def working_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -29,45 +29,45 @@ def elsewhere(tmp_path, monkeypatch):
         ("checkpoints/base-nature32", "checkpoints/base-nature32"),
     ],
 )
-def test_names_are_found_in_the_working_folder_then_the_checkout_then_the_package(name, place, elsewhere, monkeypatch):
+def test_lookup_order_is_working_folder_checkout_package(name, place, working_folder, monkeypatch):
     assert ROOT == CHECKOUT
     assert find_data(name) == ROOT / place
-    package = elsewhere / "site-packages" / "rad"
-    there = package / "_data" / place
-    there.parent.mkdir(parents=True)
-    there.write_text("")
+    package = working_folder / "site-packages" / "rad"
+    packaged = package / "_data" / place
+    packaged.parent.mkdir(parents=True)
+    packaged.write_text("")
     monkeypatch.setattr(resources, "PACKAGE", package)
     assert find_data(name) == ROOT / place
     monkeypatch.setattr(resources, "CHECKOUT", None)
-    assert find_data(name) == there
-    own = elsewhere / place
-    own.parent.mkdir()
-    own.write_text("")
-    found = find_data(name)
-    assert found is not None
-    assert found.resolve() == own
+    assert find_data(name) == packaged
+    local = working_folder / place
+    local.parent.mkdir()
+    local.write_text("")
+    path = find_data(name)
+    assert path is not None
+    assert path.resolve() == local
     Path(Path(name).name).write_text("")
     if name == Path(name).name:
-        assert find_data(name) == Path(name), "a path as given goes before all"
+        assert find_data(name) == Path(name), "the path as given has priority"
 
 
 @pytest.mark.parametrize("name", ["", "rad", "nowhere", "rad/cli", "organisation/rad-nature32", "configs/../README.md"])
-def test_no_other_file_is_found(name):
+def test_other_names_are_not_found(name):
     assert find_data(name) is None
     assert located(name) == Path(name)
 
 
-def test_our_folders_are_no_hub_ids():
+def test_shipped_folders_are_not_hub_ids():
     assert is_hub_id("organisation/name")
     assert not is_hub_id("checkpoints/photos")
 
 
-def test_a_checkpoint_is_no_configuration():
+def test_checkpoint_is_not_a_configuration():
     with pytest.raises(FileNotFoundError, match=r"rad_demo\.yaml"):
         find_config("rad-nature32")
 
 
-def test_an_extra_is_installed_from_where_the_user_stands(monkeypatch):
+def test_hint_installs_an_extra_from_the_checkout_or_the_index(monkeypatch):
     assert pip_install("text") == f"pip install -e '.[text]' in {ROOT}"
     monkeypatch.setattr(resources, "CHECKOUT", None)
     assert pip_install("text") == "pip install 'rad-inpainting[text]'"
@@ -84,12 +84,12 @@ def test_an_extra_is_installed_from_where_the_user_stands(monkeypatch):
         ("elsewhere/sample.py", "rad sample"),
     ],
 )
-def test_messages_name_the_command_as_it_was_called(called, shown, monkeypatch):
+def test_messages_name_the_command_that_was_called(called, shown, monkeypatch):
     monkeypatch.setattr("sys.argv", [called])
     assert program("sample") == shown
 
 
-def test_the_names_in_help_texts_are_those_of_the_program():
+def test_names_in_help_texts_match_the_registries():
     from typing import get_args
 
     from rad.diffusion.solvers import Solver

@@ -1,11 +1,11 @@
-"""Small networks of every kind that the tests need; random weights, all of them non-zero."""
+"""Small networks of every kind for the tests, with random, non-zero weights."""
 
 import torch
 from diffusers import SD3Transformer2DModel, UNet2DConditionModel, UNet2DModel
 
 
 def small_unet(*, norm: str = "scale_shift", dtype: torch.dtype = torch.float32, size: int = 16) -> UNet2DModel:
-    """ADM-style, two levels, attention on the deeper, learned variance; 0.6 M parameters."""
+    """ADM-style, two levels, attention on the deeper level, learned variance; 0.6 M parameters."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         unet = UNet2DModel(
@@ -26,7 +26,7 @@ def small_unet(*, norm: str = "scale_shift", dtype: torch.dtype = torch.float32,
 
 
 def small_conditional(*, dtype: torch.dtype = torch.float32, size: int = 8, **changes: object) -> UNet2DConditionModel:
-    """Of Stable Diffusion's kind: latents of 4 channels, text of 16, cross-attention on the upper level."""
+    """Stable Diffusion's type: latents of 4 channels, text of 16, cross-attention on the upper level."""
     fields = {
         "sample_size": size,
         "in_channels": 4,
@@ -46,7 +46,7 @@ def small_conditional(*, dtype: torch.dtype = torch.float32, size: int = 8, **ch
 
 
 def small_transformer(*, dtype: torch.dtype = torch.float32, size: int = 8, **changes: object) -> SD3Transformer2DModel:
-    """Of Stable Diffusion 3.5's kind: two blocks, the first with two attentions, pooled text of 24, text of 16."""
+    """Stable Diffusion 3.5's type: three blocks, the first with two attentions, pooled text of 24, text of 16."""
     fields = {
         "sample_size": size,
         "in_channels": 4,

@@ -1,4 +1,4 @@
-"""Whole text-to-image and latent models in diffusers' layout, small enough for every test; random weights."""
+"""Writes small text-to-image and latent models in diffusers' format, with random weights."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ from tests.tiny_networks import small_conditional, small_transformer
 
 
 def small_autoencoder(**changes: object) -> AutoencoderKL:
-    """Two pixels a side of a cell, four channels."""
+    """An AutoencoderKL with 2x2 pixels per cell and four channels."""
     fields = {
         "down_block_types": ("DownEncoderBlock2D",) * 2,
         "up_block_types": ("UpDecoderBlock2D",) * 2,
@@ -34,7 +34,7 @@ def small_autoencoder(**changes: object) -> AutoencoderKL:
 
 
 def write_pipeline(folder: Path, kind: str, *, prediction: str = "epsilon", t5: bool = True) -> Path:
-    """A model of the `kind` "stable", "stable3" or "latent", see `Parts`; images of 16x16, latents of 8x8."""
+    """Write a model of the `kind` "stable", "stable3" or "latent"; images of 16x16, latents of 8x8."""
     if kind == "stable3":
         with torch.random.fork_rng():
             torch.manual_seed(0)
@@ -87,5 +87,5 @@ def write_pipeline(folder: Path, kind: str, *, prediction: str = "epsilon", t5: 
 
 
 def captions(names: list[str]) -> str:
-    """A captions file's content that names every image's colour in turn."""
+    """Content of a captions file: "a red boat" and "a blue boat" in turn."""
     return json.dumps({name: f"a {('red', 'blue')[number % 2]} boat" for number, name in enumerate(names)})

@@ -1,4 +1,4 @@
-"""Stable Diffusion with random weights, small enough for tests: images of 32x32, latents of 16x16, attention at 16, 8, 4, 2."""
+"""Writes small Stable Diffusion models with random weights: images of 32x32, latents of 16x16, attention at 16, 8, 4, 2."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ CHANNELS = (16, 32, 32, 32)
 
 
 def seeded(build, seed=0, spread=0.0):
-    """What `build` makes, with weights that are the same each time; `spread`: added to all, for layers that begin at zero."""
+    """The module of `build` with reproducible weights; spread: scale of noise added to all, for layers that start at zero."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         module = build().eval()
@@ -40,7 +40,7 @@ def seeded(build, seed=0, spread=0.0):
 
 
 def write_tokenizer(folder: Path) -> CLIPTokenizer:
-    """A CLIP tokenizer that knows letters alone."""
+    """A CLIP tokenizer of single characters."""
     folder.mkdir(parents=True, exist_ok=True)
     letters = [chr(code) for code in range(33, 127)]
     words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
@@ -171,7 +171,7 @@ def write_t2i_adapter(folder: Path, channels=CHANNELS) -> Path:
 
 
 def write_ip_adapter(folder: Path, unet: UNet2DConditionModel) -> Path:
-    """The .safetensors, beside its image encoder."""
+    """Write an IP-Adapter with its image encoder. Returns the path of the .safetensors file."""
     config = CLIPVisionConfig(
         hidden_size=16,
         intermediate_size=32,

@@ -3,15 +3,19 @@
 import sys
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from rad.cli import demo
+from rad.images.codecs import open_image
 
 SHIPPED = str(Path(__file__).resolve().parents[2] / "checkpoints" / "rad-nature32")
 
 
-def test_the_demo_writes_its_panel_and_prints_the_path_last(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("size", [128, pytest.param(512, marks=pytest.mark.slow)])
+def test_the_demo_writes_its_panel_and_prints_the_path_last(size, tmp_path, monkeypatch, capsys):
     panel = tmp_path / "panel.png"
+    monkeypatch.setattr(demo, "open_image", lambda path: open_image(path).resize((size, size)))
     arguments = ["demo", "--adapter", SHIPPED, "--shipped", SHIPPED, "--output", str(panel), "--steps", "2"]
     monkeypatch.setattr(sys, "argv", arguments)
     assert demo.main() == 0  # which checks the known pixels of the restored photograph
