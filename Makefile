@@ -1,19 +1,20 @@
-# Two commands need nothing but Python and a C compiler: `make demo` and `make test`.
+# `make demo` and `make test` need only Python and a C compiler.
 PYTHON ?= python3
 VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test slow numerical lint type bench clean
+.PHONY: help setup demo test test-core slow numerical lint type bench clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 11
 
 setup: $(READY) ## create .venv and install, once
 
-$(READY): pyproject.toml setup.py constraints.txt
+$(READY): pyproject.toml setup.py $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev]'
 	touch $(READY)
 
 demo: setup ## train a small RAD adapter, inpaint with it, write runs/demo/panel.png
@@ -23,6 +24,11 @@ demo: setup ## train a small RAD adapter, inpaint with it, write runs/demo/panel
 
 test: setup ## run the tests, on all cores
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
+
+CORE := diffusion networks sampling images masks inpainting methods/test_methods.py models/test_load.py models/test_lora.py training/test_module.py cli/test_cli.py
+
+test-core: setup ## run the core tests, for other versions of Python and of packages
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow" $(CORE:%=tests/%)
 
 slow: setup ## run the tests that take more than ten seconds each
 	$(BIN)/python -m pytest -n auto --dist loadfile -m slow
@@ -42,5 +48,5 @@ type: setup ## check types
 bench: setup ## measure what benchmarks/results.md reports
 	for script in embedding memory perlin loop import_time; do $(BIN)/python benchmarks/$$script.py || exit 1; done
 
-clean: ## remove what the other targets made
+clean: ## remove the outputs of the other targets
 	rm -rf $(VENV) runs build *.egg-info .pytest_cache .ruff_cache

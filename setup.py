@@ -1,6 +1,6 @@
-"""The build step that pyproject.toml cannot express: configurations and small checkpoints go into the wheel as rad/_data.
+"""Build step: copies configurations, small checkpoints and the tested versions into the wheel as rad/_data.
 
-An editable install takes nothing along: `rad.resources` finds the folders of the checkout.
+An editable install needs no copy: `rad.resources` finds the files of the checkout.
 """
 
 import shutil
@@ -10,7 +10,7 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 SHIPPED = ("base-nature32", "features-nature64", "photos", "rad-nature32")
-"""Folders of checkpoints/: 25 MB. The others stay in the checkout: models of ablations and the latent models."""
+"""Checkpoints in the wheel, 25 MB. Ablations and latent models are in the checkout only."""
 
 
 class BuildWithData(build_py):
@@ -29,8 +29,9 @@ class BuildWithData(build_py):
         return outputs if self.editable_mode else [*outputs, *map(str, self._data().values())]
 
     def _data(self) -> dict[Path, Path]:
-        """Files of the checkout, with their places in the build folder."""
+        """Files of the checkout, and their paths in the build folder."""
         files = [path for path in Path("configs").iterdir() if path.suffix in (".yaml", ".json")]
+        files += [Path("constraints.txt"), Path("constraints-lowest.txt")]
         for name in SHIPPED:
             files += [path for path in Path("checkpoints", name).rglob("*") if path.is_file() and path.suffix != ".png"]
         return {path: Path(self.build_lib, "rad", "_data", path) for path in sorted(files)}

@@ -1,9 +1,12 @@
-"""RAD's ablations at a small scale: equal short trainings that differ in one thing, then equal sampling and scoring.
+"""Trains RAD's ablations at a small scale, and samples and scores them with equal settings.
 
     python benchmarks/ablations.py --data TRAIN.zip --val_data VAL.zip --images runs/images32 --output runs/ablations
 
-The commands are written to OUTPUT/commands.txt; what is finished is not made again. OUTPUT/compared holds the results of all
-variants as one scored comparison, for benchmarks/table.py; the first variant is its baseline.
+Each variant differs from `rad` in one setting. All have the same steps, batch, data and seed. Rerun the command to resume:
+finished variants are skipped.
+
+OUTPUT/compared holds all variants as one scored comparison, for benchmarks/table.py; the first variant is its baseline.
+OUTPUT/commands.txt lists the commands that ran.
 """
 
 import argparse
@@ -19,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MASKS = "--model.masks.class_path=rad.masks.shapes."
 VARIANTS: dict[str, list[str]] = {
     "rad": [],
-    "no-spatial-embedding": ["--model.time_origin=image"],
+    "no-spatial-embedding": ["--model.process.time_origin=image"],
     "pixel-masks": [f"{MASKS}RandomPixels", "--model.masks.init_args.fraction=[0.02,0.98]"],
     "box-masks": [f"{MASKS}Box"],
     "all-weights": ["--model.lora=null"],
@@ -27,7 +30,7 @@ VARIANTS: dict[str, list[str]] = {
     "rank-4": ["--model.lora.rank=4", "--model.lora.alpha=4"],
     "rank-64": ["--model.lora.rank=64", "--model.lora.alpha=64"],
     "lora-time-layers": ["--model.lora.time_layers=lora"],
-    "tdpaint": ["--model.process=tdpaint", "--model.loss_region=moving"],
+    "tdpaint": ["--model.process.kind=tdpaint", "--model.loss.region=moving"],
 }
 
 
@@ -35,11 +38,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="training photographs: folder or zip")
     parser.add_argument("--val_data", required=True)
-    parser.add_argument("--images", type=Path, required=True, help="folder to be filled, see benchmarks/image_set.py")
+    parser.add_argument(
+        "--images", type=Path, required=True, help="folder of images to inpaint, see benchmarks/image_set.py"
+    )
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--training_steps", type=int, default=1000)
-    parser.add_argument("--steps", type=int, default=50, help="of sampling")
-    parser.add_argument("--limit", type=int, default=100, help="images")
+    parser.add_argument("--steps", type=int, default=50, help="sampling steps")
+    parser.add_argument("--limit", type=int, default=100, help="number of images")
     parser.add_argument("--mask", nargs="+", default=["box", "wide", "half", "thin"])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     options = parser.parse_args()
@@ -53,15 +58,15 @@ def main() -> None:
 
 
 def training(options: argparse.Namespace, name: str) -> list[str]:
-    """The command that trains a variant; all have the same steps, batch, data and seed."""
+    """The command that trains a variant."""
     steps = options.training_steps
     words = ["train.py", "--config", "rad_nature32.yaml", "--name", name, "--seed_everything=5"]
-    words += ["--model.learning_rate=2e-3", "--model.warmup_steps=20"]  # short runs want a high one
+    words += ["--model.optimizer.lr=2e-3", "--model.schedule.warmup_steps=20"]  # a high learning rate, for short runs
     words += ["--model.lora.rank=16", "--model.lora.alpha=16"] if "--model.lora=null" not in VARIANTS[name] else []
     words += VARIANTS[name]
     if name == "from-scratch":
         unet = json.loads((ROOT / "checkpoints/base-nature32/unet/config.json").read_text())
-        words.append(f"--model.unet={json.dumps({key: value for key, value in unet.items() if key[0] != '_'})}")
+        words.append(f"--model.scratch.unet={json.dumps({key: value for key, value in unet.items() if key[0] != '_'})}")
     words += [f"--trainer.max_steps={steps}", f"--trainer.val_check_interval={steps}", "--data.in_memory=true"]
     words += ["--trainer.enable_progress_bar=false"]
     words += [f"--data.path={Path(options.data).resolve()}", f"--data.val_path={Path(options.val_data).resolve()}"]
@@ -69,7 +74,7 @@ def training(options: argparse.Namespace, name: str) -> list[str]:
 
 
 def sampling(options: argparse.Namespace, name: str, model: Path) -> list[str]:
-    """The command that fills and scores the images with a variant."""
+    """The command that inpaints and scores the images with a variant."""
     words = ["sample.py", "--checkpoint", str(model.resolve()), "--image", str(options.images.resolve())]
     words += ["--mask", *options.mask, "--method", method(options, name), "--limit", str(options.limit)]
     words += ["--output", str((options.output / "results" / name).resolve()), "--batch_size", "25", "--report"]
@@ -78,33 +83,27 @@ def sampling(options: argparse.Namespace, name: str, model: Path) -> list[str]:
 
 
 def scoring(options: argparse.Namespace) -> list[str]:
-    """The command that scores all variants together; their results are put side by side, as methods of one comparison."""
+    """Link the results of all variants as methods of one comparison. Returns the command that scores it."""
     together = options.output / "compared"
     for mask in options.mask:
         (together / mask).mkdir(parents=True, exist_ok=True)
         for name in options.variants:
-            made = (options.output / "results" / name / mask).resolve()
-            for there, label in (("masks", "masks"), (method(options, name), name)):
+            results = (options.output / "results" / name / mask).resolve()
+            for source, label in (("masks", "masks"), (method(options, name), name)):
                 if not (together / mask / label).exists():
-                    (together / mask / label).symlink_to(made / there, target_is_directory=True)
-    words = [
-        "-m",
-        "rad.evaluation",
-        "--results",
-        str(together.resolve()),
-        "--reference",
-        str(options.images.resolve()),
-    ]
+                    (together / mask / label).symlink_to(results / source, target_is_directory=True)
+    words = ["-m", "rad.evaluation", "--results", str(together.resolve())]
+    words += ["--reference", str(options.images.resolve())]
     return [*words, "--baseline", options.variants[0], "--feature_net", str(ROOT / "checkpoints/features-nature64")]
 
 
 def method(options: argparse.Namespace, name: str) -> str:
-    """What fills the images with a variant, as its folder is called."""
+    """The method that samples a variant, which is also the name of its result folder."""
     return f"{'tdpaint' if name == 'tdpaint' else 'rad'}@{options.steps}"
 
 
 def call(options: argparse.Namespace, words: list[str]) -> None:
-    """Run a script or module of the project in the output folder, where train.py puts its runs."""
+    """Run a script or module of the project in the output folder."""
     with (options.output / "commands.txt").open("a") as file:
         print("python", shlex.join(words), file=file)
     models = options.output / "checkpoints"

@@ -1,9 +1,11 @@
-"""Writes a CLIP text model and tokenizer for a few names of classes, for a small text-to-image model trained from scratch.
+"""Writes a CLIP text model and tokenizer for a few class names, for a small text-to-image model trained from scratch.
 
-Each word of the names is one token, other words are spelled. The text model is not trained and stays as it is: it gives every
-name a code of its own, which the denoiser learns to read, and knows nothing of likeness between names.
+    python benchmarks/class_texts.py --names configs/nature64_names.json --output runs/class_texts
 
-python benchmarks/class_texts.py --names configs/nature64_names.json --output runs/class_texts
+Each word of the names is one token; other words are spelled. The text model is random and stays frozen. It gives every name a
+distinct code, which the denoiser learns to read; the codes carry no similarity between names.
+
+Prints the number of names and tokens, and the smallest distance between two codes.
 """
 
 import argparse
@@ -43,17 +45,17 @@ def write_tokenizer(texts: list[str], folder: Path, *, tokens: int) -> Any:
     (folder / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
     merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in learned["merges"]]
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
-    made = CLIPTokenizer(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"), model_max_length=tokens)
-    made.save_pretrained(folder)
-    return made
+    result = CLIPTokenizer(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"), model_max_length=tokens)
+    result.save_pretrained(folder)
+    return result
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--names", required=True, help="as data.captions: a .json or .jsonl file of texts")
+    parser.add_argument("--names", required=True, help="captions file of the training, .json or .jsonl")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--width", type=int, default=64, help="channels of a text (64)")
-    parser.add_argument("--tokens", type=int, default=8, help="length of a text, its start and end included (8)")
+    parser.add_argument("--width", type=int, default=64, help="channels of the text model (default: 64)")
+    parser.add_argument("--tokens", type=int, default=8, help="tokens per text, with start and end (default: 8)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     texts = sorted(set((read_captions(options.names).texts or {}).values()))

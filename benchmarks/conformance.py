@@ -1,11 +1,11 @@
-"""How far every method lies from the exact posterior on Gaussian data.
+"""Measures the distance of every method from the exact posterior on Gaussian data.
 
     python benchmarks/conformance.py             writes docs/conformance.md, docs/conformance.png and docs/fewstep.png
-    python benchmarks/conformance.py --fewstep   the section on few steps and docs/fewstep.png alone, in seconds
+    python benchmarks/conformance.py --fewstep   writes only the section on few steps and docs/fewstep.png, in seconds
 
-The data are 8x8 grey images from a known Gaussian, the hole is 4x4, and the denoiser is the exact one, so whatever is
-missing is the method's own error. Every method runs at its preset. Methods that are affine in x are propagated exactly,
-without a random number; the others are sampled, and their figures hold to the deviations that the page states.
+The data are 8x8 grey images from a known Gaussian, the hole is 4x4, and the denoiser is exact. All remaining error is therefore
+the method's own. Every method runs at its preset. Methods that are affine in x are propagated exactly, without random numbers.
+The others are sampled; the page states the error of sampling.
 """
 
 import argparse
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from rad.diffusion.solvers import Solver
-from rad.diffusion.spacings import Spacing, spaced_times
+from rad.diffusion.spacings import Spacing, spaced_timesteps
 from rad.methods import METHODS
 from rad.methods.rad import RAD
 from rad.methods.registry import cost
@@ -32,14 +32,13 @@ from rad.sampling.state import Cost
 from tests.gaussian import Distance, distance, law, law_of_draws, make_world, moments, sampled, with_needs
 
 DRAWS = {"repaint": 16, "lanpaint": 12}
-"""The most draws between two steps, where they are more than four."""
+"""Maximum number of draws between two steps, for methods with more than four."""
 
 NOT_AFFINE = ("flowchef", "flowdps")
-"""Of the methods that are callbacks and differentiate no network: their steps have a length."""
-
+"""Callback methods without gradients that are not affine in x, because they normalise their step length."""
 
 BLIND = [name for name, kind in METHODS.items() if not kind.needs_text]
-"""Methods that need no text, which Gaussian data do not have."""
+"""Methods that need no text: Gaussian data have none."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def measure(name: str, rows: int) -> Row:
 
 
 def floor_of_sampling(rows: int, unknown: int) -> tuple[float, float]:
-    """Mean error and KL that perfect samples of `unknown` values would show, for their number."""
+    """Mean error and KL of `rows` perfect samples of `unknown` values."""
     return (1 / rows) ** 0.5, unknown * (unknown + 3) / (4 * rows)
 
 
@@ -85,47 +84,48 @@ FEW_STEPS = "## Few steps: solver and spacing"
 
 
 def few_steps() -> dict[str, list[Distance]]:
-    """Of each solver and spacing, RAD's exact law at each of `NFE`."""
+    """Distances of RAD's exact law, for each solver and spacing, at each of `NFE`."""
     world, rad = make_world(), RAD()
-    found = {}
+    table = {}
     for name, (solver, spacing, eta) in FEW.items():
-        found[name] = []
+        table[name] = []
         for steps in NFE:
             if solver == "dpm++2m" and spacing == "even":
-                reached = law_of_draws(world, rad, rad.choose(steps=steps), times=spaced_times(1000, steps))
+                reached = law_of_draws(world, rad, rad.choose(steps=steps), times=spaced_timesteps(1000, steps))
             else:
                 reached = law(world, rad, steps=steps, solver=solver, spacing=spacing, eta=eta)
-            found[name].append(distance(world, *reached))
-    return found
+            table[name].append(distance(world, *reached))
+    return table
 
 
-def section(found: dict[str, list[Distance]]) -> str:
-    """The part of the page on few steps."""
+def section(table: dict[str, list[Distance]]) -> str:
+    """The section of the page on few steps."""
     lines = [
         FEW_STEPS,
         "",
-        "The same data, RAD alone: variance ratio / KL, propagated exactly. The mean is right to 0.006 deviations everywhere.",
+        "RAD on the same data: variance ratio / KL, propagated exactly. The error of the mean is at most 0.006 deviations.",
         "Written by `python benchmarks/conformance.py --fewstep`.",
         "",
-        f"| NFE | {' | '.join(found)} |",
-        f"|---:|{'---|' * len(found)}",
+        f"| NFE | {' | '.join(table)} |",
+        f"|---:|{'---|' * len(table)}",
     ]
     for row, steps in enumerate(NFE):
-        cells = [f"{one[row].variance_ratio:.2f} / {one[row].kl:.2g}" for one in found.values()]
+        cells = [f"{column[row].variance_ratio:.2f} / {column[row].kl:.2g}" for column in table.values()]
         lines.append(f"| {steps} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", "![Variance and KL against network calls](fewstep.png)", "", *FEW_REMARKS, ""])
 
 
 FEW_REMARKS = [
-    "First-order steps lose most of the variance at few network calls, which makes images too smooth. DPM-Solver++(2M) on levels",
-    "evenly spaced in log(a / s) has it right from 8 calls on: at 10 calls it is nearer to the posterior than DDPM at 1,000 (KL",
-    "0.016). On even spacing the same solver has too much variance, so the sampler refuses the pair. `quad` and `logsnr` use",
-    "fractional times here. Rounded to whole times, as zero-shot methods get them, 2M on `logsnr` has a KL of 0.019 at 8 calls",
-    "and 0.0023 at 10.",
+    "- First-order steps lose most of the variance at few network calls, so images are too smooth.",
+    "- DPM-Solver++(2M) on levels evenly spaced in log(a / s) has the right variance from 8 calls on. At 10 calls it is",
+    "  nearer to the posterior than DDPM at 1,000 calls (KL 0.016).",
+    "- On even spacing the same solver has too much variance, so the sampler refuses the pair.",
+    "- `quad` and `logsnr` use fractional timesteps here. With rounded timesteps, as zero-shot methods get them, 2M on",
+    "  `logsnr` has a KL of 0.019 at 8 calls and 0.0023 at 10.",
 ]
 
 
-def few_figure(found: dict[str, list[Distance]], path: Path) -> None:
+def few_figure(table: dict[str, list[Distance]], path: Path) -> None:
     """Variance ratio and KL of each solver and spacing against the number of network calls."""
     import matplotlib
 
@@ -135,12 +135,12 @@ def few_figure(found: dict[str, list[Distance]], path: Path) -> None:
     chart, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4.2), dpi=110)
     colours = {"ddpm": "tab:grey", "ddim": "tab:blue", "dpm++2m": "tab:red"}
     styles = {"even": ":", "trailing": "-.", "quad": "--", "logsnr": "-"}
-    for name, one in found.items():
+    for name, distances in table.items():
         solver, spacing, eta = FEW[name]
         colour = "tab:orange" if solver == "dpm++2m" and eta else colours[solver]
         look = {"color": colour, "ls": styles[spacing], "marker": "o", "ms": 3, "label": name}
-        left.plot(NFE, [each.variance_ratio for each in one], **look)
-        right.plot(NFE, [each.kl for each in one], **look)
+        left.plot(NFE, [each.variance_ratio for each in distances], **look)
+        right.plot(NFE, [each.kl for each in distances], **look)
     left.axhline(1, color="black", lw=0.6)
     for axes, label in ((left, "variance over the posterior's"), (right, "KL from the posterior, nats")):
         axes.set_xscale("log")
@@ -160,16 +160,16 @@ def page(rows: list[Row], count: int) -> str:
     lines = [
         "# Conformance",
         "",
-        "Every method against the exact posterior, on data where it is known: 8x8 grey images from a Gaussian with smooth",
-        "covariance, a 4x4 hole, one image, and the exact denoiser for any noise level, so that all errors are the method's",
-        "own. Each method runs at its preset. Written by `python benchmarks/conformance.py`.",
+        "This page compares every method with the exact posterior, on data where the posterior is known: 8x8 grey images from a",
+        "Gaussian with smooth covariance, one image, a 4x4 hole. The denoiser is exact at every noise level, so all errors are",
+        "the method's own. Each method runs at its preset. Written by `python benchmarks/conformance.py`.",
         "",
         "- mean: root mean square error of the mean of the hole, in posterior standard deviations.",
-        "- variance: trace of the covariance in the hole over the posterior's.",
-        "- KL: from the posterior, in nats, 16 unknown values.",
-        "- NFE, VJP: network calls and backward passes an image; a VJP costs about two calls.",
-        f"- sampled: methods with gradients or loops of their own, {count} samples each. Perfect samples",
-        f"  would show a mean error of {mean_floor:.3f} and a KL of {kl_floor:.3f}; the others are propagated exactly.",
+        "- variance: trace of the covariance in the hole, divided by that of the posterior.",
+        "- KL: divergence from the posterior, in nats, for 16 unknown values.",
+        "- NFE, VJP: network calls and backward passes per image; a VJP costs about two calls.",
+        f"- sampled: {count} samples, for methods with gradients or their own loops. Perfect samples would have a mean error of",
+        f"  {mean_floor:.3f} and a KL of {kl_floor:.3f}. All other methods are propagated exactly.",
         "",
         "| method | steps | NFE | VJP | mean | variance | KL | |",
         "|---|---:|---:|---:|---:|---:|---:|---|",
@@ -186,18 +186,22 @@ def page(rows: list[Row], count: int) -> str:
 
 
 REMARKS = [
-    "The denoiser takes a level for every pixel, as a perfectly trained RAD network would; `rad`, `tdpaint` and `growrad` use",
-    "it so, the others with one level for the image. The mean of `rad` is exact; with its preset solver, its variance is too.",
-    "The other methods take DDPM's or DDIM's steps, whose small variance at few steps is a floor for all of them: with DDPM's",
-    "steps RAD has 0.81 of the variance at 100 calls (below), and with the true kernel between two levels it is the posterior",
-    "to 1e-3 nats at 10 steps (`tests/diffusion/test_gaussian.py`). Nothing in this table says how good images look: the data",
-    "are Gaussian and the denoiser is perfect. It says whether a method samples what it claims to sample. Optimisers (`reddiff`)",
-    "and floors (`mean`, `biharmonic`) give one image, so their variance is not a posterior's.",
+    "How to read the table:",
+    "",
+    "- It shows whether a method samples the posterior. It does not show how good images look: the data are Gaussian.",
+    "- The denoiser takes a noise level for every pixel, like a perfectly trained RAD network. `rad`, `tdpaint` and `growrad`",
+    "  use this; the other methods use one level for the image.",
+    "- `rad` has nearly the exact mean and, with its preset solver, nearly the exact variance.",
+    "- The other methods take DDPM or DDIM steps, which have too little variance at few steps. With DDPM steps, RAD has 0.81",
+    "  of the variance at 100 calls (below). With the true kernel between two levels, RAD equals the posterior to 1e-3 nats",
+    "  at 10 steps (`tests/diffusion/test_gaussian.py`).",
+    "- Optimisers (`reddiff`) and baselines without a network (`mean`, `biharmonic`) give one image, not samples of a posterior.",
+    "- `growrad`, `gradpaint` and `grow` are reconstructed from an abstract, without official code.",
 ]
 
 
 def figure(text: str, path: Path) -> None:
-    """The methods of a page, by cost and error of the mean."""
+    """Plot the methods of a page by cost and error of the mean."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -222,7 +226,7 @@ def figure(text: str, path: Path) -> None:
     taken = [axes.transData.transform((spent.units, mean)) for _, spent, mean in points]
     boxes = [Bbox.from_extents(x - 5, y - 5, x + 5, y + 5) for x, y in taken]
     renderer: Any = chart.canvas
-    for name, spent, mean in points:  # each label at the first place that is free
+    for name, spent, mean in points:  # put each label at the first free place
         label = axes.annotate(name, (spent.units, mean), (0, 0), textcoords="offset points", fontsize=8)
         for far, (x, y) in product((5, 12, 20, 28), ((1, 0), (0.7, 0.7), (0.7, -0.7), (-1, 0), (-0.7, 0.7))):
             label.set_position((x * far, y * far - 3))
@@ -235,21 +239,19 @@ def figure(text: str, path: Path) -> None:
 
 
 def write(folder: Path, first: str) -> None:
-    """The page, whose first part is given, and the figure of few steps."""
-    found = few_steps()
-    (folder / "conformance.md").write_text(f"{first.rstrip()}\n\n{section(found)}")
-    few_figure(found, folder / "fewstep.png")
+    """Write the page with the given first part, and the figure of few steps."""
+    table = few_steps()
+    (folder / "conformance.md").write_text(f"{first.rstrip()}\n\n{section(table)}")
+    few_figure(table, folder / "fewstep.png")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=2000, help="samples of a method that is not affine")
+    parser.add_argument("--rows", type=int, default=2000, help="samples per method that is not affine")
     parser.add_argument("--only", nargs="+", default=BLIND, choices=BLIND)
     parser.add_argument("--output", type=Path, default=ROOT / "docs")
-    parser.add_argument("--redraw", action="store_true", help="the figure alone, of the page that is there")
-    parser.add_argument(
-        "--fewstep", action="store_true", help="the section on few steps alone, in the page that is there"
-    )
+    parser.add_argument("--redraw", action="store_true", help="redraw the figure from the existing page")
+    parser.add_argument("--fewstep", action="store_true", help="update the section on few steps of the existing page")
     options = parser.parse_args()
     written = options.output / "conformance.md"
     if options.fewstep:
@@ -259,7 +261,7 @@ def main() -> None:
         figure(written.read_text(), options.output / "conformance.png")
         return
     if len(options.only) < len(BLIND) and options.output == ROOT / "docs":
-        parser.error("--only would leave a page of a few methods in docs/: give --output")
+        parser.error("--only would overwrite docs/ with a page of few methods: give --output")
     rows = []
     for name in options.only:
         rows.append(measure(name, options.rows))

@@ -1,8 +1,12 @@
-"""FLOPs and wall time of the spatial noise embedding: unpatched, factorised and dense networks side by side.
+"""Measures FLOPs and time of the spatial noise embedding: unpatched, factorised and dense networks side by side.
 
-Run `python benchmarks/embedding.py --config ffhq [--train [--lora]]`. Weights are random. FLOPs are torch's FlopCounterMode
-(convolutions, matrix products, attention), counted without computing anything. The goals for "factorised" are at most
-1.002 times the FLOPs and 1.05 times the time of the unpatched network.
+    python benchmarks/embedding.py --config ffhq
+    python benchmarks/embedding.py --config ffhq --train --lora
+
+Prints a table with FLOPs, seconds, and their ratios to the unpatched network. Weights are random. torch's FlopCounterMode counts
+convolutions, matrix products and attention, without computing them.
+
+Goals for the factorised network: at most 1.002 times the FLOPs and 1.05 times the time of the unpatched one.
 """
 
 import argparse
@@ -36,7 +40,9 @@ from benchmarks.networks import (
 def flops(config: ConfigName, variant: Variant, *, batch: int = 1, train: bool = False, lora: bool = False) -> int:
     """FLOPs of a forward pass, or of forward and backward together."""
     network = variant_of(build(config, device="meta"), variant, lora=lora)
-    fake = FakeTensorMode(allow_non_fake_inputs=True)  # as "meta", but the CPU's way through autocast and attention
+    fake = FakeTensorMode(
+        allow_non_fake_inputs=True
+    )  # like "meta", with the CPU's paths through autocast and attention
     with fake, nullcontext() if train else torch.no_grad():
         network.to_empty(device="cpu")
         call = forward(network, variant, image(config, batch=batch))
@@ -71,7 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="unpatched, factorised and dense networks: FLOPs and wall time")
     parser.add_argument("--config", choices=list(CONFIGS), default="ffhq")
     parser.add_argument("--batch", type=int, default=None, help="images (default: 1; nature32: 8)")
-    parser.add_argument("--repeats", type=int, default=5, help="timed runs of each; 0 counts FLOPs only")
+    parser.add_argument("--repeats", type=int, default=5, help="timed runs per network; 0: count FLOPs only")
     parser.add_argument("--train", action="store_true", help="forward and backward instead of forward")
     parser.add_argument("--lora", action="store_true", help="train RAD's adapter instead of all parameters")
     parser.add_argument("--no-dense", action="store_true", help="leave the dense reference out")

@@ -1,14 +1,15 @@
-"""RAD at few network calls: solver and spacing, by Frechet distance, texture, distance and PSNR.
+"""Compares solvers and timestep spacings of RAD at few network calls.
 
     python benchmarks/fewstep.py --data nature64_val.zip
 
 Images are the middle squares of photographs, evenly spread over a folder or zip, at the model's size. All runs share their
-masks and their noise. Columns:
+masks and their noise. Prints a table for each mask set with these columns:
 
 - FD: Frechet distance between crops to the bounding box of the hole and the same crops of the originals. Lower is better.
 - texture: gradient energy in the hole, divided by that of the originals. 1 is right; less is too smooth.
-- distance: perceptual distance of the crops from the originals. A smooth fill has a low one, so do not choose by it.
-- PSNR: in the hole, in dB. The same holds.
+- distance: perceptual distance of the crops from the originals. It prefers smooth fills, so do not choose a solver by it.
+- PSNR: in the hole, in dB. It prefers smooth fills too.
+- s: seconds for all images.
 """
 
 import argparse
@@ -20,9 +21,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
+from benchmarks.image_set import spread, square
+from benchmarks.texture import gradient_energy
 from rad.evaluation.features import Extractor, feature_net
 from rad.evaluation.metrics import ReferenceFeatures, crop, crop_box, frechet_distance, psnr
 from rad.images.codecs import to_tensor
@@ -58,7 +60,8 @@ def main() -> None:
     options = parser.parse_args()
 
     inpainter, extractor = Inpainter.from_pretrained(options.checkpoint), feature_net(options.features)
-    images, names = read(options.data, count=options.count, size=inpainter.size)
+    sources = spread(list_images(options.data), options.count)
+    images, names = [square(source, inpainter.size) for source in sources], [source.name for source in sources]
     for mask in options.masks:
         holes = [make(mask)([generator(options.seed, "mask", name)], *inpainter.size)[0] for name in names]
         truth = [to_tensor(image) for image in images]
@@ -69,13 +72,13 @@ def main() -> None:
         for steps in options.steps:
             for run in (RUNS[number] for number in options.runs):
                 began = time.perf_counter()
-                made = inpainter(
+                result = inpainter(
                     images, holes, method="rad", names=names, seed=options.seed, batch_size=options.batch_size,
                     steps=steps, solver=run.solver, spacing=run.spacing, eta=run.eta,
                 )  # fmt: skip
-                assert made.nfe == steps * len(images)
-                found = score([to_tensor(image) for image in made.images], truth, holes, extractor)
-                cells = [f"{found[0]:.2f}", f"{found[1]:.3f}", f"{found[2]:.3f}", f"{found[3]:.2f}"]
+                assert result.nfe == steps * len(images)
+                scores = score([to_tensor(image) for image in result.images], truth, holes, extractor)
+                cells = [f"{scores[0]:.2f}", f"{scores[1]:.3f}", f"{scores[2]:.3f}", f"{scores[3]:.2f}"]
                 row = [
                     str(steps),
                     run.solver,
@@ -87,48 +90,26 @@ def main() -> None:
                 print(f"| {' | '.join(row)} |", flush=True)
 
 
-def read(source: str, *, count: int, size: tuple[int, int]) -> tuple[list[Image.Image], list[str]]:
-    """`count` images of (height, width) pixels, as benchmarks/image_set.py writes them, and their names."""
-    found = list_images(source)
-    count = min(count, len(found))
-    chosen = [found[number * len(found) // count] for number in range(count)]
-    squares = [ImageOps.fit(image.open(), size[::-1], Image.Resampling.LANCZOS) for image in chosen]
-    return squares, [image.name for image in chosen]
-
-
 @torch.inference_mode()
-def score(made: list[Tensor], truth: list[Tensor], holes: list[Tensor], extractor: Extractor) -> tuple[float, ...]:
+def score(results: list[Tensor], truth: list[Tensor], holes: list[Tensor], extractor: Extractor) -> tuple[float, ...]:
     """Frechet distance, texture, perceptual distance and PSNR of images (3,H,W) in [0,1]; holes are (1,H,W)."""
     features: list[list[Tensor]] = [[], []]
     distances = []
-    for pair in zip(made, truth, holes, strict=True):
+    for pair in zip(results, truth, holes, strict=True):
         crops = [crop(image, crop_box(pair[2]))[None] for image in pair[:2]]
         for into, image in zip(features, crops, strict=True):
             into.append(extractor.features(image))
         distances.append(extractor.distance(*crops))
     ours, originals = (torch.cat(part) for part in features)
     hole = torch.stack(holes)
-    texture = energy(torch.stack(made), hole) / energy(torch.stack(truth), hole)
-    values = psnr(torch.stack(made), torch.stack(truth), hole)
+    texture = gradient_energy(torch.stack(results), hole) / gradient_energy(torch.stack(truth), hole)
+    values = psnr(torch.stack(results), torch.stack(truth), hole)
     return (
         frechet_distance(ours, ReferenceFeatures(originals)),
         texture,
         float(torch.cat(distances).mean()),
         float(values.mean()),
     )
-
-
-def energy(images: Tensor, holes: Tensor) -> float:
-    """Gradient energy: mean square of the differences of neighbours, both in the hole; images (B,3,H,W), holes (B,1,H,W)."""
-    inside = holes > 0
-    total, count = 0.0, 0
-    for axis in (2, 3):
-        near = range(images.shape[axis] - 1), range(1, images.shape[axis])
-        first, second = (torch.tensor(part, device=images.device) for part in near)
-        both = (inside.index_select(axis, first) & inside.index_select(axis, second)).expand(-1, 3, -1, -1)
-        difference = images.double().index_select(axis, second) - images.double().index_select(axis, first)
-        total, count = total + float(difference[both].square().sum()), count + int(both.sum())
-    return total / count
 
 
 if __name__ == "__main__":

@@ -1,18 +1,18 @@
-"""Detects changed results while code is moved or renamed: hashes of what train.py, sample.py and rad.masks compute.
+"""Detects changed results while code is moved or renamed: hashes the results of train.py, sample.py and rad.masks.
 
     python benchmarks/golden.py --record before.json      before the change; about four minutes on one core
     python benchmarks/golden.py --check before.json       after it; lists each result that differs, exit code 1 if any does
 
-The commands are in golden.txt: each method at few steps on pixels and on latents, 20 training steps of each kind, and images and
-masks of many sizes. Hashed are decoded pixels, the bits of all UNet outputs (in the main process), trained tensors, losses, NFE,
-VJP, settings and metrics; never seconds or paths. Only command lines are used, so the script survives moves inside the package.
+golden.txt lists the commands: each method at few steps on pixels and on latents, 20 training steps of each kind, and images and
+masks of many sizes. The script hashes decoded pixels, all UNet outputs in the main process, trained tensors, losses, NFE, VJP,
+settings and metrics. It ignores seconds and paths. It uses command lines only, so it works after moves inside the package.
 
 Bits differ between processors and versions of torch: record on your own machine and do not commit the file. One thread is used.
-Of a model, `tensors` hashes the values in any order, and `names` the values with their names. A rename alone changes `names`;
-list it in RENAMES, and it does not. `--keep DIR` keeps the results for a closer look.
+For a model, `tensors` hashes the values in any order, and `names` the values with their names. A rename changes `names` only;
+list it in RENAMES to accept it. `--keep DIR` keeps the results for inspection.
 
-Not covered, since no weights ship: Stable Diffusion XL, SD3, Flux, EDM, ControlNet, T2I-Adapter and IP-Adapter. Nor are GPUs,
-training in several processes, and resumed training.
+Not covered, because no weights ship: Stable Diffusion XL, SD3, Flux, EDM, ControlNet, T2I-Adapter and IP-Adapter. Not covered
+either: GPUs, training in several processes, and resumed training.
 """
 
 import argparse
@@ -43,7 +43,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 RENAMES: dict[str, str] = {}
-"""Parts of tensor names: the new one, and the old one that it replaces."""
+"""Renamed parts of tensor names: new name to old name."""
 TRAINING = """--data.path ../photos --data.val_path null --data.val_count 4 --data.size 32 --data.batch_size 8
     --trainer.max_steps 20 --trainer.val_check_interval 10 --trainer.limit_val_batches 1 --trainer.log_every_n_steps 1
     --trainer.accelerator cpu --trainer.devices 1 --trainer.strategy auto --trainer.enable_progress_bar false"""
@@ -92,7 +92,7 @@ def save(image: Image.Image, path: Path) -> None:
 
 
 def run(number: int, program: str, *words: str) -> None:
-    """A command line in this process, which saves the import of torch. Raises RuntimeError with its output if it fails."""
+    """Run a command line in this process, to import torch once. Raises RuntimeError with its output if it fails."""
     if program == "train.py":
         words = (*_short_configuration(words[words.index("--config") + 1]), *TRAINING.split(), *words[2:])
     output, before = io.StringIO(), sys.argv
@@ -112,19 +112,19 @@ def run(number: int, program: str, *words: str) -> None:
 
 
 def _short_configuration(name: str) -> tuple[str, str]:
-    """The option for a copy of a configuration that writes checkpoint and panel at step 20, and does not compile."""
+    """The option for a copy of a configuration that writes checkpoint and panel at step 20, without torch.compile."""
     content = yaml.safe_load((ROOT / "configs" / name).read_text(encoding="utf-8"))
     for callback in content["trainer"]["callbacks"]:
         for key in {"every_n_steps", "every_n_train_steps"} & callback.get("init_args", {}).keys():
             callback["init_args"][key] = 20
-    content["model"].pop("compile", None)
+    content["model"].get("execution", {}).pop("compile", None)
     Path(name).write_text(yaml.safe_dump(content), encoding="utf-8")
     return "--config", name
 
 
 @contextlib.contextmanager
 def _network_hash(number: int) -> Iterator[None]:
-    """Write network-NUMBER.hash: a hash of the outputs of all UNets, which shows differences that pixels round away."""
+    """Write network-NUMBER.hash, a hash of all UNet outputs. It finds differences that vanish in 8-bit pixels."""
     from diffusers import UNet2DConditionModel, UNet2DModel
     from torch.nn.modules.module import register_module_forward_hook
 
@@ -154,7 +154,7 @@ def digest(content: Any) -> str:
 
 
 def hashes(path: Path) -> Iterator[tuple[str, str]]:
-    """(What, its hash) of a file of results; nothing of files that hold seconds, paths or prose."""
+    """(Content, hash) pairs of a result file; none for files of seconds, paths or prose."""
     if path.suffix == ".png":
         image = Image.open(path)
         yield "pixels", digest(f"{image.mode} {image.size} ".encode() + image.tobytes())
@@ -169,7 +169,7 @@ def hashes(path: Path) -> Iterator[tuple[str, str]]:
     elif path.suffix in (".safetensors", ".ckpt"):
         tensors = dict(read_tensors(path))
         yield "tensors", digest(sorted(tensors.values()))
-        if path.suffix == ".safetensors":  # a checkpoint's names hold those of classes
+        if path.suffix == ".safetensors":  # names in a checkpoint contain class names
             yield "names", digest(sorted(tensors.items()))
     elif path.name.startswith("events."):
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -199,11 +199,13 @@ def read_tensors(path: Path) -> Iterator[tuple[str, str]]:
 
 def collect(folder: Path) -> dict[str, str]:
     """The hashes of all results in a folder, by file and content; logged scalars under the folder of their run."""
-    found = {}
+    results = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()):
         place = path.parent if path.name.startswith("events.") else path
-        found |= {f"{place.relative_to(folder.parent).as_posix()}: {what}": value for what, value in hashes(path)}
-    return found
+        results |= {
+            f"{place.relative_to(folder.parent).as_posix()}: {content}": value for content, value in hashes(path)
+        }
+    return results
 
 
 def compare(before: dict[str, str], after: dict[str, str]) -> list[str]:
@@ -230,10 +232,10 @@ def perform(parts: Sequence[str], folder: Path) -> tuple[dict[str, str], list[st
         except Exception:
             failed.append(part)
             traceback.print_exc()
-        found = collect(folder / part)
-        results |= found
+        new = collect(folder / part)
+        results |= new
         wall, cpu = time.perf_counter() - wall, sum(os.times()[:4]) - cpu
-        print(f"{part}: {len(found)} results, {wall:.0f} s, {cpu:.0f} s of CPU", flush=True)
+        print(f"{part}: {len(new)} results, {wall:.0f} s, {cpu:.0f} s of CPU", flush=True)
     os.chdir(ROOT)
     return results, failed
 

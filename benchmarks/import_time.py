@@ -1,7 +1,8 @@
-"""Seconds that `import rad` takes in a fresh process, against an empty program and `import torch`.
+"""Measures the time of `import rad` in a fresh process, against an empty program and `import torch`.
 
-Run `python benchmarks/import_time.py`. `import rad` must stay near the empty program: it loads nothing until
-it is used.
+    python benchmarks/import_time.py
+
+Prints seconds of the three and their ratios. `import rad` must stay near the empty program, since modules load on first use.
 """
 
 import argparse

@@ -1,8 +1,11 @@
-"""The sampling loop against the same number of bare network calls: what levels, steps and noise cost.
+"""Measures the overhead of the sampling loop over the same number of bare network calls.
 
-Run `python benchmarks/loop.py [--config nature32|ffhq]`. nature32 is checkpoints/base-nature32 without an
-adapter, the others have random weights: values do not change the time. The goal is at most 1.03 times the
-time of the calls.
+    python benchmarks/loop.py --config nature32
+
+Prints seconds of both and their ratios. nature32 is checkpoints/base-nature32 without an adapter. The other networks have random
+weights, which do not change the time.
+
+Goal: at most 1.03 times the time of the calls.
 """
 
 import argparse
@@ -33,7 +36,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="rad.sampling.sampler.Sampler against bare calls of the same network")
     parser.add_argument("--config", choices=list(CONFIGS), default="nature32")
     parser.add_argument("--batch", type=int, default=None, help="images (default: 1; nature32: 8)")
-    parser.add_argument("--steps", type=int, default=None, help="network calls a run (ffhq: 3; nature32: 20)")
+    parser.add_argument(
+        "--steps", type=int, default=None, help="network calls (default: ffhq 3, imagenet 2, nature32 20)"
+    )
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
@@ -47,7 +52,7 @@ def main() -> None:
     task = Task.from_image(inputs["x"].clamp(-1, 1), inputs["hole"][:, None].float())
     process = RegionAware(linear_betas())
     sampler, denoiser = Sampler(process, steps=steps), UNetDenoiser(unet)
-    levels = [torch.full((batch,), time, device=given.device) for time in sampler.times[:-1]]
+    levels = [torch.full((batch,), time, device=given.device) for time in sampler.timesteps[:-1]]
     times = [process.noise(level, task.regions).timesteps.float() for level in levels]
     assert len(times) == sampler.cost.nfe
 
@@ -62,8 +67,8 @@ def main() -> None:
 
     size = CONFIGS[given.config]["sample_size"]
     weights = "checkpoints/base-nature32" if shipped else "random weights"
-    what = f"{given.config}, {size}x{size}, batch {batch}, {weights}, {steps} steps"
-    timing.print_setting(what, repeats=given.repeats, device=given.device)
+    setting = f"{given.config}, {size}x{size}, batch {batch}, {weights}, {steps} steps"
+    timing.print_setting(setting, repeats=given.repeats, device=given.device)
     seconds = timing.interleaved({"calls": calls, "loop": loop}, repeats=given.repeats)
     compared = timing.compare(seconds, to="calls")
     rows = [[f"{steps} bare calls", *compared["calls"]], [f"Sampler, {steps} steps", *compared["loop"]]]

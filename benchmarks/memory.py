@@ -1,8 +1,13 @@
-"""Peak memory of a training step, and the bytes it keeps for the backward pass: unpatched, factorised and dense.
+"""Measures memory of a training step: unpatched, factorised and dense networks side by side.
 
-Run `python benchmarks/memory.py --config ffhq [--lora]`. Weights are random. The peak is how far the step raises the
-process's largest resident size (on "cuda": torch's largest allocation), each time in a fresh process, and the processes
-take turns. The goal for "factorised" is at most 1.05 times the unpatched network's peak.
+    python benchmarks/memory.py --config ffhq
+    python benchmarks/memory.py --config ffhq --lora
+
+Prints a table with the bytes kept for the backward pass and the peak, and their ratios to the unpatched network. Weights are
+random. The peak is the growth of the process's maximum resident size during the step (on "cuda": torch's maximum allocation).
+Each peak is measured in a fresh process; the processes take turns.
+
+Goal for the factorised network: at most 1.05 times the peak of the unpatched one.
 """
 
 import argparse
@@ -35,7 +40,7 @@ from benchmarks.networks import (
 
 
 def saved_bytes(network: nn.Module, call: Callable[[], Tensor]) -> int:
-    """Bytes that `call` keeps for the backward pass, each storage once; the parameters of `network` cost nothing more."""
+    """Bytes that `call` keeps for the backward pass: each storage once, without the parameters of `network`."""
     parameters = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
     storages: dict[int, int] = {}
 
@@ -43,7 +48,7 @@ def saved_bytes(network: nn.Module, call: Callable[[], Tensor]) -> int:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in parameters:
             storages[storage.data_ptr()] = storage.nbytes()
-        return tensor.detach()  # keeps the address taken, without a cycle through the graph
+        return tensor.detach()  # keeps the storage alive without a cycle through the graph
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         output = call()
@@ -52,7 +57,7 @@ def saved_bytes(network: nn.Module, call: Callable[[], Tensor]) -> int:
 
 
 def peak_bytes(step: Callable[[], object], device: str) -> int:
-    """How far `step`, the first work of this process on `device`, raises the peak."""
+    """Growth of the peak during `step`, which must be the first work of this process on `device`."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -69,17 +74,17 @@ def _largest_resident() -> int:
 
 
 def measure(
-    config: ConfigName, variant: Variant, what: str, *, batch: int, lora: bool, device: str, threads: int
+    config: ConfigName, variant: Variant, quantity: str, *, batch: int, lora: bool, device: str, threads: int
 ) -> int:
-    """Bytes, in this process: what = "saved" or "peak"."""
+    """Bytes in this process; quantity: "saved" or "peak"."""
     torch.set_num_threads(threads)
     network = variant_of(build(config, device=device), variant, lora=lora)
     call = forward(network, variant, image(config, batch=batch, device=device))
-    return saved_bytes(network, call) if what == "saved" else peak_bytes(training_step(network, call), device)
+    return saved_bytes(network, call) if quantity == "saved" else peak_bytes(training_step(network, call), device)
 
 
 def measure_afresh(**setting: str | int | bool) -> int:
-    """`measure` in a process of its own."""
+    """`measure` in a new process."""
     command = [sys.executable, __file__, "--one", json.dumps(setting)]
     return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1])
 
@@ -88,9 +93,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="unpatched, factorised and dense networks: memory of a training step")
     parser.add_argument("--config", choices=list(CONFIGS), default="ffhq")
     parser.add_argument("--batch", type=int, default=None, help="images (default: 1; nature32: 8)")
-    parser.add_argument("--repeats", type=int, default=3, help="processes for each peak")
+    parser.add_argument("--repeats", type=int, default=3, help="processes per peak")
     parser.add_argument("--lora", action="store_true", help="train RAD's adapter instead of all parameters")
-    parser.add_argument("--no-dense", action="store_true", help="leave the dense reference out")
+    parser.add_argument("--no-dense", action="store_true", help="skip the dense reference")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -115,11 +120,11 @@ def main() -> None:
         repeats=given.repeats,
         device=given.device,
     )
-    saved = {variant: measure_afresh(variant=variant, what="saved", **setting) for variant in variants}
+    saved = {variant: measure_afresh(variant=variant, quantity="saved", **setting) for variant in variants}
     peaks: dict[Variant, list[int]] = {variant: [] for variant in variants}
     for _ in range(given.repeats):
         for variant in variants:
-            peaks[variant].append(measure_afresh(variant=variant, what="peak", **setting))
+            peaks[variant].append(measure_afresh(variant=variant, quantity="peak", **setting))
     peak = {variant: statistics.median(values) for variant, values in peaks.items()}
     timing.print_table(
         ["network", "kept for backward, MB", "ratio", "median peak, MB", "smallest, largest", "ratio of medians"],

@@ -1,6 +1,6 @@
-"""The networks that the benchmarks measure, with random weights: stock, and patched with either embedding.
+"""The networks of the benchmarks, with random weights: stock, and patched with the factorised or the dense embedding.
 
-All three of a set hold the same parameters in memory, and see one image with a binary hole.
+The three variants share their parameters in memory and get the same images with a binary hole.
 """
 
 from collections.abc import Callable
@@ -71,17 +71,17 @@ CONFIGS: dict[ConfigName, dict[str, Any]] = {
     },
 }
 BATCH: dict[ConfigName, int] = {"ffhq": 1, "imagenet": 1, "nature32": 8}
-"""The batch that is measured unless told otherwise."""
+"""Default batch size."""
 
 
 def build(config: ConfigName, *, device: str = "cpu") -> UNet2DModel:
-    """The stock network, with diffusers' initial weights. On "meta" it has none, and costs nothing."""
+    """The stock network with diffusers' initial weights; without weights on the device "meta"."""
     with torch.device(device):
         return UNet2DModel(**CONFIGS[config])
 
 
 def variant_of(unet: UNet2DModel, variant: Variant, *, lora: bool = False) -> nn.Module:
-    """A network over the parameters of `unet` (shared, not copied); with `lora` RAD's adapter on top, the rest frozen."""
+    """A network that shares the parameters of `unet`; with `lora`, RAD's adapter is added and the rest is frozen."""
     with torch.device("meta"):
         network = UNet2DModel(**{k: v for k, v in unet.config.items() if not k.startswith("_")})
     network.load_state_dict(unet.state_dict(keep_vars=True), assign=True)
@@ -91,7 +91,7 @@ def variant_of(unet: UNet2DModel, variant: Variant, *, lora: bool = False) -> nn
 
 
 def image(config: ConfigName, *, batch: int, device: str = "cpu", size: int | None = None) -> dict[str, Tensor]:
-    """x (B,3,H,W), a time for known pixels and one for the hole (B,2), and the hole (B,H,W) int64: a box, half the image."""
+    """x (B,3,H,W), the timesteps of known pixels and of the hole (B,2), and the hole (B,H,W) int64: a box, half the image."""
     size = size or CONFIGS[config]["sample_size"]
     hole = torch.zeros(batch, size, size, dtype=torch.int64, device=device)
     hole[:, size // 8 : size // 8 * 7, size // 6 : size // 6 * 5] = 1
@@ -100,14 +100,14 @@ def image(config: ConfigName, *, batch: int, device: str = "cpu", size: int | No
 
 
 def forward(network: nn.Module, variant: Variant, inputs: dict[str, Tensor]) -> Callable[[], Tensor]:
-    """A call of the network: the time of the hole for the stock network, both times and the hole for the others."""
+    """A network call, with the timestep of the hole for the stock network, and both timesteps and the hole for the others."""
     if variant == "unpatched":
         return lambda: network(inputs["x"], inputs["times"][:, 1]).sample
     return lambda: network(inputs["x"], inputs["times"], index=inputs["hole"]).sample
 
 
 def training_step(network: nn.Module, call: Callable[[], Tensor]) -> Callable[[], None]:
-    """Forward, mean square as the loss, and backward into fresh gradients; no optimiser."""
+    """Forward, mean square as the loss, and backward; no optimiser."""
 
     def step() -> None:
         network.zero_grad(set_to_none=True)

@@ -1,9 +1,12 @@
-"""Seconds for 8 Perlin masks of 256x256: `Perlin` against a loop over pixels with the `noise` package.
+"""Measures the time of 8 Perlin masks of 256x256: `Perlin` against a loop over pixels with the `noise` package.
 
-Run `python benchmarks/perlin.py`. Both sides draw scales, make noise and threshold it; they take turns within
-one run, and medians are printed, with one thread and with torch's default number. The goal is a ratio of 15
-or more, and at most 5 ms an image. On a busy machine set OMP_WAIT_POLICY=passive, or the waiting of several
-threads for each other is what is measured.
+    python benchmarks/perlin.py
+
+Prints median seconds of both and their ratio, with one thread and with torch's default number. Both draw scales, compute the
+noise and threshold it; they take turns in one run. On a busy machine set OMP_WAIT_POLICY=passive; otherwise the time that
+threads wait for each other dominates.
+
+Goal: a ratio of at least 15, and at most 5 ms per image.
 """
 
 import argparse
@@ -42,7 +45,7 @@ def compare(repeats: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Perlin masks: vectorised against pixel by pixel")
-    parser.add_argument("--repeats", type=int, default=15, help="runs of each side (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=15, help="runs of each (default: %(default)s)")
     repeats = parser.parse_args().repeats
     print(f"{BATCH} masks of {SIDE}x{SIDE}, median of {repeats} runs")
     print("threads  rad, s a batch  ms/image  pnoise2, s a batch    ratio")

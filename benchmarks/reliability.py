@@ -1,11 +1,13 @@
-"""Runs that are stopped at random moments, over and over, and must end with the weights of a run that was not.
+"""Checks that a training run that is stopped repeatedly ends with the weights of an uninterrupted run.
 
     python benchmarks/reliability.py --kills 25
 
-A small network is trained with a checkpoint after every step. Every other stop comes at a random moment, the others as soon as
-the temporary file of a checkpoint or adapter appears. After each stop
-the same command goes on with `--ckpt_path auto`. In the end weights, average, optimiser and place in the images are compared
-bit for bit with an uninterrupted run (one CPU thread). The full disk needs the right to mount a small tmpfs.
+Trains a small network with a checkpoint after every step and stops it by SIGKILL, SIGTERM and SIGUSR1. Half of the stops come at
+a random moment, the others as soon as the temporary file of a checkpoint or adapter appears. After each stop the same command
+resumes with `--ckpt_path auto`. A last run fills a small disk, which needs the right to mount a tmpfs.
+
+Prints one line per signal: the steps of the stops, how many hit a file being written, the number of damaged checkpoints, and
+whether weights, average, optimiser and position in the data equal the uninterrupted run bit for bit. One CPU thread.
 """
 
 import argparse
@@ -32,7 +34,7 @@ from tests.tiny_networks import small_unet
 
 CONFIG = {
     "seed_everything": 7,
-    "model": {"base": "base", "lora": {"rank": 4}, "learning_rate": 1e-3},
+    "model": {"base": "base", "lora": {"rank": 4}, "optimizer": {"init_args": {"lr": 1e-3}}},
     "data": {"path": "images", "val_count": 2, "size": 16, "batch_size": 4, "num_workers": 2},
     "trainer": {
         "accelerator": "cpu",
@@ -52,7 +54,7 @@ CONFIG = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=25)
-    parser.add_argument("--steps", type=int, default=400, help="length of the run")
+    parser.add_argument("--steps", type=int, default=400, help="training steps")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -95,7 +97,7 @@ def newest(name: str) -> int:
 
 
 def survive(stop: signal.Signals, times: int, steps: int) -> None:
-    """Stop a run so often, let it finish, and tell what became of it."""
+    """Stop a run `times` times, let it finish, and print the result."""
     name, writing, fallbacks = stop.name, 0, 0
     done: list[int] = []
     for number in range(times):
@@ -103,7 +105,7 @@ def survive(stop: signal.Signals, times: int, steps: int) -> None:
         until = before + max(1, (steps - before) // (times - number + 1))
         while newest(name) < until and running.poll() is None:
             time.sleep(0.01)
-        if number % 2:  # every other one at a random moment, the others as soon as a file is being written
+        if number % 2:  # half at a random moment, half as soon as a file is being written
             time.sleep(random.random() * 0.2)
         while not number % 2 and not being_written(name) and running.poll() is None:
             time.sleep(0.0002)
@@ -120,7 +122,7 @@ def survive(stop: signal.Signals, times: int, steps: int) -> None:
 
 
 def being_written(name: str) -> bool:
-    """Whether a checkpoint or adapter lies there under its temporary name."""
+    """Whether a checkpoint or adapter exists under its temporary name."""
     return any(Path(f"runs/{name}/checkpoints").glob(".*"))
 
 
@@ -139,7 +141,7 @@ def compare(name: str, steps: int) -> str:
 
 
 def _only_state(content: object) -> object:
-    """Without the paths of checkpoints and how often the process began anew."""
+    """Without the paths of checkpoints and the number of restarts."""
     if isinstance(content, dict):
         return {k: _only_state(v) for k, v in content.items() if not str(k).startswith("Checkpoint") and k != "batches"}
     return content
@@ -156,7 +158,7 @@ def equal(a: object, b: object) -> bool:
 
 
 def fill_disk(steps: int) -> None:
-    """Checkpoints on a disk of 4 MB, all of them kept: the run ends with one line; with room it goes on to the same end."""
+    """Keep all checkpoints on a disk of 4 MB: the run ends with one line of error, and with room it resumes to the same end."""
     place = Path("runs/disk")
     place.mkdir(parents=True)
     mount = subprocess.run(
@@ -168,8 +170,8 @@ def fill_disk(steps: int) -> None:
     try:
         running = start("disk", steps)
         err = running.communicate()[1]
-        told = [line for line in err.splitlines() if line.startswith("error: ")]
-        print(f"full disk: exit code {running.returncode} at step {newest('disk')}, {told or err[-500:]}")
+        errors = [line for line in err.splitlines() if line.startswith("error: ")]
+        print(f"full disk: exit code {running.returncode} at step {newest('disk')}, {errors or err[-500:]}")
         subprocess.run(["mount", "-o", "remount,size=500m", str(place)], check=True)
         fallbacks = finish("disk", steps).count("is damaged")
         print(f"full disk, after making room: {fallbacks} damaged; the end is {compare('disk', steps)}")

@@ -1,9 +1,10 @@
-"""Thousands of images, some of them broken, filled by one process, two, three shards, and a run that is killed over and over.
+"""Checks that shared and interrupted sampling gives the files of a single process, with thousands of images.
 
     python benchmarks/sharding.py --images 2000 --kills 10
 
-The results of all four must be the same files, byte for byte; every image that can be read has one; broken ones are named
-in the end, and cost nothing else. A small network with random weights, one CPU thread for each process.
+Inpaints the images in four ways: one process, two processes, three shards, and a run that is killed repeatedly. Prints for each
+whether its files equal those of one process, byte for byte, and how many failures it reports. Some input files are broken: each
+must be reported, and all others inpainted. The network is small and random; each process has one CPU thread.
 """
 
 import argparse
@@ -30,7 +31,7 @@ SIZE = 16
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=2000)
-    parser.add_argument("--broken", type=int, default=40, help="so many of them are cut short, or no images at all")
+    parser.add_argument("--broken", type=int, default=40, help="number of files that are truncated or not images")
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -46,9 +47,9 @@ def main() -> None:
         for number, path in enumerate(broken):
             path.write_bytes(path.read_bytes()[:100] if number % 2 else b"no image")
         whole = finish("one")
-        print(f"one process: {len(files('one'))} of {options.images} images filled, {told(whole)}")
+        print(f"one process: {len(files('one'))} of {options.images} images filled, {failures(whole)}")
         two = finish("two", "--devices", "2")
-        print(f"two processes: {told(two)}; {compare('two')}")
+        print(f"two processes: {failures(two)}; {compare('two')}")
         for shard in ("1/3", "2/3", "3/3"):
             finish("shards", "--shard", shard)
         print(f"three shards: {compare('shards')}")
@@ -57,7 +58,9 @@ def main() -> None:
         print(f"killed {options.kills} times (SIGKILL), with {stopped} images finished each time")
         last = finish("killed")
         kept = sum(name in before and stamp == before[name] for name, stamp in finished("killed").items())
-        print(f"after the kills: {told(last)}; {kept} of {len(before)} finished images were kept; {compare('killed')}")
+        print(
+            f"after the kills: {failures(last)}; {kept} of {len(before)} finished images were kept; {compare('killed')}"
+        )
 
 
 def start(output: str, *words: str) -> "subprocess.Popen[str]":
@@ -70,13 +73,13 @@ def start(output: str, *words: str) -> "subprocess.Popen[str]":
 def finish(output: str, *words: str) -> str:
     running = start(output, *words)
     err = running.communicate()[1]
-    if running.returncode not in (0, 2, 3) or "Traceback" in err:  # 2: none of those that were left could be read
+    if running.returncode not in (0, 2, 3) or "Traceback" in err:  # 2: no remaining image could be read
         raise SystemExit(f"{output} ended with {running.returncode}: {err[-2000:]}")
     return err
 
 
 def kill(output: str) -> int:
-    """Start, wait until something new is there and a little more, kill. Returns the number of finished images."""
+    """Start, wait for new results and a random moment longer, kill. Returns the number of finished images."""
     before, running = len(files(output)), start(output)
     while len(files(output)) < before + 16 and running.poll() is None:
         time.sleep(0.01)
@@ -94,9 +97,9 @@ def finished(output: str) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in Path(output).glob("[0-9]*.png")}
 
 
-def told(err: str) -> str:
+def failures(err: str) -> str:
     failed = [line for line in err.splitlines() if line.startswith("failed:")]
-    return f"{len(failed)} failures named"
+    return f"{len(failed)} failures reported"
 
 
 def compare(output: str) -> str:

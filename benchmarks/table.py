@@ -1,10 +1,10 @@
-"""Prints the Markdown table of one or several scored comparisons: a row a method, columns of each mask set.
+"""Prints a metric of scored comparisons as a Markdown table: one row per method, one column per mask set.
 
     python benchmarks/table.py --results runs/compare --metric perceptual-crop/nature64-resnet
     python benchmarks/table.py --results runs/compare --metric perceptual-crop/nature64-resnet --against repaint
 
-The second prints each method minus another on the images that both have: mean and bootstrap 95 % interval, and p of the paired
-sign-flip test, adjusted for the methods of a mask set (Holm).
+The second command prints paired differences from one method, on the images that both have. Each cell holds the mean, its
+bootstrap 95 % interval, and p of the paired sign-flip test with Holm's correction over the methods of a mask set.
 """
 
 import argparse
@@ -22,15 +22,17 @@ def main() -> None:
     parser.add_argument("--results", type=Path, nargs="+", required=True, help="folders with sets.csv")
     parser.add_argument("--metric", required=True)
     parser.add_argument("--digits", type=int, default=3)
-    parser.add_argument("--interval", action="store_true", help="also the 95 %% interval")
-    parser.add_argument("--against", help="a method: print paired differences from it, of metrics of single images")
+    parser.add_argument("--interval", action="store_true", help="add the 95 %% interval")
+    parser.add_argument("--against", help="method to print paired differences from, for metrics of single images")
     options = parser.parse_args()
     if options.against:
         print_differences(options)
         return
     rows = [row for folder in options.results for row in csv.DictReader((folder / "sets.csv").open())]
     if options.metric not in rows[0]:
-        raise SystemExit(f"no {options.metric} in {options.results[0] / 'sets.csv'}; there are {', '.join(rows[0])}")
+        raise SystemExit(
+            f"{options.results[0] / 'sets.csv'} has no metric {options.metric}: use one of {', '.join(rows[0])}"
+        )
     masks = list(dict.fromkeys(row["mask"] for row in rows))
     by_method: dict[str, dict[str, dict[str, str]]] = {}
     for row in rows:
@@ -58,14 +60,14 @@ def print_differences(options: argparse.Namespace) -> None:
     for mask, methods in means.items():
         baseline = methods[options.against]
         names = [name for name in methods if name != options.against]
-        found = {name: difference(methods[name], baseline, seed=0) for name in names}
-        adjusted = holm([None if each is None else each.p for each in found.values()])
-        for (name, each), p in zip(found.items(), adjusted, strict=True):
+        differences = {name: difference(methods[name], baseline, seed=0) for name in names}
+        adjusted = holm([None if each is None else each.p for each in differences.values()])
+        for (name, each), p in zip(differences.items(), adjusted, strict=True):
             if each is not None:
-                sure = "" if p is None else f", p {p:.4f}"
+                significance = "" if p is None else f", p {p:.4f}"
                 numbers = [f"{number:+.{options.digits}f}" for number in (each.value, each.low, each.high)]
                 cells.setdefault(name, {})[mask] = (
-                    f"{numbers[0]} [{numbers[1]}, {numbers[2]}]{sure} ({each.images} images)"
+                    f"{numbers[0]} [{numbers[1]}, {numbers[2]}]{significance} ({each.images} images)"
                 )
     print(f"| minus {options.against} | {' | '.join(means)} |\n|---|{'---|' * len(means)}")
     for name, row in cells.items():

@@ -1,7 +1,7 @@
-"""Times of variants that take turns within one run (A B C A B C ...), and the Markdown table they are printed in.
+"""Times variants in turn within one run (A B C A B C ...) and prints Markdown tables; used by the other benchmarks.
 
-Wall time is the claim. CPU time of the process and of those it started is printed beside it, because it hardly notices
-other work on a busy machine; with several threads it counts their waiting for each other too.
+The goals are for wall time. CPU time of the process and its children is printed too, because other work on the machine hardly
+changes it. With several threads it includes the time they wait for each other.
 """
 
 import resource
@@ -22,7 +22,7 @@ class Seconds:
 
 
 def interleaved(runs: Mapping[str, Callable[[], object]], *, repeats: int) -> dict[str, Seconds]:
-    """Times of `repeats` calls for each name, after one call of each that is not counted."""
+    """Times of `repeats` calls for each name, after one warm-up call of each."""
     seconds = {name: Seconds() for name in runs}
     for run in runs.values():
         run()
@@ -48,11 +48,11 @@ def _synchronise() -> None:
 
 
 COMPARED = ["median s", "min s", "ratio of medians", "ratio of minima", "of CPU medians"]
-"""Headings of the cells of `compare`."""
+"""Headings of the cells that `compare` returns."""
 
 
 def compare(seconds: Mapping[str, Seconds], *, to: str) -> dict[str, list[str]]:
-    """Five cells for each name: median and minimum wall time, and the ratios to those of `to`."""
+    """Five cells for each name: median and minimum wall time, and three ratios to the variant `to`."""
     median = {name: statistics.median(values.wall) for name, values in seconds.items()}
     least = {name: min(values.wall) for name, values in seconds.items()}
     cpu = {name: statistics.median(values.cpu) for name, values in seconds.items()}
@@ -74,7 +74,7 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     print(flush=True)
 
 
-def print_setting(what: str, *, repeats: int, device: str = "cpu") -> None:
+def print_setting(setting: str, *, repeats: int, device: str = "cpu") -> None:
     name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
     threads = torch.get_num_threads()
-    print(f"{what}. torch {torch.__version__}, {name}, threads: {threads}, n = {repeats}.\n", flush=True)
+    print(f"{setting}. torch {torch.__version__}, {name}, threads: {threads}, n = {repeats}.\n", flush=True)

@@ -1,16 +1,19 @@
-"""A training step with everything around it against a bare loop of the same network; precisions; and what reading images costs.
+"""Measures the overhead of `Trainer.fit` over a bare training loop, the speed of precisions, and the speed of reading images.
 
     python benchmarks/training.py --threads 1
     python benchmarks/training.py --threads 1 --config photos --precision bf16-mixed
     python benchmarks/training.py --threads 1 --precisions
     python benchmarks/training.py --images
 
-The first trains an adapter on checkpoints/base-nature32 by `Trainer.fit`: images from the disk, Perlin masks, noise, both losses,
-clipping, AdamW, EMA, guards, logging. After each of its steps comes a bare one on a copy of the network, timed by itself:
-forward, squared error, backward, clipping, AdamW on ready tensors. The goal is at most 1.05 times. `--config photos` does the
-same for the model, masks, crops and averages of configs/photos.yaml. `--precisions` times the bare step of that network in
-float32, bfloat16, and bfloat16 with torch.compile, and of diffusers' own network in bfloat16, in turn. `--images` reads images
-for 256x256 (JPEG, and larger PNG) with several workers; a step that takes longer than a batch of them never waits.
+Each command prints a table.
+
+1. Trains an adapter on checkpoints/base-nature32 with `Trainer.fit`: images from the disk, Perlin masks, noise, both losses,
+   clipping, AdamW, EMA, guards, logging. After each step runs a bare step on a copy of the network: forward, squared error,
+   backward, clipping and AdamW on ready tensors. Goal: at most 1.05 times the bare step.
+2. `--config photos`: the same with the model, masks, crops and averages of configs/photos.yaml.
+3. `--precisions`: the bare step of that network in float32, bfloat16, and bfloat16 with torch.compile, and of the stock
+   network in bfloat16, in turn.
+4. `--images`: images per second of the loader for 256x256, from JPEG and from larger PNG, by number of workers.
 """
 
 import argparse
@@ -26,6 +29,7 @@ import lightning as L
 import torch
 import yaml
 from diffusers import UNet2DModel
+from lightning.pytorch.cli import instantiate_module
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -44,9 +48,9 @@ from tests.conftest import random_image
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", action="store_true", help="time the loader alone")
+    parser.add_argument("--images", action="store_true", help="time the loader only")
     parser.add_argument("--precisions", action="store_true", help="time float32, bfloat16 and torch.compile in turn")
-    parser.add_argument("--config", choices=["lora", "photos"], default="lora", help="what is trained")
+    parser.add_argument("--config", choices=["lora", "photos"], default="lora", help="model to train")
     parser.add_argument("--precision", choices=["32", "bf16-mixed"], default="32")
     parser.add_argument("--batch", type=int, help="default: 16, or 32 with --config photos")
     parser.add_argument("--steps", type=int, default=40)
@@ -64,7 +68,7 @@ def main() -> None:
 
 
 class Bare:
-    """The least a training step can do: forward, squared error, backward, clipping and AdamW, on ready tensors."""
+    """A minimal training step: forward, squared error, backward, clipping and AdamW, on ready tensors."""
 
     def __init__(self, network: Any, *, batch: int, precision: str, region_aware: bool = True) -> None:
         self.network, self.precision, self.region_aware = network, precision, region_aware
@@ -88,7 +92,7 @@ class Bare:
 
 
 class Turns(L.Callback):
-    """After each step of the trainer one of the bare loop; seconds of both, wall and CPU."""
+    """Run one bare step after each step of the trainer; record wall and CPU seconds of both."""
 
     def __init__(self, bare: Bare) -> None:
         self.bare = bare
@@ -107,7 +111,7 @@ class Turns(L.Callback):
 
     def _record(self, name: str) -> None:
         now = (time.perf_counter(), time.process_time())
-        if self.bare.optimizer.state:  # not the first step of all, which sets up
+        if self.bare.optimizer.state:  # skip the first step, which sets up
             self.seconds[name].wall.append(now[0] - self._since[0])
             self.seconds[name].cpu.append(now[1] - self._since[1])
         self._since = now
@@ -123,8 +127,8 @@ def train(folder: Path, options: argparse.Namespace) -> None:
             random_image(64, 64, seed=number).save(folder / f"{number}.png")
     averages = [EMA()]
     if photos:
-        config = yaml.safe_load((ROOT / "configs/photos.yaml").read_text())
-        module = Diffusion(**{**config["model"], "betas": tuple(config["model"]["betas"]), "image_size": 32})
+        config = yaml.safe_load((ROOT / "configs/photos.yaml").read_text())["model"]
+        module = instantiate_module(Diffusion, {**config, "image_size": 32})
         data = ImageDataModule(
             str(folder),
             size=32,
@@ -140,8 +144,9 @@ def train(folder: Path, options: argparse.Namespace) -> None:
         averages.append(EMA(suffix="ema_long"))
     else:
         base = str(ROOT / "checkpoints/base-nature32")
-        module = Diffusion(base=base, image_size=32, lora=LoRA(rank=32, alpha=32), learning_rate=1e-4)
+        module = Diffusion(base=base, image_size=32, lora=LoRA(rank=32, alpha=32))
         data = ImageDataModule(str(folder), size=32, batch_size=batch, val_count=0)
+    module.configure_model()
     turns = Turns(Bare(copy.deepcopy(module.network), batch=batch, precision=options.precision))
     trainer = L.Trainer(
         max_steps=options.steps + 3,
@@ -157,14 +162,14 @@ def train(folder: Path, options: argparse.Namespace) -> None:
         log_every_n_steps=10,
     )
     trainer.fit(module, datamodule=data)
-    what = "3.2 M, all weights, configs/photos.yaml" if photos else "3.2 M, LoRA of rank 32"
-    timing.print_setting(f"32x32, batch {batch}, {what}, {options.precision}", repeats=options.steps)
+    model = "3.2 M, all weights, configs/photos.yaml" if photos else "3.2 M, LoRA of rank 32"
+    timing.print_setting(f"32x32, batch {batch}, {model}, {options.precision}", repeats=options.steps)
     rows = [[name, *cells] for name, cells in timing.compare(turns.seconds, to="bare loop").items()]
     timing.print_table(["a training step", *timing.COMPARED], rows)
 
 
 def precisions(options: argparse.Namespace) -> None:
-    """Images a second of the bare step of the network of configs/photos.yaml."""
+    """Images per second of the bare step, for the network of configs/photos.yaml."""
     fields = yaml.safe_load((ROOT / "configs/photos.yaml").read_text())["model"]["unet"]
     batch = options.batch or 64
     patched = [patch(UNet2DModel(**fields, sample_size=32)) for _ in range(3)]
@@ -184,7 +189,7 @@ def precisions(options: argparse.Namespace) -> None:
 
 
 def read(folder: Path) -> None:
-    """Images a second of the loader, by workers, with nothing else to do."""
+    """Images per second of the loader, by number of workers, without training."""
     for kind, size, suffix in (("JPEG of 256x256", 256, "jpg"), ("PNG of 1024x1024", 1024, "png")):
         place = folder / suffix
         place.mkdir()

@@ -80,12 +80,12 @@ def training_loss(
 
 
 def sample(
-    network: torch.nn.Module, process: RegionAware, image: Tensor, hole: Tensor, steps: int, draw: Callable[[], Tensor]
+    network: torch.nn.Module, process: RegionAware, image: Tensor, hole: Tensor, steps: int, randn: Callable[[], Tensor]
 ) -> Tensor:
     """Fill the hole: the reverse of phase 1, in DDPM steps between `steps` evenly spaced timesteps T1-1 .. 0.
 
     Args:
-        image: (B,3,H,W) in [-1,1]; hole: (B,1,H,W) in [0,1]; draw: a new standard normal (B,3,H,W) at each call.
+        image: (B,3,H,W) in [-1,1]; hole: (B,1,H,W) in [0,1]; randn: a new standard normal (B,3,H,W) at each call.
 
     Returns:
         (B,3,H,W) in [-1,1], equal to `image` where the hole is 0.
@@ -93,14 +93,14 @@ def sample(
     denoiser, regions = UNetDenoiser(network), NoiseRegions.from_mask(hole)
     timesteps = [*torch.linspace(process.sampled_steps - 1, 0, steps).round().long(), torch.tensor(-1)]  # -1: clean
     levels = [process.noise(t.to(image.device).expand(len(image)), regions) for t in timesteps]
-    x = noised(torch.where(hole == 1, 0.0, image), levels[0], noise=draw())  # noise in the hole, the image around it
+    x = noised(torch.where(hole == 1, 0.0, image), levels[0], noise=randn())  # noise in the hole, the image around it
     for now, nxt in pairwise(levels):
         # x0 = (x_t - sqrt(1 - abar_t) eps_theta) / sqrt(abar_t), clamped to [-1,1], and the learned variance.
         estimate = denoiser.denoise(x, now)
         # x_u ~ q(x_u | x_t, x0) with abar = abar_t, abar' = abar_u, a = abar / abar', b = 1 - a:
         #   mean = sqrt(abar') b / (1 - abar) x0 + sqrt(a) (1 - abar') / (1 - abar) x_t
         # and a variance between b (1 - abar') / (1 - abar) and b. Where b = 0 (known pixels) x_u is x_t, bit for bit.
-        x = reverse_step(x, estimate, now, nxt, eta=1.0, noise=draw() if nxt is not levels[-1] else None)
+        x = reverse_step(x, estimate, now, nxt, eta=1.0, noise=randn() if nxt is not levels[-1] else None)
     return torch.where(hole == 0, image, x)
 
 
@@ -121,12 +121,12 @@ def main() -> None:
 
     torch.manual_seed(0)  # for the initial weights alone, which diffusers draws from the global generator
     process, network, masks, images, random = make_process(), make_network(), Perlin(), photographs(), generator(0)
-    draw = lambda: torch.randn(images.shape, generator=random)  # noqa: E731
+    randn = lambda: torch.randn(images.shape, generator=random)  # noqa: E731
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
     for step in range(options.train_steps):
         hole = masks([generator(0, step, number) for number in range(len(images))], SIZE, SIZE)  # a new mask each time
         t = torch.randint(process.steps, (len(images),), generator=random)  # both phases
-        loss = training_loss(network, process, images, hole, t, draw()).mean()
+        loss = training_loss(network, process, images, hole, t, randn()).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -136,7 +136,7 @@ def main() -> None:
     hole = torch.zeros(len(images), 1, SIZE, SIZE)
     hole[:, :, 8:24, 8:24] = 1
     with torch.no_grad():
-        filled = sample(network.eval(), process, images, hole, options.sample_steps, draw)
+        filled = sample(network.eval(), process, images, hole, options.sample_steps, randn)
     rows = torch.cat([images, torch.where(hole == 1, 0.0, images), filled], 3)
     to_uint8((torch.cat(list(rows), 1) + 1) / 2).save(options.output)
     print(options.output)

@@ -1,13 +1,11 @@
-"""The configurations and small checkpoints that come with rad, wherever it is installed; and how to install an extra."""
+"""The configurations and small checkpoints that come with rad, found in any installation; the command that installs an extra."""
 
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
 
-
 CHECKOUT = PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").is_file() else None
 """The folder of the project, if rad runs from one; None for an installed package."""
-
 
 FOLDERS = ("configs", "checkpoints")
 
@@ -15,8 +13,8 @@ FOLDERS = ("configs", "checkpoints")
 def find_data(name: str | Path) -> Path | None:
     """A configuration or checkpoint by name: `rad_demo.yaml`, `rad-nature32` or `checkpoints/base-nature32`.
 
-    A path that exists comes first, then `configs/` and `checkpoints/` of the working folder, of the checkout and of the installed
-    package. None if there is nothing of that name.
+    The search order is: an existing path, then `configs/` and `checkpoints/` of the working folder, the checkout, the package.
+    None for an unknown name.
     """
     path = Path(name).expanduser()
     if not path.parts or path.exists():
@@ -25,16 +23,16 @@ def find_data(name: str | Path) -> Path | None:
     if not named and len(path.parts) > 1:
         return None
     candidates = [path] if named else [Path(folder) / path for folder in FOLDERS]
-    return next((root / one for root in _roots() for one in candidates if (root / one).exists()), None)
+    return next((root / path for root in _roots() for path in candidates if (root / path).exists()), None)
 
 
 def located(source: str | Path) -> Path:
-    """`source` as a path, found as by `find_data`; unchanged where nothing is found."""
+    """The path from `find_data`, else `source` unchanged."""
     return find_data(source) or Path(source).expanduser()
 
 
 def is_data_name(source: str | Path) -> bool:
-    """Whether `source` names a file of ours, such as "checkpoints/mine", so it is no hub id."""
+    """Whether `source` begins with one of `FOLDERS`, as "checkpoints/mine", and is no hub id."""
     return Path(source).parts[:1] in {(folder,) for folder in FOLDERS}
 
 

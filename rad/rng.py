@@ -1,7 +1,6 @@
-"""Keyed randomness: every draw comes from a generator named by what it is for, never from a global one.
+"""Keyed randomness: every draw comes from a generator keyed by its purpose, never from a global one.
 
-A result therefore does not depend on batch size, order, number of devices or resume, and two methods can be
-run on equal noise.
+A result does not depend on batch size, order, number of devices or resume, and methods can run on equal noise.
 """
 
 import hashlib
@@ -20,7 +19,7 @@ def key(*parts: int | str) -> int:
 
 
 def key_of(parts: Iterable[int | str]) -> int:
-    """`key` of so many parts that they are better not all in memory at once."""
+    """`key` of parts that need not fit into memory."""
     digest, count = hashlib.blake2b(b"(", digest_size=8), 0
     for count, part in enumerate(parts, start=1):
         digest.update(f"{', ' if count > 1 else ''}{part!r}".encode())
@@ -36,15 +35,15 @@ def generator(*parts: int | str, device: str | torch.device = "cpu") -> torch.Ge
 class KeyedNoise:
     """Standard normal images for a batch, keyed by (seed, image id, sample number, draw number).
 
-    Draw `n` of image `i` is the same tensor whatever else is in the batch. The next draw is made in a background
-    thread while the network works on this one. Use as a context manager, so that the thread ends.
+    Draw `n` of image `i` does not depend on the rest of the batch. A background thread prepares the next draw while the network
+    works. Use as a context manager, which ends the thread.
 
     Args:
         seed: of the whole run.
-        images: (B) an identity for each image: a file name, a number.
-        samples: (B) which sample of that image each row is; None: all are sample 0.
-        device: where the draws are made. CPU draws are equal on all machines; draws on an accelerator are quicker,
-            and equal only on accelerators of that kind.
+        images: (B) identity of each image: a file name, a number.
+        samples: (B) sample number of each row; None: all are sample 0.
+        device: of the draws. CPU draws are equal on all machines; draws on an accelerator are quicker, and equal only on
+            accelerators of that kind.
     """
 
     def __init__(
@@ -62,24 +61,20 @@ class KeyedNoise:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="keyed-noise")
         self._ahead: dict[tuple[int, tuple[int, ...]], Future[Tensor]] = {}
 
-    def draw(self, number: int, shape: Sequence[int], *, last: bool = False) -> Tensor:
-        """Draw `number` for every image: (B, *shape) float32; the following draw is begun unless `last`."""
-        wanted = (number, tuple(shape))
-        future = self._ahead.pop(wanted, None)
-        drawn = self._make(*wanted) if future is None else future.result()
+    def randn(self, number: int, shape: Sequence[int], *, last: bool = False) -> Tensor:
+        """Draw `number` for every image: (B, *shape) float32. The next draw is started unless `last`."""
+        shape = tuple(shape)
+        future = self._ahead.pop((number, shape), None)
+        noise = self._draw(number, shape) if future is None else future.result()
         self._ahead.clear()
         if not last:
-            following = (number + 1, wanted[1])
-            self._ahead[following] = self._thread.submit(self._make, *following)
-        return drawn
+            self._ahead[number + 1, shape] = self._thread.submit(self._draw, number + 1, shape)
+        return noise
 
-    def _make(self, number: int, shape: tuple[int, ...]) -> Tensor:
+    def _draw(self, number: int, shape: tuple[int, ...]) -> Tensor:
+        device = self.device
         rows = [
-            torch.randn(
-                shape,
-                generator=generator(self.seed, image, sample, number, device=self.device),
-                device=self.device,
-            )
+            torch.randn(shape, generator=generator(self.seed, image, sample, number, device=device), device=device)
             for image, sample in zip(self.images, self.samples, strict=True)
         ]
         return torch.stack(rows)

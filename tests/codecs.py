@@ -83,5 +83,5 @@ class EncodedTape:
     def __init__(self, noise: KeyedNoise, autoencoder: Autoencoder, shape: tuple[int, int, int]) -> None:
         self.noise, self.autoencoder, self.shape = noise, autoencoder, shape
 
-    def draw(self, number: int, shape: Sequence[int]) -> Tensor:
-        return self.autoencoder.encode(self.noise.draw(number, self.shape).to(DOUBLE))
+    def randn(self, number: int, shape: Sequence[int]) -> Tensor:
+        return self.autoencoder.encode(self.noise.randn(number, self.shape).to(DOUBLE))

@@ -74,7 +74,11 @@ def make_place(root: Path) -> Place:
     for number in range(3):
         random_image(SIZE, SIZE, seed=number).save(models / "images" / f"{number}.png")
     content = {
-        "model": {"base": str(models / "base"), "lora": {"rank": 2, "alpha": 2}, "learning_rate": 1e-4},
+        "model": {
+            "base": str(models / "base"),
+            "lora": {"rank": 2, "alpha": 2},
+            "optimizer": {"init_args": {"lr": 1e-4}},
+        },
         "data": {"path": str(models / "images"), "val_count": 1, "size": SIZE, "batch_size": 2},
         "trainer": {
             "accelerator": "cpu",
@@ -528,7 +532,7 @@ def train_config(data: st.DataObject, place: Place) -> str:
     if data.draw(st.booleans()):
         unet = json.loads((place.models / "base" / "unet" / "config.json").read_text())
         own = {name: value for name, value in unet.items() if not name.startswith("_")}
-        content["model"] = {"unet": own, "process": "uniform"}
+        content["model"] = {"scratch": {"unet": own}, "process": {"kind": "uniform"}}
     Path("c.yaml").write_text(yaml.safe_dump(edited(data, content, VALUES, skip=OF_PROCESSES), allow_unicode=True))
     limits = ["--trainer.max_steps", 1, "--trainer.accelerator", "cpu", "--trainer.devices", 1, "--data.num_workers", 0]
     return command(cli.train, ["--config", "c.yaml", *limits])

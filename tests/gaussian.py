@@ -113,8 +113,21 @@ def kl(mean: Tensor, covariance: Tensor, other_mean: Tensor, other_covariance: T
     return 0.5 * float(torch.trace(solved) - len(mean) + distance + logs)
 
 
-class _Probe(SamplingMethod):
-    """Last of the callbacks: reads the affine map of each step off the rows of the batch, and sends new rows out.
+class _Watched:
+    """A method followed by a probe."""
+
+    def __init__(self, method: SamplingMethod, probe: "_Probe") -> None:
+        self.method, self.probe = method, probe
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.method, name)
+
+    def after_step(self, state: State, denoised: Denoised, x_next: Tensor) -> Tensor:
+        return self.probe.after_step(state, denoised, self.method.after_step(state, denoised, x_next))
+
+
+class _Probe:
+    """Reads the affine map of each step from the rows of the batch, and sends new rows out.
 
     Row 0 is zero, rows 1 to d are a basis of x, and d rows follow for each draw of the step, a basis of that draw.
     """
@@ -125,15 +138,13 @@ class _Probe(SamplingMethod):
         self.mean: Tensor | None = None
         self.covariance = torch.zeros(dimensions, dimensions, dtype=DOUBLE)
 
-    def draw(self, shape: tuple[int, ...]) -> Tensor:
+    def randn(self, shape: tuple[int, ...]) -> Tensor:
         assert self.drawn < self.slots, "more draws between two steps than the probe has rows for"
         rows = torch.zeros(1 + self.d + self.slots * self.d, self.d, dtype=DOUBLE)
         start = 1 + self.d + self.drawn * self.d
         rows[start : start + self.d] = torch.eye(self.d, dtype=DOUBLE)
         self.drawn += 1
         return rows.view(-1, *shape)
-
-    fractional = True
 
     def after_step(self, state: State, denoised: Denoised, x_next: Tensor) -> Tensor:
         flat = x_next.detach().flatten(1)
@@ -154,8 +165,8 @@ class _ProbeTape:
     def __init__(self, probe: _Probe) -> None:
         self.probe = probe
 
-    def draw(self, number: int, shape: tuple[int, ...]) -> Tensor:
-        return self.probe.draw(tuple(shape))
+    def randn(self, number: int, shape: tuple[int, ...]) -> Tensor:
+        return self.probe.randn(tuple(shape))
 
 
 def law(
@@ -186,7 +197,7 @@ def law(
     rows = 1 + d + draws * d
     task = Task.from_image(world.y.expand(rows, *world.y.shape[1:]), world.hole.expand(rows, *world.hole.shape[1:]))
     process = method.process(base_process or Uniform(linear_betas()), "adm")
-    sampler = Sampler(process, (method, probe), **vars(chosen))
+    sampler = Sampler(process, _Watched(method, probe), **vars(chosen))  # pyright: ignore[reportArgumentType]
     sampler(world.denoiser, task, noise=_ProbeTape(probe))  # pyright: ignore[reportArgumentType]
     assert probe.mean is not None
     return probe.mean, probe.covariance
@@ -198,7 +209,7 @@ class _UnitTape:
     def __init__(self, rows: int) -> None:
         self.rows = rows
 
-    def draw(self, number: int, shape: tuple[int, ...]) -> Tensor:
+    def randn(self, number: int, shape: tuple[int, ...]) -> Tensor:
         d = math.prod(shape)
         rows = torch.zeros(self.rows, d, dtype=DOUBLE)
         rows[1 + number * d : 1 + (number + 1) * d] = torch.eye(d, dtype=DOUBLE)
@@ -223,8 +234,8 @@ def law_of_draws(
     rows = 1 + draws * d
     task = Task.from_image(world.y.expand(rows, *world.y.shape[1:]), world.hole.expand(rows, *world.hole.shape[1:]))
     process = method.process(base_process or Uniform(linear_betas()), "adm")
-    sampler = Sampler(process, (method,), **vars(chosen))
-    sampler.times = sampler.times if times is None else times
+    sampler = Sampler(process, method, **vars(chosen))
+    sampler.timesteps = sampler.timesteps if times is None else times
     made = sampler(world.denoiser, task, noise=_UnitTape(rows)).raw.flatten(1)
     on_draws = made[1:] - made[0]
     return made[0], on_draws.T @ on_draws
@@ -269,8 +280,7 @@ def sampled(
     task = Task.from_image(world.y.expand(rows, *world.y.shape[1:]), world.hole.expand(rows, *world.hole.shape[1:]))
     process = method.process(base_process or Uniform(linear_betas()), "adm")
     assert isinstance(method, CustomSampler | SamplingMethod)
-    loop = method if isinstance(method, CustomSampler) else (method,)
-    sampler = Sampler(process, loop, **vars(method.choose(steps=steps, eta=eta)))
+    sampler = Sampler(process, method, **vars(method.choose(steps=steps, eta=eta)))
     with KeyedNoise(seed, range(rows)) as noise:
         return sampler(world.denoiser, task, noise=noise).raw
 

@@ -45,7 +45,7 @@ def test_the_example_returns_known_pixels_and_at_strength_0_is_the_plain_sampler
     task, results = Task.from_image(world.y, world.hole), {}
     for strength in (0.0, 1.0, None):
         with KeyedNoise(0, ["a"]) as noise:
-            method = () if strength is None else (projection(strength=strength),)
+            method = None if strength is None else projection(strength=strength)
             results[strength] = Sampler(projection().process(Uniform(linear_betas()), "adm"), method, steps=20)(
                 world.denoiser, task, noise=noise
             )

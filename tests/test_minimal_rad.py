@@ -31,7 +31,7 @@ def test_the_sampling_loop_is_the_samplers(hole: torch.Tensor) -> None:
         expected = sampler(UNetDenoiser(network), Task.from_image(IMAGES, hole), noise=noise).image
     numbers = count()
     with KeyedNoise(0, names) as noise, torch.no_grad():
-        drawn = minimal_rad.sample(network, process, IMAGES, hole, 5, lambda: noise.draw(next(numbers), (3, 16, 16)))
+        drawn = minimal_rad.sample(network, process, IMAGES, hole, 5, lambda: noise.randn(next(numbers), (3, 16, 16)))
     assert torch.equal(drawn, expected)
     assert torch.equal(torch.where(hole == 0, drawn, IMAGES), IMAGES)
     assert not torch.equal(drawn, IMAGES)
@@ -39,16 +39,18 @@ def test_the_sampling_loop_is_the_samplers(hole: torch.Tensor) -> None:
 
 def test_the_training_step_is_the_modules(tmp_path) -> None:
     save_base(tmp_path / "base", small_unet(), betas=linear_betas(), half=False)
-    module = Diffusion(base=str(tmp_path / "base"), image_size=16, lora=None, masks=make("half")).double()
+    module = Diffusion(base=str(tmp_path / "base"), image_size=16, lora=None, masks=make("half"))
+    module.configure_model()
+    module.double()
     x0, positions = IMAGES.repeat(4, 1, 1, 1).double(), torch.arange(8)
     batch = {"image": x0, "position": positions, "hole": HOLE.repeat(4, 1, 1, 1).double()}
     expected, t, hole = module.losses(batch, "train")
 
     sources = [generator(module.seed, "train", number) for number in positions.tolist()]
-    assert torch.equal(module.draw_times(sources), t)
+    assert torch.equal(module.process.draw_timesteps(sources, module.noise_process), t)
     assert bool((t >= 1000).any() and (t < 1000).any()), "both phases"
     eps = torch.stack([torch.randn(x0.shape[1:], generator=source) for source in sources])
-    found = minimal_rad.training_loss(module.unet, minimal_rad.make_process(), x0, hole, t, eps)
+    found = minimal_rad.training_loss(module.model.network, minimal_rad.make_process(), x0, hole, t, eps)
     torch.testing.assert_close(found, expected.total, rtol=1e-12, atol=0)
 
 

@@ -28,7 +28,6 @@ ALLOWED: dict[str, set[str]] = {
 MOST_FILES = {
     "methods": 100,  # one file a method
     "evaluation": 12,  # to be split: metrics and networks, tables and report
-    "models": 11,  # the loaders of base models become one
 }
 """Files of a package that has more than ten; `__init__.py` and `__main__.py` are not counted."""
 

@@ -1,4 +1,4 @@
-"""The image of `make demo`: held-out crops inpainted by two saved adapters, and a photograph restored at full size."""
+"""Panel of `make demo`: held-out crops inpainted by two adapters, and a photograph restored at full size."""
 
 from collections.abc import Sequence
 from importlib.resources import files
@@ -26,11 +26,11 @@ TILE = 128
 def main(arguments: Sequence[str] | None = None) -> int:
     """Draw the panel of two adapters. Returns the exit code."""
     parser = Parser(prog=program("demo"), description=__doc__)
-    parser.add_argument("--adapter", required=True, help="the adapter that the demo has trained")
-    parser.add_argument("--shipped", default="checkpoints/rad-nature32", help="an adapter trained for longer")
-    parser.add_argument("--output", default="runs/demo/panel.png")
-    parser.add_argument("--steps", type=int, default=48, help="network calls of each filling")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--adapter", required=True, help="adapter trained by the demo")
+    parser.add_argument("--shipped", default="checkpoints/rad-nature32", help="adapter trained for longer")
+    parser.add_argument("--output", default="runs/demo/panel.png", help="PNG file")
+    parser.add_argument("--steps", type=int, default=48, help="network calls per crop")
+    parser.add_argument("--seed", type=int, default=0, help="of holes and noise")
     options = parser.parse_args(arguments)
 
     crops = held_out_crops(2 * len(SHOWN), size=32)
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for folder in (options.adapter, options.shipped):
         columns.append(fill(folder, crops, holes, steps=options.steps, seed=options.seed))
     columns.append([to_uint8(crop) for crop in crops])
-    labels = ["input", "demo adapter", "shipped adapter", "truth"]
+    labels = ["input", "demo adapter", "shipped adapter", "original"]
     half = len(SHOWN)  # two examples in a row
     rows = [[column[row + start] for start in (0, half) for column in columns] for row in range(half)]
     tiles = contact_sheet(rows, column_labels=2 * labels, cell_size=TILE)
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     known = damage[0].numpy() == 0
     assert np.array_equal(np.asarray(restored)[known], np.asarray(photograph)[known]), "known pixels must not change"
 
-    labels = ["512x512, scratched and lettered over", "restored by the shipped adapter, size_policy crop"]
+    labels = ["512x512, scratches and lettering", "restored by the shipped adapter, size_policy crop"]
     panel = stack([tiles, contact_sheet([[damaged, restored]], column_labels=labels, cell_size=512)])
     output = Path(options.output)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def held_out_crops(count: int, *, size: int) -> Tensor:
-    """(count,3,size,size) in [0,1]: crops of photographs that the demo does not train on."""
+    """Crops (count,3,size,size) in [0,1] of photographs outside the training set of the demo."""
     data = ImageDataModule("skimage", val_count=count, size=size, crop="random_scale", batch_size=count)
     data.setup("validate")
     loader = data.val_dataloader()
@@ -73,6 +73,7 @@ def held_out_crops(count: int, *, size: int) -> Tensor:
 
 
 def fill(folder: str, crops: Tensor, holes: Tensor, *, steps: int, seed: int) -> list[Image.Image]:
+    """The crops (B,3,S,S) in [0,1] with their holes (B,1,S,S) filled by an adapter."""
     inpainter = Inpainter.from_pretrained(folder)
     report(f"{folder}: {len(crops)} crops, {steps} network calls each")
     with Progress(steps * len(crops)) as progress:
@@ -84,6 +85,7 @@ def fill(folder: str, crops: Tensor, holes: Tensor, *, steps: int, seed: int) ->
 
 
 def restore(folder: str, image: Image.Image, hole: Tensor, *, steps: int, seed: int) -> Image.Image:
+    """The image with its hole (1,H,W) filled window by window."""
     inpainter = Inpainter.from_pretrained(folder)
     windows = inpainter.count_windows(hole, size_policy="crop")
     report(f"{folder}: a photograph of {image.width}x{image.height}, {windows} windows, {steps} network calls each")
@@ -96,13 +98,14 @@ def restore(folder: str, image: Image.Image, hole: Tensor, *, steps: int, seed: 
 
 
 def paint(image: Image.Image, hole: Tensor) -> Image.Image:
-    """White paint where the hole is: what was there is gone."""
+    """The image with a white hole."""
     return Image.composite(
         Image.new("RGB", image.size, "white"), image, Image.fromarray((255 * hole[0]).byte().numpy())
     )
 
 
 def stack(images: list[Image.Image]) -> Image.Image:
+    """Images from top to bottom."""
     canvas = Image.new("RGB", (max(image.width for image in images), sum(image.height for image in images)), "white")
     top = 0
     for image in images:

@@ -1,7 +1,7 @@
-"""`rad doctor`: what this installation is, and a proof that it trains, survives a kill and keeps known pixels.
+"""`rad doctor`: the environment of this installation, and a test that it trains, resumes after a kill, and samples.
 
-A line for each check begins with ok, FAILED or note; a failed one says what to do. The whole output, without the name of the
-home directory, is what a bug report needs. Nothing is fetched from a network.
+Each check prints a line that begins with ok, FAILED or note. A failed check says what to do. The output shows no name of the
+home directory, and no check uses a network.
 """
 
 import json
@@ -13,18 +13,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module, metadata
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO
 
-from rad.cli.environment import ROOT, commit, cores, cpu, memory
+from rad.cli import environment
+from rad.cli.environment import ROOT, format_bytes
 from rad.console import EXIT_FAILED, EXIT_OK, Parser, counted, guarded, program
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 
 PACKAGES = {
     "torch": "torch",
@@ -40,38 +37,35 @@ PACKAGES = {
     "pillow": "PIL",
     "scikit-image": "skimage",
 }
-"""Name on the package index, and of the module."""
+"""Name on the package index, and module name."""
 
 
-SUPPORTED, TESTED = ((3, 10), (3, 13)), (3, 11)
-"""Versions of Python: the lowest and highest that rad is written for; the one that its tests run on."""
+INSTALL = "`pip install -c constraints.txt -e .` in the project folder installs the tested versions"
 
 
-INSTALL = "in the folder of the project, `pip install -c constraints.txt -e .` installs what was tested"
-
-
-ROOM = 2**30
-"""Bytes that have to be free where runs and the cache are written: less holds no checkpoint of a large adapter."""
+MINIMUM_SPACE = 2**30
+"""Required free bytes in the working folder and the cache: enough for a checkpoint of a large adapter."""
 
 
 SIZE, EVERY, MORE = 16, 2, 3
-"""Of the proof: pixels a side, steps between checkpoints, steps after the kill."""
+"""Of the training test: pixels per side, steps between checkpoints, steps after the kill."""
 
+TIMEOUT = 600
+"""Seconds after which a process of the training test counts as hanging. It usually takes ten."""
 
-PATIENCE = 600
-"""Seconds after which a process of the proof counts as hanging; it takes about ten."""
+REPORT_IT, SEE_LOG = "report it with this output", "see the last lines of its log"
 
 
 class Failure(Exception):
-    """A check has failed: what happened, what to do, and lines that help to find out why."""
+    """A failed check: the problem, the remedy, and log lines."""
 
-    def __init__(self, what: str, todo: str, details: str = "") -> None:
-        super().__init__(f"{what}: {todo}")
+    def __init__(self, problem: str, remedy: str, details: str = "") -> None:
+        super().__init__(f"{problem}: {remedy}")
         self.details = details
 
 
 class Report:
-    """Prints a line for each check, and counts those that failed."""
+    """Prints a line per check and counts the failures."""
 
     def __init__(self) -> None:
         self.checks = self.failed = 0
@@ -84,15 +78,15 @@ class Report:
         self._line("note", text)
 
     @contextmanager
-    def check(self, name: str) -> "Iterator[None]":
-        """Whatever is raised inside is a failed check; Ctrl-C is not."""
+    def check(self, name: str) -> Iterator[None]:
+        """Report any exception of the block, except Ctrl-C, as a failed check."""
         try:
             yield
         except Exception as error:
             self.checks += 1
             self.failed += 1
             known = isinstance(error, Failure)
-            text = str(error) if known else f"{name}: {type(error).__name__}: {error}; report it with this output"
+            text = str(error) if known else f"{name}: {type(error).__name__}: {error}; {REPORT_IT}"
             self._line("FAILED", " ".join(text.split()))
             for line in (error.details if known else "").splitlines():
                 print(without_home(f"        | {line}"), flush=True)
@@ -108,39 +102,39 @@ def without_home(text: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Carry out `rad doctor`. Returns the exit code: 0, or 1 where a check failed."""
-    parser = Parser(prog=program("doctor"), description="Say what this installation is, and prove that it works.")
-    parser.add_argument("--no_proof", action="store_true", help="print the environment alone, which takes seconds")
+    """Run `rad doctor`. Returns the exit code: 1 if a check failed."""
+    parser = Parser(prog=program("doctor"), description="Print the environment and test the installation.")
+    parser.add_argument("--no_proof", action="store_true", help="print the environment only, in seconds")
     options = parser.parse_args(arguments)
     report = Report()
     describe(report)
     if not options.no_proof:
         prove(report)
+    checks = counted(report.checks, "check")
     if report.failed:
-        print(
-            f"{report.failed} of {counted(report.checks, 'check')} failed; a bug report needs all lines of this output"
-        )
+        print(f"{report.failed} of {checks} failed; include all lines of this output in a bug report")
         return EXIT_FAILED
-    print(f"all {counted(report.checks, 'check')} passed")
+    print(f"all {checks} passed")
     return EXIT_OK
 
 
 def describe(report: Report) -> None:
-    """Versions, machine, devices, hub and disks."""
+    """Report versions, machine, devices, hub and disks."""
     from rad import __version__
 
-    made = commit()
-    report.note(f"rad {__version__}, {f'commit {made}' if made else 'no checkout'}, in {ROOT}")
-    report.note(f"python {platform.python_version()}, {sys.executable}; {_tested()}")
-    bounds = _bounds()
+    commit = environment.commit()
+    report.note(f"rad {__version__}, {f'commit {commit}' if commit else 'no checkout'}, in {ROOT}")
+    report.note(f"python {platform.python_version()}, {sys.executable}; {environment.python_support()}")
+    bounds, tested = environment.version_bounds(), environment.tested_versions()
     for package, module in PACKAGES.items():
         with report.check(package):
-            _check_package(report, package, module, bounds.get(package, ""))
-    usable, there = cores()
-    amount = memory()
-    told = "memory unknown" if amount is None else f"{_bytes(amount[0])} of memory"
-    free = "" if amount is None or amount[1] is None else f", {_bytes(amount[1])} free"
-    report.note(f"machine: {platform.platform()}, {cpu()}, {usable} of {counted(there, 'core')} usable, {told}{free}")
+            _check_package(report, package, module, bounds.get(package, ""), tested.get(package))
+    (usable, total), amount = environment.cores(), environment.memory()
+    size = "memory unknown" if amount is None else f"{format_bytes(amount[0])} of memory"
+    free = "" if amount is None or amount[1] is None else f", {format_bytes(amount[1])} free"
+    report.note(
+        f"machine: {platform.platform()}, {environment.cpu()}, {usable} of {counted(total, 'core')} usable, {size}{free}"
+    )
     with report.check("devices"):
         _check_devices(report)
     with report.check("hub"):
@@ -150,31 +144,9 @@ def describe(report: Report) -> None:
                 _check_disk(report, name, folder)
 
 
-def _tested() -> str:
-    """What is known about rad on this version of Python."""
-    running = sys.version_info[:2]
-    known = (
-        "rad's tests run on it"
-        if running == TESTED
-        else "rad's tests have not run on it, only on {}.{}".format(*TESTED)
-    )
-    lowest, highest = (".".join(map(str, version)) for version in SUPPORTED)
-    return f"{known}; {lowest} to {highest} are meant to work"
-
-
-def _bounds() -> dict[str, str]:
-    """The versions that rad asks for, by package; empty where it is not installed as a package."""
-    from packaging.requirements import Requirement
-
-    try:
-        wanted = [Requirement(line) for line in metadata.requires("rad-inpainting") or []]
-    except metadata.PackageNotFoundError:
-        return {}
-    return {one.name: str(one.specifier) for one in wanted if one.marker is None}
-
-
-def _check_package(report: Report, package: str, module: str, bounds: str) -> None:
+def _check_package(report: Report, package: str, module: str, bounds: str, tested: tuple[str, str] | None) -> None:
     from packaging.specifiers import SpecifierSet
+    from packaging.version import Version
 
     try:
         loaded = import_module(module)
@@ -183,8 +155,13 @@ def _check_package(report: Report, package: str, module: str, bounds: str) -> No
         raise Failure(f"{package} cannot be imported ({type(error).__name__}: {error})", INSTALL) from error
     if not SpecifierSet(bounds).contains(version, prereleases=True):
         raise Failure(f"{package} {version} is not {bounds}", INSTALL)
-    own = str(getattr(loaded, "__version__", ""))  # torch's also says for which CUDA it was built
-    report.ok(f"{package} {own if own.startswith(version) else version}" + (f" ({bounds})" if bounds else ""))
+    full = str(getattr(loaded, "__version__", ""))  # torch's includes the CUDA version
+    text = f"{package} {full if full.startswith(version) else version}" + (f" ({bounds})" if bounds else "")
+    if tested is not None:
+        lowest, highest = map(Version, tested)
+        inside = lowest <= Version(Version(version).public) <= highest
+        text += f", {'tested' if inside else 'outside the tested'} {lowest} to {highest}"
+    report.ok(text)
 
 
 def _check_devices(report: Report) -> None:
@@ -192,15 +169,15 @@ def _check_devices(report: Report) -> None:
 
     from rad.device import find_device
 
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    if found is None:
-        built = f"; this torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else ""
-        report.note(f"devices: no accelerator{built}; everything runs on the CPU")
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if accelerator is None:
+        build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU build"
+        report.note(f"devices: no accelerator; everything runs on the CPU; this torch is {build}")
         return
     for number in range(torch.accelerator.device_count()):
-        with report.check(f"device {found.type}:{number}"):
-            device = find_device(f"{found.type}:{number}")
-            report.ok(f"device {device}" + (f": {_cuda(number)}" if found.type == "cuda" else ""))
+        with report.check(f"device {accelerator.type}:{number}"):
+            device = find_device(f"{accelerator.type}:{number}")
+            report.ok(f"device {device}" + (f": {_cuda(number)}" if accelerator.type == "cuda" else ""))
 
 
 def _cuda(number: int) -> str:
@@ -208,64 +185,64 @@ def _cuda(number: int) -> str:
 
     free, total = torch.cuda.mem_get_info(number)
     with torch.cuda.device(number):
-        half = torch.cuda.is_bf16_supported(including_emulation=False)
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     name = torch.cuda.get_device_name(number)
-    return f"{name}, {_bytes(total)}, {_bytes(free)} free, {'bf16' if half else 'no bf16: use --precision 32'}"
+    return (
+        f"{name}, {format_bytes(total)}, {format_bytes(free)} free, {'bf16' if bf16 else 'no bf16: use --precision 32'}"
+    )
 
 
 def _describe_hub(report: Report) -> Path:
-    """A note on the Hugging Face hub. Returns its cache folder."""
+    """Report the state of the Hugging Face hub. Returns its cache folder."""
     from huggingface_hub import constants
 
     cache = Path(constants.HF_HUB_CACHE)
     files = (Path(folder, name) for folder, _, names in os.walk(cache) for name in names)
     size = sum(file.lstat().st_size for file in files if not file.is_symlink())
-    switches = [name for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") if os.environ.get(name)]
-    told = "; ".join(f"{name}={os.environ[name]}" for name in switches) or "HF_HUB_OFFLINE is not set"
-    state = "offline" if constants.HF_HUB_OFFLINE else "online, used for hub ids alone"
-    report.note(f"hub: {state} ({told}), cache {cache}, {_bytes(size)}")
+    names = [name for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") if os.environ.get(name)]
+    switches = "; ".join(f"{name}={os.environ[name]}" for name in names) or "HF_HUB_OFFLINE is not set"
+    state = "offline" if constants.HF_HUB_OFFLINE else "online, used for hub ids only"
+    report.note(f"hub: {state} ({switches}), cache {cache}, {format_bytes(size)}")
     return cache
 
 
 def _check_disk(report: Report, name: str, folder: Path) -> None:
-    there = next(path for path in (folder, *folder.resolve().parents) if path.exists())
-    free = shutil.disk_usage(there).free
-    if free < ROOM:
-        raise Failure(f"disk: {_bytes(free)} free for {name} {folder}", f"make room, at least {_bytes(ROOM)}")
-    writable = "" if os.access(there, os.W_OK) else "; it cannot be written to"
-    report.ok(f"disk: {_bytes(free)} free for {name} {folder}{writable}")
-
-
-def _bytes(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+    existing = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if free < MINIMUM_SPACE:
+        raise Failure(
+            f"disk: {format_bytes(free)} free for {name} {folder}", f"free at least {format_bytes(MINIMUM_SPACE)}"
+        )
+    writable = "" if os.access(existing, os.W_OK) else "; it cannot be written to"
+    report.ok(f"disk: {format_bytes(free)} free for {name} {folder}{writable}")
 
 
 def prove(report: Report) -> None:
-    """Train through the command line in a folder of its own, kill it, resume it, compare, sample."""
-    report.note("proof: a small random network and photographs of scikit-image; of the machinery, not of the quality")
+    """Train through the command line in a temporary folder, kill, resume, compare with an uninterrupted run, sample."""
+    report.note("proof: tests the program with a small random network; it says nothing about quality")
     with report.check("proof"), tempfile.TemporaryDirectory(prefix="rad-doctor-") as name:
         folder = Path(name)
         _write_inputs(folder)
-        begun = time.monotonic()
+        began = time.monotonic()
         step = _train_until_killed(folder)
-        report.ok(f"proof: training, killed in the middle; saved up to step {step} ({_since(begun)})")
-        begun = time.monotonic()
+        report.ok(f"proof: training killed; saved up to step {step} ({_since(began)})")
+        began = time.monotonic()
         last = step + MORE
         _train(folder, {"killed": ["--ckpt_path", "last"], "whole": []}, steps=last)
         compared = [_compare(folder / "runs", last, step, suffix) for suffix in ("", "-ema")]
         report.ok(
-            f"proof: resumed up to step {last}: {compared[0]} tensors of weights and {compared[1]} of averages equal those of an "
-            f"uninterrupted run, bit for bit ({_since(begun)})"
+            f"proof: resumed up to step {last}: {compared[0]} weight tensors and {compared[1]} averages equal those of an "
+            f"uninterrupted run, bit for bit ({_since(began)})"
         )
         _sample(report, folder / "runs" / "killed" / "checkpoints" / f"step={last}-ema")
 
 
-def _since(begun: float) -> str:
-    return f"{time.monotonic() - begun:.0f} s"
+def _since(began: float) -> str:
+    return f"{time.monotonic() - began:.0f} s"
 
 
 def _write_inputs(folder: Path) -> None:
-    """A base model with random weights, and proof.yaml, which trains an adapter on it."""
+    """Write a random base model, and proof.yaml, the configuration that trains an adapter on it."""
     import torch
     from diffusers.models.unets.unet_2d import UNet2DModel
 
@@ -285,83 +262,68 @@ def _write_inputs(folder: Path) -> None:
             resnet_time_scale_shift="scale_shift",
         )
     save_base(folder / "base", unet, betas=linear_betas(), half=False)
-    callbacks: list[dict[str, Any]] = [
-        {"class_path": "rad.training.EMA"},
-        {"class_path": "rad.training.Checkpoint", "init_args": {"every_n_train_steps": EVERY}},
-    ]
+    checkpoint = {"class_path": "rad.training.Checkpoint", "init_args": {"every_n_train_steps": EVERY}}
+    callbacks = [{"class_path": "rad.training.EMA"}, checkpoint]
+    trainer = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False, "logger": False}
     config = {
-        "model": {"base": str(folder / "base"), "lora": {"rank": 4}, "learning_rate": 1e-3},
-        "data": {
-            "path": "skimage",
-            "val_count": 0,
-            "size": SIZE,
-            "crop": "random_scale",
-            "flip": True,
-            "batch_size": 2,
-        },
-        "trainer": {
-            "accelerator": "cpu",
-            "devices": 1,
-            "enable_progress_bar": False,
-            "logger": False,
-            "callbacks": callbacks,
-        },
+        "model": {"base": str(folder / "base"), "lora": {"rank": 4}, "optimizer": {"init_args": {"lr": 1e-3}}},
+        "data": {"path": "skimage", "val_count": 0, "size": SIZE, "crop": "random_scale", "batch_size": 2},
+        "trainer": {**trainer, "callbacks": callbacks},
     }
     (folder / "proof.yaml").write_text(json.dumps(config))  # JSON is YAML
 
 
 def _start(folder: Path, name: str, log: IO[str], *words: object) -> "subprocess.Popen[str]":
-    """`rad train` in a process of its own, on one thread: that makes results equal bit for bit."""
-    program = "from rad.cli.main import train; raise SystemExit(train())"
-    places = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-    environment = {
+    """Start `rad train` as a process with one thread, which makes its results reproducible bit for bit."""
+    code = "from rad.cli.main import train; raise SystemExit(train())"
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    variables = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join(place for place in places if place),
+        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
         "HF_HUB_OFFLINE": "1",
         **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
     }
-    command = [sys.executable, "-c", program, "--config", "proof.yaml", "--name", name, *map(str, words)]
-    return subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, text=True)
+    command = [sys.executable, "-c", code, "--config", "proof.yaml", "--name", name, *map(str, words)]
+    return subprocess.Popen(command, cwd=folder, env=variables, stdout=log, stderr=log, text=True)
 
 
 def _train_until_killed(folder: Path) -> int:
-    """Begin a run without end, and kill it when it has saved something. Returns the newest step that it saved."""
+    """Start a run without a last step, and kill it after its first checkpoint. Returns the last saved step."""
     from rad.training.resume import find_checkpoint
 
-    runs, log = folder / "runs" / "killed", folder / "killed.log"
+    run, log = folder / "runs" / "killed", folder / "killed.log"
     with log.open("w") as stream, _start(folder, "killed", stream, "--trainer.max_steps", 10**9) as running:
         try:
-            deadline = time.monotonic() + PATIENCE
-            while running.poll() is None and time.monotonic() < deadline:
-                if any((runs / "checkpoints").glob("step=*.ckpt")):
-                    break
+            deadline = time.monotonic() + TIMEOUT
+            while running.poll() is None and not _saved(run) and time.monotonic() < deadline:
                 time.sleep(0.01)
         finally:
             running.kill()
-    saved = find_checkpoint("last", runs) if any((runs / "checkpoints").glob("step=*.ckpt")) else None
+    saved = find_checkpoint("last", run) if _saved(run) else None
     if saved is None:
-        raise Failure(f"proof: training {_ended(running.returncode)}", "the reason is in its last lines", _tail(log))
+        raise Failure(f"proof: training {_ended(running.returncode)}", SEE_LOG, _tail(log))
     return int(Path(saved).resolve().stem.removeprefix("step="))
 
 
+def _saved(run: Path) -> bool:
+    return any((run / "checkpoints").glob("step=*.ckpt"))
+
+
 def _train(folder: Path, runs: dict[str, list[str]], *, steps: int) -> None:
-    """Train runs side by side, each to the end. `runs`: name and further options of each."""
+    """Train runs side by side to the last step. `runs`: names with extra options."""
     started = {}
     try:
         for name, words in runs.items():
             with (folder / f"{name}.log").open("w") as log:
                 started[name] = _start(folder, name, log, "--trainer.max_steps", steps, *words)
-        deadline = time.monotonic() + PATIENCE
         for name, running in started.items():
             try:
-                running.wait(max(0, deadline - time.monotonic()))
+                running.wait(TIMEOUT)
             except subprocess.TimeoutExpired:
-                raise Failure(
-                    f"proof: run {name!r} hangs", "report it with this output", _tail(folder / f"{name}.log")
-                ) from None
+                raise Failure(f"proof: run {name!r} hangs", REPORT_IT, _tail(folder / f"{name}.log")) from None
             if running.returncode:
-                what = f"proof: run {name!r} {_ended(running.returncode)}"
-                raise Failure(what, "the reason is in its last lines", _tail(folder / f"{name}.log"))
+                problem = f"proof: run {name!r} {_ended(running.returncode)}"
+                raise Failure(problem, SEE_LOG, _tail(folder / f"{name}.log"))
     finally:
         for running in started.values():
             running.kill()
@@ -377,26 +339,26 @@ def _tail(log: Path, count: int = 15) -> str:
 
 
 def _compare(runs: Path, last: int, step: int, suffix: str) -> int:
-    """The number of tensors in the last adapters of both runs. Raises Failure where one differs, or nothing was learnt."""
+    """Number of tensors in the last adapters of both runs. Raises Failure if a tensor differs or training has no effect."""
     killed, whole = (runs / run / "checkpoints" for run in ("killed", "whole"))
     name = f"step={last}{suffix}"
-    count, wrong = len(_contents(whole / name)), differences(killed / name, whole / name)
-    if wrong:
+    count, changed = len(_contents(whole / name)), differences(killed / name, whole / name)
+    if changed:
         raise Failure(
-            f"proof: {len(wrong)} of {count} tensors of {name} differ between a resumed and an uninterrupted run, the first "
-            f"{wrong[0]}",
-            "runs are not reproducible on this machine; report it with this output",
+            f"proof: {len(changed)} of {count} tensors of {name} differ between a resumed and an uninterrupted run, first "
+            f"{changed[0]}",
+            f"runs are not reproducible on this machine; {REPORT_IT}",
         )
-    # Not of the killed run: the kill may have come between the checkpoint and the adapter beside it.
+    # The killed run may lack this adapter, which is written after the checkpoint.
     if not differences(whole / name, whole / f"step={step}{suffix}"):
-        raise Failure(f"proof: {name} equals that of step {step}", "nothing was learnt; report it with this output")
+        raise Failure(f"proof: {name} equals step {step}, so training has no effect", REPORT_IT)
     return count
 
 
 def differences(first: Path, second: Path) -> list[str]:
-    """Names of tensors of two adapter folders that are not equal, bit for bit."""
-    one, other = _contents(first), _contents(second)
-    return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
+    """Names of the tensors that differ between two adapter folders."""
+    left, right = _contents(first), _contents(second)
+    return sorted(name for name in left.keys() | right.keys() if left.get(name) != right.get(name))
 
 
 def _contents(folder: Path) -> dict[str, bytes]:
@@ -407,7 +369,7 @@ def _contents(folder: Path) -> dict[str, bytes]:
 
 
 def _sample(report: Report, adapter: Path) -> None:
-    """Fill the middle of a photograph on every kind of device."""
+    """Fill the centre of a photograph on the CPU and on the accelerator."""
     import numpy as np
     import torch
 
@@ -418,8 +380,8 @@ def _sample(report: Report, adapter: Path) -> None:
 
     image = to_uint8(held_out_crops(1, size=SIZE)[0])
     hole = make("center")([torch.Generator()], SIZE, SIZE)[0]
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    for device in ["cpu", *([found.type] if found else [])]:
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    for device in ["cpu", *([accelerator.type] if accelerator else [])]:
         with report.check(f"proof: sampling on {device}"):
             filled = Inpainter.from_pretrained(adapter, device=device)(image, hole, steps=4).images[0]
             same = (np.asarray(filled) == np.asarray(image)).all(-1)
@@ -427,10 +389,10 @@ def _sample(report: Report, adapter: Path) -> None:
             if not same[known].all() or same[~known].all():
                 raise Failure(
                     f"proof: sampling on {device} changed {np.sum(~same[known])} of {known.sum()} known pixels and "
-                    f"{np.sum(~same[~known])} of the others",
-                    "report it with this output",
+                    f"{np.sum(~same[~known])} of {np.sum(~known)} in the hole",
+                    REPORT_IT,
                 )
-            report.ok(f"proof: sampling on {device}: {known.sum()} known pixels untouched, {np.sum(~known)} filled")
+            report.ok(f"proof: sampling on {device}: {known.sum()} known pixels unchanged, {np.sum(~known)} filled")
 
 
 if __name__ == "__main__":

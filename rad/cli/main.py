@@ -1,28 +1,57 @@
-"""`rad train` (LightningCLI, fit implied) and `rad sample`, also train.py and sample.py. Errors are one line and an exit code."""
+"""`rad train` and `rad sample`, also train.py and sample.py. An error is one line and an exit code."""
 
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from rad.console import guarded, program
+from rad.console import EXIT_OK, guarded, program
 from rad.resources import config_names, find_data
+
+TRAIN_HELP = """usage: {program} --config NAME.yaml [--name RUN] [--SETTING VALUE ...]
+
+Train a RAD adapter, a diffusion model or an autoencoder from a configuration.
+
+common settings:
+  --config FILE          a YAML file, or a name listed below
+  --name RUN             write to runs/RUN/ (default: the name of the configuration)
+  --ckpt_path last       resume from the newest checkpoint of this run; also `auto` or a .ckpt file
+  --data.path PATH       training images: a folder, zip, tar, LMDB, hf:ID:SPLIT:COLUMN, or skimage
+  --data.val_path PATH   validation images; null holds out --data.val_count of the training images
+  --data.batch_size N    images per step and device
+  --trainer.max_steps N  number of training steps
+  --trainer.devices N    devices per node
+
+all settings, after some seconds of loading:
+  {program} --config NAME.yaml --help          model, data and trainer
+  {program} --config NAME.yaml --print_config  the resolved configuration
+
+configurations:
+{configs}
+"""
 
 
 def train(arguments: Sequence[str] | None = None) -> int:
     """`rad train --config NAME.yaml [--name RUN] [--ckpt_path last|FILE] [--data.path DIR] [--trainer.max_steps N] ...`"""
 
     def run() -> int:
-        resolved = resolve_train_arguments(sys.argv[1:] if arguments is None else arguments)
+        words = sys.argv[1:] if arguments is None else arguments
+        if words and set(words) <= {"-h", "--help"}:
+            configs = textwrap.fill(", ".join(config_names()), 100, initial_indent="  ", subsequent_indent="  ")
+            print(TRAIN_HELP.format(program=program("train"), configs=configs), end="")
+            return EXIT_OK
+        resolved = resolve_train_arguments(words)
         from rad.cli.train import fit
+        from rad.inpainting.memory import is_out_of_memory
 
         try:
             return fit(resolved)
         except RuntimeError as error:
-            if type(error).__name__ != "OutOfMemoryError" and "can't allocate memory" not in str(error):
+            if not is_out_of_memory(error):
                 raise
             raise ValueError(
                 "not enough memory for a training step: lower data.batch_size and raise trainer.accumulate_grad_batches "
-                "as much, or set model.gradient_checkpointing, or trainer.precision to bf16-mixed"
+                "by the same factor, set model.execution.gradient_checkpointing, or set trainer.precision to bf16-mixed"
             ) from error
 
     return guarded(run)
@@ -43,16 +72,16 @@ def sample(arguments: Sequence[str] | None = None) -> int:
 
 
 def find_config(name: str) -> str:
-    """The path of a configuration: as given, or one of `configs/` as `rad.resources.find_data` finds them."""
+    """The path of a configuration: a file, or a name that `rad.resources.find_data` finds in `configs/`."""
     path = find_data(name)
     if path is None or not path.is_file():
         known = ", ".join(config_names())
-        raise FileNotFoundError(f"configuration {name!r} is neither a file nor in configs/; there are {known}")
+        raise FileNotFoundError(f"configuration {name!r} is neither a file nor in configs/: use one of {known}")
     return str(path)
 
 
 def resolve_train_arguments(arguments: Sequence[str]) -> list[str]:
-    """Arguments with configs found by their bare names; a run is called by --name, else by the stem of its last config."""
+    """Arguments with the paths of configurations, and with a `--name`: by default the stem of the last configuration."""
     resolved: list[str] = []
     config = None
     words = iter(arguments)
@@ -65,7 +94,7 @@ def resolve_train_arguments(arguments: Sequence[str]) -> list[str]:
         resolved += ["--config", config]
     if config is None and not {"-h", "--help"} & set(resolved):
         raise FileNotFoundError(
-            f"no configuration: call `{program('train')} --config rad_ffhq.yaml`, or another of configs/"
+            f"no configuration: call `{program('train')} --config NAME`, with NAME from {', '.join(config_names())}"
         )
-    # The first of several values counts least: a saved config.yaml holds its run's name.
+    # First, so that --name or a saved config.yaml overrides it.
     return ["--name", Path(config).stem, *resolved] if config else resolved

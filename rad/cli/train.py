@@ -1,12 +1,14 @@
-"""Training from a configuration: LightningCLI with `fit` implied, one run folder a run, no silent fresh start."""
+"""Training from a configuration: LightningCLI that always fits, with one folder per run and an explicit resume."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Literal, get_args, get_type_hints
 
 import yaml
+from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from rad.console import EXIT_INTERRUPTED, EXIT_OK, program
@@ -24,35 +26,37 @@ MODULES: dict[str, type[LightningModule]] = {"diffusion": Diffusion, "autoencode
 
 
 class TrainCLI(LightningCLI):
-    """Adds `--name`, `--trains` and `--ckpt_path`, and ties what must agree: one seed, one image size."""
+    """LightningCLI with `--name`, `--trains` and `--ckpt_path`, and with one seed and one image size for model and data."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--name", type=str, default="run", help="of the run, which is kept in runs/NAME/")
+        parser.add_argument("--name", type=str, default="run", help="name of the run, stored in runs/NAME/")
         parser.add_argument(
             "--trains",
             type=Trained,
             default="diffusion",
-            help="what `model` describes: a diffusion model or RAD adapter, or an autoencoder for latent models",
+            help="type of `model`: a diffusion model or RAD adapter, or an autoencoder for latent models",
         )
         parser.add_argument(
             "--ckpt_path",
             type=str | None,
             default=None,
-            help="checkpoint to resume from: a .ckpt file; `last`: the newest whole one of this run, an error if there is none; "
-            "`auto`: the same, and a new run if there is none",
+            help="checkpoint to resume from: a .ckpt file; `last`: the newest complete one of this run, required to exist; "
+            "`auto`: like `last`, or a new run if there is none",
         )
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.link_arguments("data.size", "model.image_size")
 
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """As the parent, without its warning that `args` may not be those of the command line; and empty entries are errors."""
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse without the parent's warning about explicit `args`, and reject empty entries."""
+        assert isinstance(args, list)
         self.config = parser.parse_args(args)
         _require_values(self.config, MODULES[self.config.trains])
 
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """With the run folder, which is no part of the configuration (a saved one may be used for another run), and guards."""
-        config: Any = self.config_init
+    def instantiate_trainer(self, **kwargs: object) -> Trainer:
+        """The trainer with guards, and with the run's folder, which a saved configuration does not contain."""
+        config = self.config_init
+        assert isinstance(config, Namespace)
         if not config.name:
             raise ValueError("--name is empty: give the run a name, or leave the option out")
         if config.trainer.default_root_dir is None:
@@ -61,18 +65,19 @@ class TrainCLI(LightningCLI):
             kwargs["logger"] = TensorBoardLogger("runs", name=config.name, version="")
         given = config.trainer.callbacks or []
         callbacks = list(given) if isinstance(given, list) else [given]
-        suffixes = [one.suffix for one in callbacks if isinstance(one, EMA)]
+        suffixes = [callback.suffix for callback in callbacks if isinstance(callback, EMA)]
         if len(set(suffixes)) < len(suffixes):
             raise ValueError(f"the EMA callbacks have the suffixes {', '.join(suffixes)}: give each its own")
-        missing = [
-            guard for guard in (StopOnSignal, FiniteGuard) if not any(isinstance(one, guard) for one in callbacks)
-        ]
-        kwargs["callbacks"] = callbacks + [guard() for guard in missing]
+        for guard in (StopOnSignal, FiniteGuard):
+            if not any(isinstance(callback, guard) for callback in callbacks):
+                callbacks.append(guard())
+        self.stop_guards = [callback for callback in callbacks if isinstance(callback, StopOnSignal)]
+        kwargs["callbacks"] = callbacks
         return super().instantiate_trainer(**kwargs)
 
 
-def _require_values(config: Any, module: type[LightningModule]) -> None:
-    """Raise ValueError for an entry without a value where there has to be one, which jsonargparse lets pass."""
+def _require_values(config: Namespace, module: type[LightningModule]) -> None:
+    """Raises ValueError for an empty entry that needs a value; jsonargparse accepts it."""
     for group, kind in (("model", module), ("data", ImageDataModule), ("trainer", None)):
         given = vars(config[group]) if config[group] is not None else {}
         if not given:
@@ -83,38 +88,38 @@ def _require_values(config: Any, module: type[LightningModule]) -> None:
             raise ValueError(f"{group}.{empty[0]} is empty: give a value, or remove the line")
 
 
-def _optional(hint: Any) -> bool:
+def _optional(hint: object) -> bool:
     return type(None) in get_args(hint)
 
 
 def trained_module(arguments: Sequence[str]) -> type[LightningModule]:
-    """What `--trains` will say, which the parser of the other settings has to know: of the arguments and configs, the last."""
-    found = "diffusion"
+    """The class for `--trains`, which the parser of the other settings needs. The last argument or configuration counts."""
+    trains = "diffusion"
     words = iter(arguments)
     for word in words:
         option, equals, value = word.partition("=")
         if option in ("--trains", "--config", "-c"):
             value = value if equals else next(words, "")
-            found = value if option == "--trains" else _trains(Path(value), found)
-    if found not in MODULES:
-        raise ValueError(f"trains is {found!r}; allowed are {', '.join(MODULES)}")
-    return MODULES[found]
+            trains = value if option == "--trains" else _trains(Path(value), trains)
+    if trains not in MODULES:
+        raise ValueError(f"trains is {trains!r}; allowed are {', '.join(MODULES)}")
+    return MODULES[trains]
 
 
-def _trains(config: Path, otherwise: str) -> str:
+def _trains(config: Path, default: str) -> str:
     try:
         content = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):  # the parser says what is wrong with it
-        return otherwise
-    found = content.get("trains") if isinstance(content, dict) else None
-    return found if isinstance(found, str) else otherwise
+    except (OSError, ValueError, yaml.YAMLError):  # the parser reports it
+        return default
+    trains = content.get("trains") if isinstance(content, dict) else None
+    return trains if isinstance(trains, str) else default
 
 
 def fit(arguments: Sequence[str]) -> int:
-    """Train; the run is kept in `runs/<name>/`: config.yaml, TensorBoard events, checkpoints/ with adapters beside them.
+    """Train, and write config.yaml, TensorBoard events, checkpoints and adapters to `runs/<name>/`. Returns the exit code.
 
     Raises:
-        ValueError, FileNotFoundError: what the user gave cannot be used.
+        ValueError, FileNotFoundError: an unsuitable argument or file.
     """
     try:
         cli = TrainCLI(
@@ -134,16 +139,17 @@ def fit(arguments: Sequence[str]) -> int:
         )
     except (ValueError, OSError):
         raise
-    except Exception as error:  # a value of a type that jsonargparse lets pass fails anywhere, with anything
-        raise ValueError(f"{error}; `{program('train')} --help` lists the settings") from error
-    config: Any = cli.config
+    except Exception as error:  # jsonargparse accepts some wrong types, which fail later with any exception
+        raise ValueError(f"{error}; `{program('train')} --config NAME --help` lists the settings") from error
+    config: Namespace = cli.config
     ckpt = find_checkpoint(config.ckpt_path, Path("runs") / config.name)
     try:
-        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=ckpt, weights_only=True)
-    except SystemExit:  # what Lightning makes of Ctrl-C
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".* in eval mode")  # autoencoders and text encoders are frozen
+            cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=ckpt, weights_only=True)
+    except SystemExit:  # Lightning's reaction to Ctrl-C
         raise KeyboardInterrupt from None
     except FloatingPointError as error:
         raise ValueError(error) from None
-    callbacks: list[Any] = cli.trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
-    stopped = any(isinstance(callback, StopOnSignal) and callback.received for callback in callbacks)
-    return EXIT_INTERRUPTED if stopped and cli.trainer.is_global_zero else EXIT_OK  # launchers take others' for crashes
+    stopped = any(guard.received for guard in cli.stop_guards)
+    return EXIT_INTERRUPTED if stopped and cli.trainer.is_global_zero else EXIT_OK  # launchers treat others as crashes

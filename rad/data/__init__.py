@@ -13,18 +13,8 @@ if TYPE_CHECKING:
     from rad.data.framing import Framing
     from rad.data.module import ImageDataModule
 
-__all__ = [
-    "Captions",
-    "Framing",
-    "ImageDataModule",
-    "read_captions",
-]
+__all__ = ["Captions", "Framing", "ImageDataModule", "read_captions"]
 
 __getattr__ = lazy_names(
-    __name__,
-    {
-        "captions": "Captions read_captions",
-        "framing": "Framing",
-        "module": "ImageDataModule",
-    },
+    __name__, {"captions": "Captions read_captions", "framing": "Framing", "module": "ImageDataModule"}
 )

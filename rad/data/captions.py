@@ -1,4 +1,4 @@
-"""Texts for images: their folder's name as the name of a class, or a file of texts."""
+"""Texts of images: the name of their folder as class name, or a file of texts."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -13,9 +13,9 @@ class Captions:
     """The text of an image by its name.
 
     Args:
-        source: what was given, for messages.
-        texts: by names of images (as in batches, or without the folders) or of their folders, in this order; None: the name
-            of an image's folder is its text.
+        source: the option, for messages.
+        texts: by path of the image (as in batches), its file name, or its folder's name, in this order. None: the text is the
+            folder's name.
     """
 
     source: str
@@ -30,23 +30,23 @@ class Captions:
                     f"image {name} lies in no folder whose name could be its text: set data.captions to null"
                 )
             return path.parent.name.replace("_", " ")
-        found = next((key for key in (name, path.name, path.parent.name) if key in self.texts), None)
-        if found is None:
-            raise ValueError(f"{self.source} has no text for image {name}, nor for its folder: add one")
-        return self.texts[found]
+        for key in (name, path.name, path.parent.name):
+            if key in self.texts:
+                return self.texts[key]
+        raise ValueError(f"{self.source} has no text for image {name}, nor for its folder: add one")
 
     def require(self, names: Iterable[str]) -> None:
-        """Raises ValueError if one of these images has no text."""
+        """Raises ValueError if an image has no text."""
         for name in names:
             self(name)
 
 
 def read_captions(source: str) -> Captions:
-    """Captions by what is called `data.captions`.
+    """Captions from the option `data.captions`.
 
     Args:
-        source: "folder"; a .json file, {"name": "text"}; or a .jsonl file of {"file_name": "name", "text": "text"}, as
-            Hugging Face's image folders have. Names are of images, or of folders that are classes.
+        source: "folder"; a .json file, {"name": "text"}; or a .jsonl file of {"file_name": "name", "text": "text"}, as in Hugging
+            Face's image folders. Names are of images, or of folders that are classes.
 
     Raises:
         FileNotFoundError, ValueError: the file is missing, or does not hold texts.

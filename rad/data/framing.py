@@ -1,4 +1,4 @@
-"""How an image becomes a square: crop, scale, flip."""
+"""From an image to a square: crop, scale, flip."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,20 +11,14 @@ from torch import Tensor
 from rad.images.codecs import to_tensor
 
 Resize = Literal["short_side", "none"]
-
-
 Crop = Literal["center", "random", "random_scale"]
-
-
 ScaleDraw = Literal["uniform", "log_uniform"]
-
-
 SCALE_RANGE = (0.25, 1.0)
 
 
 @dataclass(frozen=True)
 class Framing:
-    """How an image becomes a square of `size` pixels in [-1, 1]; see `ImageDataModule` for the fields."""
+    """Crops and scales an image to a square of `size` pixels in [-1, 1]; the fields are those of `ImageDataModule`."""
 
     size: int
     resize: Resize = "short_side"
@@ -35,35 +29,31 @@ class Framing:
     scale_draw: ScaleDraw = "uniform"
 
     def __post_init__(self) -> None:
-        if self.resize not in get_args(Resize):
-            raise ValueError(f"resize={self.resize!r}: choose one of {', '.join(get_args(Resize))}")
-        if self.crop not in get_args(Crop):
-            raise ValueError(f"crop={self.crop!r}: choose one of {', '.join(get_args(Crop))}")
+        for name, choices in (("resize", Resize), ("crop", Crop), ("scale_draw", ScaleDraw)):
+            if getattr(self, name) not in get_args(choices):
+                raise ValueError(f"{name}={getattr(self, name)!r}: choose one of {', '.join(get_args(choices))}")
         if not 0 < self.scale_range[0] <= self.scale_range[1] <= 1:
             raise ValueError(f"scale_range={self.scale_range}: give 0 < low <= high <= 1, parts of the short side")
-        if self.crop == "random_scale" and self.resize == "none":
-            raise ValueError("resize='none' contradicts crop='random_scale', which scales: leave one of them out")
-        if self.scale_draw not in get_args(ScaleDraw):
-            raise ValueError(f"scale_draw={self.scale_draw!r}: choose one of {', '.join(get_args(ScaleDraw))}")
-        if self.scale_draw != "uniform" and self.crop != "random_scale":
-            raise ValueError(f"scale_draw={self.scale_draw!r} has no effect: set crop='random_scale' or leave it out")
-        if self.side_range is not None:
-            self._check_side_range(*self.side_range)
-
-    def _check_side_range(self, low: int, high: int | None) -> None:
-        if low < 1 or (high is not None and high < low):
-            raise ValueError(
-                f"side_range={self.side_range}: give pixels with 1 <= low <= high, or null for high, the whole short side"
-            )
         if self.crop != "random_scale":
-            raise ValueError(f"side_range={self.side_range} has no effect: set crop='random_scale' or leave it out")
-        if self.scale_range != SCALE_RANGE:
-            raise ValueError(
-                f"side_range={self.side_range} (pixels) and scale_range={self.scale_range} (shares) contradict: give one"
-            )
+            for name, default in (("scale_draw", "uniform"), ("side_range", None)):
+                value = getattr(self, name)
+                if value != default:
+                    raise ValueError(f"{name}={value!r} has no effect: set crop='random_scale' or leave it out")
+        elif self.resize == "none":
+            raise ValueError("resize='none' contradicts crop='random_scale', which scales: leave one of them out")
+        if self.side_range is not None:
+            low, high = self.side_range
+            if low < 1 or (high is not None and high < low):
+                raise ValueError(
+                    f"side_range={self.side_range}: give pixels with 1 <= low <= high, or null for high, the whole short side"
+                )
+            if self.scale_range != SCALE_RANGE:
+                raise ValueError(
+                    f"side_range={self.side_range} (pixels) and scale_range={self.scale_range} (shares) contradict: give one"
+                )
 
     def box(self, width: int, height: int, draws: Sequence[float]) -> tuple[int, int, int]:
-        """Left, top and side of the square cut from an image, in its pixels; draws: four in [0, 1)."""
+        """Left, top and side of the square crop, in pixels of the image; draws: four in [0, 1)."""
         side = short = min(width, height)
         if self.crop == "random_scale":
             side = self._draw_side(short, draws[0])
@@ -77,14 +67,14 @@ class Framing:
         """Side of the crop of an image with this short side, in pixels; draw in [0, 1)."""
         low, high = self.scale_range
         unit = short
-        if self.side_range is not None:  # an image smaller than the range is taken whole
+        if self.side_range is not None:  # an image smaller than the range is used whole
             low, high = (short if side is None else min(side, short) for side in self.side_range)
             unit = 1
         scale = low + (high - low) * draw if self.scale_draw == "uniform" else low * (high / low) ** draw
         return max(1, round(scale * unit))
 
     def __call__(self, image: Image.Image, random: torch.Generator) -> Tensor:
-        """(3,size,size) float32 in [-1, 1]; always four draws, so that no setting shifts those of another."""
+        """(3,size,size) float32 in [-1, 1]; always four draws, which no setting shifts."""
         draws = torch.rand(4, generator=random, dtype=torch.float64).tolist()
         left, top, side = self.box(*image.size, draws)
         image = image.crop((left, top, left + side, top + side))

@@ -1,4 +1,4 @@
-"""The LightningDataModule of square images, in steps instead of epochs."""
+"""The LightningDataModule of square images, counted in steps instead of epochs."""
 
 import math
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from dataclasses import replace
 from importlib.resources import files
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -22,19 +22,16 @@ from rad.masks import MaskGenerator
 from rad.rng import key, key_of
 
 # Colour photographs inside the scikit-image wheel; the motorcycles are two views of one scene.
-SKIMAGE_TRAIN = (
-    "astronaut.png",
-    "chelsea.png",
-    "hubble_deep_field.jpg",
-    "motorcycle_left.png",
-    "motorcycle_right.png",
-)
-
-
+SKIMAGE_TRAIN = ("astronaut.png", "chelsea.png", "hubble_deep_field.jpg", "motorcycle_left.png", "motorcycle_right.png")
 SKIMAGE_HELD_OUT = ("coffee.png", "rocket.jpg")
 
+_FRESH = {"position": 0, "batches": 0}  # state of a run that was not resumed
 
-_FRESH = {"position": 0, "batches": 0}  # of a run that was not resumed
+
+class _LoaderOptions(TypedDict):
+    num_workers: int
+    persistent_workers: bool
+    pin_memory: bool
 
 
 def list_source(source: str, *, held_out: bool = False) -> Sequence[ImageFile]:
@@ -45,14 +42,11 @@ def list_source(source: str, *, held_out: bool = False) -> Sequence[ImageFile]:
     return [ImageFile(name, folder / name) for name in (SKIMAGE_HELD_OUT if held_out else SKIMAGE_TRAIN)]
 
 
-def hold_out(images: Sequence[Source], count: int) -> tuple[Sequence[Source], Sequence[Source]]:
-    """(the rest, the `count` with the smallest hash of their name): a new image moves at most one other."""
-    rest, held = _split(images, count)
-    return _choose(images, rest), _choose(images, held)
+def hold_out(images: Sequence[Source], count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ascending numbers (of the rest, of the `count` images with the smallest hash of their name).
 
-
-def _split(images: Sequence[Source], count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers of both parts of `hold_out`, ascending."""
+    A new image moves at most one other.
+    """
     if count >= len(images):
         raise ValueError(f"val_count={count} leaves none of {len(images)} images to train on: lower it or set val_path")
     hashes = np.fromiter((key("held out", image.name) for image in images), np.int64, len(images))
@@ -67,49 +61,40 @@ def _choose(images: Sequence[Source], numbers: np.ndarray) -> Sequence[Source]:
 
 
 class ImageDataModule(LightningDataModule):
-    """Square images for training and validation, in steps instead of epochs.
+    """Square images for training and validation, counted in steps instead of epochs.
 
-    Batches are dicts: "image" (B,3,size,size) float32 in [-1, 1], "position" (B) int64, "name" list of B, and
-    with `masks` "hole" (B,1,size,size), 1 = fill, with `captions` "text", list of B. The whole run is one pass of
-    Lightning, `trainer.max_steps` long (or `trainer.max_epochs` times the images, counted in steps). The trainer needs
-    `use_distributed_sampler=False`.
+    Batches are dicts: "image" (B,3,size,size) float32 in [-1, 1], "position" (B) int64, "name" list of B, with `masks` "hole"
+    (B,1,size,size), 1 = fill, with `captions` "text", list of B. The run is one pass of Lightning, `trainer.max_steps` long, or
+    `trainer.max_epochs` times the images, counted in steps. The trainer needs `use_distributed_sampler=False`.
 
-    Unreadable images are skipped with one warning that counts and names them; one whose damage shows only
-    when it is decoded is replaced by the next of the list. In tars, LMDB and datasets, where it would take hours
-    to look at every image before the first step, all damage shows only then. Images smaller than `size` are
-    enlarged. Scaling is Lanczos.
+    One warning counts and names unreadable images, which are skipped. An image whose damage shows only in decoding is replaced
+    by the next of the list; in tars, LMDB and datasets all damage shows only then. Small images are enlarged (Lanczos).
 
     Args:
-        path: folder of any depth, zip, tar, SHARD-{0000..0099}.tar, folder of tars, folder of an LMDB,
-            "hf:ID:SPLIT:COLUMN" for a Hugging Face dataset, or "skimage" for photographs inside scikit-image; or a
-            list of these. See docs/data.md.
-        weights: relative share of the samples that each path of the list has, as whole numbers: [3, 1] takes three samples of
-            the first for each one of the second, in a fixed pattern. Each path then goes through its own epochs, and
-            `trainer.max_epochs` still counts all images of all paths once an epoch. None: the list is one source, in
-            which all images are equally frequent.
-        val_path: one such source for validation, or a list. None: hold out `val_count` images of `path`, chosen by a
-            hash of their names, or with "skimage" the photographs kept for this.
-        val_count: images to hold out when there is no `val_path`; 0: no validation. With "skimage" and
-            crops at random scales, the number of crops.
+        path: folder of any depth, zip, tar, SHARD-{0000..0099}.tar, folder of tars, folder of an LMDB, "hf:ID:SPLIT:COLUMN" for a
+            Hugging Face dataset, or "skimage" for photographs inside scikit-image; or a list of these. See docs/data.md.
+        weights: relative number of samples of each path, whole numbers: [3, 1] takes three samples of the first for each of the
+            second, in a fixed pattern. Each path then has its own epochs; `trainer.max_epochs` still counts all images. None: all
+            images of the list are equally frequent.
+        val_path: source for validation, or a list. None: hold out `val_count` images of `path`, chosen by a hash of their names,
+            or the photographs that "skimage" keeps for this.
+        val_count: images to hold out without `val_path`; 0: no validation. Number of crops for "skimage" at random scales.
         size: side of the squares, in pixels.
         resize: "short_side" scales the short side to `size` before the crop, "none" crops unscaled pixels.
-        crop: "center"; "random": at a random place; "random_scale": a square at a random place, its side drawn
-            from `scale_range` or `side_range`, scaled to `size`. For validation the first two take the
-            center, the last a place and scale fixed by the name.
-        scale_range: smallest and largest side for "random_scale", as parts of the short side.
-        side_range: the same in pixels, instead of `scale_range`; null for the largest is the whole short side. With
-            [32, null] crops lie between 32 pixels and the whole short side. An image whose short side is below the
-            smallest is taken whole.
+        crop: "center"; "random": at a random place; "random_scale": a square at a random place, its side drawn from `scale_range`
+            or `side_range`, scaled to `size`. Validation uses the center, or for "random_scale" a crop fixed by the name.
+        scale_range: smallest and largest side for "random_scale", as shares of the short side.
+        side_range: the same in pixels, instead of `scale_range`; null for the largest is the whole short side. An image with a
+            short side below the smallest is used whole.
         scale_draw: "uniform" side, or "log_uniform": as many crops between 32 and 64 pixels as between 64 and 128.
         flip: mirror half of the training images.
         batch_size: images per step and device.
-        num_workers: processes that read images; 0: the main process does.
+        num_workers: processes that read images; 0: the main process.
         seed: of order, crops, flips and holes.
         strict: make unreadable images an error.
         masks: draws a hole for every image. None: no holes.
-        in_memory: decode all images once, at the start, and keep them, at 4 bytes a pixel in every process: 960
-            photographs of about 345x490 pixels are 650 MB.
-        captions: for models that take text: "folder" for the names of the images' folders, or a .json or .jsonl file, see
+        in_memory: decode all images at the start, and keep them at 4 bytes a pixel in every process.
+        captions: texts for models that take them: "folder" for folder names, or a .json or .jsonl file, see
             `rad.data.captions.read_captions`. None: no text.
 
     Raises:
@@ -141,18 +126,14 @@ class ImageDataModule(LightningDataModule):
         captions: str | None = None,
     ) -> None:
         super().__init__()
-        for name, value, least in (
-            ("size", size, 1),
-            ("batch_size", batch_size, 1),
-            ("val_count", val_count, 0),
-        ):
+        for name, value, least in (("size", size, 1), ("batch_size", batch_size, 1), ("val_count", val_count, 0)):
             if value < least:
                 raise ValueError(f"{name}={value}: it must be at least {least}")
         self.paths = [path] if isinstance(path, str) else list(path)
         if not self.paths or val_path == []:
             raise ValueError(f"path={path} and val_path={val_path}: an empty list has no images; val_path may be null")
         if weights is not None:
-            Turns(tuple(weights))  # checks them
+            Turns(tuple(weights))  # raises ValueError for wrong weights
             if len(weights) != len(self.paths):
                 raise ValueError(
                     f"weights={weights}: give one weight for each path, of which there are {len(self.paths)}, or null for none"
@@ -169,7 +150,7 @@ class ImageDataModule(LightningDataModule):
         self.train_images: Sequence[Source] = []
         self.val_images: Sequence[Source] = []
         self._counts: tuple[int, ...] = ()
-        self._names: int | None = None
+        self._hash: int | None = None
         self._resumed = _FRESH
 
     def setup(self, stage: str) -> None:
@@ -177,7 +158,7 @@ class ImageDataModule(LightningDataModule):
             sources = self._readable([list_source(path) for path in self.paths])
             images, counts = self._join(sources), np.array([len(source) for source in sources])
             if self.val_paths is None:
-                rest, held = _split(images, self.val_count)
+                rest, held = hold_out(images, self.val_count)
                 self.train_images, self.val_images = _choose(images, rest), _choose(images, held)
                 counts = np.diff(np.searchsorted(rest, [0, *counts.cumsum()]))
             else:
@@ -194,11 +175,11 @@ class ImageDataModule(LightningDataModule):
             self._count_in_steps(self.trainer)
 
     def _readable(self, parts: Sequence[Sequence[ImageFile]]) -> list[Sequence[Source]]:
-        """The readable images of each part; a `Listing` as it is, unless it goes into memory."""
+        """The readable images of each part; a `Listing` unchecked, unless it goes into memory."""
         kept: list[Sequence[Source]] = []
         bad: list[str] = []
         for part in parts:
-            good, broken = (part, []) if self._is_unseen(part) else find_readable(part, decode=self.in_memory)
+            good, broken = (part, []) if self._is_unchecked(part) else find_readable(part, decode=self.in_memory)
             kept.append(good)
             bad += broken
         if bad:
@@ -211,16 +192,16 @@ class ImageDataModule(LightningDataModule):
 
     def _join(self, parts: Sequence[Sequence[Source]]) -> Sequence[Source]:
         """One part after another."""
-        if any(map(self._is_unseen, parts)):
+        if any(map(self._is_unchecked, parts)):
             return parts[0] if len(parts) == 1 else Gathered(parts)
         return [image for part in parts for image in part]
 
-    def _is_unseen(self, part: Sequence[Source]) -> bool:
+    def _is_unchecked(self, part: Sequence[Source]) -> bool:
         return isinstance(part, Listing) and not self.in_memory
 
     def _count_in_steps(self, trainer: Trainer) -> None:
-        """Make Lightning stop by steps alone: an epoch of its own would end and begin the loader."""
-        if trainer.overfit_batches:  # pyright: ignore[reportAttributeAccessIssue]
+        """Make Lightning stop by steps alone: its own epochs would restart the loader."""
+        if getattr(trainer, "overfit_batches", 0):
             raise ValueError("overfit_batches repeats an epoch, which this data has not: give a path with few images")
         limits = [trainer.max_steps] if trainer.max_steps >= 0 else []
         if trainer.max_epochs is not None and trainer.max_epochs >= 0:
@@ -237,22 +218,22 @@ class ImageDataModule(LightningDataModule):
     def _batches_done(self) -> int:
         if self.trainer is None:
             return 0
-        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress
-        return progress.total.processed
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress
+        return progress.total.processed  # pyright: ignore[reportAttributeAccessIssue]
 
     def position(self) -> int:
-        """How many samples of the stream the run has used, over all devices and all resumes."""
+        """Number of samples of the stream that the run has used, over all devices and resumes."""
         batches = max(0, self._batches_done() - self._resumed["batches"])
         return self._resumed["position"] + batches * self.batch_size * self._rank_and_world()[1]
 
     def _fingerprint(self) -> int:
-        if self._names is None:
+        if self._hash is None:
             weights = [] if self.weights is None else ["weights", *self.weights, *self._counts]
-            self._names = key_of(chain([self.seed], (image.name for image in self.train_images), weights))
-        return self._names
+            self._hash = key_of(chain([self.seed], (image.name for image in self.train_images), weights))
+        return self._hash
 
     def state_dict(self) -> dict[str, int]:
-        """The position, so that a run may resume with another batch size, and what its meaning depends on."""
+        """The position, valid for any batch size, and a hash of the images, weights and seed that it depends on."""
         return {"position": self.position(), "batches": self._batches_done(), "images": self._fingerprint()}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
@@ -261,15 +242,9 @@ class ImageDataModule(LightningDataModule):
     def stream(self) -> Stream:
         """All samples of the run."""
         return Stream(
-            self.train_images,
-            self.framing,
-            self.seed,
-            self.masks,
-            self.strict,
-            self.captions,
-            self._counts,
-            self.weights,
-        )
+            self.train_images, self.framing, self.seed, self.masks, self.strict, self.captions,
+            self._counts, self.weights,
+        )  # fmt: skip
 
     def train_dataloader(self) -> StreamLoader:
         """The rest of the run, from `position()`; without a trainer, one pass over the images."""
@@ -284,14 +259,14 @@ class ImageDataModule(LightningDataModule):
             left = steps * self.trainer.accumulate_grad_batches
         done, (rank, world_size) = self._batches_done(), self._rank_and_world()
         sampler = PositionSampler(
-            self.position,
+            start=self.position,
             length=done + left,
             batch_size=self.batch_size,
             done=done,
             rank=rank,
             world_size=world_size,
         )
-        return StreamLoader(self.stream(), batch_sampler=sampler, **self._reading())
+        return StreamLoader(self.stream(), batch_sampler=sampler, **self._loader_options())
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         """Every validation image once over all ranks, in a fixed order; [] when there are none."""
@@ -303,11 +278,11 @@ class ImageDataModule(LightningDataModule):
         framing = replace(self.framing, crop=crop, flip=False)
         held_out = HeldOut(self.val_images, framing, length, self.masks, self.strict, self.captions)
         rank, world_size = self._rank_and_world()
-        mine = list(range(rank, length, world_size))
-        batches = [mine[start : start + self.batch_size] for start in range(0, len(mine), self.batch_size)]
-        return DataLoader(held_out, batch_sampler=batches, **self._reading())
+        positions = list(range(rank, length, world_size))
+        batches = [positions[start : start + self.batch_size] for start in range(0, len(positions), self.batch_size)]
+        return DataLoader(held_out, batch_sampler=batches, **self._loader_options())
 
-    def _reading(self) -> dict[str, Any]:
+    def _loader_options(self) -> _LoaderOptions:
         return {
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,

@@ -1,18 +1,16 @@
 """Training images as a stream indexed by position: a run resumes exactly and does not depend on its split.
 
-Position p = 0, 1, 2, ... is the number of a sample in the whole run. With n images, epoch e = p // n goes
-through permutation(seed, e), and crop, flip and hole of the sample come from generators keyed by (seed, p):
-batch size, devices, workers and interruptions change nothing. Step k of W processes with batches of B takes
-positions k*B*W to (k+1)*B*W - 1.
+Position p = 0, 1, 2, ... counts the samples of the whole run. With n images, epoch e = p // n follows permutation(seed, e).
+Crop, flip and hole come from generators keyed by (seed, p). Batch size, devices, workers and interruptions change nothing:
+step k of W processes with batches of B takes positions k*B*W to (k+1)*B*W - 1.
 
-Several sources with weights take turns in a fixed pattern, see `Turns`; each goes through its own epochs.
+Several sources with weights take turns in a fixed pattern, see `Turns`; each has its own epochs.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,16 +24,18 @@ from rad.rng import generator
 
 Source = ImageFile | Decoded
 
+Sample = dict[str, Tensor | int | str]
+"""Fields "image", "position" and "name"; with masks "hole", with captions "text"."""
 
 LONGEST_PERIOD = 10_000
 
 
 @dataclass(frozen=True)
 class Turns:
-    """Which of several sources a position belongs to: a fixed pattern that repeats every sum(weights) positions.
+    """Assigns positions to sources in a fixed pattern with a period of sum(weights).
 
-    Of the weights [3, 1], positions 0 to 3 go to the sources 0, 0, 1, 0, and so on. After p positions the count of
-    source s differs from p * weights[s] / sum(weights) by less than the number of sources.
+    With weights [3, 1], positions 0 to 3 go to the sources 0, 0, 1, 0, and so on. After p positions the count of source s
+    differs from p * weights[s] / sum(weights) by less than the number of sources.
 
     Args:
         weights: positions of each source in a period, whole numbers of at least 1.
@@ -50,7 +50,7 @@ class Turns:
             )
 
     def __call__(self, position: int) -> tuple[int, int]:
-        """(source, how many earlier positions belong to it)."""
+        """The source, and the number of its earlier positions."""
         rounds, place = divmod(position, sum(self.weights))
         source, before = _period(self.weights)[place]
         return source, rounds * self.weights[source] + before
@@ -58,7 +58,7 @@ class Turns:
 
 @lru_cache(maxsize=8)
 def _period(weights: tuple[int, ...]) -> list[tuple[int, int]]:
-    """(source, earlier places of it) for each place: turn i of a source is due at the share (2i + 1) / (2 weight)."""
+    """(source, its earlier places) for each place: turn i of a source is due at the share (2i + 1) / (2 weight)."""
     turns = [
         (Fraction(2 * turn + 1, 2 * weight), source, turn)
         for source, weight in enumerate(weights)
@@ -68,13 +68,13 @@ def _period(weights: tuple[int, ...]) -> list[tuple[int, int]]:
 
 
 @dataclass(frozen=True)
-class Stream(Dataset[dict[str, Any]]):
+class Stream(Dataset[Sample]):
     """The endless training stream: `stream[p]` is the sample at position p.
 
     Args:
-        images: all of them, one source after another.
-        counts: images of each source, if these have `weights`.
-        weights: relative share of the samples that each source has, see `Turns`. None: all images are one source.
+        images: of all sources, one source after another.
+        counts: images of each source, with `weights`.
+        weights: relative number of samples of each source, see `Turns`. None: all images are one source.
     """
 
     images: Sequence[Source]
@@ -87,7 +87,7 @@ class Stream(Dataset[dict[str, Any]]):
     weights: tuple[int, ...] | None = None
 
     def number(self, position: int) -> int:
-        """Which of `images` a position shows."""
+        """Index in `images` of a position."""
         if self.weights is None:
             source, before, counts = 0, position, (len(self.images),)
         else:
@@ -95,17 +95,13 @@ class Stream(Dataset[dict[str, Any]]):
         epoch, place = divmod(before, counts[source])
         return sum(counts[:source]) + int(_order(self.seed, epoch, counts[source], source)[place])
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        original = self.number(index)
-        name, image = open_readable(self.images, original, strict=self.strict)
-        square = self.framing(image, generator(self.seed, "augment", index))
-        hole = draw_hole(self.masks, self.framing.size, generator(self.seed, "hole", index))
-        return {"image": square, "position": index, "name": name, **hole, **told(self.captions, name)}
+    def __getitem__(self, index: int) -> Sample:
+        return _read(self, self.number(index), index, lambda purpose, _: generator(self.seed, purpose, index))
 
 
 @dataclass(frozen=True)
-class HeldOut(Dataset[dict[str, Any]]):
-    """The fixed validation list, `length` long, in rounds over the images; keyed by name, not by a seed."""
+class HeldOut(Dataset[Sample]):
+    """The fixed validation list, `length` long, in rounds over the images; keyed by image name, not by a seed."""
 
     images: Sequence[Source]
     framing: Framing
@@ -117,12 +113,20 @@ class HeldOut(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        number, original = divmod(index, len(self.images))
-        name, image = open_readable(self.images, original, strict=self.strict)
-        square = self.framing(image, generator("validation", "augment", name, number))
-        hole = draw_hole(self.masks, self.framing.size, generator("validation", "hole", name, number))
-        return {"image": square, "position": index, "name": name, **hole, **told(self.captions, name)}
+    def __getitem__(self, index: int) -> Sample:
+        turn, number = divmod(index, len(self.images))
+        return _read(self, number, index, lambda purpose, name: generator("validation", purpose, name, turn))
+
+
+def _read(data: Stream | HeldOut, number: int, position: int, keyed: Callable[[str, str], torch.Generator]) -> Sample:
+    """Sample of image `number`; `keyed` gives the generator for a purpose and an image name."""
+    name, image = open_readable(data.images, number, strict=data.strict)
+    sample: Sample = {"image": data.framing(image, keyed("augment", name)), "position": position, "name": name}
+    if data.masks is not None:
+        sample["hole"] = data.masks([keyed("hole", name)], data.framing.size, data.framing.size)[0]
+    if data.captions is not None:
+        sample["text"] = data.captions(name)
+    return sample
 
 
 @lru_cache(maxsize=8)  # a batch may span two epochs of each of several sources
@@ -131,40 +135,25 @@ def _order(seed: int, epoch: int, count: int, source: int) -> Tensor:
     return torch.randperm(count, generator=generator(seed, *keys))
 
 
-def draw_hole(masks: MaskGenerator | None, size: int, random: torch.Generator) -> dict[str, Tensor]:
-    """The field "hole" (1,size,size), 1 = fill, or no field without `masks`."""
-    return {} if masks is None else {"hole": masks([random], size, size)[0]}
-
-
-def told(captions: Captions | None, name: str) -> dict[str, str]:
-    """The field "text", or no field without `captions`."""
-    return {} if captions is None else {"text": captions(name)}
-
-
+@dataclass(kw_only=True, eq=False)
 class PositionSampler(Sampler[list[int]]):
     """Batches of positions for one rank: step k takes B positions from start + (k*W + rank)*B on.
 
     Args:
-        start: gives the position training has reached, asked when a pass begins.
-        length: batches in the whole run, which is what Lightning counts by.
-        done: how many of these were trained on before this loader was made.
+        start: returns the position that training has reached, when a pass begins.
+        length: batches in the whole run, as Lightning counts them.
         batch_size: B, the batch of one rank.
+        done: batches before this loader was created.
         rank: of this process.
         world_size: W, the number of ranks.
     """
 
-    def __init__(
-        self,
-        start: Callable[[], int],
-        *,
-        length: int,
-        batch_size: int,
-        done: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        self.start, self.length, self.done = start, length, done
-        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
+    start: Callable[[], int]
+    length: int
+    batch_size: int
+    done: int = 0
+    rank: int = 0
+    world_size: int = 1
 
     def __len__(self) -> int:
         return self.length
@@ -176,11 +165,11 @@ class PositionSampler(Sampler[list[int]]):
             yield list(range(position, position + self.batch_size))
 
 
-class StreamLoader(DataLoader):
-    """A loader that Lightning knows to be resumable; its state is the position, which `ImageDataModule` saves."""
+class StreamLoader(DataLoader[Sample]):
+    """A loader that Lightning accepts as resumable; `ImageDataModule` saves its state, the position."""
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, int]:
         return {}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
         assert not state_dict

@@ -2,17 +2,27 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 
 from rad.diffusion.levels import NoiseLevel
 from rad.diffusion.step import Denoised, Prediction, denoised
 
 
 class Denoiser(Protocol):
-    """The interface between a model and the samplers."""
+    """The interface between a model and the samplers.
+
+    Example:
+        >>> class Grey:  # the best estimate at infinite noise
+        ...     channels = 3
+        ...
+        ...     def denoise(self, x: Tensor, noise: NoiseLevel) -> Denoised:
+        ...         return Denoised(torch.zeros_like(x))
+        >>> denoiser: Denoiser = Grey()
+    """
 
     channels: int
 
@@ -27,8 +37,7 @@ class Semantics:
 
     Args:
         estimate: result of `Denoiser.denoise` without classifier-free guidance.
-        shares: (B,h,w) in [0,1] for each of several layers: share of a cell's cross-attention on prompt words. 0 without
-            a prompt.
+        shares: (B,h,w) in [0,1] per layer: share of a cell's cross-attention on prompt words; 0 without a prompt.
     """
 
     estimate: Denoised
@@ -52,12 +61,12 @@ class _ClampPassingGradients(torch.autograd.Function):
     """Clamp to [-1,1] with the gradient of the identity, which keeps guidance alive outside the range."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, values: Tensor) -> Tensor:
         return values.clamp(-1, 1)
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return grad_output
+    def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> Tensor:
+        return grad_outputs[0]
 
 
 class UNetDenoiser:
@@ -96,11 +105,10 @@ class UNetDenoiser:
 
 
 class EDMDenoiser:
-    """Denoiser with EDM's preconditioning (Karras et al. 2022, arXiv 2206.00364, eq. 7 and table 1), for levels of any scale:
+    """Denoiser with EDM's preconditioning (Karras et al. 2022, arXiv 2206.00364, eq. 7, table 1), for levels of any scale:
 
-        D(x; sigma) = c_skip x + c_out F(c_in x; ln(sigma) / 4)  at  x / a  and  sigma = s / a
-
-    with d = sigma_data, c_skip = d^2 / (sigma^2 + d^2), c_out = sigma d / sqrt(sigma^2 + d^2), c_in = 1 / sqrt(sigma^2 + d^2).
+        D(x; sigma) = c_skip x + c_out F(c_in x; ln(sigma) / 4)  at  x / a  and  sigma = s / a,  d = sigma_data,
+        c_skip = d^2 / (sigma^2 + d^2),  c_out = sigma d / sqrt(sigma^2 + d^2),  c_in = 1 / sqrt(sigma^2 + d^2)
 
     Args:
         network: F, called as network(x (B,C,H,W), c_noise (B,)) -> (B,C,H,W).

@@ -1,17 +1,4 @@
-"""Noise levels: how noisy each image of a batch is, or each of its pixels.
-
-    symbol      name                     meaning
-    a           NoiseLevel.alpha         signal amplitude: x = a x0 + s e
-    s           NoiseLevel.sigma         noise amplitude
-    abar        alpha ** 2               in variance-preserving processes, where a^2 + s^2 = 1
-    bbar        sigma ** 2               1 - abar in these processes
-    t           t                        training step of the base model, 0 = least noise, CLEAN = -1
-    tau         NoiseLevel.timesteps     the network's input for a level, possibly fractional
-    m           NoiseRegions.values      mask value in [0,1], 1 = fill
-    K           alpha.shape[1]           distinct levels of an image
-
-An image has few distinct levels. Everything is computed in float64 for its K levels, then gathered for the pixels.
-"""
+"""Noise levels: how noisy each image of a batch is, or each of its pixels; the symbols are listed in `rad.diffusion`."""
 
 from dataclasses import dataclass, replace
 
@@ -26,6 +13,12 @@ CLEAN = -1
 class NoiseRegions:
     """The distinct values of a hole map: `hole[b, 0, y, x] == values[b, index[b, y, x]]`.
 
+    Example:
+        >>> hole = torch.tensor([[[[0.0, 0.5], [1.0, 1.0]]]])  # (B,1,H,W): 0 known, 1 fill, between: partial edit
+        >>> regions = NoiseRegions.from_mask(hole)
+        >>> regions.values.tolist(), regions.index.tolist()
+        ([[0.0, 0.5, 1.0]], [[[0, 1], [2, 2]]])
+
     Args:
         values: (B,K) float64 in [0,1], increasing. Rows with fewer values are padded with 1.
         index: (B,H,W) int64 in [0,K).
@@ -36,11 +29,7 @@ class NoiseRegions:
 
     @classmethod
     def from_mask(cls, hole: Tensor) -> "NoiseRegions":
-        """Factorise `hole` (B,1,H,W), float in [0,1]. Values are exact; the first is 0 and the last is 1.
-
-        Raises:
-            ValueError: wrong shape, or values outside [0,1].
-        """
+        """Factorise `hole` (B,1,H,W), in [0,1]. The first value is 0 and the last is 1. Raises ValueError for other input."""
         if hole.ndim != 4 or hole.shape[1] != 1:
             raise ValueError(f"hole has shape {tuple(hole.shape)}; expected (B,1,H,W)")
         flat = hole[:, 0].to(torch.float64)
@@ -51,16 +40,14 @@ class NoiseRegions:
                 f"hole holds values from {float(flat.min()):.4g} to {float(flat.max()):.4g}; allowed are 0 (known) to 1 (fill)"
             )
         ends = torch.tensor([0.0, 1.0], dtype=flat.dtype, device=flat.device)
-        found = [torch.unique(torch.cat([image.flatten(), ends])) for image in flat]
-        values = torch.ones(len(found), max(map(len, found)), dtype=flat.dtype, device=flat.device)
-        for row, levels in zip(values, found, strict=True):
-            row[: len(levels)] = levels
+        distinct = [torch.unique(torch.cat([image.flatten(), ends])) for image in flat]
+        values = torch.nn.utils.rnn.pad_sequence(distinct, batch_first=True, padding_value=1.0)
         index = torch.searchsorted(values, flat.flatten(1).contiguous()).view(flat.shape)
         return cls(values, index)
 
     @classmethod
     def binary(cls, hole: Tensor) -> "NoiseRegions":
-        """Fast `from_mask` for a hole (B,1,H,W) of zeros and ones. The values are not checked."""
+        """`from_mask` for zeros and ones, without checks."""
         ends = torch.tensor([0.0, 1.0], dtype=torch.float64, device=hole.device)
         return cls(ends.expand(len(hole), 2), hole[:, 0].long())
 
@@ -68,6 +55,11 @@ class NoiseRegions:
 @dataclass(frozen=True)
 class NoiseLevel:
     """Noise levels of a batch: K for each image, and an index map from pixels to levels.
+
+    Example:
+        >>> ones = torch.ones(1, 1, dtype=torch.float64)
+        >>> NoiseLevel(0.8 * ones, 0.6 * ones, timesteps=300 * ones).alpha_map().shape  # one level for the whole image
+        torch.Size([1, 1, 1, 1])
 
     Args:
         alpha, sigma: (B,K) float64, amplitudes a >= 0 and s >= 0.

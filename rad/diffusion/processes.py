@@ -6,16 +6,7 @@ RAD (Kim, Suh, Lee, CVPR 2025, arXiv 2412.09191): a hole map m in [0,1] and a DD
     phase 1, t <  T1:  abar_t = (1 - nu m)^G_t                               (the hole gains noise, known pixels wait)
     phase 2, t >= T1:  abar_t = (1 - nu m) ((1 - nu) / (1 - nu m))^G_(t-T1)  (known pixels gain noise, the hole waits)
 
-where G_t = log A_t / log(1 - nu).
-
-    symbol      name                                   symbol    name
-    a, s        NoiseLevel.alpha, NoiseLevel.sigma     m         NoiseRegions.values
-    abar_t      exp(log_abar)                          A_t       exp(log_A)
-    T1          sampled_steps                          2 T1      steps
-    nu          nu                                     G_t       fraction
-    tau         NoiseLevel.timesteps, see time_origin
-
-Each process computes the K levels of an image in float64 and keeps no state between calls.
+where G_t = log A_t / log(1 - nu). The symbols are listed in `rad.diffusion`. Processes keep no state between calls.
 """
 
 from typing import Literal, Protocol, get_args, runtime_checkable
@@ -24,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rad.diffusion.levels import CLEAN, NoiseLevel, NoiseRegions
-from rad.diffusion.schedules import fractional_times, log_cumulative, noise_grid
+from rad.diffusion.schedules import fractional_timesteps, log_cumulative, noise_grid
 
 LEAST_SIGNAL = 2.0**-12
 """Smallest a of a flow; it keeps s / a finite at pure noise."""
@@ -58,53 +49,31 @@ class Invertible(Protocol):
         ...
 
 
-def _checked(t: Tensor, steps: int) -> Tensor:
-    """`t` as int64, or as float64 if it is floating-point. Raises ValueError outside [CLEAN, steps - 1]."""
-    if t.device.type == "cpu" and len(t) and not (t.min() >= CLEAN and t.max() <= steps - 1):
-        raise ValueError(
-            f"t runs from {t.min().item():g} to {t.max().item():g}; allowed are {CLEAN} (clean) to {steps - 1}, the last step"
-        )
-    return t.to(torch.float64) if t.is_floating_point() else t
-
-
-def _between(table: Tensor, t: Tensor) -> Tensor:
-    """Entries of `table` at t, any shape; linear between integers.
-
-    Args:
-        table: (T+1,) float64; the last entry belongs to CLEAN.
-    """
-    if not t.is_floating_point():
-        return table[t]
-    below = t.floor()
-    at = below.long()
-    above = torch.where(at < len(table) - 2, at + 1, at)
-    return torch.where(t == below, table[at], torch.lerp(table[at], table[above], t - below))
-
-
-def _log_abar(log_A: Tensor, t: Tensor) -> Tensor:
-    """log A at t, any shape. 1 - A is linear between integers, as in `fractional_times`."""
-    if not t.is_floating_point():
-        return log_A[t]
-    between = torch.log1p(-_between(-torch.expm1(log_A), t))
-    return torch.where(t == t.floor(), log_A[t.floor().long()], between)
-
-
-def _time_of(intensity: Tensor, table: Tensor) -> Tensor:
-    """Inverse of `_between` for a table that increases from 0 at CLEAN."""
-    return fractional_times(intensity, torch.cat([table[-1:], table[:-1]])) - 1
-
-
-class Uniform:
-    """One variance-preserving level for the whole image: a = sqrt(A_t), s = sqrt(1 - A_t). DDPM, ADM.
-
-    Args:
-        betas: (T,) in (0,1), the variance added by each step.
-    """
+class _VariancePreserving:
+    """a = sqrt(A_t), s = sqrt(1 - A_t) for betas (T,) in (0,1), the variance added by each step."""
 
     def __init__(self, betas: Tensor) -> None:
         self.betas = betas.to(torch.float64)
         self.steps = self.sampled_steps = len(betas)
         self.log_A = log_cumulative(self.betas)
+
+    def time_of(self, log_snr: Tensor) -> Tensor:
+        """See `Invertible`."""
+        return _time_of(torch.sigmoid(-2 * log_snr), -torch.expm1(self.log_A))
+
+
+class Uniform(_VariancePreserving):
+    """One variance-preserving level for the whole image: a = sqrt(A_t), s = sqrt(1 - A_t). DDPM, ADM.
+
+    Example:
+        >>> from rad.diffusion import linear_betas
+        >>> level = Uniform(linear_betas()).noise(torch.tensor([999]))
+        >>> level.timesteps.item(), round(level.sigma.item(), 3)
+        (999.0, 1.0)
+
+    Args:
+        betas: (T,) in (0,1), the variance added by each step.
+    """
 
     def noise(self, t: Tensor, regions: NoiseRegions | None = None) -> NoiseLevel:
         """Levels at t (B,), K = 1. `regions` has no effect."""
@@ -112,13 +81,14 @@ class Uniform:
         log_abar = _log_abar(self.log_A.to(t.device), t)[:, None]
         return NoiseLevel(*_amplitudes(log_abar), timesteps=t.clamp(min=0)[:, None].to(torch.float64))
 
-    def time_of(self, log_snr: Tensor) -> Tensor:
-        """See `Invertible`."""
-        return _time_of(torch.sigmoid(-2 * log_snr), -torch.expm1(self.log_A))
-
 
 class Flow:
     """One level of a rectified flow for the whole image: a = 1 - sigma, s = sigma (Liu et al. 2022, arXiv 2209.03003).
+
+    Example:
+        >>> level = Flow(torch.tensor([0.25, 0.75])).noise(torch.tensor([0, 1]))
+        >>> level.alpha.flatten().tolist(), level.timesteps.flatten().tolist()
+        ([0.75, 0.25], [250.0, 750.0])
 
     Args:
         sigmas: (T,) in (0,1], increasing; clamped to 1 - `LEAST_SIGNAL`.
@@ -127,11 +97,8 @@ class Flow:
 
     def __init__(self, sigmas: Tensor, *, scale: float = 1000.0) -> None:
         self.sigmas = sigmas.to(torch.float64).clamp(max=1 - LEAST_SIGNAL)
-        if not (len(sigmas) and self.sigmas[0] > 0 and bool((self.sigmas.diff() > 0).all())):
-            raise ValueError("the sigmas of a flow must increase, in (0,1]")
-        self.scale = scale
+        self.table, self.scale = _sigma_table(self.sigmas, "a flow's sigmas must increase, in (0,1]"), scale
         self.steps = self.sampled_steps = len(sigmas)
-        self.table = torch.cat([self.sigmas, self.sigmas.new_zeros(1)])
 
     def noise(self, t: Tensor, regions: NoiseRegions | None = None) -> NoiseLevel:
         """Levels at t (B,), K = 1; sigma is linear between integers. `regions` has no effect."""
@@ -153,16 +120,11 @@ class EDM:
 
     def __init__(self, sigmas: Tensor) -> None:
         self.sigmas = sigmas.to(torch.float64)
-        if not (len(sigmas) and self.sigmas[0] > 0 and bool((self.sigmas.diff() > 0).all())):
-            raise ValueError("the sigmas must be positive and increase")
+        self.table = _sigma_table(self.sigmas, "the sigmas must be positive and increase")
         self.steps = self.sampled_steps = len(sigmas)
-        self.table = torch.cat([self.sigmas, self.sigmas.new_zeros(1)])
 
     def noise(self, t: Tensor, regions: NoiseRegions | None = None) -> NoiseLevel:
-        """Levels at t (B,), K = 1; sigma is linear between integers. `regions` has no effect.
-
-        The clean level has the timestep of the smallest sigma.
-        """
+        """As `Flow.noise`. The clean level has the timestep of the smallest sigma."""
         t = _checked(t, self.steps)
         sigma = _between(self.table.to(t.device), t)[:, None]
         return NoiseLevel(torch.ones_like(sigma), sigma, timesteps=sigma.clamp(min=float(self.sigmas[0])).log() / 4)
@@ -172,8 +134,15 @@ class EDM:
         return _time_of(torch.exp(-log_snr), self.table)
 
 
-class RegionAware:
+class RegionAware(_VariancePreserving):
     """RAD's two-phase process, per pixel, from a hole map: 0 known, 1 fill, between: partial noise.
+
+    Example:
+        >>> from rad.diffusion import linear_betas
+        >>> process, hole = RegionAware(linear_betas()), torch.tensor([[[[0.0, 1.0]]]])
+        >>> level = process.noise(torch.tensor([999]), NoiseRegions.from_mask(hole))  # the end of phase 1
+        >>> [round(sigma, 3) for sigma in level.sigma_map().flatten().tolist()]
+        [0.0, 1.0]
 
     Args:
         betas: (T1,) in (0,1), the schedule of each phase; 2 T1 steps in all.
@@ -188,11 +157,9 @@ class RegionAware:
     def __init__(self, betas: Tensor, *, time_origin: TimeOrigin = "adm") -> None:
         if time_origin not in get_args(TimeOrigin):
             raise ValueError(f"time_origin is {time_origin!r}; allowed are {', '.join(get_args(TimeOrigin))}")
-        self.betas = betas.to(torch.float64)
+        super().__init__(betas)
         self.time_origin: TimeOrigin = time_origin
-        self.sampled_steps = len(betas)
         self.steps = 2 * len(betas)
-        self.log_A = log_cumulative(self.betas)
         self.grid = noise_grid(self.log_A[:-1])
 
     def log_abar(self, t: Tensor, m: Tensor) -> Tensor:
@@ -207,17 +174,10 @@ class RegionAware:
 
     def noise(self, t: Tensor, regions: NoiseRegions | None) -> NoiseLevel:
         """Levels at t (B,) in [CLEAN, 2 T1 - 1]. A batch may mix the phases."""
-        if regions is None:
-            raise ValueError("the region-aware process needs the regions of a hole: NoiseRegions.from_mask(hole)")
+        regions = _required(regions)
         log_abar = self.log_abar(_checked(t, self.steps), regions.values)
-        times = fractional_times(-torch.expm1(log_abar), self.grid.to(t.device))
-        return NoiseLevel(
-            *_amplitudes(log_abar), timesteps=_network_timesteps(times, self.time_origin), index=regions.index
-        )
-
-    def time_of(self, log_snr: Tensor) -> Tensor:
-        """See `Invertible`."""
-        return _time_of(torch.sigmoid(-2 * log_snr), -torch.expm1(self.log_A))
+        tau = fractional_timesteps(-torch.expm1(log_abar), self.grid.to(t.device))
+        return NoiseLevel(*_amplitudes(log_abar), _network_timesteps(tau, self.time_origin), index=regions.index)
 
 
 class RegionAwareFlow:
@@ -225,7 +185,7 @@ class RegionAwareFlow:
 
         phase 1:  sigma_t = m g_t        phase 2:  sigma_t = m S + (1 - m) g_(t-T1)
 
-    Our extension: the paper covers variance-preserving processes. Phase 1 noises the hole while known pixels wait.
+    Our extension: the paper covers variance-preserving processes.
     """
 
     def __init__(self, base_process: Flow) -> None:
@@ -233,9 +193,7 @@ class RegionAwareFlow:
 
     def noise(self, t: Tensor, regions: NoiseRegions | None) -> NoiseLevel:
         """Levels at t (B,) in [CLEAN, 2 T1 - 1]. A batch may mix the phases."""
-        if regions is None:
-            raise ValueError("the region-aware process needs the regions of a hole: NoiseRegions.from_mask(hole)")
-        t = _checked(t, self.steps)
+        regions, t = _required(regions), _checked(t, self.steps)
         table, m = self.base_process.table.to(t.device), regions.values
         second = t > self.sampled_steps - 1
         g = _between(table, torch.where(second, t - self.sampled_steps, t))[:, None]
@@ -267,7 +225,7 @@ def get_betas(base_process: Process) -> Tensor:
     return base_process.betas
 
 
-class PerPixel:
+class PerPixel(_VariancePreserving):
     """TD-Paint's process (Mayet et al., ICLR 2025, arXiv 2410.09306): an integer DDPM step per pixel.
 
     Args:
@@ -277,23 +235,15 @@ class PerPixel:
     """
 
     def __init__(self, betas: Tensor, *, time_origin: TimeOrigin = "adm", known: int = CLEAN) -> None:
-        self.betas = betas.to(torch.float64)
+        super().__init__(betas)
         self.time_origin: TimeOrigin = time_origin
-        self.steps = self.sampled_steps = len(betas)
-        self.log_A = log_cumulative(self.betas)
         self.known = known
 
     def noise(self, t: Tensor, regions: NoiseRegions | None) -> NoiseLevel:
         """Levels at t (B,) for hole values above 0; known pixels have min(t, known)."""
-        if regions is None:
-            raise ValueError("a per-pixel process needs the regions of a hole: NoiseRegions.from_mask(hole)")
-        t = _checked(t, self.steps)
-        times = torch.where(regions.values > 0, t[:, None], t[:, None].clamp(max=self.known))
-        return _steps(self.log_A, times, regions, self.time_origin)
-
-    def time_of(self, log_snr: Tensor) -> Tensor:
-        """See `Invertible`."""
-        return _time_of(torch.sigmoid(-2 * log_snr), -torch.expm1(self.log_A))
+        regions, t = _required(regions), _checked(t, self.steps)
+        t_of_pixels = torch.where(regions.values > 0, t[:, None], t[:, None].clamp(max=self.known))
+        return _per_pixel(self.log_A, t_of_pixels, regions, self.time_origin)
 
 
 class Bands:
@@ -307,38 +257,81 @@ class Bands:
     """
 
     def __init__(self, betas: Tensor, *, bands: int, overlap: float, time_origin: TimeOrigin = "adm") -> None:
-        self.betas = betas.to(torch.float64)
         self.time_origin: TimeOrigin = time_origin
         self.steps = self.sampled_steps = len(betas)
-        self.log_A = log_cumulative(self.betas)
+        self.log_A = log_cumulative(betas)
         self.bands, self.overlap = bands, overlap
 
     def noise(self, t: Tensor, regions: NoiseRegions | None) -> NoiseLevel:
         """Levels at t (B,), counted over all bands together; fractional values are rounded."""
-        if regions is None:
-            raise ValueError("a per-pixel process needs the regions of a hole: NoiseRegions.from_mask(hole)")
-        t = _checked(t, self.steps).round().long() if t.is_floating_point() else _checked(t, self.steps)
+        regions, t = _required(regions), _checked(t, self.steps)
+        t = t.round().long() if t.is_floating_point() else t
         band = (regions.values * self.bands - 1e-6).ceil().clamp(min=1) - 1  # 0 (first) to B - 1
         duration = self.overlap + (1 - self.overlap) / self.bands
         begin = band * (1 - duration) / max(1, self.bands - 1)
         progress = ((self.steps - 1 - t[:, None]) / self.steps - begin) / duration  # 0 at the first level of the band
-        times = (self.steps - 1 - (progress * self.steps).round()).clamp(CLEAN, self.steps - 1).long()
-        times = torch.where((regions.values > 0) & (t[:, None] > CLEAN), times, CLEAN)
-        return _steps(self.log_A, times, regions, self.time_origin)
+        t_of_bands = (self.steps - 1 - (progress * self.steps).round()).clamp(CLEAN, self.steps - 1).long()
+        t_of_pixels = torch.where((regions.values > 0) & (t[:, None] > CLEAN), t_of_bands, CLEAN)
+        return _per_pixel(self.log_A, t_of_pixels, regions, self.time_origin)
 
 
-def _steps(log_A: Tensor, times: Tensor, regions: NoiseRegions, origin: TimeOrigin) -> NoiseLevel:
-    """Levels of one schedule at t = `times` (B,K); tau = t + 1, 0 = clean."""
-    timesteps = _network_timesteps((times + 1).to(torch.float64), origin)
-    return NoiseLevel(*_amplitudes(_log_abar(log_A.to(times.device), times)), timesteps=timesteps, index=regions.index)
+def _required(regions: NoiseRegions | None) -> NoiseRegions:
+    if regions is None:
+        raise ValueError("a per-pixel process needs the regions of a hole: NoiseRegions.from_mask(hole)")
+    return regions
+
+
+def _checked(t: Tensor, steps: int) -> Tensor:
+    """`t` as int64, or as float64 if it is floating-point. Raises ValueError outside [CLEAN, steps - 1]."""
+    if t.device.type == "cpu" and len(t) and not (t.min() >= CLEAN and t.max() <= steps - 1):
+        raise ValueError(
+            f"t runs from {t.min().item():g} to {t.max().item():g}; allowed are {CLEAN} (clean) to {steps - 1}, the last step"
+        )
+    return t.to(torch.float64) if t.is_floating_point() else t
+
+
+def _sigma_table(sigmas: Tensor, rule: str) -> Tensor:
+    """(T+1,), with 0 for CLEAN at the end. Raises ValueError with `rule` unless sigmas (T,) are positive and increase."""
+    if not (len(sigmas) and sigmas[0] > 0 and bool((sigmas.diff() > 0).all())):
+        raise ValueError(f"sigmas are {sigmas.tolist()[:5]}...; {rule}")
+    return torch.cat([sigmas, sigmas.new_zeros(1)])
+
+
+def _between(table: Tensor, t: Tensor) -> Tensor:
+    """Entries of `table` (T+1,) at t, any shape; linear between integers. The last entry belongs to CLEAN."""
+    if not t.is_floating_point():
+        return table[t]
+    below = t.floor()
+    at = below.long()
+    above = torch.where(at < len(table) - 2, at + 1, at)
+    return torch.where(t == below, table[at], torch.lerp(table[at], table[above], t - below))
+
+
+def _log_abar(log_A: Tensor, t: Tensor) -> Tensor:
+    """log A at t, any shape. 1 - A is linear between integers, as in `fractional_timesteps`."""
+    if not t.is_floating_point():
+        return log_A[t]
+    between = torch.log1p(-_between(-torch.expm1(log_A), t))
+    return torch.where(t == t.floor(), log_A[t.floor().long()], between)
+
+
+def _time_of(intensity: Tensor, table: Tensor) -> Tensor:
+    """Inverse of `_between` for a table that increases from 0 at CLEAN."""
+    return fractional_timesteps(intensity, torch.cat([table[-1:], table[:-1]])) - 1
+
+
+def _per_pixel(log_A: Tensor, t: Tensor, regions: NoiseRegions, origin: TimeOrigin) -> NoiseLevel:
+    """Levels of one schedule at t (B,K); tau = t + 1, 0 = clean."""
+    timesteps = _network_timesteps((t + 1).to(torch.float64), origin)
+    return NoiseLevel(*_amplitudes(_log_abar(log_A.to(t.device), t)), timesteps=timesteps, index=regions.index)
 
 
 def _network_timesteps(tau: Tensor, origin: TimeOrigin) -> Tensor:
     """The network's timesteps for tau (B,K); see `time_origin` of `RegionAware`."""
     if origin == "official":
         return tau
-    times = (tau - 1).clamp(min=0)
-    return times.amax(dim=1, keepdim=True).expand_as(times) if origin == "image" else times
+    timesteps = (tau - 1).clamp(min=0)
+    return timesteps.amax(dim=1, keepdim=True).expand_as(timesteps) if origin == "image" else timesteps
 
 
 def _amplitudes(log_abar: Tensor) -> tuple[Tensor, Tensor]:

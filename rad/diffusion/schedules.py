@@ -32,7 +32,7 @@ def noise_grid(log_A: Tensor) -> Tensor:
     return torch.cat([log_A.new_zeros(1), -torch.expm1(log_A)])
 
 
-def fractional_times(intensity: Tensor, grid: Tensor) -> Tensor:
+def fractional_timesteps(intensity: Tensor, grid: Tensor) -> Tensor:
     """Invert the schedule: tau with bbar = g(tau), linear between grid points, clamped to [0,T].
 
     Args:

@@ -20,7 +20,7 @@ Spacing = Literal["even", "trailing", "quad", "logsnr", "official"]
 """
 
 
-def spaced_times(
+def spaced_timesteps(
     total: int,
     count: int,
     *,
@@ -30,7 +30,7 @@ def spaced_times(
     """`count` timesteps from total - 1 downwards, then CLEAN. Each pair of neighbours is one sampler step.
 
     Args:
-        spacing: see `Spacing`; `sampling_times` supports "logsnr" too.
+        spacing: see `Spacing`; `sampling_timesteps` supports "logsnr" too.
         fractional: keep the fractional timesteps of "quad". Otherwise they are rounded and duplicates are dropped, which may
             leave fewer than `count`.
 
@@ -45,12 +45,14 @@ def spaced_times(
     if count > first + 1:
         raise ValueError(f"steps is {count}; the official spacing allows 1 to {first + 1}: use spacing='even'")
     power = 2 if spacing == "quad" else 1
-    times = [first * (1 - i / (count - 1)) ** power for i in range(count)] if count > 1 else [float(first)]
-    return [*(times if spacing == "quad" and fractional else _whole(times)), CLEAN]
+    timesteps = [first * (1 - i / (count - 1)) ** power for i in range(count)] if count > 1 else [float(first)]
+    return [*(timesteps if spacing == "quad" and fractional else _whole(timesteps)), CLEAN]
 
 
-def sampling_times(process: Process, count: int, *, spacing: Spacing = "even", fractional: bool = False) -> list[float]:
-    """`spaced_times` of a process, for every `Spacing`.
+def sampling_timesteps(
+    process: Process, count: int, *, spacing: Spacing = "even", fractional: bool = False
+) -> list[float]:
+    """`spaced_timesteps` of a process, for every `Spacing`.
 
     Raises:
         ValueError: count is outside [1, sampled_steps], the spacing is unknown, or "logsnr" meets a process without `time_of`.
@@ -59,7 +61,7 @@ def sampling_times(process: Process, count: int, *, spacing: Spacing = "even", f
     if spacing not in get_args(Spacing):
         raise ValueError(f"spacing is {spacing!r}; allowed are {', '.join(get_args(Spacing))}")
     if spacing != "logsnr" or count == 1 or not 1 <= count <= total:
-        return spaced_times(total, count, spacing="even" if spacing == "logsnr" else spacing, fractional=fractional)
+        return spaced_timesteps(total, count, spacing="even" if spacing == "logsnr" else spacing, fractional=fractional)
     if not isinstance(process, Invertible):
         raise ValueError(
             "spacing 'logsnr' needs one noise level for the whole hole; this process has several: "
@@ -68,31 +70,31 @@ def sampling_times(process: Process, count: int, *, spacing: Spacing = "even", f
     ends = process.noise(torch.tensor([total - 1, 0]), ALL_HOLE)
     noisiest, cleanest = (ends.alpha / ends.sigma).log()[:, -1].tolist()
     inner = torch.linspace(noisiest, cleanest, count, dtype=torch.float64)[1:-1]
-    times = [float(total - 1), *process.time_of(inner).tolist(), 0.0]
-    return [*(times if fractional else _whole(times)), CLEAN]
+    timesteps = [float(total - 1), *process.time_of(inner).tolist(), 0.0]
+    return [*(timesteps if fractional else _whole(timesteps)), CLEAN]
 
 
 ALL_HOLE = NoiseRegions(torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, 1, 1, dtype=torch.int64))
 """Regions of an image without known pixels."""
 
 
-def _whole(times: Sequence[float]) -> list[float]:
+def _whole(timesteps: Sequence[float]) -> list[float]:
     """Round half up and drop duplicates."""
-    return list(dict.fromkeys(math.floor(time + 0.5) for time in times))
+    return list(dict.fromkeys(math.floor(t + 0.5) for t in timesteps))
 
 
-def time_travel(times: list[float], *, length: int, visits: int) -> list[float]:
+def time_travel(timesteps: list[float], *, length: int, visits: int) -> list[float]:
     """RePaint's plan: from every `length`-th level, jump up by `length` levels and descend again, `visits` times in all.
 
     Args:
-        times: N decreasing timesteps, then CLEAN, as from `spaced_times`.
+        timesteps: N decreasing t, then CLEAN, as from `spaced_timesteps`.
         length: levels per jump, 1 or more; visits: passes through each block, 1 (no travel) or more.
 
     Returns:
         Timesteps, ending in CLEAN; neighbours are one level apart. A = ceil((N - length) / length) anchors give
         N + A (visits - 1) length reverse steps and A (visits - 1) length forward steps: 2410 and 2160 for 250, 10, 10.
     """
-    levels = times[-2::-1]  # levels[j]: the j-th level, from the least noise
+    levels = timesteps[-2::-1]  # levels[j]: the j-th level, from the least noise
     budget = dict.fromkeys(range(0, len(levels) - length, length), visits - 1)
     at, path = len(levels), []
     while at >= 1:

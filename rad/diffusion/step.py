@@ -5,12 +5,7 @@ With x_t = a x_0 + s e, x_u = a' x_0 + s' e' and r = a / a', b = s^2 - r^2 s'^2 
     q(x_u | x_t, x_0) = N( (a' b / s^2) x_0 + (r s'^2 / s^2) x_t,  b s'^2 / s^2 )
 
 DDIM's family (Song et al. 2021, arXiv 2010.02502, eq. 12, 16) has sigma = eta sqrt(b) s' / s; eta = 1 gives q.
-A pixel with b = 0 does not change. Coefficients are computed in float64 for the K levels of an image.
-
-    symbol      name                          symbol      name
-    a, s        now.alpha, now.sigma          a', s'      nxt.alpha, nxt.sigma
-    b           StepLevels.b                  b s'^2/s^2  StepLevels.posterior
-    x_t, x_0    x, x0                         eta         eta
+A pixel with b = 0 does not change. The symbols are listed in `rad.diffusion`.
 """
 
 from dataclasses import dataclass
@@ -25,6 +20,14 @@ from rad.diffusion.levels import NoiseLevel
 @dataclass(frozen=True)
 class Denoised:
     """The estimate of a denoiser.
+
+    Example:
+        >>> from rad.diffusion import Uniform, linear_betas
+        >>> process = Uniform(linear_betas())
+        >>> now, nxt = process.noise(torch.tensor([999]), None), process.noise(torch.tensor([-1]), None)
+        >>> estimate = Denoised(torch.full((1, 3, 2, 2), 0.5))
+        >>> reverse_step(torch.randn(1, 3, 2, 2), estimate, now, nxt).unique().tolist()  # a step to the clean level
+        [0.5]
 
     Args:
         x0: (B,C,H,W) estimate of the clean image.

@@ -229,7 +229,7 @@ def _read_truth(files: MaskResults, references: Mapping[str, ImageFile], name: s
     except (ValueError, OSError) as error:
         scored.notes.append(f"{files.name}: image {name} is left out: {error}")
         return None
-    scored.holes[name], scored.digests[name] = Entry.of(name, hole), digest(image)
+    scored.holes[name], scored.digests[name] = Entry.from_hole(name, hole), digest(image)
     return truth
 
 

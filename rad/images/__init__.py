@@ -17,19 +17,9 @@ if TYPE_CHECKING:
     from rad.images.sources import ImageFile, is_source, list_images
 
 __all__ = [
-    "ImageFile",
-    "contact_sheet",
-    "is_source",
-    "list_images",
-    "open_image",
-    "replacing",
-    "replacing_folder",
-    "round_to_uint8",
-    "to_rgb",
-    "to_tensor",
-    "to_uint8",
-    "write_text",
-]
+    "ImageFile", "contact_sheet", "is_source", "list_images", "open_image", "replacing", "replacing_folder",
+    "round_to_uint8", "to_rgb", "to_tensor", "to_uint8", "write_text",
+]  # fmt: skip
 
 __getattr__ = lazy_names(
     __name__,

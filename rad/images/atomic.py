@@ -1,4 +1,4 @@
-"""Files that are always whole: written under a hidden name, and renamed when done."""
+"""Files that are always whole: written under a hidden name, then renamed."""
 
 import os
 import secrets
@@ -10,14 +10,14 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path, *, durable: bool = False, shared: bool = False) -> Iterator[Path]:
-    """The name to write to, hidden and with the same suffix; it becomes `path` at the end, and vanishes after an error.
+    """A hidden name with the same suffix to write to. It becomes `path` at the end, and is removed after an error.
 
-    The folder is made if need be. `durable`: the content is on the disk before it gets its name, so that not even a power
-    cut leaves half a file. `shared`: other processes may write the same file now, so the name is like no other.
+    Missing folders are created. `durable`: the content reaches the disk before the name, against power cuts. `shared`: the
+    hidden name is unique, for processes that write the same file at once.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    own = f".{secrets.token_hex(4)}" if shared else ""
-    temporary = path.with_name(f".{path.stem}{own}.tmp{path.suffix}")
+    unique = f".{secrets.token_hex(4)}" if shared else ""
+    temporary = path.with_name(f".{path.stem}{unique}.tmp{path.suffix}")
     try:
         yield temporary
         if durable:
@@ -30,7 +30,7 @@ def replacing(path: Path, *, durable: bool = False, shared: bool = False) -> Ite
 
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
-    """The same for a folder: an empty one to write into, which takes the place of `folder` and all that is in it."""
+    """An empty folder to write to, which replaces `folder` and its content at the end."""
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

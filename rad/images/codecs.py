@@ -14,7 +14,8 @@ from torch import Tensor
 
 
 @contextmanager
-def _naming(name: str) -> Iterator[None]:
+def naming_errors(name: str) -> Iterator[None]:
+    """Any error becomes a ValueError of one line that names the image."""
     try:
         yield
     except Exception as error:  # damaged input makes Pillow and zipfile raise almost anything
@@ -29,7 +30,7 @@ def _naming(name: str) -> Iterator[None]:
 
 @contextmanager
 def images_up_to(megapixels: float) -> Iterator[None]:
-    """For commands, since it is Pillow's global limit: larger images are refused, and no smaller one makes it warn."""
+    """Set Pillow's global limit: larger images are refused, smaller ones cause no warning. For commands."""
     before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, int(megapixels * 500_000)  # Pillow refuses twice as many
     try:
         with warnings.catch_warnings():
@@ -40,30 +41,25 @@ def images_up_to(megapixels: float) -> Iterator[None]:
 
 
 def open_image(file: str | Path | IO[bytes], *, name: str | None = None) -> Image.Image:
-    """The image in `file` as 8-bit RGB, turned upright by its EXIF orientation, with its colour profile; see `to_rgb`.
-
-    Of an animation, the first frame is read.
+    """The image in `file`, the first frame of an animation, as in `to_rgb`.
 
     Args:
         file: path or binary stream.
-        name: what errors call the image; None: the path or the stream's own name.
+        name: of the image in errors; None: the path or the stream's own name.
 
     Raises:
-        ValueError: the file is missing, truncated, not an image, too large for Pillow, or has float pixels (no agreed range).
+        ValueError: the file is missing, truncated, no image, too large for Pillow, or has float pixels (no agreed range).
     """
-    with _naming(name or str(getattr(file, "name", file))), Image.open(file) as image:
+    with naming_errors(name or str(getattr(file, "name", file))), Image.open(file) as image:
         return to_rgb(image)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Upright 8-bit RGB.
+    """8-bit RGB, upright by its EXIF orientation.
 
-    Grey, palette and CMYK images are converted; 16-bit grey is divided by 257 (65535 -> 255). Alpha is
-    dropped, not composited: the colour stored under transparent pixels is kept.
-
-    Colours keep their meaning: pixels with an RGB profile stay as they are, and the profile stays in `info["icc_profile"]`, from
-    where Pillow writes it into a PNG; pixels with a profile of grey or CMYK are converted to sRGB, which needs none. Nothing else
-    stays in `info`.
+    Grey, palette and CMYK images are converted; 16-bit grey is divided by 257 (65535 -> 255). Alpha is dropped, not
+    composited. Pixels with an RGB profile keep it in `info["icc_profile"]`, which Pillow writes into a PNG; a profile of grey or
+    CMYK is converted to sRGB. `info` keeps nothing else.
 
     Raises:
         ValueError: float pixels, or a damaged profile of grey or CMYK.
@@ -93,13 +89,13 @@ def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
     try:
         converted = ImageCms.profileToProfile(
             image,
-            BytesIO(profile),  # pyright: ignore[reportArgumentType]
-            ImageCms.createProfile("sRGB"),  # pyright: ignore[reportArgumentType]
+            ImageCms.ImageCmsProfile(BytesIO(profile)),
+            ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")),
             renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
             outputMode="RGB",
             flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
         )
-    except ImageCms.PyCMSError as error:
+    except (ImageCms.PyCMSError, OSError) as error:
         raise ValueError(f"its colour profile cannot be used ({error}): save it as sRGB") from error
     assert converted is not None
     return converted
@@ -116,7 +112,7 @@ def to_uint8(image: Tensor) -> Image.Image:
 
 
 def round_to_uint8(image: Tensor) -> Tensor:
-    """Values in [0, 1] as those of 8 bits, rounded as in `to_uint8`."""
+    """Values in [0, 1] as uint8, rounded as in `to_uint8`."""
     return image.float().clamp(0, 1).mul_(255).round_().to(torch.uint8)
 
 

@@ -88,7 +88,8 @@ def _wrap(text: str, width: int) -> str:
     if not text:
         return ""
     pixels = ImageFont.load_default(size=FONT_SIZE).getlength(text) / len(text)
-    return "\n".join(textwrap.wrap(text.replace(",", ", "), max(1, int(width / pixels))))
+    words = " ".join(text.replace(",", ", ").split())
+    return "\n".join(textwrap.wrap(words, max(1, int(width / pixels))))
 
 
 def _count_lines(text: str) -> int:

@@ -1,4 +1,4 @@
-"""Inpainting of images of any size.
+"""Inpainting pipeline for images of any size.
 
 Example:
     inpainter = Inpainter.from_pretrained("checkpoints/rad-nature32")

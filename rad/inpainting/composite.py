@@ -1,66 +1,113 @@
-"""An image on its way from what was given to what is written: only what a model fills is held as floats."""
+"""Images during inpainting: 8-bit inputs, filled windows in float, and the final composite."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
-from rad.images.codecs import round_to_uint8
+from rad.images.codecs import round_to_uint8, to_uint8
 from rad.inpainting.windows import Window
+from rad.models.guidance_inputs import PLAIN, Condition
 
 
 class Canvas:
-    """One sample of an image.
+    """One sample of an image, filled window by window.
 
-    A large image costs 4 bytes a pixel and what its windows hold: `filled` is memory that the system provides where something
-    is written.
+    Memory: 4 bytes per pixel, and the filled windows in float, since `filled` is allocated lazily.
 
     Args:
-        name, sample: the identity of its noise.
-        pixels: (3,H,W), shared by the samples of an image and not changed: its 8 bits, or float in [-1,1] once resized.
-        hole: (1,H,W) in [0,1], shared as well.
-        windows: what is to be filled.
+        name, sample: identity of the noise.
+        pixels: (3,H,W), uint8, or float in [-1,1] if resized; shared by the samples of an image and never changed.
+        hole: (1,H,W) in [0,1], shared too.
+        windows: windows to fill.
+        condition: guidance, with images in the size of the canvas.
+
+    Attributes:
+        windows: the remaining windows, in their order.
+        unknown: (H,W), pixels still to fill.
+        filled: (3,H,W) in [-1,1], valid in the filled part of the hole.
+        raw: `pixels` with the output of each window's core, known pixels included.
     """
 
-    def __init__(self, name: str, sample: int, pixels: Tensor, hole: Tensor, windows: Sequence[Window]) -> None:
-        self.name, self.sample, self.pixels, self.hole = name, sample, pixels, hole
+    def __init__(
+        self,
+        name: str,
+        sample: int,
+        pixels: Tensor,
+        hole: Tensor,
+        windows: Sequence[Window],
+        condition: Condition = PLAIN,
+    ) -> None:
+        self.name, self.sample, self.pixels, self.hole, self.condition = name, sample, pixels, hole, condition
         self.windows = dict.fromkeys(windows)
-        """Those that are left, in their order."""
         self.unknown = hole[0].numpy() > 0
-        """(H,W), what is still to be filled."""
         self.filled = torch.from_numpy(np.zeros(tuple(pixels.shape), np.float32))
-        """(3,H,W) in [-1,1], where the hole was and is no longer unknown."""
         self.raw = pixels.clone()
-        """As `pixels`, with all that the method made of it, known pixels in the core of a window included."""
 
     def job_name(self, window: Window) -> str:
-        """An identity for its noise; an image of the model's own size is known by its name alone."""
+        """Identity of a window's noise; the name alone for a window that covers the image."""
         top, left, bottom, right = window.window
         whole = self.hole.shape[1:] == (bottom - top, right - left)
         return self.name if whole else f"{self.name}@{top},{left}"
 
     def cut(self, window: Window) -> tuple[Tensor, Tensor]:
-        """What the model sees: pixels (3,S,S) in [-1,1] with what was filled before, and the hole (1,S,S) that is left."""
+        """The model's input: pixels (3,S,S) in [-1,1] with earlier fills, and the remaining hole (1,S,S)."""
         area = (slice(None), *window.slices)
         hole, unknown = self.hole[area], torch.from_numpy(self.unknown[window.slices])
         pixels = torch.where((hole > 0) & ~unknown, self.filled[area], _signed(self.pixels[area]))
         return pixels, hole * unknown
 
-    def paste(self, window: Window, made: Tensor) -> None:
-        """Take the core of what the model made, (3,S,S) in [-1,1]."""
+    def paste(self, window: Window, output: Tensor) -> None:
+        """Keep the core of the model's output (3,S,S) in [-1,1]."""
         top, left, _, _ = window.window
         rows, columns = window.core_slices
         core = (slice(None), rows, columns)
-        made = made[:, rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+        output = output[:, rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
         unknown = torch.from_numpy(self.unknown[rows, columns])
-        self.filled[core] = torch.where(unknown, made, self.filled[core])
-        raw = made if self.raw.is_floating_point() else round_to_uint8(made / 2 + 0.5)
+        self.filled[core] = torch.where(unknown, output, self.filled[core])
+        raw = output if self.raw.is_floating_point() else round_to_uint8(output / 2 + 0.5)
         self.raw[core] = torch.where(unknown | (self.hole[core] == 0), raw, self.raw[core])
         unknown[:] = False
         del self.windows[window]
 
 
 def _signed(pixels: Tensor) -> Tensor:
-    """Pixels in [-1,1], from that or from 8 bits."""
+    """uint8 or signed float pixels as float in [-1,1]."""
     return pixels if pixels.is_floating_point() else pixels.float() / 255 * 2 - 1
+
+
+def composite(image: Image.Image, filled: Image.Image, hole: Tensor, *, feather: int = 0) -> Image.Image:
+    """`image` where hole (1,H,W) is 0 and `filled` elsewhere, copied without arithmetic; both RGB of the same size.
+
+    Args:
+        feather: width in pixels of a linear blend into `filled`, in the known region around the hole.
+    """
+    composed, inside = image.copy(), (hole[0] > 0).numpy()
+    if feather and inside.any():
+        from scipy.ndimage import distance_transform_edt
+
+        distance = np.asarray(distance_transform_edt(~inside))
+        weight = np.clip(1 - distance / (feather + 1), 0, 1)
+        weight[distance > feather] = 0
+        composed.paste(filled, mask=Image.fromarray(np.rint(255 * weight).astype(np.uint8)))
+    else:
+        composed.paste(filled, mask=Image.fromarray(inside))
+    return composed
+
+
+def pad(image: Tensor, size: tuple[int, int], value: float) -> Tensor:
+    """(C,H,W) padded at the bottom and the right to at least `size` (height, width)."""
+    rows, columns = (max(0, wanted - given) for wanted, given in zip(size, image.shape[1:], strict=True))
+    return F.pad(image, (0, columns, 0, rows), value=value) if rows or columns else image
+
+
+def restore_size(pixels: Tensor, size: tuple[int, int]) -> Image.Image:
+    """The image in the input's size (width, height): float pixels are resized, padded uint8 pixels are cropped."""
+    width, height = size
+    if pixels.is_floating_point():
+        pixels = F.interpolate(pixels[None], (height, width), mode="bicubic", antialias=True)[0]
+        return to_uint8(pixels.clamp_(-1, 1).div_(2).add_(0.5))
+    return Image.fromarray(pixels[:, :height, :width].permute(1, 2, 0).contiguous().numpy())

@@ -1,13 +1,9 @@
-"""Inpainting images with a saved model: `Inpainter.from_pretrained(path)(image, mask, steps=100, seed=0)`."""
+"""Inpainting pipeline for images of any size: `Inpainter.from_pretrained(path)(image, mask, steps=20, seed=0)`."""
 
-import contextlib
-import re
-import sys
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -16,35 +12,24 @@ from PIL import Image
 from torch import Tensor
 
 from rad.device import find_device
-from rad.diffusion.denoiser import UNetDenoiser
-from rad.diffusion.processes import Uniform
 from rad.diffusion.solvers import Solver
 from rad.diffusion.spacings import Spacing
-from rad.images.codecs import open_image, to_rgb, to_tensor, to_uint8
-from rad.inpainting.composite import Canvas
-from rad.inpainting.windows import Window, next_wave, plan_windows
-from rad.masks.files import read_mask
-from rad.methods import METHODS
-from rad.methods.m2s import M2S, Coarse
+from rad.images.codecs import to_tensor
+from rad.inpainting.composite import Canvas, composite, pad, restore_size
+from rad.inpainting.filling import WindowFiller
+from rad.inpainting.inputs import ImageLike, Inputs, Polarity
+from rad.inpainting.memory import peak_memory, reset_peak_memory
+from rad.inpainting.prepare import build_sampler, check_method, load_coarse
+from rad.inpainting.windows import Window, plan_windows
 from rad.methods.registry import find
 from rad.models.adapter import AdapterInfo
-from rad.models.base import PIPELINES, load_base
-from rad.models.guidance_inputs import PLAIN, Condition, Model
-from rad.models.latent import LatentModel, is_latent
 from rad.models.latent_mask import Grid, Prefill
-from rad.models.pixel import PixelModel, size_of
-from rad.models.text_to_image.folders import find_pipeline
+from rad.models.load import load_model
+from rad.models.loaded_model import PLAIN, Condition, LoadedModel
 from rad.models.vae import IDENTITY
-from rad.networks.unet import patch
 from rad.resources import find_data, located
-from rad.rng import KeyedNoise
-from rad.sampling.method import CustomSampler, Method, SamplingMethod
-from rad.sampling.sampler import Sample, Sampler
-from rad.sampling.state import Cost
-from rad.sampling.task import Task
-
-Polarity = Literal["white_is_fill", "white_is_known"]
-
+from rad.sampling.method import Method
+from rad.sampling.sampler import Sampler
 
 SizePolicy = Literal["error", "resize", "crop"]
 
@@ -52,20 +37,16 @@ SizePolicy = Literal["error", "resize", "crop"]
 Precision = Literal["32", "bf16"]
 
 
-ImageLike = Image.Image | Tensor | str | Path
-
-
 @dataclass(frozen=True)
 class Inpainted:
-    """Results in the order of the input, the samples of an image side by side: image i, sample j is number i * num_samples + j.
+    """Filled images in the order of the input: sample j of image i has index i * num_samples + j.
 
     Args:
-        images: in the size of the input, equal to it where the hole is 0, bit for bit; with its colour profile, if it has one,
-            in `info`, from where Pillow saves it.
-        raw: the same before known pixels are put back.
-        nfe, vjp: network calls and backward passes of the whole run, counted for each image that went through the network.
-        seconds: of the sampling loops.
-        peak_memory: in bytes: of this run on an accelerator, of the process so far on a CPU.
+        images: in the input's size, bit-identical to it where the hole is 0. `info` keeps the colour profile for Pillow.
+        raw: the images before known pixels are restored.
+        nfe, vjp: forward and backward passes of the network, summed over all windows.
+        seconds: wall time of the sampling loops.
+        peak_memory: in bytes, see `rad.inpainting.memory.peak_memory`.
     """
 
     images: list[Image.Image]
@@ -77,14 +58,19 @@ class Inpainted:
 
 
 class Inpainter:
-    """A model in memory, and images of any size and number around it.
+    """Inpainting pipeline for images of any size.
+
+    Example:
+        inpainter = Inpainter.from_pretrained("rad-nature32")
+        result = inpainter("photo.png", "mask.png", size_policy="crop", num_samples=2)   # white in the mask = fill
+        result.images[0].save("filled.png")
 
     Args:
-        model: on `device` already.
-        precision: "bf16": networks run in bfloat16 (autocast).
+        model: a loaded model, already on `device`.
+        precision: "bf16" runs the networks in bfloat16 (autocast).
     """
 
-    def __init__(self, model: Model, *, device: str | torch.device = "cpu", precision: Precision = "32") -> None:
+    def __init__(self, model: LoadedModel, *, device: str | torch.device = "cpu", precision: Precision = "32") -> None:
         if precision not in get_args(Precision):
             raise ValueError(f"precision is {precision!r}; allowed are {', '.join(get_args(Precision))}")
         self.model, self.device, self.precision = model, torch.device(device), precision
@@ -104,48 +90,54 @@ class Inpainter:
         ip_adapter: str | Path | None = None,
         loras: Sequence[tuple[str | Path, float]] = (),
     ) -> "Inpainter":
-        """Load an adapter folder with its base, or a base model.
+        """Load a base model, a fully trained RAD model, or an adapter with its base.
 
         Args:
-            path: adapter folder, or a base model: diffusers folder, hub id, guided-diffusion .pt; or the folder of a model that
-                was trained as a whole (a diffusers folder with rad_config.json), for RAD alone; or the name of a checkpoint that
-                comes with rad ("rad-nature32"). Of pipelines (model_index.json) those of latent diffusion, of Stable Diffusion 1
-                to 3.5 and of Flux are known; adapters are for all but XL and Flux.
-            base: the base of an adapter, where it is not found by what the adapter says (that path; the folder of that name
-                beside the adapter; that hub id). Its weights are compared with the hash in the adapter.
-            device: "auto": an accelerator if there is one.
-            precision: "bf16": the network runs in bfloat16 (autocast); that of SD3 and Flux lies in memory in it too, unless it
-                has an adapter, whose small changes would be lost in it.
-            size: a side of the images in pixels, for SD3 and Flux, which take several; None: the model's own, or what its
-                adapter was trained on.
-            controlnet, t2i_adapter, ip_adapter, loras: for Stable Diffusion 1, 2 and XL, see `StableModel.load`;
-                loras cannot be combined with a RAD adapter.
+            path: a folder, hub id, guided-diffusion .pt, or the name of a shipped checkpoint ("rad-nature32"). Adapters
+                exist for all kinds of models but Stable Diffusion XL and Flux.
+            base: base model of an adapter. None: the path in the adapter, a folder of that name beside it, or the hub id
+                in it. The weights' hash must match the adapter's.
+            device: "auto" picks an accelerator if there is one.
+            precision: "bf16" runs the network in bfloat16. SD3 and Flux without an adapter are loaded in it too.
+            size: image side in pixels for SD3 and Flux. None: the model's own, or the one its adapter was trained at.
+            controlnet, t2i_adapter, ip_adapter, loras: for Stable Diffusion 1, 2 and XL, see `load_model`.
+                `loras` cannot be combined with a RAD adapter.
 
         Raises:
-            FileNotFoundError: something is missing; ValueError: something does not fit.
+            FileNotFoundError: a file is missing. ValueError: an option or file does not fit.
         """
-        if not Path(path).exists() and (found := find_data(path)) is not None:
-            path = str(found)
+        if not Path(path).exists() and (shipped := find_data(path)) is not None:
+            path = str(shipped)
         folder = Path(path)
         target = find_device(device)
         described = (folder / "adapter_config.json").exists() or (folder / "rad_config.json").exists()
-        networks = {"controlnet": controlnet, "t2i_adapter": t2i_adapter, "ip_adapter": ip_adapter, "loras": loras}
         if folder.suffix == ".ckpt":
             raise ValueError(
                 f"{folder} resumes training; to sample give an adapter folder beside it, step=N-ema or step=N"
             )
-        whole = (folder / "unet").is_dir()  # a base model, or one of which all weights were trained
+        whole = (folder / "unet").is_dir()  # a base model, or a fully trained one
         info = AdapterInfo.read(folder) if described else None
-        options: dict[str, Any] = {"device": target, "info": info}
-        source: str | Path = path
+        adapter, revision, source = None, None, path
         if info is not None and not whole:
             source = _find_base(folder, info) if base is None else str(base)
-            options |= {"adapter": folder, "revision": None if base else info.base_revision}
+            adapter, revision = folder, None if base else info.base_revision
         elif base is not None:
             raise ValueError(
-                f"{path} is not an adapter folder, with rad_config.json and no unet, so base={str(base)!r} has no use"
+                f"{path} is not an adapter folder (rad_config.json, no unet), so base={str(base)!r} has no use"
             )
-        model = _load_model(source, path, options, precision, size, networks)
+        model = load_model(
+            source,
+            device=target,
+            revision=revision,
+            adapter=adapter,
+            info=info,
+            size=size,
+            dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
+            controlnet=controlnet,
+            t2i_adapter=t2i_adapter,
+            ip_adapter=ip_adapter,
+            loras=loras,
+        )
         return cls(model, device=target, precision=precision)
 
     def __call__(
@@ -171,98 +163,45 @@ class Inpainter:
         feather: int = 0,
         on_step: Callable[[int, int], None] | None = None,
     ) -> Inpainted:
-        """Fill the holes of one image or several.
+        """Fill the holes of one image or several. For method, steps, eta, solver and spacing see `sampler`.
 
         Args:
-            image: PIL image, file, or tensor (3,H,W) in [0,1]; or a list of these.
-            mask: the same, one for each image or one for all; white / 1 = fill. A tensor is (1,H,W) in [0,1].
-            method: a name of `rad.methods.METHODS`; your own, as "FILE.py:CLASS", whose code is run; or one with settings:
-                `RePaint(resamplings=5)`.
-            steps: noise levels visited, 1 to the number that the method has (1000); None: the method's preset.
-            eta: 1 DDPM to 0 DDIM; with solver "dpm++2m" 0 (ODE) or 1 (SDE). None: the method's preset, or the solver's own if
-                you choose another solver than the preset.
-            solver: "ddpm", "ddim", or "dpm++2m" (second order, for few steps; for `rad` and `tdpaint`); None: the method's
-                preset.
-            spacing: where the noise levels lie: "even", "trailing", "quad", "logsnr", "official", see `Spacing`;
-                None: the method's preset, or the solver's own if you choose another solver than the preset.
-            seed: with the image's name it fixes the noise; results do not depend on batch size or order (but for
-                `share` of VIPaint).
-            num_samples: fillings of each image.
-            size_policy: images of another size than the model's: "error"; "resize" there and back; "crop" a window of the
-                model's size around each hole.
-            margin: for "crop": what a window sees around its core, in pixels; None: an eighth of the model's size.
-            batch_size: windows that go through the network together; halved when memory runs out.
-            names: an identity of each image for its noise; None: all images get the same noise.
-            condition: what to fill with, for models that take text: one for all, or one for each image.
-            grid: for latent models: how the hole comes to the latent grid; None: `Grid()`.
-            fill: for latent models: what the encoder sees in the hole; "none": its content, as other programs, which leaks.
-            feather: known pixels within so many of the hole pass over into what the model made of them; 0: none does.
-            on_step: called with (network calls done, in all) for a progress bar, both counted for single windows.
+            image: PIL image, file, or float tensor (3,H,W) in [0,1]; or a list of these.
+            mask: one for each image or one for all; white / 1 = fill. A tensor is (1,H,W) in [0,1].
+            seed: fixes the noise together with `names`. Batch size and order have no effect (except `share` of VIPaint).
+            num_samples: results per image.
+            size_policy: for images of another size: "error"; "resize" and back; "crop" windows around each hole.
+            margin: context around a window's core in pixels, for "crop"; None: an eighth of the model's size.
+            batch_size: windows per forward pass; halved when memory runs out.
+            names: identity of each image's noise; None: equal noise for all.
+            condition: prompt and guidance images, one for each image or one for all.
+            grid, fill: for latent models, see `Task.encoded`.
+            feather: width in pixels of a blend into the known pixels around the hole; 0: known pixels stay exact.
+            on_step: called with (network calls done, planned), counted per window.
 
         Raises:
-            ValueError: before any network call, for whatever cannot be done.
+            ValueError, FileNotFoundError: an unsuitable input or option, before any network call.
         """
-        images = [image] if isinstance(image, str) or not isinstance(image, Sequence) else list(image)
-        masks = [mask] * len(images) if isinstance(mask, str) or not isinstance(mask, Sequence) else list(mask)
-        if len(masks) != len(images) or (names is not None and len(names) != len(images)):
-            raise ValueError(
-                f"{len(images)} images, {len(masks)} masks, {len(names or images)} names: give one of each an image"
-            )
-        if num_samples < 1 or batch_size < 1:
-            raise ValueError(f"num_samples is {num_samples} and batch_size {batch_size}; both must be at least 1")
-        names = [""] * len(images) if names is None else names
-        conditions = [condition] * len(images) if isinstance(condition, Condition) else list(condition)
-        if len(conditions) != len(images):
-            raise ValueError(
-                f"{len(images)} images and {len(conditions)} conditions: give one for all, or one an image"
-            )
-        if feather < 0:
-            raise ValueError(f"feather is {feather}; allowed are 0 (known pixels stay exact) and more pixels")
-        self.check(conditions, grid=grid, fill=fill)
+        inputs = Inputs.align(image, mask, names=names, condition=condition)
+        _check_counts(num_samples, batch_size, feather)
+        self.check(inputs.conditions, grid=grid, fill=fill)
         sampler = self.sampler(method, steps=steps, eta=eta, solver=solver, spacing=spacing)
-        originals = [_image(one) for one in images]
-        holes = [_hole(one, original, mask_polarity) for one, original in zip(masks, originals, strict=True)]
-        canvases = [
-            canvas
-            for original, hole, name in zip(originals, holes, names, strict=True)
-            for canvas in self._canvases(original, hole, name, num_samples, size_policy, margin)
-        ]
-        asked = {}
-        for number, canvas in enumerate(canvases):
-            size = originals[number // num_samples].size if size_policy == "crop" else (self.size[1], self.size[0])
-            asked[id(canvas)] = conditions[number // num_samples].resized(size)
-        total = sampler.cost.nfe * sum(len(canvas.windows) for canvas in canvases)
-        spent, seconds, planned = Cost(0), 0.0, 0
-        _forget_peak(self.device)
-        differentiated = any(method.needs_grad for method in sampler.methods)
-        with self.model.weights(adapter=self._with_adapter(sampler), differentiated=differentiated):
-            while any(canvas.windows for canvas in canvases):
-                jobs = [(c, w) for c in canvases if c.windows for w in next_wave(c.unknown, list(c.windows))]
-                cost, taken = self._fill(
-                    sampler,
-                    jobs,
-                    asked,
-                    (grid, fill),
-                    seed,
-                    batch_size,
-                    lambda done, before=planned: on_step(before + done, total) if on_step else None,
-                )
-                spent, seconds, planned = spent + cost, seconds + taken, planned + sampler.cost.nfe * len(jobs)
-        finished, raw = [], []
-        for number in range(len(canvases)):
-            original, hole = originals[number // num_samples], holes[number // num_samples]
-            filled = _back(canvases.pop(0).raw, original.size)
-            filled.info = dict(original.info)
-            raw.append(filled)
-            finished.append(composite(original, filled, hole, feather=feather))
-        return Inpainted(finished, raw, spent.nfe, spent.vjp, seconds, _peak_memory(self.device))
+        images, holes = inputs.read(mask_polarity)
+        rows = zip(images, holes, inputs.names, inputs.conditions, strict=True)
+        canvases = [c for row in rows for c in self._canvases(*row, num_samples, size_policy, margin)]
+        bf16 = self.precision == "bf16"
+        filler = WindowFiller(self.model, sampler, self.device, grid, fill, seed, batch_size, bf16)
+        reset_peak_memory(self.device)
+        cost, seconds = filler.run(canvases, on_step)
+        finished, raw = _finish(canvases, images, holes, feather)
+        return Inpainted(finished, raw, cost.nfe, cost.vjp, seconds, peak_memory(self.device))
 
     def check(self, conditions: Sequence[Condition], *, grid: Grid | None = None, fill: Prefill = "smooth") -> None:
-        """Raises ValueError for conditions and settings that this model does not take, or that would change nothing."""
+        """Raises ValueError for a condition or setting that the model does not support, or that has no effect on it."""
         self.model.check(conditions)
         if self.model.autoencoder is IDENTITY and (grid is not None or fill != "smooth"):
             raise ValueError(
-                f"{self.model.source} works on pixels: there is no latent grid, and no encoder that sees the hole"
+                f"{self.model.source} works on pixels: there is no latent grid or encoder; leave out `grid` and `fill`"
             )
 
     def sampler(
@@ -274,65 +213,35 @@ class Inpainter:
         solver: Solver | None = None,
         spacing: Spacing | None = None,
     ) -> Sampler:
-        """The loop of a method on this model; arguments as of a call.
+        """The reverse loop of a method on this model. Warns about a solver or spacing without effect.
 
-        Warns of a solver or spacing without effect. Raises ValueError for what the model or the method cannot do.
+        Args:
+            method: a name in `rad.methods.METHODS`; your own as "FILE.py:CLASS", whose code is run; or an instance such
+                as `RePaint(resamplings=5)`.
+            steps: number of noise levels, 1 to the method's number (1000).
+            eta: 1 DDPM to 0 DDIM; with solver "dpm++2m" 0 (ODE) or 1 (SDE).
+            solver: "ddpm", "ddim", or "dpm++2m" (second order, for few steps; for `rad` and `tdpaint`).
+            spacing: "even", "trailing", "quad", "logsnr" or "official", see `Spacing`.
+
+        None is the method's preset. With another solver, eta and spacing default to the solver's own.
+
+        Raises:
+            ValueError: the model or the method does not support a choice.
         """
-        if isinstance(method, str):
-            method = find(method)()
-        method = self.complete(method)
-        if method.weights == "adapter" and not self.model.has_adapter:
-            zero_shot = ", ".join(n for n, kind in METHODS.items() if kind.weights != "adapter" and n != method.name)
-            raise ValueError(
-                f"method {method.name!r} needs an adapter, and {self.model.source} is a base model: use one of {zero_shot}"
-            )
-        if method.weights == "base" and not self.model.has_base:
-            assert self.model.info is not None
-            raise ValueError(
-                f"method {method.name!r} needs a base model, and {self.model.source} was trained on per-pixel noise without "
-                "images that are all hole (model.unconditional_share): use rad, or the model that it was trained from, "
-                f"{self.model.info.base!r}"
-            )
-        if method.needs_grad and self.precision == "bf16":
-            free = ", ".join(n for n, kind in METHODS.items() if not kind.needs_grad and n != method.name)
-            raise ValueError(
-                f"method {method.name!r} differentiates the network, for which bf16 is too coarse: "
-                f"use precision '32', or one of {free}"
-            )
-        method.check()
-        info = self.model.info
-        process = method.process(self.model.base_process, "adm" if info is None else info.time_origin)
-        for name in method.unused(solver=solver, spacing=spacing):
-            warnings.warn(f"{name} has no effect on method {method.name!r}", stacklevel=3)
-        chosen = method.choose(steps=steps, solver=solver, spacing=spacing, eta=eta)
-        assert isinstance(method, CustomSampler | SamplingMethod)
-        return Sampler(process, method if isinstance(method, CustomSampler) else (method,), **vars(chosen))
+        method = self.complete(find(method)() if isinstance(method, str) else method)
+        check_method(method, self.model, bf16=self.precision == "bf16")
+        return build_sampler(method, self.model, steps=steps, eta=eta, solver=solver, spacing=spacing, stacklevel=3)
 
     def complete(self, method: Method) -> Method:
-        """The method with what it needs besides this model: the coarse model of M2S is loaded from its path."""
-        if isinstance(method, M2S) and self.model.autoencoder is not IDENTITY:
-            raise ValueError(
-                f"m2s needs a model of pixels, and {self.model.source} works on latents: use another method"
-            )
-        if not isinstance(method, M2S) or not isinstance(method.coarse, str):
-            return method
-        loaded = load_base(method.coarse)
-        unet = patch(loaded.unet).requires_grad_(False).eval().to(self.device)  # pyright: ignore[reportArgumentType]
-        denoiser = UNetDenoiser(unet, prediction_type=loaded.prediction_type)  # pyright: ignore[reportArgumentType]
-        size, height = size_of(unet, None)[0], self.size[0]
-        if height % size or size == height:
-            fit = ", ".join(str(n) for n in range(1, height) if height % n == 0)
-            raise ValueError(
-                f"{method.coarse} is a model of {size}x{size} images; m2s needs a smaller one that divides: {fit}"
-            )
-        return replace(method, coarse=Coarse(denoiser, Uniform(loaded.betas), size))
+        """The method with its other models loaded: the coarse model of M2S."""
+        return load_coarse(method, self.model, self.device)
 
     def count_windows(self, hole: Tensor, *, size_policy: SizePolicy = "error", margin: int | None = None) -> int:
-        """Windows that a hole (1,H,W) needs; each costs `sampler(...).cost` a sample."""
+        """Number of windows for a hole (1,H,W). Each costs `sampler(...).cost` per sample."""
         return len(self._plan(hole, size_policy, margin)[1])
 
     def _plan(self, hole: Tensor, policy: SizePolicy, margin: int | None) -> tuple[Tensor, list[Window]]:
-        """The hole (1,H,W) in the size in which it is filled, and its windows."""
+        """The hole (1,H,W) in working size, and its windows."""
         height, width = self.size
         whole = Window((0, 0, height, width), (0, 0, height, width))
         if policy not in get_args(SizePolicy):
@@ -341,7 +250,7 @@ class Inpainter:
             if height != width:
                 raise ValueError(f"size_policy 'crop' needs a square model; this one is {width}x{height}: use 'resize'")
             margin = height // 8 if margin is None else margin
-            padded = _pad(hole, self.size, 1.0)  # what lies outside is unknown too
+            padded = pad(hole, self.size, 1.0)  # the outside is unknown too
             inside = padded[0].numpy() > 0
             inside[hole.shape[1] :], inside[:, hole.shape[2] :] = False, False
             return padded, plan_windows(inside, size=height, margin=margin)
@@ -355,218 +264,46 @@ class Inpainter:
         return hole, [whole] if bool((hole > 0).any()) else []
 
     def _canvases(
-        self, image: Image.Image, hole: Tensor, name: str, samples: int, policy: SizePolicy, margin: int | None
+        self,
+        image: Image.Image,
+        hole: Tensor,
+        name: str,
+        condition: Condition,
+        samples: int,
+        policy: SizePolicy,
+        margin: int | None,
     ) -> list[Canvas]:
         hole, windows = self._plan(hole, policy, margin)
-        if policy == "resize" and image.size != self.size[::-1]:
-            # The windows of both poolings are the same, so no known pixel of the small image has seen the hole.
+        model_size = (self.size[1], self.size[0])
+        condition = condition.resized(image.size if policy == "crop" else model_size)
+        if policy == "resize" and image.size != model_size:
+            # Both poolings have the same windows: no known pixel of the small image depends on the hole's content.
             pixels = F.adaptive_avg_pool2d(to_tensor(image).mul_(2).sub_(1), self.size)
         else:
-            pixels = _pad(torch.from_numpy(np.array(image)).permute(2, 0, 1), self.size, 0)
-        return [Canvas(name, sample, pixels, hole, windows) for sample in range(samples)]
-
-    def _fill(
-        self,
-        sampler: Sampler,
-        jobs: list[tuple[Canvas, Window]],
-        asked: Mapping[int, Condition],
-        encoding: tuple[Grid | None, Prefill],
-        seed: int,
-        batch_size: int,
-        on_calls: Callable[[int], None],
-    ) -> tuple[Cost, float]:
-        """Fill windows that do not overlap, in batches; their canvases are brought up to date. Returns (cost, seconds)."""
-        cost, seconds, start, planned = Cost(0), 0.0, 0, sampler.cost.nfe
-        while start < len(jobs):
-            batch = jobs[start : start + batch_size]
-            wanted = [asked[id(canvas)].cut(window.window) for canvas, window in batch]
-            rows = len(batch)
-            sampler.on_step = lambda done, all_, before=start * planned, rows=rows: on_calls(
-                before + rows * planned * done // all_
-            )
-            try:
-                result = self._fill_batch(sampler, batch, wanted, encoding, seed)
-            except RuntimeError as error:
-                if not _is_lack_of_memory(error):
-                    raise
-                if rows == 1:
-                    raise torch.OutOfMemoryError(str(error)) from None
-                batch_size = (rows + 1) // 2
-                continue
-            cost = cost + Cost(result.nfe * rows, result.vjp * rows)
-            seconds, start = seconds + result.seconds, start + rows
-        return cost, seconds
-
-    def _fill_batch(
-        self,
-        sampler: Sampler,
-        batch: list[tuple[Canvas, Window]],
-        conditions: list[Condition],
-        encoding: tuple[Grid | None, Prefill],
-        seed: int,
-    ) -> Sample:
-        cuts = [canvas.cut(window) for canvas, window in batch]
-        pixels, hole = (torch.stack(part).to(self.device) for part in zip(*cuts, strict=True))
-        names = [canvas.job_name(window) for canvas, window in batch]
-        with KeyedNoise(seed, names, [canvas.sample for canvas, _ in batch]) as noise, self._autocast():
-            with torch.no_grad():
-                task = self._task(pixels, hole, *encoding)
-            result = sampler(self.model.denoiser(conditions, adapter=self._with_adapter(sampler)), task, noise=noise)
-            with torch.no_grad():
-                x = result.raw if self.model.autoencoder is IDENTITY else result.image
-                made = sampler.methods[0].decode(x, task)
-        for (canvas, window), one in zip(batch, made.float().cpu(), strict=True):
-            canvas.paste(window, one)
-        return result
-
-    def _task(self, pixels: Tensor, hole: Tensor, grid: Grid | None, fill: Prefill) -> Task:
-        autoencoder = self.model.autoencoder
-        return (
-            Task.from_image(pixels, hole)
-            if autoencoder is IDENTITY
-            else Task.encoded(pixels, hole, autoencoder, grid=grid, fill=fill)
-        )
-
-    def _with_adapter(self, sampler: Sampler) -> bool:
-        return any(method.weights == "adapter" for method in sampler.methods)
-
-    def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+            pixels = pad(torch.from_numpy(np.array(image)).permute(2, 0, 1), self.size, 0)
+        return [Canvas(name, sample, pixels, hole, windows, condition) for sample in range(samples)]
 
 
-def composite(image: Image.Image, filled: Image.Image, hole: Tensor, *, feather: int = 0) -> Image.Image:
-    """`image` where hole (1,H,W) is 0, `filled` elsewhere; both RGB of the same size, no arithmetic on the pixels.
-
-    With `feather` what is known passes into `filled` towards the hole, linearly in the distance, over so many pixels.
-    """
-    composed, inside = image.copy(), (hole[0] > 0).numpy()
-    if feather and inside.any():
-        from scipy.ndimage import distance_transform_edt
-
-        distance = np.asarray(distance_transform_edt(~inside))
-        share = np.clip(1 - distance / (feather + 1), 0, 1)
-        share[distance > feather] = 0
-        composed.paste(filled, mask=Image.fromarray(np.rint(255 * share).astype(np.uint8)))
-    else:
-        composed.paste(filled, mask=Image.fromarray(inside))
-    return composed
+def _check_counts(num_samples: int, batch_size: int, feather: int) -> None:
+    if num_samples < 1 or batch_size < 1:
+        raise ValueError(f"num_samples is {num_samples} and batch_size {batch_size}; both must be at least 1")
+    if feather < 0:
+        raise ValueError(f"feather is {feather} pixels; it must be 0 (known pixels stay exact) or more")
 
 
-def _pad(image: Tensor, size: tuple[int, int], value: float) -> Tensor:
-    """(C,H,W), made at least `size` (height, width) by rows below and columns on the right."""
-    rows, columns = (max(0, wanted - there) for wanted, there in zip(size, image.shape[1:], strict=True))
-    return F.pad(image, (0, columns, 0, rows), value=value) if rows or columns else image
-
-
-def _back(pixels: Tensor, size: tuple[int, int]) -> Image.Image:
-    """In the input's size (width, height): what was resized is scaled, what was padded is cut off."""
-    width, height = size
-    if pixels.is_floating_point():
-        pixels = F.interpolate(pixels[None], (height, width), mode="bicubic", antialias=True)[0]
-        return to_uint8(pixels.clamp_(-1, 1).div_(2).add_(0.5))
-    return Image.fromarray(pixels[:, :height, :width].permute(1, 2, 0).contiguous().numpy())
-
-
-def _image(image: ImageLike) -> Image.Image:
-    if isinstance(image, Tensor):
-        if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():
-            raise ValueError(f"image is a tensor {tuple(image.shape)} {image.dtype}; expected (3,H,W) float in [0,1]")
-        if not bool(((image >= 0) & (image <= 1)).all()):
-            raise ValueError("image is a tensor with values outside [0,1], which is where an image lies")
-        return to_uint8(image)
-    if not isinstance(image, Image.Image):
-        return open_image(image)
-    if image.mode[0] in "IF":
-        raise ValueError(
-            f"image has mode {image.mode!r}, whose range is not known: give its file, or convert it to 'RGB'"
-        )
-    return to_rgb(image)
-
-
-def _hole(mask: ImageLike, image: Image.Image, polarity: Polarity) -> Tensor:
-    size = (image.height, image.width)
-    if polarity not in get_args(Polarity):
-        raise ValueError(f"mask_polarity is {polarity!r}; allowed are {', '.join(get_args(Polarity))}")
-    if not isinstance(mask, Tensor):
-        return read_mask(mask, polarity=polarity, size=size)
-    if mask.shape != (1, *size):
-        raise ValueError(f"mask is a tensor {tuple(mask.shape)}; expected {(1, *size)}, as large as its image")
-    hole = mask.to(torch.float32)
-    if not bool(((hole >= 0) & (hole <= 1)).all()):
-        raise ValueError("mask has values outside [0,1]; 1 is what is to be filled")
-    return hole if polarity == "white_is_fill" else 1 - hole
-
-
-def _is_lack_of_memory(error: RuntimeError) -> bool:
-    """An accelerator's own error, or the plain one of the CPU's allocator."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def _forget_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return
-    with contextlib.suppress(OSError):  # Linux alone has it; "5" is the peak of the resident size
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak_memory(device: torch.device) -> int:
-    """Bytes: on CUDA what was allocated, otherwise the resident size of this process; the largest since `_forget_peak`, or where
-    a system cannot forget, of all time."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    with contextlib.suppress(OSError):
-        found = re.search(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(), flags=re.MULTILINE)
-        if found:
-            return int(found[1]) * 1024
-    import resource  # POSIX only
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-TEXT_TO_IMAGE = ("StableDiffusion3Pipeline", "FluxPipeline")
-
-
-def _load_model(
-    source: str | Path,
-    path: str | Path,
-    options: Mapping[str, Any],
-    precision: Precision,
-    size: int | None,
-    networks: Mapping[str, Any],
-) -> Model:
-    """A base model, one of which all weights were trained, or a base with an adapter on it.
-
-    Args:
-        source: of the base; path: as the user gave it, for messages.
-        options: device and info; of an adapter also its folder, and the base's revision.
-    """
-    pipeline = find_pipeline(source, options.get("revision"))
-    kind = "" if pipeline is None else pipeline.kind
-    if kind in PIPELINES:
-        from rad.models.text_to_image.stable_diffusion import StableModel
-
-        _require_none(path, size=size)
-        return StableModel.load(source, **options, **networks)
-    if kind in TEXT_TO_IMAGE:
-        from rad.models.text_to_image.flow import FlowModel
-
-        _require_none(path, **networks)
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        return FlowModel.load(source, size=size, dtype=dtype, **options)
-    _require_none(path, size=size, **networks)
-    if pipeline is not None and is_latent(pipeline):
-        return LatentModel.load(source, **options)
-    return PixelModel.load(source, **options)
-
-
-def _require_none(path: str | Path, **given: object) -> None:
-    """Raises ValueError for what a model has no use for."""
-    for name, value in given.items():
-        if value:
-            which = "SD3 or Flux" if name == "size" else "Stable Diffusion"
-            raise ValueError(f"{path} is not {which}, so {name}={value!r} has no use")
+def _finish(
+    canvases: list[Canvas], images: Sequence[Image.Image], holes: Sequence[Tensor], feather: int
+) -> tuple[list[Image.Image], list[Image.Image]]:
+    """Final and raw images of the canvases, whose memory is freed one by one."""
+    samples = len(canvases) // max(1, len(images))
+    finished, raw = [], []
+    for number in range(len(canvases)):
+        original, hole = images[number // samples], holes[number // samples]
+        filled = restore_size(canvases.pop(0).raw, original.size)
+        filled.info = dict(original.info)
+        raw.append(filled)
+        finished.append(composite(original, filled, hole, feather=feather))
+    return finished, raw
 
 
 def _find_base(folder: Path, info: AdapterInfo) -> str:

@@ -1,8 +1,7 @@
-"""Holes in images of any size, as windows of the model's size: where they lie, and which may be filled together.
+"""Windows of the model's size over the holes of larger images: positions, and order of filling.
 
-A window is S x S pixels; what it fills and keeps is its core, the window without a margin, so that every filled pixel saw
-some of its surroundings. A hole that fits into a core gets one window with the hole in its middle; a longer one is cut into
-cores, and windows that come later see what earlier ones filled.
+A window has S x S pixels. Only its core is kept, the window without a margin, which gives every filled pixel some context.
+A hole that fits into a core gets one centred window. A longer hole is cut into cores; later windows see earlier results.
 """
 
 from dataclasses import dataclass
@@ -11,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 Box = tuple[int, int, int, int]
-"""top, left, bottom, right; bottom and right are outside."""
+"""top, left, bottom, right in pixels; bottom and right are exclusive."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """`window` is what the model sees, `core` what is kept of it; both in pixels of the image."""
+    """The model's input area `window` and the kept area `core`, in pixels of the image."""
 
     window: Box
     core: Box
@@ -36,15 +35,18 @@ def plan_windows(hole: NDArray[np.bool_], *, size: int, margin: int) -> list[Win
     """Windows whose cores cover every hole pixel.
 
     Args:
-        hole: (H,W) with H, W >= size (pad a smaller image with hole).
-        size: S, of the model, in pixels.
-        margin: between the edge of a window and its core, in pixels, below S / 2; none at the edge of the image.
+        hole: (H,W) with H, W >= size. Pad a smaller image with hole.
+        size: S, side of the model's images in pixels.
+        margin: between a window's edge and its core in pixels, below S / 2; 0 at the edge of the image.
+
+    Raises:
+        ValueError: an image below `size`, or a margin outside its range.
     """
     from skimage.measure import label, regionprops
 
     if min(hole.shape) < size or not 0 <= 2 * margin < size:
         raise ValueError(
-            f"image is {hole.shape} and margin {margin}; expected sides of at least {size}, margin < {size / 2}"
+            f"image is {hole.shape} and margin {margin}; expected sides of at least {size}, 0 <= margin < {size / 2}"
         )
     open_pixels = hole.copy()
     windows: list[Window] = []
@@ -76,19 +78,20 @@ def _cuts(first: int, last: int, length: int, size: int, margin: int) -> list[tu
 
 
 def next_wave(unknown: NDArray[np.bool_], windows: list[Window]) -> list[Window]:
-    """The windows to fill now: best known first, none overlapping, none that knows nothing while another knows something.
+    """The windows to fill next. They do not overlap, and have known pixels if any remaining window has; most known first.
 
     Args:
-        unknown: (H,W), what is still to be filled; windows: those that are left, at least one.
+        unknown: (H,W), pixels still to fill.
+        windows: the remaining windows, at least one.
     """
-    shares = {window: float(unknown[window.slices].mean()) for window in windows}
-    ordered = sorted(windows, key=lambda window: shares[window])
-    if shares[ordered[0]] == 1.0:
+    unknown_shares = {window: float(unknown[window.slices].mean()) for window in windows}
+    ordered = sorted(windows, key=lambda window: unknown_shares[window])
+    if unknown_shares[ordered[0]] == 1.0:
         return ordered[:1]
     wave: list[Window] = []
     taken = np.zeros_like(unknown)
     for window in ordered:
-        if shares[window] < 1.0 and not taken[window.slices].any():
+        if unknown_shares[window] < 1.0 and not taken[window.slices].any():
             taken[window.slices] = True
             wave.append(window)
     return wave

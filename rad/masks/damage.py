@@ -1,12 +1,12 @@
-"""Damage as people have it: scratches, strokes and text, sized in pixels of the image that the network sees.
+"""Damage of photographs: scratches, strokes and text, sized in pixels of the network's input.
 
-A scratch is as wide in a small crop as in a large one, so these sizes do not scale with the image.
+A scratch is as wide in a small crop as in a large one: these sizes do not scale with the image.
 """
 
 import math
 import random
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,24 +15,23 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from rad.masks import MaskGenerator
-
-MOST = 1000
-"""Largest number of polylines and lines, and largest size: more would take hours."""
+from rad.masks.base import MOST, MaskGenerator, check_range, paint
 
 MOST_SEGMENTS, MOST_MARGIN = 100, 32
+
+LETTERS = 3 * string.ascii_lowercase + string.ascii_uppercase + string.digits
 
 
 @dataclass(frozen=True)
 class Polylines(MaskGenerator):
-    """Strokes along polylines, each with one width and round ends: scratches, or brush strokes if wide.
+    """Strokes along polylines with one width and round ends: scratches, or brush strokes if wide. No hole is empty.
 
-    A pixel is hole if its centre is at most half a width away from the polyline. A polyline has a random vertex on a
-    random pixel; its other vertices may lie outside the image. No hole is empty.
+    A pixel is hole if its centre is at most half a width away from the polyline. One random vertex of a polyline lies on a
+    random pixel; the others may lie outside the image.
 
     Args:
         strokes: lowest and highest number of polylines.
-        width: lowest and highest width, at least 1, in pixels whatever the size of the image.
+        width: lowest and highest width, at least 1, in pixels.
         segments: lowest and highest number of segments of a polyline.
         length: lowest and highest length of a segment, as share of the shorter side of the image.
         turn: largest angle between two segments, in degrees, at most 180.
@@ -45,12 +44,10 @@ class Polylines(MaskGenerator):
     turn: float = 60.0
 
     def __post_init__(self) -> None:
-        _check_range("strokes", self.strokes, 1, MOST)
-        _check_range("width", self.width, 1, MOST)
-        _check_range("segments", self.segments, 1, MOST_SEGMENTS)
-        low, high = self.length
-        if not 1e-3 <= low <= high <= 10:
-            raise ValueError(f"length={self.length}: give shares (low, high) with 0.001 <= low <= high <= 10")
+        check_range("strokes", self.strokes, 1, MOST)
+        check_range("width", self.width, 1, MOST)
+        check_range("segments", self.segments, 1, MOST_SEGMENTS)
+        check_range("length", self.length, 1e-3, 10)
         if not 0 <= self.turn <= 180:
             raise ValueError(f"turn={self.turn}: give 0 (straight lines) to 180 degrees")
 
@@ -78,14 +75,14 @@ class Polylines(MaskGenerator):
 
 @dataclass(frozen=True)
 class Text(MaskGenerator):
-    """A block of lines of random words at a random place, cut by the border: lettering of a fixed size in pixels.
+    """A block of lines of random words at a random place, cut by the border. No hole is empty.
 
-    The letters come from the font inside Pillow; their edges may differ by a pixel between its versions. No hole is empty.
+    The letters come from the font inside Pillow; their edges may differ by a pixel between its versions.
 
     Args:
-        size: lowest and highest size of the font, in pixels whatever the size of the image.
+        size: lowest and highest size of the font, in pixels.
         lines: lowest and highest number of lines.
-        margin: lowest and highest number of pixels around the letters that belong to the hole, as masks drawn by hand have.
+        margin: lowest and highest number of pixels around the letters that belong to the hole, as in masks drawn by hand.
     """
 
     size: tuple[int, int] = (9, 20)
@@ -93,9 +90,9 @@ class Text(MaskGenerator):
     margin: tuple[int, int] = (0, 1)
 
     def __post_init__(self) -> None:
-        _check_range("size", self.size, 4, MOST)
-        _check_range("lines", self.lines, 1, MOST)
-        _check_range("margin", self.margin, 0, MOST_MARGIN)
+        check_range("size", self.size, 4, MOST)
+        check_range("lines", self.lines, 1, MOST)
+        check_range("margin", self.margin, 0, MOST_MARGIN)
 
     def __call__(self, generators: Sequence[torch.Generator], height: int, width: int) -> Tensor:
         return paint(self._draw, generators, height, width)
@@ -114,13 +111,10 @@ class Text(MaskGenerator):
         top = source.uniform(0.2 * size - 1.2 * size * lines, canvas.height - 0.8 * size)
         longest = math.ceil((canvas.width - left) / (0.3 * size))  # characters beyond the border cost time
         for line in range(lines):
-            words = ("".join(source.choices(_LETTERS, k=source.randint(1, 8))) for _ in range(source.randint(1, 4)))
+            words = ("".join(source.choices(LETTERS, k=source.randint(1, 8))) for _ in range(source.randint(1, 4)))
             text, place = " ".join(words)[:longest], (left, top + 1.2 * size * line)
-            if -1.5 * size < place[1] + margin and place[1] - margin < canvas.height:  # else nothing of it is seen
+            if -1.5 * size < place[1] + margin and place[1] - margin < canvas.height:  # else the line is not visible
                 draw.text(place, text, fill=1, font=_font(size), stroke_width=margin)
-
-
-_LETTERS = 3 * string.ascii_lowercase + string.ascii_uppercase + string.digits
 
 
 @lru_cache(maxsize=32)
@@ -138,25 +132,3 @@ def _near(vertices: np.ndarray, radius: float, height: int, width: int) -> np.nd
     y = np.arange(height)[:, None] - vertices[:-1, 1, None, None]
     along = np.clip(x * along_x + y * along_y, 0, lengths)
     return ((x - along * along_x) ** 2 + (y - along * along_y) ** 2 <= radius**2).any(0)
-
-
-def paint(
-    draw: Callable[[random.Random, int, int], np.ndarray | Image.Image],
-    generators: Sequence[torch.Generator],
-    height: int,
-    width: int,
-    *,
-    seeds: int = 2**62,
-) -> Tensor:
-    """Holes drawn on the CPU, (B,1,H,W): one draw of each generator, of `seeds` numbers, seeds the draws of its image."""
-    holes = []
-    for generator in generators:
-        seed = int(torch.randint(seeds, (), generator=generator, device=generator.device).item())
-        hole = np.array(draw(random.Random(seed), height, width), dtype=np.float32)
-        holes.append(torch.from_numpy(hole).to(generator.device))
-    return torch.stack(holes)[:, None]
-
-
-def _check_range(name: str, bounds: tuple[float, float], least: int, most: int) -> None:
-    if not least <= bounds[0] <= bounds[1] <= most:
-        raise ValueError(f"{name}={bounds}: give (low, high) with {least} <= low <= high <= {most}")

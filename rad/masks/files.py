@@ -1,4 +1,4 @@
-"""Masks in files: reading (the only place where a polarity is flipped), writing, a warning, an overlay."""
+"""Mask files: read (a polarity is flipped only here), write, compare, warn of a wrong polarity."""
 
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -10,37 +10,39 @@ from torch import Tensor
 
 from rad.images.atomic import replacing
 
+Polarity = Literal["white_is_fill", "white_is_known"]
+
 
 def read_mask(
     source: str | Path | BinaryIO | Image.Image,
     *,
-    polarity: Literal["white_is_fill", "white_is_known"] = "white_is_fill",
+    polarity: Polarity = "white_is_fill",
     channel: Literal["grey", "alpha"] = "grey",
     size: tuple[int, int] | None = None,
 ) -> Tensor:
     """Read a mask: its grey value (of 8 bits / 255, of 16 bits / 65535), flipped if white means known.
 
-    Greys between black and white stay: a soft mask is a partial edit. Colours, also those of a palette,
-    count by their luma; an EXIF rotation is applied. The alpha of a grey or colour image is ignored, unless
-    `channel` asks for it instead.
+    Greys stay: a soft mask is a partial edit. Colours count by their luma. An EXIF rotation is applied.
 
     Args:
         source: file name, open binary file, or Pillow image.
-        polarity: what white means in the file (with `channel="alpha"`: what opaque means).
-        channel: "grey", or "alpha" for images that carry the mask as their transparency; where the
-            transparent part is to be filled, that is `polarity="white_is_known"`.
-        size: (height, width) the mask must have; `None` accepts any.
+        polarity: meaning of white in the file; with `channel="alpha"`, of opaque.
+        channel: "grey" ignores transparency; "alpha" takes it as the mask. To fill the transparent part, add
+            `polarity="white_is_known"`.
+        size: (height, width) that the mask must have; `None` accepts any.
 
     Returns (1,H,W) float32 in [0,1], 1 = fill.
 
-    Raises ValueError for what is not an image, has another size or lacks the channel; FileNotFoundError as
-    usual.
+    Raises ValueError for a file that is no image, has another size or lacks the channel; FileNotFoundError.
     """
     if polarity not in ("white_is_fill", "white_is_known"):
         raise ValueError(f"polarity={polarity!r}: give white_is_fill or white_is_known")
     if channel not in ("grey", "alpha"):
         raise ValueError(f"channel={channel!r}: give grey or alpha")
-    name = _name(source)
+    if isinstance(source, str | Path):
+        name = str(source)
+    else:
+        name = str(getattr(source, "filename", "") or getattr(source, "name", "") or "the mask given")
     image = _decode(source, name)
     if size is not None and (image.height, image.width) != tuple(size):
         raise ValueError(
@@ -48,7 +50,7 @@ def read_mask(
             "resize it with nearest-neighbour or give the mask that belongs to the image"
         )
     white = _grey(image, name) if channel == "grey" else _alpha(image, name)
-    # Flipped in float64, so that the float32 of a grey is the same whichever polarity its file has.
+    # Flipped in float64: the float32 of a grey is the same in both polarities.
     hole = white if polarity == "white_is_fill" else 1 - white
     return torch.from_numpy(hole.astype(np.float32))[None]
 
@@ -56,7 +58,7 @@ def read_mask(
 def write_mask(path: str | Path, hole: Tensor) -> None:
     """Write a hole (1,H,W) in [0,1] as an 8-bit grey PNG, white = fill, rounded to the nearest grey.
 
-    The file is whole if it is there, and its folder is made if need be.
+    The file is written whole or not at all. Missing folders are created.
     """
     if Path(path).suffix.lower() != ".png":
         raise ValueError(f"{path}: masks are written as PNG, which keeps every pixel; end the name in .png")
@@ -70,42 +72,19 @@ def write_mask(path: str | Path, hole: Tensor) -> None:
 
 
 def same_mask(path: str | Path, hole: Tensor) -> bool:
-    """Whether a mask in a file (white = fill) is what `write_mask` makes of this hole (1,H,W) in [0,1]."""
+    """Whether a mask file (white = fill) holds what `write_mask` writes for this hole (1,H,W) in [0,1]."""
     return torch.equal(read_mask(path), hole.mul(255).round().div(255))
 
 
 def looks_inverted(hole: Tensor) -> bool:
-    """Whether a hole (1,H,W) looks as if it had been read with the wrong polarity: enough for a warning.
+    """Whether a hole (1,H,W) may have been read with the wrong polarity; for warnings.
 
-    True if more than half of the image is hole, the outermost ring of pixels is hole all around, and
-    something inside is known: spots were drawn on the ground, and the ground is the hole. An honest mask for
-    outpainting ("expand", often "extreme") looks the same; an inverted mask whose spots touch the border
-    passes unseen.
+    True if more than half of the image is hole, the outermost ring of pixels is hole, and something inside is known. A mask
+    for outpainting looks the same. An inverted mask whose spots touch the border is not detected.
     """
     fill = hole[0] > 0.5
     ring = torch.cat([fill[0], fill[-1], fill[:, 0], fill[:, -1]])
     return bool(fill.float().mean() > 0.5 and ring.all() and not fill.all())
-
-
-def overlay(image: Tensor, hole: Tensor, *, opacity: float = 0.5) -> Tensor:
-    """The image (3,H,W) in [0,1] with its hole (1,H,W) tinted red; known pixels stay as they are.
-
-    Args:
-        opacity: share of red where the hole is 1, in [0,1].
-
-    Returns (3,H,W) in [0,1]; batches (B,3,H,W) with (B,1,H,W) work as well.
-    """
-    if image.shape[-2:] != hole.shape[-2:]:
-        raise ValueError(f"image {tuple(image.shape)}, hole {tuple(hole.shape)}: give the same height and width")
-    red = torch.tensor([1.0, 0.0, 0.0], device=image.device).view(3, 1, 1)
-    cover = opacity * hole
-    return image * (1 - cover) + red * cover
-
-
-def _name(source: str | Path | BinaryIO | Image.Image) -> str:
-    if isinstance(source, str | Path):
-        return str(source)
-    return str(getattr(source, "filename", "") or getattr(source, "name", "") or "the mask given")
 
 
 def _decode(source: str | Path | BinaryIO | Image.Image, name: str) -> Image.Image:

@@ -1,4 +1,4 @@
-"""The order in which a hole is filled from its boundary inwards: bands of equal area by distance to what is known."""
+"""The order in which a hole is filled from its boundary inwards: bands of equal area by distance to known pixels."""
 
 import numpy as np
 import torch
@@ -11,11 +11,10 @@ def fill_order(hole: Tensor, bands: int) -> Tensor:
 
     Args:
         hole: (B,1,H,W) in [0,1]; pixels above 0 count as hole.
-        bands: of equal area in each image, by 4-neighbour distance to the known pixels, ties from top to bottom. An image
+        bands: of equal area in each image, by 4-neighbour distance to known pixels, ties from top to bottom. An image
             without known pixels has a single band, the first.
 
-    Returns:
-        (B,1,H,W) float64.
+    Returns (B,1,H,W) float64.
     """
     orders = []
     for inside in (hole[:, 0] > 0).cpu().numpy():

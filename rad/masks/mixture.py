@@ -8,10 +8,10 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from rad.masks import MaskGenerator
+from rad.masks.base import MaskGenerator, check_range, draw_uniform
 
 TRIES = 100
-"""Holes that a part may draw before its area range counts as out of reach."""
+"""Holes that a part may draw in a row outside its area range."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,7 @@ class Part:
     def __post_init__(self) -> None:
         if not 0 < self.weight < float("inf"):
             raise ValueError(f"weight={self.weight}: give a finite weight above 0, or leave the part out")
-        if not 0 <= self.area_range[0] <= self.area_range[1] <= 1:
-            raise ValueError(f"area_range={self.area_range}: give shares (low, high) with 0 <= low <= high <= 1")
+        check_range("area_range", self.area_range, 0, 1)
 
 
 @dataclass(frozen=True)
@@ -45,8 +44,7 @@ class Mixture(MaskGenerator):
           class_path: rad.masks.Mixture
           init_args:
             parts:
-              - weight: 0.8
-                generator: {class_path: rad.masks.Polylines}
+              - {weight: 0.8, generator: {class_path: rad.masks.Polylines}}
               - weight: 0.2
                 generator: {class_path: rad.masks.Box, init_args: {side: [0.2, 0.75]}}
                 area_range: [0.05, 0.5]
@@ -67,8 +65,8 @@ class Mixture(MaskGenerator):
         ends = list(accumulate(part.weight for part in self.parts))
         holes = []
         for generator in generators:
-            share = torch.rand((), generator=generator, device=generator.device, dtype=torch.float64).item()
-            chosen = min(bisect_right(ends, share * ends[-1]), len(ends) - 1)  # the product may round up to the total
+            place = draw_uniform(generator, torch.float64) * ends[-1]
+            chosen = min(bisect_right(ends, place), len(ends) - 1)  # the product may round up to the total
             holes.append(self._draw(chosen, generator, height, width))
         return torch.cat(holes)
 
@@ -80,6 +78,6 @@ class Mixture(MaskGenerator):
             if low <= hole.sum(dtype=torch.float64).item() / (height * width) <= high:
                 return hole
         raise ValueError(
-            f"part {number + 1} of {len(self.parts)}, {part.generator}: {TRIES} holes of {height}x{width} were all outside "
-            f"area_range={part.area_range}; widen the range or change the generator's settings"
+            f"part {number + 1} of {len(self.parts)}, {part.generator}: {TRIES} holes of {height}x{width} were all "
+            f"outside area_range={part.area_range}; widen the range or change the generator's settings"
         )

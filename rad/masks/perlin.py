@@ -7,23 +7,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rad.masks import MaskGenerator
+from rad.masks.base import MaskGenerator, check_range, draw_integer, draw_uniform
 
 
 @dataclass(frozen=True)
 class Perlin(MaskGenerator):
-    """Holes with the distribution of RAD's training masks: classic Perlin noise, thresholded by rank.
+    """RAD's training masks: classic Perlin noise, thresholded by rank.
 
-    An image draws the side `s` of a lattice cell, a unit gradient for each lattice node, and a number of
-    pixels `k`; its hole is the k pixels of lowest noise. Both axes share one `s`, also where the image is
-    not square.
+    An image draws the side `s` of a square lattice cell, a unit gradient for each lattice node, and a number of pixels `k`.
+    Its hole is the k pixels of lowest noise.
 
     Args:
-        area_range: lowest and highest share of the hole, in [0,1]. `k` is a uniform integer between these
-            shares of H*W (the next one above where there is none between); k = 0 gives an empty hole.
-        scale_range: lowest and highest `s` in pixels, at least 1. `None`: the longer side of the image, so
-            that on any shape about half of the masks have less than two cells along it. The published code
-            knows square images only: s ~ U[1,H).
+        area_range: lowest and highest share of the hole, in [0,1]. `k` is a uniform integer between these shares of H*W
+            (the next higher one where there is none); k = 0 gives an empty hole.
+        scale_range: lowest and highest `s` in pixels, at least 1. `None`: the longer side of the image. The published code
+            draws s ~ U[1,H) for square images.
     """
 
     area_range: tuple[float, float] = (0.0, 1.0)
@@ -33,25 +31,23 @@ class Perlin(MaskGenerator):
         _check_ranges(self.area_range, self.scale_range)
 
     def __call__(self, generators: Sequence[torch.Generator], height: int, width: int) -> Tensor:
-        planes, counts = [], []
-        for generator in generators:
-            scale = _draw_scale(generator, self.scale_range, height, width)
-            nodes = (math.ceil(height / scale) + 1, math.ceil(width / scale) + 1)
-            angles = 2 * math.pi * torch.rand(nodes, generator=generator, device=generator.device).cpu()
-            planes.append(perlin_noise(scale, angles, height=height, width=width))
-            counts.append(_draw_count(generator, self.area_range, height * width))
-        return threshold_by_rank(torch.stack(planes), torch.tensor(counts)).to(generators[0].device)
+        return _threshold_noise(self, generators, height, width)
+
+    def _draw_noise(self, generator: torch.Generator, scale: float, height: int, width: int) -> Tensor:
+        nodes = (math.ceil(height / scale) + 1, math.ceil(width / scale) + 1)
+        angles = 2 * math.pi * torch.rand(nodes, generator=generator, device=generator.device).cpu()
+        return perlin_noise(scale, angles, height=height, width=width)
 
 
 @dataclass(frozen=True)
 class Pnoise(MaskGenerator):
-    """Holes from `pnoise2` of the `noise` package, pixel by pixel: slow, for the workers of a DataLoader.
+    """Holes from `pnoise2` of the package `noise`, pixel by pixel: slow, for the workers of a DataLoader.
 
-    The same idea as `Perlin`, not the same distribution: `pnoise2` has one fixed table of a few gradients,
-    so its shapes prefer the axes; variety comes from a random place in its 256-periodic plane.
+    The distribution differs from that of `Perlin`: `pnoise2` has one fixed table of a few gradients, and its shapes prefer the
+    axes. Each image shows a random place of its 256-periodic plane.
 
     Args:
-        octaves: number of octaves, each with half the cell and half the amplitude of the one before.
+        octaves: number of octaves, each with half the cell and half the amplitude of the previous one.
         area_range, scale_range: as in `Perlin`; the scale is the cell of the first octave.
     """
 
@@ -65,30 +61,26 @@ class Pnoise(MaskGenerator):
         _check_ranges(self.area_range, self.scale_range)
 
     def __call__(self, generators: Sequence[torch.Generator], height: int, width: int) -> Tensor:
+        return _threshold_noise(self, generators, height, width)
+
+    def _draw_noise(self, generator: torch.Generator, scale: float, height: int, width: int) -> Tensor:
         from noise import pnoise2
 
-        planes, counts = [], []
-        for generator in generators:
-            scale = _draw_scale(generator, self.scale_range, height, width)
-            top, left = 256 * _draw_uniform(generator), 256 * _draw_uniform(generator)
-            rows = [top + y / scale for y in range(height)]
-            columns = [left + x / scale for x in range(width)]
-            plane = [[pnoise2(x, y, self.octaves) for x in columns] for y in rows]
-            planes.append(torch.tensor(plane))
-            counts.append(_draw_count(generator, self.area_range, height * width))
-        return threshold_by_rank(torch.stack(planes), torch.tensor(counts)).to(generators[0].device)
+        top, left = 256 * draw_uniform(generator), 256 * draw_uniform(generator)
+        columns = [left + x / scale for x in range(width)]
+        return torch.tensor([[pnoise2(x, top + y / scale, self.octaves) for x in columns] for y in range(height)])
 
 
 def perlin_noise(scale: float, angles: Tensor, *, height: int, width: int) -> Tensor:
     """Classic Perlin noise on a lattice anchored at pixel (0,0): `n = sqrt(2) sum_ij w_i w_j g_ij . d_ij`.
 
-    The sum over the corners of a cell is separable: `n = sqrt(2) (W_y G_x D_x' + D_y G_y W_x')`, with the
-    fade weights W and the faded distances D of each axis. In float64, where ties are rare.
+    The sum over the corners of a cell is separable: `n = sqrt(2) (W_y G_x D_x' + D_y G_y W_x')`, with the fade weights W and
+    the faded distances D of each axis. In float64, where ties are rare.
 
     Args:
         scale: side of a lattice cell, in pixels.
-        angles: (rows, columns) in radians, one a node, rows = ceil(height / scale) + 1 and columns likewise;
-            the gradient is (x, y) = (cos, sin).
+        angles: (rows, columns) in radians, of each node, rows = ceil(height / scale) + 1 and columns likewise; the gradient is
+            (x, y) = (cos, sin).
 
     Returns (height,width) float64 in [-1,1].
     """
@@ -99,7 +91,7 @@ def perlin_noise(scale: float, angles: Tensor, *, height: int, width: int) -> Te
 
 
 def threshold_by_rank(noise: Tensor, counts: Tensor) -> Tensor:
-    """The hole made of the `counts[b]` lowest values of `noise[b]`: exactly so many, ties in reading order.
+    """The hole of exactly the `counts[b]` lowest values of `noise[b]`, ties in reading order.
 
     Args:
         noise: (B,H,W), any real dtype, no NaN.
@@ -109,30 +101,6 @@ def threshold_by_rank(noise: Tensor, counts: Tensor) -> Tensor:
     """
     holes = [_lowest(plane, count) for plane, count in zip(noise, counts.tolist(), strict=True)]
     return torch.stack(holes)[:, None]
-
-
-def soften(hole: Tensor, sigma_px: float) -> Tensor:
-    """Blur the edge of a finished hole with a Gaussian; values are rounded to multiples of 1/255.
-
-    The rounding gives exact 0 and 1 away from the edge, at most 256 levels for the network, and the same
-    mask after a trip through an 8-bit file. Known pixels near the edge become partly hole.
-
-    Args:
-        hole: (B,1,H,W) in [0,1].
-        sigma_px: standard deviation in pixels; 0 changes nothing.
-
-    Returns (B,1,H,W) in [0,1].
-    """
-    if sigma_px < 0:
-        raise ValueError(f"sigma_px={sigma_px}: give 0 (no softening) or a positive number of pixels")
-    if sigma_px == 0:
-        return hole
-    from torchvision.transforms.functional import gaussian_blur
-
-    # The border is mirrored, which needs a radius smaller than the image.
-    radius = min(math.ceil(4 * sigma_px), min(hole.shape[-2:]) - 1)
-    blurred = gaussian_blur(hole, [2 * radius + 1, 2 * radius + 1], [sigma_px, sigma_px])
-    return (255 * blurred).round().clamp(0, 255) / 255
 
 
 def _lattice_axis(length: int, scale: float) -> tuple[Tensor, Tensor]:
@@ -156,27 +124,25 @@ def _lowest(plane: Tensor, count: int) -> Tensor:
     return hole.float().view_as(plane)
 
 
-def _draw_uniform(generator: torch.Generator) -> float:
-    return torch.rand((), generator=generator, device=generator.device).item()
-
-
-def _draw_scale(generator: torch.Generator, scale_range: tuple[float, float | None], height: int, width: int) -> float:
-    low = scale_range[0]
-    high = max(height, width) if scale_range[1] is None else scale_range[1]
-    if low > high:
-        raise ValueError(f"scale_range={scale_range}: starts above {high}, the longer side; give a lower start")
-    return low + (high - low) * _draw_uniform(generator)
-
-
-def _draw_count(generator: torch.Generator, area_range: tuple[float, float], pixels: int) -> int:
-    low = math.ceil(area_range[0] * pixels)
-    high = max(low, math.floor(area_range[1] * pixels))
-    return int(torch.randint(low, high + 1, (), generator=generator, device=generator.device).item())
+def _threshold_noise(masks: Perlin | Pnoise, generators: Sequence[torch.Generator], height: int, width: int) -> Tensor:
+    """Holes of noise at a random scale, each with a random number of pixels."""
+    planes, counts, pixels = [], [], height * width
+    for generator in generators:
+        low, high = masks.scale_range
+        high = max(height, width) if high is None else high
+        if low > high:
+            raise ValueError(
+                f"scale_range={masks.scale_range}: starts above {high}, the longer side; give a lower start"
+            )
+        scale = low + (high - low) * draw_uniform(generator)
+        planes.append(masks._draw_noise(generator, scale, height, width))
+        least = math.ceil(masks.area_range[0] * pixels)
+        counts.append(least + draw_integer(generator, max(0, math.floor(masks.area_range[1] * pixels) - least)))
+    return threshold_by_rank(torch.stack(planes), torch.tensor(counts)).to(generators[0].device)
 
 
 def _check_ranges(area_range: tuple[float, float], scale_range: tuple[float, float | None]) -> None:
-    if not 0 <= area_range[0] <= area_range[1] <= 1:
-        raise ValueError(f"area_range={area_range}: give shares (low, high) with 0 <= low <= high <= 1")
+    check_range("area_range", area_range, 0, 1)
     low, high = scale_range
     if not 1 <= low < math.inf or (high is not None and not (low <= high < math.inf and high > 1)):
         raise ValueError(

@@ -1,12 +1,8 @@
-"""Sets of masks for evaluation: named, deterministic, hashed, with a manifest that proves which they are.
+"""Mask sets for evaluation: named, deterministic, hashed, with a manifest that identifies them.
 
-A set in a folder is
-
-    FOLDER/000000.png, 000001.png ...   the masks, 8-bit grey, white = fill
-    FOLDER/manifest.json                what they are: generator, settings, size, count, seed, hash; pixels and share of each
-    FOLDER-overview.png                 the first 24 at a glance
-
-The overview lies beside the folder, for programs take every PNG of a folder for a mask.
+FOLDER/000000.png, 000001.png ...   the masks, 8-bit grey, white = fill
+FOLDER/manifest.json                generator, settings, size, count, seed, hash; pixel hash and share of each mask
+FOLDER-overview.png                 contact sheet of the first 24; outside the folder, where no PNG but masks may lie
 """
 
 import hashlib
@@ -15,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from PIL import Image
@@ -24,16 +20,18 @@ from torch import Tensor
 from rad import __version__
 from rad.images.atomic import replacing, write_text
 from rad.images.grid import contact_sheet
-from rad.images.sources import Archive, ImageFile, by_stem, list_images, top_folder
-from rad.masks import MaskGenerator
-from rad.masks.files import read_mask, same_mask, write_mask
-from rad.masks.shapes import ALIASES, make
+from rad.images.sources import ImageFile, Zip, by_stem, list_images, top_folder
+from rad.masks.base import MaskGenerator
+from rad.masks.files import Polarity, read_mask, same_mask, write_mask
+from rad.masks.names import ALIASES
+from rad.masks.shapes import make
 from rad.rng import generator
 
 MANIFEST, FORMAT = "manifest.json", "rad-masks-1"
-SMALLEST, MOST, SHOWN = 8, 1_000_000, 24
+SMALLEST, MOST, SHOWN, COLUMNS = 8, 1_000_000, 24, 6
 
-Polarity = Literal["white_is_fill", "white_is_known"]
+Manifest = dict[str, Any]
+"""A JSON object."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class Entry:
     sha256: str
 
     @classmethod
-    def of(cls, name: str, hole: Tensor) -> "Entry":
+    def from_hole(cls, name: str, hole: Tensor) -> "Entry":
         """The entry of a hole (1,H,W) in [0,1]."""
         pixels = (255 * hole[0].float()).round().to("cpu", torch.uint8).contiguous()
         digest = hashlib.sha256(pixels.numpy().tobytes()).hexdigest()
@@ -63,30 +61,28 @@ class Entry:
 
 @dataclass(frozen=True)
 class MaskSet:
-    """A set that lies in files; its masks are read when they are asked for.
+    """A set in files; masks are read on demand.
 
     Args:
         source: the folder or zip.
-        polarity: what white means in its files.
+        polarity: meaning of white in its files.
         images: the files by name of the mask, sorted.
-        entries: one a mask, in the same order.
-        manifest: what `write_set` wrote, already compared with the files; None where there is none.
+        entries: of the masks, in the same order.
+        manifest: compared with the files; None where there is none.
     """
 
     source: Path
     polarity: Polarity
     images: Mapping[str, ImageFile]
     entries: tuple[Entry, ...]
-    manifest: Mapping[str, Any] | None
+    manifest: Manifest | None
 
     @property
     def names(self) -> list[str]:
-        """Of the masks, sorted."""
         return list(self.images)
 
     @property
     def hash(self) -> str:
-        """See `hash_holes`."""
         return hash_entries(self.entries)
 
     def hole(self, name: str) -> Tensor:
@@ -101,8 +97,7 @@ class MaskSet:
 def holes(name: str, size: tuple[int, int], count: int, seed: int) -> Iterator[tuple[str, Tensor]]:
     """The masks of a named set: "000000", "000001" ... and their holes (1,H,W) in {0,1}, 1 = fill.
 
-    Mask i depends on (name, size, seed, i) alone, aliases counting as the names they stand for: a larger set begins with
-    the smaller one.
+    Mask i depends on (name without alias, size, seed, i) alone: a larger set begins with the smaller one.
 
     Args:
         name: of `rad.masks.shapes.MASKS`.
@@ -110,30 +105,30 @@ def holes(name: str, size: tuple[int, int], count: int, seed: int) -> Iterator[t
 
     Raises ValueError before the first mask is drawn.
     """
-    made, main, (height, width) = make(name), ALIASES.get(name, name), size
+    masks, main, (height, width) = make(name), ALIASES.get(name, name), size
     if min(height, width) < SMALLEST:
         raise ValueError(f"size {height}x{width}: give a height and a width of at least {SMALLEST} pixels")
     if not 1 <= count <= MOST:
         raise ValueError(f"count={count}: a set has 1 to {MOST} masks")
     return (
-        (f"{index:06d}", made([generator("mask set", main, height, width, seed, index)], height, width)[0])
+        (f"{index:06d}", masks([generator("mask set", main, height, width, seed, index)], height, width)[0])
         for index in range(count)
     )
 
 
 def hash_holes(holes: Iterable[tuple[str, Tensor]]) -> str:
-    """Sixteen hexadecimal digits that stand for a set: equal only if names, sizes and 8-bit pixels are.
+    """Hash of a set, 16 hexadecimal digits: equal only if names, sizes and 8-bit pixels are equal.
 
-    The pixels of a mask are its H*W bytes round(255 * hole), 255 = fill, row after row from the top left. A set is the
-    text made of the line "NAME<tab>HEIGHT<tab>WIDTH<tab>SHA256-OF-PIXELS<newline>" for each mask, sorted by name; the
-    hash is the beginning of the sha256 of this text in UTF-8. Order, polarity and format of files thus do not matter.
+    The pixels of a mask are its H*W bytes round(255 * hole), 255 = fill, row by row. A set is the text of the lines
+    "NAME<tab>HEIGHT<tab>WIDTH<tab>SHA256-OF-PIXELS<newline>", sorted by name. The hash is the beginning of the sha256 of this
+    text in UTF-8. Order, polarity and file format have no influence.
 
     Args:
         holes: name and hole (1,H,W) in [0,1].
 
-    Raises ValueError for no mask at all, and for two of one name.
+    Raises ValueError for an empty set or a repeated name.
     """
-    return hash_entries(Entry.of(name, hole) for name, hole in holes)
+    return hash_entries(Entry.from_hole(name, hole) for name, hole in holes)
 
 
 def hash_entries(entries: Iterable[Entry]) -> str:
@@ -149,15 +144,14 @@ def hash_entries(entries: Iterable[Entry]) -> str:
 
 
 def write_set(folder: str | Path, name: str, *, size: tuple[int, int], count: int, seed: int) -> MaskSet:
-    """Write a named set into `folder`, which may hold its beginning already.
+    """Write a named set into `folder`, which may hold the beginning of the same set.
 
-    What was written is kept whole if the run is interrupted, compared with what should be there by the next run, and
-    continued; so is a smaller set of the same seed. The manifest comes last.
+    An interrupted run leaves whole masks; the next run compares them and continues. The manifest is written last.
 
     Args:
         name, size, count, seed: as in `holes`.
 
-    Raises ValueError where the folder holds other images or another set; nothing is written then but what was right.
+    Raises ValueError where the folder holds other images or another set; no file is overwritten.
     """
     folder, masks = Path(folder), holes(name, size, count, seed)
     if folder.exists() and not folder.is_dir():
@@ -165,7 +159,7 @@ def write_set(folder: str | Path, name: str, *, size: tuple[int, int], count: in
     head = {
         "format": FORMAT,
         "set": ALIASES.get(name, name),
-        "settings": {field: _plain(value) for field, value in vars(make(name)).items()},
+        "settings": {field: _to_json(value) for field, value in vars(make(name)).items()},
         "height": size[0],
         "width": size[1],
         "seed": seed,
@@ -174,10 +168,10 @@ def write_set(folder: str | Path, name: str, *, size: tuple[int, int], count: in
     folder.mkdir(parents=True, exist_ok=True)
     entries, shown = [], []
     for mask, hole in masks:
-        entries.append(Entry.of(mask, hole))
+        entries.append(Entry.from_hole(mask, hole))
         if len(shown) < SHOWN:
             shown.append((entries[-1], hole))
-        _put(folder, mask, hole, head)
+        _write_or_compare(folder, mask, hole, head)
     manifest = {
         **head,
         "count": count,
@@ -187,8 +181,7 @@ def write_set(folder: str | Path, name: str, *, size: tuple[int, int], count: in
         "files": {entry.name: {"sha256": entry.sha256, "share": entry.share} for entry in entries},
     }
     title = f"{head['set']}, {size[0]}x{size[1]}, seed {seed}: {len(shown)} of {count} masks, hash {manifest['hash']}"
-    sheet = folder.resolve().with_name(f"{folder.resolve().name}-overview.png")
-    with replacing(sheet) as temporary:
+    with replacing(folder.resolve().with_name(f"{folder.resolve().name}-overview.png")) as temporary:
         overview(shown, title=title).save(temporary)
     write_text(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
     images = {entry.name: ImageFile(f"{entry.name}.png", folder / f"{entry.name}.png") for entry in entries}
@@ -196,16 +189,14 @@ def write_set(folder: str | Path, name: str, *, size: tuple[int, int], count: in
 
 
 def read_set(source: str | Path, *, polarity: Polarity = "white_is_fill") -> MaskSet:
-    """Read and hash the masks in a folder or a zip, written by `write_set` or by anyone.
+    """Read and hash any masks in a folder or zip.
 
-    A mask is called by its path in the folder without the ending; so it is in a zip, without the folder that everything
-    in the zip lies in, if there is one. Hidden files are left out.
+    The name of a mask is its path without the ending, and without a folder that holds all of a zip. Hidden files are ignored.
 
     Args:
-        polarity: what white means in the files, see `rad.masks.files.read_mask`.
+        polarity: meaning of white in the files, see `rad.masks.files.read_mask`.
 
-    Raises ValueError where there is no image, one cannot be read, two have one name, or a manifest does not agree with
-    the files: it says which.
+    Raises ValueError for a source without images, an unreadable image, a repeated name, or a manifest that does not match.
     """
     path = Path(source)
     listed = list_images(path)
@@ -213,30 +204,30 @@ def read_set(source: str | Path, *, polarity: Polarity = "white_is_fill") -> Mas
     manifest = _read_manifest(path, listed[0], top_folder(listed))
     if manifest is not None and manifest["polarity"] != polarity:
         raise ValueError(f"polarity {polarity}: the {MANIFEST} of {path} says {manifest['polarity']}; use that")
-    entries = tuple(Entry.of(name, _read(image, polarity)) for name, image in images.items())
+    entries = tuple(Entry.from_hole(name, _read(image, polarity)) for name, image in images.items())
     if manifest is not None:
         _check_manifest(f"{path}: {MANIFEST}", manifest, entries)
     return MaskSet(path, polarity, images, entries, manifest)
 
 
 def overview(masks: Sequence[tuple[Entry, Tensor]], *, title: str) -> Image.Image:
-    """RGB contact sheet of masks (1,H,W), six in a row, white = fill; captions give name and share of the hole."""
+    """RGB contact sheet of masks (1,H,W), white = fill; captions give the name and the share of the hole."""
     images = [Image.fromarray((255 * hole[0]).round().to(torch.uint8).numpy()) for _, hole in masks]
     captions = [f"{entry.name}: {100 * entry.share:.1f} %" for entry, _ in masks]
-    starts = range(0, len(masks), 6)
+    rows = [slice(start, start + COLUMNS) for start in range(0, len(masks), COLUMNS)]
     return contact_sheet(
-        [images[start : start + 6] for start in starts],
-        captions=[captions[start : start + 6] for start in starts],
+        [images[row] for row in rows],
+        captions=[captions[row] for row in rows],
         title=title, cell_size=192, padding=12, background=208,
     )  # fmt: skip
 
 
-def _plain(value: Any) -> Any:
-    """A setting as JSON has it; a generator within a mixture as a configuration has it."""
+def _to_json(value: object) -> object:
+    """A setting in JSON; a generator within a mixture as in a configuration."""
     if isinstance(value, tuple):
-        return [_plain(each) for each in value]
+        return [_to_json(each) for each in value]
     if is_dataclass(value):
-        settings = {field: _plain(each) for field, each in vars(value).items()}
+        settings = {field: _to_json(each) for field, each in vars(value).items()}
         if not isinstance(value, MaskGenerator):
             return settings
         kind = type(value)
@@ -244,8 +235,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _put(folder: Path, mask: str, hole: Tensor, head: Mapping[str, Any]) -> None:
-    """Write a mask, or compare it with the file that is there."""
+def _write_or_compare(folder: Path, mask: str, hole: Tensor, head: Manifest) -> None:
     path = folder / f"{mask}.png"
     if not path.exists():
         write_mask(path, hole)
@@ -256,57 +246,51 @@ def _put(folder: Path, mask: str, hole: Tensor, head: Mapping[str, Any]) -> None
         )
 
 
-def _check_folder(folder: Path, head: Mapping[str, Any], count: int) -> None:
-    """Refuse a folder that holds another set, or images that are not of this one."""
+def _check_folder(folder: Path, head: Manifest, count: int) -> None:
+    """Refuse a folder with another set, a larger set, or other images."""
     path = folder / MANIFEST
     if path.exists():
-        there = _parse_manifest(path.read_bytes(), path)
-        if there is None:
+        present = _parse_manifest(path.read_bytes(), path)
+        if present is None:
             raise ValueError(f"{path} is not of a set of masks, and would be written over: give another folder")
-        wanted = json.loads(json.dumps(head))  # tuples become lists
-        for key in wanted:
-            if there.get(key) != wanted[key]:
+        for key, wanted in json.loads(json.dumps(head)).items():  # tuples become lists
+            if present.get(key) != wanted:
                 raise ValueError(
-                    f"{folder} holds another set, whose {key} is {there.get(key)}, not {wanted[key]}: give another folder"
+                    f"{folder} holds another set, whose {key} is {present.get(key)}, not {wanted}: give another folder"
                 )
-        if there["count"] > count:
+        if present["count"] > count:
             raise ValueError(
-                f"{folder} holds {there['count']} masks of this set, more than {count}: give another folder"
+                f"{folder} holds {present['count']} masks of this set, more than {count}: give another folder"
             )
+    try:
+        names = [image.name for image in list_images(folder)]
+    except ValueError:  # missing, or without images
+        return
     ours = {f"{index:06d}.png" for index in range(count)}
-    others = [name for name in _image_names(folder) if name not in ours]
+    others = [name for name in names if name not in ours]
     if others:
         raise ValueError(
             f"{folder} holds {others[0]}, which is not one of the {count} masks to be written: give another folder"
         )
 
 
-def _image_names(folder: Path) -> list[str]:
-    try:
-        return [image.name for image in list_images(folder)]
-    except ValueError:  # not there, or without images
-        return []
-
-
 def _read(image: ImageFile, polarity: Polarity) -> Tensor:
     try:
         return read_mask(image.file(), polarity=polarity)
-    except ValueError as error:
-        # What comes out of a zip has no name of its own.
+    except ValueError as error:  # the stream of a zip has no name of its own
         raise ValueError(str(error) if str(image) in str(error) else f"{image}: {error}") from error
 
 
-def _read_manifest(path: Path, image: ImageFile, top: str) -> dict[str, Any] | None:
-    if isinstance(image.source, Archive):
-        handle = image.source.handle()
-        name = top + MANIFEST
+def _read_manifest(path: Path, image: ImageFile, top: str) -> Manifest | None:
+    if isinstance(image.source, Zip):
+        handle, name = image.source.handle(), top + MANIFEST
         return _parse_manifest(handle.read(name), f"{path}:{name}") if name in handle.namelist() else None
     file = path / MANIFEST
     return _parse_manifest(file.read_bytes(), file) if file.is_file() else None
 
 
-def _parse_manifest(text: bytes, name: str | Path) -> dict[str, Any] | None:
-    """The manifest of a set; None for a file of another purpose that happens to have its name."""
+def _parse_manifest(text: bytes, name: str | Path) -> Manifest | None:
+    """The manifest of a set; None for a file of another purpose with the same name."""
     try:
         manifest = json.loads(text)
     except ValueError as error:
@@ -316,8 +300,8 @@ def _parse_manifest(text: bytes, name: str | Path) -> dict[str, Any] | None:
     if not isinstance(manifest, dict) or not str(manifest.get("format")).startswith("rad-masks-"):
         return None
     files, polarity = manifest.get("files"), manifest.get("polarity")
-    right = isinstance(files, dict) and all(isinstance(file, dict) and "sha256" in file for file in files.values())
-    if manifest["format"] != FORMAT or not right or polarity not in ("white_is_fill", "white_is_known"):
+    valid = isinstance(files, dict) and all(isinstance(file, dict) and "sha256" in file for file in files.values())
+    if manifest["format"] != FORMAT or not valid or polarity not in ("white_is_fill", "white_is_known"):
         raise ValueError(f"{name} is damaged or of a later version (format {manifest['format']}, known is {FORMAT})")
     if manifest.get("count") != len(files or {}):
         raise ValueError(
@@ -326,20 +310,20 @@ def _parse_manifest(text: bytes, name: str | Path) -> dict[str, Any] | None:
     return manifest
 
 
-def _check_manifest(name: str, manifest: Mapping[str, Any], entries: Iterable[Entry]) -> None:
-    found, listed = {entry.name: entry for entry in entries}, manifest["files"]
-    wrong = [f"{mask} is missing" for mask in listed if mask not in found]
-    wrong += [f"{mask} is not listed" for mask in found if mask not in listed]
+def _check_manifest(name: str, manifest: Manifest, entries: Iterable[Entry]) -> None:
+    present, listed = {entry.name: entry for entry in entries}, manifest["files"]
+    wrong = [f"{mask} is missing" for mask in listed if mask not in present]
+    wrong += [f"{mask} is not listed" for mask in present if mask not in listed]
     wrong += [
         f"{mask} has other pixels"
-        for mask, entry in found.items()
+        for mask, entry in present.items()
         if mask in listed and listed[mask]["sha256"] != entry.sha256
     ]
     if wrong:
         more = f" ({len(wrong)} such masks)" if len(wrong) > 1 else ""
         first = " ".join(wrong[0].split())  # a name in JSON may hold anything
         raise ValueError(f"{name} does not agree with the files: {first}{more}; write the set again")
-    if manifest.get("hash") != hash_entries(found.values()):
+    if manifest.get("hash") != hash_entries(present.values()):
         raise ValueError(
             f"{name} does not agree with the files: names, sizes and pixels have another hash; write the set again"
         )

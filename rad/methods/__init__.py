@@ -1,8 +1,8 @@
-"""Methods by name: RAD, and zero-shot methods as hooks of the sampler or as loops of their own.
+"""Methods by name: RAD, zero-shot methods (hooks of the sampler, or their own loop), and baselines.
 
 Example:
     method = RePaint(jump_length=5)                        # a frozen dataclass of settings
-    sampler = Sampler(process, [method], steps=50)
+    sampler = Sampler(process, method, steps=50)
     METHODS["repaint"].paper                               # its source
 """
 
@@ -80,5 +80,3 @@ METHODS: dict[str, type[Method]] = {
         Biharmonic,
     )
 }
-
-__all__ = ["METHODS"]

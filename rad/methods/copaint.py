@@ -1,10 +1,11 @@
-"""CoPaint. Zhang et al., Towards Coherent Image Inpainting Using Denoising Diffusion Implicit Models, 2023, arXiv 2304.03322.
+"""CoPaint: Towards Coherent Image Inpainting Using Denoising Diffusion Implicit Models (Zhang et al. 2023, arXiv 2304.03322).
 
-Before each DDIM step x_t moves, by G steps of gradient descent from o = x_t, to where the estimate agrees with the known
-pixels: F(x) = |known (y - D(x))|^2 + lam_t |x - o|^2, x <- x - r_t grad F, where r_t shrinks by 0.8 until F does not rise.
-r_t = r a_t / a_0 grow^i, lam_t = lam grow'^i for the i-th of the levels; DDIM (eta 0) then takes the step.
-CoPaint-TT travels in time as RePaint does: from every L-th level up by L levels and down again.
-Hook: before_denoise; the plan.
+Before each DDIM step, G gradient steps from o = x_t move x_t to where the estimate agrees with the known pixels:
+
+    F(x) = |known (y - D(x))|^2 + lam_t |x - o|^2,    x <- x - r_t grad F
+
+r_t shrinks by 0.8 until F does not rise. At level i, r_t = r a_t / a_0 grow^i and lam_t = lam grow'^i. CoPaint-TT travels in
+time as RePaint does: from each L-th level up by L levels and down again. Hooks: plan, before_denoise.
 """
 
 from dataclasses import dataclass
@@ -18,18 +19,17 @@ from rad.methods.guidance import residual, squared_norm, vp_scale
 from rad.sampling.method import SamplingMethod, setting
 from rad.sampling.state import Cost, State
 
-FACTORS = (*(0.8**shrunk for shrunk in range(21)), 0.0)
-"""Of the learning rate, as tried one after the other; at last the image stays where it is."""
+FACTORS = (*(0.8**exponent for exponent in range(21)), 0.0)
+"""Factors of the learning rate, in the order of the line search; at the last, the image does not move."""
 
 
 @dataclass(frozen=True)
 class CoPaint(SamplingMethod):
-    """The settings of CelebA-HQ; `tt()` and `fast()` are the paper's variants. MAP-like: it varies too little.
+    """Defaults are the official ones for CelebA-HQ; `tt()` and `fast()` are the paper's variants. MAP-like: too little variation.
 
-    Decided otherwise than in the official code: F and the line search are of each image, not of the batch; the search ends;
-    an accepted trial is the next estimate, not evaluated again; the last step goes to the clean level, not to time 0; no
-    additional descent before a travel back, which the way down repeats anyhow. In ImageNet's preset prior = 0.01 and
-    prior_growth = 1.
+    ImageNet's preset has prior = 0.01 and prior_growth = 1. Differences from the official code: F and the line search are per
+    image, not per batch; the search ends; an accepted trial is the next estimate, without a new call; the last step goes to the
+    clean level, not to t = 0; no extra descent before a travel back, since the way down repeats it.
     """
 
     paper = "Zhang et al. 2023, arXiv 2304.03322"
@@ -40,28 +40,28 @@ class CoPaint(SamplingMethod):
 
     descents: int = setting(2, "gradient steps G at each level", low=0)
     rate: float = setting(0.02, "learning rate r at the first level, for values in [-1,1]", low=0)
-    rate_growth: float = setting(1.012, "factor of the learning rate for each level on the way down", low=0)
-    prior: float = setting(1e-4, "weight lam of staying at the x_t of the step", low=0)
-    prior_growth: float = setting(1.01, "factor of that weight for each level on the way down", low=0)
-    visits: int = setting(1, "R, how often each block of levels is gone through; 2 is CoPaint-TT", low=1)
+    rate_growth: float = setting(1.012, "factor of the learning rate from level to level", low=0)
+    prior: float = setting(1e-4, "weight lam of staying at the step's x_t", low=0)
+    prior_growth: float = setting(1.01, "factor of that weight from level to level", low=0)
+    visits: int = setting(1, "R, passes through each block of levels; 2 is CoPaint-TT", low=1)
     jump: int = setting(10, "L, levels that a travel back goes up", low=1)
 
     @classmethod
     def tt(cls) -> "CoPaint":
-        """CoPaint-TT, 250 levels."""
+        """CoPaint-TT, for 250 levels."""
         return cls(visits=2)
 
     @classmethod
     def fast(cls) -> "CoPaint":
-        """CoPaint-Fast, for 100 levels; over all of them the rate grows as much as in 250."""
+        """CoPaint-Fast, for 100 levels; the rate grows by as much in all as over 250."""
         return cls(descents=1, rate_growth=1.03)
 
-    def plan(self, times: list[float]) -> list[float]:
-        return time_travel(times, length=self.jump, visits=self.visits)
+    def plan(self, timesteps: list[float]) -> list[float]:
+        return time_travel(timesteps, length=self.jump, visits=self.visits)
 
-    def cost(self, times: list[float]) -> Cost:
-        """Where every first trial is accepted; a line search adds its own, as many as the slowest image of the batch."""
-        steps = super().cost(times).nfe
+    def cost(self, timesteps: list[float]) -> Cost:
+        """Without rejected trials. A line search adds as many calls as the slowest image of the batch needs."""
+        steps = super().cost(timesteps).nfe
         return Cost(steps * (1 + self.descents), steps * self.descents)
 
     def differentiates(self, state: State) -> bool:
@@ -75,13 +75,11 @@ class CoPaint(SamplingMethod):
         weight = self.prior * self.prior_growth**state.index
 
         def evaluate(x: Tensor, *, differentiable: bool) -> tuple[Tensor, Tensor]:
-            """x, as the tensor that the denoiser was given, and F of it, (B,)."""
+            """x, as the tensor that the denoiser gets, and F of it, (B,)."""
             with torch.set_grad_enabled(differentiable):
                 x = x.detach().requires_grad_(differentiable)
-                mismatch = squared_norm(
-                    residual(state.task, state.denoiser.denoise(x, state.now, keep=not differentiable).x0)
-                )
-                return x, mismatch + weight * squared_norm((x - start) / scale)
+                x0 = state.denoiser.denoise(x, state.now, keep=not differentiable).x0
+                return x, squared_norm(residual(state.task, x0)) + weight * squared_norm((x - start) / scale)
 
         for descent in range(self.descents):
             if descent == 0:
@@ -92,8 +90,8 @@ class CoPaint(SamplingMethod):
             move = rate * gradient
             accepted, trial = torch.zeros_like(value, dtype=torch.bool), before
             for factor in FACTORS:
-                # Images that have accepted keep their trial, so that the last one holds the result of all.
-                moved = before - factor * move if factor else before  # a move that is not finite is not taken
+                # Accepted images keep their trial, so the last trial holds the result of all images.
+                moved = before - factor * move if factor else before  # factor 0 must not multiply an infinite move
                 trial = torch.where(per_image(accepted), trial, moved)
                 x, loss = evaluate(trial, differentiable=descent < self.descents - 1)
                 accepted = accepted | (loss <= value)

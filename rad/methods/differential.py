@@ -1,10 +1,11 @@
-"""Differential Diffusion. Levin, Fried, Differential Diffusion: Giving Each Pixel Its Strength, 2023, arXiv 2306.00950.
+"""Differential Diffusion: Giving Each Pixel Its Strength (Levin, Fried 2023, arXiv 2306.00950).
 
-Each pixel is held at the noised known image until its own time, and follows the reverse process from then on. After
-step i = 1..N, which ends at level u,
-    x_u <- a_u y + s_u n  where  N hole <= N - i,
-so a pixel with hole = h goes through the last h N steps itself (rounded up): h is the strength of the change.
-Hook: after_step.
+Each pixel equals the noised known image until its own step, and follows the reverse process afterwards. After step i = 1..N,
+which ends at level u,
+
+    x_u <- a_u y + s_u n   where   N hole <= N - i
+
+A pixel with hole = h thus takes the last h N steps, rounded up: h is the strength of the change. Hook: after_step.
 """
 
 from dataclasses import dataclass
@@ -20,12 +21,11 @@ from rad.sampling.state import State
 
 @dataclass(frozen=True)
 class Differential(SamplingMethod):
-    """No settings: the method lies in the soft mask. For one of 0 and 1 it is replacement, bit by bit.
+    """No settings: the soft mask controls it. For a binary mask it is replacement, bit for bit.
 
-    The network is told one level for all pixels, held or not. Unlike in the official code pixels that are to be filled
-    start from noise around grey, for it would show their original; and pixels that are held to the end are y there.
-    Noise is fresh at each level, and a pixel is held until h N steps are left (official: h N + 1 where that is whole). Steps
-    and eta are not the paper's, which takes those of the model that it is used with.
+    The network reads one level for all pixels. Differences from the official code: the hole starts from noise around grey, since
+    its original must stay hidden. Pixels with hole = 0 are y at the end. Noise is fresh at each level. A pixel is held until h N
+    steps are left (official: h N + 1 if that is whole). The paper names no steps and no eta; the preset's are inferred.
     """
 
     paper = "Levin, Fried 2023, arXiv 2306.00950"

@@ -1,11 +1,12 @@
-"""GradPaint. Grechka, Couairon, Cord, GradPaint: Gradient-Guided Inpainting with Diffusion Models, 2023, arXiv 2309.09614.
+"""GradPaint: Gradient-Guided Inpainting with Diffusion Models (Grechka, Couairon, Cord 2023, arXiv 2309.09614).
 
-In the first 45 % of the steps the state descends a harmonisation loss of the estimate, by a step of a set length:
-L = mean over known pixels of (D(x_t) - y)^2 + w mean over the border of the hole of (c_p - c_q)^2,
-c = D(x_t) in the hole and y around it, p and q neighbours on either side of the border;
-x_t <- x_t - kappa s_t sqrt(d) g / |g|, g = grad L, d numbers in an image. The estimate is then made anew, and known pixels
-are replaced after the step: x_u <- hole x_u + known (a_u y + s_u n).
-Hooks: before_denoise, after_step.
+In the first 45% of the steps the state takes a gradient step of fixed length on a harmonisation loss of the estimate:
+
+    L = mean over known pixels of (D(x_t) - y)^2 + w mean over the hole's border of (c_p - c_q)^2
+    x_t <- x_t - kappa s_t sqrt(d) g / |g|,   g = grad L,   d values per image
+
+c is D(x_t) in the hole and y around it; p and q are neighbours on the two sides of the border. The network is then evaluated
+again, and known pixels are replaced after the step: x_u <- hole x_u + known (a_u y + s_u n). Hooks: before_denoise, after_step.
 """
 
 import math
@@ -25,15 +26,16 @@ from rad.sampling.task import Task
 
 @dataclass(frozen=True)
 class GradPaint(SamplingMethod):
-    """A reconstruction: no official code is public, and its constants are not known to us. Call results "GradPaint-style".
+    """A reconstruction without official code; its constants are unknown. Call results "GradPaint-style".
 
-    From the paper: the two losses, the normalised gradient step on x_t, 45 %, replacement afterwards. INFERRED: the means
-    (over known values, and over pairs of 4-neighbours), the length of the step and its law s_t sqrt(d) (so that it is the
-    same part of the noise at any level and image size), 250 steps, and that the estimate is made anew at the moved x_t.
+    From the paper: both losses, the normalised gradient step on x_t, 45%, and replacement afterwards. Inferred: the means (over
+    known values, and over pairs of 4-neighbours), the step's length s_t sqrt(d), an equal part of the noise at any level and
+    size, 250 steps, and the new estimate at the moved x_t.
+
     kappa in 0.005, 0.02, 0.05, 0.1 and the weight in 0, 0.1, 1 were chosen on 16 held-out photographs of 32x32 (base-nature32,
-    60 steps): against replacement the mean squared error in the hole falls from 0.0489 to 0.0446, and the mean squared
-    difference across the border from 0.0165 to 0.0136 (images in [0,1]; the photographs' own is 0.0076). Of latents the paper
-    found only the first loss useful; both are of latents then, and no decoder is called.
+    60 steps). Against replacement the mean squared error in the hole falls from 0.0489 to 0.0446, and the mean squared
+    difference across the border from 0.0165 to 0.0136 (images in [0,1]; the photographs' own: 0.0076). For latents the paper
+    found only the first loss useful. Both losses are then on latents, without a decoder.
     """
 
     paper = "Grechka, Couairon, Cord 2023, arXiv 2309.09614"
@@ -42,12 +44,12 @@ class GradPaint(SamplingMethod):
     needs_grad = True
 
     kappa: float = setting(0.02, "root mean square move of a pixel in a step, in units of the noise s; inferred", low=0)
-    alignment: float = setting(1.0, "weight of the loss across the border of the hole; inferred", low=0)
-    latent_alignment: float = setting(0.0, "the same for latent models, whose cells need not be alike; inferred", low=0)
-    stop: float = setting(0.45, "part of the steps, from the first, that descend the loss; the paper", low=0, high=1)
+    alignment: float = setting(1.0, "weight of the loss across the hole's border; inferred", low=0)
+    latent_alignment: float = setting(0.0, "the same for latent models, whose cells can differ; inferred", low=0)
+    stop: float = setting(0.45, "fraction of the steps, the first, that descend the loss; the paper", low=0, high=1)
 
-    def cost(self, times: list[float]) -> Cost:
-        plain = super().cost(times).nfe
+    def cost(self, timesteps: list[float]) -> Cost:
+        plain = super().cost(timesteps).nfe
         active = math.ceil(self.stop * plain)
         return Cost(plain + active, active)
 
@@ -60,20 +62,20 @@ class GradPaint(SamplingMethod):
         with torch.enable_grad():
             x = state.x.detach().requires_grad_()
             gradient = state.denoiser.gradient(self.loss(state.task, state.denoiser.denoise(x, state.now).x0), x)
-        # Not `norm`: these gradients are of means, so small that its 1e-12 would count.
+        # Not `norm`: gradients of means are so small that its 1e-12 would count.
         direction = gradient / per_image(squared_norm(gradient).sqrt().clamp(min=torch.finfo(x.dtype).tiny))
         s = state.now.sigma_map(x)
         return state.x - self.kappa * s * math.sqrt(x[0].numel()) * direction
 
     def loss(self, task: Task, x0: Tensor) -> Tensor:
-        """(B,) of estimates x0 (B,C,H,W); 0 where nothing is known."""
+        """(B,) for estimates x0 (B,C,H,W); 0 without known pixels."""
         known, channels = 1 - task.hole, x0.shape[1]
         error = (known * (task.known - x0).square()).flatten(1).sum(1)
         mismatch = error / (channels * known.flatten(1).sum(1)).clamp(min=1e-12)
         composed = torch.lerp(task.known, x0, task.hole)
         differences, weights = x0.new_zeros(len(x0)), x0.new_zeros(len(x0))
         for axis in (2, 3):
-            weight = task.hole.diff(dim=axis).abs()  # 1 across the border of a hole of 0 and 1, else 0
+            weight = task.hole.diff(dim=axis).abs()  # binary holes: 1 across the border, else 0
             differences = differences + (weight * composed.diff(dim=axis).square()).flatten(1).sum(1)
             weights = weights + channels * weight.flatten(1).sum(1)
         alignment = self.alignment if task.autoencoder is IDENTITY else self.latent_alignment

@@ -1,19 +1,19 @@
-"""Filling from the boundary inwards with any other method. After Growing Images: Spatial Scheduling in
-Diffusion Inpainting, ICML 2026 workshop, OpenReview 6VOu2xvsbd; inferred from its abstract.
+"""Fills the hole from its boundary inwards with any other method; after Growing Images: Spatial Scheduling in Diffusion
+Inpainting (ICML 2026 workshop, OpenReview 6VOu2xvsbd), inferred from its abstract.
 
-The hole is cut into bands of equal area by distance to the known pixels. Stage b runs the wrapped method on all that is still
-unknown, keeps band b of its result, and counts it as known from then on. Hook: a loop of its own.
+The hole is divided into bands of equal area, by distance to the known pixels. Stage b runs the wrapped method on all pixels
+that are still unknown, keeps band b of its result, and treats it as known from then on. Hooks: its own loop.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from rad.diffusion.processes import Process, TimeOrigin
-from rad.diffusion.spacings import spaced_times
+from rad.diffusion.spacings import spaced_timesteps
 from rad.masks.fill_order import fill_order
 from rad.models.vae import IDENTITY
 from rad.sampling.method import CustomSampler, Method, SamplingMethod, setting
@@ -22,11 +22,12 @@ from rad.sampling.state import Cost, RunContext
 from rad.sampling.task import Task
 
 DEFAULT = "replacement"
-"""The method that is wrapped where none is named."""
+"""The default wrapped method."""
+Fact = TypeVar("Fact")
 
 
-class _Fact:
-    """A class attribute that is read from the wrapped method: of an instance its own, of the class the default's."""
+class _Wrapped:
+    """Class attribute read from the wrapped method; on the class itself, from the default method."""
 
     def __init__(self, read: Callable[[type[Method]], object]) -> None:
         self.read = read
@@ -37,13 +38,13 @@ class _Fact:
         return self.read(METHODS[DEFAULT if method is None else method.method])
 
 
-def _of_wrapped(read: Callable[[type[Method]], object]) -> Any:
-    return _Fact(read)
+def _of_wrapped(read: Callable[[type[Method]], Fact]) -> Fact:
+    return cast(Fact, _Wrapped(read))
 
 
 @dataclass(frozen=True)
 class Grow(CustomSampler):
-    """With the exact conditional sampler any order gives the same law, so a difference measures how biased a method is."""
+    """An exact conditional sampler gives the same distribution in any order, so a difference measures a method's bias."""
 
     paper = "after Growing Images 2026, OpenReview 6VOu2xvsbd"
     reconstructed = True
@@ -54,12 +55,12 @@ class Grow(CustomSampler):
     needs_grad = _of_wrapped(lambda kind: kind.needs_grad)
     weights = _of_wrapped(lambda kind: kind.weights)
     uses_eta = _of_wrapped(lambda kind: kind.uses_eta)
-    uses_spacing = False  # a band runs the wrapped method with DDPM's steps on even spacing
+    uses_spacing = False  # bands run the wrapped method with solver "ddpm" and even spacing
 
-    method: str = setting(DEFAULT, "the method that fills a band, at its preset's settings")
+    method: str = setting(DEFAULT, "the method that fills a band, with its default settings")
     bands: int = setting(4, "stages, of equal area of the hole; 1: the method itself", low=1)
     budget: Literal["fixed", "full"] = setting(
-        "fixed", "fixed: stages share the steps, one each at least; full: each has all"
+        "fixed", "fixed: stages share the steps, at least one each; full: each has all"
     )
 
     def __post_init__(self) -> None:
@@ -71,30 +72,31 @@ class Grow(CustomSampler):
             raise ValueError(f"method is {self.method!r}; allowed are {', '.join(kinds)}")
 
     @property
-    def inner(self) -> Method:
+    def inner(self) -> SamplingMethod:
         from rad.methods import METHODS
 
-        return METHODS[self.method]()
+        inner = METHODS[self.method]()
+        assert isinstance(inner, SamplingMethod)
+        return inner
 
     def process(self, base_process: Process, time_origin: TimeOrigin) -> Process:
         return self.inner.process(base_process, time_origin)
 
-    def cost(self, times: list[float]) -> Cost:
-        total, steps = round(times[0]) + 1, self._steps(len(times) - 1)
-        one = self.inner.cost(self.inner.plan(spaced_times(total, steps)))
-        return Cost(one.nfe * self.bands, one.vjp * self.bands)
+    def cost(self, timesteps: list[float]) -> Cost:
+        total, steps = round(timesteps[0]) + 1, self._steps(len(timesteps) - 1)
+        stage = self.inner.cost(self.inner.plan(spaced_timesteps(total, steps)))
+        return Cost(stage.nfe * self.bands, stage.vjp * self.bands)
 
     def run(self, run: RunContext) -> Tensor:
-        inner: Any = self.inner
-        steps = self._steps(len(run.times) - 1)
+        steps = self._steps(len(run.timesteps) - 1)
         x, hole, order = run.task.known, run.task.hole, fill_order(run.task.hole, self.bands)
         for band in range(1, self.bands + 1):
-            sampler = Sampler(run.process, (inner,), steps=steps, eta=run.eta)
+            sampler = Sampler(run.process, self.inner, steps=steps, eta=run.eta)
             sampler.on_step = lambda done, total, band=band: run.report((band - 1) * total + done, self.bands * total)
             task = Task.from_image(x, hole)
-            if run.task.autoencoder is not IDENTITY:  # the image knows only what it knew
+            if run.task.autoencoder is not IDENTITY:  # the image still has only the original known pixels
                 task = replace(run.task, known=task.known, hole=hole, regions=task.regions)
-            result = sampler(run.denoiser, task, noise=_Draws(run))
+            result = sampler(run.denoiser, task, noise=_RunNoise(run))
             last = order * self.bands <= band + 0.5
             x = torch.where((hole > 0) & last, result.raw, torch.where(hole > 0, x, result.image))
             hole = torch.where(last, 0.0, hole)
@@ -104,11 +106,11 @@ class Grow(CustomSampler):
         return steps if self.budget == "full" else max(1, steps // self.bands)
 
 
-class _Draws:
-    """The run's draws as keyed noise."""
+class _RunNoise:
+    """The run's draws as a noise source."""
 
     def __init__(self, run: RunContext) -> None:
         self.run = run
 
-    def draw(self, number: int, shape: Any) -> Tensor:
-        return self.run.draw()
+    def randn(self, number: int, shape: Sequence[int]) -> Tensor:
+        return self.run.randn()

@@ -1,9 +1,8 @@
-"""RAD with a schedule that fills the hole from its boundary inwards. After Growing Images: Spatial Scheduling
-in Diffusion Inpainting, ICML 2026 workshop, OpenReview 6VOu2xvsbd; inferred from its abstract.
+"""RAD with a schedule that fills the hole from its boundary inwards; after Growing Images: Spatial Scheduling in Diffusion
+Inpainting (ICML 2026 workshop, OpenReview 6VOu2xvsbd), inferred from its abstract.
 
-Each pixel has the whole DDPM schedule to itself, but bands start one after the other: what is nearer to the known pixels is
-finished first, and the rest sees it clean. Only a network that takes a noise level for every pixel can do this in one
-reverse process. Hook: none.
+Each pixel goes through the whole DDPM schedule, but bands of the hole start one after another. Bands near known pixels finish
+first, and the rest sees them clean. This needs a network that reads a noise level per pixel. Hooks: none.
 """
 
 from dataclasses import dataclass
@@ -17,17 +16,19 @@ from rad.sampling.task import Task
 
 @dataclass(frozen=True)
 class GrowRAD(SamplingMethod):
-    """An adapter was trained on two levels an image; here it sees up to bands + 1. Soft masks are filled altogether.
+    """Adapters are trained on two levels per image; here they read up to bands + 1. Soft masks are filled completely.
 
-    An image without known pixels is one band, which has only its share of the steps.
+    An image without known pixels is one band, which gets only its share of the steps.
     """
 
     paper = "after Growing Images 2026, OpenReview 6VOu2xvsbd"
     reconstructed = True
     weights = "adapter"
 
-    bands: int = setting(4, "parts of the hole, of equal area", low=1)
-    overlap: float = setting(0.5, "0: a band starts when the one before is clean; 1: all together (RAD)", low=0, high=1)
+    bands: int = setting(4, "number of parts of the hole, of equal area", low=1)
+    overlap: float = setting(
+        0.5, "0: a band starts when the previous one is clean; 1: all together (RAD)", low=0, high=1
+    )
 
     def process(self, base_process: Process, time_origin: TimeOrigin) -> Process:
         return Bands(get_betas(base_process), bands=self.bands, overlap=self.overlap, time_origin=time_origin)

@@ -1,14 +1,14 @@
-"""LanPaint. Zheng, Lan, Wang, LanPaint: Training-Free Diffusion Inpainting with Asymptotically Exact and Fast Conditional
-Sampling, 2025, arXiv 2502.03491.
+"""LanPaint: Training-Free Diffusion Inpainting with Asymptotically Exact and Fast Conditional Sampling (Zheng, Lan, Wang 2025,
+arXiv 2502.03491).
 
-At each level of a short ODE sampler n steps of Langevin dynamics dx = g dt + sqrt(2) dW, on hole and known pixels together:
+At each level of a short ODE sampler, n steps of Langevin dynamics dx = g dt + sqrt(2) dW, on hole and known pixels together:
 
     hole:   g = -(x - a D(x)) / s^2                                          (the score)
     known:  g = [-(1 + lam) (x - a y) + lam (x - a D(x))] / s^2              (the guided score: known pixels give way)
 
-With A = 1 / s^2 in the hole, (1 + lam) / s^2 else, and C(x) = g + A x, the flow of dx = (C - A x) dt + sqrt(2) dW at a fixed C
-is exact; a step of length dt = eta s^2 is half a flow, x <- x + (C(x) - C) dt, half a flow, both with the old C (Strang);
-the first step at a level is one flow with its own C. Then the ODE's step, and known pixels anew at its end: a y + s n.
+With A = 1 / s^2 in the hole, (1 + lam) / s^2 elsewhere, and C(x) = g + A x, the flow of dx = (C - A x) dt + sqrt(2) dW at a fixed
+C is exact. A step of length dt = eta s^2 is half a flow, x <- x + (C(x) - C) dt, half a flow, both with the old C (Strang). The
+first step at a level is one flow with its own C. Then follow the ODE's step, and known pixels at its end: a y + s n.
 Hooks: before_denoise, after_step.
 """
 
@@ -25,12 +25,11 @@ from rad.sampling.state import Cost, State
 
 @dataclass(frozen=True)
 class LanPaint(SamplingMethod):
-    """The settings of the paper's benchmark. The guided score is of no density at a finite s; exact only as s -> 0, n -> inf.
+    """Defaults are those of the paper's benchmark. At finite s the guided score belongs to no density; exact as s -> 0, n -> inf.
 
-    First order, as the newer official code: the paper's friction of 15 damps its momentum almost at once, so there is no
-    second order here. Known pixels get fresh noise at each level; the paper takes it from one forward path of y, the newer
-    code from one image of noise, both of which would have to be kept between the steps. The count of inner steps is
-    constant; the newer code lowers it with s^2, and leaves the bias of replacement at the low levels.
+    First order, as in the newer official code: the paper's friction of 15 damps its momentum almost at once. Known pixels get
+    fresh noise at each level; the paper keeps one forward path of y, the newer code one noise image. The number of inner steps
+    is constant; the newer code lowers it with s^2, which leaves the bias of replacement at low levels.
     """
 
     paper = "Zheng, Lan, Wang 2025, arXiv 2502.03491"
@@ -39,10 +38,10 @@ class LanPaint(SamplingMethod):
 
     inner: int = setting(5, "Langevin steps n at each level; the paper also has 10", low=0)
     step: float = setting(0.15, "length eta of a Langevin step, in units of s^2", low=0)
-    guidance: float = setting(8.0, "lam, how much known pixels listen to the hole; 0: not at all", low=0)
+    guidance: float = setting(8.0, "lam, how far known pixels follow the hole; 0: not at all", low=0)
 
-    def cost(self, times: list[float]) -> Cost:
-        return Cost(super().cost(times).nfe * (1 + self.inner))
+    def cost(self, timesteps: list[float]) -> Cost:
+        return Cost(super().cost(timesteps).nfe * (1 + self.inner))
 
     def before_denoise(self, state: State) -> Tensor:
         x = state.x
@@ -52,29 +51,29 @@ class LanPaint(SamplingMethod):
         x = self.flow(state, x, target, length=self.step)
         for _ in range(self.inner - 1):
             x = self.flow(state, x, target, length=self.step / 2)
-            moved = self.target(state, x)
-            x = x + self.step * self._pull(state) * (moved - target)
+            new_target = self.target(state, x)
+            x = x + self.step * self._stiffness(state) * (new_target - target)
             x = self.flow(state, x, target, length=self.step / 2)
-            target = moved
+            target = new_target
         return x
 
     def after_step(self, state: State, denoised: Denoised, x_next: Tensor) -> Tensor:
         return replace_known(state, x_next, state.next)
 
     def target(self, state: State, x: Tensor) -> Tensor:
-        """C / A, where the flow leads: a D(x) in the hole, a y + lam (x - a D(x)) / (1 + lam) else. One network call."""
+        """C / A, the flow's limit: a D(x) in the hole, a y + lam (x - a D(x)) / (1 + lam) elsewhere; (B,C,H,W). 1 NFE."""
         task, a = state.task, state.now.alpha_map(x)
         known, x0 = 1 - task.hole, a * state.denoiser.denoise(x, state.now).x0
         guided = (1 + self.guidance) * a * task.known + self.guidance * (x - x0)
-        return (task.hole * x0 + known * guided) / self._pull(state)
+        return (task.hole * x0 + known * guided) / self._stiffness(state)
 
     def flow(self, state: State, x: Tensor, target: Tensor, *, length: float) -> Tensor:
-        """x after a time `length` s^2 at a fixed target, exactly: a draw of the Ornstein-Uhlenbeck process."""
-        data_gradient, s = self._pull(state), state.now.sigma_map(x)
-        stays = torch.exp(-length * data_gradient)
-        deviation = s * ((1 - stays.square()) / data_gradient).sqrt()
-        return torch.lerp(target, x, stays) + deviation * state.draw()
+        """x after the time `length` s^2 at a fixed target: an exact draw of the Ornstein-Uhlenbeck process."""
+        stiffness, s = self._stiffness(state), state.now.sigma_map(x)
+        stays = torch.exp(-length * stiffness)
+        deviation = s * ((1 - stays.square()) / stiffness).sqrt()
+        return torch.lerp(target, x, stays) + deviation * state.randn()
 
-    def _pull(self, state: State) -> Tensor:
-        """A s^2: 1 in the hole, 1 + lam at known pixels."""
+    def _stiffness(self, state: State) -> Tensor:
+        """A s^2, (B,1,H,W): 1 in the hole, 1 + lam at known pixels."""
         return 1 + self.guidance * (1 - state.task.hole)

@@ -1,7 +1,7 @@
-"""MCG. Chung, Sim, Ryu, Ye, Improving Diffusion Models for Inverse Problems using Manifold Constraints, NeurIPS 2022,
-arXiv 2206.00941.
+"""MCG: Improving Diffusion Models for Inverse Problems using Manifold Constraints (Chung, Sim, Ryu, Ye, NeurIPS 2022,
+arXiv 2206.00941).
 
-Replacement, and in the hole a step down the gradient of the misfit of the known pixels, through the network:
+Replacement, and in the hole a step down the gradient of the known pixels' misfit, through the network:
 
     x_u <- hole (x_u - alpha grad_x_t || known (y - x0) ||) + known (a_u y + s_u n)
 
@@ -13,17 +13,17 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from rad.diffusion.step import Denoised
-from rad.methods.guidance import norm, replace_known, residual, vp_scale
+from rad.methods.guidance import data_shift, norm, replace_known, residual
 from rad.sampling.method import SamplingMethod, setting
 from rad.sampling.state import State
 
 
 @dataclass(frozen=True)
 class MCG(SamplingMethod):
-    """The norm is not squared, as in the official code: the step does not fade as the residual does.
+    """The norm is not squared, as in the official code: the step does not fade with the residual.
 
-    Unlike the official code known pixels have the level of the step's end, not of its beginning, and the norm is that of
-    each image, not of the batch. With alpha = 0 this is Replacement.
+    Differences from that code: known pixels have the level of the step's end, not of its start, and the norm is of each image,
+    not of the batch. With alpha = 0 this is Replacement.
     """
 
     paper = "Chung et al. 2022, arXiv 2206.00941"
@@ -31,13 +31,9 @@ class MCG(SamplingMethod):
     needs_grad = True
 
     alpha: float = setting(
-        1.0,
-        "step on the gradient of the norm; the official one at 256x256; less for smaller images",
-        low=0,
+        1.0, "step on the gradient of the norm; the official one at 256x256; less for smaller images", low=0
     )
 
     def after_step(self, state: State, denoised: Denoised, x_next: Tensor) -> Tensor:
-        misfit = norm(residual(state.task, denoised.x0))
-        gradient = state.denoiser.gradient(misfit, state.x)
-        shift = self.alpha * vp_scale(state.now, x_next) * vp_scale(state.next, x_next) * gradient
+        shift = data_shift(state, norm(residual(state.task, denoised.x0)), rate=self.alpha)
         return replace_known(state, x_next - shift, state.next)

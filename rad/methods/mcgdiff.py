@@ -1,14 +1,14 @@
-"""MCGDiff. Cardoso, Janati el Idrissi, Le Corff, Moulines, Monte Carlo guided Diffusion for Bayesian Linear Inverse Problems,
-ICLR 2024, arXiv 2308.07983.
+"""MCGDiff: Monte Carlo guided Diffusion for Bayesian Linear Inverse Problems (Cardoso, Janati el Idrissi, Le Corff, Moulines,
+ICLR 2024, arXiv 2308.07983).
 
-A particle filter: N particles go down the levels together, and at each level those that fit the noised known pixels better
-have more descendants. With m, v the mean and variance of the reverse step t -> u, and g_u = N(a_u y, w_u), w_u = s_u^2 +
+A particle filter: N particles go down the levels together. At each level, particles that fit the noised known pixels better
+have more descendants. With mean m and variance v of the reverse step t -> u, and g_u = N(a_u y, w_u), w_u = s_u^2 +
 kappa a_u^2, on known pixels,
 
     weight of a particle:   N(known m; a_u y, v + w_u) / g_t(known x_t)
-    of N resampled:         x_u ~ N(m, v) g_u, so known pixels are K a_u y + (1 - K) m + sqrt(K w_u) n, K = v / (v + w_u)
+    after resampling:       x_u ~ N(m, v) g_u, so known pixels are K a_u y + (1 - K) m + sqrt(K w_u) n, K = v / (v + w_u)
 
-The last step, to the clean image, draws one of the particles by its weight. A loop of its own.
+The last step, to the clean image, draws one particle by its weight. Hooks: its own loop.
 """
 
 from dataclasses import dataclass
@@ -25,35 +25,35 @@ from rad.sampling.task import Task
 
 @dataclass(frozen=True)
 class MCGDiff(CustomSampler):
-    """Exact as N grows, for the reverse process with that many steps and the network's x0 as mean; a reference, not for speed.
+    """A slow reference: exact as N grows, for the reverse process with these steps and the network's x0 as mean.
 
-    With many known pixels one particle has all the weight, and the result is about that of N = 1, a kind of replacement.
-    Unlike in the official code resampling is systematic, the last step has the weights of every other (there: the inverse of
-    g_0), and known pixels are those of the image at the end. Particles are no samples: a run has one.
+    With many known pixels one particle takes all the weight, and the result approaches N = 1, a form of replacement. Particles
+    are not samples: a run returns one. Differences from the official code: resampling is systematic, the last step has the same
+    weights as the others (official: the inverse of g_0), and known pixels are y at the end.
     """
 
     paper = "Cardoso et al. 2024, arXiv 2308.07983"
     preset_steps = 100
 
-    particles: int = setting(64, "N, for each image; network calls are N times the steps", low=1)
+    particles: int = setting(64, "N, for each image; NFE is N times the steps", low=1)
     kappa: float = setting(1e-4, "variance of known pixels, in the image's unit [-1,1] squared", low=1e-12)
 
-    def cost(self, times: list[float]) -> Cost:
-        return Cost(self.particles * (len(times) - 1))
+    def cost(self, timesteps: list[float]) -> Cost:
+        return Cost(self.particles * (len(timesteps) - 1))
 
     def run(self, run: RunContext) -> Tensor:
-        task, total = run.task, self.particles * (len(run.times) - 1)
-        now, images = run.level(run.times[0]), torch.arange(len(task.known), device=task.known.device)
+        task, total = run.task, self.particles * (len(run.timesteps) - 1)
+        now, images = run.level(run.timesteps[0]), torch.arange(len(task.known), device=task.known.device)
         # x_T ~ N(0, a^2 + s^2) g_T
         mean = torch.zeros_like(task.known).expand(self.particles, *task.known.shape)
         x = self._moved(run, mean, _like(mean, now, now.alpha**2 + now.sigma**2), now)
-        for number, u in enumerate(run.times[1:], 1):
+        for number, u in enumerate(run.timesteps[1:], 1):
             nxt = run.level(u)
             variance = _like(x, now, run.eta**2 * step_levels(now, nxt).posterior)
-            # The network is called particle by particle, so that it needs the memory of one.
+            # One particle at a time, to limit memory.
             mean = torch.stack([_mean(run, particle, now, nxt) for particle in x])
             log_weight = self._log_fit(task, mean, nxt, variance) - self._log_fit(task, x, now, 0 * variance)
-            chosen = systematic(log_weight, uniform(run.draw()), 1 if u == CLEAN else self.particles)
+            chosen = systematic(log_weight, uniform(run.randn()), 1 if u == CLEAN else self.particles)
             mean = mean[chosen, images]
             x, now = mean if u == CLEAN else self._moved(run, mean, variance, nxt), nxt
             run.report(number * self.particles, total)
@@ -64,7 +64,7 @@ class MCGDiff(CustomSampler):
         return _like(x, level, level.sigma**2 + self.kappa * level.alpha**2)
 
     def _log_fit(self, task: Task, x: Tensor, level: NoiseLevel, variance: Tensor) -> Tensor:
-        """(N,B) log N(known x; known a y, variance + w), but for a constant that all particles have."""
+        """(N,B) log N(known x; known a y, variance + w), up to a constant."""
         misfit = (x - level.alpha_map(x) * task.known).square() / (variance + self._width(x, level))
         return -0.5 * ((1 - task.hole) * misfit).flatten(2).sum(2)
 
@@ -72,7 +72,7 @@ class MCGDiff(CustomSampler):
         """(N,B,C,H,W) drawn from N(mean, variance) g."""
         width, y = self._width(mean, level), level.alpha_map(mean) * run.task.known
         gain = variance / (variance + width)
-        fresh = torch.stack([run.draw() for _ in mean])
+        fresh = torch.stack([run.randn() for _ in mean])
         known = torch.lerp(mean, y.expand_as(mean), gain.expand_as(mean)) + (gain * width).sqrt() * fresh
         return torch.lerp(known, mean + variance.sqrt() * fresh, run.task.hole.expand_as(mean))
 
@@ -86,13 +86,13 @@ def _mean(run: RunContext, x: Tensor, now: NoiseLevel, nxt: NoiseLevel) -> Tenso
     return reverse_step(x, estimate, now, nxt, eta=run.eta, noise=torch.zeros_like(x))
 
 
-def uniform(draw: Tensor) -> Tensor:
-    """(B,) uniform numbers in [0,1], of the first value of each standard normal image."""
-    return torch.special.ndtr(draw.flatten(1)[:, 0].double())
+def uniform(normal: Tensor) -> Tensor:
+    """(B,) uniform numbers in [0,1], from the first value of each standard normal image."""
+    return torch.special.ndtr(normal.flatten(1)[:, 0].double())
 
 
 def systematic(log_weight: Tensor, start: Tensor, count: int) -> Tensor:
-    """(count,B) indices of rows of log_weight (N,B): the points (start + i) / count of the cumulated weights, start (B,)."""
-    cumulated = log_weight.double().softmax(0).cumsum(0).T.contiguous()
+    """(count,B) indices into rows of log_weight (N,B): points (start + i) / count of the cumulative weights, start (B,)."""
+    cumulative = log_weight.double().softmax(0).cumsum(0).T.contiguous()
     points = (start[:, None] + torch.arange(count, device=start.device)) / count
-    return torch.searchsorted(cumulated, points, right=True).clamp(max=len(log_weight) - 1).T
+    return torch.searchsorted(cumulative, points, right=True).clamp(max=len(log_weight) - 1).T

@@ -1,7 +1,4 @@
-"""Mean fill: every hole pixel becomes the mean colour of the known ones. A floor: what a method must at least beat.
-
-No network. Hook: a loop of its own.
-"""
+"""Mean fill: each hole pixel becomes the mean colour of the known pixels. A baseline without a network. Hooks: its own loop."""
 
 from dataclasses import dataclass, replace
 
@@ -16,18 +13,18 @@ from rad.sampling.state import Cost, RunContext
 
 @dataclass(frozen=True)
 class Mean(CustomSampler):
-    """Where nothing is known the fill is mid-grey. Pixels are filled; for a latent model they are encoded then."""
+    """Without known pixels the fill is mid-grey. Latent models encode the result."""
 
-    paper = "(floor)"
+    paper = "(baseline)"
     preset_steps = 1
     weights = "none"
     uses_eta = False
     uses_spacing = False
 
-    def plan(self, times: list[float]) -> list[float]:
+    def plan(self, timesteps: list[float]) -> list[float]:
         return [CLEAN]
 
-    def cost(self, times: list[float]) -> Cost:
+    def cost(self, timesteps: list[float]) -> Cost:
         return Cost(0)
 
     def run(self, run: RunContext) -> Tensor:

@@ -7,7 +7,7 @@ import sys
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from rad.sampling.method import CustomSampler, Method, SamplingMethod, name_of
 
@@ -27,7 +27,7 @@ _loaded: dict[str, MethodFile] = {}
 
 
 def register(kind: Kind, *, name: str | None = None) -> Kind:
-    """Make a method known by a name: to `Inpainter`, to `--method`, to comparisons and reports.
+    """Register a method under a name, for `Inpainter`, `--method`, comparisons and reports.
 
         @rad.methods.register
         @dataclass(frozen=True)
@@ -38,10 +38,10 @@ def register(kind: Kind, *, name: str | None = None) -> Kind:
         name: lower-case letters, digits, "-" and "_"; None: the name of its file in lower case.
 
     Returns:
-        `kind`. Registering a class again, as a notebook does, replaces it.
+        `kind`. Registering a class again, as in a notebook, replaces it.
 
     Raises:
-        ValueError: not such a class, an unusable name, or a name that is taken.
+        ValueError: another kind of class, or a name that is invalid or taken.
     """
     from rad.methods import METHODS
 
@@ -53,10 +53,10 @@ def register(kind: Kind, *, name: str | None = None) -> Kind:
         )
     if kind in METHODS.values() and name_of(kind) != name:
         raise ValueError(f"{kind.__name__} is registered as {name_of(kind)!r} already: use that name")
-    there = METHODS.get(name)
-    if there is not None and _identity(there) != _identity(kind):
+    present = METHODS.get(name)
+    if present is not None and _identity(present) != _identity(kind):
         raise ValueError(
-            f"the method name {name!r} is taken by {there.__module__}.{there.__qualname__}: "
+            f"the method name {name!r} is taken by {present.__module__}.{present.__qualname__}: "
             "rename the file, or call register(..., name=...) in it"
         )
     kind.registered_name = name
@@ -65,28 +65,29 @@ def register(kind: Kind, *, name: str | None = None) -> Kind:
 
 
 def split_file(text: str) -> tuple[str, str]:
-    """`"a/mine.py:Mine@20"` as `("a/mine.py:Mine", "@20")`; the first is empty where `text` names no file."""
+    """Split `"a/mine.py:Mine@20"` into `("a/mine.py:Mine", "@20")`; the first is empty if `text` names no file."""
     match = re.match(r".+?\.py:[A-Za-z_]\w*", text)
     return ("", text) if match is None else (match[0], text[match.end() :])
 
 
 def load(text: str, *, sha256: str | None = None) -> type[Method]:
-    """The method `FILE.py:CLASS`, registered. Runs the file, unless it ran already and has not changed.
+    """Load and register the method `FILE.py:CLASS`. Runs the file, unless it ran before and is unchanged.
 
-    `sha256`: the hash that the file must have.
+    Args:
+        sha256: expected hash of the file.
 
     Raises:
-        ValueError: no such file, class or method; code that fails; a name that is taken; another hash.
+        ValueError: missing file, class or method; failing code; a name that is taken; another hash.
     """
     from rad.methods import METHODS
 
-    file, _, wanted = text.rpartition(":")
+    file, _, class_name = text.rpartition(":")
     path = Path(file).expanduser().resolve()
     if not path.is_file():
         raise ValueError(f"method {text}: there is no file {path}: give FILE.py:CLASS")
     code = path.read_bytes()
-    this = MethodFile(path, hashlib.sha256(code).hexdigest())
-    if sha256 is not None and this.sha256 != sha256:
+    current = MethodFile(path, hashlib.sha256(code).hexdigest())
+    if sha256 is not None and current.sha256 != sha256:
         raise ValueError(f"{path} changed while the run was starting: start it again")
     module = f"{__name__}.{path.stem.lower()}"
     before = _loaded.get(module)
@@ -94,17 +95,19 @@ def load(text: str, *, sha256: str | None = None) -> type[Method]:
         raise ValueError(
             f"method {text}: the name {path.stem.lower()!r} is taken by {before.path}: rename one of the files"
         )
-    if before != this:
-        _run(code, module, this)
-    kind = vars(sys.modules[module]).get(wanted)
+    if before != current:
+        _run(code, module, current)
+    kind = vars(sys.modules[module]).get(class_name)
     if kind is None or getattr(kind, "__module__", module) != module:
-        known = [name for name, one in vars(sys.modules[module]).items() if getattr(one, "__module__", "") == module]
-        raise ValueError(f"{path} defines no class {wanted!r}; it defines {', '.join(known) or 'none'}")
-    return kind if any(kind is one for one in METHODS.values()) else register(kind)
+        known = [
+            name for name, value in vars(sys.modules[module]).items() if getattr(value, "__module__", "") == module
+        ]
+        raise ValueError(f"{path} defines no class {class_name!r}; it defines {', '.join(known) or 'none'}")
+    return kind if any(kind is method for method in METHODS.values()) else register(kind)
 
 
 def file_of(kind: type[Method]) -> MethodFile | None:
-    """The file of a method outside this package; None for methods of the package, and where no file is known."""
+    """The file of a method outside this package; None if there is none."""
     if not is_own(kind):
         return None
     if kind.__module__ in _loaded:
@@ -116,7 +119,7 @@ def file_of(kind: type[Method]) -> MethodFile | None:
 
 
 def loaded_from(kind: type[Method]) -> tuple[str, str] | None:
-    """The arguments (text, sha256) that make `load` give this class in another process; None for one not from `load`."""
+    """Arguments (text, sha256) with which `load` returns this class in another process; None if `load` did not load it."""
     file = _loaded.get(kind.__module__)
     return None if file is None else (f"{file.path}:{kind.__name__}", file.sha256)
 
@@ -130,10 +133,10 @@ def _run(code: bytes, name: str, file: MethodFile) -> None:
     from rad.methods import METHODS
 
     for method in [method for method, kind in METHODS.items() if kind.__module__ == name]:
-        del METHODS[method]  # of the file before it changed
+        del METHODS[method]  # from the file before its change
     module = ModuleType(name)
     module.__file__ = str(file.path)
-    sys.modules[name] = module  # dataclasses and pickle look there
+    sys.modules[name] = module  # read by dataclasses and pickle
     _loaded[name] = file
     try:
         exec(compile(code, str(file.path), "exec"), module.__dict__)
@@ -142,19 +145,19 @@ def _run(code: bytes, name: str, file: MethodFile) -> None:
         raise ValueError(f"{file.path} cannot be loaded: {type(error).__name__}: {error}") from error
 
 
-def _check(kind: Any) -> None:
+def _check(kind: type[Method]) -> None:
     if not (isinstance(kind, type) and issubclass(kind, SamplingMethod | CustomSampler)):
-        shown = getattr(kind, "__name__", repr(kind))
+        name = getattr(kind, "__name__", repr(kind))
         raise ValueError(
-            f"{shown} is not a method: derive it from SamplingMethod or CustomSampler (rad.sampling.method)"
+            f"{name} is not a method: derive it from SamplingMethod or CustomSampler (rad.sampling.method)"
         )
     if "__dataclass_fields__" not in vars(kind):
         raise ValueError(f"{kind.__name__} is not a dataclass: put @dataclass(frozen=True) above the class")
     if inspect.isabstract(kind):
         raise ValueError(f"{kind.__name__} has no run(): a CustomSampler has to define it")
-    missing = [one.name for one in fields(kind) if one.default is MISSING and one.default_factory is MISSING]
+    missing = [item.name for item in fields(kind) if item.default is MISSING and item.default_factory is MISSING]
     if missing:
-        raise ValueError(f"{kind.__name__} has settings without a default: give {', '.join(missing)} one")
+        raise ValueError(f"{kind.__name__} has settings without a default: give {', '.join(missing)} a default")
 
 
 def _file_name(kind: type[Method]) -> str:
@@ -162,7 +165,7 @@ def _file_name(kind: type[Method]) -> str:
         return kind.__module__.rpartition(".")[2].lower()
     file = getattr(sys.modules["__main__"], "__file__", None)
     if file is None:
-        raise ValueError(f"{kind.__name__} comes from no file, which would name it: call register(..., name=...)")
+        raise ValueError(f"{kind.__name__} has no file to name it after: call register(..., name=...)")
     return Path(file).stem.lower()
 
 

@@ -1,13 +1,13 @@
-"""PiGDM. Song, Vahdat, Mardani, Kautz, Pseudoinverse-Guided Diffusion Models for Inverse Problems, ICLR 2023,
-OpenReview 9_gsMA8MRKQ; inpainting as in the experiments of RED-diff (Mardani et al. 2023, arXiv 2305.04391).
+"""PiGDM: Pseudoinverse-Guided Diffusion Models for Inverse Problems (Song, Vahdat, Mardani, Kautz, ICLR 2023,
+OpenReview 9_gsMA8MRKQ); inpainting as in the experiments of RED-diff (Mardani et al. 2023, arXiv 2305.04391).
 
-With p(x0 | x_t) taken as N(x0, r_t^2), r_t^2 = s^2 / (a^2 + s^2), the known pixels pull by a vector-Jacobian product:
+With p(x0 | x_t) approximated by N(x0, r_t^2), r_t^2 = s^2 / (a^2 + s^2), known pixels act through a vector-Jacobian product:
 
     r = known (y - x0) / (1 + sigma_y^2 / r_t^2),   g = (d x0 / d x_t)^T r
 
     reddiff:  x_u <- x_u + a_u r + a_u a_t hole g       (known pixels projected, the gradient only in the hole)
     paper:    x_u <- x_u + a_t g
-    score:    x0 <- x0 + g / a_t  before the step       (Bayes' rule for the score and the step's noise alike)
+    score:    x0 <- x0 + g / a_t  before the step       (Bayes' rule for the score and the step's noise)
 
 Hooks: on_denoised, after_step.
 """
@@ -25,10 +25,10 @@ from rad.sampling.state import State
 
 @dataclass(frozen=True)
 class PiGDM(SamplingMethod):
-    """There is no official code and published weights differ; reddiff comes nearest to the posterior of Gaussian data.
+    """There is no official code, and published weights differ; "reddiff" is nearest to the posterior of Gaussian data.
 
-    Amounts are for variance-preserving levels and are converted for others. Unlike RED-diff's code sigma_y is used,
-    eta is 1 as in its scripts (0 in its configuration), and the levels begin at the last one.
+    Equations are for variance-preserving levels, and are converted for others. Differences from RED-diff's code: sigma_y is
+    used, eta is 1 as in its scripts (0 in its configuration), and levels start at the last one.
     """
 
     paper = "Song et al. 2023, OpenReview 9_gsMA8MRKQ; arXiv 2305.04391"
@@ -38,12 +38,12 @@ class PiGDM(SamplingMethod):
         "reddiff", "weight of g: as RED-diff's code, as the paper, or by Bayes' rule"
     )
     strength: float = setting(1.0, "factor on g, no unit; at 0 reddiff still projects known pixels", low=0)
-    sigma_y: float = setting(0.0, "noise in known pixels, in units of [-1,1]; denoised ones are in --raw only", low=0)
+    sigma_y: float = setting(0.0, "noise in known pixels, in units of [-1,1]; only --raw shows them denoised", low=0)
 
     def on_denoised(self, state: State, denoised: Denoised) -> Denoised:
         if self.weighting != "score":
             return denoised
-        g = self._pull(state, denoised, self._residual(state, denoised))
+        g = self._guidance(state, denoised, self._residual(state, denoised))
         a = state.now.alpha_map(g)
         return replace(denoised, x0=denoised.x0 + vp_scale(state.now, g).square() / a * g)
 
@@ -51,7 +51,7 @@ class PiGDM(SamplingMethod):
         if self.weighting == "score":
             return x_next
         r = self._residual(state, denoised)
-        g = self._pull(state, denoised, r)
+        g = self._guidance(state, denoised, r)
         a, a_next = (level.alpha_map(g) for level in (state.now, state.next))
         if self.weighting == "paper":
             return x_next + vp_scale(state.next, g) * a * g
@@ -64,6 +64,6 @@ class PiGDM(SamplingMethod):
         r = residual(state.task, denoised.x0.detach())
         return shrunk.to(r.dtype) * r
 
-    def _pull(self, state: State, denoised: Denoised, r: Tensor) -> Tensor:
+    def _guidance(self, state: State, denoised: Denoised, r: Tensor) -> Tensor:
         inner = (r * denoised.x0).flatten(1).sum(1)
         return self.strength * state.denoiser.gradient(inner, state.x)

@@ -1,7 +1,6 @@
-"""RAD. Kim, Suh, Lee, RAD: Region-Aware Diffusion Models for Image Inpainting, CVPR 2025, arXiv 2412.09191.
+"""RAD: Region-Aware Diffusion Models for Image Inpainting (Kim, Suh, Lee, CVPR 2025, arXiv 2412.09191).
 
-Every pixel has its own noise level and the network is told all of them, so the plain reverse process fills the hole.
-Hook: none.
+Each pixel has its own noise level, which the network reads. The plain reverse process therefore fills the hole. Hooks: none.
 """
 
 from dataclasses import dataclass
@@ -12,10 +11,10 @@ from rad.sampling.method import SamplingMethod
 
 @dataclass(frozen=True)
 class RAD(SamplingMethod):
-    """No settings: the method lies in the process and in the adapter.
+    """No settings: the process and the adapter are the method.
 
-    The paper samples with DDPM on evenly spaced times (solver "ddpm", spacing "even"). The preset is a second-order solver
-    on levels evenly spaced in log(a / s): at 10 network calls it has the texture that DDPM lacks at 50 (docs/results.md).
+    The paper samples with solver "ddpm" and spacing "even". The preset is a second-order solver, even in log(a / s): its 10 NFE
+    give the texture that DDPM lacks at 50 NFE (docs/results.md).
     """
 
     paper = "Kim, Suh, Lee 2025, arXiv 2412.09191"

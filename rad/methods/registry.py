@@ -1,12 +1,12 @@
-"""Methods from words: by name, with settings as text, with steps that keep to a budget; and the table of them all."""
+"""Methods from text: name and settings, number of steps for a budget, and the table of all methods."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import Field, fields
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from dataclasses import fields
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from rad.diffusion.processes import Process, Uniform
 from rad.diffusion.schedules import linear_betas
-from rad.diffusion.spacings import Spacing, sampling_times
+from rad.diffusion.spacings import Spacing, sampling_timesteps
 from rad.methods import METHODS
 from rad.methods.own import is_own, load, split_file
 from rad.sampling.method import CustomSampler, Method, SamplingMethod
@@ -20,16 +20,16 @@ OWN = "Your own:"
 
 
 def find(text: str) -> type[Method]:
-    """The method of that name, or of `FILE.py:CLASS`, whose code is run.
+    """The method called `text`, or that of `FILE.py:CLASS`, whose code is run.
 
     Raises:
-        ValueError: an unknown name, or a file without such a method.
+        ValueError: unknown name, or a file without such a method.
     """
     if split_file(text)[0] == text:
         return load(text)
     if text not in METHODS:
         hint = f": give its class too, as {text}:CLASS" if text.endswith(".py") else ""
-        raise ValueError(f"method {text!r} is not known{hint}; there are {', '.join(METHODS)}, or FILE.py:CLASS")
+        raise ValueError(f"method {text!r} is not known{hint}; allowed are {', '.join(METHODS)}, or FILE.py:CLASS")
     return METHODS[text]
 
 
@@ -37,14 +37,13 @@ def create(name: str, settings: Mapping[str, str] | None = None) -> Method:
     """The method called `name`, or `FILE.py:CLASS`, with `settings` given as text.
 
     Raises:
-        ValueError: an unknown method or setting, or a value that is not of its type or range.
+        ValueError: unknown method or setting, or a value of another type or outside its range.
     """
     kind, values = find(name), {}
-    known = {one.name: one for one in fields(kind)}
+    known = [item.name for item in fields(kind)]
     for key, text in (settings or {}).items():
         if key not in known:
-            allowed = ", ".join(known) or "none"
-            raise ValueError(f"method {name} has no setting {key!r}; it has {allowed}")
+            raise ValueError(f"method {name} has no setting {key!r}; it has {', '.join(known) or 'none'}")
         values[key] = _parse(f"{name}.{key}", text, get_type_hints(kind)[key])
     try:
         return kind(**values)
@@ -53,7 +52,7 @@ def create(name: str, settings: Mapping[str, str] | None = None) -> Method:
 
 
 def parse_settings(words: Sequence[str], names: Sequence[str]) -> dict[str, dict[str, str]]:
-    """`["repaint.jump_length=5"]` as {"repaint": {"jump_length": "5"}}; only for the methods in `names`."""
+    """Parse `["repaint.jump_length=5"]` into {"repaint": {"jump_length": "5"}}, for the methods in `names`."""
     settings: dict[str, dict[str, str]] = {name: {} for name in names}
     for word in words:
         left, equals, value = word.partition("=")
@@ -66,46 +65,46 @@ def parse_settings(words: Sequence[str], names: Sequence[str]) -> dict[str, dict
     return settings
 
 
-def _parse(name: str, text: str, kind: Any) -> Any:
-    if get_origin(kind) is Literal:
-        if text not in get_args(kind):
-            raise ValueError(f"{name} is {text!r}; allowed are {', '.join(map(str, get_args(kind)))}")
-        return text
+def _parse(name: str, text: str, kind: object) -> str | bool | float:
+    if get_origin(kind) is Literal and text not in get_args(kind):
+        raise ValueError(f"{name} is {text!r}; allowed are {', '.join(map(str, get_args(kind)))}")
     if kind is bool:
         if text.lower() not in ("true", "false"):
             raise ValueError(f"{name} is {text!r}; allowed are true and false")
         return text.lower() == "true"
-    if kind in (int, float):
+    if kind is int or kind is float:
         try:
-            return kind(text)
+            return int(text) if kind is int else float(text)
         except ValueError:
             raise ValueError(f"{name} is {text!r}; expected {'a whole' if kind is int else 'a'} number") from None
     return text
 
 
 def most_steps(method: Method, base_process: Process) -> int:
-    """The most steps that the method can take on a model with this process."""
+    """The most steps of the method on a model with this process."""
     return method.process(base_process, "adm").sampled_steps
 
 
 def cost(method: Method, steps: int, *, base_process: Process | None = None, spacing: Spacing | None = None) -> Cost:
-    """Work for an image with `steps` levels, on a model with this process; None: DDPM's 1000 levels.
+    """Work per image for `steps` levels.
 
-    `spacing` None: the method's preset.
+    Args:
+        base_process: of the model; None: DDPM's 1000 levels.
+        spacing: None: the method's preset.
     """
     process = method.process(base_process or Uniform(linear_betas()), "adm")
     spacing = method.preset_spacing if spacing is None else spacing
-    times = sampling_times(process, steps, spacing=spacing, fractional=method.fractional)
-    return method.cost(method.plan(times))
+    timesteps = sampling_timesteps(process, steps, spacing=spacing, fractional=method.fractional)
+    return method.cost(method.plan(timesteps))
 
 
 def steps_within(
     method: Method, budget: int, *, base_process: Process | None = None, spacing: Spacing | None = None
 ) -> int:
-    """The most steps whose cost, a VJP counted as two network calls, is at most `budget`; arguments as of `cost`.
+    """The most steps whose cost is at most `budget` (NFE, with a VJP counted as two); other arguments as in `cost`.
 
     Raises:
-        ValueError: even the cheapest costs more.
+        ValueError: any number of steps costs more.
     """
     base_process = base_process or Uniform(linear_betas())
     most = most_steps(method, base_process)
@@ -125,8 +124,7 @@ def hooks(kind: type[Method]) -> str:
     """The hooks that a method overrides; "own loop"; "none" for a plain reverse process."""
     if issubclass(kind, CustomSampler):
         return "own loop"
-    used = [hook for hook in HOOKS if getattr(kind, hook) is not getattr(SamplingMethod, hook)]
-    return " ".join(used) or "none"
+    return " ".join(hook for hook in HOOKS if getattr(kind, hook) is not getattr(SamplingMethod, hook)) or "none"
 
 
 def table() -> str:
@@ -140,8 +138,8 @@ def table() -> str:
         steps = str(method.preset_steps) if work.nfe else "-"
         solver = method.preset_solver if method.uses_eta else "-"
         spacing = method.preset_spacing if method.uses_spacing else "-"
-        start = (name, kind.paper, hooks(kind), method.weights, solver, spacing)
-        rows.append((*start, steps, str(work.nfe), str(work.vjp), gradient))
+        preset = (solver, spacing, steps, str(work.nfe), str(work.vjp), gradient)
+        rows.append((name, kind.paper, hooks(kind), method.weights, *preset))
         groups[OWN if is_own(kind) else RECONSTRUCTED if kind.reconstructed else ""].append(name)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     shown = {
@@ -151,15 +149,10 @@ def table() -> str:
     for heading, names in groups.items():
         if names:
             lines += [*(["", heading] if heading else []), *(shown[name] for name in names)]
-    lines += ["", "NFE: network calls an image; VJP: backward passes through the network, each about two calls.", ""]
+    lines += ["", "NFE: network calls per image; VJP: backward passes through the network, each about two calls.", ""]
     lines += ["Settings, as --set METHOD.SETTING=VALUE:"]
-    lines += [
-        f"  {name}.{one.name}={_shown(one)}: {one.metadata['help']}"
-        for name, kind in METHODS.items()
-        for one in fields(kind)
-    ]
+    for name, kind in METHODS.items():
+        for item in fields(kind):
+            default = str(item.default).lower() if isinstance(item.default, bool) else item.default
+            lines.append(f"  {name}.{item.name}={default}: {item.metadata['help']}")
     return "\n".join(lines)
-
-
-def _shown(one: Field[Any]) -> str:
-    return str(one.default).lower() if isinstance(one.default, bool) else str(one.default)

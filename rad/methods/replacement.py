@@ -1,10 +1,11 @@
-"""Replacement ("imputation"). Song et al., Score-Based Generative Modeling through SDEs, 2021, arXiv 2011.13456, appendix I.2.
+"""Replacement ("imputation"), Score-Based Generative Modeling through SDEs (Song et al. 2021, arXiv 2011.13456, appendix I.2).
 
-After each reverse step the known pixels are overwritten by the known image at the new noise level:
-x_u <- hole x_u + known (a_u y + s_u n). GradPaint calls it combine-image.
-With the corrector, Langevin steps at the level precede the estimate (algorithm 4): with score g = -e/s,
-x <- x + h g + sqrt(2 h) n, h = 2 (r |n| / |g|)^2, known pixels overwritten after each.
-Hooks: before_denoise, after_step.
+After each reverse step, known pixels are replaced by the known image at the new noise level (GradPaint: combine-image):
+
+    x_u <- hole x_u + known (a_u y + s_u n)
+
+Corrector (algorithm 4): Langevin steps at the level precede the estimate. With the score g = -e / s,
+x <- x + h g + sqrt(2 h) n, h = 2 (r |n| / |g|)^2; known pixels are replaced after each. Hooks: before_denoise, after_step.
 """
 
 from dataclasses import dataclass
@@ -20,28 +21,27 @@ from rad.sampling.state import Cost, State
 
 @dataclass(frozen=True)
 class Replacement(SamplingMethod):
-    """Biased at any number of steps: the hole sees known pixels only through its own noise. A long corrector removes that.
+    """Biased at any number of steps, because the hole sees known pixels only through its noise. A long corrector removes this.
 
-    250 steps are customary; the paper takes 1000 and 2000. Unlike in the official code known pixels start noisy, and have the
-    level of the step's end, not of its beginning.
+    The preset is the customary 250 steps; the paper takes 1000 and 2000. Differences from the official code: known pixels start
+    noisy, and have the level of the step's end, not of its start.
     """
 
     paper = "Song et al. 2021, arXiv 2011.13456"
     preset_steps = 250
 
-    corrections: int = setting(0, "Langevin steps at each level, algorithm 4; the paper has 1 in its PC sampler", low=0)
+    corrections: int = setting(0, "Langevin steps at each level, algorithm 4; the paper's PC sampler has 1", low=0)
     ratio: float = setting(0.16, "signal-to-noise ratio r of a Langevin step, no unit; 0.16 CIFAR, 0.075 LSUN", low=0)
 
-    def cost(self, times: list[float]) -> Cost:
-        plain = super().cost(times)
-        return Cost(plain.nfe * (1 + self.corrections))
+    def cost(self, timesteps: list[float]) -> Cost:
+        return Cost(super().cost(timesteps).nfe * (1 + self.corrections))
 
     def before_denoise(self, state: State) -> Tensor:
         x = state.x
         s = state.now.sigma_map(x)
         for _ in range(self.corrections):
             score = -predicted_noise(x, state.denoiser.denoise(x, state.now).x0, state.now) / s
-            fresh = state.draw()
+            fresh = state.randn()
             size = per_image(2 * (self.ratio * norm(fresh) / norm(score)).square())
             x = replace_known(state, x + size * score + (2 * size).sqrt() * fresh, state.now)
         return x

@@ -1,14 +1,14 @@
-"""ReSample. Song, Kwon, Zhang, Hu, Qu, Shen, Solving Inverse Problems with Latent Diffusion Models via Hard Data Consistency,
-ICLR 2024, arXiv 2307.08123.
+"""ReSample: Solving Inverse Problems with Latent Diffusion Models via Hard Data Consistency (Song et al., ICLR 2024,
+arXiv 2307.08123).
 
-DDIM with a pull on known pixels, x_u <- x_u - dps (a_t^2 / 2) grad_x_t || known (y - Dec(x0)) ||^2. From a third of the steps on,
-in every f-th, x0 is made consistent with the known pixels, and x_u is drawn between itself and the consistent z:
+DDIM with guidance, x_u <- x_u - dps (a_t^2 / 2) grad_x_t || known (y - Dec(x0)) ||^2. From a third of the steps on, every f-th
+step finds a z near x0 that agrees with the known pixels, and draws x_u between itself and z:
 
     second third:  z = Enc(p),  p = known y + hole Dec(x0)          (the solution of min_p || known (y - p) ||, from Dec(x0))
     last third:    z = argmin || known (y - Dec(z)) ||^2 by Adam from x0, at most J steps
     x_u <- (s_u^2 x_u + g a_u z) / (g + s_u^2) + sqrt(s_u^2 g / (g + s_u^2)) n,    g = S s_u^2 (1 - (a_t s_u / (a_u s_t))^2)
 
-which is a draw of the product of N(x_u, g) and N(a_u z, s_u^2). Hook: after_step.
+The last line draws from the product of N(x_u, g) and N(a_u z, s_u^2). Hook: after_step.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rad.diffusion.levels import per_image
 from rad.diffusion.step import Denoised, step_levels
-from rad.methods.guidance import Space, data_gradient, squared_misfit, squared_norm, vp_scale
+from rad.methods.guidance import Space, data_gradient, data_shift, squared_misfit, squared_norm, vp_scale
 from rad.sampling.method import SamplingMethod, setting
 from rad.sampling.state import Cost, State
 from rad.sampling.task import Task
@@ -28,13 +28,13 @@ from rad.sampling.task import Task
 
 @dataclass(frozen=True)
 class ReSample(SamplingMethod):
-    """Between its events it is deterministic. Nothing is made consistent after the last step.
+    """Deterministic between these events. There is no event after the last step.
 
-    Unlike in the official code the pixels of the second third have their solution and are not optimised, Adam has no weight
-    decay, each image stops on its own, where the mean square over its known values is at most tolerance^2 (there a sum over
-    the batch, which is hardly ever reached), and the draw has the level of x_u (there a_t and s_t: legacy_level "t").
-    Of the squared norm in an image the pull takes d / d' (numbers in x and in the image), or it would grow with the decoder.
-    Gradients of the decoder alone are not counted: vjp is of the network.
+    Differences from the official code: pixels of the second third take their exact solution; Adam has no weight decay; each
+    image stops alone, at a mean square of its known values of tolerance^2 (official: a sum over the batch, hardly ever reached);
+    the draw has the level of x_u (official: a_t and s_t, legacy_level "t"). The guidance takes d / d' of the squared norm in an
+    image (values in x / values in the image), so it does not grow with the decoder. vjp counts the network's gradients, not the
+    decoder's.
     """
 
     paper = "Song et al. 2024, arXiv 2307.08123"
@@ -42,32 +42,32 @@ class ReSample(SamplingMethod):
     preset_eta = 0.0
     needs_grad = True
 
-    frequency: int = setting(5, "f, an event every f-th step; the paper's 10 is for 500 steps", low=1)
+    frequency: int = setting(5, "f, interval of the events in steps; the paper's 10 is for 500 steps", low=1)
     sigma_scale: float = setting(40.0, "S, how far the draw goes from x_u towards z, no unit", low=0)
     dps: float = setting(
-        0.15, "pull of the known pixels in every step, for values in [-1,1]; 0: none, no gradient", low=0
+        0.15, "guidance by known pixels in every step, for values in [-1,1]; 0: none, no gradient", low=0
     )
     iterations: int = setting(200, "J, most steps of Adam at an event", low=0)
     rate: float = setting(5e-3, "learning rate of Adam on latents", low=0)
-    pixel_rate: float = setting(1e-2, "learning rate of Adam on pixels, where exact is false", low=0)
-    tolerance: float = setting(0.01, "root mean square misfit where Adam stops, for values in [-1,1]", low=0)
-    exact: bool = setting(True, "whether the second third has its solution in closed form, not by Adam")
+    pixel_rate: float = setting(1e-2, "learning rate of Adam on pixels, if exact is false", low=0)
+    tolerance: float = setting(0.01, "root mean square misfit at which Adam stops, for values in [-1,1]", low=0)
+    exact: bool = setting(True, "take the second third's solution in closed form, not by Adam")
     legacy_level: Literal["u", "t"] = setting("u", "level of a and s in the draw; t as in the official code")
-    space: Space = setting("pixels", "where known values are compared: latent (no decoder, no encoder) or pixels")
+    space: Space = setting("pixels", "where to compare known values: latent (no decoder, no encoder) or pixels")
 
-    def cost(self, times: list[float]) -> Cost:
-        calls = super().cost(times).nfe
+    def cost(self, timesteps: list[float]) -> Cost:
+        calls = super().cost(timesteps).nfe
         return Cost(calls, calls if self.dps else 0)
 
     def differentiates(self, state: State) -> bool:
         return self.dps > 0
 
     def after_step(self, state: State, denoised: Denoised, x_next: Tensor) -> Tensor:
-        x0, here, there = denoised.x0, vp_scale(state.now, x_next), vp_scale(state.next, x_next)
+        x0 = denoised.x0
         if self.dps:
             misfit = self.dps / 2 * squared_misfit(state.task, x0, self.space)
-            signal = state.now.alpha_map(x_next) / here
-            x_next = x_next - signal.square() * here * there * state.denoiser.gradient(misfit, state.x)
+            signal = state.now.alpha_map(x_next) / vp_scale(state.now, x_next)
+            x_next = x_next - data_shift(state, misfit, rate=signal.square())
         x_next, third = x_next.detach(), (state.steps + 1) // 3
         due = state.step % self.frequency == 1 % self.frequency and state.step >= third
         if not due or not bool((state.next.sigma > 0).any()):
@@ -83,10 +83,10 @@ class ReSample(SamplingMethod):
         a, s = unit * level.alpha_map(x_next), unit * level.sigma_map(x_next)
         g = nxt.spread((self.sigma_scale * step_levels(state.now, nxt).posterior).to(x_next.dtype))
         weight = g / (g + s.square())
-        return torch.lerp(x_next, a * z, weight) + s * weight.sqrt() * state.draw()
+        return torch.lerp(x_next, a * z, weight) + s * weight.sqrt() * state.randn()
 
     def consistent(self, task: Task, x0: Tensor, *, by_latents: bool) -> Tensor:
-        """x0 (B,C,H,W), changed so that it agrees with what is known."""
+        """z for the estimate x0, (B,C,H,W)."""
         known, hole = (task.known, task.hole) if self.space == "latent" else (task.image, task.image_hole)
         if by_latents:
             return self.descended(x0, hole, lambda z: data_gradient(task, z, self.space), self.rate)
@@ -95,24 +95,25 @@ class ReSample(SamplingMethod):
             p = torch.lerp(known, p, hole)
         else:
 
-            def look(p: Tensor) -> tuple[Tensor, Tensor]:
-                missing = (1 - hole) * (known - p)
-                return missing, missing
+            def pixel_gradient(p: Tensor) -> tuple[Tensor, Tensor]:
+                lack = (1 - hole) * (known - p)
+                return lack, lack
 
-            p = self.descended(p, hole, look, self.pixel_rate)
+            p = self.descended(p, hole, pixel_gradient, self.pixel_rate)
         return p if self.space == "latent" else task.autoencoder.encode(p)
 
     def descended(
-        self, z: Tensor, hole: Tensor, look: Callable[[Tensor], tuple[Tensor, Tensor]], rate: float
+        self, z: Tensor, hole: Tensor, gradient: Callable[[Tensor], tuple[Tensor, Tensor]], rate: float
     ) -> Tensor:
-        """z (B,C,H,W) after Adam, for `look` that gives minus its gradient and what it lacks outside `hole`."""
-        mean, square, known = torch.zeros_like(z), torch.zeros_like(z), (1 - hole).flatten(1).sum(1)
-        for number in range(1, self.iterations + 1):
-            pulled, missing = look(z)
-            goes = squared_norm(missing) > self.tolerance**2 * missing.shape[1] * known
-            if not bool(goes.any()):
+        """z (B,C,H,W) after Adam. `gradient` returns minus the gradient at z, and the residual outside `hole`."""
+        z, known = z.clone(), (1 - hole).flatten(1).sum(1)
+        adam = torch.optim.Adam([z], lr=rate)
+        for _ in range(self.iterations):
+            change, lack = gradient(z)
+            moving = squared_norm(lack) > self.tolerance**2 * lack.shape[1] * known
+            if not bool(moving.any()):
                 break
-            mean, square = torch.lerp(pulled, mean, 0.9), torch.lerp(pulled.square(), square, 0.999)
-            unbiased = (square / (1 - 0.999**number)).sqrt() + 1e-8
-            z = torch.where(per_image(goes), z + rate * mean / (1 - 0.9**number) / unbiased, z)
+            before, z.grad = z.clone(), -change
+            adam.step()
+            z.copy_(torch.where(per_image(moving), z, before))
         return z

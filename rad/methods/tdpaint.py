@@ -1,7 +1,7 @@
-"""TD-Paint: Faster Diffusion Inpainting Through Time-Aware Pixel Conditioning. Mayet et al., ICLR 2025, arXiv 2410.09306.
+"""TD-Paint: Faster Diffusion Inpainting Through Time-Aware Pixel Conditioning (Mayet et al., ICLR 2025, arXiv 2410.09306).
 
-Every pixel has its own whole step of the DDPM schedule: t in the hole, none where the image is known; a plain reverse
-process of the hole. It runs on weights that were trained on per-pixel noise: an adapter. Hook: none.
+Each pixel has its own step of the DDPM schedule: t in the hole, none at known pixels. The plain reverse process fills the
+hole. The weights were trained on per-pixel noise (an adapter). Hooks: none.
 """
 
 from dataclasses import dataclass
@@ -12,10 +12,9 @@ from rad.sampling.method import SamplingMethod
 
 @dataclass(frozen=True)
 class TDPaint(SamplingMethod):
-    """For a mask of 0 and 1 the levels and times are RAD's.
+    """For a binary mask, levels and timesteps are RAD's. Soft masks: a pixel with a hole value above 0 is filled completely.
 
-    It knows no soft masks: a pixel with a hole value above 0 is filled altogether. The network mixes the embeddings of the
-    two times at borders, as RAD does; the official one resizes the map of times, and so makes times between them.
+    At borders the network mixes the embeddings of the two timesteps, as RAD does. The official network resizes the timesteps.
     """
 
     paper = "Mayet et al. 2025, arXiv 2410.09306"

@@ -1,8 +1,8 @@
 """Pretrained models: base networks, adapters, autoencoders, text-to-image pipelines.
 
 Example:
-    base = load_base("xutongda/adm_ffhq_256x256", image_size=256)   # a folder, a hub id or a guided-diffusion .pt file
-    network = inject(patch(base.unet), LoRA(rank=16))
+    model = load_model("xutongda/adm_ffhq_256x256")   # a folder, a hub id or a guided-diffusion .pt file
+    network = inject(model.region_aware_network(), LoRA(rank=16))
 """
 
 from typing import TYPE_CHECKING
@@ -12,11 +12,11 @@ from rad.lazy import lazy_names
 if TYPE_CHECKING:
     from rad.models.adapter import AdapterInfo, load_adapter, save_adapter
     from rad.models.base import Base, load_base, save_base
-    from rad.models.guidance_inputs import Condition, Model
-    from rad.models.latent import LatentModel
     from rad.models.latent_mask import Grid, latent_hole, prefill
+    from rad.models.load import load_model, new_model
+    from rad.models.loaded_model import Condition, LoadedModel
     from rad.models.lora import LoRA, inject, merge, merged, trainable
-    from rad.models.pixel import PixelModel
+    from rad.models.unet_model import UNetModel
     from rad.models.vae import IDENTITY, Autoencoder, IdentityAutoencoder, PretrainedAutoencoder
 
 __all__ = [
@@ -27,17 +27,18 @@ __all__ = [
     "Condition",
     "Grid",
     "IdentityAutoencoder",
-    "LatentModel",
     "LoRA",
-    "Model",
-    "PixelModel",
+    "LoadedModel",
     "PretrainedAutoencoder",
+    "UNetModel",
     "inject",
     "latent_hole",
     "load_adapter",
     "load_base",
+    "load_model",
     "merge",
     "merged",
+    "new_model",
     "prefill",
     "save_adapter",
     "save_base",
@@ -49,11 +50,11 @@ __getattr__ = lazy_names(
     {
         "adapter": "AdapterInfo load_adapter save_adapter",
         "base": "Base load_base save_base",
-        "guidance_inputs": "Condition Model",
-        "latent": "LatentModel",
         "latent_mask": "Grid latent_hole prefill",
+        "load": "load_model new_model",
+        "loaded_model": "Condition LoadedModel",
         "lora": "LoRA inject merge merged trainable",
-        "pixel": "PixelModel",
+        "unet_model": "UNetModel",
         "vae": "IDENTITY Autoencoder IdentityAutoencoder PretrainedAutoencoder",
     },
 )

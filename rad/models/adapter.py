@@ -18,7 +18,8 @@ from rad.models.guided_diffusion import QkvOrder
 FORMAT = 1
 
 
-Kind = Literal["pixel", "latent", "stable", "stable3"]
+Kind = Literal["pixel", "latent", "stable", "stable_xl", "stable3", "flux"]
+"""UNet on pixels; UNet on latents; Stable Diffusion 1 or 2, XL, 3; Flux."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class AdapterInfo:
         process: that it was trained on, see `rad.training.diffusion.Diffusion`.
         unconditional: whether a part of its training had the whole image as the hole. If all weights were trained, they are
             then a base model for the zero-shot methods, too.
-        kind: of the base, see `rad.models.trainable.Parts`.
+        kind: of the base.
     """
 
     base: str

@@ -14,12 +14,13 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from rad.diffusion.schedules import karras_sigmas
+from rad.diffusion.step import Prediction
 from rad.models.guided_diffusion import ADM_TIME, QkvOrder, adm_config, rename_adm, split_qkv
 from rad.models.weights import (
     MOST_STEPS,
@@ -51,10 +52,6 @@ EDM_SCHEDULERS = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
 INDEX = "model_index.json"
 
 
-PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
-"""Those of `rad.models.text_to_image.stable_diffusion`, by the class that their INDEX names."""
-
-
 DDPM_SCHEDULE = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "num_train_timesteps": 1000}
 
 
@@ -69,7 +66,7 @@ class Base:
 
     unet: UNet2DModel
     betas: Tensor
-    prediction_type: str
+    prediction_type: Prediction | Literal["edm"]
     source: str
     revision: str | None
     hash: str
@@ -115,6 +112,11 @@ def load_base(
         eps = 1e-5 if norm_eps is None else norm_eps
         size: dict[str, Any] = {"image_size": image_size, "head_channels": head_channels}
         state = read_weights(path)
+        if any(name.startswith("model.diffusion_model.") for name in state):
+            raise ValueError(
+                f"{path} is Stable Diffusion in a single file: make a folder of it with diffusers' "
+                "StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)"
+            )
         with describing(path):
             unet = convert_adm(state, **size, norm_eps=eps, qkv_order=qkv_order)
         betas, prediction_type = _betas(DDPM_SCHEDULE), "epsilon"
@@ -132,7 +134,7 @@ def save_base(
     unet: UNet2DModel | UNet2DConditionModel,
     *,
     betas: Tensor,
-    prediction_type: str = "epsilon",
+    prediction_type: Prediction = "epsilon",
     half: bool = True,
     latent: bool = False,
 ) -> None:
@@ -275,14 +277,14 @@ def scheduler_file(folder: Path) -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
-def read_schedule(folder: Path) -> tuple[Tensor, str]:
+def read_schedule(folder: Path) -> tuple[Tensor, Prediction]:
     """(T,) float64 betas and the prediction type of a folder's scheduler."""
     path = scheduler_file(folder)
     if path is None:
         warnings.warn(f"no scheduler_config.json in {folder}: taking DDPM's linear schedule", stacklevel=3)
         return _betas(DDPM_SCHEDULE), "epsilon"
     config = read_json(path)
-    prediction_type = config.get("prediction_type", "epsilon")
+    prediction_type: Prediction = config.get("prediction_type", "epsilon")
     if prediction_type not in PREDICTION_TYPES:
         raise ValueError(f"{path}: prediction_type {prediction_type!r} is not one of {', '.join(PREDICTION_TYPES)}")
     with describing(path):

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rad.models.vae import IDENTITY, Autoencoder
+
 Prefill = Literal["smooth", "mean", "none"]
 
 
@@ -59,6 +61,33 @@ def latent_hole(hole: Tensor, factor: int, grid: Grid) -> Tensor:
     cells = (known < grid.threshold - 1e-6).to(hole.dtype)
     side = 2 * grid.dilate + 1
     return F.max_pool2d(cells, side, stride=1, padding=grid.dilate) if grid.dilate else cells
+
+
+def encode_known(
+    image: Tensor, hole: Tensor, autoencoder: Autoencoder, *, grid: Grid | None = None, fill: Prefill = "smooth"
+) -> tuple[Tensor, Tensor]:
+    """Latents (B,c,h,w) in which known cells hold no content of the hole, and their hole (B,1,h,w) of 0 and 1.
+
+    Args:
+        image: (B,3,H,W) in [-1,1]; hole: (B,1,H,W) in [0,1]; H and W are multiples of autoencoder.factor.
+        fill: replaces the content of the hole before encoding; "none": nothing does, and the content leaks.
+    """
+    cells = latent_hole(hole, autoencoder.factor, grid or Grid())
+    return autoencoder.encode(prefill(image, hole, fill)), cells
+
+
+@torch.no_grad()
+def encode_training(
+    image: Tensor, hole: Tensor, autoencoder: Autoencoder, *, grid: Grid | None = None, fill: Prefill = "smooth"
+) -> tuple[Tensor, Tensor]:
+    """Clean sample and hole of a training step: known cells as in sampling, cells of the hole from the whole image.
+
+    Pixel models get `image` and `hole` back. Arguments as of `encode_known`.
+    """
+    if autoencoder is IDENTITY:
+        return image, hole
+    x0, cells = encode_known(image, hole, autoencoder, grid=grid, fill=fill)
+    return x0 if fill == "none" else torch.where(cells == 1, autoencoder.encode(image), x0), cells
 
 
 def prefill(image: Tensor, hole: Tensor, fill: Prefill) -> Tensor:

@@ -42,6 +42,10 @@ class IdentityAutoencoder:
 IDENTITY = IdentityAutoencoder()
 
 
+AUTOENCODERS = ("vqvae", "vae")
+"""Names of the autoencoder in a pipeline folder."""
+
+
 KINDS = ("AutoencoderKL", "VQModel", "AutoencoderTiny")
 
 
@@ -86,6 +90,15 @@ class PretrainedAutoencoder:
         if config["_class_name"] == "VQModel":
             config.setdefault("scaling_factor", 1.0)
         return cls(load_network(getattr(diffusers, config["_class_name"]), folder, config))
+
+    @classmethod
+    def find(cls, folder: Path) -> "PretrainedAutoencoder":
+        """The autoencoder in `folder`, or in its vae/ or vqvae/. Raises as `load`."""
+        places = [folder, *(folder / name for name in AUTOENCODERS)]
+        place = next((place for place in places if (place / "config.json").is_file()), None)
+        if place is None:
+            raise FileNotFoundError(f"no autoencoder in {folder}: there is no config.json in it, in vae/ or in vqvae/")
+        return cls.load(place)
 
     @property
     def decoder(self) -> nn.Module:

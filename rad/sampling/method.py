@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
-from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+from typing import ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
@@ -17,8 +17,10 @@ from rad.diffusion.step import Denoised
 from rad.sampling.state import Cost, RunContext, State
 from rad.sampling.task import Task
 
+Value = TypeVar("Value")
 
-def setting(default: Any, help: str, *, low: float = -math.inf, high: float = math.inf) -> Any:
+
+def setting(default: Value, help: str, *, low: float = -math.inf, high: float = math.inf) -> Value:
     """A setting of a method: default, help (meaning, unit, equation, source), and inclusive range."""
     return field(default=default, metadata={"help": help, "low": low, "high": high})
 
@@ -68,17 +70,16 @@ class Method:
 
     def __post_init__(self) -> None:
         kinds = get_type_hints(type(self))
-        for one in fields(self):
-            choices = get_args(kinds[one.name]) if get_origin(kinds[one.name]) is Literal else ()
-            if choices and getattr(self, one.name) not in choices:
-                raise ValueError(
-                    f"{one.name} is {getattr(self, one.name)!r}; allowed are {', '.join(map(repr, choices))}"
-                )
-            value, low, high = getattr(self, one.name), one.metadata.get("low"), one.metadata.get("high")
+        for item in fields(self):
+            name, value = item.name, getattr(self, item.name)
+            choices = get_args(kinds[name]) if get_origin(kinds[name]) is Literal else ()
+            if choices and value not in choices:
+                raise ValueError(f"{name} is {value!r}; allowed are {', '.join(map(repr, choices))}")
+            low, high = item.metadata.get("low"), item.metadata.get("high")
             if low is None or high is None or isinstance(value, str):
                 continue
             if not low <= value <= high:
-                raise ValueError(f"{one.name} is {value}; allowed are {_range(low, high)} ({one.metadata['help']})")
+                raise ValueError(f"{name} is {value}; allowed are {_range(low, high)} ({item.metadata['help']})")
 
     @property
     def name(self) -> str:
@@ -114,8 +115,8 @@ class Method:
         Options without effect (see `unused`) keep the preset's value.
         """
         solver = self.preset_solver if solver is None or not self.takes(solver) else solver
-        own = self.preset_spacing, self.preset_eta
-        default_spacing, default_eta = own if solver == self.preset_solver else DEFAULTS.get(solver, own)
+        preset = self.preset_spacing, self.preset_eta
+        default_spacing, default_eta = preset if solver == self.preset_solver else DEFAULTS.get(solver, preset)
         if not self.uses_spacing:
             spacing = self.preset_spacing
         spacing = default_spacing if spacing is None else spacing
@@ -137,13 +138,13 @@ class Method:
         }
         return [name for name, fine in kept.items() if not fine]
 
-    def plan(self, times: list[float]) -> list[float]:
+    def plan(self, timesteps: list[float]) -> list[float]:
         """The t to visit, ending in CLEAN. A t above its predecessor is a forward step."""
-        return times
+        return timesteps
 
-    def cost(self, times: list[float]) -> Cost:
+    def cost(self, timesteps: list[float]) -> Cost:
         """Work per image for the result of `plan`."""
-        calls = sum(nxt < now for now, nxt in pairwise(times))
+        calls = sum(nxt < now for now, nxt in pairwise(timesteps))
         return Cost(calls, calls if self.needs_grad else 0)
 
     def decode(self, x: Tensor, task: Task) -> Tensor:
@@ -167,10 +168,15 @@ class SamplingMethod(Method):
     """A method as hooks of the reverse loop. By default each hook returns its input.
 
     Example:
-        @dataclass(frozen=True)
-        class Clamp(SamplingMethod):
-            def after_step(self, state: State, x_next: Tensor) -> Tensor:
-                return x_next.clamp(-3, 3)
+        >>> @dataclass(frozen=True)
+        ... class Clamp(SamplingMethod):
+        ...     limit: float = setting(3.0, "largest absolute value of x", low=0)
+        ...
+        ...     def after_step(self, state: State, denoised: Denoised, x_next: Tensor) -> Tensor:
+        ...         return x_next.clamp(-self.limit, self.limit)
+        >>> Clamp(limit=-1)
+        Traceback (most recent call last):
+        ValueError: limit is -1; allowed are 0 or more (largest absolute value of x)
     """
 
     def differentiates(self, state: State) -> bool:

@@ -33,8 +33,8 @@ class CountedDenoiser:
     """A denoiser that counts its work: network calls `nfe`, and backward passes `vjp`.
 
     Args:
-        denoiser: the denoiser. One that counts already counts the work done here too.
-        within: counts the work too, for a second denoiser in the same run.
+        denoiser: the wrapped denoiser. A `CountedDenoiser` counts this one's work too.
+        within: another counter for the same work, for a second denoiser in the run.
     """
 
     def __init__(self, denoiser: Denoiser, *, within: "CountedDenoiser | None" = None) -> None:
@@ -45,7 +45,7 @@ class CountedDenoiser:
         self._kept: tuple[Tensor, NoiseLevel, Denoised] | None = None
 
     def denoise(self, x: Tensor, noise: NoiseLevel, *, keep: bool = False) -> Denoised:
-        """As `Denoiser.denoise`. `keep`: `reuse` may return this estimate, until the next one is kept."""
+        """See `Denoiser.denoise`. With `keep`, the next `reuse` may return this estimate."""
         self._count(nfe=1)
         denoised = self.denoiser.denoise(x, noise)
         if keep:
@@ -53,7 +53,7 @@ class CountedDenoiser:
         return denoised
 
     def reuse(self, x: Tensor, noise: NoiseLevel) -> Denoised:
-        """As `denoise`, but at no cost where an estimate was kept for equal values of x at this very level.
+        """`denoise`, or the kept estimate at no cost, if it belongs to equal values of x at the same level.
 
         Values are compared, so changing a tensor in place is safe. A gradient with respect to x needs a new call.
         """
@@ -70,9 +70,10 @@ class CountedDenoiser:
         return self.denoiser.semantic(x, noise, fine=fine)
 
     def gradient(self, loss: Tensor, x: Tensor, *, passes: int = 1) -> Tensor:
-        """d loss / d x, (B,C,H,W), for the losses (B,) of the images, each of which depends on its own x alone.
+        """d loss / d x, shaped like x, for a loss (B,) whose entries depend on their own image alone.
 
-        `passes`: network calls that lie between x and the loss, and so backward passes.
+        Args:
+            passes: network calls between x and the loss, each of which costs one backward pass.
         """
         self._count(vjp=passes)
         with torch.enable_grad():
@@ -89,12 +90,12 @@ class State:
     """State of one step, the input of every hook. Hooks return a value and mutate nothing.
 
     Args:
-        task, process, denoiser: of this run; `denoiser` is the denoiser, which counts its calls.
+        task, process, denoiser: of this run. The denoiser counts its calls.
         step: index of this step, 0 to `steps` - 1.
-        time, next_time: t before and after this step; `now`, `next`: their noise levels.
+        timestep, next_timestep: t before and after this step; `now`, `next`: their noise levels.
         x: (B,C,H,W) at `now`.
-        draw: gives a fresh standard normal image (B,C,H,W) at each call.
-        index: number of the level `now` among the distinct levels of the plan, from 0, the noisiest.
+        randn: returns a fresh standard normal image (B,C,H,W) at each call.
+        index: of the level `now` among the plan's distinct levels, from 0, the noisiest.
     """
 
     task: Task
@@ -102,12 +103,12 @@ class State:
     denoiser: CountedDenoiser
     step: int
     steps: int
-    time: float
-    next_time: float
+    timestep: float
+    next_timestep: float
     now: NoiseLevel
     next: NoiseLevel
     x: Tensor
-    draw: Callable[[], Tensor]
+    randn: Callable[[], Tensor]
     index: int = 0
 
     def level(self, t: float) -> NoiseLevel:
@@ -123,14 +124,14 @@ def level(process: Process, t: float, task: Task) -> NoiseLevel:
 
 @dataclass(frozen=True)
 class RunContext:
-    """Input of a `CustomSampler`; fields as in `State`. `times` are the t to visit, ending in CLEAN."""
+    """Input of a `CustomSampler`; fields as in `State`. `timesteps` are the t to visit, ending in CLEAN."""
 
     task: Task
     process: Process
     denoiser: CountedDenoiser
-    times: list[float]
+    timesteps: list[float]
     eta: float
-    draw: Callable[[], Tensor]
+    randn: Callable[[], Tensor]
     report: Callable[[int, int], None]
     """Progress callback: (steps done, total steps)."""
 

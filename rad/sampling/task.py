@@ -6,13 +6,21 @@ import torch
 from torch import Tensor
 
 from rad.diffusion.levels import NoiseRegions
-from rad.models.latent_mask import Grid, Prefill, latent_hole, prefill
+from rad.models.latent_mask import Grid, Prefill, encode_known
 from rad.models.vae import IDENTITY, Autoencoder
 
 
 @dataclass(frozen=True)
 class Task:
     """A batch of inpainting problems.
+
+    Example:
+        >>> import torch
+        >>> image, hole = torch.rand(2, 3, 8, 8) * 2 - 1, torch.zeros(2, 1, 8, 8)
+        >>> hole[:, :, 2:6, 2:6] = 1  # 1 = fill
+        >>> task = Task.from_image(image, hole)
+        >>> bool((task.known[:, :, 2:6, 2:6] == 0).all())  # methods cannot see the hole's content
+        True
 
     Args:
         known: (B,C,H,W) in [-1,1], zero where the hole is 1, which hides the hole's content from every method.
@@ -54,7 +62,7 @@ class Task:
         grid: Grid | None = None,
         fill: Prefill = "smooth",
     ) -> "Task":
-        """Task of a latent model.
+        """Task of a latent model; with `IDENTITY` that of a pixel model.
 
         Args:
             image: (B,3,H,W) in [-1,1]; hole: (B,1,H,W) in [0,1]; H and W are multiples of autoencoder.factor.
@@ -63,7 +71,8 @@ class Task:
                 which leaks (`--encode_full`).
         """
         plain = cls.from_image(image, hole)
-        cells = latent_hole(plain.hole, autoencoder.factor, grid or Grid())
-        latents = autoencoder.encode(prefill(image if fill == "none" else plain.image, plain.hole, fill))
+        if autoencoder is IDENTITY:
+            return plain
+        latents, cells = encode_known(image, plain.hole, autoencoder, grid=grid, fill=fill)
         inner = cls.from_image(latents, cells)
         return cls(inner.known, inner.hole, inner.regions, autoencoder, plain.image, plain.hole)

@@ -17,16 +17,22 @@ if TYPE_CHECKING:
     from rad.training.guards import FiniteGuard, StopOnSignal
     from rad.training.panel import Panel, Throughput
     from rad.training.resume import WholeCheckpointIO
+    from rad.training.settings import Execution, Schedule, Scratch, TrainingLoss, TrainingProcess
 
 __all__ = [
     "EMA",
     "AutoencoderTraining",
     "Checkpoint",
     "Diffusion",
+    "Execution",
     "FiniteGuard",
     "Panel",
+    "Schedule",
+    "Scratch",
     "StopOnSignal",
     "Throughput",
+    "TrainingLoss",
+    "TrainingProcess",
     "WholeCheckpointIO",
 ]
 
@@ -40,5 +46,6 @@ __getattr__ = lazy_names(
         "guards": "FiniteGuard StopOnSignal",
         "panel": "Panel Throughput",
         "resume": "WholeCheckpointIO",
+        "settings": "Execution Schedule Scratch TrainingLoss TrainingProcess",
     },
 )

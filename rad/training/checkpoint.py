@@ -1,78 +1,166 @@
 """Checkpoints in optimiser steps, with models ready for use beside them."""
 
+import os
 import shutil
 from pathlib import Path
 
 import lightning as L
-from lightning.pytorch.callbacks import ModelCheckpoint
+import torch
+from lightning.pytorch import callbacks
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from peft import PeftModel
 from safetensors import SafetensorError
 
-from rad.models.lora import swapped
-from rad.training.autoencoder import AutoencoderTraining
+from rad.data.module import ImageDataModule
+from rad.images.atomic import replacing_folder
+from rad.models.adapter import save_adapter
+from rad.models.lora import swapped, trainable
+from rad.training.autoencoder import MEASURED, AutoencoderTraining
 from rad.training.diffusion import Diffusion
-from rad.training.ema import _averages
-from rad.training.export import export
+from rad.training.ema import find_averages
+from rad.training.module import TrainingModule, get_setting
 from rad.training.resume import WholeCheckpointIO
 
 
-class Checkpoint(ModelCheckpoint):
-    """ModelCheckpoint in optimiser steps that writes models ready for use beside each `.ckpt`.
+class Checkpoint(callbacks.Checkpoint):
+    """Writes `step=N.ckpt`, which resumes the run, and beside it models ready for use.
 
-    `step=N.ckpt` resumes the run. `step=N/` and, for each EMA, `step=N-SUFFIX/` hold the adapter (or, of a model trained as a
-    whole, the diffusers folder) with the raw and the averaged weights. A file or folder with such a name is always complete.
+    `step=N/` and, for each EMA, `step=N-SUFFIX/` hold the adapter (or the diffusers folder of a model trained as a whole) with
+    the raw and the averaged weights. `last.ckpt` links to the newest checkpoint. Files and folders with these names are complete.
+
+    Lightning's ModelCheckpoint has no public hook for files beside a checkpoint, hence a callback of its own.
 
     Args:
-        every_n_train_steps: distance of checkpoints in optimiser steps.
-        save_top_k: how many are kept: -1 all; otherwise the newest.
+        every_n_train_steps: interval in optimiser steps; the last step of a run is always saved.
+        save_top_k: number of checkpoints to keep, the newest; -1: all.
+        dirpath: folder; null: checkpoints/ in the run folder.
     """
 
     def __init__(self, every_n_train_steps: int = 10_000, save_top_k: int = -1, dirpath: str | None = None) -> None:
-        newest = {} if save_top_k in (-1, 0) else {"monitor": "step", "mode": "max"}
-        super().__init__(
-            dirpath=dirpath,
-            filename="{step}",
-            save_last="link",
-            every_n_train_steps=every_n_train_steps,
-            save_top_k=save_top_k,
-            save_on_train_epoch_end=True,
-            enable_version_counter=False,  # a step that is trained again takes the place of what was left of it
-            **newest,  # pyright: ignore[reportArgumentType]
-        )
+        if every_n_train_steps < 1 or (save_top_k < 1 and save_top_k != -1):
+            raise ValueError(
+                f"Checkpoint has every_n_train_steps {every_n_train_steps} and save_top_k {save_top_k}; allowed are >= 1, and "
+                ">= 1 or -1"
+            )
+        self.every_n_train_steps, self.save_top_k, self.dirpath = every_n_train_steps, save_top_k, dirpath
+        self.saved: list[int] = []
+        """Steps of the kept checkpoints, the newest last."""
+
+    @property
+    def state_key(self) -> str:
+        return "Checkpoint" if self.dirpath is None else f"Checkpoint-{self.dirpath}"
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = WholeCheckpointIO()
 
-    def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
-        module = trainer.lightning_module
-        ours = isinstance(module, Diffusion | AutoencoderTraining)
-        if ours and trainer.is_global_zero and Path(filepath).stem != "last":
-            folder = Path(filepath).with_suffix("")
-            try:
-                export(module, trainer, folder, ema=False)
-                for average in _averages(trainer):
-                    if average.weights:
-                        with swapped(module, average.weights):
-                            export(module, trainer, folder.with_name(f"{folder.name}-{average.suffix}"), ema=True)
-            except SafetensorError as error:
-                raise OSError(
-                    f"{folder} cannot be written: {error}; make room and go on with --ckpt_path last"
-                ) from error
-        super()._save_checkpoint(trainer, filepath)
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        if trainer.global_step % self.every_n_train_steps == 0:
+            self._save(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The last step is kept, whether or not it is a multiple of the distance."""
-        if trainer.global_step > self._last_global_step_saved and not self._should_skip_saving_checkpoint(trainer):
-            candidates = self._monitor_candidates(trainer)
-            self._save_topk_checkpoint(trainer, candidates)
-            self._save_last_checkpoint(trainer, candidates)
+        self._save(trainer)
 
-    def _remove_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
-        super()._remove_checkpoint(trainer, filepath)
+    def state_dict(self) -> dict[str, list[int]]:
+        return {"saved": self.saved}
+
+    def load_state_dict(self, state_dict: dict[str, list[int]]) -> None:
+        self.saved = list(state_dict["saved"])
+
+    def _save(self, trainer: L.Trainer) -> None:
+        """Write the checkpoint of this step, unless there is one, and remove those that are not kept."""
+        step = trainer.global_step
+        if step == 0 or step in self.saved[-1:] or get_setting(trainer, "fast_dev_run"):
+            return
+        folder = Path(self.dirpath or Path(trainer.default_root_dir) / "checkpoints")
+        path = folder / f"step={step}.ckpt"
+        if trainer.is_global_zero and isinstance(trainer.lightning_module, TrainingModule):
+            _export(trainer, trainer.lightning_module, path.with_suffix(""))
+        self.saved.append(step)
+        dropped = self.saved[: -self.save_top_k] if self.save_top_k > 0 else []
+        self.saved = self.saved[len(dropped) :]
+        trainer.save_checkpoint(path, weights_only=False)
         if trainer.is_global_zero:
-            folder = Path(filepath).with_suffix("")
-            suffixes = [ema.suffix for ema in _averages(trainer)]
-            for path in (folder, *(folder.with_name(f"{folder.name}-{suffix}") for suffix in suffixes)):
-                shutil.rmtree(path, ignore_errors=True)
+            _link(folder / "last.ckpt", path.name)
+            for old in dropped:
+                _remove(trainer, folder / f"step={old}.ckpt")
+
+
+def _export(trainer: L.Trainer, module: TrainingModule, folder: Path) -> None:
+    try:
+        export(module, trainer, folder, ema=False)
+        for average in find_averages(trainer):
+            if average.weights:
+                with swapped(module, average.weights):
+                    export(module, trainer, folder.with_name(f"{folder.name}-{average.suffix}"), ema=True)
+    except SafetensorError as error:
+        raise OSError(f"{folder} cannot be written: {error}; make room and go on with --ckpt_path last") from error
+
+
+def _link(link: Path, target: str) -> None:
+    """Let `link` point to `target` in its folder; there is no moment without it."""
+    temporary = link.with_name(f".{link.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target)
+    os.replace(temporary, link)
+
+
+def _remove(trainer: L.Trainer, path: Path) -> None:
+    """Remove a checkpoint and the models beside it."""
+    trainer.strategy.remove_checkpoint(path)
+    folder = path.with_suffix("")
+    for name in (folder.name, *(f"{folder.name}-{average.suffix}" for average in find_averages(trainer))):
+        shutil.rmtree(folder.with_name(name), ignore_errors=True)
+
+
+def export(module: TrainingModule, trainer: L.Trainer, folder: Path, *, ema: bool) -> None:
+    """Write the model as it is now, replacing `folder`; `ema`: the weights are averages."""
+    with replacing_folder(folder) as place:
+        if isinstance(module, AutoencoderTraining):
+            export_autoencoder(module, trainer, place)
+        elif isinstance(module, Diffusion):
+            export_diffusion(module, trainer, place, ema=ema)
+
+
+def export_diffusion(module: Diffusion, trainer: L.Trainer, folder: Path, *, ema: bool) -> None:
+    """An adapter folder, or a diffusers folder if all weights are trained; with rad_config.json for per-pixel noise."""
+    info, text = module.adapter_info(ema=ema), card(module, trainer, ema=ema)
+    if isinstance(module.network, PeftModel):
+        save_adapter(module.network, folder, info, card=text)
+        return
+    module.model.save_trained(folder)
+    if module.process.has_holes:
+        info.write(folder)
+    (folder / "README.md").write_text(text)
+
+
+def export_autoencoder(module: AutoencoderTraining, trainer: L.Trainer, folder: Path) -> None:
+    """A diffusers folder; scaling_factor is measured with these weights on the first training images."""
+    data: ImageDataModule = get_setting(trainer, "datamodule")
+    stream = data.stream()
+    images = torch.stack([stream[position]["image"] for position in range(min(MEASURED, len(data.train_images)))])
+    module.autoencoder.register_to_config(scaling_factor=module.scaling_factor(images))
+    module.autoencoder.save_pretrained(folder)
+
+
+def card(module: Diffusion, trainer: L.Trainer, *, ema: bool) -> str:
+    """A model card in Markdown: base, data, training and validation losses."""
+    data: ImageDataModule = get_setting(trainer, "datamodule")
+    model, optimizer = module.model, trainer.optimizers[0]
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+    kind = "RAD adapter" if isinstance(module.network, PeftModel) else f"diffusion model ({module.process.kind})"
+    lines = [
+        f"# {kind} on {model.source}",
+        "",
+        f"- Base: `{model.source}`, revision {model.revision}, hash `{model.hash}`.",
+        f"- Data: {', '.join(f'`{Path(path).name}`' for path in data.paths)}, {module.image_size}x{module.image_size} pixels.",
+        f"- Training: {module.global_step} steps of batch {data.batch_size} on {trainer.world_size} device(s), "
+        f"{type(optimizer).__name__} {optimizer.param_groups[0]['initial_lr']:g}, seed {module.seed}"
+        f"{', averaged weights (EMA)' if ema else ''}.",
+        f"- Trained parameters: {sum(weight.numel() for weight in trainable(module).values()):,}.",
+        *(f"- {name}: {value:.5f}" for name, value in sorted(metrics.items())),
+        "",
+    ]
+    return "\n".join(lines)

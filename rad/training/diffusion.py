@@ -1,471 +1,305 @@
-"""The LightningModule: trains a base model (one noise level an image) or a RAD adapter (one for every pixel or latent cell).
+"""The LightningModule of diffusion models: base models (one noise level per image) and RAD (one per pixel or latent cell).
 
-Every random draw of a training step is keyed by (seed, position of the sample in the run), so a loss does not depend on
-how the batch is split, and a resumed run continues as if it had not stopped.
+Each random draw of a step is keyed by (seed, position of the sample in the run). Losses do not depend on how a batch is split,
+and a resumed run equals an uninterrupted one.
 
-A latent model sees an image as sampling will: holes are drawn in pixels and brought to the cells by the rule of sampling, and
-the known cells are those of an image whose hole was filled smoothly before it was encoded, so that they know nothing of what is
-in it. The frozen autoencoder and text encoders are no part of the module (see `rad.models.trainable`).
+Latent models train on what sampling sees. Holes are drawn in pixels and mapped to the latent grid; known cells come from an
+image whose hole was filled before encoding, so they hold no information about it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, get_args
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
-import lightning as L
 import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
-from peft import PeftModel
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 
-from rad.diffusion.denoiser import Denoiser, UNetDenoiser
+from rad.diffusion.denoiser import Denoiser
 from rad.diffusion.levels import NoiseRegions
-from rad.diffusion.losses import Losses, LossRegion, TimestepWeight, VlbBoundary, hybrid_loss
-from rad.diffusion.processes import PerPixel, Process, TimeOrigin, get_betas, region_aware
+from rad.diffusion.losses import Losses
 from rad.diffusion.step import noised
 from rad.masks import MaskGenerator
 from rad.masks.perlin import Perlin
 from rad.models.adapter import AdapterInfo, load_adapter
 from rad.models.guided_diffusion import QkvOrder
-from rad.models.latent_mask import Grid, Prefill, latent_hole, prefill
-from rad.models.lora import LoRA, inject, trainable
-from rad.models.trainable import ConditionedDenoiser, RegionAwareNetwork, load_autoencoder, region_aware_network
-from rad.models.vae import IDENTITY
-from rad.networks.unet import EmbeddingKind
+from rad.models.latent_mask import Grid, Prefill, encode_training
+from rad.models.load import load_model
+from rad.models.loaded_model import LoadedModel, RegionAwareNetwork
+from rad.models.lora import LoRA, inject
 from rad.resources import located
 from rad.rng import generator
 from rad.sampling.task import Task
-from rad.training.from_scratch import (
-    ProcessKind,
-    TrainedPrediction,
-    _from_scratch,
-    _load,
-    _require_trainable,
-    _require_whole,
-)
-from rad.training.optimizer import Schedule, adamw, require_schedule
+from rad.training.module import IMPLICIT, Batch, Frozen, TrainingModule, on_cpu
+from rad.training.settings import Execution, Schedule, Scratch, TrainingLoss, TrainingProcess
 
 BUCKETS = 4
+"""Ranges of timesteps whose squared errors are logged separately."""
+
+PROCESS, LOSS, EXECUTION, SCHEDULE, GRID = TrainingProcess(), TrainingLoss(), Execution(), Schedule(), Grid()
 
 
-Batch = Mapping[str, Any]
+class Diffusion(TrainingModule):
+    """Trains a denoiser: an adapter on a base model, or all weights.
 
-
-class Diffusion(L.LightningModule):
-    """Noise prediction with a hybrid loss, on whole-image or per-pixel noise.
+    Example:
+        module = Diffusion("checkpoints/base-nature32", image_size=32, lora=LoRA(rank=16))
+        Trainer(max_steps=1000, use_distributed_sampler=False).fit(module, ImageDataModule("photos/", size=32))
 
     Args:
-        base: the base model: a diffusers folder, a hub id, or a guided-diffusion .pt file; a folder or hub id with an
-            autoencoder is a latent model: LDM, Stable Diffusion 1.x, 2.x and 3. None: train one from scratch.
-        unet: fields of diffusers' UNet2DModel, for training from scratch; needed when `base` is None.
-        prediction: what a network trained from scratch predicts: "epsilon", or "v_prediction" (v = a e - s x0, Salimans & Ho
-            2022, arXiv 2202.00512), whose estimate of x0 stays good at high noise. A base has its own.
-        autoencoder: the folder of one of diffusers' AutoencoderKL, whose latents `unet` is trained on; None: on pixels.
-        text_encoder: a folder with a CLIP text model and its tokenizer in text_encoder/ and tokenizer/, as Stable Diffusion has
-            them, which stay as they are: `unet` is then of a UNet2DConditionModel, and is told texts. Needs `autoencoder`.
-        revision: of a hub id.
-        image_size: of the training images in pixels; head_channels: width of the attention heads of a .pt base.
-        qkv_order: "legacy" for ADM weights as OpenAI's program reads them; "naive" for official RAD weights.
-        process: "region_aware" (RAD), "tdpaint" (TD-Paint: its paper counts the loss in the hole, loss_region "moving", and
-            weights the variational term with 1), or "uniform" (a base model).
-        time_origin: what the network is told of a level, see `rad.diffusion.processes.RegionAware`.
-        phase2: fraction of the samples drawn from RAD's second phase, which sampling never visits; official: 0.5.
-        unconditional_share: share of the samples, 0 to 1, whose hole is the whole image, whatever `masks` draws. The trained
-            weights are then also an unconditional model, which the zero-shot methods use as their base.
-        lora: what the adapter trains; None: train all weights.
-        adapter: the folder of an adapter to train further, in place of a new one; `lora` is then None, for it is the adapter's.
-        masks: holes to train on (not "uniform"), drawn on the training device; a batch with its own "hole" goes first.
-        embedding: "factorised" or "dense" (the reference, slower).
-        grid: how holes come to latent cells; fill: what the encoder sees in them, see `rad.sampling.task.Task.encoded`.
-        prompt_dropout: share of the samples that are told the empty prompt, which guidance needs; for models with text.
-        vlb_weight: weight of the variational term, which latent models have not; official RAD 1e-3, iDDPM's weighting 1.0.
-        vlb_boundary: "nll", or "zero" as in the official code; see `hybrid_loss`.
-        loss_region: squared error over "all" pixels (official), the "noisy" or the "moving" ones, see `hybrid_loss`.
-        weight_limit: of the squared error at high noise, 1 (official) for none; see `hybrid_loss`.
-        timestep_weight: weight of the squared error by noise level: "none", "min_snr", "truncated_snr" or "p2"; see `snr_weight`.
-        learning_rate, betas, weight_decay: of AdamW, on everything trained.
-        warmup_steps: linear warm-up of the learning rate, in optimiser steps.
-        schedule: of the learning rate after the warm-up: "constant", "linear" or "cosine" to zero at trainer.max_steps, or
-            "warmup_stable_decay": constant, then a cosine to zero over the last `decay_share` of trainer.max_steps.
-        decay_share: share of trainer.max_steps in (0,1] over which "warmup_stable_decay" falls to zero.
-        gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
-        channels_last: memory format of the network.
-        compile: run the network through torch.compile.
-        shard_optimizer: each of several processes keeps the optimiser's state of a part of the weights (ZeRO stage 1): for a
-            large base that is trained as a whole, 8 bytes a weight are divided by the number of processes.
-        seed: of masks, times, noise and new weights.
+        base: base model: a diffusers folder, a hub id, or a guided-diffusion .pt file; on pixels or on latents (LDM, Stable
+            Diffusion 1.x, 2.x and 3). null: train `scratch`.
+        revision: revision of a hub id.
+        head_channels: width of the attention heads of a .pt file.
+        qkv_order: attention layout of a .pt file: "legacy" for ADM weights in OpenAI's order, "naive" for official RAD weights.
+        scratch: network to train from scratch, in place of `base`.
+        image_size: side of the training images in pixels.
+        process: noise process.
+        loss: loss.
+        lora: adapter to train; null: all weights.
+        adapter: folder of an adapter to train further, with its own rank and layers; `lora` is then null.
+        masks: generator of training holes; a batch with its own "hole" takes precedence.
+        grid: rule that maps holes to the latent grid.
+        fill: content of the hole while the encoder runs: "smooth", "mean" or "none" (the original, which leaks).
+        prompt_dropout: fraction of samples with the empty prompt, 0 to 1, for guidance; for models with text.
+        execution: memory, speed and parallelism.
+        optimizer: optimiser of the trained weights, such as torch.optim.AdamW with its arguments.
+        schedule: learning rate over the run.
+        lr_scheduler: a torch scheduler in place of `schedule`; it steps after each optimiser step.
+        seed: seed of holes, timesteps, noise and new weights.
     """
+
+    network: nn.Module
 
     def __init__(
         self,
         base: str | None = None,
-        unet: dict[str, Any] | None = None,
-        autoencoder: str | None = None,
-        text_encoder: str | None = None,
         revision: str | None = None,
-        prediction: TrainedPrediction = "epsilon",
-        image_size: int = 256,
         head_channels: int = 64,
         qkv_order: QkvOrder = "legacy",
-        process: ProcessKind = "region_aware",
-        time_origin: TimeOrigin = "adm",
-        phase2: float = 0.5,
-        unconditional_share: float = 0.0,
+        scratch: Scratch | None = None,
+        image_size: int = 256,
+        process: TrainingProcess = PROCESS,
+        loss: TrainingLoss = LOSS,
         lora: LoRA | None = None,
         adapter: str | None = None,
         masks: MaskGenerator | None = None,
-        embedding: EmbeddingKind = "factorised",
-        grid: Grid | None = None,
+        grid: Grid = GRID,
         fill: Prefill = "smooth",
         prompt_dropout: float = 0.1,
-        vlb_weight: float = 1e-3,
-        vlb_boundary: VlbBoundary = "nll",
-        loss_region: LossRegion = "all",
-        weight_limit: float = 1.0,
-        timestep_weight: TimestepWeight = "none",
-        learning_rate: float = 1e-4,
-        betas: tuple[float, float] = (0.9, 0.999),
-        weight_decay: float = 1e-2,
-        warmup_steps: int = 0,
-        schedule: Schedule = "constant",
-        decay_share: float = 0.1,
-        gradient_checkpointing: bool = False,
-        channels_last: bool = False,
-        compile: bool = False,
-        shard_optimizer: bool = False,
+        execution: Execution = EXECUTION,
+        optimizer: OptimizerCallable = lambda weights: torch.optim.AdamW(weights, lr=1e-4),
+        schedule: Schedule = SCHEDULE,
+        lr_scheduler: LRSchedulerCallable | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        if (base is None) == (unet is None):
-            raise ValueError(
-                "give model.base (a trained model to start from) or model.unet (to train one), and not both"
-            )
-        if process == "uniform" and (lora is not None or adapter is not None):
-            raise ValueError(
-                "process 'uniform' trains a base model, all of it: remove model.lora and model.adapter, or use 'region_aware'"
-            )
-        if unet is not None and (lora is not None or adapter is not None):
-            raise ValueError(
-                "model.lora and model.adapter are for a trained model.base: model.unet is trained as a whole"
-            )
-        if lora is not None and adapter is not None:
-            raise ValueError(f"model.adapter {adapter} has its own rank and layers: set model.lora to null")
-        if (autoencoder is not None or text_encoder is not None) and unet is None:
-            raise ValueError(
-                "model.autoencoder and model.text_encoder are for model.unet; a pretrained latent model has its own: remove them"
-            )
-        if text_encoder is not None and autoencoder is None:
-            raise ValueError("model.text_encoder is for models on latents: give model.autoencoder, too")
-        if not 0 <= phase2 <= 1 or not 0 <= prompt_dropout <= 1:
-            raise ValueError(f"phase2 is {phase2} and prompt_dropout {prompt_dropout}; they are fractions from 0 to 1")
-        if vlb_weight < 0 or weight_limit < 1:
-            raise ValueError(f"vlb_weight is {vlb_weight} and weight_limit {weight_limit}; allowed are >= 0 and >= 1")
-        require_schedule(schedule, warmup_steps=warmup_steps, decay_share=decay_share, learning_rate=learning_rate)
-        if not 0 <= unconditional_share <= 1:
-            raise ValueError(f"unconditional_share is {unconditional_share}; allowed is a share from 0 to 1")
-        if unconditional_share > 0 and process == "uniform":
-            raise ValueError("unconditional_share is for processes with holes, and process is 'uniform': remove it")
-        if unconditional_share > 0 and time_origin == "official":
-            raise ValueError(
-                "time_origin 'official' counts timesteps from 1 and a base model from 0, so the trained weights could not serve "
-                "as a base model: use time_origin 'adm', or remove unconditional_share"
-            )
-        for name, value, kind in (
-            ("timestep_weight", timestep_weight, TimestepWeight),
-            ("prediction", prediction, TrainedPrediction),
-        ):
-            if value not in get_args(kind):
-                raise ValueError(f"{name} is {value!r}; allowed are {', '.join(get_args(kind))}")
-        if timestep_weight != "none" and weight_limit != 1:
-            raise ValueError(
-                f"timestep_weight is {timestep_weight!r} and weight_limit {weight_limit}: remove one of them"
-            )
-        self.strict_loading = False  # a checkpoint holds what is trained, and on_load_checkpoint compares the names
-
-        if unet is not None:
-            vae = IDENTITY if autoencoder is None else load_autoencoder(Path(autoencoder))
-            parts = _from_scratch(unet, vae, text_encoder, prediction=prediction, image_size=image_size, seed=seed)
-        else:
-            parts = _load(
-                str(base),
-                image_size=image_size,
-                head_channels=head_channels,
-                qkv_order=qkv_order,
-                revision=revision,
-            )
-        if prediction not in ("epsilon", parts.prediction):
-            raise ValueError(
-                f"model.prediction is {prediction!r}, and {parts.source} predicts {parts.prediction!r}: remove it"
-            )
-        _require_trainable(parts, image_size=image_size, weight_limit=weight_limit, time_origin=time_origin)
-        if parts.text is not None and lora is None and adapter is None:
-            _require_whole(parts, process)
-        self.process_kind = process
-        self.process: Process
-        self.sampling_process: Process
-        if process == "region_aware":
-            self.process = self.sampling_process = region_aware(parts.base_process, time_origin=time_origin)
-        elif process == "tdpaint":
-            betas_of_own = get_betas(parts.base_process)
-            self.process, self.sampling_process = (
-                PerPixel(betas_of_own, time_origin=time_origin, known=0),
-                PerPixel(betas_of_own, time_origin=time_origin),
-            )
-        else:
-            self.process = self.sampling_process = parts.base_process
-        network = region_aware_network(parts.network, embedding=embedding)
-        for layer in network.modules():  # of a pretrained model: its draws would not be keyed
-            if isinstance(layer, nn.Dropout):
-                layer.p = 0.0
-        self.parts = parts
-        self.grid, self.prompt_dropout = grid or Grid(), prompt_dropout
-        self.fill: Prefill = fill
-        self.time_origin: TimeOrigin = time_origin
+        super().__init__(
+            optimizer,
+            schedule,
+            lr_scheduler,
+            seed=seed,
+            means=("loss", "simple", "vlb"),
+            shard_optimizer=execution.shard_optimizer,
+        )
+        self.save_hyperparameters(ignore=IMPLICIT, logger=False)
+        if (base is None) == (scratch is None):
+            raise ValueError("give either model.base (a trained model to start from) or model.scratch (a new network)")
+        self.base, self.revision, self.head_channels, self.scratch = base, revision, head_channels, scratch
         self.qkv_order: QkvOrder = qkv_order
-        self.vlb_boundary: VlbBoundary = vlb_boundary
-        self.loss_region: LossRegion = loss_region
-        self.timestep_weight: TimestepWeight = timestep_weight
-        self.phase2, self.vlb_weight, self.weight_limit = phase2, vlb_weight, weight_limit
-        self.unconditional_share = unconditional_share
-        self.learning_rate, self.adam_betas, self.weight_decay = learning_rate, betas, weight_decay
-        self.warmup_steps, self.decay_share, self.seed = warmup_steps, decay_share, seed
-        self.schedule: Schedule = schedule
-        self.shard_optimizer = shard_optimizer
-        self.image_size = image_size
-        self.masks: MaskGenerator = masks if masks is not None else Perlin()
-        if gradient_checkpointing:
-            network.enable_gradient_checkpointing()
-        if channels_last:
-            network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        self.network: RegionAwareNetwork | PeftModel
-        if adapter is not None:
-            self.network = load_adapter(network, located(adapter), base_hash=parts.hash, trained=True)
-        else:
-            self.network = network.requires_grad_(True) if lora is None else inject(network, lora, seed=seed)
-        self.network.train()
-        # Lightning's own mean over processes goes wrong when they hold unequal numbers of images.
-        self.val_means = torch.nn.ModuleDict({name: MeanMetric() for name in ("loss", "simple", "vlb")})
-        self.forward_network: Callable[..., Any] = torch.compile(self.network) if compile else self.network
+        self.lora, self.adapter, self.image_size = lora, adapter, image_size
+        self.process, self.loss, self.execution = process, loss, execution
+        self.masks: MaskGenerator = Perlin() if masks is None else masks
+        self.grid, self.prompt_dropout = grid, prompt_dropout
+        self.fill: Prefill = fill
+        self._model: LoadedModel | None = None
+        self._require_consistent()
+
+    def _require_consistent(self) -> None:
+        """Raise ValueError for settings that exclude each other, before any weights are read."""
+        if not self.whole and not self.process.has_holes:
+            raise ValueError(
+                f"process.kind {self.process.kind!r} trains a base model, all of it: remove model.lora and model.adapter, or use "
+                "'region_aware'"
+            )
+        if not self.whole and self.scratch is not None:
+            raise ValueError(
+                "model.lora and model.adapter are for a trained model.base: model.scratch is trained as a whole"
+            )
+        if self.lora is not None and self.adapter is not None:
+            raise ValueError(f"model.adapter {self.adapter} has its own rank and layers: set model.lora to null")
+        if not 0 <= self.prompt_dropout <= 1:
+            raise ValueError(f"model.prompt_dropout is {self.prompt_dropout}; allowed are fractions from 0 to 1")
 
     @property
-    def unet(self) -> RegionAwareNetwork:
-        """The denoiser itself, with the adapter in it if there is one."""
-        if not isinstance(self.network, PeftModel):
-            return self.network
-        wrapped: Any = self.network
-        return wrapped.get_base_model()
+    def whole(self) -> bool:
+        """Whether all weights are trained, without an adapter."""
+        return self.lora is None and self.adapter is None
+
+    @property
+    def model(self) -> LoadedModel:
+        """The loaded model; `model.network` is the denoiser as it is now, with its adapter."""
+        if self._model is None:
+            raise RuntimeError("the model is not loaded yet: call configure_model(), as the Trainer does")
+        return self._model
+
+    def configure_model(self) -> None:
+        """Load the model and prepare what is trained; a second call does nothing.
+
+        Raises:
+            FileNotFoundError, ValueError: weights are missing, or cannot be trained with these settings.
+        """
+        if self._model is not None:
+            return
+        with on_cpu():
+            model = self._load()
+            self.loss.require_fit(model.prediction)
+            model.require_trainable(self.process.kind, whole=self.whole)
+            self.noise_process = self.process.build(model.base_process)
+            self.sampling_process = self.process.build_sampling(model.base_process)
+            self.network = self._trained(self.execution.prepare(model), model.hash).train()
+            self.frozen = Frozen(model.frozen_modules())
+        self.forward_network: Callable[..., Any] = self.network
+        if self.execution.compile:
+            self.forward_network = torch.compile(self.network)
+        self._model = model
+
+    def _load(self) -> LoadedModel:
+        if self.scratch is not None:
+            return self.scratch.build(image_size=self.image_size, seed=self.seed)
+        return load_model(
+            str(self.base),
+            revision=self.revision,
+            size=self.image_size,
+            head_channels=self.head_channels,
+            qkv_order=self.qkv_order,
+            training=True,
+        )
+
+    def _trained(self, network: RegionAwareNetwork, base_hash: str) -> nn.Module:
+        """The network as a whole, or with its adapter; only what is trained requires a gradient."""
+        if self.adapter is not None:
+            return load_adapter(network, located(self.adapter), base_hash=base_hash, trained=True)
+        if self.lora is not None:
+            return inject(network, self.lora, seed=self.seed)
+        return network.requires_grad_(True)
 
     @property
     def learned_variance(self) -> bool:
-        return self.parts.kind == "pixel" and self.parts.prediction == "epsilon" and self.vlb_weight > 0
+        return self.model.learns_variance and self.loss.vlb_weight > 0
 
     def on_fit_start(self) -> None:
-        self.parts.to(self.device)
-        data: Any = self.trainer
-        captioned = getattr(data.datamodule, "captions", None) is not None
-        if captioned != (self.parts.text is not None):
-            rank_zero_warn(
-                f"{self.parts.source} takes no text: the captions are unused"
-                if captioned
-                else f"{self.parts.source} takes text, and there is none: it is trained on the empty prompt (data.captions)"
-            )
+        captioned = getattr(getattr(self.trainer, "datamodule", None), "captions", None) is not None
+        if captioned and not self.model.takes_text:
+            rank_zero_warn(f"{self.model.source} takes no text: the captions are unused")
+        if self.model.takes_text and not captioned:
+            rank_zero_warn(f"{self.model.source} takes text; without data.captions it is trained on the empty prompt")
 
     def denoiser(self, prompts: Sequence[str]) -> Denoiser:
-        """The network as it is now, for sampling images with these prompts; a model without text reads none."""
-        if self.parts.kind == "pixel":
-            return UNetDenoiser(
-                self.unet,
-                prediction_type=self.parts.prediction,  # pyright: ignore[reportArgumentType]  # no flow is on pixels
-                learned_variance=self.learned_variance,
-            )
-        return ConditionedDenoiser(
-            self.unet,
-            prediction=self.parts.prediction,
-            channels=self.parts.autoencoder.channels,
-            conditions={} if self.parts.text is None else self.parts.text(prompts),
-        )
+        """The network as it is now, for sampling one image for each prompt; models without text ignore prompts."""
+        return self.model.training_denoiser(prompts, learned_variance=self.learned_variance)
 
     def task(self, image: Tensor, hole: Tensor) -> Task:
-        """image (B,3,H,W) in [-1,1], hole (B,1,H,W), on the device of the module."""
-        if self.parts.kind == "pixel":
-            return Task.from_image(image, hole)
-        return Task.encoded(image, hole, self.parts.autoencoder, grid=self.grid, fill=self.fill)
+        """image (B,3,H,W) in [-1,1], hole (B,1,H,W) in [0,1], on the module's device."""
+        return Task.encoded(image, hole, self.model.autoencoder, grid=self.grid, fill=self.fill)
 
-    def adapter_info(self, *, size: tuple[int, int], ema: bool) -> AdapterInfo:
+    def adapter_info(self, *, ema: bool) -> AdapterInfo:
         return AdapterInfo(
-            base=self.parts.source,
-            base_hash=self.parts.hash,
-            base_revision=self.parts.revision,
-            time_origin=self.time_origin,
-            steps=self.parts.base_process.steps,
-            size=size,
+            base=self.model.source,
+            base_hash=self.model.hash,
+            base_revision=self.model.revision,
+            time_origin=self.process.time_origin,
+            steps=self.model.base_process.steps,
+            size=(self.image_size, self.image_size),
             trained_steps=self.global_step,
             ema=ema,
             qkv_order=self.qkv_order,
             learned_variance=self.learned_variance,
-            process=self.process_kind,
-            unconditional=self.unconditional_share > 0,
-            kind=self.parts.kind,
+            process=self.process.kind,
+            unconditional=self.process.unconditional_share > 0,
+            kind=self.model.kind,
         )
 
+    def identity(self) -> dict[str, str]:
+        return {
+            "base_hash": self.model.hash,
+            "process": self.process.kind,
+            "prediction": self.model.prediction,
+            "time_origin": self.process.time_origin,
+        }
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        losses, now, hole = self.losses(batch, "train")
+        losses, t, hole = self.losses(batch, "train")
         loss = losses.total.mean()
-        if self._logging():
-            self._log_losses(losses, now)
+        if self.logs_now:
+            means = {"simple": losses.simple.mean(), "vlb": losses.vlb.mean(), "hole_fraction": hole.mean()}
+            for name, mean in bucket_means(losses.simple, t, self.noise_process.steps).items():
+                means[f"simple_{name}"] = mean
+            self.log_dict({f"train/{name}": mean for name, mean in means.items()}, batch_size=len(hole))
             self.log("train/loss", loss, prog_bar=True, batch_size=len(hole))
-            self.log("train/hole_fraction", hole.mean(), batch_size=len(hole))
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        losses, _, hole = self.losses(batch, "val")
-        for name, values in (("loss", losses.total), ("simple", losses.simple), ("vlb", losses.vlb)):
-            mean: Any = self.val_means[name]
-            mean.update(values)
-            self.log(f"val/{name}", mean, prog_bar=name == "loss", batch_size=len(hole))
+        losses, _, _ = self.losses(batch, "val")
+        self.log_means({"loss": losses.total, "simple": losses.simple, "vlb": losses.vlb})
 
-    def losses(self, batch: Batch, purpose: str) -> tuple[Losses, Tensor, Tensor]:
-        """Losses, times t and holes of a batch; all draws keyed by (seed, purpose, position).
-
-        Args:
-            batch: "image" (B,3,H,W) in [-1,1], "position" (B,) int64, and optionally "hole" (B,1,H,W) and "text", B prompts.
-        """
+    def losses(self, batch: Batch, purpose: Literal["train", "val"]) -> tuple[Losses, Tensor, Tensor]:
+        """Losses, timesteps t (B,) and holes (B,1,H,W); all draws are keyed by (seed, purpose, position)."""
         image: Tensor = batch["image"]
-        sources = [
-            generator(self.seed, purpose, position, device=image.device) for position in batch["position"].tolist()
-        ]
-        t = self.draw_times(sources)
-        hole, regions = self._holes(batch, sources, image, purpose)
-        x0 = image
-        if self.parts.kind != "pixel":
-            x0, regions = self._encoded(image, hole)
-        eps = torch.stack([torch.randn(x0.shape[1:], generator=source, device=x0.device) for source in sources])
-        now, previous = self.process.noise(t, regions), self.process.noise(t - 1, regions)
+        rngs = [generator(self.seed, purpose, position, device=image.device) for position in batch["position"].tolist()]
+        t = self.process.draw_timesteps(rngs, self.noise_process)
+        hole = self._draw_holes(batch, rngs, purpose)
+        x0, regions = self._encode(image, hole, soft="hole" in batch)
+        eps = torch.stack([torch.randn(x0.shape[1:], generator=rng, device=x0.device) for rng in rngs])
+        now, previous = self.noise_process.noise(t, regions), self.noise_process.noise(t - 1, regions)
         x = noised(x0, now, noise=eps)
-        conditions = self._conditions(batch, purpose)
-        output = self.forward_network(x, timestep=now.timesteps.to(x.dtype), index=now.index, **conditions).sample
-        losses = hybrid_loss(
-            output,
-            x0=x0,
-            x=x,
-            eps=eps,
-            now=now,
-            previous=previous,
-            vlb_weight=self.vlb_weight,
-            vlb_boundary=self.vlb_boundary,
-            loss_region=self.loss_region,
-            weight_limit=self.weight_limit,
-            timestep_weight=self.timestep_weight,
-            prediction=self.parts.prediction,
-        )
+        prompts = self._encode_prompts(batch, purpose)
+        output = self.forward_network(x, timestep=now.timesteps.to(x.dtype), index=now.index, **prompts).sample
+        losses = self.loss(output, x0=x0, x=x, eps=eps, now=now, previous=previous, prediction=self.model.prediction)
         return losses, t, hole
 
-    def draw_times(self, sources: list[torch.Generator]) -> Tensor:
-        """t (B,) int64: uniform over the levels; for RAD a share `phase2` from the second phase, the rest from the first."""
-        levels = self.process.sampled_steps
-        draws = torch.stack(
-            [torch.rand(2, generator=source, device=source.device, dtype=torch.float64) for source in sources]
-        )
-        t = (draws[:, 0] * levels).long().clamp(max=levels - 1)
-        if self.process_kind == "region_aware":
-            t = t + levels * (draws[:, 1] < self.phase2)
-        return t
-
-    def _holes(
-        self, batch: Batch, sources: list[torch.Generator], image: Tensor, purpose: str
-    ) -> tuple[Tensor, NoiseRegions | None]:
-        if self.process_kind == "uniform":
-            return image.new_ones(len(image), 1, *image.shape[2:]), None
-        given = "hole" in batch
-        hole = batch["hole"] if given else self.masks(sources, *image.shape[2:]).to(image.device)
-        if self.unconditional_share > 0:
-            draws = self._draws(batch, purpose, "unconditional").to(hole.device)
-            hole = torch.where((draws < self.unconditional_share)[:, None, None, None], 1.0, hole)
-        return hole, NoiseRegions.from_mask(hole) if given else NoiseRegions.binary(hole)
-
-    def _draws(self, batch: Batch, *key: str) -> Tensor:
-        """(B,) uniform in [0,1), keyed by the seed, `key` and the position of each sample."""
-        keys = [generator(self.seed, *key, position) for position in batch["position"].tolist()]
-        return torch.stack([torch.rand((), generator=key) for key in keys])
+    def _draw_holes(self, batch: Batch, rngs: Sequence[torch.Generator], purpose: str) -> Tensor:
+        """(B,1,H,W) in [0,1]: those of the batch, or drawn; all ones for a base model."""
+        image: Tensor = batch["image"]
+        if not self.process.has_holes:
+            return image.new_ones(len(image), 1, *image.shape[2:])
+        hole: Tensor = batch["hole"] if "hole" in batch else self.masks(rngs, *image.shape[2:]).to(image.device)
+        share = self.process.unconditional_share
+        if share == 0:
+            return hole
+        draws = draw_uniform(batch, self.seed, purpose, "unconditional").to(hole.device)
+        return torch.where((draws < share)[:, None, None, None], 1.0, hole)
 
     @torch.no_grad()
-    def _encoded(self, image: Tensor, hole: Tensor) -> tuple[Tensor, NoiseRegions | None]:
-        """The latents of an image, and the regions of their grid."""
-        autoencoder = self.parts.autoencoder
-        x0 = autoencoder.encode(image)
-        if self.process_kind == "uniform":
-            return x0, None
-        cells = latent_hole(hole, autoencoder.factor, self.grid)
-        if self.fill != "none":
-            x0 = torch.where(cells == 1, x0, autoencoder.encode(prefill(image, hole, self.fill)))
-        return x0, NoiseRegions.binary(cells)
+    def _encode(self, image: Tensor, hole: Tensor, *, soft: bool) -> tuple[Tensor, NoiseRegions | None]:
+        """x0 in pixels or latents, and the regions of its grid; `soft`: the hole may have values between 0 and 1."""
+        autoencoder = self.model.autoencoder
+        if not self.process.has_holes:
+            return autoencoder.encode(image), None
+        x0, cells = encode_training(image, hole, autoencoder, grid=self.grid, fill=self.fill)
+        return x0, NoiseRegions.from_mask(cells) if soft else NoiseRegions.binary(cells)
 
     @torch.no_grad()
-    def _conditions(self, batch: Batch, purpose: str) -> dict[str, Tensor]:
-        if self.parts.text is None:
-            return {}
+    def _encode_prompts(self, batch: Batch, purpose: str) -> dict[str, Tensor]:
+        """Network arguments for the prompts of the batch; in training some are replaced by the empty prompt."""
         prompts = list(batch.get("text", [""] * len(batch["position"])))
-        if purpose == "train":
-            dropped = (self._draws(batch, "prompt") < self.prompt_dropout).tolist()
+        if purpose == "train" and self.model.takes_text:
+            dropped = (draw_uniform(batch, self.seed, "prompt") < self.prompt_dropout).tolist()
             prompts = ["" if drop else prompt for drop, prompt in zip(dropped, prompts, strict=True)]
-        return self.parts.text(prompts)
+        return self.model.encode_prompts(prompts)
 
-    def _logging(self) -> bool:
-        return (self.global_step + 1) % self.trainer.log_every_n_steps == 0  # pyright: ignore[reportAttributeAccessIssue]
 
-    def _log_losses(self, losses: Losses, t: Tensor) -> None:
-        size = len(t)
-        self.log("train/simple", losses.simple.mean(), batch_size=size)
-        self.log("train/vlb", losses.vlb.mean(), batch_size=size)
-        bucket = t * BUCKETS // self.process.steps
-        for number in range(BUCKETS):
-            inside = bucket == number
-            if bool(inside.any()):
-                first, last = (
-                    number * self.process.steps // BUCKETS,
-                    (number + 1) * self.process.steps // BUCKETS - 1,
-                )
-                self.log(f"train/simple_t{first}-{last}", losses.simple[inside].mean(), batch_size=size)
+def draw_uniform(batch: Batch, *key: int | str) -> Tensor:
+    """(B,) in [0,1), keyed by `key` and the position of each sample."""
+    rngs = [generator(*key, position) for position in batch["position"].tolist()]
+    return torch.stack([torch.rand((), generator=rng) for rng in rngs])
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        if self._logging():
-            grads = [p.grad for p in self.parameters() if p.grad is not None]
-            self.log("train/gradient_norm", torch.nn.utils.get_total_norm(grads))
 
-    def configure_optimizers(self) -> Any:
-        return adamw(self, self.trainer.max_steps, sharded=self.shard_optimizer and self.trainer.world_size > 1)
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Only what is trained: a frozen base stays out of the checkpoints."""
-        names = set(trainable(self))
-        return {name: w for name, w in super().state_dict(*args, **kwargs).items() if name in names}
-
-    def _identity(self) -> dict[str, str]:
-        """The settings that a checkpoint and the run that resumes it must share."""
-        return {
-            "base_hash": self.parts.hash,
-            "process": self.process_kind,
-            "prediction": self.parts.prediction,
-            "time_origin": self.time_origin,
-        }
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["rad"] = self._identity()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        saved = checkpoint.get("rad")
-        if not isinstance(saved, dict):
-            raise ValueError("the checkpoint was not written by rad: give a .ckpt of runs/NAME/checkpoints")
-        expected = self._identity()
-        if any(saved.get(name, value) != value for name, value in expected.items()):
-            raise ValueError(
-                f"the checkpoint belongs to {saved}, this configuration to {expected}: use the run's config.yaml"
-            )
-        given = {name: tuple(w.shape) for name, w in checkpoint["state_dict"].items()}
-        wanted = {name: tuple(w.shape) for name, w in trainable(self).items()}
-        if given != wanted:
-            wrong = sorted(name for name in given.keys() | wanted.keys() if given.get(name) != wanted.get(name))
-            raise ValueError(
-                f"the checkpoint trains other layers: {len(wrong)} tensors differ, the first {wrong[0]}; use its config.yaml"
-            )
+def bucket_means(values: Tensor, t: Tensor, steps: int) -> dict[str, Tensor]:
+    """Means of `values` (B,) over ranges of timesteps t (B,) out of `steps`; empty ranges are left out."""
+    bucket, means = t * BUCKETS // steps, {}
+    for number in range(BUCKETS):
+        inside = bucket == number
+        if bool(inside.any()):
+            first, last = number * steps // BUCKETS, (number + 1) * steps // BUCKETS - 1
+            means[f"t{first}-{last}"] = values[inside].mean()
+    return means

@@ -1,26 +1,27 @@
 """Exponential moving averages of the trained weights."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from rad.models.lora import swapped, trainable
+from rad.training.module import get_setting
 
 
 class EMA(Callback):
-    """Exponential moving average of what is trained, with warm-up: decay = min(decay, 1 - (1 + step/inv_gamma)^-power).
+    """Exponential moving average of the trained weights, with warm-up: decay = min(decay, 1 - (1 + step/inv_gamma)^-power).
 
-    Raw weights and averages are both kept. Several averages may run in one training, each with its own `suffix`;
-    validation and panels use the first.
+    Several averages may run in one training, each with its own `suffix`; validation and panels use the first.
 
     Args:
-        decay: the largest decay a step.
-        inv_gamma, power: of the warm-up (Karras et al.'s defaults for long runs are 1 and 2/3; RAD's code has 1 and 3/4).
+        decay: largest decay per optimiser step, in [0,1).
+        inv_gamma: scale of the warm-up in steps, above 0.
+        power: exponent of the warm-up, above 0. RAD's code has 3/4; 2/3 suits long runs.
         suffix: the average is exported to `step=N-SUFFIX`.
     """
 
@@ -34,11 +35,11 @@ class EMA(Callback):
         self.decay, self.inv_gamma, self.power, self.suffix = decay, inv_gamma, power, suffix
         self.step = 0
         self.weights: dict[str, Tensor] = {}
-        self._swap: Any = None
+        self._swap: AbstractContextManager[None] | None = None
 
     @property
     def state_key(self) -> str:
-        """The name of its state in a checkpoint: each average has its own."""
+        """Name of this average's state in a checkpoint."""
         return "EMA" if self.suffix == "ema" else f"EMA-{self.suffix}"
 
     def decay_at(self, step: int) -> float:
@@ -52,20 +53,19 @@ class EMA(Callback):
         self.weights = {name: w.to(parameters[name].device) for name, w in self.weights.items()}
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         if trainer.global_step > self.step:
             self.update(pl_module, trainer.global_step)
 
-    @torch.no_grad()
     def update(self, pl_module: L.LightningModule, step: int) -> None:
         self.step = step
         parameters = trainable(pl_module)
         averages = [self.weights[name] for name in parameters]
-        torch._foreach_lerp_(averages, [p.detach() for p in parameters.values()], 1 - self.decay_at(step))
+        get_ema_multi_avg_fn(self.decay_at(step))(averages, [p.detach() for p in parameters.values()], step)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.weights and self is _averages(trainer)[0]:
+        if self.weights and self is find_averages(trainer)[0]:
             self._swap = swapped(pl_module, self.weights)
             self._swap.__enter__()
 
@@ -84,7 +84,7 @@ class EMA(Callback):
 @contextmanager
 def averaged(trainer: L.Trainer, module: L.LightningModule) -> Iterator[None]:
     """Within the context `module` holds the averaged weights of the first EMA callback, if there is one."""
-    ema = next((ema for ema in _averages(trainer) if ema.weights), None)
+    ema = next((ema for ema in find_averages(trainer) if ema.weights), None)
     if ema is None:
         yield
         return
@@ -92,6 +92,5 @@ def averaged(trainer: L.Trainer, module: L.LightningModule) -> Iterator[None]:
         yield
 
 
-def _averages(trainer: L.Trainer) -> list[EMA]:
-    found: Any = trainer
-    return [callback for callback in found.callbacks if isinstance(callback, EMA)]
+def find_averages(trainer: L.Trainer) -> list[EMA]:
+    return [callback for callback in get_setting(trainer, "callbacks") if isinstance(callback, EMA)]

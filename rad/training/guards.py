@@ -1,4 +1,4 @@
-"""Lightning callbacks that end a run in good order: at a signal, and when a loss or gradient is not finite."""
+"""Callbacks that end a run in good order: at a signal, or when a loss or gradient is not finite."""
 
 import json
 import os
@@ -7,7 +7,6 @@ import signal
 import subprocess
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import lightning as L
 import torch
@@ -16,18 +15,17 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from rad.images.codecs import to_uint8
 from rad.training.diffusion import Diffusion
+from rad.training.module import Batch
 
 CAUGHT = ("SIGTERM", "SIGUSR1")
-
-
 REQUEUE = "SIGUSR1"
 
 
 class StopOnSignal(Callback):
-    """Ends the run after the present optimiser step when a process receives a signal; `Checkpoint` then keeps the last step.
+    """Ends the run after the current optimiser step when a process receives a signal; `Checkpoint` then saves that step.
 
-    Under SLURM, SIGUSR1 (`#SBATCH --signal=USR1@300`, sent before the time limit) also puts the job into the queue again.
-    Lightning's own handlers save in the middle of whatever the process was doing, and for SIGTERM not at all.
+    Under SLURM, SIGUSR1 (`#SBATCH --signal=USR1@300`, sent before the time limit) also puts the job back into the queue.
+    Lightning's own handlers save in the middle of a step, and do not save for SIGTERM.
 
     Args:
         requeue: whether SIGUSR1 calls `scontrol requeue` in a SLURM job.
@@ -45,7 +43,7 @@ class StopOnSignal(Callback):
         self.received = signal.Signals(number).name
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         if (batch_idx + 1) % trainer.accumulate_grad_batches or trainer.should_stop:
             return
@@ -56,10 +54,10 @@ class StopOnSignal(Callback):
         if code:
             self.received = CAUGHT[code - 1]
             trainer.should_stop = True
-            trainer.limit_val_batches = 0  # what Lightning would do first takes the time that is left
+            trainer.limit_val_batches = 0  # a validation would take the time that is left for the checkpoint
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The checkpoint is written by now."""
+        """Report the stop and requeue the job; the checkpoint is complete by now."""
         if self.received is not None:
             rank_zero_info(
                 f"stopped by {self.received} after step {trainer.global_step}: continue with --ckpt_path last"
@@ -69,38 +67,38 @@ class StopOnSignal(Callback):
 
 
 def requeue_job() -> None:
-    """Put the SLURM job of this process into the queue again; nothing outside of one."""
+    """Put the SLURM job of this process back into the queue; outside of SLURM nothing happens."""
     array, job = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_JOB_ID")
     if job is None or shutil.which("scontrol") is None:
         return
     name = job if array is None else f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    done = subprocess.run(["scontrol", "requeue", name], capture_output=True, text=True)
-    if done.returncode:
-        rank_zero_warn(f"scontrol requeue {name} failed: {done.stderr.strip()}; submit the job again")
+    result = subprocess.run(["scontrol", "requeue", name], capture_output=True, text=True)
+    if result.returncode:
+        rank_zero_warn(f"scontrol requeue {name} failed: {result.stderr.strip()}; submit the job again")
 
 
 class FiniteGuard(Callback):
-    """Looks after every step whether loss and gradients are finite; if not, skips the update or ends the run.
+    """Checks after every step that loss and gradients are finite; if not, skips the update or ends the run.
 
-    What is needed to see why is kept in `RUN/nonfinite/step=N-rank=R/`: `batch.json` with the seed and the name, position, t and
-    loss of every sample, images, and holes (white = fill) as PNG. Names and holes follow from seed and position.
+    The batch is written to `RUN/nonfinite/step=N-rank=R/`: `batch.json` with the seed and the name, position, t and loss of each
+    sample, and images and holes (white = fill) as PNG.
 
     Args:
-        skip: how many updates may be skipped in a run; one more ends it.
+        skip: number of updates that may be skipped in a run, at least 0; the next one ends it.
 
     Raises:
-        FloatingPointError: from `fit`, when no update may be skipped any more.
+        FloatingPointError: from `fit`, when no more updates may be skipped.
     """
 
     def __init__(self, skip: int = 0) -> None:
         if skip < 0:
-            raise ValueError(f"skip is {skip}: give a number of updates from 0")
+            raise ValueError(f"skip is {skip}; allowed are >= 0")
         self.skip, self.skipped = skip, 0
-        self._batches: list[Any] = []
+        self._batches: list[Batch] = []
         self._finite = True
 
     def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self._batches, self._finite = [], True
@@ -113,7 +111,7 @@ class FiniteGuard(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         finite = self._finite
-        if getattr(trainer.precision_plugin, "scaler", None) is None:  # which looks for its scale by overflows
+        if getattr(trainer.precision_plugin, "scaler", None) is None:  # a loss scaler causes overflows on purpose
             gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
             finite = finite and bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients)))
         if trainer.world_size > 1:
@@ -122,21 +120,21 @@ class FiniteGuard(Callback):
             return
         folder = Path(trainer.default_root_dir) / "nonfinite" / f"step={trainer.global_step}-rank={trainer.global_rank}"
         if isinstance(pl_module, Diffusion):
-            self._keep(pl_module, folder)
+            self._write_batches(pl_module, folder)
         self.skipped += 1
-        told = f"loss or gradient of step {trainer.global_step} is not finite"
+        message = f"loss or gradient of step {trainer.global_step} is not finite"
         if folder.is_dir():
-            told += f"; its batch is in {folder}"
+            message += f"; its batch is in {folder}"
         if self.skipped > self.skip:
             raise FloatingPointError(
-                f"{told}. The weights are those before it: continue from the last checkpoint with a lower learning rate, or let "
-                "the guard skip updates (rad.training.FiniteGuard, skip)"
+                f"{message}. The weights are those before this step: continue from the last checkpoint with a lower learning "
+                "rate, or let rad.training.FiniteGuard skip updates (skip)"
             )
-        rank_zero_warn(f"{told}; update skipped, {self.skipped} of at most {self.skip}")
-        optimizer.zero_grad(set_to_none=True)  # an optimiser leaves parameters without a gradient alone
+        rank_zero_warn(f"{message}; update skipped, {self.skipped} of at most {self.skip}")
+        optimizer.zero_grad(set_to_none=True)  # optimisers skip parameters without a gradient
 
     @torch.no_grad()
-    def _keep(self, module: Diffusion, folder: Path) -> None:
+    def _write_batches(self, module: Diffusion, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         samples = []
         for batch in self._batches:
@@ -157,8 +155,8 @@ class FiniteGuard(Callback):
         content = {"seed": module.seed, "samples": samples}
         (folder / "batch.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, int]:
         return {"skipped": self.skipped}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
         self.skipped = state_dict["skipped"]

@@ -24,6 +24,7 @@ from rad.console import Progress
 from rad.diffusion.denoiser import UNetDenoiser
 from rad.diffusion.schedules import linear_betas
 from rad.images.codecs import open_image
+from rad.inpainting.filling import WindowFiller
 from rad.inpainting.inpainter import Inpainter
 from rad.models.base import save_base
 from tests.conftest import SIZE, box_hole, random_image
@@ -565,7 +566,7 @@ def test_without_memory_even_for_one_window_it_is_one_line(sample, monkeypatch):
     def fails(self, *_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\n2 GiB")
 
-    monkeypatch.setattr(Inpainter, "_fill_batch", fails)
+    monkeypatch.setattr(WindowFiller, "_fill_batch", fails)
     code, _, err = sample()
     assert code == 2
     assert_one_error(err, "memory", "bf16")
@@ -573,7 +574,7 @@ def test_without_memory_even_for_one_window_it_is_one_line(sample, monkeypatch):
 
 def test_an_interrupt_keeps_what_is_finished(sample, monkeypatch):
     make_inputs()
-    original = Inpainter._fill_batch
+    original = WindowFiller._fill_batch
     batches = []
 
     def interrupted(self, *arguments):
@@ -582,7 +583,7 @@ def test_an_interrupt_keeps_what_is_finished(sample, monkeypatch):
             raise KeyboardInterrupt
         return original(self, *arguments)
 
-    monkeypatch.setattr(Inpainter, "_fill_batch", interrupted)
+    monkeypatch.setattr(WindowFiller, "_fill_batch", interrupted)
     code, out, err = sample(batch_size=1)
     assert (code, out) == (130, ["out/a.png"])
     assert err.splitlines()[-1].startswith("interrupted")
@@ -688,7 +689,7 @@ def test_a_run_its_folder_and_its_end_to_end_use(config, train, sample):
 
 
 def test_a_model_trained_as_a_whole_is_for_rad_alone(config, train, sample, base):
-    code, err = train("--config", "c.yaml", "--model.lora", "null", "--model.learning_rate", "0.01")
+    code, err = train("--config", "c.yaml", "--model.lora", "null", "--model.optimizer.lr", "0.01")
     assert code == 0, err
     whole = Path("runs/c/checkpoints/step=2")
     assert json.loads((whole / "rad_config.json").read_text())["process"] == "region_aware"
@@ -732,11 +733,11 @@ def test_the_printed_configuration_trains_under_any_name(config, train, capsys):
         (["--config", "c.yaml", "--model.colour", "blue"], ["--model.colour"]),
         (["--config", "c.yaml", "--config", "unknown.yaml"], ["modle"]),
         (["--config", "broken.yaml"], ["parsing config"]),
-        (["--config", "c.yaml", "--config", "empty.yaml"], ["model.phase2 is empty"]),
+        (["--config", "c.yaml", "--config", "empty.yaml"], ["model.process.phase2"]),
         (["--config", "no_trainer.yaml"], ["trainer is empty"]),
         (["--config", "c.yaml", "--config", "no_rank.yaml"], ["LoRA"]),
-        (["--config", "c.yaml", "--model.phase2", "much"], ["model.phase2", "much"]),
-        (["--config", "c.yaml", "--model.phase2", "7"], ["phase2"]),
+        (["--config", "c.yaml", "--model.process.phase2", "much"], ["model.process.phase2", "much"]),
+        (["--config", "c.yaml", "--model.process.phase2", "7"], ["phase2"]),
         (["--config", "c.yaml", "--model.base", "/nowhere"], ["/nowhere"]),
         (["--config", "c.yaml", "--data.path", "nowhere"], ["nowhere"]),
         (["--config", "c.yaml", "--data.val_count", "3"], ["val_count"]),
@@ -750,7 +751,7 @@ def test_the_printed_configuration_trains_under_any_name(config, train, capsys):
 def test_what_cannot_be_trained_is_one_line_and_exit_2(config, train, arguments, parts):
     Path("unknown.yaml").write_text("modle:\n  base: x\n")
     Path("broken.yaml").write_text("model: [1\n")
-    Path("empty.yaml").write_text("model:\n  phase2:\n")
+    Path("empty.yaml").write_text("model:\n  process:\n    phase2:\n")
     Path("no_trainer.yaml").write_text(yaml.safe_dump({**config, "trainer": None}))
     Path("no_rank.yaml").write_text("model:\n  lora:\n    rank:\n")
     code, err = train(*arguments)

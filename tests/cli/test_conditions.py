@@ -15,7 +15,7 @@ from rad.cli.sample.plan import Job
 from rad.images.sources import ImageFile
 from rad.inpainting.inpainter import Inpainter
 from rad.methods.pilot import PILOT
-from rad.models.guidance_inputs import PLAIN, Condition
+from rad.models.loaded_model import PLAIN, Condition
 from tests.conftest import random_image
 from tests.tiny_stable import SIZE, make_unet, write_controlnet, write_ip_adapter, write_lora, write_stable
 

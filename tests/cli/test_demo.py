@@ -1,4 +1,4 @@
-"""The image of `make demo`, from the shipped adapter, with two network calls a filling."""
+"""The panel of `make demo`, from the shipped adapter, with two network calls per crop."""
 
 import sys
 from pathlib import Path
@@ -10,11 +10,11 @@ from rad.cli import demo
 SHIPPED = str(Path(__file__).resolve().parents[2] / "checkpoints" / "rad-nature32")
 
 
-def test_the_demo_writes_its_panel_and_names_it_last(tmp_path, monkeypatch, capsys):
+def test_the_demo_writes_its_panel_and_prints_the_path_last(tmp_path, monkeypatch, capsys):
     panel = tmp_path / "panel.png"
     arguments = ["demo", "--adapter", SHIPPED, "--shipped", SHIPPED, "--output", str(panel), "--steps", "2"]
     monkeypatch.setattr(sys, "argv", arguments)
-    assert demo.main() == 0  # it compares the known pixels of the restored photograph itself
+    assert demo.main() == 0  # which checks the known pixels of the restored photograph
     assert capsys.readouterr().out.splitlines()[-1] == str(panel)
     with Image.open(panel) as image:
         image.load()
@@ -26,7 +26,7 @@ def test_the_demo_writes_its_panel_and_names_it_last(tmp_path, monkeypatch, caps
         assert second != first
 
 
-def test_held_out_crops_are_images_the_demo_does_not_train_on():
+def test_held_out_crops_are_outside_the_training_set():
     from rad.data.module import ImageDataModule
 
     data = ImageDataModule("skimage", size=32, crop="random_scale", val_count=4)

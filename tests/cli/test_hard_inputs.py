@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageCms
+from rad.models.guidance_inputs import PLAIN
 
 from rad.cli import main as cli
 from rad.cli.sample import record
 from rad.evaluation import run_log
 from rad.images.codecs import open_image
+from rad.inpainting.filling import WindowFiller
 from rad.inpainting.inpainter import Inpainter
 from rad.masks.shapes import main_names, make
 from tests.conftest import SIZE, box_hole, random_image
@@ -116,7 +118,7 @@ def test_of_a_large_image_only_windows_around_holes_are_touched(adapter):
     """What is 8 bits stays 8 bits, and samples share it; without margin the line needs three windows."""
     rad, size = Inpainter.from_pretrained(adapter), (600, 800)
     hole, image = spots(*size), random_image(*size)
-    canvases = rad._canvases(image, hole, "x", 3, "crop", 0)
+    canvases = rad._canvases(image, hole, "x", PLAIN, 3, "crop", 0)
     assert [len(canvas.windows) for canvas in canvases] == [8, 8, 8]
     assert {canvas.pixels.dtype for canvas in canvases} == {torch.uint8}
     assert len({canvas.pixels.data_ptr() for canvas in canvases}) == len(
@@ -424,13 +426,13 @@ def quick(monkeypatch):
     """A model that paints everything grey, at once; the list of what it was given."""
     batches = []
 
-    def fill(self, sampler, batch, conditions, encoding, seed):
+    def fill(self, batch):
         batches.append([canvas.name for canvas, _ in batch])
         for canvas, window in batch:
-            canvas.paste(window, torch.zeros(3, *self.size))
+            canvas.paste(window, torch.zeros(3, *self.model.size))
         return SimpleNamespace(nfe=1, vjp=0, seconds=0.0)
 
-    monkeypatch.setattr(Inpainter, "_fill_batch", fill)
+    monkeypatch.setattr(WindowFiller, "_fill_batch", fill)
     return batches
 
 
@@ -452,7 +454,7 @@ def test_many_images_some_of_them_broken_and_a_run_that_is_interrupted(sample, q
     whole = record.write_text
     for module in (record, run_log):  # run.json and costs.csv
         monkeypatch.setattr(module, "write_text", lambda path, text: written.append(path.name) or whole(path, text))
-    fill = Inpainter._fill_batch
+    fill = WindowFiller._fill_batch
     interrupted = iter([False] * 5 + [True] + [False] * 100)
 
     def fill_or_stop(*arguments):
@@ -460,7 +462,7 @@ def test_many_images_some_of_them_broken_and_a_run_that_is_interrupted(sample, q
             raise KeyboardInterrupt
         return fill(*arguments)
 
-    monkeypatch.setattr(Inpainter, "_fill_batch", fill_or_stop)
+    monkeypatch.setattr(WindowFiller, "_fill_batch", fill_or_stop)
     words = ["--mask", "half", "--method", "mean", "--batch_size", "4"]
     code, out, err = sample(*words, mask="masks/mask.png")
     assert (code, len(out)) == (130, 5 * 4)

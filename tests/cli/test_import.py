@@ -1,14 +1,17 @@
-"""`import rad` is light: what is heavy is loaded by the first use."""
+"""`import rad` and help texts load no heavy package."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def loaded_by(program: str) -> set[str]:
-    """Names of the modules that are loaded in a fresh process after `program`."""
+    """Names of the modules loaded by `program` in a new process."""
     program += "\nimport sys\nprint(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True)
     return set(done.stdout.splitlines()[-1].split())
@@ -24,10 +27,25 @@ def test_the_first_use_of_the_inpainter_loads_what_it_needs() -> None:
     assert {"torch", "rad.inpainting.inpainter"} <= loaded_by("import rad; rad.Inpainter")
 
 
-def test_help_and_mistakes_in_options_load_no_heavy_package() -> None:
+def test_help_and_errors_in_options_load_no_heavy_package() -> None:
     sample = [["sample", word] for word in ("--help", "--checkpont", "--list_methods")]
-    for words in (["--help"], ["smaple"], *sample):
+    for words in (["--help"], ["train", "--help"], ["masks", "--help"], ["smaple"], *sample):
         program = f"from rad.__main__ import main\ntry:\n    main({words})\nexcept SystemExit:\n    pass"
         loaded = loaded_by(program)
         assert "rad.console" in loaded
         assert not loaded & {"torch", "numpy", "diffusers", "lightning", "peft", "PIL"}, words
+
+
+def test_the_summary_of_train_names_settings_of_the_full_help(capsys) -> None:
+    from rad.cli import main
+
+    assert main.train(["--help"]) == 0
+    summary = capsys.readouterr().out
+    with pytest.raises(SystemExit) as stopped:
+        main.train(["--config", "rad_demo.yaml", "--help"])
+    assert stopped.value.code == 0
+    full = capsys.readouterr().out
+    settings = set(re.findall(r"--[a-z][\w.]+", summary))
+    assert len(settings) >= 9
+    assert not {setting for setting in settings if setting not in full}
+    assert "rad_demo.yaml" in summary

@@ -12,7 +12,7 @@ from rad.cli.sample.options import read_options
 from rad.cli.sample.workers import Setup
 from rad.inpainting.inpainter import Inpainter
 from rad.methods import METHODS
-from rad.models.guidance_inputs import Condition
+from rad.models.loaded_model import Condition
 from tests.conftest import box_hole, random_image
 from tests.pipelines import SIDE, tiny_flux, tiny_ldm, tiny_sd3
 from tests.tiny_stable import write_stable

@@ -150,9 +150,9 @@ def test_unreadable_files_are_skipped_with_one_warning(folder: Path) -> None:
     clean = make(folder, val_count=0).train_images
     for number in range(7):
         (folder / f"bad{number}.png").write_bytes(b"\x89PNG\r\n")
-    with pytest.warns(UserWarning, match=r"7 of 19 images cannot be read: .*bad0\.png.*bad4\.png, \.\.\.") as found:
+    with pytest.warns(UserWarning, match=r"7 of 19 images cannot be read: .*bad0\.png.*bad4\.png, \.\.\.") as caught:
         data = make(folder, val_count=0)
-    assert len([warning for warning in found if "cannot be read" in str(warning.message)]) == 1
+    assert len([warning for warning in caught if "cannot be read" in str(warning.message)]) == 1
     assert data.train_images == clean
     with pytest.raises(ValueError, match=r"7 of 19 images cannot be read: .*bad0\.png"):
         make(folder, strict=True)
@@ -252,7 +252,7 @@ def test_sides_in_pixels_stay_in_their_range_and_in_the_image() -> None:
         sides = {framing.box(300, 100, draw)[2] for draw in draws}
         assert sides == set(range(20, 41))
         assert max(framing.box(30, 90, draw)[2] for draw in draws) == 30
-        assert {framing.box(12, 90, draw)[2] for draw in draws} == {12}, "smaller than the range: taken whole"
+        assert {framing.box(12, 90, draw)[2] for draw in draws} == {12}, "smaller than the range: used whole"
     uniform = Framing(16, crop="random_scale", side_range=(20, 40))
     assert np.mean([uniform.box(99, 99, draw)[2] for draw in draws]) == pytest.approx(30, abs=1)
     shares = Framing(16, crop="random_scale", scale_range=(0.1, 0.4), scale_draw="log_uniform")
@@ -300,9 +300,10 @@ def test_each_epoch_shows_every_image_once_in_its_own_order(folder: Path) -> Non
 
 
 def test_split_over_ranks_takes_the_same_positions_a_step() -> None:
-    whole = list(PositionSampler(lambda: 40, length=7, done=2, batch_size=8))
+    whole = list(PositionSampler(start=lambda: 40, length=7, done=2, batch_size=8))
     ranks = [
-        list(PositionSampler(lambda: 40, length=7, done=2, batch_size=4, rank=rank, world_size=2)) for rank in (0, 1)
+        list(PositionSampler(start=lambda: 40, length=7, done=2, batch_size=4, rank=rank, world_size=2))
+        for rank in (0, 1)
     ]
     assert len(whole) == 5
     assert [first + second for first, second in zip(*ranks, strict=True)] == whole
@@ -327,9 +328,9 @@ def test_workers_and_memory_change_nothing(folder: Path, tmp_path: Path) -> None
     assert torch.cat([batch["position"] for batch in here]).tolist() == list(range(10))
     for path, options in ((archive, {"num_workers": 2}), (folder, {"in_memory": True})):
         there = list(make(Path(path), **settings, **options).train_dataloader())
-        for one, other in zip(here, there, strict=True):
-            assert one["name"] == other["name"]
-            assert all(torch.equal(one[field], other[field]) for field in ("image", "position", "hole"))
+        for expected, batch in zip(here, there, strict=True):
+            assert expected["name"] == batch["name"]
+            assert all(torch.equal(expected[field], batch[field]) for field in ("image", "position", "hole"))
 
 
 # several sources
@@ -360,7 +361,7 @@ def test_turns_give_every_source_its_exact_share(weights: tuple[int, ...]) -> No
         assert before == seen[source], "counts the earlier positions of the source"
         seen[source] += 1
         due = [(position + 1) * weight / period for weight in weights]
-        assert max(abs(one - other) for one, other in zip(seen, due, strict=True)) < len(weights)
+        assert max(abs(count - share) for count, share in zip(seen, due, strict=True)) < len(weights)
     assert seen == [5 * weight for weight in weights]
     assert turns(10**15 * period + 1) == (turns(1)[0], 10**15 * weights[turns(1)[0]] + turns(1)[1])
 
@@ -370,8 +371,8 @@ def test_each_source_goes_through_its_own_epochs(sources: list[str]) -> None:
     names = [stream[position]["name"] for position in range(6 * 28)]
     assert all(sorted(name[0] for name in names[start : start + 6]) == list("aaabcc") for start in range(0, 168, 6))
     for source, count in (("a", 7), ("b", 4), ("c", 5)):
-        own = [name for name in names if name[0] == source]
-        epochs = [own[start : start + count] for start in range(0, len(own) - count + 1, count)]
+        drawn = [name for name in names if name[0] == source]
+        epochs = [drawn[start : start + count] for start in range(0, len(drawn) - count + 1, count)]
         assert len(epochs) >= 7
         assert all(sorted(epoch) == [f"{source}{number}.png" for number in range(count)] for epoch in epochs)
         assert len(set(map(tuple, epochs))) > 3, "in another order each time"
@@ -387,9 +388,9 @@ def test_without_weights_the_list_is_one_source(sources: list[str]) -> None:
         order = torch.randperm(16, generator=generator(3, "order", epoch)).tolist()
         drawn = [data.stream()[16 * epoch + place]["name"] for place in range(16)]
         assert drawn == [names[number] for number in order]
-    one = mixed(sources[:1], seed=3, weights=[1]).stream()
+    weighted = mixed(sources[:1], seed=3, weights=[1]).stream()
     alone = mixed(sources[:1], seed=3).stream()
-    assert [one[position]["name"] for position in range(20)] == [alone[position]["name"] for position in range(20)]
+    assert [weighted[position]["name"] for position in range(20)] == [alone[position]["name"] for position in range(20)]
 
 
 def test_held_out_images_of_several_sources(sources: list[str]) -> None:
@@ -428,7 +429,7 @@ def test_sources_with_weights_resume_in_the_middle(sources: list[str], tmp_path:
 
 
 class Recorder(LightningModule):
-    """Trains one number and remembers what it saw."""
+    """Trains one number and records its samples."""
 
     def __init__(self, fail_at: int | None = None) -> None:
         super().__init__()
@@ -540,15 +541,16 @@ def test_held_out_images_are_never_trained_on(folder: Path) -> None:
     after = {image.name for image in make(folder, val_count=4).val_images}
     assert after == held_out or ("new.png" in after and len(after & held_out) == 3)
     images = list_images(folder)
-    assert hold_out(images, 5)[1] == hold_out(images[::-1], 5)[1][::-1]
+    backwards = len(images) - 1 - hold_out(images[::-1], 5)[1]
+    assert hold_out(images, 5)[1].tolist() == sorted(backwards.tolist())
 
 
 @pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
 def test_validation_shows_every_image_once_over_all_ranks(folder: Path, tmp_path: Path) -> None:
     data = make(folder, val_path=str(folder), batch_size=2)
-    one = Recorder()
-    trainer(tmp_path).validate(one, data, verbose=False)
-    assert one.validated == list(range(12))
+    recorder = Recorder()
+    trainer(tmp_path).validate(recorder, data, verbose=False)
+    assert recorder.validated == list(range(12))
 
     seen, names = [], []
     for rank in range(5):

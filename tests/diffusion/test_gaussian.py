@@ -6,7 +6,7 @@ import torch
 from rad.diffusion.levels import CLEAN, NoiseRegions
 from rad.diffusion.processes import RegionAware, Uniform
 from rad.diffusion.schedules import linear_betas
-from rad.diffusion.spacings import spaced_times
+from rad.diffusion.spacings import spaced_timesteps
 from rad.rng import KeyedNoise
 from rad.sampling.sampler import Sampler
 from rad.sampling.task import Task
@@ -18,7 +18,7 @@ PROCESS = RegionAware(linear_betas())
 
 
 def rad_chain(steps):
-    return [PROCESS.noise(torch.tensor([t]), REGIONS) for t in spaced_times(1000, steps)]
+    return [PROCESS.noise(torch.tensor([t]), REGIONS) for t in spaced_timesteps(1000, steps)]
 
 
 def rad_law(steps, **options):
@@ -67,7 +67,7 @@ def test_ddim_has_the_right_mean_and_covariance_in_the_limit():
 
 
 def test_the_unconditional_chain_with_the_true_kernel_returns_the_data():
-    chain = [Uniform(linear_betas()).noise(torch.tensor([t])) for t in spaced_times(1000, 50)]
+    chain = [Uniform(linear_betas()).noise(torch.tensor([t])) for t in spaced_timesteps(1000, 50)]
     d = WORLD.hole.numel()
     law = propagate(WORLD, chain, mean=torch.zeros(d, dtype=DOUBLE), covariance=torch.eye(d, dtype=DOUBLE), exact=True)
     assert kl(*law, WORLD.denoiser.mean.flatten(), WORLD.denoiser.covariance) < 1e-3
@@ -118,7 +118,7 @@ def test_soft_masks_sample_the_posterior_of_partly_noised_pixels():
     hole = WORLD.hole.clone()
     hole[..., 0, :] = 0.5
     regions = NoiseRegions.from_mask(hole)
-    chain = [PROCESS.noise(torch.tensor([t]), regions) for t in spaced_times(1000, 40)]
+    chain = [PROCESS.noise(torch.tensor([t]), regions) for t in spaced_timesteps(1000, 40)]
     start = chain[0]
     x = start.alpha_map() * WORLD.y * (hole < 1)
     law = propagate(WORLD, chain, mean=x.flatten(), covariance=torch.zeros(64, 64, dtype=DOUBLE), exact=True)
@@ -130,4 +130,4 @@ def test_soft_masks_sample_the_posterior_of_partly_noised_pixels():
 
 def test_clean_start_and_end():
     assert rad_chain(10)[-1].sigma.abs().max() == 0
-    assert spaced_times(1000, 10)[-1] == CLEAN
+    assert spaced_timesteps(1000, 10)[-1] == CLEAN

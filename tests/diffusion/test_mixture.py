@@ -44,7 +44,7 @@ def posterior_weights(y):
 def fill(method, *, rows, steps, y=Y):
     task = Task.from_image(y.expand(rows, -1, -1, -1), HOLE.expand(rows, -1, -1, -1))
     assert isinstance(method, SamplingMethod)
-    sampler = Sampler(method.process(Uniform(linear_betas()), "adm"), (method,), **vars(method.choose(steps=steps)))
+    sampler = Sampler(method.process(Uniform(linear_betas()), "adm"), method, **vars(method.choose(steps=steps)))
     with KeyedNoise(0, range(rows)) as noise:
         return sampler(PRIOR, task, noise=noise).raw.flatten(1)[:, INSIDE]
 

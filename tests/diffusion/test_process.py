@@ -8,8 +8,8 @@ import torch
 
 from rad.diffusion.levels import CLEAN, NoiseRegions
 from rad.diffusion.processes import EDM, Bands, Flow, PerPixel, RegionAware, RegionAwareFlow, Uniform
-from rad.diffusion.schedules import fractional_times, karras_sigmas, linear_betas, noise_grid, shifted_sigmas
-from rad.diffusion.spacings import ALL_HOLE, sampling_times, spaced_times, time_travel
+from rad.diffusion.schedules import fractional_timesteps, karras_sigmas, linear_betas, noise_grid, shifted_sigmas
+from rad.diffusion.spacings import ALL_HOLE, sampling_timesteps, spaced_timesteps, time_travel
 
 BETAS = linear_betas()
 T1 = len(BETAS)
@@ -120,14 +120,14 @@ def test_regions_keep_every_value_and_its_place():
 
 def test_inverse_map_on_the_grid_is_exact_and_between_linear():
     grid = noise_grid(Uniform(BETAS).log_A[:-1])
-    assert torch.equal(fractional_times(grid, grid), torch.arange(T1 + 1, dtype=torch.float64))
+    assert torch.equal(fractional_timesteps(grid, grid), torch.arange(T1 + 1, dtype=torch.float64))
     middle = (grid[:-1] + grid[1:]) / 2
     torch.testing.assert_close(
-        fractional_times(middle, grid), torch.arange(T1) + 0.5, rtol=1e-7, atol=1e-7, check_dtype=False
+        fractional_timesteps(middle, grid), torch.arange(T1) + 0.5, rtol=1e-7, atol=1e-7, check_dtype=False
     )
-    assert float(fractional_times(torch.tensor([0.9999999], dtype=torch.float64), grid)) == T1, "clamped above"
+    assert float(fractional_timesteps(torch.tensor([0.9999999], dtype=torch.float64), grid)) == T1, "clamped above"
     random = torch.rand(1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64).sort().values
-    assert (fractional_times(random, grid).diff() >= 0).all()
+    assert (fractional_timesteps(random, grid).diff() >= 0).all()
 
 
 def test_level_search_equals_the_brute_force_search_of_every_pixel():
@@ -162,7 +162,7 @@ def test_time_origins():
 
 @pytest.mark.parametrize("count", [1, 2, 7, 100, 999, 1000])
 def test_times_start_at_full_noise_and_end_clean(count):
-    times = spaced_times(1000, count)
+    times = spaced_timesteps(1000, count)
     assert times[0] == 999
     assert times[-1] == CLEAN
     assert len(times) == count + 1
@@ -172,13 +172,13 @@ def test_times_start_at_full_noise_and_end_clean(count):
 
 
 def test_official_times():
-    assert spaced_times(1000, 100, spacing="official")[:3] == [990, 980, 970]
+    assert spaced_timesteps(1000, 100, spacing="official")[:3] == [990, 980, 970]
 
 
 @pytest.mark.parametrize("count", [0, -1, 1001])
 def test_impossible_step_counts_are_refused(count):
     with pytest.raises(ValueError, match=f"steps is {count}; allowed are 1 to 1000"):
-        spaced_times(1000, count)
+        spaced_timesteps(1000, count)
 
 
 FLOW = Flow(shifted_sigmas(T1))
@@ -222,7 +222,7 @@ def test_levels_at_fractional_times_lie_between_their_neighbours_and_noise_grows
 
 @pytest.mark.parametrize("name", ["uniform", "rad", "tdpaint"])
 def test_the_network_gets_the_fractional_time_and_the_level_that_belongs_to_it(name):
-    """1 - abar is linear between the grid points, as `fractional_times` has it; at t = 3.25 by hand."""
+    """1 - abar is linear between the grid points, as `fractional_timesteps` has it; at t = 3.25 by hand."""
     noise = PROCESSES[name].noise(torch.tensor([3.25, 0.5, 998.875], dtype=torch.float64), ALL_HOLE)
     torch.testing.assert_close(
         noise.timesteps[:, -1], torch.tensor([3.25, 0.5, 998.875], dtype=torch.float64), atol=1e-8, rtol=0
@@ -253,7 +253,7 @@ def test_a_log_snr_is_found_at_its_time(name):
 @pytest.mark.parametrize("name", [name for name in PROCESSES if name != "bands"])
 def test_logsnr_spacing_is_even_in_log_snr(name):
     process = PROCESSES[name]
-    times = sampling_times(process, 12, spacing="logsnr", fractional=True)
+    times = sampling_timesteps(process, 12, spacing="logsnr", fractional=True)
     assert (times[0], times[-2:], len(times)) == (T1 - 1, [0, CLEAN], 13)
     noise = process.noise(torch.tensor(times[:-1], dtype=torch.float64), ALL_HOLE)
     steps = (noise.alpha / noise.sigma).log()[:, -1].diff()
@@ -263,23 +263,23 @@ def test_logsnr_spacing_is_even_in_log_snr(name):
 
 def test_spacings_by_hand():
     process = Uniform(BETAS)
-    assert sampling_times(process, 4, spacing="trailing") == [999, 749, 499, 249, CLEAN]
-    assert sampling_times(process, 5, spacing="quad") == [999, 562, 250, 62, 0, CLEAN]
-    assert sampling_times(process, 3, spacing="quad", fractional=True) == [999, 249.75, 0, CLEAN]
-    assert sampling_times(process, 3) == spaced_times(1000, 3) == [999, 500, 0, CLEAN]
+    assert sampling_timesteps(process, 4, spacing="trailing") == [999, 749, 499, 249, CLEAN]
+    assert sampling_timesteps(process, 5, spacing="quad") == [999, 562, 250, 62, 0, CLEAN]
+    assert sampling_timesteps(process, 3, spacing="quad", fractional=True) == [999, 249.75, 0, CLEAN]
+    assert sampling_timesteps(process, 3) == spaced_timesteps(1000, 3) == [999, 500, 0, CLEAN]
     for spacing in ("even", "trailing", "quad", "logsnr", "official"):
-        assert sampling_times(process, 1, spacing=spacing) == [999, CLEAN]
+        assert sampling_timesteps(process, 1, spacing=spacing) == [999, CLEAN]
         for fractional in (False, True):
-            times = sampling_times(process, 300, spacing=spacing, fractional=fractional)
+            times = sampling_timesteps(process, 300, spacing=spacing, fractional=fractional)
             assert all(now > nxt for now, nxt in itertools.pairwise(times)), "no level twice"
             assert len(times) == 301 or not fractional
             assert fractional or all(isinstance(t, int) for t in times)
-    assert sampling_times(process, 1000, spacing="trailing") == [*range(999, -1, -1), CLEAN]
+    assert sampling_timesteps(process, 1000, spacing="trailing") == [*range(999, -1, -1), CLEAN]
 
 
 def test_bands_have_no_common_log_snr():
     with pytest.raises(ValueError, match="needs one noise level for the whole hole"):
-        sampling_times(PROCESSES["bands"], 5, spacing="logsnr")
+        sampling_timesteps(PROCESSES["bands"], 5, spacing="logsnr")
 
 
 @pytest.mark.parametrize("t", [-1.5, 999.5, float("nan")])
@@ -304,7 +304,7 @@ def test_bad_input_is_refused():
     [(250, 10, 10, 2410, 2160), (250, 10, 1, 250, 0), (250, 10, 2, 490, 240), (250, 10, 3, 730, 480), (100, 10, 10, 910, 810)],
 )  # fmt: skip
 def test_time_travel_has_repaints_counts(levels, length, visits, reverse, forward):
-    times = spaced_times(1000, levels)
+    times = spaced_timesteps(1000, levels)
     path = time_travel(times, length=length, visits=visits)
     moves = [later - earlier for earlier, later in itertools.pairwise(path)]
     assert (sum(move < 0 for move in moves), sum(move > 0 for move in moves)) == (reverse, forward)

@@ -10,7 +10,7 @@ from rad.diffusion.levels import CLEAN, NoiseRegions
 from rad.diffusion.processes import EDM, Flow, PerPixel, RegionAware, RegionAwareFlow, Uniform
 from rad.diffusion.schedules import karras_sigmas, linear_betas, shifted_sigmas
 from rad.diffusion.solvers import History, multistep, weights
-from rad.diffusion.spacings import sampling_times, spaced_times
+from rad.diffusion.spacings import sampling_timesteps, spaced_timesteps
 from rad.diffusion.step import Denoised, reverse_step
 from rad.methods import METHODS
 from rad.rng import KeyedNoise
@@ -35,7 +35,7 @@ PROCESSES = {
 
 def chain(name, steps=6, spacing="logsnr"):
     process = PROCESSES[name]
-    times = sampling_times(process, steps, spacing=spacing, fractional=True)
+    times = sampling_timesteps(process, steps, spacing=spacing, fractional=True)
     return [process.noise(torch.tensor([t], dtype=DOUBLE), NoiseRegions.from_mask(HOLE)) for t in times]
 
 
@@ -132,7 +132,7 @@ def test_each_level_of_a_soft_mask_has_its_own_steps():
         regions = NoiseRegions(
             torch.tensor([[value]], dtype=DOUBLE), torch.zeros(1, *HOLE.shape[2:], dtype=torch.int64)
         )
-        times = sampling_times(PROCESSES["rad"], 6, spacing="logsnr", fractional=True)
+        times = sampling_timesteps(PROCESSES["rad"], 6, spacing="logsnr", fractional=True)
         single = [PROCESSES["rad"].noise(torch.tensor([t], dtype=DOUBLE), regions) for t in times]
         alone, before = draw(0), None
         for number, (now, nxt) in enumerate(pairwise(single)):
@@ -157,7 +157,7 @@ def test_the_error_falls_with_the_order_of_the_solver(solver, order):
     def end(steps, solver=solver):
         task = Task.from_image(WORLD.y, WORLD.hole)
         with KeyedNoise(0, range(1)) as noise:
-            sampler = Sampler(RegionAware(BETAS), (METHODS["rad"](),), steps=steps, solver=solver, spacing="logsnr")
+            sampler = Sampler(RegionAware(BETAS), METHODS["rad"](), steps=steps, solver=solver, spacing="logsnr")
             return sampler(WORLD.denoiser, task, noise=noise).raw
 
     exact = end(1000, "dpm++2m")
@@ -214,7 +214,7 @@ def test_even_spacing_does_harm_to_the_second_order():
     """Why the pair is refused: on even times the samples have far too much variance, and a large KL."""
     for steps, ratio, kl in ((10, 1.43, 1.7), (20, 1.39, 0.23), (50, 1.19, 0.33)):
         rad = METHODS["rad"]()
-        chosen, times = rad.choose(steps=steps), spaced_times(1000, steps)
+        chosen, times = rad.choose(steps=steps), spaced_timesteps(1000, steps)
         reached = distance(WORLD, *law_of_draws(WORLD, rad, chosen, times=times))
         assert reached.variance_ratio == pytest.approx(ratio, abs=0.006)
         assert reached.kl == pytest.approx(kl, rel=0.05)
@@ -228,9 +228,7 @@ def test_even_spacing_does_harm_to_the_second_order():
 def test_rad_calls_the_network_once_a_step_and_keeps_known_pixels(spacing, eta):
     soft = (0.5 * WORLD.hole).roll(1, -1).maximum(WORLD.hole)
     for steps in (1, 2, 7, 60):
-        sampler = Sampler(
-            RegionAware(BETAS), (METHODS["rad"](),), steps=steps, solver="dpm++2m", spacing=spacing, eta=eta
-        )
+        sampler = Sampler(RegionAware(BETAS), METHODS["rad"](), steps=steps, solver="dpm++2m", spacing=spacing, eta=eta)
         with KeyedNoise(0, range(1)) as noise:
             sample = sampler(WORLD.denoiser, Task.from_image(WORLD.y, soft), noise=noise)
         assert sample.nfe == sampler.cost.nfe == steps
@@ -239,12 +237,12 @@ def test_rad_calls_the_network_once_a_step_and_keeps_known_pixels(spacing, eta):
 
 
 def test_zero_shot_methods_get_whole_times_each_once():
-    sampler = Sampler(Uniform(BETAS), (METHODS["ddnm"](),), steps=100, spacing="logsnr")
-    assert all(isinstance(t, int) for t in sampler.times)
-    assert sampler.times == sorted(set(sampler.times), reverse=True)
-    assert sampler.times[0] == 999
-    assert sampler.times[-2:] == [0, CLEAN]
-    assert sampler.cost.nfe == len(sampler.times) - 1 == 94
+    sampler = Sampler(Uniform(BETAS), METHODS["ddnm"](), steps=100, spacing="logsnr")
+    assert all(isinstance(t, int) for t in sampler.timesteps)
+    assert sampler.timesteps == sorted(set(sampler.timesteps), reverse=True)
+    assert sampler.timesteps[0] == 999
+    assert sampler.timesteps[-2:] == [0, CLEAN]
+    assert sampler.cost.nfe == len(sampler.timesteps) - 1 == 94
     plain = Sampler(Uniform(BETAS), steps=100, spacing="logsnr")
     assert plain.cost.nfe == 100
 
@@ -269,13 +267,12 @@ def test_bad_combinations_are_refused_with_the_reason(options, message):
 def test_methods_that_change_x_or_x0_refuse_the_second_order():
     for name, kind in METHODS.items():
         method = kind()
-        loop = (method,) if isinstance(method, SamplingMethod) else method
         options = {"steps": 5, "solver": "dpm++2m", "spacing": "logsnr" if kind.uses_spacing else "quad"}
         if name in ("rad", "tdpaint"):
-            Sampler(method.process(Uniform(BETAS), "adm"), loop, **options)
+            Sampler(method.process(Uniform(BETAS), "adm"), method, **options)
             continue
         with pytest.raises(ValueError, match="extrapolates from the previous step"):
-            Sampler(method.process(Uniform(BETAS), "adm"), loop, **options)
+            Sampler(method.process(Uniform(BETAS), "adm"), method, **options)
 
 
 def test_a_plan_that_goes_back_refuses_the_second_order():
@@ -286,7 +283,7 @@ def test_a_plan_that_goes_back_refuses_the_second_order():
             return [*times[:3], times[1], *times[2:]]
 
     with pytest.raises(ValueError, match="goes back to noisier levels"):
-        Sampler(Uniform(BETAS), [Travel()], steps=5, solver="dpm++2m", spacing="quad")
+        Sampler(Uniform(BETAS), Travel(), steps=5, solver="dpm++2m", spacing="quad")
 
 
 def test_a_choice_of_solver_brings_its_spacing_and_eta():

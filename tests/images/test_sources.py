@@ -1,4 +1,4 @@
-"""Tars, LMDB and Hugging Face datasets give what a folder of the same images gives, at any position, in any process."""
+"""Tars, LMDB and Hugging Face datasets equal a folder of the same images, at any position, in any process."""
 
 import os
 import pickle
@@ -98,7 +98,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def convert(tmp_path: Path) -> Callable[[Path, str], str]:
     """The same images as another kind of source."""
 
-    def made(folder: Path, kind: str) -> str:
+    def write(folder: Path, kind: str) -> str:
         files = contents(folder)
         where = tmp_path / kind
         if kind == "lmdb":
@@ -112,7 +112,7 @@ def convert(tmp_path: Path) -> Callable[[Path, str], str]:
             write_tar(where / f"{shard}.tar", inside)
         return str(where if kind == "tar" else where / "s-{0..1}.tar")
 
-    return made
+    return write
 
 
 def load(path: str | Path | list[str], **settings: object) -> ImageDataModule:
@@ -143,9 +143,9 @@ def test_batches_are_those_of_the_folder_with_workers_too(folder: Path, convert:
     for loader in (ImageDataModule.train_dataloader, ImageDataModule.val_dataloader):
         here, there = list(loader(plain)), list(loader(other))
         assert len(here) == len(there)
-        for one, two in zip(here, there, strict=True):
-            assert kind == "hf" or one["name"] == two["name"]
-            assert all(torch.equal(one[field], two[field]) for field in ("image", "position", "hole"))
+        for expected, batch in zip(here, there, strict=True):
+            assert kind == "hf" or expected["name"] == batch["name"]
+            assert all(torch.equal(expected[field], batch[field]) for field in ("image", "position", "hole"))
     assert len(plain.val_images) == len(other.val_images) == settings["val_count"]
     assert kind == "hf" or other.state_dict() == plain.state_dict()  # rows have numbers for names
 
@@ -189,7 +189,7 @@ def test_any_position_is_reached_in_the_middle_of_an_epoch(folder: Path, convert
 
 
 class Recorder(LightningModule):
-    """Trains one number and remembers what it saw."""
+    """Trains one number and records its samples."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -279,8 +279,8 @@ def test_a_tar_is_searched_for_images_as_a_folder_is(tmp_path: Path) -> None:
                 info = tarfile.TarInfo(name)
                 info.type, info.linkname = kind, "b.png"
                 tar.addfile(info)
-        found = [image.name for image in list_images(tmp_path / "one.v2.tar")]
-        assert found == [f"one.v2/{name}" for name in ("/abs.png", "a/deep.JPG", "b.png", "é" * 90 + ".png")]
+        listed = [image.name for image in list_images(tmp_path / "one.v2.tar")]
+        assert listed == [f"one.v2/{name}" for name in ("/abs.png", "a/deep.JPG", "b.png", "é" * 90 + ".png")]
 
 
 def test_patterns_and_folders_of_tars_are_in_the_order_of_their_names(tmp_path: Path) -> None:
@@ -351,7 +351,7 @@ def test_of_a_damaged_tar_the_whole_images_are_used(tmp_path: Path) -> None:
 
 
 def test_more_shards_than_may_be_open_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rad.images.archives._OPEN_SHARDS", 2)
+    monkeypatch.setattr("rad.images.tars._OPEN_SHARDS", 2)
     for number in range(5):
         write_tar(tmp_path / f"{number}.tar", {"a.png": bytes([number])})
     before = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 0

@@ -14,7 +14,8 @@ from diffusers import UNet2DModel
 from PIL import Image
 
 from rad.diffusion.schedules import linear_betas
-from rad.inpainting.inpainter import Inpainter, composite
+from rad.inpainting.composite import composite
+from rad.inpainting.inpainter import Inpainter
 from rad.methods import METHODS
 from rad.methods.registry import create
 from rad.models.base import save_base
@@ -44,7 +45,7 @@ def plain(base):
 
 
 class Counted(torch.nn.Module):
-    """A network that notes the batches it gets, takes them row by row, and runs out of memory above a limit."""
+    """A network that records its batch sizes, processes them row by row, and runs out of memory above a limit."""
 
     def __init__(self, network, *, limit=1000):
         super().__init__()
@@ -68,7 +69,7 @@ class Counted(torch.nn.Module):
 
 @contextmanager
 def counted(inpainter, **options):
-    """CPU kernels round differently for another batch size; row by row, what is left to differ is ours."""
+    """Run the network row by row, since CPU kernels round differently for another batch size."""
     network = inpainter.model.unet
     inpainter.model.unet = Counted(network, **options)
     try:
@@ -82,7 +83,7 @@ def pixels(image):
 
 
 def holes(height, width):
-    """Every kind: a box, a soft one, single pixels in the corners, the border, two far apart, everything, nothing."""
+    """Holes of many kinds: a box, a soft one, single pixels in the corners, the border, two far apart, everything, nothing."""
     box = box_hole(height, width, height // 4, width // 4, height // 2 + 1, width // 2 + 1)
     soft = box.clone()
     soft[:, : height // 2] *= 0.3
@@ -182,16 +183,16 @@ def test_every_method_works_on_a_network(rad, coarse, name):
         random_image(SIZE, SIZE, seed=7),
         box_hole(SIZE, SIZE, 3, 4, 12, 9),
     )
-    told = []
+    progress = []
     one, other = (
-        rad([given] * 2, hole, method=method, steps=3, names=["a", "b"], on_step=lambda *calls: told.append(calls))
+        rad([given] * 2, hole, method=method, steps=3, names=["a", "b"], on_step=lambda *calls: progress.append(calls))
         for given in (image, composite(image, secret, hole))
     )
     cost = rad.sampler(method, steps=3).cost
     assert (one.nfe >= 2 * cost.nfe) if name == "copaint" else (one.nfe == 2 * cost.nfe)
     assert one.vjp == 2 * cost.vjp
     assert one.peak_memory > 2**20
-    assert not cost.nfe or told[-1] == (2 * cost.nfe, 2 * cost.nfe)
+    assert not cost.nfe or progress[-1] == (2 * cost.nfe, 2 * cost.nfe)
     known = (hole[0] == 0).numpy()
     for number in range(2):
         assert np.array_equal(pixels(one.raw[number]), pixels(other.raw[number])), "the hole's content leaks"
@@ -220,7 +221,7 @@ def test_a_large_network_that_is_differentiated_recomputes_activations(base, mon
     plain = Inpainter.from_pretrained(base)
     image, hole = random_image(SIZE, SIZE), box_hole(SIZE, SIZE, 3, 4, 12, 9)
     expected = plain(image, hole, method="dps", steps=2).images[0]
-    monkeypatch.setattr("rad.models.pixel.CHECKPOINTED_SIZE", SIZE)
+    monkeypatch.setattr("rad.models.loaded_model.CHECKPOINTED_SIZE", SIZE)
     seen = []
     inner = plain.model.unet.forward
     monkeypatch.setattr(
@@ -242,7 +243,7 @@ def test_known_pixels_around_the_hole_do_matter(rad):
 
 
 class SpoilsKnown(SamplingMethod):
-    """A method that does not keep the known pixels: it paints everything in one grey, 64."""
+    """A method that overwrites the known pixels: the whole image becomes grey 64."""
 
     def after_step(self, state, denoised, x_next):
         return torch.full_like(x_next, -0.5)
@@ -251,7 +252,7 @@ class SpoilsKnown(SamplingMethod):
 @pytest.mark.parametrize(
     ("policy", "size"), [("error", (16, 16)), ("crop", (16, 31)), ("crop", (9, 40)), ("resize", (9, 11))]
 )
-def test_raw_is_what_the_method_made_and_images_keep_the_known(rad, policy, size, monkeypatch):
+def test_raw_is_the_output_of_the_method_and_images_keep_known_pixels(rad, policy, size, monkeypatch):
     monkeypatch.setitem(METHODS, "spoils", SpoilsKnown)
     image = Image.new("RGB", (size[1], size[0]), (200, 200, 200))
     hole = box_hole(*size, 0, 0, 2, 2)
@@ -265,7 +266,7 @@ def test_raw_is_what_the_method_made_and_images_keep_the_known(rad, policy, size
     assert (pixels(result.raw[0])[:, width:] == 200).all(), "no window was there"
 
 
-def test_raw_of_a_padded_image_is_cut_and_not_scaled(rad):
+def test_raw_of_a_padded_image_is_cropped_and_not_resized(rad):
     image = random_image(9, 11)
     result = rad(image, box_hole(9, 11, 0, 0, 1, 1), steps=1, size_policy="crop")
     assert np.array_equal(pixels(result.raw[0])[1:], pixels(image)[1:])
@@ -363,20 +364,20 @@ def test_without_memory_batches_are_halved_and_results_stay(rad):
     images, boxes, names = eight()
     with counted(rad):
         expected = rad(images, boxes, names=names, steps=2, batch_size=8)
-    told = []
+    progress = []
     with counted(rad, limit=2) as network:
-        result = rad(images, boxes, names=names, steps=2, batch_size=7, on_step=lambda *done: told.append(done))
+        result = rad(images, boxes, names=names, steps=2, batch_size=7, on_step=lambda *done: progress.append(done))
     assert network.refused == [7, 4]
     assert network.batches == [2] * 8
     assert result.nfe == expected.nfe == 16
-    assert told[-1] == (16, 16)
+    assert progress[-1] == (16, 16)
     assert all(np.array_equal(pixels(a), pixels(b)) for a, b in zip(result.images, expected.images, strict=True))
     with counted(rad, limit=0), pytest.raises(torch.OutOfMemoryError):
         rad(images[0], boxes[0], steps=2)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not forget the peak")
-def test_memory_of_a_call_is_not_that_of_what_was_before(rad):
+def test_peak_memory_is_that_of_the_call(rad):
     before = torch.ones(2**28)  # 1 GiB
     large = rad(random_image(SIZE, SIZE), box_hole(SIZE, SIZE, 2, 2, 12, 12), steps=1).peak_memory
     del before
@@ -388,10 +389,10 @@ def test_memory_of_a_call_is_not_that_of_what_was_before(rad):
 
 
 @pytest.mark.parametrize(("policy", "size"), POLICY_AND_SIZE)
-def test_the_calls_counted_beforehand_are_the_calls_made(rad, policy, size):
+def test_planned_network_calls_equal_the_actual_ones(rad, policy, size):
     kinds = list(holes(*size).values())
     windows = sum(rad.count_windows(hole, size_policy=policy, margin=3) for hole in kinds)
-    told = []
+    progress = []
     with counted(rad) as network:
         result = rad(
             [random_image(*size)] * len(kinds),
@@ -401,13 +402,13 @@ def test_the_calls_counted_beforehand_are_the_calls_made(rad, policy, size):
             size_policy=policy,
             margin=3,
             batch_size=5,
-            on_step=lambda done, total: told.append((done, total)),
+            on_step=lambda done, total: progress.append((done, total)),
         )
     expected = 2 * windows * rad.sampler("rad", steps=1).cost.nfe
     assert network.calls == result.nfe == expected
     assert max(network.batches) <= 5
-    assert told == sorted(told)
-    assert told[-1] == (expected, expected)
+    assert progress == sorted(progress)
+    assert progress[-1] == (expected, expected)
 
 
 def test_crop_on_an_image_of_the_models_size_is_the_plain_run(rad):
@@ -416,7 +417,7 @@ def test_crop_on_an_image_of_the_models_size_is_the_plain_run(rad):
     assert np.array_equal(pixels(plainly), pixels(cropped))
 
 
-def test_what_lies_outside_a_small_image_is_unknown(rad):
+def test_the_outside_of_a_small_image_is_unknown(rad):
     big = random_image(SIZE, SIZE)
     hole = box_hole(SIZE, SIZE, 2, 3, 6, 9, 9, 0, 16, 16, 0, 11, 16, 16)
     small = rad(big.crop((0, 0, 11, 9)), hole[:, :9, :11], steps=3, size_policy="crop").images[0]
@@ -497,7 +498,7 @@ def test_the_adapter_is_on_again_after_an_error(rad, monkeypatch):
 
 
 def test_adapter_and_base_changes_the_result(rad, models, tmp_path):
-    """What the fixture relies on: another adapter on the same base gives another image."""
+    """Another adapter on the same base gives another image, which the fixture relies on."""
     make_adapter(tmp_path / "other", models / "base", seed=2)
     image, hole = random_image(SIZE, SIZE), box_hole(SIZE, SIZE, 3, 3, 13, 13)
     other = Inpainter.from_pretrained(tmp_path / "other")
@@ -590,10 +591,10 @@ def test_an_adapter_with_other_keys_is_an_error(adapter, base, tmp_path):
         Inpainter.from_pretrained(tmp_path / "adapter", base=base)
 
 
-# ---- what is taken and what is refused -----------------------------------------------------------
+# ---- valid and invalid inputs ---------------------------------------------------------------------
 
 
-def test_files_images_and_tensors_are_the_same_input(rad, tmp_path):
+def test_files_images_and_tensors_give_equal_results(rad, tmp_path):
     original, hole = random_image(SIZE, SIZE), box_hole(SIZE, SIZE, 3, 3, 13, 13)
     original.save(tmp_path / "image.png")
     mask = Image.fromarray(np.uint8(255 * hole[0].numpy()))
@@ -612,7 +613,7 @@ def test_files_images_and_tensors_are_the_same_input(rad, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["tensor", "image"])
-def test_the_polarity_turns_a_mask_around(rad, kind):
+def test_the_polarity_inverts_a_mask(rad, kind):
     image, hole = random_image(SIZE, SIZE), box_hole(SIZE, SIZE, 3, 3, 13, 13)
     mask = 1 - hole if kind == "tensor" else Image.fromarray(np.uint8(255 * (1 - hole[0].numpy())))
     turned = rad(image, mask, steps=2, mask_polarity="white_is_known").images[0]
@@ -673,7 +674,7 @@ def test_one_mask_serves_all_images(rad):
         ({"image": Image.fromarray(np.full((SIZE, SIZE), 40000, np.uint16))}, "I;16"),
     ],
 )
-def test_what_cannot_be_done_is_an_error_before_any_network_call(rad, change, message):
+def test_an_invalid_input_is_an_error_before_any_network_call(rad, change, message):
     given = {"image": random_image(SIZE, SIZE), "mask": box_hole(SIZE, SIZE, 3, 3, 9, 9), "steps": 2, **change}
     with counted(rad) as network, pytest.raises((ValueError, FileNotFoundError), match=message):
         rad(given.pop("image"), given.pop("mask"), **given)
@@ -697,7 +698,7 @@ def test_rad_needs_an_adapter(plain):
         ({"path": "base", "base": "base"}, "no use"),
     ],
 )
-def test_what_cannot_be_loaded_is_an_error(models, options, message):
+def test_an_invalid_option_of_loading_is_an_error(models, options, message):
     path = models / options.pop("path", "adapter")
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         Inpainter.from_pretrained(path, **options)
@@ -720,10 +721,10 @@ def test_more_steps_and_less_eta_change_the_result(rad):
     assert not np.array_equal(results[1], results[2])
 
 
-def test_solver_and_spacing_of_rad_are_its_preset_or_the_users(rad):
+def test_solver_and_spacing_of_rad_are_the_preset_or_the_given_ones(rad):
     def chosen(**options):
         sampler = rad.sampler("rad", **options)
-        return len(sampler.times) - 1, sampler.solver, sampler.eta, sampler.times[1]
+        return len(sampler.timesteps) - 1, sampler.solver, sampler.eta, sampler.timesteps[1]
 
     assert chosen()[:3] == (20, "dpm++2m", 0.0)
     assert chosen(solver="ddpm", steps=5) == (5, "ddpm", 1.0, 749)
@@ -739,7 +740,7 @@ def test_solver_and_spacing_of_rad_are_its_preset_or_the_users(rad):
     assert all(np.array_equal(one[known], pixels(image)[known]) for one in results)
 
 
-def test_a_solver_without_effect_is_warned_of(rad):
+def test_a_solver_without_effect_gives_a_warning(rad):
     with pytest.warns(UserWarning, match="spacing has no effect on method 'grow'"):
         rad.sampler("grow", steps=4, spacing="quad")
     with pytest.warns(UserWarning, match="solver has no effect on method 'ddrm'"):

@@ -106,7 +106,7 @@ def test_yaml_makes_a_mixture():
         (lambda: Text(lines=(0, 1)), r"lines=\(0, 1\)"),
         (lambda: Text(margin=(0, 99)), r"margin=\(0, 99\)"),
         (lambda: Box(side=(0.5, 0.2)), r"side=\(0.5, 0.2\)"),
-        (lambda: Extreme(side=(0.5, 1.2)), "side=1.2"),
+        (lambda: Extreme(side=(0.5, 1.2)), r"side=\(0.5, 1.2\)"),
     ],
 )
 def test_settings_out_of_range_are_refused(build, message):

@@ -1,4 +1,4 @@
-"""Sets of masks: what they depend on, their hash, their files and manifest, the command line."""
+"""Sets of masks: their dependencies, hash, files and manifest, and the command line."""
 
 import hashlib
 import json
@@ -42,15 +42,15 @@ def invert(folder, target):
     return target
 
 
-# --- what a set depends on ---
+# --- dependencies of a set ---
 
 
 @pytest.mark.parametrize("name", main_names())
 def test_a_larger_set_begins_with_the_smaller_one(name):
     small, large = list(holes(name, SIZE, 3, 7)), list(holes(name, SIZE, 5, 7))
     assert [mask for mask, _ in large] == ["000000", "000001", "000002", "000003", "000004"]
-    for (one, hole), (other, same) in zip(small, large[:3], strict=True):
-        assert one == other
+    for (first, hole), (second, same) in zip(small, large[:3], strict=True):
+        assert first == second
         assert hole.shape == (1, *SIZE)
         assert torch.equal(hole, same)
     assert hash_holes(small) != hash_holes(large)
@@ -75,11 +75,11 @@ def test_an_alias_is_the_same_set(alias, name):
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    # Sets without a draw, and one of a few small integers from torch. What Pillow paints (wide, thin, lettering) or
-    # floating point decides (perlin, blobs, pixels) may differ in a pixel between versions, and is not frozen.
+    # Sets without a draw, and one of a few small integers from torch. Painted sets (wide, thin, lettering) and floating
+    # point sets (perlin, blobs, pixels) may differ in a pixel between versions of Pillow and torch, and are not frozen.
     [("half", "cebc2faa1fe1c5c3"), ("superres", "cca8b973fa550a81"), ("box", "97b46b21fa092b7a")],
 )
-def test_sets_stay_what_they_are(name, expected):
+def test_sets_do_not_change(name, expected):
     assert hash_holes(holes(name, (16, 24), 4, 0)) == expected
 
 
@@ -93,11 +93,11 @@ def test_a_mask_is_drawn_from_the_generator_of_its_number():
     [("box", 1 / 4), ("extreme", 3 / 4), ("half", 1 / 2), ("expand", 15 / 16), ("lines", 1 / 2), ("superres", 3 / 4)],
 )
 def test_white_is_fill_and_shares_are_known(tmp_path, name, share):
-    made = written(tmp_path / "set", name, (16, 16))
-    for entry in made.entries:
+    mask_set = written(tmp_path / "set", name, (16, 16))
+    for entry in mask_set.entries:
         assert entry.share == share
         assert (np.asarray(Image.open(tmp_path / "set" / f"{entry.name}.png")) == 255).mean() == share
-    assert [file["share"] for file in made.manifest["files"].values()] == [share] * 3
+    assert [file["share"] for file in mask_set.manifest["files"].values()] == [share] * 3
 
 
 def test_blobs_are_one_to_three_connected_shapes_of_limited_area():
@@ -107,15 +107,14 @@ def test_blobs_are_one_to_three_connected_shapes_of_limited_area():
     shares = drawn.mean((1, 2))
     assert shares.min() > 0.01
     assert shares.max() <= 0.5
-    one = Blobs(blobs=(1, 1))
-    drawn = one([generator("blob", index) for index in range(60)], 32, 80)
+    drawn = Blobs(blobs=(1, 1))([generator("blob", index) for index in range(60)], 32, 80)
     assert all(ndimage.label(hole)[1] == 1 for hole in drawn[:, 0].numpy())
 
 
 def test_a_blob_has_the_area_of_its_disc_and_is_one_without_irregularity():
     def draw(irregularity):
-        made = Blobs(blobs=(1, 1), radius=(0.1, 0.1), irregularity=irregularity)
-        return made([generator("area", index) for index in range(20)], 256, 256)[:, 0].numpy()
+        blobs = Blobs(blobs=(1, 1), radius=(0.1, 0.1), irregularity=irregularity)
+        return blobs([generator("area", index) for index in range(20)], 256, 256)[:, 0].numpy()
 
     areas, discs = draw(0.35).sum((1, 2)), draw(0.0)
     area = np.pi * 25.6**2
@@ -132,15 +131,15 @@ def test_a_blob_has_the_area_of_its_disc_and_is_one_without_irregularity():
 
 
 def test_the_hash_is_the_documented_one():
-    two = torch.tensor([[[0.0, 1.0, 0.4]]])
-    one = torch.ones(1, 2, 1)
+    row = torch.tensor([[[0.0, 1.0, 0.4]]])
+    column = torch.ones(1, 2, 1)
     pixels = [hashlib.sha256(bytes(values)).hexdigest() for values in ([255, 255], [0, 255, 102])]
     text = f"a/one\t2\t1\t{pixels[0]}\nb\t1\t3\t{pixels[1]}\n"
     expected = hashlib.sha256(text.encode()).hexdigest()[:16]
-    assert hash_holes([("b", two), ("a/one", one)]) == expected
-    assert hash_holes([("b", two.mT), ("a/one", one)]) != expected
-    assert hash_holes([("b", 1 - two), ("a/one", one)]) != expected
-    assert hash_holes([("c", two), ("a/one", one)]) != expected
+    assert hash_holes([("b", row), ("a/one", column)]) == expected
+    assert hash_holes([("b", row.mT), ("a/one", column)]) != expected
+    assert hash_holes([("b", 1 - row), ("a/one", column)]) != expected
+    assert hash_holes([("c", row), ("a/one", column)]) != expected
 
 
 def test_sets_without_a_hash():
@@ -154,16 +153,16 @@ def test_sets_without_a_hash():
 
 
 def test_a_written_set_is_read_again(tmp_path):
-    made = written(tmp_path / "set", "thick", (32, 48), 4, 9)
-    found = read_set(tmp_path / "set")
+    mask_set = written(tmp_path / "set", "thick", (32, 48), 4, 9)
+    loaded = read_set(tmp_path / "set")
     expected = list(holes("wide", (32, 48), 4, 9))
-    assert found.hash == made.hash == made.manifest["hash"] == hash_holes(expected)
-    assert found.entries == made.entries
-    assert found.names == [name for name, _ in expected]
-    assert all(torch.equal(found.hole(name), hole) for name, hole in expected)
-    assert all(torch.equal(hole, other) for (_, hole), (_, other) in zip(found.holes(), expected, strict=True))
+    assert loaded.hash == mask_set.hash == mask_set.manifest["hash"] == hash_holes(expected)
+    assert loaded.entries == mask_set.entries
+    assert loaded.names == [name for name, _ in expected]
+    assert all(torch.equal(loaded.hole(name), hole) for name, hole in expected)
+    assert all(torch.equal(hole, other) for (_, hole), (_, other) in zip(loaded.holes(), expected, strict=True))
     manifest = json.loads((tmp_path / "set" / MANIFEST).read_text())
-    assert manifest == found.manifest
+    assert manifest == loaded.manifest
     assert {key: manifest[key] for key in ("set", "height", "width", "count", "seed", "polarity")} == {
         "set": "wide",
         "height": 32,
@@ -182,10 +181,10 @@ def test_everything_that_looks_like_an_image_is_a_mask(tmp_path):
 
 
 def test_files_of_the_opposite_polarity_are_the_same_set(tmp_path):
-    made = written(tmp_path / "set", "blobs", (32, 32))
+    mask_set = written(tmp_path / "set", "blobs", (32, 32))
     inverted = invert(tmp_path / "set", tmp_path / "inverted")
-    assert read_set(inverted, polarity="white_is_known").hash == made.hash
-    assert read_set(inverted).hash != made.hash
+    assert read_set(inverted, polarity="white_is_known").hash == mask_set.hash
+    assert read_set(inverted).hash != mask_set.hash
     with pytest.raises(ValueError, match=r"white_is_known.*says white_is_fill"):
         read_set(tmp_path / "set", polarity="white_is_known")
 
@@ -199,12 +198,12 @@ def test_soft_masks_are_the_same_in_both_polarities(tmp_path):
 
 @pytest.mark.parametrize("top", ["", "set/"])
 def test_a_zip_with_or_without_its_folder_is_the_same_set(tmp_path, top):
-    made = written(tmp_path / "set")
+    mask_set = written(tmp_path / "set")
     with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
         for path in (tmp_path / "set").iterdir():
             archive.write(path, f"{top}{path.name}")
-    found = read_set(tmp_path / "set.zip")
-    assert (found.hash, found.names, found.manifest) == (made.hash, made.names, made.manifest)
+    loaded = read_set(tmp_path / "set.zip")
+    assert (loaded.hash, loaded.names, loaded.manifest) == (mask_set.hash, mask_set.names, mask_set.manifest)
     with zipfile.ZipFile(tmp_path / "bad.zip", "w") as archive:
         archive.write(tmp_path / "set" / MANIFEST, f"{top}{MANIFEST}")
         archive.write(tmp_path / "set" / "000000.png", f"{top}000000.png")
@@ -216,9 +215,9 @@ def test_masks_of_others_have_paths_for_names(tmp_path):
     for name in ("a/one.png", "b/one.png", "b/.hidden.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         write_mask(tmp_path / name, torch.ones(1, 4, 5))
-    found = read_set(tmp_path)
-    assert (found.names, found.manifest) == (["a/one", "b/one"], None)
-    assert [(entry.height, entry.width, entry.share) for entry in found.entries] == [(4, 5, 1.0)] * 2
+    loaded = read_set(tmp_path)
+    assert (loaded.names, loaded.manifest) == (["a/one", "b/one"], None)
+    assert [(entry.height, entry.width, entry.share) for entry in loaded.entries] == [(4, 5, 1.0)] * 2
     shutil.copy(tmp_path / "a" / "one.png", tmp_path / "a" / "one.bmp")
     with pytest.raises(ValueError, match=r"two masks called a/one, a/one\.bmp and a/one\.png"):
         read_set(tmp_path)
@@ -308,10 +307,10 @@ def test_a_set_grows_but_does_not_shrink(tmp_path):
     ],
 )
 def test_sets_are_not_mixed(tmp_path, change, message):
-    made = written(tmp_path)
+    mask_set = written(tmp_path)
     with pytest.raises(ValueError, match=message):
         written(tmp_path, **change)
-    assert read_set(tmp_path).hash == made.hash
+    assert read_set(tmp_path).hash == mask_set.hash
 
 
 def test_images_of_others_are_not_mixed_in_nor_written_over(tmp_path):
@@ -344,15 +343,15 @@ def test_one_set_goes_into_the_folder_and_several_into_their_own(tmp_path, capsy
     assert hole[0, :, 0].tolist() == [1, 0] * 8
 
 
-def test_check_prints_what_there_is(tmp_path, capsys):
-    made = written(tmp_path / "set", "center", (32, 32))
+def test_check_describes_a_set(tmp_path, capsys):
+    mask_set = written(tmp_path / "set", "center", (32, 32))
     assert main(["--check", str(tmp_path / "set")]) == 0
     report = capsys.readouterr()
     for line in (
         "masks: 3",
         "size: 32x32",
         "share of hole: 25 %",
-        f"hash: {made.hash}",
+        f"hash: {mask_set.hash}",
         "manifest: center, seed 0, agrees",
     ):
         assert f"\n{line}" in report.out
@@ -360,12 +359,12 @@ def test_check_prints_what_there_is(tmp_path, capsys):
     inverted = invert(tmp_path / "set", tmp_path / "inverted")
     assert main(["--check", str(inverted), "--mask_polarity", "white_is_known"]) == 0
     report = capsys.readouterr()
-    assert (f"hash: {made.hash}" in report.out, report.err) == (True, "")
+    assert (f"hash: {mask_set.hash}" in report.out, report.err) == (True, "")
     assert main(["--check", str(inverted)]) == 0
     assert "3 of 3 masks" in capsys.readouterr().err
 
 
-def test_list_names_everything_there_is(capsys):
+def test_list_names_every_set(capsys):
     assert main(["--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == main_names() == list(ABOUT)
@@ -403,7 +402,7 @@ def test_mistakes_are_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, ar
     assert not list(tmp_path.iterdir())
 
 
-def test_options_without_effect_are_told(tmp_path, capsys):
+def test_options_without_effect_are_reported(tmp_path, capsys):
     written(tmp_path)
     assert main(["--check", str(tmp_path), "--seed", "0"]) == 0
     assert capsys.readouterr().err == "warning: --seed has no effect without --set\n"
@@ -417,20 +416,20 @@ def test_the_masks_of_repaint_keep_white(tmp_path):
     with zipfile.ZipFile(REPAINT) as archive:
         names = [f"gt_keep_masks/{name}/000000.png" for name in ("ev2li", "ex64", "genhalf", "nn2")]
         archive.extractall(tmp_path, names)
-    found = read_set(tmp_path / "gt_keep_masks", polarity="white_is_known")
-    assert [entry.share for entry in found.entries] == [0.5, 0.9375, 0.5, 0.75]
+    loaded = read_set(tmp_path / "gt_keep_masks", polarity="white_is_known")
+    assert [entry.share for entry in loaded.entries] == [0.5, 0.9375, 0.5, 0.75]
     ours = [(f"{folder}/000000", next(holes(name, (256, 256), 1, 0))[1]) for folder, name in
             [("ev2li", "lines"), ("ex64", "expand"), ("genhalf", "half"), ("nn2", "superres")]]  # fmt: skip
-    assert found.hash == hash_holes(ours)
+    assert loaded.hash == hash_holes(ours)
 
 
 def test_the_overview_lies_beside_the_masks_and_shows_their_polarity(tmp_path):
-    made = write_set(tmp_path / "half", "half", size=(32, 32), count=2, seed=0)
+    mask_set = write_set(tmp_path / "half", "half", size=(32, 32), count=2, seed=0)
     assert {path.name for path in (tmp_path / "half").iterdir()} == {"000000.png", "000001.png", "manifest.json"}
     assert [str(image.name) for image in list_images(tmp_path / "half")] == ["000000.png", "000001.png"]
     with Image.open(tmp_path / "half-overview.png") as sheet:
         grey = np.asarray(sheet.convert("L"))
-    single = overview([(made.entries[0], 1 - made.hole("000000"))], title="the opposite")
+    single = overview([(mask_set.entries[0], 1 - mask_set.hole("000000"))], title="the opposite")
     assert grey.min() == 0
     assert (grey == 255).any()
     assert not np.array_equal(np.asarray(single.convert("L")), grey)

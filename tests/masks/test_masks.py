@@ -14,8 +14,8 @@ from PIL import Image
 from scipy import ndimage, stats
 
 from rad.masks import MaskGenerator
-from rad.masks.files import looks_inverted, overlay, read_mask, same_mask, write_mask
-from rad.masks.perlin import Perlin, Pnoise, perlin_noise, soften, threshold_by_rank
+from rad.masks.files import looks_inverted, read_mask, same_mask, write_mask
+from rad.masks.perlin import Perlin, Pnoise, perlin_noise, threshold_by_rank
 from rad.masks.shapes import MASKS, Blobs, Box, CenterBox, Expand, Lettering, RandomPixels, Strokes, make
 
 REPAINT = Path(__file__).resolve().parents[3] / "shared" / "data" / "repaint_keep_masks.zip"
@@ -73,7 +73,7 @@ def test_seeds_decide_and_the_global_generator_does_not(name):
     assert len({hole.numpy().tobytes() for hole in first}) == 4
 
 
-def test_make_names_what_there_is():
+def test_make_names_the_masks():
     assert all(isinstance(make(name), MaskGenerator) for name in MASKS)
     with pytest.raises(ValueError, match=r"'oval'.*box, extreme"):
         make("oval")
@@ -131,7 +131,6 @@ def test_yaml_makes_a_generator(path, settings, expected):
         (lambda: Blobs(radius=(0.5, 0.5), max_area=0.001)(generators(1), 64, 64), "max_area=0.001"),
         (lambda: Lettering(lines=0), "lines=0"),
         (lambda: Lettering(scratches=10**6), "scratches=1000000.*at most 1000"),
-        (lambda: soften(torch.zeros(1, 1, 8, 8), -1.0), "sigma_px=-1.0"),
     ],
 )
 def test_settings_out_of_range_are_refused(build, message):
@@ -248,21 +247,6 @@ def test_pnoise_is_the_low_side_of_the_package():
         assert np.array_equal(hole, single)
 
 
-def test_softening_an_edge_gives_the_gaussian_integral():
-    hole = torch.zeros(1, 1, 40, 60)
-    hole[..., 30:] = 1
-    for sigma in (1.5, 3.0):
-        soft = soften(hole, sigma)[0, 0]
-        distance = torch.arange(60) - 29.5
-        expected = 0.5 * (1 + torch.erf(distance / (sigma * math.sqrt(2))))
-        assert (soft - expected).abs().max() < 0.01
-        assert torch.equal(soft, (255 * soft).round() / 255)
-        assert soft[:, : 30 - math.ceil(4 * sigma)].max() == 0
-        assert soft[:, 30 + math.ceil(4 * sigma) :].min() == 1
-    assert torch.equal(soften(hole, 0.0), hole)
-    assert soften(torch.ones(2, 1, 8, 8), 30.0).min() == 1
-
-
 # --- shapes: 1 = fill ---
 
 
@@ -348,8 +332,8 @@ def test_masks_of_boxes_keep_the_margin():
     margin = torch.ones(256, 256, dtype=torch.bool)
     margin[10:-10, 10:-10] = False
     assert holes[:, margin].sum() == 0
-    one = Strokes(box_share=1.0, boxes=(1, 1))(generators(50), 256, 256)[:, 0]
-    for hole in one:
+    singles = Strokes(box_share=1.0, boxes=(1, 1))(generators(50), 256, 256)[:, 0]
+    for hole in singles:
         rows, columns = hole.any(1).sum().item(), hole.any(0).sum().item()
         assert hole.sum() == rows * columns
         assert 30 <= rows <= 149
@@ -406,7 +390,7 @@ def test_a_written_mask_comes_back(tmp_path):
         ("mask.png", torch.full((1, 2, 2), float("nan")), r"\[0,1\]"),
     ],
 )
-def test_what_is_no_hole_is_not_written(tmp_path, path, hole, message):
+def test_a_tensor_that_is_no_hole_is_not_written(tmp_path, path, hole, message):
     with pytest.raises(ValueError, match=message):
         write_mask(tmp_path / path, hole)
     assert not list(tmp_path.iterdir())
@@ -483,7 +467,7 @@ def test_another_size_names_both_sizes_and_the_file(tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_not_an_image_is_named(tmp_path):
+def test_a_file_that_is_no_image_is_named(tmp_path):
     (tmp_path / "text.png").write_text("not an image")
     (tmp_path / "empty.png").touch()
     good = saved(Image.effect_noise((64, 64), 50), tmp_path, "good.png").read_bytes()
@@ -523,19 +507,8 @@ def test_inverted_looks_of_the_masks_of_repaint():
     assert not any(looks_inverted(repaint(name)) for name in right)
     assert looks_inverted(repaint("face/000000.png", polarity="white_is_fill"))
     assert sum(looks_inverted(repaint(name, polarity="white_is_fill")) for name in thick) > 10
-    # Outpainting cannot be told from a mistake.
+    # Outpainting looks like a mistake.
     assert looks_inverted(repaint("ex64/000000.png"))
-
-
-def test_overlay_tints_the_hole_and_nothing_else():
-    image = torch.rand(3, 6, 8, generator=torch.Generator().manual_seed(0))
-    hole = make("half")(generators(1), 6, 8)[0]
-    original = overlay(image, hole, opacity=0.25)
-    assert torch.equal(original[..., :4], image[..., :4])
-    expected = 0.75 * image + 0.25 * torch.tensor([1.0, 0.0, 0.0]).view(3, 1, 1)
-    assert torch.allclose(original[..., 4:], expected[..., 4:])
-    with pytest.raises(ValueError, match=r"\(3, 6, 8\).*\(1, 8, 6\)"):
-        overlay(image, hole.transpose(1, 2))
 
 
 def test_the_share_of_random_pixels_may_be_drawn():

@@ -12,7 +12,6 @@ from rad.diffusion.processes import Flow
 from rad.methods.daps import DAPS
 from rad.methods.psld import PSLD
 from rad.methods.reddiff import REDDiff
-from rad.sampling.method import CustomSampler
 from rad.sampling.sampler import Sampler
 from rad.sampling.task import Task
 from tests.gaussian import DOUBLE
@@ -26,7 +25,7 @@ class Tape:
     def __init__(self, rows):
         self.rows, self.numbers = rows, torch.Generator().manual_seed(0)
 
-    def draw(self, number, shape):
+    def randn(self, number, shape):
         return torch.randn(self.rows, *shape, generator=self.numbers, dtype=DOUBLE)
 
 
@@ -34,9 +33,8 @@ def law(method, points, *, rows=2500, eta=None):
     """Mean and deviation of the known value, mean and variance of the other."""
     tau = torch.linspace(0, 0.9997, points, dtype=DOUBLE)[1:]
     y, hole = (torch.tensor(pair, dtype=DOUBLE).expand(rows, 1, 1, 2) for pair in ([1.0, 0.0], [0.0, 1.0]))
-    loop = method if isinstance(method, CustomSampler) else (method,)
     sampler = Sampler(
-        Flow(3 * tau / (1 + 2 * tau)), loop, steps=points - 1, eta=method.preset_eta if eta is None else eta
+        Flow(3 * tau / (1 + 2 * tau)), method, steps=points - 1, eta=method.preset_eta if eta is None else eta
     )
     known, other = sampler(PRIOR, Task.from_image(y, hole), noise=Tape(rows)).raw.flatten(1).T
     return tuple(map(float, (known.mean(), known.std(), other.mean(), other.var())))

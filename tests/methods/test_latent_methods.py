@@ -14,7 +14,7 @@ from rad.methods import METHODS
 from rad.methods.guidance import Space
 from rad.methods.registry import create
 from rad.rng import KeyedNoise
-from rad.sampling.method import CustomSampler, Method
+from rad.sampling.method import Method
 from rad.sampling.sampler import Sampler
 from rad.sampling.task import Task
 from tests.gaussian import make_world, with_needs
@@ -53,8 +53,7 @@ ALLOWED = [(name, own) for own in OWN for name in BLIND if not refused(name, own
 
 def fill(method: str | Method, own: str, task: Task, *, steps=24, names="ab"):
     method = create(method, SHORT.get(method)) if isinstance(method, str) else method
-    loop = method if isinstance(method, CustomSampler) else (method,)
-    sampler = Sampler(method.process(OWN[own], "adm"), loop, **vars(method.choose(steps=steps)))  # pyright: ignore[reportArgumentType]
+    sampler = Sampler(method.process(OWN[own], "adm"), method, **vars(method.choose(steps=steps)))  # pyright: ignore[reportArgumentType]
     with KeyedNoise(0, names) as noise:
         return sampler(Single(), task, noise=noise)
 
@@ -135,7 +134,7 @@ def test_methods_without_such_a_form_say_so_in_one_line(name, own):
 
 
 def test_m2s_says_that_it_works_on_pixels():
-    with pytest.raises(ValueError, match=r"this one works on latents: use repaint$"):
+    with pytest.raises(ValueError, match=r"this model works on latents: use repaint$"):
         fill(with_needs(METHODS["m2s"]()), "vp", encoded())
 
 

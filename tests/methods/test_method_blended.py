@@ -7,7 +7,7 @@ from rad.diffusion.gaussian import GaussianDenoiser
 from rad.diffusion.levels import CLEAN
 from rad.diffusion.processes import Uniform
 from rad.diffusion.schedules import linear_betas
-from rad.diffusion.spacings import spaced_times
+from rad.diffusion.spacings import spaced_timesteps
 from rad.methods.blended import Blended
 from rad.methods.replacement import Replacement
 from rad.rng import KeyedNoise
@@ -24,7 +24,7 @@ PROCESS = Uniform(linear_betas())
 def run(method, *, hole=WORLD.hole, steps=12):
     task = Task.from_image(WORLD.y.expand(2, 1, 8, 8), hole.expand(2, 1, 8, 8))
     with KeyedNoise(0, range(2)) as noise:
-        return Sampler(PROCESS, (method,), steps=steps)(WORLD.denoiser, task, noise=noise)
+        return Sampler(PROCESS, method, steps=steps)(WORLD.denoiser, task, noise=noise)
 
 
 class Short(SamplingMethod):
@@ -34,18 +34,18 @@ class Short(SamplingMethod):
         return Blended().plan(times)
 
     def after_step(self, state, denoised, x_next):
-        state.draw()
+        state.randn()
         return x_next
 
 
 def test_a_quarter_of_the_steps_is_left_out():
-    times = spaced_times(1000, 100)
+    times = spaced_timesteps(1000, 100)
     plan = Blended().plan(times)
     assert plan == times[25:]
     assert Blended().cost(plan).nfe == 75
     assert run(Blended(), steps=100).nfe == 75
     for count in (1, 2, 50):
-        assert Blended(skip=0.99).plan(spaced_times(1000, count))[-2:] == [spaced_times(1000, count)[-2], CLEAN]
+        assert Blended(skip=0.99).plan(spaced_timesteps(1000, count))[-2:] == [spaced_timesteps(1000, count)[-2], CLEAN]
 
 
 def test_without_skip_it_is_replacement():

@@ -9,7 +9,7 @@ from PIL import Image
 
 from rad.diffusion.processes import Uniform
 from rad.diffusion.schedules import linear_betas
-from rad.diffusion.spacings import spaced_times
+from rad.diffusion.spacings import spaced_timesteps
 from rad.diffusion.step import Denoised
 from rad.inpainting.inpainter import Inpainter
 from rad.methods.blended import Blended
@@ -31,7 +31,7 @@ CODEC = Blocks(2, keep=3, colours=1)
 def run(method, *, hole=WORLD.hole, steps=12, eta=0.0):
     task = Task.from_image(WORLD.y.expand(2, -1, -1, -1), hole.expand(2, -1, -1, -1))
     with KeyedNoise(0, range(2)) as noise:
-        return Sampler(PROCESS, (method,), steps=steps, eta=eta)(WORLD.denoiser, task, noise=noise)
+        return Sampler(PROCESS, method, steps=steps, eta=eta)(WORLD.denoiser, task, noise=noise)
 
 
 def state_of(task, *, step=0, steps=4, t=600, u=400):
@@ -49,7 +49,7 @@ def state_of(task, *, step=0, steps=4, t=600, u=400):
 def test_it_is_blended_and_without_skip_replacement():
     assert torch.equal(run(BlendedLatent()).raw, run(Blended()).raw)
     assert torch.equal(run(BlendedLatent(skip=0.0)).raw, run(Replacement()).raw)
-    assert BlendedLatent().cost(BlendedLatent().plan(spaced_times(1000, 50))).nfe == 38
+    assert BlendedLatent().cost(BlendedLatent().plan(spaced_timesteps(1000, 50))).nfe == 38
 
 
 @pytest.mark.parametrize("blend", ["u", "t", "before"])
@@ -74,7 +74,7 @@ def test_all_hole_is_the_plain_chain(method):
     with KeyedNoise(0, ["a"]) as noise:
         plain = Sampler(PROCESS, steps=12, eta=0)(WORLD.denoiser, task, noise=noise).raw
     with KeyedNoise(0, ["a"]) as noise:
-        assert torch.equal(Sampler(PROCESS, (method,), steps=12, eta=0)(WORLD.denoiser, task, noise=noise).raw, plain)
+        assert torch.equal(Sampler(PROCESS, method, steps=12, eta=0)(WORLD.denoiser, task, noise=noise).raw, plain)
 
 
 def test_known_at_the_end():
@@ -197,7 +197,7 @@ class Unshown(Blocks):
 def test_what_cannot_be_repaired_is_refused_before_any_network_call(task, reconstruct, message):
     denoiser = Independent()
     with KeyedNoise(0, ["a"]) as noise, pytest.raises(ValueError, match=message):
-        Sampler(PROCESS, (BlendedLatent(reconstruct=reconstruct),), steps=3)(denoiser, task, noise=noise)
+        Sampler(PROCESS, BlendedLatent(reconstruct=reconstruct), steps=3)(denoiser, task, noise=noise)
     assert denoiser.calls == 0
 
 

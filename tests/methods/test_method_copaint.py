@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rad.diffusion.processes import Uniform
 from rad.diffusion.schedules import linear_betas
-from rad.diffusion.spacings import spaced_times
+from rad.diffusion.spacings import spaced_timesteps
 from rad.methods.copaint import CoPaint
 from rad.rng import KeyedNoise
 from rad.sampling.method import SamplingMethod
@@ -35,7 +35,7 @@ def images(count: int, *, seed: int = 1) -> Tensor:
 
 
 def run(method: CoPaint, task: Task, *, steps: int, rows: range) -> Sample:
-    sampler = Sampler(Uniform(linear_betas()), (method,), steps=steps, eta=0)
+    sampler = Sampler(Uniform(linear_betas()), method, steps=steps, eta=0)
     with KeyedNoise(0, rows) as noise:
         return sampler(WORLD.denoiser, task, noise=noise)
 
@@ -107,16 +107,18 @@ def test_the_index_of_a_level_is_reverse_steps_less_forward_moves(method: CoPain
     """Of the loop's state, which the rates grow with."""
     seen: list[tuple[float, int]] = []
 
-    class Watch(SamplingMethod):
+    class Watch(SamplingMethod):  # the plan of the method, without its descents
+        def plan(self, timesteps: list[float]) -> list[float]:
+            return method.plan(timesteps)
+
         def before_denoise(self, state: State) -> Tensor:
-            seen.append((state.time, state.index))
+            seen.append((state.timestep, state.index))
             return state.x
 
-    times = method.plan(spaced_times(1000, steps))
+    times = method.plan(spaced_timesteps(1000, steps))
     total = sum(after < now for now, after in pairwise(times))
     assert total == {250: 490 if method.visits == 2 else 250, 100: 100, 7: 7}[steps]
-    sampler = Sampler(Uniform(linear_betas()), (method, Watch()), steps=steps)
-    sampler.callbacks = (Watch(),)  # the plan of the method, without its descents
+    sampler = Sampler(Uniform(linear_betas()), Watch(), steps=steps)
     with KeyedNoise(0, [0]) as noise:
         sampler(WORLD.denoiser, Task.from_image(WORLD.y, WORLD.hole), noise=noise)
     net, expected = 0, []
@@ -133,10 +135,10 @@ def test_counts_and_presets():
     task = Task.from_image(WORLD.y, WORLD.hole)
     for method, steps in ((CoPaint(), 12), (CoPaint.tt(), 24), (CoPaint.fast(), 12)):
         sample = run(method, task, steps=steps, rows=range(1))
-        assert method.cost(method.plan(spaced_times(1000, steps))) == Cost(sample.nfe, sample.vjp)
-    assert CoPaint().cost(spaced_times(1000, 250)) == Cost(750, 500)
-    assert CoPaint.tt().cost(CoPaint.tt().plan(spaced_times(1000, 250))) == Cost(1470, 980)
-    assert CoPaint.fast().cost(spaced_times(1000, 100)) == Cost(200, 100)
+        assert method.cost(method.plan(spaced_timesteps(1000, steps))) == Cost(sample.nfe, sample.vjp)
+    assert CoPaint().cost(spaced_timesteps(1000, 250)) == Cost(750, 500)
+    assert CoPaint.tt().cost(CoPaint.tt().plan(spaced_timesteps(1000, 250))) == Cost(1470, 980)
+    assert CoPaint.fast().cost(spaced_timesteps(1000, 100)) == Cost(200, 100)
 
 
 def test_distance_from_the_posterior():
@@ -156,5 +158,5 @@ def test_a_step_that_is_not_finite_is_not_taken():
     results = []
     for method in (CoPaint(rate=1e38), CoPaint(descents=0)):
         with KeyedNoise(0, ["a"]) as noise:
-            results.append(Sampler(Uniform(linear_betas()), (method,), steps=6, eta=0.0)(single, task, noise=noise).raw)
+            results.append(Sampler(Uniform(linear_betas()), method, steps=6, eta=0.0)(single, task, noise=noise).raw)
     assert torch.equal(*results)

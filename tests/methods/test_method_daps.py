@@ -10,7 +10,7 @@ from torch import Tensor
 from rad.diffusion.levels import CLEAN
 from rad.diffusion.processes import Uniform
 from rad.diffusion.schedules import linear_betas
-from rad.diffusion.spacings import spaced_times
+from rad.diffusion.spacings import spaced_timesteps
 from rad.diffusion.step import Denoised
 from rad.methods.daps import DAPS
 from rad.rng import KeyedNoise
@@ -23,15 +23,15 @@ from tests.linear_autoencoder import LinearAutoencoder
 WORLD = make_world()
 
 
-def state(x: Tensor, *, time: int, next_time: int = 0, noise: float = 0.0) -> State:
+def state(x: Tensor, *, time: int, next_timestep: int = 0, noise: float = 0.0) -> State:
     task, process = Task.from_image(WORLD.y, WORLD.hole), Uniform(linear_betas())
-    now, after = level(process, time, task), level(process, next_time, task)
+    now, after = level(process, time, task), level(process, next_timestep, task)
 
     def draw() -> Tensor:
         return torch.full_like(x, noise)
 
     denoiser = CountedDenoiser(WORLD.denoiser)
-    return State(task, process, denoiser, 0, 200, time, next_time, now, after, x, draw)
+    return State(task, process, denoiser, 0, 200, time, next_timestep, now, after, x, draw)
 
 
 def image() -> Tensor:
@@ -73,22 +73,22 @@ def test_inner_moments(time: int, tau: float):
 
 
 def test_the_next_level_starts_afresh():
-    at = state(image(), time=300, next_time=200, noise=1.0)
+    at = state(image(), time=300, next_timestep=200, noise=1.0)
     x0 = image().flip(2)
     moved = DAPS().after_step(at, Denoised(x0), torch.full_like(x0, 7.0))
     torch.testing.assert_close(moved, at.next.alpha_map() * x0 + at.next.sigma_map(), rtol=1e-12, atol=1e-14)
-    last = state(image(), time=0, next_time=CLEAN)
+    last = state(image(), time=0, next_timestep=CLEAN)
     assert torch.equal(DAPS().after_step(last, Denoised(x0), torch.full_like(x0, 7.0)), x0)
 
 
 def test_times_and_counts():
-    assert [DAPS().times(t) for t in (999, 1, 0)] == [[999, 639, 360, 160, 40], [1, 0], [0]]
+    assert [DAPS().ode_timesteps(t) for t in (999, 1, 0)] == [[999, 639, 360, 160, 40], [1, 0], [0]]
     for calls, steps in ((5, 12), (2, 30), (1, 4)):
-        sampler = Sampler(Uniform(linear_betas()), (DAPS(calls=calls),), steps=steps, eta=0)
+        sampler = Sampler(Uniform(linear_betas()), DAPS(calls=calls), steps=steps, eta=0)
         with KeyedNoise(0, range(1)) as noise:
             sample = sampler(WORLD.denoiser, Task.from_image(WORLD.y, WORLD.hole), noise=noise)
         assert sampler.cost == Cost(sample.nfe, sample.vjp)
-    assert DAPS().cost(spaced_times(1000, 200)) == Cost(996)
+    assert DAPS().cost(spaced_timesteps(1000, 200)) == Cost(996)
     with pytest.raises(ValueError, match="hole"):
         DAPS(hole="median")  # pyright: ignore[reportArgumentType]
 
@@ -107,7 +107,7 @@ class Before(DAPS):
 
     def inner(self, state: State, x0: Tensor) -> Tensor:
         sigma = state.now.spread((state.now.sigma / state.now.alpha).to(x0.dtype))
-        fresh = state.draw()
+        fresh = state.randn()
         gain = 2 * sigma.square() / (2 * sigma.square() + self.tau**2)
         known = torch.lerp(x0, state.task.known, gain) + (gain / 2).sqrt() * self.tau * fresh
         return torch.lerp(known, x0 if self.hole == "mean" else x0 + sigma * fresh, state.task.hole)
@@ -115,7 +115,7 @@ class Before(DAPS):
 
 def raw(method: DAPS, task: Task) -> Tensor:
     with KeyedNoise(0, ["a"]) as noise:
-        return Sampler(Uniform(linear_betas()), (method,), steps=6, eta=0)(WORLD.denoiser, task, noise=noise).raw
+        return Sampler(Uniform(linear_betas()), method, steps=6, eta=0)(WORLD.denoiser, task, noise=noise).raw
 
 
 @pytest.mark.parametrize("hole", ["mean", "draw"])
@@ -144,7 +144,7 @@ def test_long_langevin_runs_draw_what_the_closed_form_draws(hole: Any):
     )
     method = DAPS(hole=hole, tau=tau, mcmc="langevin", rate=1e-3, iterations=300, decay=1)
     found = method.inner(at, x0)
-    exact = DAPS(hole=hole, tau=tau).inner(replace(at, draw=lambda: torch.zeros_like(x0)), x0)[0]
+    exact = DAPS(hole=hole, tau=tau).inner(replace(at, randn=lambda: torch.zeros_like(x0)), x0)[0]
     sigma2 = float((now.sigma / now.alpha)[0].square())
     deviation = (1 / (1 / sigma2 + 2 / tau**2)) ** 0.5
     known = (WORLD.hole == 0)[0]
@@ -188,4 +188,4 @@ def test_the_error_comes_before_any_call():
     hole = WORLD.hole.repeat_interleave(2, 2).repeat_interleave(2, 3)
     task = Task.encoded(LinearAutoencoder().decode(WORLD.y), hole, LinearAutoencoder())
     with KeyedNoise(0, ["a"]) as rng, pytest.raises(ValueError, match="daps: mcmc"):
-        Sampler(Uniform(linear_betas()), (DAPS(space="pixels"),), steps=6)(Dead(), task, noise=rng)
+        Sampler(Uniform(linear_betas()), DAPS(space="pixels"), steps=6)(Dead(), task, noise=rng)

@@ -8,7 +8,7 @@ import torch
 from rad.diffusion.levels import CLEAN, NoiseLevel
 from rad.diffusion.processes import Uniform
 from rad.diffusion.schedules import linear_betas
-from rad.diffusion.spacings import spaced_times
+from rad.diffusion.spacings import spaced_timesteps
 from rad.diffusion.step import step_levels
 from rad.methods.ddnm import DDNM
 from rad.methods.replacement import Replacement
@@ -23,8 +23,7 @@ PROCESS = Uniform(linear_betas())
 
 
 def run(method, hole, *, steps=12, rows=2):
-    callbacks = () if method is None else (method,)
-    sampler = Sampler(PROCESS, callbacks, steps=steps, eta=1 if method is None else method.preset_eta)
+    sampler = Sampler(PROCESS, method, steps=steps, eta=1 if method is None else method.preset_eta)
     task = Task.from_image(WORLD.y.expand(rows, 1, 8, 8), hole.expand(rows, 1, 8, 8))
     with KeyedNoise(0, range(rows)) as noise:
         return sampler(WORLD.denoiser, task, noise=noise)
@@ -51,7 +50,7 @@ def one_step(method, t, u, *, edm=False):
 
 
 def test_counts():
-    times = spaced_times(1000, 250)
+    times = spaced_timesteps(1000, 250)
     travel = DDNM(travel_length=10, travel_repeat=3)
     assert travel.cost(travel.plan(times)) == Cost(730)
     assert DDNM().plan(times) == times
@@ -71,13 +70,13 @@ def test_all_hole_is_the_plain_chain():
     hole = torch.ones_like(WORLD.hole)
     posterior = run(DDNM(form="posterior"), hole).raw
     torch.testing.assert_close(posterior, run(None, hole).raw, rtol=0, atol=1e-12)
-    chain = [PROCESS.noise(torch.tensor([t])) for t in spaced_times(1000, 12)]
+    chain = [PROCESS.noise(torch.tensor([t])) for t in spaced_timesteps(1000, 12)]
     with KeyedNoise(0, range(2)) as noise:
-        x = chain[0].sigma_map() * noise.draw(0, (1, 8, 8)).to(DOUBLE)
+        x = chain[0].sigma_map() * noise.randn(0, (1, 8, 8)).to(DOUBLE)
         for number, (now, nxt) in enumerate(itertools.pairwise(chain)):
             x0 = WORLD.denoiser.denoise(x, now).x0
             e = (x - now.alpha_map() * x0) / now.sigma_map()
-            x = nxt.alpha_map() * x0 + nxt.sigma_map() * (0.6 * noise.draw(number + 1, (1, 8, 8)).to(DOUBLE) + 0.8 * e)
+            x = nxt.alpha_map() * x0 + nxt.sigma_map() * (0.6 * noise.randn(number + 1, (1, 8, 8)).to(DOUBLE) + 0.8 * e)
     torch.testing.assert_close(run(DDNM(eta=0.6), hole).raw, x, rtol=0, atol=1e-10)
 
 

@@ -21,7 +21,7 @@ PROCESS = Uniform(linear_betas())
 def run(method, hole, *, steps=12):
     task = Task.from_image(WORLD.y.expand(2, 1, 8, 8), hole.expand(2, 1, 8, 8))
     with KeyedNoise(0, range(2)) as noise:
-        return Sampler(PROCESS, (method,), steps=steps, eta=method.preset_eta)(WORLD.denoiser, task, noise=noise)
+        return Sampler(PROCESS, method, steps=steps, eta=method.preset_eta)(WORLD.denoiser, task, noise=noise)
 
 
 def one_step(method, t, u, *, edm=False):

@@ -20,17 +20,17 @@ PROCESS = Uniform(linear_betas())
 STRENGTHS = (0.0, 0.1, 0.25, 0.3, 0.5, 0.77, 0.9, 1.0)
 
 
-def run(*callbacks, hole=WORLD.hole, steps=12):
+def run(method=None, hole=WORLD.hole, steps=12):
     task = Task.from_image(WORLD.y.expand(2, 1, 8, 8), hole.expand(2, 1, 8, 8))
     with KeyedNoise(0, range(2)) as noise:
-        return Sampler(PROCESS, callbacks, steps=steps)(WORLD.denoiser, task, noise=noise)
+        return Sampler(PROCESS, method, steps=steps)(WORLD.denoiser, task, noise=noise)
 
 
 class Draws(SamplingMethod):
     """The plain chain, with a draw where the method has one."""
 
     def after_step(self, state, denoised, x_next):
-        state.draw()
+        state.randn()
         return x_next
 
 
@@ -57,18 +57,19 @@ def test_pixels_are_released_at_their_own_time(dtype):
     steps, held = 20, []
 
     class Silent(KeyedNoise):
-        def draw(self, number, shape, *, last=False):
-            return torch.zeros_like(super().draw(number, shape, last=last))
+        def randn(self, number, shape, *, last=False):
+            return torch.zeros_like(super().randn(number, shape, last=last))
 
-    class Watch(SamplingMethod):
+    class Watched(Differential):
         def after_step(self, state, denoised, x_next):
+            x_next = super().after_step(state, denoised, x_next)
             original = state.next.spread(state.next.alpha.to(dtype)) * WORLD.y.to(dtype)
             held.append((x_next == original)[0, 0].all(-1))
             return x_next
 
     task = Task.from_image(WORLD.y.to(dtype), soft_hole().to(dtype))
     with Silent(0, range(1)) as noise:
-        Sampler(PROCESS, (Differential(), Watch()), steps=steps)(WORLD.denoiser, task, noise=noise)
+        Sampler(PROCESS, Watched(), steps=steps)(WORLD.denoiser, task, noise=noise)
     counts = torch.stack(held).sum(0).tolist()
     assert counts == [20, 18, 15, 14, 10, 4, 2, 0]
     for row, count in enumerate(counts):

@@ -8,7 +8,7 @@ import torch
 from rad.diffusion.levels import CLEAN, NoiseLevel
 from rad.diffusion.processes import Uniform
 from rad.diffusion.schedules import linear_betas
-from rad.diffusion.spacings import spaced_times
+from rad.diffusion.spacings import spaced_timesteps
 from rad.diffusion.step import Denoised, reverse_step
 from rad.methods.ddnm import DDNM
 from rad.methods.diffpir import DiffPIR
@@ -31,7 +31,7 @@ class OnGrid(DDNM):
 def run(method, *, hole=WORLD.hole, y=WORLD.y, steps=12):
     task = Task.from_image(y.expand(2, 1, 8, 8), hole.expand(2, 1, 8, 8))
     with KeyedNoise(0, range(2)) as noise:
-        return Sampler(PROCESS, (method,), steps=steps, eta=method.preset_eta)(WORLD.denoiser, task, noise=noise)
+        return Sampler(PROCESS, method, steps=steps, eta=method.preset_eta)(WORLD.denoiser, task, noise=noise)
 
 
 def state_at(t, u, *, edm=False):
@@ -53,11 +53,11 @@ def step(method, state, *, eta=0.0):
 
 
 def test_levels_are_quadratic_and_as_many_as_asked_for():
-    plan = DiffPIR().plan(spaced_times(1000, 20))
+    plan = DiffPIR().plan(spaced_timesteps(1000, 20))
     assert (plan[:4], plan[-4:]) == ([999, 770, 675, 602], [54, 26, 0, CLEAN])
     for total in (1000, 250, 7):
         for count in {1, 2, 3, total // 3, total // 2, total - 1, total}:
-            plan = DiffPIR().plan(spaced_times(total, count))
+            plan = DiffPIR().plan(spaced_timesteps(total, count))
             assert len(plan) == count + 1
             assert plan[0] == total - 1
             assert plan[-1] == CLEAN
@@ -82,7 +82,7 @@ def test_the_data_step_minimises_its_objective():
 def test_one_step_splits_the_noise():
     """x_u in the paper's terms; the noise of the model comes from the corrected z."""
     method, state = DiffPIR(zeta=0.36, sigma_n=0.2), state_at(400, 300)
-    now, nxt, fresh = state.now, state.next, state.draw()
+    now, nxt, fresh = state.now, state.next, state.randn()
     for eta in (0.0, 0.5):
         got, z = step(method, state, eta=eta)
         e = (state.x - now.alpha_map() * z) / now.sigma_map()

@@ -7,7 +7,7 @@ from rad.diffusion.gaussian import GaussianDenoiser
 from rad.diffusion.levels import CLEAN, NoiseLevel
 from rad.diffusion.processes import EDM, Flow, Uniform
 from rad.diffusion.schedules import linear_betas, shifted_sigmas
-from rad.diffusion.spacings import spaced_times
+from rad.diffusion.spacings import spaced_timesteps
 from rad.diffusion.step import step_levels
 from rad.methods.ding import DInG
 from rad.methods.replacement import Replacement
@@ -189,7 +189,7 @@ def test_with_many_levels_known_pixels_count_less_at_the_last():
 
 def run(method, *, hole, steps=12, process=FLOW, denoiser=WORLD.denoiser, noise=None):
     task = Task.from_image(WORLD.y.expand(2, -1, -1, -1), hole.expand(2, -1, -1, -1))
-    sampler = Sampler(process, (method,), steps=steps, eta=method.preset_eta)
+    sampler = Sampler(process, method, steps=steps, eta=method.preset_eta)
     with KeyedNoise(0, range(2)) as drawn:
         return sampler(denoiser, task, noise=drawn if noise is None else noise(drawn))
 
@@ -200,8 +200,8 @@ class Second:
     def __init__(self, noise):
         self.noise = noise
 
-    def draw(self, number, shape):
-        return self.noise.draw(2 * number, shape)
+    def randn(self, number, shape):
+        return self.noise.randn(2 * number, shape)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -231,7 +231,7 @@ def test_counts():
         (1, DInG(), 1),
         (2, DInG(), 1),
     ):
-        assert method.cost(method.plan(spaced_times(1000, steps))).nfe == calls
+        assert method.cost(method.plan(spaced_timesteps(1000, steps))).nfe == calls
         if steps <= 28:
             assert run(method, hole=WORLD.hole, steps=steps).nfe == calls
     assert DInG().plan([9, 5, 0, CLEAN]) == [9, 5, CLEAN]

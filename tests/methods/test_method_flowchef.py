@@ -21,9 +21,7 @@ FLOW = Flow(shifted_sigmas())
 def run(method, *, hole=WORLD.hole, process=FLOW, steps=12):
     task = Task.from_image(WORLD.y.expand(2, -1, -1, -1), hole.expand(2, -1, -1, -1))
     with KeyedNoise(0, range(2)) as noise:
-        return Sampler(process, () if method is None else (method,), steps=steps, eta=0)(
-            WORLD.denoiser, task, noise=noise
-        )
+        return Sampler(process, method, steps=steps, eta=0)(WORLD.denoiser, task, noise=noise)
 
 
 @pytest.mark.parametrize("method", [FlowChef(), FlowChef(dc="project"), FlowChef(space="pixels")])

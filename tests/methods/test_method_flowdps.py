@@ -25,18 +25,18 @@ class Plain(SamplingMethod):
     preset_eta = 0.0
 
     def after_step(self, state, denoised, x_next):
-        if state.next_time == CLEAN:
+        if state.next_timestep == CLEAN:
             return denoised.x0
         now, nxt, x0 = state.now, state.next, denoised.x0
         v = nxt.sigma_map().square() * (1 - nxt.sigma_map() / (nxt.alpha_map() + nxt.sigma_map()))
         e = (state.x - now.alpha_map() * x0) / now.sigma_map()
-        return nxt.alpha_map() * x0 + (nxt.sigma_map().square() - v).sqrt() * e + v.sqrt() * state.draw()
+        return nxt.alpha_map() * x0 + (nxt.sigma_map().square() - v).sqrt() * e + v.sqrt() * state.randn()
 
 
 def run(method, *, hole=WORLD.hole, process=FLOW, steps=12):
     task = Task.from_image(WORLD.y.expand(2, -1, -1, -1), hole.expand(2, -1, -1, -1))
     with KeyedNoise(0, range(2)) as noise:
-        return Sampler(process, (method,), steps=steps, eta=0)(WORLD.denoiser, task, noise=noise)
+        return Sampler(process, method, steps=steps, eta=0)(WORLD.denoiser, task, noise=noise)
 
 
 @pytest.mark.parametrize("process", [FLOW, Uniform(linear_betas())])

@@ -40,7 +40,7 @@ def test_without_a_move_it_is_replacement_bit_for_bit():
 
 @pytest.mark.parametrize(("steps", "cost"), [(10, Cost(15, 5)), (11, Cost(16, 5)), (1, Cost(2, 1))])
 def test_counts(steps: int, cost: Cost):
-    sampler = Sampler(Uniform(linear_betas()), (GradPaint(),), steps=steps)
+    sampler = Sampler(Uniform(linear_betas()), GradPaint(), steps=steps)
     with KeyedNoise(0, range(1)) as noise:
         sample = sampler(WORLD.denoiser, Task.from_image(WORLD.y, WORLD.hole), noise=noise)
     assert sampler.cost == cost == Cost(sample.nfe, sample.vjp)

@@ -21,7 +21,7 @@ def test_one_band_is_the_method_itself_bit_for_bit():
         Grow(method="replacement", bands=1).process(Uniform(linear_betas()), "adm"),
     )
     results = []
-    for method in (Grow(method="replacement", bands=1), (METHODS["replacement"](),)):
+    for method in (Grow(method="replacement", bands=1), METHODS["replacement"]()):
         with KeyedNoise(0, ["a"]) as noise:
             results.append(Sampler(process, method, steps=20)(WORLD.denoiser, task, noise=noise))
     assert torch.equal(results[0].image, results[1].image)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rad.diffusion.processes import Uniform
 from rad.diffusion.schedules import linear_betas
-from rad.diffusion.spacings import spaced_times
+from rad.diffusion.spacings import spaced_timesteps
 from rad.methods.lanpaint import LanPaint
 from rad.methods.replacement import Replacement
 from rad.rng import KeyedNoise
@@ -21,13 +21,13 @@ WORLD = make_world()
 EYE = torch.eye(64, dtype=DOUBLE)
 
 
-def state(x: Tensor, *, time: int, draw: Callable[[], Tensor] | None = None, hole: Tensor = WORLD.hole) -> State:
+def state(x: Tensor, *, time: int, randn: Callable[[], Tensor] | None = None, hole: Tensor = WORLD.hole) -> State:
     rows = len(x)
     task = Task.from_image(WORLD.y.expand(rows, 1, 8, 8), hole.expand(rows, 1, 8, 8))
     process = Uniform(linear_betas())
     now, after = level(process, time, task), level(process, time - 1, task)
-    draw = draw or (lambda: torch.zeros_like(x))
-    return State(task, process, CountedDenoiser(WORLD.denoiser), 0, 20, time, time - 1, now, after, x, draw)
+    randn = randn or (lambda: torch.zeros_like(x))
+    return State(task, process, CountedDenoiser(WORLD.denoiser), 0, 20, time, time - 1, now, after, x, randn)
 
 
 def affine(method: LanPaint, *, time: int, hole: Tensor = WORLD.hole) -> tuple[Tensor, Tensor, Tensor]:
@@ -36,14 +36,14 @@ def affine(method: LanPaint, *, time: int, hole: Tensor = WORLD.hole) -> tuple[T
     basis = torch.cat([torch.zeros(1, 64, dtype=DOUBLE), EYE, torch.zeros(draws * 64, 64, dtype=DOUBLE)])
     drawn = 0
 
-    def draw() -> Tensor:
+    def randn() -> Tensor:
         nonlocal drawn
         rows = torch.zeros_like(basis)
         rows[65 + drawn * 64 : 129 + drawn * 64] = EYE
         drawn += 1
         return rows.view(-1, 1, 8, 8)
 
-    flat = method.before_denoise(state(basis.view(-1, 1, 8, 8), time=time, draw=draw, hole=hole)).flatten(1)
+    flat = method.before_denoise(state(basis.view(-1, 1, 8, 8), time=time, randn=randn, hole=hole)).flatten(1)
     assert drawn == draws
     linear = (flat[1:] - flat[0]).T
     return linear[:, :64], flat[0], linear[:, 64:] @ linear[:, 64:].T
@@ -60,7 +60,7 @@ def test_flows_add_up():
     still, target = state(x, time=300), 0.3 * x.flip(2)
     twice = method.flow(still, method.flow(still, x, target, length=0.2), target, length=0.5)
     torch.testing.assert_close(twice, method.flow(still, x, target, length=0.7), rtol=1e-12, atol=1e-14)
-    noisy, zero = state(x, time=300, draw=lambda: torch.ones_like(x)), torch.zeros_like(x)
+    noisy, zero = state(x, time=300, randn=lambda: torch.ones_like(x)), torch.zeros_like(x)
     first, both = (method.flow(noisy, zero, zero, length=length).square() for length in (0.2, 0.7))
     second = method.flow(noisy, zero, zero, length=0.5).square()
     decay = method.flow(still, torch.ones_like(x), zero, length=0.5).square()
@@ -107,7 +107,7 @@ def test_with_nothing_known_the_law_of_the_level_is_kept():
 
 @pytest.mark.parametrize("inner", [0, 1, 5])
 def test_counts(inner: int):
-    sampler = Sampler(Uniform(linear_betas()), (LanPaint(inner=inner),), steps=4, eta=0)
+    sampler = Sampler(Uniform(linear_betas()), LanPaint(inner=inner), steps=4, eta=0)
     with KeyedNoise(0, range(1)) as noise:
         sample = sampler(WORLD.denoiser, Task.from_image(WORLD.y, WORLD.hole), noise=noise)
     assert sampler.cost == Cost(4 * (1 + inner)) == Cost(sample.nfe, sample.vjp)
@@ -115,8 +115,8 @@ def test_counts(inner: int):
 
 
 def test_preset_costs():
-    assert LanPaint().cost(spaced_times(1000, 20)) == Cost(120)
-    assert LanPaint(inner=10).cost(spaced_times(1000, 20)) == Cost(220)
+    assert LanPaint().cost(spaced_timesteps(1000, 20)) == Cost(120)
+    assert LanPaint(inner=10).cost(spaced_timesteps(1000, 20)) == Cost(220)
 
 
 def test_distance_from_the_posterior():

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from rad.diffusion.processes import Uniform
 from rad.diffusion.schedules import linear_betas
-from rad.diffusion.spacings import spaced_times
+from rad.diffusion.spacings import spaced_timesteps
 from rad.methods.m2s import M2S, Coarse, reduced
 from rad.methods.replacement import Replacement
 from rad.sampling.sampler import Sampler
@@ -30,7 +30,7 @@ class Tape:
     def __init__(self, rows, scale=1.0):
         self.rows, self.scale, self.numbers = rows, scale, torch.Generator().manual_seed(0)
 
-    def draw(self, number, shape):
+    def randn(self, number, shape):
         return self.scale * torch.randn(self.rows, *shape, generator=self.numbers, dtype=DOUBLE)
 
 
@@ -76,7 +76,9 @@ def test_plans_fit_any_number_of_levels(count):
 def test_it_asks_for_a_coarse_model_before_any_call():
     with pytest.raises(ValueError, match=r"m2s needs a second base model, of lower resolution.*m2s\.coarse=PATH"):
         run(M2S(), WORLD.y, WORLD.hole, denoiser=Dead())
-    with pytest.raises(ValueError, match="8x8 images: the coarse model's height, 3, does not divide"):
+    with pytest.raises(
+        ValueError, match="images are 8x8; both sides must be one multiple of the coarse model's height, 3"
+    ):
         run(replace(METHOD, coarse=Coarse(Dead(), Uniform(BETAS), 3)), WORLD.y, WORLD.hole, denoiser=Dead())
 
 
@@ -111,7 +113,7 @@ class Probe:
     def __init__(self, second):
         self.second = second
 
-    def draw(self, number, shape):
+    def randn(self, number, shape):
         rows = torch.zeros(129, 64, dtype=DOUBLE)
         if number in (0, self.second):
             start = 1 if number == 0 else 65
@@ -129,7 +131,7 @@ def test_the_law_of_two_linked_stages():
     images = sampler(WORLD.denoiser, Task.from_image(hole, hole), noise=probe).raw.flatten(1)
     matrix = (images[1:] - images[0]).T
 
-    times = spaced_times(1000, 270)
+    times = spaced_timesteps(1000, 270)
     first, second = ([process.noise(torch.tensor([times[-2 - n]])) for n in plan] for plan in plans)
     s2 = [float(chain[0].sigma) ** 2 for chain in (first, second)]
     small = replace(WORLD, denoiser=SMALL)

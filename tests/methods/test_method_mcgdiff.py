@@ -9,7 +9,7 @@ import torch
 from rad.diffusion.gaussian import GaussianDenoiser
 from rad.diffusion.processes import Uniform
 from rad.diffusion.schedules import linear_betas
-from rad.diffusion.spacings import spaced_times
+from rad.diffusion.spacings import spaced_timesteps
 from rad.methods.mcgdiff import MCGDiff, systematic, uniform
 from rad.sampling.sampler import Sampler
 from rad.sampling.state import Cost
@@ -34,7 +34,7 @@ class Tape:
     def __init__(self, rows, seed=0):
         self.rows, self.numbers = rows, torch.Generator().manual_seed(seed)
 
-    def draw(self, number, shape):
+    def randn(self, number, shape):
         return torch.randn(self.rows, *shape, generator=self.numbers, dtype=DOUBLE)
 
 
@@ -49,7 +49,7 @@ def run(world, method, *, steps, rows, hole=None, eta=1.0):
 
 
 def test_cost_is_calls_of_every_particle():
-    assert MCGDiff().cost(spaced_times(1000, 100)) == Cost(6400)
+    assert MCGDiff().cost(spaced_timesteps(1000, 100)) == Cost(6400)
 
 
 def test_systematic_resampling():
@@ -113,7 +113,7 @@ def as_law(moment):
 
 
 def chain_law(*, steps, eta=1.0):
-    chain = [PROCESS.noise(torch.tensor([t])) for t in spaced_times(1000, steps)]
+    chain = [PROCESS.noise(torch.tensor([t])) for t in spaced_timesteps(1000, steps)]
     return propagate(PAIR, chain, mean=torch.zeros(2, dtype=DOUBLE), covariance=torch.eye(2, dtype=DOUBLE), eta=eta)
 
 
@@ -128,7 +128,7 @@ def test_one_particle_moves_known_pixels_to_the_noised_image():
     """N(m, v) g is Gaussian, its precision the sum of both."""
     task = Task.from_image(PAIR.y.expand(4000, 1, 1, 2), PAIR.hole.expand(4000, 1, 1, 2))
     level = PROCESS.noise(torch.tensor([300]))
-    draws: Any = SimpleNamespace(task=task, draw=lambda: Tape(4000).draw(0, (1, 1, 2)))
+    draws: Any = SimpleNamespace(task=task, randn=lambda: Tape(4000).randn(0, (1, 1, 2)))
     mean = torch.full((1, 4000, 1, 1, 2), -0.4, dtype=DOUBLE)
     x = MCGDiff(kappa=0.01)._moved(draws, mean, torch.full((1, 1, 1, 1), 0.09, dtype=DOUBLE), level)[0, :, 0, 0]
     a, w = float(level.alpha), float(level.sigma) ** 2 + 0.01 * float(level.alpha) ** 2

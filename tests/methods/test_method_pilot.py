@@ -12,8 +12,8 @@ from rad.diffusion.processes import Uniform
 from rad.diffusion.step import Denoised
 from rad.methods.blended import Blended
 from rad.methods.pilot import PILOT, background_loss, semantic_loss
-from rad.models.guidance_inputs import Condition
-from rad.models.text_to_image.stable_diffusion import StableModel
+from rad.models.load import load_model
+from rad.models.loaded_model import Condition
 from rad.rng import KeyedNoise
 from rad.sampling.method import SamplingMethod
 from rad.sampling.sampler import Sampler
@@ -68,7 +68,7 @@ def state_of(task, x, *, t=500, step=0, process=None, denoiser=None):
 
 def run(method, *, denoiser=None, task=None, steps=20, seed=0, process=None, names=("a",)):
     task = task or task_of()
-    sampler = Sampler(process or Uniform(BETAS), (method,), steps=steps, eta=0.0)
+    sampler = Sampler(process or Uniform(BETAS), method, steps=steps, eta=0.0)
     with KeyedNoise(seed, names) as noise:
         return sampler(denoiser or linear(), task, noise=noise), sampler.cost
 
@@ -224,15 +224,15 @@ def test_no_coherence_is_blended_latent_diffusion():
 class CountingTape(KeyedNoise):
     drawn = 0
 
-    def draw(self, number, shape, *, last=False):
+    def randn(self, number, shape, *, last=False):
         type(self).drawn = max(type(self).drawn, number + 1)
-        return super().draw(number, shape, last=last)
+        return super().randn(number, shape, last=last)
 
 
 @pytest.mark.parametrize(("coherence", "draws"), [(1.0, 1), (0.5, 11), (0.0, 21)])
 def test_only_blending_draws_noise(coherence, draws):
     CountingTape.drawn = 0
-    sampler = Sampler(Uniform(BETAS), (PILOT(coherence=coherence, iterations=1),), steps=20, eta=0.0)
+    sampler = Sampler(Uniform(BETAS), PILOT(coherence=coherence, iterations=1), steps=20, eta=0.0)
     with CountingTape(0, ["a"]) as noise:
         sampler(linear(), task_of(), noise=noise)
     assert CountingTape.drawn == draws
@@ -299,7 +299,7 @@ def test_a_model_without_text_is_refused_in_one_line():
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return StableModel.load(write_stable(tmp_path_factory.mktemp("stable")))
+    return load_model(write_stable(tmp_path_factory.mktemp("stable")))
 
 
 def latents(*holes):
@@ -315,7 +315,7 @@ def box():
 
 def fill(model, method, task, *conditions, names=("a", "b"), steps=4):
     denoiser = model.denoiser(conditions, adapter=False)
-    sampler = Sampler(model.base_process, (method,), steps=steps, eta=0.0)
+    sampler = Sampler(model.base_process, method, steps=steps, eta=0.0)
     with KeyedNoise(0, names[: len(conditions)]) as noise:
         return sampler(denoiser, task, noise=noise)
 

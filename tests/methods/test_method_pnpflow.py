@@ -6,7 +6,7 @@ import torch
 from rad.diffusion.levels import CLEAN
 from rad.diffusion.processes import Flow
 from rad.diffusion.schedules import shifted_sigmas
-from rad.diffusion.spacings import spaced_times
+from rad.diffusion.spacings import spaced_timesteps
 from rad.methods.pnpflow import PnPFlow
 from rad.rng import KeyedNoise
 from rad.sampling.method import SamplingMethod
@@ -22,16 +22,15 @@ class Fresh(SamplingMethod):
     """Nothing of x goes from level to level but x0."""
 
     def after_step(self, state, denoised, x_next):
-        if state.next_time == CLEAN:
+        if state.next_timestep == CLEAN:
             return denoised.x0
-        return state.next.alpha_map() * denoised.x0 + state.next.sigma_map() * state.draw()
+        return state.next.alpha_map() * denoised.x0 + state.next.sigma_map() * state.randn()
 
 
 def run(method, *, hole=WORLD.hole, steps=12):
     task = Task.from_image(WORLD.y.expand(2, -1, -1, -1), hole.expand(2, -1, -1, -1))
-    loop = (method,) if isinstance(method, SamplingMethod) else method
     with KeyedNoise(0, range(2)) as noise:
-        return Sampler(FLOW, loop, steps=steps, eta=0)(WORLD.denoiser, task, noise=noise)
+        return Sampler(FLOW, method, steps=steps, eta=0)(WORLD.denoiser, task, noise=noise)
 
 
 class Rows:
@@ -40,7 +39,7 @@ class Rows:
     def __init__(self, rows):
         self.rows, self.generator = rows, torch.Generator().manual_seed(0)
 
-    def draw(self, number, shape):
+    def randn(self, number, shape):
         return torch.randn(self.rows, *shape, generator=self.generator)
 
 
@@ -75,7 +74,7 @@ def test_a_gradient_step(space):
 
 
 def test_counts():
-    assert PnPFlow().cost(spaced_times(1000, 50)).nfe == 250
+    assert PnPFlow().cost(spaced_timesteps(1000, 50)).nfe == 250
     assert run(PnPFlow(draws=3), steps=7).nfe == 21
 
 

@@ -24,7 +24,7 @@ PICTURE = CODEC.decode(WORLD.y) + 0.1 * torch.randn(
 
 
 def run(method, task, *, steps=12, eta=None):
-    sampler = Sampler(Uniform(linear_betas()), (method,), steps=steps, eta=method.preset_eta if eta is None else eta)
+    sampler = Sampler(Uniform(linear_betas()), method, steps=steps, eta=method.preset_eta if eta is None else eta)
     with KeyedNoise(0, ["a"]) as noise:
         sample = sampler(WORLD.denoiser, task, noise=noise)
     assert (sample.nfe, sample.vjp) == (sampler.cost.nfe, sampler.cost.vjp)

@@ -27,12 +27,12 @@ from tests.gaussian import distance, law, make_world, sampled
     ],
 )
 def test_moves_down_and_up(steps, length, visits, down, up):
-    sampler = Sampler(Uniform(linear_betas()), (RePaint(jump_length=length, resamplings=visits),), steps=steps)
-    moves = [later < earlier for earlier, later in pairwise(sampler.times)]
+    sampler = Sampler(Uniform(linear_betas()), RePaint(jump_length=length, resamplings=visits), steps=steps)
+    moves = [later < earlier for earlier, later in pairwise(sampler.timesteps)]
     assert (sampler.cost.nfe, sampler.cost.vjp) == (down, 0)
     assert (moves.count(True), moves.count(False)) == (down, up)
-    assert sampler.times[-1] == CLEAN
-    assert CLEAN not in sampler.times[:-1]
+    assert sampler.timesteps[-1] == CLEAN
+    assert CLEAN not in sampler.timesteps[:-1]
 
 
 def test_one_visit_is_replacement():

@@ -71,13 +71,13 @@ def test_the_corrector_reduces_the_bias():
 def test_everything_hole_is_the_plain_sampler_bit_for_bit():
     class Plain(SamplingMethod):
         def after_step(self, state, denoised, x_next):
-            if state.next_time >= 0:
-                state.draw()  # so that both use the same draws for the same steps
+            if state.next_timestep >= 0:
+                state.randn()  # so that both use the same draws for the same steps
             return x_next
 
     task = Task.from_image(WORLD.y, torch.ones_like(WORLD.hole))
     results = []
     for method in (Replacement(), Plain()):
         with KeyedNoise(0, ["a"]) as noise:
-            results.append(Sampler(Uniform(linear_betas()), (method,), steps=20)(WORLD.denoiser, task, noise=noise).raw)
+            results.append(Sampler(Uniform(linear_betas()), method, steps=20)(WORLD.denoiser, task, noise=noise).raw)
     assert torch.equal(*results)

@@ -28,7 +28,7 @@ def image(seed, *shape):
 
 
 def run(method, task, *, steps=12):
-    sampler = Sampler(PROCESS, (method,), steps=steps, eta=0)
+    sampler = Sampler(PROCESS, method, steps=steps, eta=0)
     with KeyedNoise(0, ["a"]) as noise:
         sample = sampler(WORLD.denoiser, task, noise=noise)
     assert (sample.nfe, sample.vjp) == (sampler.cost.nfe, sampler.cost.vjp)

@@ -9,7 +9,7 @@ import torch
 
 from rad.diffusion.processes import EDM, Flow, Uniform
 from rad.diffusion.schedules import karras_sigmas, linear_betas, shifted_sigmas
-from rad.diffusion.spacings import spaced_times
+from rad.diffusion.spacings import spaced_timesteps
 from rad.diffusion.step import reverse_step, step_levels
 from rad.methods.guidance import residual, squared_norm
 from rad.methods.replacement import Replacement
@@ -34,7 +34,7 @@ class Tape:
     def __init__(self, rows, seed=0):
         self.rows, self.numbers = rows, torch.Generator().manual_seed(seed)
 
-    def draw(self, number, shape):
+    def randn(self, number, shape):
         return torch.randn(self.rows, *shape, generator=self.numbers, dtype=DOUBLE)
 
 
@@ -55,13 +55,13 @@ def state_of(method, rows) -> State:
         now,
         nxt,
         torch.zeros_like(task.known),
-        lambda: noise.draw(0, (1, 8, 8)),
+        lambda: noise.randn(0, (1, 8, 8)),
     )
 
 
 def run(method, *, steps=50, rows=2, seed=0):
     task = Task.from_image(WORLD.y.expand(rows, 1, 8, 8), WORLD.hole.expand(rows, 1, 8, 8))
-    sampler = Sampler(method.process(Uniform(BETAS), "adm"), (method,), steps=steps)
+    sampler = Sampler(method.process(Uniform(BETAS), "adm"), method, steps=steps)
     noise: Any = Tape(rows, seed)
     sample = sampler(WORLD.denoiser, task, noise=noise)
     assert (sample.nfe, sample.vjp) == (sampler.cost.nfe, sampler.cost.vjp)
@@ -89,7 +89,7 @@ def test_levels_are_those_of_the_papers_window():
 
 
 def test_cost():
-    times = spaced_times(396, 250)
+    times = spaced_timesteps(396, 250)
     assert VIPaint().cost(times) == Cost(401, 400)
     assert VIPaint(levels=4).cost(times) == Cost(503, 500)
     for levels in (1, 2, 3):
@@ -116,11 +116,11 @@ def test_another_process_is_refused_before_any_call(process, method):
         KeyedNoise(0, ["a"]) as noise,
         pytest.raises(ValueError, match=r"must end at a / s = 0\.[56]: use the method's process"),
     ):
-        Sampler(process, (method,), steps=5)(Dead(), Task.from_image(WORLD.y, WORLD.hole), noise=noise)
+        Sampler(process, method, steps=5)(Dead(), Task.from_image(WORLD.y, WORLD.hole), noise=noise)
 
 
 def test_a_window_that_is_upside_down_is_refused():
-    with pytest.raises(ValueError, match=r"highest is 0\.6; allowed are a / s below 0\.5"):
+    with pytest.raises(ValueError, match=r"highest is 0\.6; allowed are values below lowest, 0\.5"):
         VIPaint(highest=0.6)
 
 
@@ -149,7 +149,7 @@ def test_with_the_priors_weight_and_variance_a_level_is_a_reverse_step_and_has_n
     q = parameters(3, mu=0.3 * WORLD.y, log_variances=[0.8, eta**2 * posterior], gamma=60)
     z, divergence = method.sample(state, TIMES, q)
     fresh = Tape(3)
-    first, second = (fresh.draw(0, (1, 8, 8)) for _ in range(2))
+    first, second = (fresh.randn(0, (1, 8, 8)) for _ in range(2))
     x = ab[0] ** 0.5 * 0.3 * WORLD.y + 0.8**0.5 * first
     expected = reverse_step(x, WORLD.denoiser.denoise(x, now), now, nxt, eta=eta, noise=second)
     torch.testing.assert_close(z, expected)
@@ -242,9 +242,7 @@ def test_a_fit_is_an_images_own_unless_it_is_shared():
     def spied(names, task, share):
         with KeyedNoise(0, names) as noise:
             method = Spy(iterations=5, share=share)
-            raw = Sampler(method.process(Uniform(BETAS), "adm"), (method,), steps=5)(
-                WORLD.denoiser, task, noise=noise
-            ).raw
+            raw = Sampler(method.process(Uniform(BETAS), "adm"), method, steps=5)(WORLD.denoiser, task, noise=noise).raw
         return raw, fitted.pop()
 
     raw, own = spied("abc", task, False)
@@ -282,13 +280,13 @@ def test_without_its_gradient_it_is_the_plain_chain_below_the_last_level():
     class From(SamplingMethod):
         def on_start(self, state):
             for _ in range(4):
-                state.draw()  # two of the fit's start, two levels
+                state.randn()  # two of the fit's start, two levels
             return starts[0]
 
     raws = []
     for callback in (Spy(iterations=0, zeta=0.0), From()):
         with KeyedNoise(0, ["a"]) as noise:
-            raws.append(Sampler(process, (callback,), steps=6)(WORLD.denoiser, task, noise=noise).raw)
+            raws.append(Sampler(process, callback, steps=6)(WORLD.denoiser, task, noise=noise).raw)
     assert torch.equal(*raws)
 
 
@@ -314,7 +312,7 @@ def test_the_window_is_found_on_any_process_and_leaves_the_models_own_alone(own,
     process = method.process(own, "adm")
     assert own.sampled_steps == steps > process.sampled_steps
     with KeyedNoise(0, ["a"]) as noise:
-        sample = Sampler(process, (method,), steps=3)(WORLD.denoiser, Task.from_image(WORLD.y, WORLD.hole), noise=noise)
+        sample = Sampler(process, method, steps=3)(WORLD.denoiser, Task.from_image(WORLD.y, WORLD.hole), noise=noise)
     assert bool(sample.raw.isfinite().all())
     assert seen == pytest.approx([top, low], rel=0.01)
     assert seen[0] <= top * (1 + 1e-9)
@@ -330,7 +328,7 @@ def spied_fit(task, names, method):
 
     spy = Spy(**{one.name: getattr(method, one.name) for one in fields(method)})
     with KeyedNoise(0, names) as noise:
-        raw = Sampler(spy.process(Uniform(BETAS), "adm"), (spy,), steps=4)(WORLD.denoiser, task, noise=noise).raw
+        raw = Sampler(spy.process(Uniform(BETAS), "adm"), spy, steps=4)(WORLD.denoiser, task, noise=noise).raw
     return raw, *fitted[0]
 
 

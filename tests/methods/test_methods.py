@@ -53,7 +53,7 @@ def run(name, image, hole, *, names=("a", "b"), scaled=False, seed=0, steps=STEP
         method = replace(method, coarse=replace(method.coarse, process=Scaled(method.coarse.process)))
     sampler = Sampler(
         Scaled(process) if scaled else process,
-        method if isinstance(method, CustomSampler) else (method,),
+        method,
         **vars(method.choose(steps=steps)),
     )
     with KeyedNoise(seed, names[: len(image)]) as noise:
@@ -166,8 +166,8 @@ def test_it_does_not_depend_on_the_units_of_the_noise_levels(name, both):
 
 
 class Flipped(KeyedNoise):
-    def draw(self, number, shape, *, last=False):
-        return super().draw(number, shape, last=last).flip(-1)
+    def randn(self, number, shape, *, last=False):
+        return super().randn(number, shape, last=last).flip(-1)
 
 
 # They break ties from top left, take a uniform number from the first pixel, or draw for every second pixel.
@@ -181,8 +181,7 @@ def test_flipping_image_hole_and_noise_flips_the_result(name):
     method, results = method_of(name), []
     for tape_class, flip in ((KeyedNoise, False), (Flipped, True)):
         image, hole = (PICTURES.flip(-1), BOTH.flip(-1)) if flip else (PICTURES, BOTH)
-        loop = method if isinstance(method, CustomSampler) else (method,)
-        sampler = Sampler(method.process(Uniform(BETAS), "adm"), loop, **vars(method.choose(steps=STEPS)))
+        sampler = Sampler(method.process(Uniform(BETAS), "adm"), method, **vars(method.choose(steps=STEPS)))
         with tape_class(0, ["a", "b"]) as noise:
             results.append(sampler(denoiser, Task.from_image(image, hole), noise=noise).raw)
     torch.testing.assert_close(results[0], results[1].flip(-1), rtol=0, atol=1e-6)
@@ -227,7 +226,7 @@ def test_settings_as_text():
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("magic", {}, "'magic' is not known; there are rad, "),
+        ("magic", {}, "'magic' is not known; allowed are rad, "),
         ("replacement", {"jumps": "1"}, "no setting 'jumps'; it has corrections, ratio"),
         ("replacement", {"corrections": "one"}, "corrections is 'one'; expected a whole number"),
         ("replacement", {"corrections": "-1"}, "corrections is -1; allowed are 0 or more"),

@@ -128,7 +128,7 @@ def test_what_is_not_a_method_is_refused(file, text, message):
         ("bad.py", "1 / 0", "cannot be loaded: ZeroDivisionError"),
         ("bad.py", "def", "cannot be loaded: SyntaxError"),
         ("bad.py", CODE.replace("@dataclass(frozen=True)", ""), "Mine is not a dataclass"),
-        ("bad.py", NO_DEFAULT, "without a default: give strength one"),
+        ("bad.py", NO_DEFAULT, "without a default: give strength a default"),
         ("bad.py", CODE.replace("SamplingMethod", "CustomSampler"), r"Mine has no run\(\)"),
     ],
 )  # fmt: skip
@@ -234,7 +234,7 @@ def test_a_method_that_changes_x_in_place_gets_the_estimate_of_what_it_made(keep
 
     with KeyedNoise(0, ["a"]) as noise:
         task = Task.from_image(WORLD.y, WORLD.hole)
-        sample = Sampler(Uniform(linear_betas()), [InPlace()], steps=3)(WORLD.denoiser, task, noise=noise)
+        sample = Sampler(Uniform(linear_betas()), InPlace(), steps=3)(WORLD.denoiser, task, noise=noise)
     assert seen == [True] * 3
     assert sample.nfe == 6
 

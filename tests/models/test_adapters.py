@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import lightning as L
@@ -14,9 +15,10 @@ from PIL import Image
 from rad.cli import main as cli
 from rad.data.module import ImageDataModule
 from rad.diffusion.levels import NoiseRegions
+from rad.inpainting.filling import build_task
 from rad.inpainting.inpainter import Inpainter
 from rad.models.adapter import AdapterInfo, save_adapter
-from rad.models.guidance_inputs import Condition
+from rad.models.loaded_model import Condition
 from rad.models.lora import LoRA
 from rad.rng import KeyedNoise
 from rad.sampling.sampler import Sampler
@@ -46,8 +48,9 @@ def world(tmp_path_factory):
     for kind in ("latent", "stable", "stable3"):
         base = str(write_pipeline(root / kind, kind))
         told = None if kind == "latent" else str(root / "captions.json")
-        module = Diffusion(base=base, image_size=SIDE, lora=LoRA(rank=2), learning_rate=0.03)
-        info = module.adapter_info(size=(SIDE, SIDE), ema=False)
+        module = Diffusion(base=base, image_size=SIDE, lora=LoRA(rank=2), optimizer=partial(torch.optim.AdamW, lr=0.03))
+        module.configure_model()
+        info = module.adapter_info(ema=False)
         save_adapter(module.network, root / f"{kind}-zero", info, card="# fresh")
         trainer = L.Trainer(
             max_steps=1,
@@ -122,10 +125,10 @@ def test_a_fresh_adapter_fills_a_whole_image_as_the_base_would(inpainters, kind,
     rad, base, steps = inpainters[f"{kind}-zero"], inpainters[kind], 4
     hole, image = torch.ones(1, SIDE, SIDE), random_image(SIDE, SIDE)
     filled = rad(image, hole, steps=steps, condition=condition(kind), names=["a"], **solver).images[0]
-    task = base._task(torch.zeros(1, 3, SIDE, SIDE), hole[None], None, "smooth")
+    task = build_task(base.model.autoencoder, torch.zeros(1, 3, SIDE, SIDE), hole[None])
     with KeyedNoise(0, ["a"]) as noise, torch.no_grad():
         denoiser = base.model.denoiser([condition(kind)], adapter=False)
-        sample = Sampler(base.model.base_process, (), steps=steps, **solver)(denoiser, task, noise=noise)
+        sample = Sampler(base.model.base_process, steps=steps, **solver)(denoiser, task, noise=noise)
         made = base.model.autoencoder.decode(sample.image)[0].clamp(-1, 1)
     expected = (255 * (made / 2 + 0.5)).round().permute(1, 2, 0).numpy()
     assert expected.std() > 1
@@ -161,11 +164,12 @@ def test_every_cell_is_told_its_own_time(inpainters, kind):
 def test_the_sampler_sees_what_training_saw(inpainters, world, kind):
     """The same x, levels and text: the network's output in sampling is that of the module."""
     module = Diffusion(base=str(world / kind), image_size=SIDE, adapter=str(world / f"{kind}-trained"))
+    module.configure_model()
     rad = inpainters[f"{kind}-trained"]
     hole = torch.zeros(2, 1, SIDE // 2, SIDE // 2)
     hole[0, :, 2:5], hole[1, ..., 3:] = 1, 1
     t = torch.tensor([600, 90])
-    assert module.process.steps == 2 * rad.model.base_process.steps
+    assert module.noise_process.steps == 2 * rad.model.base_process.steps
     ours, theirs = (
         process.noise(t, NoiseRegions.from_mask(hole))
         for process in (rad.sampler("rad").process, module.sampling_process)

@@ -10,7 +10,6 @@ from rad.diffusion.schedules import linear_betas
 from rad.methods.guidance import data_gradient, descend, observation_residual, polyak_step, residual, squared_norm
 from rad.methods.registry import create
 from rad.rng import KeyedNoise
-from rad.sampling.method import CustomSampler
 from rad.sampling.sampler import Sampler
 from rad.sampling.task import Task
 from tests.codecs import Blocks, EncodedTape, encoded_denoiser, encoded_task
@@ -37,12 +36,8 @@ SAME = {
 """Those that treat all the numbers of an image alike; settings in which each part of the method is at work."""
 
 
-def loop(method):
-    return method if isinstance(method, CustomSampler) else (method,)
-
-
 def run(method, denoiser, task, *, autoencoder=None, steps=12):
-    sampler = Sampler(Uniform(linear_betas()), loop(method), **vars(method.choose(steps=steps)))
+    sampler = Sampler(Uniform(linear_betas()), method, **vars(method.choose(steps=steps)))
     with KeyedNoise(0, ["a", "b"]) as noise:
         draws = noise if autoencoder is None else EncodedTape(noise, autoencoder, (1, 8, 8))
         return sampler(denoiser, task, noise=draws).raw

@@ -14,8 +14,9 @@ from rad.diffusion.processes import EDM, Flow, Uniform
 from rad.diffusion.schedules import karras_sigmas, linear_betas
 from rad.inpainting.inpainter import Inpainter
 from rad.models.base import load_base
-from rad.models.guidance_inputs import PLAIN
+from rad.models.loaded_model import PLAIN
 from rad.sampling.sampler import Sampler
+from rad.sampling.task import Task
 from rad.training.diffusion import Diffusion
 from tests.conftest import box_hole, random_image
 from tests.gaussian import DOUBLE, make_world
@@ -98,11 +99,11 @@ def test_a_folder_with_edms_scheduler_is_sampled_as_diffusers_does_it(folder):
     start = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
     class Start:
-        def draw(self, number, shape):
+        def randn(self, number, shape):
             return start
 
-    task = inpainter._task(torch.zeros(1, 3, 16, 16), torch.ones(1, 1, 16, 16), None, "smooth")
-    ours = Sampler(model.base_process, (), steps=steps, eta=0)(
+    task = Task.encoded(torch.zeros(1, 3, 16, 16), torch.ones(1, 1, 16, 16), model.autoencoder)
+    ours = Sampler(model.base_process, steps=steps, eta=0)(
         model.denoiser([PLAIN], adapter=False), task, noise=Start()
     ).raw
     x = scheduler.sigmas[0] * start
@@ -124,7 +125,7 @@ def test_whole_runs(folder, method):
 def test_it_is_not_trained_and_has_no_rad(folder):
     assert load_base(folder).prediction_type == "edm"
     with pytest.raises(ValueError, match="training is of networks that predict 'epsilon'"):
-        Diffusion(base=str(folder))
+        Diffusion(base=str(folder)).configure_model()
 
 
 @pytest.mark.parametrize(

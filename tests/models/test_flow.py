@@ -14,8 +14,12 @@ from rad.diffusion.schedules import shifted_sigmas
 from rad.diffusion.step import reverse_step
 from rad.inpainting.inpainter import Inpainter
 from rad.methods import METHODS
-from rad.models.guidance_inputs import Condition
-from rad.models.text_to_image.flow import FlowDenoiser, FlowModel, FluxModel, Text
+from rad.models.load import load_model
+from rad.models.loaded_model import Condition
+from rad.models.text_to_image.flow import FlowDenoiser
+from rad.models.text_to_image.flux import FluxModel
+from rad.models.text_to_image.prompts import Text
+from rad.models.text_to_image.sd3 import SD3Model
 from rad.sampling.sampler import Sampler
 from rad.sampling.task import Task
 from tests.conftest import box_hole, random_image
@@ -42,12 +46,12 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sd3(folders):
-    return FlowModel.load(folders["sd3"])
+    return load_model(folders["sd3"])
 
 
 @pytest.fixture(scope="module")
 def flux(folders):
-    return FlowModel.load(folders["flux"], size=SIDE)
+    return load_model(folders["flux"], size=SIDE)
 
 
 @pytest.fixture(scope="module", params=["sd3", "t5", "flux"])
@@ -63,7 +67,7 @@ def test_sd3_is_sampled_at_the_levels_of_its_scheduler(sd3, steps):
     """Of numbers of steps that divide the table evenly; 28 is the pipeline's own."""
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     scheduler.set_timesteps(steps)
-    levels = Sampler(sd3.base_process, (), steps=steps).times
+    levels = Sampler(sd3.base_process, steps=steps).timesteps
     ours = torch.stack([sd3.base_process.noise(torch.tensor([t])).sigma[0, 0] for t in levels])
     torch.testing.assert_close(ours[1:].float(), scheduler.sigmas[1:], rtol=1e-5, atol=1e-6)
     assert float(scheduler.sigmas[0] - ours[0]) == LEAST_SIGNAL, "pure noise has a little signal"
@@ -80,7 +84,7 @@ def test_the_table_is_the_shifted_one_up_to_how_diffusers_shifts_its_end_twice(s
 def test_levels_of_flux_depend_on_the_size_of_the_image(folders, flux):
     config = json.loads((folders["flux"] / "scheduler" / "scheduler_config.json").read_text())
     scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
-    for model, tokens in ((flux, 16), (FlowModel.load(folders["flux"], size=64), 256)):
+    for model, tokens in ((flux, 16), (load_model(folders["flux"], size=64), 256)):
         mu = 0.5 + (1.15 - 0.5) * (tokens - 256) / (4096 - 256)
         scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 8, 8), mu=mu)
         ours = model.base_process.sigmas[torch.arange(8, 0, -1) * 125 - 1]
@@ -89,13 +93,13 @@ def test_levels_of_flux_depend_on_the_size_of_the_image(folders, flux):
 
 def test_levels_that_reach_pure_noise_too_early_are_left_out(folders, tmp_path):
     """A large shift crowds the table against 1, where signal and noise have no ratio."""
-    sigmas = FlowModel.sigmas({"shift": 20.0}, 16)
+    sigmas = SD3Model.sigmas(FlowMatchEulerDiscreteScheduler(shift=20.0), 16)
     assert int((sigmas >= 1 - LEAST_SIGNAL).sum()) > 1
     path = folders["sd3"] / "scheduler" / "scheduler_config.json"
     before = path.read_text()
     try:
         path.write_text(json.dumps({**json.loads(before), "shift": 20.0}))
-        own = FlowModel.load(folders["sd3"]).base_process
+        own = load_model(folders["sd3"]).base_process
     finally:
         path.write_text(before)
     assert own.steps == len(sigmas) - int((sigmas >= 1 - LEAST_SIGNAL).sum()) + 1
@@ -165,13 +169,15 @@ def test_guidance_of_one_is_the_prompt_alone_and_zero_is_no_guidance_either(sd3)
 
 
 def test_texts_are_encoded_once(sd3, monkeypatch):
-    sd3._encode_kept.cache_clear()
+    sd3.text.single.cache_clear()
     asked = []
-    encode = sd3.pipeline.encode_prompt
-    monkeypatch.setattr(sd3.pipeline, "encode_prompt", lambda **told: asked.append(told["prompt"]) or encode(**told))
+    encode = sd3.text.pipeline.encode_prompt
+    monkeypatch.setattr(
+        sd3.text.pipeline, "encode_prompt", lambda **told: asked.append(told["prompt"]) or encode(**told)
+    )
     for _ in range(2):
         sd3.denoiser([CAT, DOG, CAT], adapter=False)
-    assert asked == [[""], ["dark"], ["a cat"], ["a dog"]]
+    assert asked == [["a cat"], ["a dog"], [""], ["dark"]]
 
 
 # ---- diffusers' own sampling -----------------------------------------------------------------------
@@ -182,17 +188,17 @@ def everything(model, condition, *, steps, start):
     task = Task.encoded(torch.zeros(1, 3, SIDE, SIDE), torch.ones(1, 1, SIDE, SIDE), model.autoencoder)
 
     class Start:
-        def draw(self, number, shape):
+        def randn(self, number, shape):
             return start
 
-    sampler = Sampler(model.base_process, (), steps=steps, eta=0)
+    sampler = Sampler(model.base_process, steps=steps, eta=0)
     return sampler(model.denoiser([condition], adapter=False), task, noise=Start())
 
 
 @pytest.mark.parametrize("kind", ["sd3", "t5"])
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 def test_everything_hole_is_the_pipelines_own_sampling(folders, kind, guidance):
-    model, start, told = FlowModel.load(folders[kind]), random(1, 4, 8, 8), Condition("a cat", "a dog", guidance)
+    model, start, told = load_model(folders[kind]), random(1, 4, 8, 8), Condition("a cat", "a dog", guidance)
     if guidance == 1:
         told = replace(told, negative="")
     sample = everything(model, told, steps=4, start=start)
@@ -300,7 +306,7 @@ def test_other_sizes(folders):
     assert (pixels(result.images[0]) != pixels(image))[(hole[0] == 1).numpy()].mean() > 0.5
     for size in (0, 6, 18, 36):
         with pytest.raises(ValueError, match=f"size is {size}; allowed with .* are multiples of 4 up to 32"):
-            FlowModel.load(folders["sd3"], size=size)
+            load_model(folders["sd3"], size=size)
 
 
 # ---- what is refused -------------------------------------------------------------------------------
@@ -311,7 +317,7 @@ def test_what_has_no_effect_is_refused(sd3, flux, tmp_path):
         sd3.check([CAT, Condition("a cat", "a dog", guidance=1.0)])
     with pytest.raises(ValueError, match="takes no negative prompt"):
         flux.check([Condition("a cat", "a dog")])
-    schnell = FlowModel.load(tiny_flux(tmp_path, guidance_embeds=False), size=SIDE)
+    schnell = load_model(tiny_flux(tmp_path, guidance_embeds=False), size=SIDE)
     assert isinstance(schnell, FluxModel)
     with pytest.raises(ValueError, match="takes no guidance"):
         schnell.check([Condition("a cat", guidance=2.0)])

@@ -9,14 +9,15 @@ import torch
 from diffusers import DDIMScheduler
 from PIL import Image
 
+from rad.inpainting.filling import build_task
 from rad.inpainting.inpainter import Inpainter
 from rad.methods import METHODS
 from rad.models.adapter import AdapterInfo, save_adapter
 from rad.models.base import load_base
-from rad.models.guidance_inputs import Condition
-from rad.models.latent import LatentModel
 from rad.models.latent_mask import Grid
+from rad.models.loaded_model import Condition
 from rad.models.lora import LoRA, inject, trainable
+from rad.models.unet_model import UNetModel
 from rad.networks.unet import patch
 from rad.rng import KeyedNoise
 from rad.sampling.sampler import Sampler
@@ -45,7 +46,8 @@ def inpainter(folder):
 
 def test_a_pipeline_folder_is_recognised(inpainter, folder):
     model = inpainter.model
-    assert isinstance(model, LatentModel)
+    assert isinstance(model, UNetModel)
+    assert model.kind == "latent"
     assert model.size == (SIDE, SIDE), "in pixels"
     assert (model.autoencoder.factor, model.autoencoder.channels) == (2, 3 if "vq" in str(folder) else 4)
     betas = DDIMScheduler(beta_start=0.0015, beta_end=0.0195, beta_schedule="scaled_linear").betas
@@ -57,7 +59,7 @@ def test_whatever_its_class_is_called(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "other")
     index = tmp_path / "other" / "model_index.json"
     index.write_text(index.read_text().replace("LDMPipeline", "LatentDiffusionUncondPipeline"))
-    assert isinstance(Inpainter.from_pretrained(tmp_path / "other").model, LatentModel)
+    assert Inpainter.from_pretrained(tmp_path / "other").model.kind == "latent"
 
 
 @pytest.mark.parametrize("method", SOME)
@@ -89,15 +91,15 @@ def test_estimates_are_not_clipped(inpainter):
 def test_everything_hole_is_plain_ddim_on_the_schedule_of_the_folder(inpainter, folder):
     model, steps = inpainter.model, 4
     task = Task.encoded(torch.zeros(1, 3, SIDE, SIDE), torch.ones(1, 1, SIDE, SIDE), model.autoencoder)
-    sampler = Sampler(model.base_process, (), steps=steps, eta=0)
+    sampler = Sampler(model.base_process, steps=steps, eta=0)
     with KeyedNoise(0, ["a"]) as noise:
-        start = noise.draw(0, task.known.shape[1:]).to(task.known)
+        start = noise.randn(0, task.known.shape[1:]).to(task.known)
     with KeyedNoise(0, ["a"]) as noise:
         ours = sampler(model.denoiser([Condition()], adapter=False), task, noise=noise).raw
     scheduler = DDIMScheduler.from_pretrained(folder / "scheduler")
     x = float(model.base_process.noise(torch.tensor([999])).sigma_map()) * start
     with torch.no_grad():
-        for t, u in zip(sampler.times[:-1], sampler.times[1:], strict=True):
+        for t, u in zip(sampler.timesteps[:-1], sampler.timesteps[1:], strict=True):
             e = model.unet(x, t).sample
             a, b = scheduler.alphas_cumprod[t], scheduler.alphas_cumprod[u] if u >= 0 else torch.tensor(1.0)
             x = b.sqrt() * (x - (1 - a).sqrt() * e) / a.sqrt() + (1 - b).sqrt() * e
@@ -122,7 +124,7 @@ def test_the_grid_says_which_cells_are_filled(inpainter):
     model, known = inpainter.model, torch.zeros(1, 3, SIDE, SIDE)
     hole = box_hole(SIDE, SIDE, 4, 4, 8, 8)[None]
     sizes = [
-        float(inpainter._task(known, hole, grid, "smooth").hole.sum())
+        float(build_task(model.autoencoder, known, hole, grid=grid).hole.sum())
         for grid in (None, Grid("nearest"), Grid("bilinear"), Grid(dilate=1))
     ]
     assert sizes == [4, 4, 12, 16], "bilinear: a ring without its corners, of which less than 5 % is hole"
@@ -207,7 +209,7 @@ def test_rad_keeps_known_latents_as_they_are(adapter):
     """A cell that is known has no noise at any level of the reverse process, so nothing happens to it."""
     rad = Inpainter.from_pretrained(adapter)
     known = torch.rand(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    task = rad._task(known, HOLE[None], None, "smooth")
+    task = build_task(rad.model.autoencoder, known, HOLE[None])
     sampler = rad.sampler("rad", steps=3)
     with rad.model.weights(adapter=True, differentiated=False), KeyedNoise(0, ["a"]) as noise:
         sample = sampler(rad.model.denoiser([Condition()], adapter=True), task, noise=noise)

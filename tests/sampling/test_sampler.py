@@ -1,4 +1,4 @@
-"""The reverse loop: which noise it uses, what callbacks see, what it counts."""
+"""The reverse loop: which noise it uses, what methods see, what it counts."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from rad.diffusion.step import Denoised
 from rad.methods import METHODS
 from rad.networks.unet import patch
 from rad.rng import KeyedNoise, generator, key
-from rad.sampling.method import CustomSampler, SamplingMethod
+from rad.sampling.method import SamplingMethod
 from rad.sampling.sampler import Sampler
 from rad.sampling.task import Task
 from tests.tiny_networks import small_unet
@@ -30,9 +30,9 @@ def box(rows=2):
     return hole
 
 
-def run(process, image, hole, *, callbacks=(), steps=6, names=None, **options):
+def run(process, image, hole, *, method=None, steps=6, names=None, **options):
     with KeyedNoise(0, names or range(len(image))) as noise:
-        return Sampler(process, callbacks, steps=steps, **options)(PRIOR, Task.from_image(image, hole), noise=noise)
+        return Sampler(process, method, steps=steps, **options)(PRIOR, Task.from_image(image, hole), noise=noise)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
@@ -60,11 +60,10 @@ def test_what_is_in_the_hole_changes_nothing(method):
     other = torch.where(hole == 1, other, image)
     method = METHODS[method]()
     process = method.process(Uniform(BETAS), "adm")
-    callbacks = method if isinstance(method, CustomSampler) else (method,)
-    one, two = (run(process, x, hole, callbacks=callbacks) for x in (image, other))
+    one, two = (run(process, x, hole, method=method) for x in (image, other))
     assert torch.equal(one.raw, two.raw)
     assert torch.equal(one.image[hole.expand_as(image) == 0], image[hole.expand_as(image) == 0])
-    changed = run(process, torch.where(hole == 1, image, image.flip(-1)), hole, callbacks=callbacks)
+    changed = run(process, torch.where(hole == 1, image, image.flip(-1)), hole, method=method)
     assert not torch.equal(changed.raw, one.raw), "what is known does matter"
 
 
@@ -103,7 +102,7 @@ def test_rad_does_not_touch_known_pixels_on_the_way():
             return x_next
 
     image, hole = original(), box()
-    run(RegionAware(BETAS), image, hole, callbacks=[Watch()])
+    run(RegionAware(BETAS), image, hole, method=Watch())
     known = hole.expand_as(image) == 0
     assert len(seen) == 6
     assert all(torch.equal(x[known], image[known]) for x in seen)
@@ -127,8 +126,8 @@ def test_flipping_image_hole_and_noise_flips_the_steps_of_a_flip_equivariant_pri
             return Denoised(torch.nn.functional.avg_pool2d(x, 3, 1, 1))
 
     class FlippedNoise(KeyedNoise):
-        def draw(self, number, shape, *, last=False):
-            return super().draw(number, shape, last=last).flip(-1)
+        def randn(self, number, shape, *, last=False):
+            return super().randn(number, shape, last=last).flip(-1)
 
     image, hole = original(), box()
     results = []
@@ -149,12 +148,12 @@ def test_counts_and_plan():
             return [*times[:3], times[1], *times[2:]]
 
         def before_denoise(self, state):
-            visited.append((state.time, state.next_time, state.step, state.steps))
+            visited.append((state.timestep, state.next_timestep, state.step, state.steps))
             assert state.x.requires_grad
             return state.x
 
-    sampler = Sampler(Uniform(BETAS), [Travel()], steps=5)
-    assert sampler.times == [999, 749, 500, 749, 500, 250, 0, CLEAN]
+    sampler = Sampler(Uniform(BETAS), Travel(), steps=5)
+    assert sampler.timesteps == [999, 749, 500, 749, 500, 250, 0, CLEAN]
     assert sampler.cost.nfe == 6
     with KeyedNoise(0, range(2)) as noise:
         sample = sampler(PRIOR, Task.from_image(original(), box()), noise=noise)
@@ -188,14 +187,14 @@ def test_bad_settings_are_refused():
 
 def test_the_tape_is_keyed_by_seed_image_sample_and_draw():
     with KeyedNoise(0, ["a", "b", "a", "a"], [0, 0, 0, 1]) as noise:
-        first, second = noise.draw(0, (3, 5, 5)), noise.draw(1, (3, 5, 5))
+        first, second = noise.randn(0, (3, 5, 5)), noise.randn(1, (3, 5, 5))
         assert torch.equal(first[0], first[2])
-        again = noise.draw(0, (3, 5, 5))
+        again = noise.randn(0, (3, 5, 5))
     assert torch.equal(first, again)
     different = [first[0], first[1], first[3], second[0], second[1], second[3]]
     assert all(not torch.equal(x, y) for i, x in enumerate(different) for y in different[:i])
     with KeyedNoise(1, ["a"]) as noise:
-        assert not torch.equal(noise.draw(0, (3, 5, 5))[0], first[0])
+        assert not torch.equal(noise.randn(0, (3, 5, 5))[0], first[0])
     with pytest.raises(ValueError, match="2 images but 1 sample numbers"):
         KeyedNoise(0, ["a", "b"], [0])
 
@@ -205,7 +204,7 @@ def test_the_tape_leaves_the_global_generator_alone_and_is_normal():
     expected = torch.rand(1)
     torch.manual_seed(3)
     with KeyedNoise(0, range(64)) as noise:
-        drawn = noise.draw(0, (1, 32, 32))
+        drawn = noise.randn(0, (1, 32, 32))
     assert torch.equal(torch.rand(1), expected)
     assert float(drawn.mean()) == pytest.approx(0, abs=4 / 256)
     assert float(drawn.std()) == pytest.approx(1, abs=4 / 256)

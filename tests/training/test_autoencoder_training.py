@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -15,7 +16,7 @@ from rad.cli import main as cli
 from rad.data.module import ImageDataModule
 from rad.evaluation.features import feature_net
 from rad.models.lora import trainable
-from rad.models.trainable import load_autoencoder
+from rad.models.vae import PretrainedAutoencoder
 from rad.training.autoencoder import AutoencoderTraining
 from tests.rounding import assert_same
 
@@ -40,7 +41,7 @@ def in_a_fresh_folder(tmp_path, monkeypatch):
         Image.fromarray(pixels).resize((20, 20), Image.Resampling.BICUBIC).save(f"images/{number}.png")
     config = {
         "trains": "autoencoder",
-        "model": {"autoencoder": SMALL, "learning_rate": 3e-3},
+        "model": {"autoencoder": SMALL, "optimizer": {"init_args": {"lr": 3e-3}}},
         "data": {"path": "images", "size": 16, "val_count": 2, "batch_size": 4},
         "trainer": {
             "max_steps": 4,
@@ -62,6 +63,7 @@ def batch():
 
 def test_the_loss_term_by_term():
     module = AutoencoderTraining(SMALL, image_size=16, kl_weight=0.5, perceptual=str(FEATURES), perceptual_weight=2.0)
+    module.configure_model()
     given = batch()
     found = module.losses(given, sampled=False)
     posterior = module.autoencoder.encode(given["image"]).latent_dist
@@ -104,7 +106,7 @@ def test_train_py_makes_an_autoencoder_whose_latents_have_unit_deviation_and_res
     assert {path.name for path in folder.iterdir()} == {
         f"step={n}{end}" for n in (2, 4) for end in (".ckpt", "", "-ema")
     } | {"last.ckpt"}
-    autoencoder = load_autoencoder(folder / "step=4-ema")
+    autoencoder = PretrainedAutoencoder.find(folder / "step=4-ema")
     assert (autoencoder.factor, autoencoder.channels) == (2, 4)
     originals = ImageDataModule("images", size=16, val_count=2)
     originals.setup("validate")
@@ -120,8 +122,20 @@ def test_train_py_makes_an_autoencoder_whose_latents_have_unit_deviation_and_res
     )
     assert all(torch.equal(weight, part[name]) for name, weight in whole.items())
     fresh = AutoencoderTraining(SMALL, image_size=16)
+    fresh.configure_model()
     weights = {name.removeprefix("autoencoder."): w for name, w in trainable(fresh).items()}
     assert all(not torch.equal(weight, weights[name]) for name, weight in whole.items())
+
+
+def test_validation_alone():
+    module = AutoencoderTraining(SMALL, image_size=16, perceptual=str(FEATURES))
+    data = ImageDataModule("images", size=16, val_count=3, batch_size=3)
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
+    (means,) = trainer.validate(module, datamodule=data)
+    with torch.no_grad():
+        losses = module.losses(next(iter(data.val_dataloader())), sampled=False)
+    assert means["val/loss"] == pytest.approx(losses.total.mean().item(), rel=1e-5)
+    assert means["val/distance"] > 0
 
 
 def test_it_is_the_autoencoder_of_a_latent_model_which_is_the_base_of_an_adapter():
@@ -137,7 +151,10 @@ def test_it_is_the_autoencoder_of_a_latent_model_which_is_the_base_of_an_adapter
         "norm_num_groups": 8,
     }
     content = yaml.safe_load(Path("small.yaml").read_text()) | {"trains": "diffusion"}
-    scratch = {"process": "uniform", "unet": unet, "autoencoder": "runs/coder/checkpoints/step=1"}
+    scratch = {
+        "process": {"kind": "uniform"},
+        "scratch": {"unet": unet, "autoencoder": "runs/coder/checkpoints/step=1"},
+    }
     Path("latent.yaml").write_text(yaml.safe_dump(content | {"model": scratch}))
     assert cli.train(["--config", "latent.yaml", "--trainer.max_steps", "1"]) == 0
     adapter = {"base": "runs/latent/checkpoints/step=1-ema", "lora": {"rank": 2}}
@@ -172,8 +189,9 @@ def test_bad_settings_are_refused():
     with pytest.raises(ValueError, match="kl_weight is -1"):
         AutoencoderTraining(SMALL, kl_weight=-1, image_size=16)
     with pytest.raises(ValueError, match="nowhere"):
-        AutoencoderTraining(SMALL, perceptual="nowhere", image_size=16)
+        AutoencoderTraining(SMALL, perceptual="nowhere", image_size=16).configure_model()
     module = AutoencoderTraining(SMALL, image_size=16)
-    with pytest.raises(ValueError, match="of another network"):
-        module.on_load_checkpoint({"rad": {"autoencoder": {}}})
+    module.configure_model()
+    with pytest.raises(ValueError, match="trains other layers"):
+        module.on_load_checkpoint({"rad": {}, "state_dict": {}})
     assert math.isfinite(module.scaling_factor(torch.zeros(1, 3, 16, 16)))

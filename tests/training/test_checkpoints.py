@@ -153,5 +153,7 @@ def test_a_folder_takes_the_place_of_another_as_a_whole(tmp_path):
     assert [path.name for path in tmp_path.rglob("*")] == ["step=1", "new"]
 
 
-def test_a_step_that_is_trained_again_keeps_its_name():
-    assert Checkpoint()._enable_version_counter is False
+@pytest.mark.parametrize("settings", [{"every_n_train_steps": 0}, {"save_top_k": 0}])
+def test_intervals_and_numbers_of_checkpoints_are_positive(settings):
+    with pytest.raises(ValueError, match="allowed are >= 1"):
+        Checkpoint(**settings)

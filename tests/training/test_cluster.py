@@ -28,7 +28,7 @@ def config(base, tmp_path, monkeypatch):
     for number in range(13):
         random_image(SIZE, SIZE, seed=number).save(f"in/{number}.png")
     content = {
-        "model": {"base": str(base), "lora": {"rank": 2, "alpha": 2}, "learning_rate": 1e-3},
+        "model": {"base": str(base), "lora": {"rank": 2, "alpha": 2}, "optimizer": {"init_args": {"lr": 1e-3}}},
         "data": {"path": "in", "val_count": 3, "size": SIZE, "batch_size": 4},
         "trainer": {
             "accelerator": "cpu",
@@ -133,7 +133,7 @@ def test_a_killed_process_ends_the_run_and_one_process_goes_on(config):
     """With a sharded optimiser and a static graph, whose checkpoints are those of a plain one."""
     strategy = "lightning.pytorch.strategies.DDPStrategy"
     words = [
-        "--model.shard_optimizer",
+        "--model.execution.shard_optimizer",
         "true",
         "--trainer.strategy",
         strategy,

@@ -20,6 +20,7 @@ from rad.training.diffusion import Diffusion
 from rad.training.ema import EMA
 from rad.training.guards import FiniteGuard, StopOnSignal, requeue_job
 from tests.conftest import SIZE, random_image
+from tests.training.test_module import adamw
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def world(base, images, tmp_path):
         trainer.fit(model, datamodule=data, ckpt_path=resume, weights_only=True)
         return trainer
 
-    fit.model = lambda: Diffusion(base=str(base), image_size=SIZE, lora=LoRA(rank=2), learning_rate=1e-3)
+    fit.model = lambda: Diffusion(base=str(base), image_size=SIZE, lora=LoRA(rank=2), optimizer=adamw(1e-3))
     fit.folder = tmp_path
     return fit
 
@@ -137,7 +138,7 @@ class Poison(Diffusion):
 
 
 def poisoned(base):
-    return Poison(base=str(base), image_size=SIZE, lora=LoRA(rank=2), learning_rate=1e-3, masks=Box(), seed=3)
+    return Poison(base=str(base), image_size=SIZE, lora=LoRA(rank=2), optimizer=adamw(1e-3), masks=Box(), seed=3)
 
 
 def test_what_is_not_finite_ends_the_run_and_its_batch_is_kept(world, base):
@@ -182,6 +183,7 @@ def test_an_update_may_be_skipped_and_changes_nothing(world, base):
 
 def test_gradients_that_are_not_finite_count_too(world, base):
     model = world.model()
+    model.configure_model()
     next(iter(trainable(model).values())).register_hook(lambda gradient: gradient * torch.inf)
     with pytest.raises(FloatingPointError, match="gradient of step 0"):
         world(model, 5, FiniteGuard())

@@ -20,15 +20,18 @@ from rad.diffusion.step import noised
 from rad.masks.shapes import make
 from rad.models.adapter import AdapterInfo, load_adapter
 from rad.models.latent_mask import Grid
+from rad.models.load import load_model
 from rad.models.lora import LoRA, trainable
-from rad.models.trainable import load_parts, region_aware_network
 from rad.training.checkpoint import Checkpoint
 from rad.training.diffusion import Diffusion
 from rad.training.ema import EMA
 from rad.training.panel import Panel
+from rad.training.settings import Execution, Scratch, TrainingLoss, TrainingProcess
 from tests.rounding import assert_same, doubled
 from tests.tiny_pipelines import captions, small_autoencoder, write_pipeline
+from tests.training.test_module import adamw, configured
 
+UNIFORM = {"process": TrainingProcess("uniform"), "image_size": 16}
 KINDS = ("latent", "stable", "stable3")
 EACH = pytest.mark.parametrize("kind", KINDS)
 UNUSED = "transformer_blocks.2.attn.add_q_proj"  # SD3's last block makes queries of the text that nobody asks for
@@ -53,8 +56,8 @@ def world(tmp_path_factory):
 
 
 def module(world, kind, **options):
-    settings = {"base": str(world / kind), "image_size": 16, "lora": LoRA(rank=2), "learning_rate": 1e-3} | options
-    return Diffusion(**settings)
+    settings = {"base": str(world / kind), "image_size": 16, "lora": LoRA(rank=2), "optimizer": adamw(1e-3)}
+    return configured(**settings | options)
 
 
 def data(world, kind="stable", **options):
@@ -85,9 +88,7 @@ def batch(rows=4, **more):
 
 
 def load(source):
-    parts = load_parts(str(source), image_size=16)
-    assert parts is not None
-    return parts
+    return load_model(str(source), size=16, training=True)
 
 
 def moved(model):
@@ -99,12 +100,12 @@ def moved(model):
     return model
 
 
-def outputs(network, text, index):
+def outputs(network, loaded, index):
     source = torch.Generator().manual_seed(3)
     x = torch.randn(4, 4, 8, 8, generator=source)
-    told = {} if text is None else text(TEXTS)
+    prompts = loaded.encode_prompts(TEXTS)
     with torch.no_grad():
-        return network.eval()(x, timestep=torch.tensor([[0.0, 700.0]] * 4), index=index, **told).sample
+        return network.eval()(x, timestep=torch.tensor([[0.0, 700.0]] * 4), index=index, **prompts).sample
 
 
 INDEX = (torch.rand(4, 8, 8, generator=torch.Generator().manual_seed(1)) > 0.5).long()
@@ -113,16 +114,16 @@ INDEX = (torch.rand(4, 8, 8, generator=torch.Generator().manual_seed(1)) > 0.5).
 def test_texts_are_those_of_diffusers_own_pipeline(world):
     from diffusers import StableDiffusionPipeline
 
-    parts = load(world / "stable")
+    loaded = load(world / "stable")
     pipeline = StableDiffusionPipeline.from_pretrained(world / "stable", safety_checker=None)
     expected, _ = pipeline.encode_prompt(TEXTS, "cpu", 1, False)
-    assert torch.equal(parts.text(TEXTS)["encoder_hidden_states"], expected)
+    assert torch.equal(loaded.encode_prompts(TEXTS)["encoder_hidden_states"], expected)
     assert (expected[0] - expected[2]).abs().max() > 1e-3, "texts differ, or the comparison says nothing"
 
 
 def test_sd3_reads_t5_where_there_is_one(world, tmp_path):
     alone = write_pipeline(tmp_path, "stable3", t5=False)
-    first, second = (load(folder).text(TEXTS) for folder in (world / "stable3", alone))
+    first, second = (load(folder).encode_prompts(TEXTS) for folder in (world / "stable3", alone))
     assert torch.equal(first["pooled_projections"], second["pooled_projections"])
     clip = (first["encoder_hidden_states"] == second["encoder_hidden_states"]).flatten(2).all(-1)
     assert clip[:, :77].all(), "CLIP's tokens come first"
@@ -136,18 +137,19 @@ def test_known_cells_know_nothing_of_the_hole_and_cells_of_the_hole_hold_the_ima
     given = batch()
     hole = make("center")([torch.Generator()] * 4, 16, 16)
     other = torch.where(hole == 1, given["image"].flip(0), given["image"])
-    x0, regions = model._encoded(given["image"], hole)
-    changed, _ = model._encoded(other, hole)
+    x0, regions = model._encode(given["image"], hole, soft=True)
+    changed, _ = model._encode(other, hole, soft=True)
     cells = regions.index[:, None].expand_as(x0) == 1
     assert 0 < cells.double().mean() < 1
     assert torch.equal(x0[~cells], changed[~cells])
-    assert torch.equal(x0[cells], model.parts.autoencoder.encode(given["image"])[cells])
+    assert torch.equal(x0[cells], model.model.autoencoder.encode(given["image"])[cells])
     assert (x0[cells] != changed[cells]).any()
     task = model.task(given["image"], hole)
     assert_same(x0[~cells], task.known[~cells])
     assert torch.equal(regions.index, task.regions.index), "training and sampling have one rule for holes"
     leaking = module(world, kind, fill="none")
-    assert (leaking._encoded(given["image"], hole)[0] - leaking._encoded(other, hole)[0])[~cells].abs().max() > 1e-4
+    seen, unseen = (leaking._encode(image, hole, soft=True)[0] for image in (given["image"], other))
+    assert (seen - unseen)[~cells].abs().max() > 1e-4
 
 
 def test_holes_come_to_the_cells_by_the_grid_that_is_asked_for(world):
@@ -155,8 +157,8 @@ def test_holes_come_to_the_cells_by_the_grid_that_is_asked_for(world):
     hole[0, 0, 4, 4] = 1
     image = torch.zeros(1, 3, 16, 16)
     counts = [
-        int(module(world, "latent", grid=grid)._encoded(image, hole)[1].index.sum())
-        for grid in (None, Grid(threshold=0.5), Grid(dilate=1))
+        int(module(world, "latent", grid=grid)._encode(image, hole, soft=False)[1].index.sum())
+        for grid in (Grid(), Grid(threshold=0.5), Grid(dilate=1))
     ]
     assert counts == [1, 0, 9]
 
@@ -170,22 +172,21 @@ def test_gradients_reach_the_adapter_and_nothing_else(world, kind):
     reached = {name for name, p in model.named_parameters() if p.grad is not None}
     assert reached == set(wanted)
     assert all(wanted[name].grad.abs().max() > 0 for name in wanted if UNUSED not in name), "all layers count"
-    assert all(p.grad is None for p in model.parts.autoencoder.network.parameters())
-    own = {id(p) for p in model.parameters()}
-    frozen = list(model.parts.autoencoder.network.parameters())
-    if model.parts.text is not None:
-        frozen += [p for encoder in model.parts.text.encoders for p in encoder.parameters()]
-    assert not any(id(p) in own or p.requires_grad for p in frozen), "neither optimiser nor DDP sees them"
+    assert all(p.grad is None for p in model.model.autoencoder.network.parameters())
+    frozen = [p for part in model.model.frozen_modules() for p in part.parameters()]
+    assert {id(p) for p in frozen} <= {id(p) for p in model.parameters()}, "Lightning moves them to the device"
+    assert not any(p.requires_grad for p in frozen), "optimiser and DDP's reducer skip them"
+    assert set(model.state_dict()) == set(wanted)
 
 
 @EACH
 @pytest.mark.parametrize("time_layers", ["full", "lora"])
 def test_a_fresh_adapter_changes_nothing_and_trains_the_time(world, kind, time_layers):
-    parts = load(world / kind)
-    network = region_aware_network(parts.network, embedding="factorised")
-    before = outputs(network, parts.text, INDEX)
+    loaded = load(world / kind)
+    network = loaded.region_aware_network()
+    before = outputs(network, loaded, INDEX)
     model = module(world, kind, lora=LoRA(rank=2, time_layers=time_layers))
-    torch.testing.assert_close(outputs(model.network, parts.text, INDEX), before, rtol=0, atol=0)
+    torch.testing.assert_close(outputs(model.network, loaded, INDEX), before, rtol=0, atol=0)
     names = list(trainable(model))
     time = "norm1.linear" if kind == "stable3" else "time_emb_proj"
     assert any(time in name for name in names)
@@ -216,14 +217,14 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(world, tmp_path, 
     folder = tmp_path / "whole" / "checkpoints" / "step=4"
     info = AdapterInfo.read(folder)
     assert (info.kind, info.size, info.process, info.learned_variance) == (kind, (16, 16), "region_aware", False)
-    parts = load(info.base)
-    network = region_aware_network(parts.network, embedding="factorised")
-    loaded = load_adapter(network, folder, base_hash=parts.hash)
-    assert_same(outputs(loaded, parts.text, INDEX), outputs(whole.network, parts.text, INDEX))
+    loaded = load(info.base)
+    network = loaded.region_aware_network()
+    adapted = load_adapter(network, folder, base_hash=loaded.hash)
+    assert_same(outputs(adapted, loaded, INDEX), outputs(whole.network, loaded, INDEX))
 
 
 def test_training_lowers_the_loss(world, tmp_path):
-    model = module(world, "stable", learning_rate=1e-2, lora=LoRA(rank=8))
+    model = module(world, "stable", optimizer=adamw(1e-2), lora=LoRA(rank=8))
     with torch.no_grad():
         before = model.losses(batch(), "val")[0].total.mean()
     fit(tmp_path, model, data(world), 10)
@@ -242,8 +243,10 @@ def test_prompts_are_told_and_some_are_dropped_by_position(world):
     assert torch.equal(model.losses(batch(), "train")[0].total, empty)
     assert not torch.equal(model.losses(batch(), "val")[0].total, model.losses(batch(text=[""] * 4), "val")[0].total)
     model.prompt_dropout = 0.5
-    told = model._conditions({"position": torch.arange(200), "text": ["red"] * 200}, "train")["encoder_hidden_states"]
-    plain = model.parts.text([""])["encoder_hidden_states"]
+    told = model._encode_prompts({"position": torch.arange(200), "text": ["red"] * 200}, "train")[
+        "encoder_hidden_states"
+    ]
+    plain = model.model.encode_prompts([""])["encoder_hidden_states"]
 
     def as_plain(texts):  # the same text in another batch, to rounding; another text is some tenths away
         return (texts - plain).abs().flatten(1).amax(1) < 1e-3
@@ -251,14 +254,16 @@ def test_prompts_are_told_and_some_are_dropped_by_position(world):
     dropped = as_plain(told)
     assert float((told - plain)[~dropped].abs().flatten(1).amax(1).min()) > 1e-2
     assert 70 <= int(dropped.sum()) <= 130
-    part = model._conditions({"position": torch.arange(50, 60), "text": ["red"] * 10}, "train")["encoder_hidden_states"]
+    part = model._encode_prompts({"position": torch.arange(50, 60), "text": ["red"] * 10}, "train")[
+        "encoder_hidden_states"
+    ]
     assert torch.equal(as_plain(part), dropped[50:60]), "keyed by position"
 
 
 @pytest.mark.parametrize("kind", ["stable", "stable3"])
 def test_bf16_and_gradient_checkpointing(world, tmp_path, kind):
-    model = module(world, kind, gradient_checkpointing=True)
-    assert model.unet.is_gradient_checkpointing
+    model = module(world, kind, execution=Execution(gradient_checkpointing=True))
+    assert model.model.network.is_gradient_checkpointing
     fit(tmp_path, model, data(world), 1, precision="bf16-mixed")
     fresh = trainable(module(world, kind))
     assert all(bool(p.isfinite().all()) for p in trainable(model).values())
@@ -268,8 +273,8 @@ def test_bf16_and_gradient_checkpointing(world, tmp_path, kind):
 def test_the_loss_does_not_depend_on_how_the_batch_is_split(world):
     for kind in KINDS:
         model = moved(module(world, kind))
-        encoders = [] if model.parts.text is None else model.parts.text.encoders
-        for network in (model.network, *model.parts.autoencoder.network.children(), *encoders):
+        encoders = [] if model.model.text is None else model.model.text.encoders
+        for network in (model.network, *model.model.autoencoder.network.children(), *encoders):
             doubled(network)
         together = model.losses(batch(), "train")[0].total
         parts = [
@@ -287,7 +292,7 @@ def test_dropout_of_a_pretrained_network_is_off_in_training(world, tmp_path):
     path = folder / "unet" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"dropout": 0.5}))
     model = module(tmp_path, "stable")
-    assert {layer.p for layer in model.unet.modules() if isinstance(layer, torch.nn.Dropout)} == {0.0}
+    assert {layer.p for layer in model.model.network.modules() if isinstance(layer, torch.nn.Dropout)} == {0.0}
     with torch.no_grad():
         first, again = (model.losses(batch(), "train")[0].total for _ in range(2))
     assert torch.equal(first, again)
@@ -296,16 +301,16 @@ def test_dropout_of_a_pretrained_network_is_off_in_training(world, tmp_path):
 def test_a_run_is_resumed_on_the_latents_and_texts_that_it_began_with(world, tmp_path):
     shutil.copytree(world / "stable", tmp_path / "stable")
     place = str(tmp_path / "stable")
-    given = {"unet": TEXT_UNET, "process": "uniform", "image_size": 16, "autoencoder": place, "text_encoder": place}
+    given = {"scratch": Scratch(TEXT_UNET, autoencoder=place, text_encoder=place), **UNIFORM}
     fit(tmp_path, Diffusion(**given), data(world), 1)
     state = torch.load(tmp_path / "checkpoints" / "step=1.ckpt", weights_only=True)
-    Diffusion(**given).on_load_checkpoint(state)
+    configured(**given).on_load_checkpoint(state)
     for part in ("vae/diffusion_pytorch_model", "text_encoder/model"):
         path = tmp_path / "stable" / f"{part}.safetensors"
         before = load_file(path)
         save_file({name: value + 0.01 for name, value in before.items()}, path, metadata={"format": "pt"})
         with pytest.raises(ValueError, match="the checkpoint belongs to"):
-            Diffusion(**given).on_load_checkpoint(state)
+            configured(**given).on_load_checkpoint(state)
         save_file(before, path, metadata={"format": "pt"})
 
 
@@ -337,12 +342,12 @@ def test_targets_in_closed_form():
 def test_v_prediction_trains_on_v(world, tmp_path):
     folder = write_pipeline(tmp_path / "v", "stable", prediction="v_prediction")
     v, eps = (
-        Diffusion(base=str(base), image_size=16, lora=LoRA(rank=2)).losses(batch(), "train")[0].total
+        configured(base=str(base), image_size=16, lora=LoRA(rank=2)).losses(batch(), "train")[0].total
         for base in (folder, world / "stable")
     )
     assert not torch.allclose(v, eps)
     with pytest.raises(ValueError, match="weight_limit is 15"):
-        Diffusion(base=str(folder), image_size=16, lora=LoRA(rank=2), weight_limit=15)
+        configured(base=str(folder), image_size=16, lora=LoRA(rank=2), loss=TrainingLoss(weight_limit=15))
 
 
 @EACH
@@ -388,9 +393,8 @@ def test_a_latent_model_from_scratch_is_a_base_for_an_adapter_and_stock_diffuser
     from diffusers import LDMPipeline
 
     small_autoencoder().save_pretrained(tmp_path / "autoencoder")
-    scratch = Diffusion(
-        unet=UNET, autoencoder=str(tmp_path / "autoencoder"), process="uniform", image_size=16, learning_rate=3e-3
-    )
+    network = Scratch(UNET, autoencoder=str(tmp_path / "autoencoder"))
+    scratch = configured(scratch=network, optimizer=adamw(3e-3), **UNIFORM)
     with torch.no_grad():
         first = scratch.losses(batch(), "train")[0].total.mean()
     assert float(first) == pytest.approx(1, abs=0.15), "a network of zeros predicts no noise"
@@ -401,11 +405,11 @@ def test_a_latent_model_from_scratch_is_a_base_for_an_adapter_and_stock_diffuser
     pipeline = LDMPipeline.from_pretrained(folder)
     x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        assert_same(pipeline.unet(x, 40).sample, scratch.unet.eval()(x, 40).sample)
+        assert_same(pipeline.unet(x, 40).sample, scratch.model.network.eval()(x, 40).sample)
     assert pipeline.vqvae.config.scaling_factor == 0.7
     assert not pipeline.scheduler.config.clip_sample
-    adapter = Diffusion(base=str(folder), image_size=16, lora=LoRA(rank=2))
-    assert adapter.parts.kind == "latent"
+    adapter = configured(base=str(folder), image_size=16, lora=LoRA(rank=2))
+    assert adapter.model.kind == "latent"
     fit(tmp_path / "adapter", adapter, data(world, "latent"), 2)
     assert AdapterInfo.read(tmp_path / "adapter" / "checkpoints" / "step=2").base == str(folder)
 
@@ -414,32 +418,32 @@ def test_a_text_to_image_model_from_scratch_is_a_pipeline_that_guidance_an_adapt
     from diffusers import StableDiffusionPipeline
 
     from rad.inpainting.inpainter import Inpainter
-    from rad.models.guidance_inputs import Condition
+    from rad.models.loaded_model import Condition
 
-    scratch = Diffusion(
-        unet=TEXT_UNET,
-        autoencoder=str(world / "stable"),
-        text_encoder=str(world / "stable"),
-        process="uniform",
-        image_size=16,
-    )
-    encoder = scratch.parts.text.pipeline.text_encoder
+    place = str(world / "stable")
+    network = Scratch(TEXT_UNET, autoencoder=place, text_encoder=place)
+    scratch = configured(scratch=network, optimizer=adamw(3e-3), **UNIFORM)
+    encoder = scratch.model.text.pipeline.text_encoder
     before = {name: weight.clone() for name, weight in encoder.state_dict().items()}
-    scratch.learning_rate = 3e-3
     fit(tmp_path / "base", scratch, data(world, "stable"), 4)
     assert all(torch.equal(weight, before[name]) for name, weight in encoder.state_dict().items()), "it stays as it is"
     folder = tmp_path / "base" / "checkpoints" / "step=4"
     pipeline = StableDiffusionPipeline.from_pretrained(folder)
     x, text = (
         torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)),
-        scratch.parts.text(["a red boat", "x"]),
+        scratch.model.encode_prompts(["a red boat", "x"]),
     )
     with torch.no_grad():
-        mine = scratch.unet.eval()(x, 40, **text).sample
+        mine = scratch.model.network.eval()(x, 40, **text).sample
         assert_same(pipeline.unet(x, 40, **text).sample, mine)
         told = pipeline.encode_prompt(["a red boat", "x"], "cpu", 1, False)[0]
     assert_same(told, text["encoder_hidden_states"])
-    assert float((mine[:1] - scratch.unet(x[:1], 40, **scratch.parts.text(["a sky"])).sample).abs().max()) > 0
+    assert (
+        float(
+            (mine[:1] - scratch.model.network(x[:1], 40, **scratch.model.encode_prompts(["a sky"])).sample).abs().max()
+        )
+        > 0
+    )
     inpainter = Inpainter.from_pretrained(folder, device="cpu")
     hole = torch.zeros(1, 16, 16)
     hole[:, 4:12, 4:12] = 1
@@ -449,7 +453,7 @@ def test_a_text_to_image_model_from_scratch_is_a_pipeline_that_guidance_an_adapt
         for text in ("a red boat", "a blue boat")
     ]
     assert fill[0].images[0].tobytes() != fill[1].images[0].tobytes()
-    assert Diffusion(base=str(folder), image_size=16, lora=LoRA(rank=2)).parts.kind == "stable"
+    assert configured(base=str(folder), image_size=16, lora=LoRA(rank=2)).model.kind == "stable"
 
 
 def test_names_of_classes_become_codes_that_differ(tmp_path, monkeypatch):
@@ -481,7 +485,7 @@ def test_all_of_stable_diffusion_is_fine_tuned_as_a_base(world, tmp_path):
     from diffusers import StableDiffusionPipeline
 
     folder = write_pipeline(tmp_path / "v", "stable", prediction="v_prediction")
-    tuned = module(tmp_path, "v", lora=None, process="uniform")
+    tuned = module(tmp_path, "v", lora=None, process=TrainingProcess("uniform"))
     fit(tmp_path, tuned, data(world, "stable"), 2)
     before, after = load(folder), load(tmp_path / "checkpoints" / "step=2")
     assert before.hash != after.hash
@@ -495,7 +499,7 @@ def test_all_of_stable_diffusion_is_fine_tuned_as_a_base(world, tmp_path):
     torch.testing.assert_close(
         before.base_process.noise(torch.tensor([7])).alpha, after.base_process.noise(torch.tensor([7])).alpha
     )
-    torch.testing.assert_close(before.text(["a boat"]), after.text(["a boat"]))
+    torch.testing.assert_close(before.encode_prompts(["a boat"]), after.encode_prompts(["a boat"]))
 
 
 def test_captions_of_files_lines_and_folders(world, tmp_path):
@@ -531,45 +535,76 @@ def test_captions_of_files_lines_and_folders(world, tmp_path):
         read_captions(str(tmp_path / "numbers.json"))
 
 
-def test_what_cannot_be_trained_is_said(world, tmp_path):
-    with pytest.raises(ValueError, match=r"one level an image alone: set model\.lora, or process 'uniform'"):
+@EACH
+def test_validation_alone(world, kind):
+    """`trainer.validate` loads the model and moves its frozen parts; the result equals the loss of the module itself."""
+    model = Diffusion(str(world / kind), image_size=16, lora=LoRA(rank=2))
+    images = data(world, kind, batch_size=2)
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
+    (means,) = trainer.validate(model, datamodule=images)
+    with torch.no_grad():
+        losses = model.losses(next(iter(images.val_dataloader())), "val")[0]
+    assert means["val/loss"] == pytest.approx(losses.total.mean().item(), rel=1e-5)
+
+
+@EACH
+def test_frozen_parts_follow_the_device_and_keep_dtype_and_mode(world, kind):
+    model = module(world, kind)
+    before = [(p.dtype, p.detach().clone()) for p in model.frozen.parameters()]
+    model.double().train()
+    assert next(iter(trainable(model).values())).dtype == torch.float64
+    assert all(
+        p.dtype == dtype and torch.equal(p, value)
+        for p, (dtype, value) in zip(model.frozen.parameters(), before, strict=True)
+    )
+    assert not any(part.training for part in model.frozen.modules())
+    assert all(p.device.type == "meta" for p in model.to("meta").frozen.parameters())
+
+
+def test_what_cannot_be_trained_is_refused(world, tmp_path):
+    place = str(world / "stable")
+
+    def text(fields=TEXT_UNET, **options):
+        settings = {"process": TrainingProcess("uniform"), "image_size": 16} | options
+        return configured(scratch=Scratch(fields, autoencoder=place, text_encoder=place), **settings)
+
+    with pytest.raises(ValueError, match=r"one level an image alone: set model\.lora, or process\.kind 'uniform'"):
         module(world, "stable", lora=None)
-    with pytest.raises(ValueError, match=r"an adapter is trained, not all of it: set model\.lora, and process 'region"):
-        module(world, "stable3", lora=None, process="uniform")
+    with pytest.raises(
+        ValueError, match=r"an adapter is trained, not all of it: set model\.lora, and process\.kind 'region"
+    ):
+        module(world, "stable3", lora=None, process=TrainingProcess("uniform"))
     with pytest.raises(ValueError, match="variance-preserving"):
-        module(world, "stable3", process="tdpaint")
-    with pytest.raises(ValueError, match="a flow is told its own sigma"):
-        module(world, "stable3", time_origin="official")
+        module(world, "stable3", process=TrainingProcess("tdpaint"))
+    with pytest.raises(ValueError, match="a flow's timestep is its sigma"):
+        module(world, "stable3", process=TrainingProcess(time_origin="official"))
     with pytest.raises(ValueError, match="multiples of 4"):
         module(world, "stable3", image_size=18)
-    with pytest.raises(ValueError, match=r"model\.autoencoder and model\.text_encoder are for model\.unet"):
-        module(world, "stable", autoencoder=str(world / "stable"))
     with pytest.raises(ValueError, match="for models on latents"):
-        Diffusion(unet=TEXT_UNET, text_encoder=str(world / "stable"), process="uniform", image_size=16)
-    both = {"autoencoder": str(world / "stable"), "text_encoder": str(world / "stable"), "process": "uniform"}
+        Scratch(TEXT_UNET, text_encoder=place)
     with pytest.raises(ValueError, match="set its cross_attention_dim to 16"):
-        Diffusion(unet={**TEXT_UNET, "cross_attention_dim": 24}, **both, image_size=16)
+        text({**TEXT_UNET, "cross_attention_dim": 24})
     for wrong in ({"no_such_field": 1}, {"encoder_hid_dim": 8}):
-        with pytest.raises(ValueError, match="does not describe a UNet2DConditionModel"):
-            Diffusion(unet={**TEXT_UNET, **wrong}, **both, image_size=16)
+        with pytest.raises(ValueError, match=r"model\.scratch\.unet does not describe a UNet2DConditionModel"):
+            text({**TEXT_UNET, **wrong})
     with pytest.raises(ValueError, match=r"images of 32 pixels give it 16"):
-        Diffusion(unet=TEXT_UNET, **both, image_size=32)
-    with pytest.raises(ValueError, match="alone: set process 'uniform'"):
-        Diffusion(unet=TEXT_UNET, **{**both, "process": "region_aware"}, image_size=16)
-    with pytest.raises(ValueError, match=r"model\.unet is trained as a whole"):
-        Diffusion(unet=TEXT_UNET, **{**both, "process": "region_aware"}, lora=LoRA(), image_size=16)
-    with pytest.raises(ValueError, match=r"model\.unet\.dropout is 0\.1"):
-        Diffusion(unet={**TEXT_UNET, "dropout": 0.1}, **both, image_size=16)
+        text(image_size=32)
+    with pytest.raises(ValueError, match=r"alone: set process\.kind 'uniform'"):
+        text(process=TrainingProcess())
+    with pytest.raises(ValueError, match=r"model\.scratch is trained as a whole"):
+        text(process=TrainingProcess(), lora=LoRA())
+    with pytest.raises(ValueError, match=r"model\.scratch\.unet\.dropout is 0\.1"):
+        text({**TEXT_UNET, "dropout": 0.1})
     small_autoencoder(shift_factor=0.1).save_pretrained(tmp_path / "shifted")
     with pytest.raises(ValueError, match=r"shift_factor 0\.1"):
-        Diffusion(unet=TEXT_UNET, **{**both, "autoencoder": str(tmp_path / "shifted")}, image_size=16)
+        configured(scratch=Scratch(UNET, autoencoder=str(tmp_path / "shifted")), **UNIFORM)
     with pytest.raises(FileNotFoundError, match="text_encoder"):
-        Diffusion(unet=TEXT_UNET, **{**both, "text_encoder": str(tmp_path)}, image_size=16)
+        configured(scratch=Scratch(TEXT_UNET, autoencoder=place, text_encoder=str(tmp_path)), **UNIFORM)
     with pytest.raises(ValueError, match="training is of these latents: 4, and 4"):
-        Diffusion(unet={**UNET, "in_channels": 3}, autoencoder=str(world / "stable"), process="uniform", image_size=16)
+        configured(scratch=Scratch({**UNET, "in_channels": 3}, autoencoder=place), **UNIFORM)
     with pytest.raises(FileNotFoundError, match="no autoencoder in"):
-        Diffusion(unet=UNET, autoencoder=str(tmp_path), process="uniform", image_size=16)
+        configured(scratch=Scratch(UNET, autoencoder=str(tmp_path)), **UNIFORM)
     for kind in ("StableDiffusionXLPipeline", "FluxPipeline"):
         (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": kind}))
         with pytest.raises(ValueError, match=f"is a {kind}: training is of"):
-            Diffusion(base=str(tmp_path), image_size=16, lora=LoRA())
+            configured(base=str(tmp_path), image_size=16, lora=LoRA())

@@ -1,5 +1,8 @@
 """Training: the loss falls, a resumed run equals an uninterrupted one bit for bit, checkpoints hold what is trained."""
 
+import math
+from functools import partial
+
 import lightning as L
 import pytest
 import torch
@@ -15,12 +18,13 @@ from rad.models.lora import LoRA, trainable
 from rad.training.checkpoint import Checkpoint
 from rad.training.diffusion import Diffusion
 from rad.training.ema import EMA
-from rad.training.optimizer import learning_rate_factor
 from rad.training.panel import Panel, Throughput
+from rad.training.settings import Execution, Schedule, Scratch, TrainingLoss, TrainingProcess
 from tests.rounding import assert_same, doubled
 from tests.tiny_networks import small_unet
 
 UNET = {**dict(small_unet().config), "sample_size": 16}
+BASE_MODEL = {"scratch": Scratch(UNET), "process": TrainingProcess("uniform"), "image_size": 16}
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +42,24 @@ def world(tmp_path_factory):
     return root
 
 
+def adamw(lr, **settings):
+    return partial(torch.optim.AdamW, lr=lr, **settings)
+
+
+def configured(**settings):
+    model = Diffusion(**settings)
+    model.configure_model()
+    return model
+
+
 def module(world, **options):
     settings = {
         "base": str(world / "base"),
         "image_size": 16,
         "lora": LoRA(rank=4),
-        "learning_rate": 1e-3,
-    } | options
-    return Diffusion(**settings)
+        "optimizer": adamw(1e-3),
+    }
+    return configured(**settings | options)
 
 
 def data(world, **options):
@@ -84,7 +98,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(world, tmp_path, 
         "val_check_interval": 4,
         "check_val_every_n_epoch": None,
     }
-    settings = {"schedule": "cosine", "warmup_steps": 3}
+    settings = {"schedule": Schedule("cosine", warmup_steps=3)}
     whole = module(world, **settings)
     _, whole_ema = fit(tmp_path / "whole", whole, data(world), 20, **options)
     # stopped after 10 of 20 steps: the first half writes step=10.ckpt, which a new process would load
@@ -101,7 +115,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(world, tmp_path, 
 
 def test_the_loss_does_not_depend_on_how_the_batch_is_split(world):
     model = module(world).eval()
-    doubled(model.unet)
+    doubled(model.model.network)
     together = model.losses(batch(), "train")[0]
     halves = [
         model.losses({name: values[rows] for name, values in batch().items()}, "train")[0]
@@ -113,7 +127,7 @@ def test_the_loss_does_not_depend_on_how_the_batch_is_split(world):
 
 
 def test_training_lowers_the_loss_and_leaves_the_base_alone(world, tmp_path):
-    model = module(world, loss_region="noisy", learning_rate=3e-3)
+    model = module(world, loss=TrainingLoss(region="noisy"), optimizer=adamw(3e-3))
     frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
     with torch.no_grad():
         before = model.losses(batch(16), "train")[0].simple.mean()
@@ -139,7 +153,7 @@ def test_a_saved_adapter_is_trained_further(world, tmp_path):
 
 
 def test_an_adapter_trained_on_td_paints_process_samples_with_its_method(world, tmp_path):
-    model = module(world, process="tdpaint", loss_region="moving", vlb_weight=1.0)
+    model = module(world, process=TrainingProcess("tdpaint"), loss=TrainingLoss(region="moving", vlb_weight=1.0))
     fit(tmp_path, model, data(world), 2, callbacks=[Panel(every_n_steps=2, images=2, steps=2)])
     folder = tmp_path / "checkpoints" / "step=2-ema"
     assert AdapterInfo.read(folder).process == "tdpaint"
@@ -147,7 +161,7 @@ def test_an_adapter_trained_on_td_paints_process_samples_with_its_method(world, 
     hole = make("center")([torch.Generator()], 16, 16)[0]
     result = inpainter(Image.new("RGB", (16, 16), (200, 30, 30)), hole, method="tdpaint", steps=2)
     assert result.nfe == 2
-    times = model.draw_times([torch.Generator().manual_seed(i) for i in range(64)])
+    times = model.process.draw_timesteps([torch.Generator().manual_seed(i) for i in range(64)], model.noise_process)
     assert 0 <= int(times.min()) < 100
     assert 900 < int(times.max()) < 1000
 
@@ -170,14 +184,14 @@ def test_checkpoints_hold_what_is_trained_and_adapters_lie_beside_them(world, tm
     x, times = torch.randn(1, 3, 16, 16), torch.tensor([[0.0, 500.0]])
     index = (torch.rand(1, 16, 16) > 0.5).long()
     with torch.no_grad():
-        raw = model.unet.eval()(x, times, index=index).sample
+        raw = model.model.network.eval()(x, times, index=index).sample
         loaded = Inpainter.from_pretrained(folder / "step=13").model.unet(x, times, index=index).sample
         assert_same(loaded, raw)
         averaged = Inpainter.from_pretrained(folder / "step=13-ema").model.unet(x, times, index=index).sample
         assert (averaged - raw).abs().max() > 1e-4
         for name, weight in trainable(model).items():
             weight.copy_(ema.weights[name])
-        assert_same(averaged, model.unet(x, times, index=index).sample)
+        assert_same(averaged, model.model.network(x, times, index=index).sample)
 
 
 def test_only_the_newest_checkpoints_are_kept_with_their_adapters(world, tmp_path):
@@ -185,6 +199,26 @@ def test_only_the_newest_checkpoints_are_kept_with_their_adapters(world, tmp_pat
     fit(tmp_path, module(world), data(world), 6, callbacks=[newest])
     kept = {path.name for path in (tmp_path / "newest").iterdir()}
     assert kept == {f"step={n}{end}" for n in (4, 6) for end in (".ckpt", "", "-ema")} | {"last.ckpt"}
+
+
+def test_a_step_that_is_trained_again_replaces_its_files(world, tmp_path):
+    fit(tmp_path, module(world), data(world), 20)
+    folder = tmp_path / "checkpoints"
+    (folder / "step=20" / "old").touch()
+    names = {path.name for path in folder.iterdir()}
+    fit(tmp_path, module(world), data(world), 20, resume=str(folder / "step=10.ckpt"))
+    assert {path.name for path in folder.iterdir()} == names
+    assert not (folder / "step=20" / "old").exists()
+
+
+def test_a_resumed_run_removes_the_checkpoints_of_the_first(world, tmp_path):
+    def run(steps, resume=None):
+        newest = Checkpoint(every_n_train_steps=2, save_top_k=2, dirpath=str(tmp_path / "newest"))
+        fit(tmp_path, module(world), data(world), steps, callbacks=[newest], resume=resume)
+        return {path.name for path in (tmp_path / "newest").glob("*.ckpt")}
+
+    assert run(4) == {"step=2.ckpt", "step=4.ckpt", "last.ckpt"}
+    assert run(6, str(tmp_path / "newest" / "step=4.ckpt")) == {"step=4.ckpt", "step=6.ckpt", "last.ckpt"}
 
 
 def test_ema_follows_its_formula():
@@ -204,7 +238,7 @@ def test_ema_follows_its_formula():
 
 
 def test_a_base_model_trains_from_scratch_and_loads(world, tmp_path):
-    model = Diffusion(unet=UNET, process="uniform", image_size=16, learning_rate=2e-3, vlb_weight=1.0)
+    model = configured(**BASE_MODEL, optimizer=adamw(2e-3), loss=TrainingLoss(vlb_weight=1.0))
     with torch.no_grad():
         before = model.losses(batch(16), "train")[0].simple.mean()
     assert float(before) == pytest.approx(1, abs=0.1), "a network of zeros predicts no noise"
@@ -213,13 +247,14 @@ def test_a_base_model_trains_from_scratch_and_loads(world, tmp_path):
         assert float(model.losses(batch(16), "train")[0].simple.mean()) < 0.8
     folder = tmp_path / "checkpoints" / "step=30"
     x = torch.randn(1, 3, 16, 16)
-    assert_same(load_base(folder).unet(x, 40).sample, model.unet.eval()(x, 40).sample)
+    assert_same(load_base(folder).unet(x, 40).sample, model.model.network.eval()(x, 40).sample)
 
 
 def test_times_cover_both_phases_in_the_share_asked_for(world):
     for phase2 in (0.0, 0.25, 1.0):
-        model = module(world, phase2=phase2)
-        times = model.draw_times([torch.Generator().manual_seed(i) for i in range(4000)])
+        model = module(world, process=TrainingProcess(phase2=phase2))
+        rngs = [torch.Generator().manual_seed(i) for i in range(4000)]
+        times = model.process.draw_timesteps(rngs, model.noise_process)
         assert float((times >= 1000).double().mean()) == pytest.approx(phase2, abs=0.03)
         inside = (times % 1000).double()
         assert float(inside.mean()) == pytest.approx(499.5, abs=4 * 289 / 4000**0.5)
@@ -242,7 +277,7 @@ def test_tensorboard_gets_its_curves_and_a_panel(world, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     logger = TensorBoardLogger(str(tmp_path), name="", version="")
-    callbacks = [Throughput(), Panel(every_n_steps=4, images=2, steps=2), LearningRateMonitor()]
+    callbacks = [Throughput(window_size=2), Panel(every_n_steps=4, images=2, steps=2), LearningRateMonitor()]
     fit(
         tmp_path, module(world), data(world), 8, logger=logger, callbacks=callbacks,
         log_every_n_steps=2, val_check_interval=4, check_val_every_n_epoch=None,
@@ -250,7 +285,7 @@ def test_tensorboard_gets_its_curves_and_a_panel(world, tmp_path):
     events = EventAccumulator(str(tmp_path))
     events.Reload()
     scalars = set(events.Tags()["scalars"])
-    wanted = "loss simple vlb hole_fraction gradient_norm images_per_second"
+    wanted = "loss simple vlb hole_fraction gradient_norm device/samples_per_sec"
     assert {f"train/{name}" for name in wanted.split()} | {"val/loss", "val/simple", "val/vlb"} <= scalars
     assert any(name.startswith("train/simple_t") for name in scalars)
     assert any(name.startswith("lr") for name in scalars)
@@ -261,7 +296,7 @@ def test_tensorboard_gets_its_curves_and_a_panel(world, tmp_path):
 
 
 def test_a_panel_of_a_base_model_fills_by_replacement(world, tmp_path):
-    model = Diffusion(unet=UNET, process="uniform", image_size=16)
+    model = configured(**BASE_MODEL)
     panel = Panel(every_n_steps=0, images=2, steps=2)
     trainer, _ = fit(tmp_path, model, data(world), 1, callbacks=[panel])
     image = panel.image(trainer, model)
@@ -277,38 +312,97 @@ def test_a_panel_of_a_base_model_fills_by_replacement(world, tmp_path):
 
 def test_a_panel_of_a_rad_model_uses_the_preset_of_rad_or_its_own_solver(world):
     sampler = Panel(steps=5).sampler(module(world))
-    assert (sampler.solver, sampler.eta, len(sampler.times)) == ("dpm++2m", 0.0, 6)
+    assert (sampler.solver, sampler.eta, len(sampler.timesteps)) == ("dpm++2m", 0.0, 6)
     sampler = Panel(steps=5, solver="ddpm", spacing="trailing").sampler(module(world))
-    assert (sampler.solver, sampler.eta, sampler.times[1]) == ("ddpm", 1.0, 799)
+    assert (sampler.solver, sampler.eta, sampler.timesteps[1]) == ("ddpm", 1.0, 799)
 
 
 def test_a_panel_that_cannot_be_drawn_is_refused_before_training(tmp_path, world):
-    model = Diffusion(unet=UNET, process="uniform", image_size=16)
+    model = configured(**BASE_MODEL)
     with pytest.raises(ValueError, match="method 'replacement' changes x or x0"):
         fit(tmp_path, model, data(world), 1, callbacks=[Panel(every_n_steps=2, solver="dpm++2m")])
 
 
-def test_learning_rate_schedules():
-    assert [learning_rate_factor(step, 4, 8, "constant") for step in (0, 1, 3, 4, 100)] == [
-        0.25,
-        0.5,
-        1,
-        1,
-        1,
-    ]
-    assert [learning_rate_factor(step, 4, 8, "linear") for step in (4, 6, 8)] == [1, 0.5, 0]
-    assert [learning_rate_factor(step, 0, 8, "cosine") for step in (0, 4, 8)] == pytest.approx([1, 0.5, 0])
+def factors(schedule, total):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    scheduler = schedule.build(optimizer, total)
+    values = []
+    for _ in range(total + 1):
+        values.append(optimizer.param_groups[0]["lr"] / 2.0)
+        optimizer.step()
+        scheduler.step()
+    return values
+
+
+def test_schedules_in_closed_form():
+    ramp = [0, 0.25, 0.5, 0.75]
+    assert factors(Schedule("constant", warmup_steps=4), 8) == pytest.approx([*ramp, 1, 1, 1, 1, 1])
+    assert factors(Schedule("linear", warmup_steps=4), 8) == pytest.approx([*ramp, 1, 0.75, 0.5, 0.25, 0])
+    cosine = [(1 + math.cos(math.pi * p)) / 2 for p in (0, 0.25, 0.5, 0.75, 1)]
+    assert factors(Schedule("cosine", warmup_steps=4), 8) == pytest.approx([*ramp, *cosine])
+    stable = factors(Schedule("warmup_stable_decay", warmup_steps=4, decay_share=0.5), 16)
+    assert stable == pytest.approx([*ramp, *[1] * 4, *[(1 + math.cos(math.pi * p / 8)) / 2 for p in range(9)]])
+    assert factors(Schedule("cosine"), 4)[0] == 1, "without warm-up the first step has the full rate"
+    with pytest.raises(ValueError, match=r"set trainer\.max_steps"):
+        factors(Schedule("linear"), 0)
+
+
+def test_optimiser_and_scheduler_are_exchangeable(world, tmp_path):
+    settings = {
+        "optimizer": partial(torch.optim.SGD, lr=0.5, momentum=0.9),
+        "lr_scheduler": partial(torch.optim.lr_scheduler.StepLR, step_size=2),
+    }
+    trainer, _ = fit(tmp_path, module(world, **settings), data(world), 3)
+    (optimizer,) = trainer.optimizers
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.05)
+    assert "SGD 0.5" in (tmp_path / "checkpoints" / "step=3" / "README.md").read_text()
+
+
+def test_a_checkpoint_restores_the_module_with_its_settings(world, tmp_path):
+    trained = module(world, process=TrainingProcess(phase2=0.25), loss=TrainingLoss(region="noisy"))
+    fit(tmp_path, trained, data(world), 2)
+    restored = Diffusion.load_from_checkpoint(tmp_path / "checkpoints" / "step=2.ckpt", weights_only=True)
+    assert (restored.process, restored.loss, restored.lora) == (trained.process, trained.loss, trained.lora)
+    assert all(torch.equal(weight, trainable(restored)[name]) for name, weight in trainable(trained).items())
+
+
+def test_new_weights_do_not_depend_on_the_precision_of_the_run(world):
+    expected = trainable(module(world))
+    for dtype in (torch.float64, torch.bfloat16):
+        torch.set_default_dtype(dtype)
+        try:
+            model = module(world)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert all(torch.equal(weight, expected[name]) for name, weight in trainable(model).items())
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_validation_alone(world, whole):
+    """`trainer.validate` loads the model; the result equals the loss of the module itself."""
+    model = Diffusion(**BASE_MODEL) if whole else Diffusion(str(world / "base"), image_size=16, lora=LoRA(rank=4))
+    images = data(world, batch_size=3)
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
+    (means,) = trainer.validate(model, datamodule=images)
+    with torch.no_grad():
+        losses = model.losses(next(iter(images.val_dataloader())), "val")[0]
+    assert means["val/loss"] == pytest.approx(losses.total.mean().item(), rel=1e-5)
 
 
 def test_bad_settings_and_foreign_checkpoints_are_refused(world, tmp_path):
-    with pytest.raises(ValueError, match=r"give model.base .* or model.unet"):
+    with pytest.raises(ValueError, match=r"give either model.base .* or model.scratch"):
         Diffusion()
     with pytest.raises(ValueError, match="trains a base model"):
-        module(world, process="uniform")
+        module(world, process=TrainingProcess("uniform"))
     with pytest.raises(ValueError, match="phase2 is 2"):
-        module(world, phase2=2)
+        TrainingProcess(phase2=2)
     with pytest.raises(ValueError, match="does not describe a UNet2DModel"):
-        Diffusion(unet={"block_out_channels": [32], "layers": 3})
+        configured(scratch=Scratch({"block_out_channels": [32], "layers": 3}))
+    with pytest.raises(ValueError, match=r"lr_scheduler replaces model\.schedule"):
+        module(world, schedule=Schedule("linear"), lr_scheduler=lambda optimizer: None)
+    with pytest.raises(RuntimeError, match="configure_model"):
+        Diffusion(**BASE_MODEL).task(batch()["image"], torch.ones(4, 1, 16, 16))
     fit(tmp_path, module(world), data(world), 2)
     last = str(tmp_path / "checkpoints" / "last.ckpt")
     with pytest.raises(ValueError, match="trains other layers"):
@@ -326,10 +420,10 @@ def test_bad_settings_and_foreign_checkpoints_are_refused(world, tmp_path):
 )
 def test_networks_of_other_channels_and_classes_are_refused_before_training(changes):
     with pytest.raises(ValueError, match="RGB images"):
-        Diffusion(unet={**UNET, **changes}, process="uniform", image_size=16)
+        configured(**BASE_MODEL | {"scratch": Scratch({**UNET, **changes})})
 
 
 def test_a_batch_with_accumulation_and_bf16(world, tmp_path):
-    model = module(world, gradient_checkpointing=True)
+    model = module(world, execution=Execution(gradient_checkpointing=True, channels_last=True))
     fit(tmp_path, model, data(world), 2, precision="bf16-mixed", accumulate_grad_batches=2)
     assert all(bool(p.isfinite().all()) for p in trainable(model).values())

@@ -1,13 +1,13 @@
 """Models trained as RAD from scratch: v-prediction, timestep weights, unconditional samples, several averages, bf16, compile."""
 
 import math
-from itertools import pairwise
 from pathlib import Path
 
 import lightning as L
 import pytest
 import torch
 import yaml
+from lightning.pytorch.cli import instantiate_module
 from PIL import Image
 
 from rad.cli.train import fit as training_fit
@@ -21,9 +21,9 @@ from rad.models.base import load_base
 from rad.models.lora import LoRA
 from rad.training.diffusion import Diffusion
 from rad.training.ema import EMA, averaged
-from rad.training.optimizer import learning_rate_factor
 from rad.training.panel import Panel
-from tests.training.test_module import UNET, batch, data, fit, world  # noqa: F401  (world is a fixture)
+from rad.training.settings import Execution, Schedule, Scratch, TrainingLoss, TrainingProcess
+from tests.training.test_module import UNET, adamw, batch, configured, data, fit, world  # noqa: F401  (world is a fixture)
 
 ROOT = Path(__file__).resolve().parents[2]
 V_UNET = {**UNET, "out_channels": 3}
@@ -31,16 +31,13 @@ V_UNET = {**UNET, "out_channels": 3}
 
 def scratch(**options):
     settings = {
-        "unet": V_UNET,
-        "prediction": "v_prediction",
+        "scratch": Scratch(V_UNET, prediction="v_prediction"),
         "image_size": 16,
-        "phase2": 0.0,
-        "unconditional_share": 0.25,
-        "loss_region": "noisy",
-        "vlb_weight": 0.0,
-        "learning_rate": 1e-3,
-    } | options
-    return Diffusion(**settings)
+        "process": TrainingProcess(phase2=0.0, unconditional_share=0.25),
+        "loss": TrainingLoss(region="noisy", vlb_weight=0.0),
+        "optimizer": adamw(1e-3),
+    }
+    return configured(**settings | options)
 
 
 def test_a_model_trained_as_rad_from_scratch_is_saved_sampled_and_adapted(world, tmp_path):  # noqa: F811
@@ -59,14 +56,14 @@ def test_a_model_trained_as_rad_from_scratch_is_saved_sampled_and_adapted(world,
         assert found.nfe == 3
         assert found.images[0].getpixel((0, 0)) == image.getpixel((0, 0))
 
-    adapter = Diffusion(base=str(folder), image_size=16, lora=LoRA(rank=2), vlb_weight=0.0)
+    adapter = Diffusion(base=str(folder), image_size=16, lora=LoRA(rank=2), loss=TrainingLoss(vlb_weight=0.0))
     adapted, _ = fit(tmp_path / "lora", adapter, data(world), 10)
     assert adapted.global_step == 10
     assert Inpainter.from_pretrained(tmp_path / "lora/checkpoints/step=10")(image, mask, steps=2).nfe == 2
 
 
 def test_whole_weights_that_never_saw_an_unconditional_sample_are_no_base_model(world, tmp_path):  # noqa: F811
-    fit(tmp_path, scratch(unconditional_share=0.0), data(world), 10)
+    fit(tmp_path, scratch(process=TrainingProcess(phase2=0.0)), data(world), 10)
     inpainter = Inpainter.from_pretrained(tmp_path / "checkpoints" / "step=10")
     with pytest.raises(ValueError, match="unconditional_share"):
         inpainter.sampler("ddnm")
@@ -76,15 +73,17 @@ def test_a_uniform_level_is_the_unconditional_model():
     """An all-hole image under the region-aware process is the same input as a uniform level."""
     module = scratch().eval()
     with torch.no_grad():  # the last layer starts at zero
-        module.unet.conv_out.weight.normal_(generator=torch.Generator().manual_seed(0))
+        module.model.network.conv_out.weight.normal_(generator=torch.Generator().manual_seed(0))
     module = module.double()
     x = torch.randn(2, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     t, hole = torch.tensor([10, 700]), torch.ones(2, 1, 16, 16)
     regions = module.task(x, hole).regions
     uniform, aware = Uniform(linear_betas()).noise(t), RegionAware(linear_betas()).noise(t, regions)
-    expected = module.unet(x, uniform.timesteps).sample
+    expected = module.model.network(x, uniform.timesteps).sample
     assert expected.std() > 0.1
-    torch.testing.assert_close(module.unet(x, aware.timesteps, index=aware.index).sample, expected, rtol=0, atol=1e-9)
+    torch.testing.assert_close(
+        module.model.network(x, aware.timesteps, index=aware.index).sample, expected, rtol=0, atol=1e-9
+    )
 
 
 def test_the_share_of_unconditional_samples_is_the_one_asked_for():
@@ -92,7 +91,7 @@ def test_the_share_of_unconditional_samples_is_the_one_asked_for():
 
     def holes(positions):
         empty = torch.zeros(len(positions), 1, 16, 16)
-        return module._holes({"position": positions, "hole": empty}, [], empty.expand(-1, 3, -1, -1), "train")[0]
+        return module._draw_holes({"image": empty, "position": positions, "hole": empty}, [], "train")
 
     drawn = holes(torch.arange(count))
     assert set(drawn.flatten(1).sum(1).tolist()) == {0.0, 256.0}
@@ -153,15 +152,6 @@ def test_a_clean_level_has_no_weight():
         assert snr_weight(kind, level, "v_prediction").item() == 0
 
 
-def test_the_rate_is_stable_and_decays_over_the_last_share():
-    factors = [learning_rate_factor(step, 10, 1000, "warmup_stable_decay", decay_share=0.1) for step in range(1001)]
-    assert factors[0] == 0.1
-    assert factors[10:901] == [1.0] * 891
-    assert factors[950] == pytest.approx(0.5)
-    assert factors[1000] == pytest.approx(0, abs=1e-15)
-    assert all(now >= later for now, later in pairwise(factors[10:]))
-
-
 def test_two_averages_are_kept_apart_through_a_resume(world, tmp_path):  # noqa: F811
     def run(folder, steps, resume=None):
         long = EMA(decay=0.99, inv_gamma=0.1, suffix="ema_long")
@@ -181,11 +171,11 @@ def test_each_average_is_exported_and_the_first_is_validated_and_shown(world, tm
 
     class Look(L.Callback):
         def on_validation_batch_start(self, trainer, pl_module, *args):
-            seen["validation"] = pl_module.unet.conv_out.weight.detach().clone()
+            seen["validation"] = pl_module.network.conv_out.weight.detach().clone()
 
     def image(self, trainer, module):
         with averaged(trainer, module):
-            seen["panel"] = module.unet.conv_out.weight.detach().clone()
+            seen["panel"] = module.model.network.conv_out.weight.detach().clone()
         return torch.zeros(3, 8, 8)
 
     monkeypatch.setattr(Panel, "image", image)
@@ -203,13 +193,13 @@ def test_each_average_is_exported_and_the_first_is_validated_and_shown(world, tm
 
 def test_a_run_is_not_resumed_with_another_prediction(world, tmp_path):  # noqa: F811
     fit(tmp_path, scratch(), data(world), 10)
-    other = scratch(prediction="epsilon")
+    other = scratch(scratch=Scratch(V_UNET))
     with pytest.raises(ValueError, match="belongs to"):
         fit(tmp_path, other, data(world), 20, resume=str(tmp_path / "checkpoints/step=10.ckpt"))
 
 
 def test_zero_shot_methods_ignore_a_variance_that_was_not_trained(world, tmp_path):  # noqa: F811
-    fit(tmp_path, scratch(unet=UNET, prediction="epsilon"), data(world), 10)
+    fit(tmp_path, scratch(scratch=Scratch(UNET)), data(world), 10)
     model = Inpainter.from_pretrained(tmp_path / "checkpoints" / "step=10").model
     level = model.base_process.noise(torch.tensor([500]))
     for adapter in (False, True):
@@ -223,27 +213,25 @@ def test_the_panel_is_a_png_file_of_the_run(world, tmp_path):  # noqa: F811
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("build", "message"),
     [
-        ({"prediction": "epsilon", "timestep_weight": "p2", "weight_limit": 5.0}, "remove one of them"),
-        ({"unconditional_share": 1.5}, "share from 0 to 1"),
-        ({"process": "uniform"}, "remove it"),
-        ({"time_origin": "official"}, "remove unconditional_share"),
-        ({"timestep_weight": "snr"}, "allowed are none, min_snr"),
-        ({"schedule": "wsd"}, "allowed are constant"),
-        ({"prediction": "velocity"}, "allowed are epsilon, v_prediction"),
-        ({"decay_share": 0.0}, "above 0"),
-        ({"unet": UNET}, "output channels"),
+        (lambda: TrainingLoss(timestep_weight="p2", weight_limit=5.0), "remove one of them"),
+        (lambda: TrainingLoss(timestep_weight="snr"), "allowed are none, min_snr"),
+        (lambda: TrainingProcess(unconditional_share=1.5), "fractions from 0 to 1"),
+        (lambda: TrainingProcess("uniform", unconditional_share=0.25), "remove it"),
+        (lambda: TrainingProcess(time_origin="official", unconditional_share=0.25), "remove unconditional_share"),
+        (lambda: TrainingProcess("rad"), "allowed are region_aware, tdpaint, uniform"),
+        (lambda: Schedule("wsd"), "allowed are constant"),
+        (lambda: Schedule(decay_share=0.0), "above 0"),
+        (lambda: Schedule(warmup_steps=-1), "warmup_steps is -1"),
+        (lambda: Scratch(UNET, prediction="velocity"), "allowed are epsilon, v_prediction"),
+        (lambda: scratch(scratch=Scratch(UNET, prediction="v_prediction")), "output channels"),
+        (lambda: scratch(loss=TrainingLoss(weight_limit=15)), r"weight_limit is 15"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused(changes, says):
-    with pytest.raises(ValueError, match=says):
-        scratch(**changes)
-
-
-def test_a_base_keeps_its_prediction(world):  # noqa: F811
-    with pytest.raises(ValueError, match="predicts 'epsilon'"):
-        Diffusion(base=str(world / "base"), prediction="v_prediction", image_size=16)
+def test_settings_that_do_not_fit_are_refused(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
 
 
 def test_averages_of_one_name_are_refused(world, tmp_path, monkeypatch):  # noqa: F811
@@ -260,12 +248,12 @@ def test_bf16_follows_float32(world):  # noqa: F811
     for precision in (torch.float32, torch.bfloat16):
         module = scratch()
         with torch.no_grad():
-            module.unet.conv_out.weight.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
+            module.model.network.conv_out.weight.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
         with torch.autocast("cpu", torch.bfloat16, enabled=precision is torch.bfloat16):
             loss = module.losses({**batch(), "hole": torch.ones(4, 1, 16, 16)}, "train")[0].total.mean()
         loss.backward()
         losses.append(loss.item())
-        gradients.append(torch.cat([p.grad.flatten() for p in module.unet.parameters() if p.grad is not None]))
+        gradients.append(torch.cat([p.grad.flatten() for p in module.model.network.parameters() if p.grad is not None]))
     assert losses[1] == pytest.approx(losses[0], rel=2**-5)
     assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > 0.98
 
@@ -279,12 +267,12 @@ def test_torch_compile_gives_the_eager_loss_and_gradients():
     }
     results = []
     for compiled in (False, True):
-        module = scratch(unet=unet, compile=compiled)
+        module = scratch(scratch=Scratch(unet, prediction="v_prediction"), execution=Execution(compile=compiled))
         with torch.no_grad():
-            module.unet.conv_out.weight.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
+            module.model.network.conv_out.weight.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
         loss = module.losses({**batch(), "hole": torch.ones(4, 1, 16, 16)}, "train")[0].total.mean()
         loss.backward()
-        gradients = [p.grad.flatten() for p in module.unet.parameters() if p.grad is not None]
+        gradients = [p.grad.flatten() for p in module.model.network.parameters() if p.grad is not None]
         results.append((loss.item(), torch.cat(gradients)))
     (eager, expected), (fused, found) = results
     assert fused == pytest.approx(eager, rel=1e-4)
@@ -294,11 +282,12 @@ def test_torch_compile_gives_the_eager_loss_and_gradients():
 def test_the_configuration_describes_what_it_says():
     """3.16 M parameters, and the levels of the trial: known pixels clean, the hole at t."""
     config = yaml.safe_load((ROOT / "configs/photos.yaml").read_text())["model"]
-    module = Diffusion(**{**config, "image_size": 32, "betas": tuple(config["betas"])})
-    assert sum(p.numel() for p in module.unet.parameters()) == 3_161_955
-    assert (module.parts.prediction, module.unet.config["out_channels"]) == ("v_prediction", 3)
+    module = instantiate_module(Diffusion, {**config, "image_size": 32})
+    module.configure_model()
+    assert sum(p.numel() for p in module.model.network.parameters()) == 3_161_955
+    assert (module.model.prediction, module.model.network.config["out_channels"]) == ("v_prediction", 3)
     hole = torch.zeros(1, 1, 32, 32)
     hole[..., 16:] = 1
-    now = module.process.noise(torch.tensor([600]), module.task(torch.zeros(1, 3, 32, 32), hole).regions)
+    now = module.noise_process.noise(torch.tensor([600]), module.task(torch.zeros(1, 3, 32, 32), hole).regions)
     assert now.timesteps.tolist() == [[0.0, pytest.approx(600.0)]]
     assert now.sigma[0, 0] == 0

@@ -18,8 +18,8 @@ from rad.images.atomic import replacing
 from rad.images.sources import ImageFile, by_stem, holds_one, list_images
 from rad.inpainting.inpainter import Inpainted, Inpainter
 from rad.masks.files import write_mask
-from rad.models.guidance_inputs import PLAIN, Condition
 from rad.models.latent_mask import Grid
+from rad.models.loaded_model import PLAIN, Condition
 
 if TYPE_CHECKING:
     from rad.sampling.method import Method, Schedule

@@ -12,7 +12,7 @@ from rad.images.sources import ImageFile
 from rad.inpainting.inpainter import Inpainter
 from rad.masks.files import looks_inverted, same_mask
 from rad.methods.registry import cost, steps_within
-from rad.models.guidance_inputs import Condition
+from rad.models.loaded_model import Condition
 
 if TYPE_CHECKING:
     from rad.diffusion.processes import Process

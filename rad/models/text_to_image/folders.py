@@ -12,10 +12,9 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import nn
 
 from rad.models.base import INDEX
 from rad.models.weights import (
@@ -31,7 +30,12 @@ from rad.models.weights import (
 from rad.resources import located, pip_install
 
 if TYPE_CHECKING:
-    from diffusers.configuration_utils import ConfigMixin
+    from diffusers import ModelMixin
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+NetworkT = TypeVar("NetworkT", bound="ModelMixin")
+EncoderT = TypeVar("EncoderT", bound="PreTrainedModel")
+TokenizerT = TypeVar("TokenizerT", bound="PreTrainedTokenizerBase")
 
 
 ENCODER_FILES = ("model.safetensors", "model.fp16.safetensors")
@@ -112,8 +116,8 @@ def read_config(folder: Path, allowed: Sequence[str]) -> dict[str, Any]:
 
 
 def load_network(
-    kind: type[ConfigMixin], folder: Path, config: dict[str, Any], *, dtype: torch.dtype = torch.float32
-) -> Any:
+    kind: type[NetworkT], folder: Path, config: dict[str, Any], *, dtype: torch.dtype = torch.float32
+) -> NetworkT:
     """The network `kind` of a part's `config`, with its weights in `dtype`, every name and shape matched; eval, frozen, CPU.
 
     Raises:
@@ -132,7 +136,7 @@ def load_network(
     state = {name: _cast(value, dtype) for file in files for name, value in with_new_names(read_weights(file)).items()}
     with describing(folder):
         with torch.device("meta"):
-            network: Any = kind(**settings)
+            network = kind(**settings)
         require_fit(network, state)
         network.load_state_dict(state, assign=True)
     return network.eval().requires_grad_(False)
@@ -175,7 +179,7 @@ UNTRUSTED = ("auto_map", "quantization_config", "attn_implementation")
 """Settings of an encoder that would have transformers import or fetch something."""
 
 
-def load_encoder(kind: Any, folder: Path, *, dtype: torch.dtype = torch.float32) -> nn.Module:
+def load_encoder(kind: type[EncoderT], folder: Path, *, dtype: torch.dtype = torch.float32) -> EncoderT:
     """An encoder of texts or images of transformers (`kind`, a class), from safetensors; eval, frozen, on the CPU."""
     config = folder / "config.json"
     if not config.is_file():
@@ -188,7 +192,8 @@ def load_encoder(kind: Any, folder: Path, *, dtype: torch.dtype = torch.float32)
     if not files:
         raise FileNotFoundError(f"no safetensors in {folder}: fetch the whole pipeline folder again")
     with describing(folder), quietly():
-        encoder, info = kind.from_pretrained(
+        assert kind.config_class is not None
+        encoder, info = kind.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]  # output_loading_info makes it a pair
             folder,
             config=kind.config_class.from_dict(settings),
             variant="fp16" if files[0].name == ENCODER_FILES[1] else None,
@@ -201,7 +206,7 @@ def load_encoder(kind: Any, folder: Path, *, dtype: torch.dtype = torch.float32)
     return encoder.to(dtype).eval().requires_grad_(False)
 
 
-def load_tokenizer(kind: Any, folder: Path) -> Any:
+def load_tokenizer(kind: type[TokenizerT], folder: Path) -> TokenizerT:
     """A tokenizer of transformers (`kind`, a class), from JSON and text files."""
     if not folder.is_dir():
         raise FileNotFoundError(f"no {folder}: fetch the whole pipeline folder again")

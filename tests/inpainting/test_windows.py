@@ -55,7 +55,7 @@ def test_cores_cover_every_hole_pixel_and_windows_lie_inside(hole, margin):
         assert inner_left - left == (margin if left > 0 else 0)
         assert bottom - inner_bottom == (margin if bottom < hole.shape[0] else 0)
         assert right - inner_right == (margin if right < hole.shape[1] else 0)
-        assert (hole & ~covered)[window.core_slices].any(), "a window with nothing of its own costs network calls"
+        assert (hole & ~covered)[window.core_slices].any(), "a window without new hole pixels wastes network calls"
         covered[window.core_slices] = True
     assert len(set(windows)) == len(windows)
     assert not (hole & ~covered).any()
@@ -63,7 +63,7 @@ def test_cores_cover_every_hole_pixel_and_windows_lie_inside(hole, margin):
 
 
 @pytest.mark.parametrize(("hole", "margin"), list(cases()))
-def test_waves_fill_everything_from_what_is_known(hole, margin):
+def test_waves_fill_everything_from_known_pixels(hole, margin):
     left, unknown = plan_windows(hole, size=SIZE, margin=margin), hole.copy()
     while left:
         wave = next_wave(unknown, left)
@@ -133,7 +133,7 @@ def test_diagonal_neighbours_are_one_hole_and_distant_pixels_are_two():
     assert len(plan_windows(hole, size=SIZE, margin=2)) == 2
 
 
-def test_the_best_known_window_goes_first():
+def test_the_window_with_most_known_pixels_goes_first():
     first = Window((0, 0, 16, 16), (0, 0, 16, 16))
     second = Window((0, 8, 16, 24), (0, 8, 16, 24))
     unknown = np.zeros((16, 40), bool)
@@ -145,6 +145,6 @@ def test_the_best_known_window_goes_first():
 
 
 @pytest.mark.parametrize(("shape", "margin"), [((15, 40), 2), ((40, 15), 2), ((40, 40), 8), ((40, 40), -1)])
-def test_what_cannot_be_planned_is_an_error(shape, margin):
+def test_an_invalid_size_or_margin_is_an_error(shape, margin):
     with pytest.raises(ValueError, match="margin"):
         plan_windows(np.ones(shape, bool), size=SIZE, margin=margin)

@@ -1,0 +1,105 @@
+"""Filling the windows of canvases with a model, in batches."""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from rad.inpainting.composite import Canvas
+from rad.inpainting.memory import is_out_of_memory
+from rad.inpainting.windows import Window, next_wave
+from rad.models.latent_mask import Grid, Prefill
+from rad.models.loaded_model import LoadedModel
+from rad.models.vae import IDENTITY
+from rad.rng import KeyedNoise
+from rad.sampling.sampler import Sample, Sampler
+from rad.sampling.state import Cost
+from rad.sampling.task import Task
+
+Job = tuple[Canvas, Window]
+
+
+@dataclass
+class WindowFiller:
+    """Fills canvases with one sampler.
+
+    Args:
+        grid, fill: see `Task.encoded`; for latent models.
+        seed: of the noise.
+        batch_size: windows in a forward pass; halved for the rest of a wave when memory runs out.
+        bf16: networks run in bfloat16 (autocast).
+    """
+
+    model: LoadedModel
+    sampler: Sampler
+    device: torch.device
+    grid: Grid | None
+    fill: Prefill
+    seed: int
+    batch_size: int
+    bf16: bool
+
+    def run(self, canvases: Sequence[Canvas], on_step: Callable[[int, int], None] | None) -> tuple[Cost, float]:
+        """Fill all windows, wave by wave, in place. Returns the total cost and the seconds in the sampling loops.
+
+        Args:
+            on_step: called with (network calls done, planned), counted per window.
+        """
+        planned = self.sampler.cost.nfe
+        total = planned * sum(len(canvas.windows) for canvas in canvases)
+        cost, seconds, finished = Cost(0), 0.0, 0
+        with self.model.weights(adapter=self._with_adapter, differentiated=self.sampler.method.needs_grad):
+            while any(canvas.windows for canvas in canvases):
+                jobs = [(c, w) for c in canvases if c.windows for w in next_wave(c.unknown, list(c.windows))]
+                wave_cost, wave_seconds = self._fill_wave(
+                    jobs, lambda done, before=finished: on_step(before + done, total) if on_step else None
+                )
+                cost, seconds, finished = cost + wave_cost, seconds + wave_seconds, finished + planned * len(jobs)
+        return cost, seconds
+
+    def _fill_wave(self, jobs: Sequence[Job], on_calls: Callable[[int], None]) -> tuple[Cost, float]:
+        """Fill windows that do not overlap. Returns (cost, seconds)."""
+        cost, seconds, start, planned, batch_size = Cost(0), 0.0, 0, self.sampler.cost.nfe, self.batch_size
+        while start < len(jobs):
+            batch = jobs[start : start + batch_size]
+            rows = len(batch)
+            self.sampler.on_step = lambda done, steps, before=start * planned, rows=rows: on_calls(
+                before + rows * planned * done // steps
+            )
+            try:
+                result = self._fill_batch(batch)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                if rows == 1:
+                    raise torch.OutOfMemoryError(str(error)) from None
+                batch_size = (rows + 1) // 2
+                continue
+            cost = cost + Cost(result.nfe * rows, result.vjp * rows)
+            seconds, start = seconds + result.seconds, start + rows
+        return cost, seconds
+
+    def _fill_batch(self, batch: Sequence[Job]) -> Sample:
+        cuts = [canvas.cut(window) for canvas, window in batch]
+        conditions = [canvas.condition.cut(window.window) for canvas, window in batch]
+        pixels, hole = (torch.stack(part).to(self.device) for part in zip(*cuts, strict=True))
+        names = [canvas.job_name(window) for canvas, window in batch]
+        autoencoder = self.model.autoencoder
+        with KeyedNoise(self.seed, names, [canvas.sample for canvas, _ in batch]) as noise, self._autocast():
+            with torch.no_grad():
+                task = Task.encoded(pixels, hole, autoencoder, grid=self.grid, fill=self.fill)
+            result = self.sampler(self.model.denoiser(conditions, adapter=self._with_adapter), task, noise=noise)
+            with torch.no_grad():
+                x = result.raw if autoencoder is IDENTITY else result.image
+                outputs = self.sampler.method.decode(x, task)
+        for (canvas, window), output in zip(batch, outputs.float().cpu(), strict=True):
+            canvas.paste(window, output)
+        return result
+
+    @property
+    def _with_adapter(self) -> bool:
+        return self.sampler.method.weights == "adapter"
+
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)

@@ -1,0 +1,80 @@
+"""Methods on a loaded model: requirements, the coarse model of M2S, and the sampler."""
+
+import warnings
+from dataclasses import replace
+
+import torch
+
+from rad.diffusion.solvers import Solver
+from rad.diffusion.spacings import Spacing
+from rad.methods import METHODS
+from rad.methods.m2s import M2S, Coarse
+from rad.models.load import load_model
+from rad.models.loaded_model import LoadedModel
+from rad.models.vae import IDENTITY
+from rad.sampling.method import CustomSampler, Method, SamplingMethod
+from rad.sampling.sampler import Sampler
+
+
+def load_coarse(method: Method, model: LoadedModel, device: torch.device) -> Method:
+    """The method; for M2S with its coarse model, loaded from its path.
+
+    Raises:
+        ValueError: M2S on a latent model, or a coarse model whose size does not divide the model's.
+    """
+    if isinstance(method, M2S) and model.autoencoder is not IDENTITY:
+        raise ValueError(f"m2s needs a model of pixels, and {model.source} works on latents: use another method")
+    if not isinstance(method, M2S) or not isinstance(method.coarse, str):
+        return method
+    coarse = load_model(method.coarse, device=device)
+    if coarse.autoencoder is not IDENTITY:
+        raise ValueError(f"m2s needs a coarse model of pixels, and {method.coarse} works on latents: use another")
+    size, height = coarse.size[0], model.size[0]
+    if height % size or size == height:
+        allowed = ", ".join(str(divisor) for divisor in range(1, height) if height % divisor == 0)
+        raise ValueError(
+            f"{method.coarse} is a model of {size}x{size} images; m2s needs a size that divides: {allowed}"
+        )
+    return replace(method, coarse=Coarse(coarse.denoiser([], adapter=False), coarse.base_process, size))
+
+
+def check_method(method: Method, model: LoadedModel, *, bf16: bool) -> None:
+    """Raises ValueError for a method that the model or its precision does not support."""
+    name, others = method.name, {other: kind for other, kind in METHODS.items() if other != method.name}
+    if method.weights == "adapter" and not model.has_adapter:
+        zero_shot = ", ".join(other for other, kind in others.items() if kind.weights != "adapter")
+        raise ValueError(
+            f"method {name!r} needs an adapter, and {model.source} is a base model: use one of {zero_shot}"
+        )
+    if method.weights == "base" and not model.has_base:
+        assert model.info is not None
+        raise ValueError(
+            f"method {name!r} needs a base model. {model.source} was trained on per-pixel noise only "
+            f"(model.process.unconditional_share is 0): use rad, or its own base model, {model.info.base!r}"
+        )
+    if method.needs_grad and bf16:
+        free = ", ".join(other for other, kind in others.items() if not kind.needs_grad)
+        raise ValueError(
+            f"method {name!r} differentiates the network, for which bf16 is too coarse: "
+            f"use precision '32', or one of {free}"
+        )
+    method.check()
+
+
+def build_sampler(
+    method: Method,
+    model: LoadedModel,
+    *,
+    steps: int | None,
+    eta: float | None,
+    solver: Solver | None,
+    spacing: Spacing | None,
+    stacklevel: int,
+) -> Sampler:
+    """The reverse loop of a checked method. Warns about a solver or spacing without effect."""
+    process = method.process(model.base_process, "adm" if model.info is None else model.info.time_origin)
+    for name in method.unused(solver=solver, spacing=spacing):
+        warnings.warn(f"{name} has no effect on method {method.name!r}", stacklevel=stacklevel + 1)
+    schedule = method.choose(steps=steps, solver=solver, spacing=spacing, eta=eta)
+    assert isinstance(method, CustomSampler | SamplingMethod)
+    return Sampler(process, method, **vars(schedule))

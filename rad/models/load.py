@@ -1,0 +1,227 @@
+"""Loaded models of every kind: `load_model` finds out the kind of a pretrained model, `new_model` makes an untrained one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import nn
+
+from rad.diffusion.schedules import linear_betas
+from rad.diffusion.step import Prediction
+from rad.models.adapter import AdapterInfo
+from rad.models.base import Base, load_base
+from rad.models.guided_diffusion import QkvOrder
+from rad.models.loaded_model import LoadedModel, Origin
+from rad.models.text_to_image.folders import Pipeline, find_pipeline, require_transformers
+from rad.models.unet_model import UNetModel
+from rad.models.vae import AUTOENCODERS, IDENTITY, Autoencoder, PretrainedAutoencoder
+from rad.models.weights import empty_unet, require_run, weights_hash
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel, UNet2DModel
+
+STABLE_DIFFUSION = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+FLOWS = ("StableDiffusion3Pipeline", "FluxPipeline")
+UNTRAINED = ("StableDiffusionXLPipeline", "FluxPipeline")
+"""Pipelines that training does not support."""
+
+
+def load_model(
+    source: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    revision: str | None = None,
+    adapter: Path | None = None,
+    info: AdapterInfo | None = None,
+    size: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    head_channels: int = 64,
+    qkv_order: QkvOrder = "legacy",
+    controlnet: str | Path | None = None,
+    t2i_adapter: str | Path | None = None,
+    ip_adapter: str | Path | None = None,
+    loras: Sequence[tuple[str | Path, float]] = (),
+    training: bool = False,
+) -> LoadedModel:
+    """Load a base model of any kind, with or without an adapter.
+
+    Args:
+        source: a diffusers folder, a hub id "organisation/name", or a guided-diffusion .pt file.
+        adapter: folder of a RAD adapter for it.
+        info: of the adapter, None: read from its folder; or of per-pixel training of all weights.
+        size: side of the images in pixels; for training, and for sampling with SD3 and Flux; None: the model's default.
+        dtype: of the weights of SD3 and Flux without an adapter.
+        head_channels: channels of an attention head, for a .pt file; qkv_order: see `load_base`.
+        controlnet, t2i_adapter: diffusers folders, for Stable Diffusion 1, 2 and XL, as the next two.
+        ip_adapter: a .safetensors file beside a folder `image_encoder`.
+        loras: .safetensors files, or folders with one, and their weights.
+        training: load the model for training, with the text encoder T5 in bfloat16.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file cannot be read or does not fit, or an option has no use for this kind.
+    """
+    if adapter is not None:
+        info = AdapterInfo.read(adapter) if info is None else info
+        qkv_order = info.qkv_order
+    index = find_pipeline(source, revision)
+    extras = {"controlnet": controlnet, "t2i_adapter": t2i_adapter, "ip_adapter": ip_adapter, "loras": loras}
+    if index is not None and index.kind in (*STABLE_DIFFUSION, *FLOWS):
+        text_info = None if adapter is None else info  # these models have no rad_config.json of their own
+        model = _load_text_to_image(index, adapter, text_info, size, dtype, training, extras)
+    else:
+        _require_none(adapter or source, "Stable Diffusion", extras)
+        if not training:
+            _require_none(adapter or source, "SD3 or Flux", {"size": size})
+        pixels = info.size[0] if adapter is not None and info is not None else size
+        base, autoencoder = _load_unet(source, index, pixels, head_channels, qkv_order, revision)
+        model = UNetModel(base, autoencoder=autoencoder, info=info, size=None if size is None else (size, size))
+        if not training:
+            model.require_inpainting()
+        if adapter is not None:
+            model.add_adapter(adapter)
+    model.to(device)
+    return model
+
+
+def _load_text_to_image(
+    index: Pipeline,
+    adapter: Path | None,
+    info: AdapterInfo | None,
+    size: int | None,
+    dtype: torch.dtype,
+    training: bool,
+    extras: dict[str, Any],
+) -> LoadedModel:
+    require_transformers()
+    from rad.models.text_to_image.loading import load_flow, load_stable_diffusion
+
+    if training and index.kind in UNTRAINED:
+        raise ValueError(
+            f"{index.source} is a {index.kind}: training is of latent diffusion, Stable Diffusion 1, 2 and 3"
+        )
+    if index.kind in FLOWS:
+        _require_none(adapter or index.source, "Stable Diffusion 1, 2 or XL", extras)
+        t5_dtype = torch.bfloat16 if training else None  # trained in bfloat16; overflows in float16
+        return load_flow(index, adapter=adapter, info=info, size=size, dtype=dtype, t5_dtype=t5_dtype)
+    if not training:
+        _require_none(adapter or index.source, "SD3 or Flux", {"size": size})
+    if adapter is not None and extras["loras"]:
+        raise ValueError(f"loras change the weights that {adapter} was trained on: leave them out")
+    sides = None if size is None else (size, size)
+    return load_stable_diffusion(index, adapter=adapter, info=info, size=sides, **extras)
+
+
+def _load_unet(
+    source: str | Path,
+    index: Pipeline | None,
+    image_size: int | None,
+    head_channels: int,
+    qkv_order: QkvOrder,
+    revision: str | None,
+) -> tuple[Base, Autoencoder]:
+    """The base and autoencoder of a UNet2DModel, on pixels or in a pipeline of latent diffusion."""
+    part = None if index is None else next((part for part in AUTOENCODERS if part in index.parts), None)
+    if index is None or part is None or index.parts.get("unet") != "UNet2DModel":
+        options = {"image_size": image_size or 256, "head_channels": head_channels}
+        return load_base(source, **options, qkv_order=qkv_order, revision=revision), IDENTITY
+    autoencoder = PretrainedAutoencoder.load(index.fetched().folder / part)
+    return load_base(source, qkv_order=qkv_order, revision=revision), autoencoder
+
+
+def _require_none(source: str | Path, kind: str, options: Mapping[str, object]) -> None:
+    """Raise ValueError for options that another kind of model takes."""
+    for name, value in options.items():
+        if value:
+            raise ValueError(f"{source} is not {kind}, so {name}={value!r} has no use")
+
+
+def new_model(
+    fields: Mapping[str, Any],
+    *,
+    autoencoder: str | Path | None = None,
+    text_encoder: str | Path | None = None,
+    prediction: Prediction = "epsilon",
+    image_size: int,
+    seed: int = 0,
+) -> LoadedModel:
+    """An untrained UNet with DDPM's linear schedule; its output is zero.
+
+    Args:
+        fields: arguments of diffusers' UNet2DModel, or UNet2DConditionModel with a text encoder; without sample_size.
+        autoencoder: folder of an autoencoder, for a UNet on its latents; None: on pixels.
+        text_encoder: folder with text_encoder/ and tokenizer/ of a CLIP text model; needs an autoencoder.
+        image_size: side of the images in pixels; seed: of the new weights.
+
+    Raises:
+        FileNotFoundError: a file is missing; ValueError: something does not fit.
+    """
+    from diffusers import UNet2DConditionModel, UNet2DModel
+
+    codec = IDENTITY if autoencoder is None else PretrainedAutoencoder.find(Path(autoencoder))
+    sides, cells = (image_size, image_size), image_size // codec.factor
+    if text_encoder is None:
+        unet = _new_unet(UNet2DModel, fields, cells, image_size=image_size, seed=seed)
+        frozen = _frozen(codec)
+        base = Base(unet, linear_betas(), prediction, "scratch", None, _frozen_hash(frozen))
+        return UNetModel(base, autoencoder=codec, size=sides)
+    require_transformers()
+    from rad.models.text_to_image.loading import load_text
+    from rad.models.text_to_image.stable_diffusion import StableDiffusionModel
+
+    assert isinstance(codec, PretrainedAutoencoder), "a text encoder needs an autoencoder"
+    conditional = _new_unet(UNet2DConditionModel, fields, cells, image_size=image_size, seed=seed)
+    frozen = _frozen(codec)
+    pipeline = load_text(Path(text_encoder), conditional, codec)
+    origin = Origin("scratch", hash=_frozen_hash({**frozen, "text_encoder": pipeline.text_encoder}))
+    return StableDiffusionModel(pipeline, origin, betas=linear_betas(), prediction=prediction, size=sides)
+
+
+def _frozen(autoencoder: Autoencoder) -> dict[str, nn.Module]:
+    if not isinstance(autoencoder, PretrainedAutoencoder):
+        return {}
+    if autoencoder.shift:
+        raise ValueError(
+            f"the autoencoder has shift_factor {autoencoder.shift}, which pipelines of this kind leave out when they decode: "
+            "set it to 0 in its config.json"
+        )
+    return {"autoencoder": autoencoder.network}
+
+
+def _frozen_hash(networks: Mapping[str, nn.Module]) -> str:
+    """A run is resumed on the latents and the texts that it began with."""
+    return weights_hash(
+        {f"{part}.{name}": w for part, network in networks.items() for name, w in network.state_dict().items()}
+    )
+
+
+UNetT = TypeVar("UNetT", "UNet2DModel", "UNet2DConditionModel")
+
+
+def _new_unet(kind: type[UNetT], fields: Mapping[str, Any], cells: int, *, image_size: int, seed: int) -> UNetT:
+    if fields.get("sample_size", cells) != cells:
+        raise ValueError(
+            f"model.scratch.unet.sample_size is {fields['sample_size']}, and images of {image_size} pixels give it {cells}: "
+            "remove it, or set data.size"
+        )
+    if fields.get("dropout"):
+        raise ValueError(
+            f"model.scratch.unet.dropout is {fields['dropout']}; its random draws would depend on how a batch is split, and "
+            "differ in a resumed run: remove it"
+        )
+    settings = {**fields, "sample_size": cells}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            require_run(empty_unet(settings, kind))
+            network = kind(**settings)
+        except Exception as error:  # settings of a wrong type or size fail anywhere, with anything
+            raise ValueError(
+                f"model.scratch.unet does not describe a {kind.__name__}: {' '.join(str(error).split())}"
+            ) from error
+    for parameter in network.conv_out.parameters():  # ADM starts from a network that predicts zero
+        nn.init.zeros_(parameter)
+    return network

@@ -1,0 +1,306 @@
+"""A loaded model, for sampling and for training; and the prompts and images that guide its sampling."""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from peft import PeftModel
+from PIL import Image
+from torch import Tensor, nn
+
+from rad.diffusion.denoiser import Denoiser
+from rad.diffusion.processes import Process
+from rad.diffusion.step import Prediction
+from rad.models.adapter import AdapterInfo, Kind, load_adapter
+from rad.models.lora import merged
+from rad.models.text_to_image.folders import quietly
+from rad.models.vae import IDENTITY, Autoencoder, PretrainedAutoencoder
+from rad.models.weights import weights_hash
+from rad.networks.sd3_transformer import RegionAwareTransformer
+from rad.networks.unet import EmbeddingKind, RegionAwareUNet
+from rad.networks.unet_condition import RegionAwareConditionalUNet
+
+if TYPE_CHECKING:
+    from diffusers import FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel, UNet2DModel
+    from diffusers.models.controlnets.controlnet import ControlNetModel
+
+    from rad.models.text_to_image.prompts import PromptEncoder, Text
+
+    Network = UNet2DModel | UNet2DConditionModel | SD3Transformer2DModel | FluxTransformer2DModel
+
+RegionAwareNetwork = RegionAwareUNet | RegionAwareConditionalUNet | RegionAwareTransformer
+
+CHECKPOINTED_SIZE = 128
+"""Network inputs of at least this side use gradient checkpointing while they are differentiated; latents: half of it."""
+
+_SMOOTH = Image.Resampling.LANCZOS
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Guidance of one image, for text-to-image models.
+
+    Args:
+        prompt: what to show; negative: what to avoid.
+        guidance: scale of classifier-free guidance (arXiv 2207.12598); up to 1: the prompt alone; None: the model's default.
+        control_image: the whole image as the ControlNet expects it (edges, depth, ...); None: none.
+        adapter_image: the same for the T2I-Adapter.
+        style_image: reference image of any size for the IP-Adapter.
+        control_scale, adapter_scale, style_scale: weight of each image; 0 disables it.
+    """
+
+    prompt: str = ""
+    negative: str = ""
+    guidance: float | None = None
+    control_image: Image.Image | None = None
+    control_scale: float = 1.0
+    adapter_image: Image.Image | None = None
+    adapter_scale: float = 1.0
+    style_image: Image.Image | None = None
+    style_scale: float = 1.0
+
+    def resized(self, size: tuple[int, int]) -> Condition:
+        """With control and adapter image resized to (width, height)."""
+        return self._changed(lambda image: image if image.size == size else image.resize(size, _SMOOTH))
+
+    def cut(self, box: tuple[int, int, int, int]) -> Condition:
+        """With control and adapter image cut to the window (top, left, bottom, right); black outside the image."""
+        top, left, bottom, right = box
+        return self._changed(lambda image: image.crop((left, top, right, bottom)))
+
+    def _changed(self, change: Callable[[Image.Image], Image.Image]) -> Condition:
+        control, adapter = self.control_image, self.adapter_image
+        if control is None and adapter is None:
+            return self
+        return replace(
+            self,
+            control_image=None if control is None else change(control),
+            adapter_image=None if adapter is None else change(adapter),
+        )
+
+
+PLAIN = Condition()
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Provenance of base weights: folder, file or hub id; hub commit; hash, where it is known already."""
+
+    source: str
+    revision: str | None = None
+    hash: str | None = None
+
+
+class LoadedModel(ABC):
+    """A model in memory: the denoiser network, its noise process, and the frozen autoencoder and text encoders.
+
+    Example:
+        model = load_model("checkpoints/base-nature32")
+        with model.weights(adapter=False, differentiated=False):
+            estimate = model.denoiser([PLAIN], adapter=False).denoise(x, model.base_process.noise(t))
+
+    Attributes:
+        network: the denoiser network. Patches and adapters change it in place.
+        autoencoder: between pixels and the network's input; `IDENTITY` for pixel models.
+        base_process, prediction: noise process and prediction of the pretrained network.
+        size: (height, width) of the images in pixels.
+        info: of the adapter, or of per-pixel training of all weights; None for a base model.
+        peft: the network with its adapter; None without one.
+        text: None for a model without text.
+    """
+
+    kind: Kind
+    """The entry `kind` of an adapter's rad_config.json."""
+    whole_processes: tuple[str, ...] = ()
+    """Processes for which all weights may be trained; an adapter may be trained for each."""
+
+    def __init__(
+        self,
+        network: Network,
+        origin: Origin,
+        *,
+        base_process: Process,
+        prediction: Prediction,
+        autoencoder: Autoencoder,
+        size: tuple[int, int],
+        info: AdapterInfo | None = None,
+        text: PromptEncoder | None = None,
+    ) -> None:
+        self.network: Network = network.eval().requires_grad_(False)
+        self.source, self.revision, self._hash = origin.source, origin.revision, origin.hash
+        self.base_process, self.autoencoder, self.size = base_process, autoencoder, size
+        self.prediction: Prediction = prediction
+        self.info, self.text = info, text
+        self.peft: PeftModel | None = None
+        height, width = size
+        if height % self.side_multiple or width % self.side_multiple:
+            raise ValueError(
+                f"images for {self.source} are {width}x{height}; their sides must be multiples of {self.side_multiple}"
+            )
+
+    @property
+    @abstractmethod
+    def side_multiple(self) -> int:
+        """Sides of images are multiples of this number of pixels."""
+
+    @property
+    def hash(self) -> str:
+        """`rad.models.weights.weights_hash` of the base network with its LoRAs, without RAD's adapter."""
+        if self._hash is None:
+            self._hash = weights_hash(self.network.state_dict())
+        return self._hash
+
+    @property
+    def has_base(self) -> bool:
+        """Whether zero-shot methods can run."""
+        return self.info is None or self.peft is not None or self.info.unconditional
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether methods for per-pixel noise can run."""
+        return self.info is not None
+
+    # ---- sampling -------------------------------------------------------------------------------
+
+    @abstractmethod
+    def check(self, conditions: Sequence[Condition]) -> None:
+        """Raise ValueError for conditions that the model does not take, or that have no effect."""
+
+    @abstractmethod
+    def denoiser(self, conditions: Sequence[Condition], *, adapter: bool) -> Denoiser:
+        """The denoiser of a batch, with or without the adapter. Call it within `weights`. Raises ValueError as `check`."""
+
+    @contextlib.contextmanager
+    def weights(self, *, adapter: bool, differentiated: bool) -> Iterator[None]:
+        """Context of sampling: adapter merged or disabled; gradient checkpointing for large networks if `differentiated`."""
+        least = CHECKPOINTED_SIZE if self.autoencoder is IDENTITY else CHECKPOINTED_SIZE // 2
+        large = differentiated and min(self.size) // self.autoencoder.factor >= least
+        networks = self._differentiated() if large else []
+        for network in networks:
+            network.enable_gradient_checkpointing(self._checkpoint())
+        try:
+            with _adapted(self.peft, adapter=adapter):
+                yield
+        finally:
+            for network in networks:
+                network.disable_gradient_checkpointing()
+
+    def add_adapter(self, folder: Path) -> None:
+        """Put the RAD adapter of `folder` on the network. Raises as `rad.models.adapter.load_adapter`."""
+        base_hash = self.hash
+        self.peft = load_adapter(self.region_aware_network(), folder, base_hash=base_hash)
+
+    def to(self, device: torch.device | str) -> None:
+        modules: list[nn.Module] = [self.network, *self.frozen_modules()]
+        for module in modules:
+            module.to(device)
+
+    def _differentiated(self) -> list[Network | ControlNetModel]:
+        return [self.network]
+
+    def _checkpoint(self) -> Callable[..., Tensor] | None:
+        """The function that recomputes activations; None: torch's."""
+        return None
+
+    # ---- training -------------------------------------------------------------------------------
+
+    @property
+    def takes_text(self) -> bool:
+        return self.text is not None
+
+    @property
+    def learns_variance(self) -> bool:
+        """Whether the variational term can train the network's variance."""
+        return False
+
+    @property
+    def output_channels(self) -> tuple[int, ...]:
+        """Allowed numbers of output channels in training."""
+        return (self.autoencoder.channels,)
+
+    def encode_text(self, prompts: Sequence[str]) -> Text:
+        """Encode a batch of prompts in the network's dtype, outside autocast, without warnings about truncated prompts."""
+        assert self.text is not None
+        with quietly(), torch.autocast(self.text.device.type, enabled=False):
+            return self.text(prompts).to(self.network.dtype)
+
+    def encode_prompts(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """The network's arguments for a batch of prompts; empty for a model without text."""
+        return {} if self.text is None else self.encode_text(prompts).arguments()
+
+    def region_aware_network(self, *, embedding: EmbeddingKind = "factorised") -> RegionAwareNetwork:
+        """Patch the network in place for per-pixel timesteps. Raises ValueError for networks without support."""
+        _ = self.hash  # an adapter renames weights later
+        return self._patched(embedding)
+
+    @abstractmethod
+    def _patched(self, embedding: EmbeddingKind) -> RegionAwareNetwork: ...
+
+    def require_trainable(self, process: str, *, whole: bool) -> None:
+        """Raise ValueError for a network that cannot be trained.
+
+        Args:
+            process: of training; whole: all weights are trained, without an adapter.
+        """
+        if self.prediction not in ("epsilon", "v_prediction", "velocity"):
+            raise ValueError(
+                f"{self.source} predicts {self.prediction!r}; training is of networks that predict 'epsilon' or 'v_prediction'"
+            )
+        config, channels, outputs = self.network.config, self.autoencoder.channels, self.output_channels
+        classes = config.get("num_class_embeds")
+        if config["in_channels"] != channels or config["out_channels"] not in outputs or classes is not None:
+            inputs = "RGB images" if self.autoencoder is IDENTITY else "these latents"
+            raise ValueError(
+                f"the network has {config['in_channels']} input and {config['out_channels']} output channels and "
+                f"{classes or 'no'} classes; training is of {inputs}: {channels}, and "
+                f"{' or '.join(map(str, outputs))}, without classes"
+            )
+        if whole and process not in self.whole_processes:
+            if not self.whole_processes:
+                raise ValueError(
+                    f"of {self.source} an adapter is trained, not all of it: set model.lora, and process.kind 'region_aware'"
+                )
+            allowed = " or ".join(f"process.kind {name!r}" for name in self.whole_processes)
+            choice = f"set {allowed}" if self.source == "scratch" else f"set model.lora, or {allowed}"
+            raise ValueError(f"all weights of a text-to-image model are trained for one level an image alone: {choice}")
+
+    def frozen_modules(self) -> list[nn.Module]:
+        """Networks that training leaves as they are: autoencoder and text encoders."""
+        autoencoder = self.autoencoder
+        modules: list[nn.Module] = [autoencoder.network] if isinstance(autoencoder, PretrainedAutoencoder) else []
+        return modules + ([] if self.text is None else self.text.encoders)
+
+    @abstractmethod
+    def training_denoiser(self, prompts: Sequence[str], *, learned_variance: bool) -> Denoiser:
+        """The denoiser of the network in training, with one prompt for each image; models without text ignore them."""
+
+    def save_trained(self, folder: Path) -> None:
+        """Write a diffusers folder of a model that is trained as a whole, see `whole_processes`."""
+        raise NotImplementedError(f"{self.source} is not trained as a whole")
+
+
+def scaled_size(cells: int | Sequence[int] | None, factor: int) -> tuple[int, int]:
+    """(height, width) in pixels of a network's sample_size. Raises ValueError for None."""
+    if cells is None:
+        raise ValueError("the base model does not give its image size: set sample_size in its config.json")
+    height, width = (cells, cells) if isinstance(cells, int) else cells
+    return height * factor, width * factor
+
+
+@contextlib.contextmanager
+def _adapted(peft: PeftModel | None, *, adapter: bool) -> Iterator[None]:
+    """RAD runs with the adapter merged, a zero-shot method without it."""
+    if peft is None:
+        yield
+        return
+    try:
+        with merged(peft) if adapter else peft.disable_adapter():
+            yield
+    finally:
+        peft.requires_grad_(False)  # peft makes a layer that it switches on trainable

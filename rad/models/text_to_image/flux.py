@@ -1,0 +1,88 @@
+"""Flux: tokens of 2x2 latent cells; the guidance is an input of the network (dev), or there is none (schnell)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NoReturn, cast
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from rad.diffusion.processes import Flow
+from rad.models.adapter import Kind
+from rad.models.loaded_model import Condition
+from rad.models.text_to_image.flow import FlowDenoiser, FlowModel, Layout, level_shift
+from rad.models.text_to_image.prompts import Text, encode_flux
+
+if TYPE_CHECKING:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    from rad.networks.unet import EmbeddingKind
+
+CELLS = 2
+"""Latent cells along a side of a token."""
+
+
+class FluxModel(FlowModel):
+    """Flux; `load_model` loads it."""
+
+    kind: Kind = "flux"
+    guidance = 3.5
+    encode = staticmethod(encode_flux)
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(self.transformer.config["in_channels"] // CELLS**2, CELLS, default=128, largest=512)
+
+    @staticmethod
+    def sigmas(scheduler: FlowMatchEulerDiscreteScheduler, tokens: int) -> Tensor:
+        steps = scheduler.config["num_train_timesteps"]
+        scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps).tolist(), mu=level_shift(scheduler, tokens))
+        return cast(Tensor, scheduler.sigmas)[:-1].flip(0).double()
+
+    def velocity(
+        self, x: Tensor, times: Tensor, text: Text, index: Tensor | None = None, *, guidance: Tensor | None = None
+    ) -> Tensor:
+        """guidance: (B,). The tokens are those of diffusers' pipeline: 2x2 cells of all channels, row by row."""
+        assert index is None
+        assert isinstance(self.base_process, Flow)
+        rows, columns = x.shape[2] // CELLS, x.shape[3] // CELLS
+        dtype = text.tokens.dtype
+        places = torch.zeros(rows, columns, 3, device=x.device, dtype=dtype)
+        places[..., 1] += torch.arange(rows, device=x.device)[:, None]
+        places[..., 2] += torch.arange(columns, device=x.device)
+        tokens = rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=CELLS, q=CELLS)
+        output = self.transformer(
+            hidden_states=tokens.to(self.transformer.dtype),
+            timestep=times[:, 0] / self.base_process.scale,
+            guidance=guidance,
+            encoder_hidden_states=text.tokens,
+            pooled_projections=text.pooled,
+            txt_ids=torch.zeros(text.tokens.shape[1], 3, device=x.device, dtype=dtype),
+            img_ids=places.flatten(0, 1),
+            return_dict=False,
+        )[0]
+        v = rearrange(output, "b (h w) (c p q) -> b c (h p) (w q)", h=rows, w=columns, p=CELLS, q=CELLS)
+        return v.to(x.dtype)
+
+    def check(self, conditions: Sequence[Condition]) -> None:
+        super().check(conditions)
+        for condition in conditions:
+            if condition.negative:
+                raise ValueError(f"{self.source} takes no negative prompt: leave it out, or use Stable Diffusion")
+            if condition.guidance is not None and not self.transformer.config["guidance_embeds"]:
+                raise ValueError(f"{self.source} takes no guidance: leave it out")
+
+    def denoiser(self, conditions: Sequence[Condition], *, adapter: bool) -> FlowDenoiser:
+        self.check(conditions)
+        text, velocity = self._texts([condition.prompt for condition in conditions]), self.velocity
+        if self.transformer.config["guidance_embeds"]:
+            scales = torch.tensor([self._scale(condition) for condition in conditions], device=text.tokens.device)
+            velocity = functools.partial(velocity, guidance=scales)
+        return self._unguided(velocity, text)
+
+    def _patched(self, embedding: EmbeddingKind) -> NoReturn:
+        raise ValueError(f"{self.source} is Flux, which has no RAD adapters: use another model")

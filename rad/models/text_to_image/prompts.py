@@ -1,0 +1,94 @@
+"""Prompts as tensors, by the text encoders of a diffusers pipeline: one function for each family of models."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Pipeline = Any
+"""A pipeline of diffusers; its annotations of `encode_prompt` are too narrow."""
+
+KEPT_PROMPTS = 64
+"""Size of the cache of single prompts; a prompt takes 5 MB with SD3 and 8 MB with Flux."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """Encoded prompts, one row an image: tokens (B,L,D), and a vector (B,P) of the whole prompt for models that take one."""
+
+    tokens: Tensor
+    pooled: Tensor | None = None
+
+    @classmethod
+    def cat(cls, rows: Sequence[Text]) -> Text:
+        pooled = [row.pooled for row in rows if row.pooled is not None]
+        return cls(torch.cat([row.tokens for row in rows]), torch.cat(pooled) if pooled else None)
+
+    def to(self, dtype: torch.dtype) -> Text:
+        return Text(self.tokens.to(dtype), None if self.pooled is None else self.pooled.to(dtype))
+
+    def zeros(self) -> Text:
+        return Text(torch.zeros_like(self.tokens), None if self.pooled is None else torch.zeros_like(self.pooled))
+
+    def arguments(self) -> dict[str, Tensor]:
+        """As keyword arguments of the network of Stable Diffusion 1, 2 and 3."""
+        pooled = {} if self.pooled is None else {"pooled_projections": self.pooled}
+        return {"encoder_hidden_states": self.tokens, **pooled}
+
+
+class PromptEncoder:
+    """The text encoders of a pipeline.
+
+    Args:
+        encode: one of the functions below; takes the pipeline, prompts and a device.
+    """
+
+    def __init__(self, pipeline: Pipeline, encode: Callable[[Pipeline, Sequence[str], torch.device], Text]) -> None:
+        self.pipeline, self._encode = pipeline, encode
+        parts = [getattr(pipeline, name, None) for name in ("text_encoder", "text_encoder_2", "text_encoder_3")]
+        self.encoders: list[nn.Module] = [part for part in parts if part is not None]
+        self.single = functools.lru_cache(maxsize=KEPT_PROMPTS)(lambda prompt: self([prompt]))
+        """Encode one prompt, (1,L,D); results are cached."""
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.encoders[0].parameters()).device
+
+    @torch.no_grad()
+    def __call__(self, prompts: Sequence[str]) -> Text:
+        return self._encode(self.pipeline, list(prompts), self.device)
+
+
+def encode_stable_diffusion(pipeline: Pipeline, prompts: Sequence[str], device: torch.device) -> Text:
+    """Stable Diffusion 1 and 2: the last hidden states of a CLIP text model, padded to its full length."""
+    tokens, _ = pipeline.encode_prompt(
+        prompt=prompts, device=device, num_images_per_prompt=1, do_classifier_free_guidance=False
+    )
+    return Text(tokens)
+
+
+def encode_xl(pipeline: Pipeline, prompts: Sequence[str], device: torch.device) -> Text:
+    """Stable Diffusion XL: hidden states of two CLIP models, and the second one's pooled output."""
+    tokens, _, pooled, _ = pipeline.encode_prompt(
+        prompt=prompts, device=device, num_images_per_prompt=1, do_classifier_free_guidance=False
+    )
+    return Text(tokens, pooled)
+
+
+def encode_sd3(pipeline: Pipeline, prompts: Sequence[str], device: torch.device) -> Text:
+    """Stable Diffusion 3: two CLIP models and, where the folder has it, T5."""
+    tokens, _, pooled, _ = pipeline.encode_prompt(
+        prompt=prompts, prompt_2=None, prompt_3=None, device=device, do_classifier_free_guidance=False
+    )
+    return Text(tokens, pooled)
+
+
+def encode_flux(pipeline: Pipeline, prompts: Sequence[str], device: torch.device) -> Text:
+    """Flux: the tokens of T5, and the pooled output of a CLIP model."""
+    tokens, pooled, _ = pipeline.encode_prompt(prompt=prompts, device=device)
+    return Text(tokens, pooled)

@@ -1,0 +1,67 @@
+"""Stable Diffusion 3 and 3.5."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
+
+from torch import Tensor
+
+from rad.models.adapter import Kind
+from rad.models.loaded_model import Condition
+from rad.models.text_to_image.flow import FlowDenoiser, FlowModel, Layout, level_shift
+from rad.models.text_to_image.prompts import Text, encode_sd3
+from rad.networks.sd3_transformer import RegionAwareTransformer, patch_transformer
+
+if TYPE_CHECKING:
+    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+
+    from rad.networks.unet import EmbeddingKind
+
+
+class SD3Model(FlowModel):
+    """Stable Diffusion 3 or 3.5; `load_model` loads it."""
+
+    kind: Kind = "stable3"
+    guidance = 7.0
+    encode = staticmethod(encode_sd3)
+
+    @property
+    def layout(self) -> Layout:
+        config = self.transformer.config
+        cells = config["patch_size"]
+        return Layout(config["in_channels"], cells, config["sample_size"], config["pos_embed_max_size"] * cells)
+
+    @staticmethod
+    def sigmas(scheduler: FlowMatchEulerDiscreteScheduler, tokens: int) -> Tensor:
+        shift = level_shift(scheduler, tokens) if scheduler.config["use_dynamic_shifting"] else None
+        scheduler.set_timesteps(scheduler.config["num_train_timesteps"], mu=shift)
+        return cast(Tensor, scheduler.sigmas)[:-1].flip(0).double()
+
+    def velocity(self, x: Tensor, times: Tensor, text: Text, index: Tensor | None = None) -> Tensor:
+        levels = {"timestep": times[:, 0]} if index is None else {"timestep": times, "index": index}
+        output = self.transformer(x.to(self.transformer.dtype), **levels, **text.arguments(), return_dict=False)
+        return output[0].to(x.dtype)
+
+    def check(self, conditions: Sequence[Condition]) -> None:
+        super().check(conditions)
+        for condition in conditions:
+            if condition.negative and condition.guidance is not None and condition.guidance <= 1:
+                raise ValueError(
+                    f"a negative prompt has no effect with guidance {condition.guidance:g}: raise it above 1"
+                )
+
+    def denoiser(self, conditions: Sequence[Condition], *, adapter: bool) -> FlowDenoiser:
+        self.check(conditions)
+        scales = [self._scale(condition) for condition in conditions]
+        negatives = [condition.negative for condition, scale in zip(conditions, scales, strict=True) if scale > 1]
+        return FlowDenoiser(
+            self.velocity,
+            self._texts([condition.prompt for condition in conditions]),
+            negative=self._texts(negatives) if negatives else None,
+            guidance=scales,
+            channels=self.autoencoder.channels,
+        )
+
+    def _patched(self, embedding: EmbeddingKind) -> RegionAwareTransformer:
+        return patch_transformer(cast("SD3Transformer2DModel", self.transformer), embedding=embedding)

@@ -1,0 +1,114 @@
+"""A UNet2DModel on pixels, or between the halves of an autoencoder: ADM, DDPM, EDM; LDM (Rombach et al., arXiv 2112.10752)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rad.diffusion.denoiser import Denoiser, EDMDenoiser, UNetDenoiser
+from rad.diffusion.processes import EDM, Uniform
+from rad.models.adapter import AdapterInfo, Kind
+from rad.models.base import INDEX, Base, save_base
+from rad.models.loaded_model import PLAIN, Condition, LoadedModel, Origin, scaled_size
+from rad.models.vae import IDENTITY, Autoencoder, PretrainedAutoencoder
+from rad.networks.unet import RegionAwareUNet, patch
+
+if TYPE_CHECKING:
+    from rad.networks.unet import EmbeddingKind
+
+
+class UNetModel(LoadedModel):
+    """A UNet without text, for RAD (adapter on) and for zero-shot methods (adapter off).
+
+    Args:
+        base: the network and its noise schedule; the network is patched in place.
+        autoencoder: of a UNet on latents.
+        info: of an adapter, or of per-pixel training of all weights.
+        size: (height, width) in pixels; None: that of `info`, or of the base.
+
+    Raises:
+        ValueError: unknown size, or a size that the network cannot halve.
+    """
+
+    whole_processes = ("region_aware", "tdpaint", "uniform")
+
+    def __init__(
+        self,
+        base: Base,
+        *,
+        autoencoder: Autoencoder = IDENTITY,
+        info: AdapterInfo | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> None:
+        self.unet, self.base = patch(base.unet), base
+        self.kind: Kind = "pixel" if autoencoder is IDENTITY else "latent"
+        self._side_multiple = autoencoder.factor * 2 ** (len(self.unet.config["block_out_channels"]) - 1)
+        if size is None:
+            size = scaled_size(self.unet.config["sample_size"], autoencoder.factor) if info is None else info.size
+        super().__init__(
+            self.unet,
+            Origin(base.source, base.revision, base.hash),
+            base_process=Uniform(base.betas) if base.sigmas is None else EDM(base.sigmas),
+            prediction="sample" if base.prediction_type == "edm" else base.prediction_type,
+            autoencoder=autoencoder,
+            size=size,
+            info=info,
+        )
+
+    @property
+    def side_multiple(self) -> int:
+        return self._side_multiple
+
+    @property
+    def learns_variance(self) -> bool:
+        return self.autoencoder is IDENTITY and self.prediction == "epsilon"
+
+    @property
+    def output_channels(self) -> tuple[int, ...]:
+        channels = self.autoencoder.channels
+        return (channels, 2 * channels) if self.learns_variance else (channels,)
+
+    def require_inpainting(self) -> None:
+        """Raise ValueError for a network with other inputs, or with classes."""
+        if self.unet.config["in_channels"] != self.autoencoder.channels or self.unet.config["num_class_embeds"]:
+            raise ValueError(f"{self.source} is not a model of RGB images without classes, which inpainting needs")
+
+    def check(self, conditions: Sequence[Condition]) -> None:
+        if any(condition != PLAIN for condition in conditions):
+            raise ValueError(f"{self.source} takes no text: leave the prompt out, or use a text-to-image model")
+
+    def denoiser(self, conditions: Sequence[Condition], *, adapter: bool) -> Denoiser:
+        self.check(conditions)
+        if self.base.sigmas is not None:
+            channels = self.autoencoder.channels
+            return EDMDenoiser(lambda x, c: self.unet(x, c).sample, sigma_data=self.base.sigma_data, channels=channels)
+        info = self.info if adapter or self.peft is None else None
+        return self.training_denoiser((), learned_variance=info is None or info.learned_variance)
+
+    def training_denoiser(self, prompts: Sequence[str], *, learned_variance: bool) -> Denoiser:
+        return UNetDenoiser(
+            self.unet,
+            prediction_type=self.prediction,
+            channels=self.autoencoder.channels,
+            clip=self.autoencoder.factor == 1,
+            learned_variance=learned_variance,
+        )
+
+    def _patched(self, embedding: EmbeddingKind) -> RegionAwareUNet:
+        return patch(self.unet, embedding=embedding)
+
+    def save_trained(self, folder: Path) -> None:
+        autoencoder, betas = self.autoencoder, self.base.betas
+        latent = isinstance(autoencoder, PretrainedAutoencoder)
+        save_base(folder, self.unet, betas=betas, prediction_type=self.prediction, half=False, latent=latent)
+        if isinstance(autoencoder, PretrainedAutoencoder):
+            autoencoder.network.save_pretrained(folder / "vqvae")
+            index = {
+                "_class_name": "LDMPipeline",
+                "scheduler": ["diffusers", "DDPMScheduler"],
+                "unet": ["diffusers", "UNet2DModel"],
+                "vqvae": ["diffusers", type(autoencoder.network).__name__],
+            }
+            (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")

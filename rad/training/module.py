@@ -1,0 +1,162 @@
+"""What the LightningModules of this package share: optimiser, hyperparameters, checkpoints of the trained weights, means."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from rad.models.lora import trainable
+from rad.training.settings import Schedule
+
+Batch = Mapping[str, Any]
+"""From `rad.data.ImageDataModule`: "image" (B,3,H,W) in [-1,1], "position" (B,) int64 in the run; often "hole" and "text"."""
+
+INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
+"""With this entry, hyperparameters of plain values become arguments in `load_from_checkpoint`, as for runs of LightningCLI."""
+
+IMPLICIT = ("optimizer", "lr_scheduler", "masks")
+"""Arguments that are objects; a run started from Python leaves them out of its hyperparameters."""
+
+
+class TrainingModule(L.LightningModule):
+    """Base class of `Diffusion` and `AutoencoderTraining`.
+
+    A subclass builds its networks in `configure_model`, within `on_cpu`; checkpoints hold only weights that require a gradient.
+
+    Args:
+        optimizer, schedule, lr_scheduler, seed: see `Diffusion`; shard_optimizer: see `rad.training.settings.Execution`.
+        means: names of the validation losses, logged as val/NAME.
+    """
+
+    flops_per_batch = None  # ThroughputMonitor warns if this is missing
+
+    def __init__(
+        self,
+        optimizer: OptimizerCallable,
+        schedule: Schedule,
+        lr_scheduler: LRSchedulerCallable | None,
+        *,
+        seed: int,
+        means: Sequence[str],
+        shard_optimizer: bool = False,
+    ) -> None:
+        super().__init__()
+        if lr_scheduler is not None and schedule != Schedule():
+            raise ValueError("model.lr_scheduler replaces model.schedule: remove one of them")
+        self.optimizer, self.schedule, self.lr_scheduler = optimizer, schedule, lr_scheduler
+        self.seed, self.shard_optimizer = seed, shard_optimizer
+        self.strict_loading = False  # a checkpoint lacks the frozen weights; `on_load_checkpoint` compares the others
+        # Lightning's mean over processes is wrong when they hold unequal numbers of images.
+        self.val_means = nn.ModuleDict({name: MeanMetric() for name in means})
+
+    def identity(self) -> Mapping[str, str]:
+        """Settings that a checkpoint and the run that resumes it share."""
+        raise NotImplementedError
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        weights = list(trainable(self).values())
+        split = self.shard_optimizer and self.trainer.world_size > 1
+        optimizer = _sharded(self.optimizer, weights) if split else self.optimizer(weights)
+        if self.lr_scheduler is None:
+            scheduler = self.schedule.build(optimizer, self.trainer.max_steps)
+        else:
+            scheduler = self.lr_scheduler(optimizer)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    @property
+    def logs_now(self) -> bool:
+        """Whether the trainer logs this step."""
+        return (self.global_step + 1) % get_setting(self.trainer, "log_every_n_steps") == 0
+
+    def log_means(self, values: Mapping[str, Tensor]) -> None:
+        """Log validation means over all images and processes; each value is (B,)."""
+        for name, value in values.items():
+            mean = self.val_means[name]
+            assert isinstance(mean, MeanMetric)
+            mean.update(value)
+            self.log(f"val/{name}", mean, prog_bar=name == "loss", batch_size=len(value))
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.logs_now:
+            grads = [weight.grad for weight in self.parameters() if weight.grad is not None]
+            self.log("train/gradient_norm", nn.utils.get_total_norm(grads))
+
+    def state_dict(self, **options: Any) -> dict[str, Tensor]:
+        """Trained weights; frozen ones stay out of the checkpoints."""
+        names = trainable(self).keys()
+        return {name: weight for name, weight in super().state_dict(**options).items() if name in names}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["rad"] = dict(self.identity())
+        settings = {name: _plain(value) for name, value in self.hparams.items()}
+        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {**settings, "_instantiator": INSTANTIATOR}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Raise ValueError for the checkpoint of another model."""
+        saved, expected = checkpoint.get("rad"), dict(self.identity())
+        if not isinstance(saved, dict):
+            raise ValueError("the checkpoint was not written by rad: give a .ckpt of runs/NAME/checkpoints")
+        if any(saved.get(name, value) != value for name, value in expected.items()):
+            raise ValueError(
+                f"the checkpoint belongs to {saved}, this configuration to {expected}: use the run's config.yaml"
+            )
+        given = {name: tuple(weight.shape) for name, weight in checkpoint["state_dict"].items()}
+        wanted = {name: tuple(weight.shape) for name, weight in trainable(self).items()}
+        wrong = sorted(name for name in given.keys() | wanted.keys() if given.get(name) != wanted.get(name))
+        if wrong:
+            raise ValueError(
+                f"the checkpoint trains other layers: {len(wrong)} tensors differ, the first {wrong[0]}; use its config.yaml"
+            )
+
+
+def _plain(value: object) -> object:
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+
+
+def get_setting(trainer: L.Trainer, name: str) -> Any:
+    """A public attribute of the Trainer that type checkers cannot see, since Lightning sets it from another class."""
+    return getattr(trainer, name)
+
+
+class Frozen(nn.ModuleList):
+    """Networks that are not trained: they follow the module to its device, and keep their dtype and eval mode."""
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        super().__init__(networks)
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "Frozen":
+        return super().train(False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Frozen":
+        """torch's own way to move or convert tensors; the conversions of `Trainer(precision=...)` are for what is trained."""
+        return super()._apply(lambda tensor: tensor.to(fn(tensor).device), recurse)
+
+
+def _sharded(optimizer: OptimizerCallable, weights: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+    """ZeRO stage 1: each process keeps the optimiser state of a part of `weights`."""
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    return ZeroRedundancyOptimizer(weights, optimizer_class=optimizer)  # pyright: ignore[reportArgumentType]
+
+
+@contextmanager
+def on_cpu() -> Iterator[None]:
+    """Within the context tensors are created on the CPU in float32.
+
+    Lightning calls `configure_model` with the run's device and dtype as torch's defaults, which would change random weights.
+    """
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(before)
