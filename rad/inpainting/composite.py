@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rad.images.codecs import round_to_uint8, to_uint8
 from rad.inpainting.windows import Window
-from rad.models.guidance_inputs import PLAIN, Condition
+from rad.models.loaded_model import PLAIN, Condition
 
 
 class Canvas:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rad.images.codecs import open_image, to_rgb, to_uint8
 from rad.masks.files import read_mask
-from rad.models.guidance_inputs import Condition
+from rad.models.loaded_model import Condition
 
 Polarity = Literal["white_is_fill", "white_is_known"]
 

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageCms
-from rad.models.guidance_inputs import PLAIN
 
 from rad.cli import main as cli
 from rad.cli.sample import record
@@ -24,6 +23,7 @@ from rad.images.codecs import open_image
 from rad.inpainting.filling import WindowFiller
 from rad.inpainting.inpainter import Inpainter
 from rad.masks.shapes import main_names, make
+from rad.models.loaded_model import PLAIN
 from tests.conftest import SIZE, box_hole, random_image
 
 ROOT = Path(__file__).resolve().parents[2]
