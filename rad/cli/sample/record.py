@@ -167,9 +167,6 @@ def _settings(options: SampleOptions, label: Label, method: "Method") -> dict[st
     from rad.methods.own import file_of
 
     values = {field.name: getattr(method, field.name) for field in fields(method)}
-    values = {
-        name: value if isinstance(value, int | float | str | None) else str(value) for name, value in values.items()
-    }
     values |= {name: getattr(options, name) for name, off in ONLY_IF_GIVEN.items() if getattr(options, name) != off}
     file = file_of(type(method))
     if file is not None:
