@@ -200,8 +200,8 @@ def _parts(
         if name.startswith("tokenizer"):
             parts[name] = load_tokenizer(kind, folder / name)
         elif name.startswith("text_encoder"):
-            own = t5_dtype if kind is T5EncoderModel and t5_dtype is not None else dtype
-            parts[name] = load_encoder(kind, folder / name, dtype=own)
+            is_t5 = kind is T5EncoderModel and t5_dtype is not None
+            parts[name] = load_encoder(kind, folder / name, dtype=t5_dtype if is_t5 else dtype)
         else:
             parts[name] = _network(kind, folder / name, dtype=dtype)
     return parts
