@@ -17,7 +17,6 @@ from rad.models.guided_diffusion import QkvOrder
 
 FORMAT = 1
 
-
 Kind = Literal["pixel", "latent", "stable", "stable_xl", "stable3", "flux"]
 """UNet on pixels; UNet on latents; Stable Diffusion 1 or 2, XL, 3; Flux."""
 
@@ -27,16 +26,16 @@ class AdapterInfo:
     """The content of `rad_config.json`.
 
     Args:
-        base: where the base model was loaded from: a folder, a file or a hub id; `base_revision` of a hub id.
-        base_hash: `rad.models.weights.weights_hash` of the base model; compared at loading.
+        base: folder, file or hub id of the base model; base_revision: of a hub id.
+        base_hash: `rad.models.weights.weights_hash` of the base model; loading compares it.
         time_origin: see `rad.diffusion.processes.RegionAware`.
         steps: number of noise levels of a phase; size: (height, width) of the training images in pixels.
         trained_steps: optimiser steps; ema: whether these are averaged weights.
-        qkv_order: how a base in ADM's layout was read, see `rad.load`.
-        learned_variance: whether the variance was trained (vlb_weight > 0); if not, sampling takes the posterior's.
-        process: that it was trained on, see `rad.training.diffusion.Diffusion`.
-        unconditional: whether a part of its training had the whole image as the hole. If all weights were trained, they are
-            then a base model for the zero-shot methods, too.
+        qkv_order: of the base, see `rad.models.base.load_base`.
+        learned_variance: whether the variance was trained (vlb_weight > 0); if not, sampling uses the posterior's.
+        process: of training, see `rad.training.Diffusion`.
+        unconditional: whether some holes in training were the whole image. A model trained as a whole is then a base model
+            for zero-shot methods, too.
         kind: of the base.
     """
 
@@ -107,7 +106,7 @@ _INFO: dict[str, Callable[[Any], bool]] = {
     "process": lambda value: value in ("region_aware", "tdpaint"),
     "kind": lambda value: value in get_args(Kind),
 }
-"""What the entries of rad_config.json may be; for a file may say anything."""
+"""Checks of the entries of rad_config.json."""
 
 
 def save_adapter(model: PeftModel, folder: str | Path, info: AdapterInfo, *, card: str, half: bool = False) -> Path:
@@ -130,14 +129,15 @@ def save_adapter(model: PeftModel, folder: str | Path, info: AdapterInfo, *, car
 def load_adapter(
     network: nn.Module, folder: str | Path, *, base_hash: str | None = None, trained: bool = False
 ) -> PeftModel:
-    """Put the adapter of `folder` on `network` (in place), frozen, in eval mode; or to be `trained` further.
+    """Put the adapter of `folder` on `network` in place, frozen and in eval mode.
 
     Args:
         base_hash: of the weights in `network`; None: not compared.
+        trained: for further training instead.
 
     Raises:
         FileNotFoundError: a file of the folder is missing.
-        ValueError: trained on other base weights, a file is corrupt, or keys do not match.
+        ValueError: other base weights, a corrupt file, or keys that do not match.
     """
     folder = Path(folder)
     info = AdapterInfo.read(folder)
@@ -158,7 +158,7 @@ def load_adapter(
         config = replace(_read_peft_config(config_file, state), inference_mode=not trained)
         with torch.random.fork_rng():
             model = get_peft_model(network, config)  # pyright: ignore[reportArgumentType]
-    except Exception as error:  # names of layers that the base lacks, or what peft makes of any other value
+    except Exception as error:  # layers that the base lacks, or values that peft refuses
         raise ValueError(
             f"{config_file} cannot be used ({' '.join(str(error).split())}): export the adapter again"
         ) from None
@@ -176,14 +176,12 @@ def load_adapter(
 
 
 OWN = ("r", "lora_alpha", "target_modules", "modules_to_save")
-
-
 NEWER_DEFAULTS = {"qalora_group_size": 16}
 """Settings that newer versions of peft write and older ones do not know. At these values they change nothing."""
 
 
 def _own_settings(config: PeftConfig, base: str) -> dict[str, Any]:
-    """The content of adapter_config.json: what `rad.models.lora.LoRA` sets, so every version of peft reads it."""
+    """The content of adapter_config.json: only settings of `rad.models.lora.LoRA`, which every version of peft reads."""
     own = {name: getattr(config, name) for name in OWN}
     names = {name: value if value is None else sorted(value) for name, value in own.items() if name in OWN[2:]}
     return {
@@ -197,9 +195,9 @@ def _own_settings(config: PeftConfig, base: str) -> dict[str, Any]:
 
 
 def _read_peft_config(path: Path, state: Mapping[str, Tensor]) -> LoraConfig:
-    """The settings of an adapter that `inject` made, which the weights `state` agree with.
+    """The settings of an adapter of `inject`, compared with its weights `state`.
 
-    peft's other settings change what is computed, and may ask for any amount of memory: a file that sets one is refused.
+    Other settings of peft change results or take any amount of memory; files with them are refused.
     """
     content = json.loads(path.read_text())
     if not isinstance(content, dict):
@@ -224,7 +222,9 @@ def _read_peft_config(path: Path, state: Mapping[str, Tensor]) -> LoraConfig:
     )
     plain = LoraConfig().to_dict()
     own = {*OWN, "init_lora_weights", "inference_mode", "base_model_name_or_path", "peft_version"}
-    given = {name: value for name, value in content.items() if name not in own and value}  # what is not off
+    given = {
+        name: value for name, value in content.items() if name not in own and value
+    }  # without settings that are off
     defaults = {**NEWER_DEFAULTS, **plain}
     foreign = sorted(name for name, value in given.items() if name not in defaults or value != defaults[name])
     if foreign:

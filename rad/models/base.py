@@ -1,8 +1,6 @@
 """Base models: a diffusers folder, a guided-diffusion .pt file or a hub id becomes one stock UNet2DModel.
 
-ADM (Dhariwal and Nichol 2021, arXiv 2105.05233) keeps q, k, v of an attention layer in one matrix of 3C rows,
-head by head: [q k v] of the first head, [q k v] of the second, ... diffusers keeps three matrices. The rows
-are sorted here, once, so that everything after this file runs stock diffusers.
+Rows of fused q, k, v matrices (see `rad.models.guided_diffusion`) are sorted here, once; later code runs stock diffusers.
 """
 
 from __future__ import annotations
@@ -44,24 +42,21 @@ if TYPE_CHECKING:
 
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
-
-
 EDM_SCHEDULERS = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
-
-
 INDEX = "model_index.json"
-
-
 DDPM_SCHEDULE = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "num_train_timesteps": 1000}
 
 
 @dataclass(frozen=True)
 class Base:
-    """A base model: the network, its noise schedule and where it came from.
+    """A base model: the network, its noise schedule and its provenance.
 
-    unet: float32, eval mode, on the CPU. betas: (T,) float64 in (0, 1). prediction_type: epsilon, sample or
-    v_prediction; or edm, in the preconditioning of `EDMDenoiser` with sigma_data, at sigmas (T,) float64 instead
-    of betas, which are none. revision: the hub commit, None for local files. hash: `weights_hash` of the network.
+    Args:
+        unet: float32, eval mode, on the CPU.
+        betas: (T,) float64 in (0, 1); empty for EDM.
+        prediction_type: of the network; "edm": the preconditioning of `EDMDenoiser`.
+        revision: hub commit, None for local files; hash: `weights_hash` of the network.
+        sigmas: (T,) float64 levels of EDM, increasing; sigma_data: its standard deviation of the data.
     """
 
     unet: UNet2DModel
@@ -85,14 +80,17 @@ def load_base(
 ) -> Base:
     """Load a base model from a diffusers folder, a guided-diffusion .pt file or a hub id "organisation/name".
 
-    An existing local path never touches the network. `image_size` (pixels a side) and `head_channels`
-    (channels of one attention head) describe a .pt file, which does not hold them; a folder does. `norm_eps`
-    replaces the epsilon of all group norms; None means 1e-5 for ADM weights, as they were trained (even if a
-    converted folder says 1e-6), and a folder's own value otherwise. `qkv_order="naive"` takes q, k and v as
-    three plain blocks of rows: for .pt files trained with the new attention order, and for official RAD
-    adapters, trained on converted folders that were read in that way (their epsilon of 1e-6 is kept too).
+    A local path opens no connection.
 
-    Raises FileNotFoundError if something is not there, ValueError if it cannot be read or does not fit.
+    Args:
+        image_size: pixels a side; head_channels: channels of an attention head. A .pt file lacks both, a folder has them.
+        norm_eps: epsilon of all group norms; None: 1e-5 for ADM weights (the training value, even for converted folders with
+            1e-6), otherwise the folder's value.
+        qkv_order: "naive" reads q, k and v as three blocks of rows: for .pt files with the new attention order, and for
+            official RAD adapters, whose converted base was read so (it keeps the epsilon of 1e-6).
+
+    Raises:
+        FileNotFoundError: a file is missing; ValueError: it cannot be read or does not fit.
     """
     if qkv_order not in ("legacy", "naive"):
         raise ValueError(f"qkv_order is {qkv_order!r}: use 'legacy' or 'naive'")
@@ -100,9 +98,9 @@ def load_base(
     sigmas, sigma_data = None, 0.5
     if path.is_dir():
         unet = _read_unet(path, norm_eps=norm_eps, qkv_order=qkv_order)
-        own = (unet.config["sample_size"], unet.config["attention_head_dim"])
-        if image_size not in (256, own[0]) or head_channels not in (64, own[1]):
-            warnings.warn(f"{path} says image_size, head_channels = {own}: yours are unused", stacklevel=2)
+        stored = (unet.config["sample_size"], unet.config["attention_head_dim"])
+        if image_size not in (256, stored[0]) or head_channels not in (64, stored[1]):
+            warnings.warn(f"{path} has image_size, head_channels = {stored}: your values are unused", stacklevel=2)
         karras = _read_karras(path)
         if karras is None:
             betas, prediction_type = read_schedule(path)
@@ -124,9 +122,9 @@ def load_base(
     if inputs == 3 and outputs not in (3, 6):
         raise ValueError(f"{path} has {outputs} output channels: a pixel model has 3, or 6 if it learns variances")
     if sigmas is not None and outputs != inputs:
-        raise ValueError(f"{path} has {outputs} output channels for {inputs}: a network of EDM's has as many")
-    own_hash = weights_hash(unet.state_dict())
-    return Base(unet, betas, prediction_type, str(source), revision, own_hash, sigmas, sigma_data)
+        raise ValueError(f"{path} has {outputs} output and {inputs} input channels: EDM networks have equal numbers")
+    base_hash = weights_hash(unet.state_dict())
+    return Base(unet, betas, prediction_type, str(source), revision, base_hash, sigmas, sigma_data)
 
 
 def save_base(
@@ -138,12 +136,15 @@ def save_base(
     half: bool = True,
     latent: bool = False,
 ) -> None:
-    """Write `folder`/unet and `folder`/scheduler as `load_base` and stock diffusers read them.
+    """Write `folder`/unet and `folder`/scheduler for `load_base` and stock diffusers.
 
-    betas: (T,) in (0, 1). `half` stores float16: exact for values that came from float16, else rounded. The
-    variance type follows from the network: learned_range with twice as many output as input channels, else
-    fixed_small. `latent`: it makes latents, which samplers must not clip to [-1, 1]. Raises ValueError for a
-    network with adapters inside or values that float16 cannot hold.
+    Args:
+        betas: (T,) in (0, 1).
+        half: store float16, which rounds values that did not come from float16.
+        latent: a network on latents, which samplers must not clip to [-1, 1].
+
+    Raises:
+        ValueError: a network with adapters inside, or values that float16 cannot hold.
     """
     from diffusers import UNet2DConditionModel, UNet2DModel, __version__
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
@@ -189,8 +190,8 @@ def convert_adm(
 ) -> UNet2DModel:
     """A guided-diffusion state dict as a stock UNet2DModel in eval mode: a float32 copy on the same device.
 
-    Widths, depth, attention levels, learned variance, classes and the kind of resampling are read off names
-    and shapes. image_size: pixels a side; head_channels: channels of one head. ValueError if it does not fit.
+    Names and shapes give all settings but image_size (pixels a side) and head_channels (channels of one head). Raises
+    ValueError for weights that do not fit.
     """
     config = adm_config(state, image_size=image_size, head_channels=head_channels, norm_eps=norm_eps)
     return _build(config, rename_adm(state, config, qkv_order=qkv_order))
@@ -230,7 +231,7 @@ def _read_unet(folder: Path, *, norm_eps: float | None, qkv_order: QkvOrder) -> 
 
 
 def _read_config(path: Path, *, norm_eps: float | None, qkv_order: QkvOrder) -> tuple[dict[str, Any], bool]:
-    """UNet2DModel arguments of a config.json, and whether its q, k, v rows are still to be sorted."""
+    """UNet2DModel arguments of a config.json, and whether its q, k, v rows need sorting."""
     from diffusers.models.unets.unet_2d import UNet2DModel
 
     if not path.is_file():
@@ -260,7 +261,7 @@ def _read_config(path: Path, *, norm_eps: float | None, qkv_order: QkvOrder) -> 
 
 
 def _sorted_rows(state: Mapping[str, Tensor], head_channels: int | None) -> dict[str, Tensor]:
-    """q, k, v of a folder that cut ADM's fused matrix into three plain blocks; None: one head a layer."""
+    """q, k, v of a folder that cut ADM's fused matrix into three blocks; head_channels None: one head a layer."""
     rows: dict[str, Tensor] = {}
     for name in state:
         blocks = [name.replace(".to_q.", f".to_{part}.") for part in "qkv"]

@@ -1,4 +1,4 @@
-"""How a hole comes to the latent grid, and what fills it while the image is encoded."""
+"""From a hole in pixels to latent cells, and the image that the encoder gets."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -17,14 +17,14 @@ GridRule = Literal["average", "bilinear", "nearest"]
 
 @dataclass(frozen=True)
 class Grid:
-    """How a hole in pixels becomes one of latent cells.
+    """The rule that maps a hole to latent cells.
 
     Args:
-        rule: "average": a cell is known where at least `threshold` of it is; "bilinear": the same after an antialiased bilinear
-            reduction, as DInG's code, which widens holes by a cell; "nearest": the pixel in the middle of a cell decides,
-            as in Blended Latent Diffusion's code, so that a hole may shrink.
-        threshold: in (0,1], of what is known.
-        dilate: rings of cells that are added to the hole.
+        rule: "average": a cell is known if a share `threshold` of its pixels is; "bilinear": the same after an antialiased
+            bilinear reduction (code of DInG), which widens holes by a cell; "nearest": the middle pixel of a cell decides
+            (code of Blended Latent Diffusion), which may shrink a hole.
+        threshold: known share in (0,1].
+        dilate: rings of cells to add to the hole.
     """
 
     rule: GridRule = "average"
@@ -91,10 +91,10 @@ def encode_training(
 
 
 def prefill(image: Tensor, hole: Tensor, fill: Prefill) -> Tensor:
-    """The image (B,C,H,W) with something harmless in the hole (B,1,H,W), from its known pixels alone.
+    """The image (B,C,H,W) with its hole (B,1,H,W) filled from known pixels.
 
-    "mean": their mean colour. "smooth": averages of growing neighbourhoods, halved and doubled, so that it passes smoothly
-    into what is around; mid-grey where nothing is known. "none": the image as it is.
+    "mean": their mean colour. "smooth": an image pyramid of them, continuous at the border; mid-grey where nothing is known.
+    "none": the image itself.
     """
     if fill == "none":
         return image
@@ -109,7 +109,7 @@ def prefill(image: Tensor, hole: Tensor, fill: Prefill) -> Tensor:
 
 
 def _pyramid(weighted: Tensor, weight: Tensor) -> Tensor:
-    """weighted / weight where there is weight, and from a grid half as fine where there is none."""
+    """weighted / weight, taken from a coarser grid where the weight is 0."""
     here = weighted / weight.clamp(min=1e-12)
     if min(weight.shape[2:]) < 2:
         total = weight.sum((2, 3), keepdim=True)

@@ -109,7 +109,7 @@ class LoadedModel(ABC):
         network: the denoiser network. Patches and adapters change it in place.
         autoencoder: between pixels and the network's input; `IDENTITY` for pixel models.
         base_process, prediction: noise process and prediction of the pretrained network.
-        size: (height, width) of the images in pixels.
+        size: (height, width) of the images in pixels, multiples of side_multiple.
         info: of the adapter, or of per-pixel training of all weights; None for a base model.
         peft: the network with its adapter; None without one.
         text: None for a model without text.
@@ -129,25 +129,22 @@ class LoadedModel(ABC):
         prediction: Prediction,
         autoencoder: Autoencoder,
         size: tuple[int, int],
+        side_multiple: int,
         info: AdapterInfo | None = None,
         text: PromptEncoder | None = None,
     ) -> None:
         self.network: Network = network.eval().requires_grad_(False)
         self.source, self.revision, self._hash = origin.source, origin.revision, origin.hash
-        self.base_process, self.autoencoder, self.size = base_process, autoencoder, size
+        self.base_process, self.autoencoder = base_process, autoencoder
+        self.size, self.side_multiple = size, side_multiple
         self.prediction: Prediction = prediction
         self.info, self.text = info, text
         self.peft: PeftModel | None = None
         height, width = size
-        if height % self.side_multiple or width % self.side_multiple:
+        if height % side_multiple or width % side_multiple:
             raise ValueError(
-                f"images for {self.source} are {width}x{height}; their sides must be multiples of {self.side_multiple}"
+                f"images for {self.source} are {width}x{height}; their sides must be multiples of {side_multiple}"
             )
-
-    @property
-    @abstractmethod
-    def side_multiple(self) -> int:
-        """Sides of images are multiples of this number of pixels."""
 
     @property
     def hash(self) -> str:

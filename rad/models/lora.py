@@ -1,7 +1,6 @@
 """Low-rank adapters on a network, by peft: W + (alpha / r) B A on convolutions and attention (Hu et al. 2021, arXiv 2106.09685).
 
-RAD trains rank 16 on the layers below, and the time layers fully. An adapter is a folder: `adapter_model.safetensors` and
-`adapter_config.json` in peft's layout, `rad_config.json` (what it was trained for, and on which base), `README.md`.
+RAD trains rank 16 on the layers below, and the time layers fully.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,7 +17,6 @@ from torch import Tensor, nn
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "conv_in", "conv_out", "conv1", "conv2")
 
-
 TIME_LAYERS = ("time_embedding.linear_1", "time_embedding.linear_2", "time_emb_proj")
 
 
@@ -31,14 +29,14 @@ SD3_TIME_LAYERS = ("timestep_embedder.linear_1", "timestep_embedder.linear_2", "
 
 @dataclass(frozen=True)
 class LoRA:
-    """What is trained.
+    """Settings of an adapter.
 
     Args:
         rank: of the update of each layer.
         alpha: the update is scaled by alpha / rank.
         targets: names of layers that get a low-rank update; None: TARGETS of a UNet, SD3_TARGETS of SD3's transformer.
         time_layers: "full" trains the time embedding and its projections as they are (as the paper); "lora" gives them a
-            low-rank update too, for an adapter of a third of the size; take it for SD3, whose norms hold a fifth of its weights.
+            low-rank update, for a third of the size; use it for SD3, whose norms hold a fifth of its weights.
     """
 
     rank: int = 16
@@ -67,9 +65,9 @@ class LoRA:
 
 
 def inject(network: nn.Module, lora: LoRA, *, seed: int = 0) -> PeftModel:
-    """Add a fresh adapter to `network` (in place) and freeze the rest; the output does not change yet, since B = 0.
+    """Add a new adapter to `network` in place and freeze the rest. B = 0, so the output stays the same.
 
-    A is Gaussian with deviation 1/rank, drawn from `seed`; the global generator is left as it was.
+    A is Gaussian with standard deviation 1/rank, drawn from `seed` alone.
     """
     with torch.random.fork_rng():
         model = get_peft_model(network, lora.peft_config(network))  # pyright: ignore[reportArgumentType]
@@ -77,8 +75,7 @@ def inject(network: nn.Module, lora: LoRA, *, seed: int = 0) -> PeftModel:
     source = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         if ".lora_A." in name and parameter.device.type != "meta":
-            drawn = torch.randn(parameter.shape, generator=source) / lora.rank
-            parameter.data.copy_(drawn)
+            parameter.data.copy_(torch.randn(parameter.shape, generator=source) / lora.rank)
     return model
 
 
@@ -94,29 +91,29 @@ def merge(model: PeftModel) -> UNet2DModel:
 
 @contextmanager
 def merged(model: PeftModel) -> Iterator[None]:
-    """Within the context the adapter is in the weights, and costs nothing; after it they are those of the base, bit for bit."""
+    """Context with the adapter merged into the weights. Afterwards the base weights are back, bit for bit."""
     layers: list[Any] = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
-    own = [layer.get_base_layer().weight.data for layer in layers]
+    before = [layer.get_base_layer().weight.data for layer in layers]
     try:
         for layer in layers:
-            layer.merge(safe_merge=True)  # makes a new tensor, and refuses weights that are not finite
+            layer.merge(safe_merge=True)  # a new tensor; refuses weights that are not finite
         yield
     finally:
-        for layer, weight in zip(layers, own, strict=True):
+        for layer, weight in zip(layers, before, strict=True):
             layer.get_base_layer().weight.data = weight
             layer.merged_adapters.clear()
 
 
 @contextmanager
 def swapped(model: torch.nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """Within the context the named parameters hold `weights`; after it, their own values again."""
+    """Context in which the named parameters hold `weights`."""
     parameters = dict(model.named_parameters())
-    own = {name: parameters[name].detach().clone() for name in weights}
+    before = {name: parameters[name].detach().clone() for name in weights}
     try:
         _copy(parameters, weights)
         yield
     finally:
-        _copy(parameters, own)
+        _copy(parameters, before)
 
 
 def _copy(parameters: Mapping[str, torch.nn.Parameter], weights: Mapping[str, Tensor]) -> None:

@@ -44,7 +44,7 @@ class UNetModel(LoadedModel):
     ) -> None:
         self.unet, self.base = patch(base.unet), base
         self.kind: Kind = "pixel" if autoencoder is IDENTITY else "latent"
-        self._side_multiple = autoencoder.factor * 2 ** (len(self.unet.config["block_out_channels"]) - 1)
+        halvings = len(self.unet.config["block_out_channels"]) - 1
         if size is None:
             size = scaled_size(self.unet.config["sample_size"], autoencoder.factor) if info is None else info.size
         super().__init__(
@@ -54,12 +54,9 @@ class UNetModel(LoadedModel):
             prediction="sample" if base.prediction_type == "edm" else base.prediction_type,
             autoencoder=autoencoder,
             size=size,
+            side_multiple=autoencoder.factor * 2**halvings,
             info=info,
         )
-
-    @property
-    def side_multiple(self) -> int:
-        return self._side_multiple
 
     @property
     def learns_variance(self) -> bool:

@@ -1,4 +1,4 @@
-"""Between images and what a denoiser works on: autoencoders of latent models, and none for pixel models."""
+"""Autoencoders between images and latents; the identity for pixel models."""
 
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,24 +10,22 @@ from rad.models.text_to_image.folders import load_network, read_config
 
 
 class Autoencoder(Protocol):
-    """`factor`: pixels a side of a cell; `channels`: of x."""
+    """factor: pixels along a side of a latent cell; channels: of the latents."""
 
     factor: int
     channels: int
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """(B,3,H,W) in [-1,1] -> (B,c,H/factor,W/factor), in the units of the model; the mean, nothing is drawn.
-
-        Differentiable, as PSLD needs it."""
+        """(B,3,H,W) in [-1,1] -> (B,c,H/factor,W/factor), the mean, in the denoiser's scale. Differentiable."""
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
-        """The way back; pixels may leave [-1,1]. Differentiable."""
+        """Latents -> (B,3,H,W); pixels may leave [-1,1]. Differentiable."""
         ...
 
 
 class IdentityAutoencoder:
-    """The autoencoder of a model that works on pixels: none."""
+    """The autoencoder of pixel models."""
 
     factor = 1
     channels = 3
@@ -50,13 +48,10 @@ KINDS = ("AutoencoderKL", "VQModel", "AutoencoderTiny")
 
 
 class PretrainedAutoencoder:
-    """The autoencoder of a network of one of `KINDS`.
-
-    Args:
-        network: it is frozen, and put in float32 and eval mode.
+    """A pretrained network, one of `KINDS`, in float32, frozen.
 
     Raises:
-        ValueError: not of RGB images, or with latents scaled channel by channel.
+        ValueError: images other than RGB, or a latent scale for each channel.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -77,17 +72,11 @@ class PretrainedAutoencoder:
 
     @classmethod
     def load(cls, folder: Path) -> "PretrainedAutoencoder":
-        """Of a part of a pipeline folder, on the CPU.
-
-        A VQModel that names no scaling_factor is older than that setting, and scaled nothing: CompVis/ldm-celebahq-256.
-
-        Raises:
-            FileNotFoundError: a file is missing; ValueError: something does not fit.
-        """
+        """From a part of a pipeline folder, on the CPU. Raises FileNotFoundError, or ValueError for files that do not fit."""
         import diffusers
 
         config = read_config(folder, KINDS)
-        if config["_class_name"] == "VQModel":
+        if config["_class_name"] == "VQModel":  # CompVis/ldm-celebahq-256 is older than this setting
             config.setdefault("scaling_factor", 1.0)
         return cls(load_network(getattr(diffusers, config["_class_name"]), folder, config))
 
@@ -102,7 +91,7 @@ class PretrainedAutoencoder:
 
     @property
     def decoder(self) -> nn.Module:
-        """What makes pixels of latents, for methods that fine-tune a copy of it (a deep copy of this object has one)."""
+        """The decoder network, for methods that fine-tune a copy of it."""
         return self.network.decoder
 
     def to(self, device: torch.device | str) -> "PretrainedAutoencoder":
@@ -110,13 +99,12 @@ class PretrainedAutoencoder:
         return self
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """(B,3,H,W) in [-1,1] -> (B,c,H/factor,W/factor); nothing is drawn."""
         with torch.autocast(pixels.device.type, enabled=False):
-            made = self.network.encode(pixels.float())
-            z = made.latent_dist.mode() if hasattr(made, "latent_dist") else made.latents
+            output = self.network.encode(pixels.float())
+            z = output.latent_dist.mode() if hasattr(output, "latent_dist") else output.latents
             return (z - self.shift) * self.scale
 
     def decode(self, latents: Tensor) -> Tensor:
-        """The way back, (B,3,H,W); differentiable (through the quantisation of a VQ autoencoder as if it were not there)."""
+        """Gradients pass through the quantisation of a VQ autoencoder unchanged."""
         with torch.autocast(latents.device.type, enabled=False):
             return self.network.decode(latents.float() / self.scale + self.shift).sample

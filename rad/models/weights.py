@@ -1,4 +1,4 @@
-"""Files of weights and their settings: found, fetched, read safely, checked and hashed."""
+"""Files of weights and settings: find, fetch, read safely, check and hash them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def is_hub_id(source: str | Path) -> bool:
 
 
 def fetch(source: str, files: Sequence[str], *, revision: str | None) -> Path:
-    """The folder of a hub id, with those of `files` (patterns) that it has. Raises ValueError where it cannot be fetched."""
+    """The local folder of a hub id, with its files that match `files`. Raises ValueError if the download fails."""
     from huggingface_hub import constants, snapshot_download
 
     try:
@@ -60,7 +60,7 @@ def fetch(source: str, files: Sequence[str], *, revision: str | None) -> Path:
 
 
 def with_new_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Attention layers had other names when google/ddpm-* and CompVis/ldm-* were stored (diffusers before 0.15)."""
+    """Rename attention layers of files from diffusers before 0.15, such as google/ddpm-* and CompVis/ldm-*."""
     old = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
     pattern = re.compile(r"(?<=\d\.)(query|key|value|proj_attn)(?=\.)")
     return {pattern.sub(lambda m: old[m[0]], name): value for name, value in state.items()}
@@ -96,7 +96,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 @contextmanager
 def describing(path: Path) -> Iterator[None]:
-    """What settings or shapes out of a file make diffusers and torch raise, in one line with its path."""
+    """Turn errors of diffusers and torch about a file's settings or shapes into one line with its path."""
     try:
         yield
     except ValueError as error:
@@ -112,9 +112,7 @@ def _flat(error: Exception) -> str:
 
 
 def empty_unet(config: Mapping[str, Any], kind: Any = None) -> UNet2DModel:
-    """The network of `config` without values: costs no time and leaves the global random generator alone.
-
-    kind: None or a class, UNet2DModel or UNet2DConditionModel."""
+    """A network on device "meta", without values and random draws; kind: None: UNet2DModel."""
     from diffusers.models.unets.unet_2d import UNet2DModel
 
     with torch.device("meta"):
@@ -137,29 +135,31 @@ def _build(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> UNet2DMode
 
 
 def require_run(unet: UNet2DModel) -> None:
-    """Raise ValueError if the network, whose parameters have shapes alone (device "meta"), cannot predict an image."""
+    """Raise ValueError if the network, on device "meta", cannot predict an image of its size."""
     size = unet.config["sample_size"]
     sides = (size, size) if isinstance(size, int) else size
-    if sides is None or unet.config["class_embed_type"] is not None:  # of an unknown size, or with labels of any kind
+    if sides is None or unet.config["class_embed_type"] is not None:  # unknown size, or labels
         return
     right = isinstance(sides, list | tuple) and len(sides) == 2 and all(isinstance(n, int) for n in sides)
     if not (right and all(1 <= n <= 8192 for n in sides)):
         raise ValueError(f"sample_size is {size!r}: give 1 to 8192 pixels a side, or [height, width]")
     image = torch.empty(1, unet.config["in_channels"], *sides, device="meta")
-    told: dict[str, Any] = {}
+    inputs: dict[str, Tensor] = {}
     if unet.class_embedding is not None:
-        told["class_labels"] = torch.zeros(1, dtype=torch.long, device="meta")
+        inputs["class_labels"] = torch.zeros(1, dtype=torch.long, device="meta")
     if unet.config.get("cross_attention_dim") is not None:
-        told["encoder_hidden_states"] = torch.empty(1, 1, unet.config["cross_attention_dim"], device="meta")
+        inputs["encoder_hidden_states"] = torch.empty(1, 1, unet.config["cross_attention_dim"], device="meta")
     try:
         with torch.no_grad():
-            shape = unet(image, torch.zeros(1, device="meta"), **told).sample.shape
-    except Exception as error:  # whatever does not fit inside
+            shape = unet(image, torch.zeros(1, device="meta"), **inputs).sample.shape
+    except Exception as error:  # layers that do not fit each other
         raise ValueError(
             f"the network cannot run on {tuple(image.shape)} ({_flat(error)}): check its config"
         ) from error
     if shape[2:] != image.shape[2:]:
-        raise ValueError(f"the network makes {tuple(shape)} of {tuple(image.shape)}: check sample_size in its config")
+        raise ValueError(
+            f"the network's output for {tuple(image.shape)} is {tuple(shape)}: check sample_size in its config"
+        )
 
 
 def require_fit(network: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -170,6 +170,6 @@ def require_fit(network: nn.Module, state: Mapping[str, Tensor]) -> None:
         "left over": state.keys() - wanted.keys(),
         "of another shape": {name for name in wanted.keys() & state.keys() if wanted[name] != state[name].shape},
     }
-    told = [f"{len(names)} {kind}: {', '.join(sorted(names)[:5])}" for kind, names in problems.items() if names]
-    if told:
-        raise ValueError(f"weights do not fit the network ({'; '.join(told)}): use the config they were saved with")
+    messages = [f"{len(names)} {kind}: {', '.join(sorted(names)[:5])}" for kind, names in problems.items() if names]
+    if messages:
+        raise ValueError(f"weights do not fit the network ({'; '.join(messages)}): use the config they were saved with")

@@ -116,18 +116,17 @@ class FlowModel(LoadedModel):
         info: AdapterInfo | None = None,
     ) -> None:
         self.transformer: SD3Transformer2DModel | FluxTransformer2DModel = pipeline.transformer
-        self.autoencoder, layout = PretrainedAutoencoder(pipeline.vae), self.layout
-        factor, multiple = self.autoencoder.factor, self.side_multiple
-        if self.autoencoder.channels != layout.channels:
+        autoencoder, layout = PretrainedAutoencoder(pipeline.vae), self.layout
+        factor, multiple = autoencoder.factor, autoencoder.factor * layout.cells
+        if autoencoder.channels != layout.channels:
             raise ValueError(
-                f"the autoencoder of {origin.source} has {self.autoencoder.channels} channels, "
-                f"its network takes {layout.channels}"
+                f"the autoencoder of {origin.source} has {autoencoder.channels} channels, its network takes {layout.channels}"
             )
         side = layout.default * factor if size is None else size
         if side < multiple or side % multiple or side > layout.largest * factor:
             raise ValueError(
                 f"size is {side}; allowed with {origin.source} are multiples of {multiple} up to {layout.largest * factor}, "
-                f"its own is {layout.default * factor}"
+                f"the default is {layout.default * factor}"
             )
         sigmas = self.sigmas(scheduler, (side // multiple) ** 2)
         # The last level is pure noise, which Flow holds below 1; no other may lie there.
@@ -140,8 +139,9 @@ class FlowModel(LoadedModel):
             origin,
             base_process=process,
             prediction="velocity",
-            autoencoder=self.autoencoder,
+            autoencoder=autoencoder,
             size=(side, side),
+            side_multiple=multiple,
             info=info,
             text=PromptEncoder(pipeline, self.encode),
         )
@@ -149,10 +149,6 @@ class FlowModel(LoadedModel):
     @property
     @abstractmethod
     def layout(self) -> Layout: ...
-
-    @property
-    def side_multiple(self) -> int:
-        return self.autoencoder.factor * self.layout.cells
 
     @staticmethod
     @abstractmethod

@@ -1,6 +1,6 @@
-"""Parts of a diffusers pipeline folder (model_index.json), from JSON and tensors alone: networks, text encoders, tokenizers.
+"""Parts of a diffusers pipeline folder (model_index.json): networks, text encoders, tokenizers.
 
-As for base models: no pickled code is run, no class is taken from a file, and a local path never opens a connection.
+They are read from JSON and tensors. No pickled code runs, no file names a class to run, a local path opens no connection.
 """
 
 from __future__ import annotations
@@ -39,20 +39,19 @@ TokenizerT = TypeVar("TokenizerT", bound="PreTrainedTokenizerBase")
 
 
 ENCODER_FILES = ("model.safetensors", "model.fp16.safetensors")
-"""Of transformers, which calls its weights otherwise than diffusers' WEIGHT_FILES."""
-
+"""Names of weights of transformers."""
 
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
-"""Parts of pipelines that nothing here has a use for; an IP-Adapter brings its own image_encoder."""
+"""Parts that are not fetched; an IP-Adapter has its own image_encoder."""
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """What model_index.json says.
+    """The content of model_index.json.
 
     Args:
-        source: as it was given; revision: the hub commit, None for a local folder.
-        folder: where it lies; kind: the pipeline's class; parts: the class of each component that is there.
+        source: as given; revision: hub commit, None for a local folder.
+        folder: on this machine; kind: class of the pipeline; parts: class of each component.
     """
 
     source: str
@@ -62,7 +61,7 @@ class Pipeline:
     parts: dict[str, str]
 
     def fetched(self) -> Pipeline:
-        """The same with the files of all parts, of which a hub id has the index alone."""
+        """With the files of all parts, which a hub id fetches now."""
         if self.revision is None:
             return self
         wanted, used = [INDEX], [part for part in self.parts if part not in UNUSED]
@@ -79,7 +78,7 @@ class Pipeline:
 
 
 def find_pipeline(source: str | Path, revision: str | None = None) -> Pipeline | None:
-    """The pipeline of a folder or hub id; None where there is no model_index.json. Of a hub id the index alone is fetched.
+    """The pipeline of a folder or hub id; None without a model_index.json. Of a hub id only the index is fetched.
 
     Raises:
         ValueError: a hub id that cannot be fetched, or a damaged index.
@@ -118,7 +117,7 @@ def read_config(folder: Path, allowed: Sequence[str]) -> dict[str, Any]:
 def load_network(
     kind: type[NetworkT], folder: Path, config: dict[str, Any], *, dtype: torch.dtype = torch.float32
 ) -> NetworkT:
-    """The network `kind` of a part's `config`, with its weights in `dtype`, every name and shape matched; eval, frozen, CPU.
+    """The network of a part, in `dtype`, with every name and shape matched; in eval mode, frozen, on the CPU.
 
     Raises:
         FileNotFoundError: no weights; ValueError: they or the settings do not fit, or are quantised.
@@ -147,7 +146,7 @@ def _cast(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The files with the weights of a part: one, or the shards that an index beside them lists."""
+    """The weight files of a part: a single file, or the shards of an index."""
     whole = next((folder / name for name in (*WEIGHT_FILES, *ENCODER_FILES) if (folder / name).is_file()), None)
     if whole is not None:
         return [whole]
@@ -176,17 +175,17 @@ def require_transformers() -> None:
 
 
 UNTRUSTED = ("auto_map", "quantization_config", "attn_implementation")
-"""Settings of an encoder that would have transformers import or fetch something."""
+"""Settings of an encoder that make transformers import or fetch something."""
 
 
 def load_encoder(kind: type[EncoderT], folder: Path, *, dtype: torch.dtype = torch.float32) -> EncoderT:
-    """An encoder of texts or images of transformers (`kind`, a class), from safetensors; eval, frozen, on the CPU."""
+    """A text or image encoder of transformers, from safetensors; in eval mode, frozen, on the CPU."""
     config = folder / "config.json"
     if not config.is_file():
         raise FileNotFoundError(f"no {config}: fetch the whole pipeline folder again")
-    told = read_json(config)
-    settings = {n: value for n, value in told.items() if not n.startswith("_") and n not in UNTRUSTED}
-    if "quantization_config" in told:
+    content = read_json(config)
+    settings = {n: value for n, value in content.items() if not n.startswith("_") and n not in UNTRUSTED}
+    if "quantization_config" in content:
         raise ValueError(f"{folder} holds quantised weights: take those that are not")
     files = _files(folder)
     if not files:
@@ -207,7 +206,7 @@ def load_encoder(kind: type[EncoderT], folder: Path, *, dtype: torch.dtype = tor
 
 
 def load_tokenizer(kind: type[TokenizerT], folder: Path) -> TokenizerT:
-    """A tokenizer of transformers (`kind`, a class), from JSON and text files."""
+    """A tokenizer of transformers, from JSON and text files."""
     if not folder.is_dir():
         raise FileNotFoundError(f"no {folder}: fetch the whole pipeline folder again")
     with describing(folder), quietly():
@@ -216,7 +215,7 @@ def load_tokenizer(kind: type[TokenizerT], folder: Path) -> TokenizerT:
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Without the hints and progress bars of the libraries that load and save networks; what fails is raised."""
+    """Context without hints and progress bars of diffusers and transformers."""
     from diffusers.utils import logging as ours
     from transformers.utils import logging as theirs
 

@@ -192,7 +192,11 @@ def _network(kind: type[NetworkT], folder: Path, *, dtype: torch.dtype = torch.f
 
 
 def _parts(
-    folder: Path, kinds: Mapping[str, type], *, dtype: torch.dtype = torch.float32, t5_dtype: torch.dtype | None = None
+    folder: Path,
+    kinds: Mapping[str, type],
+    *,
+    dtype: torch.dtype = torch.float32,
+    t5_dtype: torch.dtype = torch.float32,
 ) -> Parts:
     """The networks, text encoders and tokenizers of a pipeline folder, each of the class given for it."""
     parts: Parts = {}
@@ -200,8 +204,7 @@ def _parts(
         if name.startswith("tokenizer"):
             parts[name] = load_tokenizer(kind, folder / name)
         elif name.startswith("text_encoder"):
-            own = t5_dtype if kind is T5EncoderModel and t5_dtype is not None else dtype
-            parts[name] = load_encoder(kind, folder / name, dtype=own)
+            parts[name] = load_encoder(kind, folder / name, dtype=t5_dtype if kind is T5EncoderModel else dtype)
         else:
             parts[name] = _network(kind, folder / name, dtype=dtype)
     return parts

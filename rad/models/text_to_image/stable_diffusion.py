@@ -71,7 +71,6 @@ class StableDiffusionModel(LoadedModel):
         self.kind: Kind = "stable_xl" if self.large else "stable"
         self.layers: list[Layer] = cross_attentions(self.unet)
         self.depths = len(self.unet.config["block_out_channels"])
-        self._factor = autoencoder.factor
         if size is None:
             size = scaled_size(self.unet.config["sample_size"], autoencoder.factor) if info is None else info.size
         super().__init__(
@@ -81,15 +80,12 @@ class StableDiffusionModel(LoadedModel):
             prediction=prediction,
             autoencoder=autoencoder,
             size=size,
+            side_multiple=autoencoder.factor,
             info=info,
             text=PromptEncoder(pipeline, encode_xl if self.large else encode_stable_diffusion),
         )
         for module in self.frozen_modules():
             module.eval().requires_grad_(False)
-
-    @property
-    def side_multiple(self) -> int:
-        return self._factor
 
     @property
     def device(self) -> torch.device:
