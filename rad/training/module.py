@@ -35,8 +35,6 @@ class TrainingModule(L.LightningModule):
         means: names of the validation losses, logged as val/NAME.
     """
 
-    flops_per_batch = None  # ThroughputMonitor warns if this is missing
-
     def __init__(
         self,
         optimizer: OptimizerCallable,
