@@ -1,9 +1,10 @@
 """Training from a configuration: LightningCLI that always fits, with one folder per run and an explicit resume."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Literal, get_args, get_type_hints
+from typing import Any, Literal, cast, get_args, get_type_hints
 
 import yaml
 from jsonargparse import Namespace
@@ -82,14 +83,21 @@ def _require_values(config: Namespace, module: type[LightningModule]) -> None:
         given = vars(config[group]) if config[group] is not None else {}
         if not given:
             raise ValueError(f"the configuration's {group} is empty: fill it in, or remove the line")
-        hints = get_type_hints(kind.__init__) if kind else {}
-        empty = [name for name, hint in hints.items() if name in given and given[name] is None and not _optional(hint)]
-        if empty:
-            raise ValueError(f"{group}.{empty[0]} is empty: give a value, or remove the line")
+        empty = _find_empty(given, kind) if kind else None
+        if empty is not None:
+            raise ValueError(f"{group}.{empty} is empty: give a value, or remove the line")
 
 
-def _optional(hint: object) -> bool:
-    return type(None) in get_args(hint)
+def _find_empty(given: Mapping[str, Any], kind: type) -> str | None:
+    """The first argument of `kind` without a value that it needs, with a dot before fields of a group; None if all have one."""
+    for name, hint in get_type_hints(kind.__init__).items():
+        if name in given and given[name] is None and type(None) not in get_args(hint):
+            return name
+        if name in given and is_dataclass(hint):
+            field = _find_empty(vars(given[name]), cast(type, hint))
+            if field is not None:
+                return f"{name}.{field}"
+    return None
 
 
 def trained_module(arguments: Sequence[str]) -> type[LightningModule]:

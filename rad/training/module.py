@@ -1,4 +1,4 @@
-"""What the LightningModules of this package share: optimiser, hyperparameters, checkpoints of the trained weights, means."""
+"""Base class of our LightningModules: optimiser, hyperparameters, checkpoints of the trained weights, validation means."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,8 +34,6 @@ class TrainingModule(L.LightningModule):
         optimizer, schedule, lr_scheduler, seed: see `Diffusion`; shard_optimizer: see `rad.training.settings.Execution`.
         means: names of the validation losses, logged as val/NAME.
     """
-
-    flops_per_batch = None  # ThroughputMonitor warns if this is missing
 
     def __init__(
         self,
@@ -136,7 +134,7 @@ class Frozen(nn.ModuleList):
         return super().train(False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Frozen":
-        """torch's own way to move or convert tensors; the conversions of `Trainer(precision=...)` are for what is trained."""
+        """Called by torch for moves and conversions; `Trainer(precision=...)` does not convert frozen weights."""
         return super()._apply(lambda tensor: tensor.to(fn(tensor).device), recurse)
 
 

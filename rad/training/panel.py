@@ -1,11 +1,13 @@
 """Panels of inpainted images, and throughput, during training."""
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, ThroughputMonitor
+from lightning.fabric.utilities import throughput
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
@@ -107,16 +109,26 @@ class Panel(Callback):
         return make_grid(torch.stack(rows, 1).flatten(0, 1).cpu() / 2 + 0.5, nrow=3, padding=2).clamp(0, 1)
 
 
-class Throughput(ThroughputMonitor):
-    """Lightning's ThroughputMonitor for our batches: train/device/samples_per_sec, and train/samples_per_sec of all processes.
+class Throughput(Callback):
+    """Logs `train/images_per_second` of all processes, over the last batches; validation and checkpoints count as time.
 
     Args:
-        window_size: number of batches to average over; rates are logged once there are that many.
+        window_size: number of batches, at least 2; a run logs its first rate once it has that many.
     """
 
     def __init__(self, window_size: int = 20) -> None:
-        super().__init__(_count_images, window_size=window_size)
+        self.window_size = window_size
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._meter = throughput.Throughput(world_size=trainer.world_size, window_size=self.window_size)
+        self._start, self._batches, self._images = time.perf_counter(), 0, 0
 
-def _count_images(batch: Batch) -> int:
-    return len(batch["image"])
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: Batch, batch_idx: int
+    ) -> None:
+        self._batches += 1
+        self._images += len(batch["image"])
+        self._meter.update(time=time.perf_counter() - self._start, batches=self._batches, samples=self._images)
+        rate = self._meter.compute().get("device/samples_per_sec")
+        if rate is not None:
+            pl_module.log("train/images_per_second", rate * trainer.world_size)

@@ -1,4 +1,4 @@
-"""Settings of `Diffusion` in groups: noise process, loss, a network from scratch, execution, schedule; each does its part."""
+"""Settings of `Diffusion` in groups, with their behaviour: noise process, loss, a network from scratch, execution, schedule."""
 
 import math
 from collections.abc import Sequence

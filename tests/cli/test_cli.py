@@ -733,7 +733,7 @@ def test_the_printed_configuration_trains_under_any_name(config, train, capsys):
         (["--config", "c.yaml", "--model.colour", "blue"], ["--model.colour"]),
         (["--config", "c.yaml", "--config", "unknown.yaml"], ["modle"]),
         (["--config", "broken.yaml"], ["parsing config"]),
-        (["--config", "c.yaml", "--config", "empty.yaml"], ["model.process.phase2"]),
+        (["--config", "c.yaml", "--config", "empty.yaml"], ["model.process.phase2 is empty"]),
         (["--config", "no_trainer.yaml"], ["trainer is empty"]),
         (["--config", "c.yaml", "--config", "no_rank.yaml"], ["LoRA"]),
         (["--config", "c.yaml", "--model.process.phase2", "much"], ["model.process.phase2", "much"]),
@@ -788,7 +788,7 @@ def test_every_configuration_that_ships_is_valid(path, capsys):
 def test_the_configuration_of_the_base_that_ships_builds_it():
     config = yaml.safe_load((ROOT / "configs/base_nature32.yaml").read_text())
     shipped = load_file(ROOT / "checkpoints/base-nature32/unet/diffusion_pytorch_model.safetensors")
-    built = UNet2DModel(**config["model"]["unet"]).state_dict()
+    built = UNet2DModel(**config["model"]["scratch"]["unet"]).state_dict()
     assert {name: value.shape for name, value in built.items()} == {
         name: value.shape for name, value in shipped.items()
     }

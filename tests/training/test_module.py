@@ -285,7 +285,7 @@ def test_tensorboard_gets_its_curves_and_a_panel(world, tmp_path):
     events = EventAccumulator(str(tmp_path))
     events.Reload()
     scalars = set(events.Tags()["scalars"])
-    wanted = "loss simple vlb hole_fraction gradient_norm device/samples_per_sec"
+    wanted = "loss simple vlb hole_fraction gradient_norm images_per_second"
     assert {f"train/{name}" for name in wanted.split()} | {"val/loss", "val/simple", "val/vlb"} <= scalars
     assert any(name.startswith("train/simple_t") for name in scalars)
     assert any(name.startswith("lr") for name in scalars)
