@@ -101,15 +101,15 @@ def make_place(root: Path) -> Place:
 Attempt = Callable[[st.DataObject, Place], str]
 
 
-def explore(attempt: Attempt, place: Place, outcomes: Counter[str], *, examples: int, seed: int | None = None) -> None:
-    """Run an attempt and count its outcomes in `outcomes`. Without a seed the examples are always the same.
+def explore(attempt: Attempt, place: Place, counts: Counter[str], *, examples: int, seed: int = 0) -> None:
+    """Run an attempt and count its outcomes in `counts`. The examples depend on the seed only.
 
     Raises for an outcome that is not allowed.
     """
 
+    @hypothesis.seed(seed)
     @hypothesis.settings(
         max_examples=examples,
-        derandomize=seed is None,
         deadline=None,
         database=None,
         suppress_health_check=list(hypothesis.HealthCheck),
@@ -120,9 +120,9 @@ def explore(attempt: Attempt, place: Place, outcomes: Counter[str], *, examples:
         place.folder.mkdir()
         with _inside(place.folder), _alarm(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            outcomes[attempt(data, place)] += 1
+            counts[attempt(data, place)] += 1
 
-    (run if seed is None else hypothesis.seed(seed)(run))()
+    run()
 
 
 @contextlib.contextmanager
