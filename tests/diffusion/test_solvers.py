@@ -228,9 +228,7 @@ def test_even_spacing_does_harm_to_the_second_order():
 def test_rad_calls_the_network_once_a_step_and_keeps_known_pixels(spacing, eta):
     soft = (0.5 * WORLD.hole).roll(1, -1).maximum(WORLD.hole)
     for steps in (1, 2, 7, 60):
-        sampler = Sampler(
-            RegionAware(BETAS), METHODS["rad"](), steps=steps, solver="dpm++2m", spacing=spacing, eta=eta
-        )
+        sampler = Sampler(RegionAware(BETAS), METHODS["rad"](), steps=steps, solver="dpm++2m", spacing=spacing, eta=eta)
         with KeyedNoise(0, range(1)) as noise:
             sample = sampler(WORLD.denoiser, Task.from_image(WORLD.y, soft), noise=noise)
         assert sample.nfe == sampler.cost.nfe == steps

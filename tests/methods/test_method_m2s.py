@@ -76,7 +76,9 @@ def test_plans_fit_any_number_of_levels(count):
 def test_it_asks_for_a_coarse_model_before_any_call():
     with pytest.raises(ValueError, match=r"m2s needs a second base model, of lower resolution.*m2s\.coarse=PATH"):
         run(M2S(), WORLD.y, WORLD.hole, denoiser=Dead())
-    with pytest.raises(ValueError, match="images are 8x8; both sides must be one multiple of the coarse model's height, 3"):
+    with pytest.raises(
+        ValueError, match="images are 8x8; both sides must be one multiple of the coarse model's height, 3"
+    ):
         run(replace(METHOD, coarse=Coarse(Dead(), Uniform(BETAS), 3)), WORLD.y, WORLD.hole, denoiser=Dead())
 
 
