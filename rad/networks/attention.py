@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
-    from diffusers.models.attention_processor import Attention, AttentionProcessor, IPAdapterAttnProcessor2_0
+    from diffusers.models.attention_processor import Attention, AttnProcessor, IPAdapterAttnProcessor2_0
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,9 @@ class _Focused:
         temb: None = None,
     ) -> Tensor:
         """(B, cells, channels). An IP-Adapter adds its tokens to the text's (B,T,C) in a tuple."""
+        assert attn.to_k is not None
+        assert attn.to_v is not None
+        assert attn.to_out is not None
         text, styles = encoder_hidden_states, []
         if isinstance(text, tuple):
             text, styles = text
@@ -151,7 +154,7 @@ def focused(layers: Sequence[Layer], focus: Focus) -> Iterator[None]:
 def _processors(layers: Sequence[Layer], processors: Sequence[object]) -> Iterator[None]:
     before = [layer.attention.processor for layer in layers]
     for layer, processor in zip(layers, processors, strict=True):
-        layer.attention.set_processor(cast("AttentionProcessor", processor))
+        layer.attention.set_processor(cast("AttnProcessor", processor))
     try:
         yield
     finally:

@@ -58,7 +58,7 @@ class RegionAwareTransformer(SD3Transformer2DModel):
         return_dict: bool = True,
         skip_layers: list[int] | None = None,
         index: Tensor | None = None,
-    ) -> Transformer2DModelOutput | tuple[Tensor, ...]:
+    ) -> Tensor | Transformer2DModelOutput:
         """As SD3Transformer2DModel, which documents the other arguments.
 
         Args:

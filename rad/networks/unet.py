@@ -232,13 +232,14 @@ class _Modulate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: BackwardCFunction, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, scale, shift, weights = ctx.saved_tensors
+        saved, wanted = cast(tuple[Tensor, ...], ctx.saved_tensors), cast(tuple[bool, ...], ctx.needs_input_grad)
+        hidden, scale, shift, weights = saved
         factor = mix(scale, weights)
         argument = _affine(hidden, factor, mix(shift, weights))
         grad = torch.ops.aten.silu_backward(grad_outputs[0], argument)
-        of_scale = _collect(grad * hidden, weights) if ctx.needs_input_grad[1] else None
-        of_shift = _collect(grad, weights) if ctx.needs_input_grad[2] else None
-        return grad * factor if ctx.needs_input_grad[0] else None, of_scale, of_shift, None
+        of_scale = _collect(grad * hidden, weights) if wanted[1] else None
+        of_shift = _collect(grad, weights) if wanted[2] else None
+        return grad * factor if wanted[0] else None, of_scale, of_shift, None
 
 
 def _affine(hidden: Tensor, factor: Tensor, term: Tensor) -> Tensor:

@@ -81,9 +81,9 @@ class RegionAwareConditionalUNet(UNet2DConditionModel):
             attention_mask=attention_mask,
             cross_attention_kwargs=cross_attention_kwargs,
             added_cond_kwargs=added_cond_kwargs,
-            down_block_additional_residuals=down_block_additional_residuals,
+            down_block_additional_residuals=cast(tuple[Tensor], down_block_additional_residuals),
             mid_block_additional_residual=mid_block_additional_residual,
-            down_intrablock_additional_residuals=down_intrablock_additional_residuals,
+            down_intrablock_additional_residuals=cast(tuple[Tensor], down_intrablock_additional_residuals),
             encoder_attention_mask=encoder_attention_mask,
             return_dict=return_dict,
         )
