@@ -32,15 +32,9 @@ from rad.diffusion.levels import NoiseLevel
 from rad.diffusion.step import Prediction, log_variance, posterior_mean, step_levels
 
 LossRegion = Literal["all", "noisy", "moving"]
-
-
 TimestepWeight = Literal["none", "min_snr", "truncated_snr", "p2"]
-
-
-MIN_SNR_GAMMA = 5.0
-
-
 VlbBoundary = Literal["nll", "zero"]
+MIN_SNR_GAMMA = 5.0
 
 
 @dataclass(frozen=True)
@@ -119,23 +113,19 @@ def target(prediction: Prediction, *, x0: Tensor, eps: Tensor, now: NoiseLevel) 
 
 
 def snr_weight(kind: TimestepWeight, now: NoiseLevel, prediction: Prediction) -> Tensor:
-    """Timestep weight of each level, (B,K) float64; 0 for clean levels.
-
-    Args:
-        kind: see the top of this file.
-    """
+    """Timestep weight of each level, (B,K) float64; 0 for clean levels. `kind`: see the top of this file."""
     a2, s2 = now.alpha.square(), now.sigma.square()
     noisy = s2 > 0
     s2 = torch.where(noisy, s2, 1.0)
     snr = a2 / s2
-    wanted = {
+    weights = {
         "none": torch.ones_like(snr),
         "min_snr": snr.clamp(max=MIN_SNR_GAMMA),
         "truncated_snr": snr.clamp(min=1.0),
         "p2": snr / (1 + snr),
     }[kind]
-    given = {"epsilon": snr, "v_prediction": snr + 1, "velocity": 1 / s2, "sample": torch.ones_like(snr)}[prediction]
-    return torch.where(noisy, wanted / given, 0.0)
+    inherent = {"epsilon": snr, "v_prediction": snr + 1, "velocity": 1 / s2, "sample": torch.ones_like(snr)}[prediction]
+    return torch.where(noisy, weights / inherent, 0.0)
 
 
 def variational_bits(output: Tensor, *, x0: Tensor, x: Tensor, now: NoiseLevel, previous: NoiseLevel) -> Tensor:

@@ -1,4 +1,4 @@
-"""Networks of diffusers that read a timestep for every pixel, patched in place; parameters keep their names.
+"""diffusers' networks with a timestep for every pixel, patched in place; parameters keep their names.
 
 Example:
     unet = patch(UNet2DModel.from_pretrained(folder))

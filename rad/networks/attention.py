@@ -1,72 +1,76 @@
-"""What text does where: cross-attention of a diffusers UNet, kept for looking at it or bounded to a hole.
+"""Cross-attention of a diffusers UNet: measured, or bounded to a hole.
 
-With queries q (cells), keys and values k, v (tokens; 0 is the one that begins each text) a layer computes P v with
-P = softmax(q k^T / sqrt d). Semantic boundary control (PILOT, `rad/methods/pilot.py`) lets other tokens act in the hole alone,
+With queries q (cells), keys and values k, v (tokens; 0 starts each text), a layer computes P v with P = softmax(q k^T / sqrt d).
+Semantic boundary control (PILOT, `rad/methods/pilot.py`) limits the other tokens to the hole,
 
-    P[q, j] <- P[q, j] A[q, j],    A[q, 0] = 1,    A[q, j > 0] = 1 for cells that lie in the hole as a whole, else 0,
+    P[q, j] <- P[q, j] A[q, j],    A[q, 0] = 1,    A[q, j > 0] = 1 for cells completely in the hole, else 0,
 
-without normalising anew: outside, a layer gives P[q, 0] v_0. That is the attention with all values but v_0 set to zero, so
-no probability is formed for it; they are formed, explicitly, only where they are kept.
+without normalising again: outside, a layer gives P[q, 0] v_0. This equals attention with all values but v_0 set to zero, so P is
+computed explicitly only for measuring.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+    from diffusers.models.attention_processor import Attention, AttnProcessor, IPAdapterAttnProcessor2_0
+
 
 @dataclass(frozen=True)
 class Layer:
-    """A cross-attention of a UNet; `depth`: how often its cells were halved."""
+    """A cross-attention layer of a UNet; `depth`: number of times that its cells were halved."""
 
     depth: int
-    attention: Any
+    attention: "Attention"
 
 
-def cross_attentions(unet: nn.Module) -> list[Layer]:
-    """Those of a `UNet2DConditionModel`, in the order of its modules."""
-    deepest = len(unet.config["block_out_channels"]) - 1  # pyright: ignore[reportArgumentType, reportIndexIssue]
-    found = []
+def cross_attentions(unet: "UNet2DConditionModel") -> list[Layer]:
+    """The cross-attention layers, in the order of the modules."""
+    deepest = len(unet.config["block_out_channels"]) - 1
+    layers = []
     for name, module in unet.named_modules():
         if name.endswith(".attn2"):
             part, number = name.split(".")[:2]
             depth = {"down_blocks": int, "up_blocks": lambda text: deepest - int(text)}.get(part, lambda _: deepest)
-            found.append(Layer(depth(number), module))
-    return found
+            layers.append(Layer(depth(number), cast("Attention", module)))
+    return layers
 
 
 def grids(size: tuple[int, int], depths: int) -> list[tuple[int, int]]:
-    """(height, width) of the cells of x and of each depth below it; odd sides are rounded up, as the UNet does."""
-    found = [size]
+    """(height, width) in cells of x and of each depth below it; odd sides are rounded up, as in the UNet."""
+    sizes = [size]
     for _ in range(depths - 1):
-        found.append((-(-found[-1][0] // 2), -(-found[-1][1] // 2)))
-    return found
+        sizes.append((-(-sizes[-1][0] // 2), -(-sizes[-1][1] // 2)))
+    return sizes
 
 
 def shrunk(hole: Tensor, size: tuple[int, int]) -> Tensor:
-    """Which cells of a coarser grid lie in the hole (B,1,H,W) of 0 and 1: (B, *size) bool.
+    """Cells of a coarser grid that lie in a binary hole (B,1,H,W): (B, *size) bool.
 
-    PILOT's rule: resized bilinearly without antialiasing, where it is 1.
+    PILOT's rule: 1 after bilinear resizing without antialiasing.
     """
     return F.interpolate(hole, size, mode="bilinear", align_corners=False)[:, 0] > 1 - 1e-4
 
 
 @dataclass(frozen=True)
 class Focus:
-    """What cross-attention is to do, for the rows of a batch.
+    """Settings of the cross-attention layers for a batch.
 
     Args:
-        inside: where text acts, for each number of cells that a layer may have: (B, cells) bool; None: everywhere.
-        tokens: (B,T) 1 for tokens whose attention is to be kept, else 0; None: nothing is kept.
-        shallowest: layers of at least this depth are kept.
-        style: (B,) the scale of an IP-Adapter's tokens; None: they are left out.
-        kept: gets, layer by layer, the part of each cell's attention that these tokens have, the mean of the heads: (B, cells)
-            in [0,1].
+        inside: (B, cells) bool, where text acts, for each number of cells of a layer; None: everywhere.
+        tokens: (B,T) 1 for tokens to measure, else 0; None: no measurement.
+        shallowest: least depth of the measured layers.
+        style: (B,) scale of an IP-Adapter's tokens; None: without them.
+        kept: receives for each measured layer the share of each cell's attention on `tokens`, mean over heads: (B, cells) in
+            [0,1].
     """
 
     inside: dict[int, Tensor] | None = None
@@ -77,36 +81,37 @@ class Focus:
 
 
 class _Focused:
-    """The processor of a layer, as diffusers calls it."""
+    """An attention processor, in diffusers' interface."""
 
     def __init__(self, layer: Layer, focus: Focus) -> None:
-        self.focus, self.original = focus, layer.attention.processor
+        self.focus, self.original = focus, cast("IPAdapterAttnProcessor2_0", layer.attention.processor)
         self.keeps = focus.tokens is not None and layer.depth >= focus.shallowest
 
     def __call__(
         self,
-        attn: Any,
+        attn: "Attention",
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | tuple[Tensor, list[Tensor]],
         attention_mask: None = None,
         temb: None = None,
     ) -> Tensor:
-        """(B, cells, channels), with the tokens (B,T,C), which an IP-Adapter makes a tuple with its own."""
+        """(B, cells, channels). An IP-Adapter adds its tokens to the text's (B,T,C) in a tuple."""
+        assert attn.to_k is not None
+        assert attn.to_v is not None
+        assert attn.to_out is not None
         text, styles = encoder_hidden_states, []
         if isinstance(text, tuple):
             text, styles = text
-        query = _heads(attn, attn.to_q(hidden_states))
-        key, value = _heads(attn, attn.to_k(text)), _heads(attn, attn.to_v(text))
+        query, key, value = _heads(attn, attn.to_q, hidden_states), *_keys_values(attn, attn.to_k, attn.to_v, text)
         where = None if self.focus.inside is None else self.focus.inside[query.shape[2]][:, None, :, None]
-        made = self._kept(query, key, value, where) if self.keeps else _bounded(query, key, value, where)
+        output = self._kept(query, key, value, where) if self.keeps else _bounded(query, key, value, where)
         if self.focus.style is not None:
-            scale = self.focus.style[:, None, None, None].to(made.dtype)
-            projections = zip(styles, self.original.to_k_ip, self.original.to_v_ip, strict=True)
-            for tokens, to_key, to_value in projections:
-                key, value = _heads(attn, to_key(tokens.flatten(1, -2))), _heads(attn, to_value(tokens.flatten(1, -2)))
-                made = made + scale * F.scaled_dot_product_attention(query, key, value)
-        made = made.transpose(1, 2).flatten(2).to(hidden_states.dtype)
-        return attn.to_out[1](attn.to_out[0](made)) / attn.rescale_output_factor
+            scale = self.focus.style[:, None, None, None].to(output.dtype)
+            for tokens, to_key, to_value in zip(styles, self.original.to_k_ip, self.original.to_v_ip, strict=True):
+                key, value = _keys_values(attn, to_key, to_value, tokens.flatten(1, -2))
+                output = output + scale * F.scaled_dot_product_attention(query, key, value)
+        output = output.transpose(1, 2).flatten(2).to(hidden_states.dtype)
+        return attn.to_out[1](attn.to_out[0](output)) / attn.rescale_output_factor
 
     def _kept(self, query: Tensor, key: Tensor, value: Tensor, where: Tensor | None) -> Tensor:
         assert self.focus.tokens is not None
@@ -129,23 +134,27 @@ def _bounded(query: Tensor, key: Tensor, value: Tensor, where: Tensor | None) ->
     return torch.where(where, attended, F.scaled_dot_product_attention(query, key, first))
 
 
-def _heads(attn: Any, values: Tensor) -> Tensor:
-    """(B,N,C) -> (B, heads, N, C / heads)."""
-    return values.unflatten(2, (attn.heads, -1)).transpose(1, 2)
+def _heads(attn: "Attention", layer: nn.Module, values: Tensor) -> Tensor:
+    """layer(values) of (B,N,C) in heads: (B, heads, N, C / heads)."""
+    return layer(values).unflatten(2, (attn.heads, -1)).transpose(1, 2)
+
+
+def _keys_values(attn: "Attention", to_k: nn.Module, to_v: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    return _heads(attn, to_k, tokens), _heads(attn, to_v, tokens)
 
 
 @contextlib.contextmanager
 def focused(layers: Sequence[Layer], focus: Focus) -> Iterator[None]:
-    """Within it the layers do what `focus` says; then they are as before."""
+    """Context in which the layers follow `focus`."""
     with _processors(layers, [_Focused(layer, focus) for layer in layers]):
         yield
 
 
 @contextlib.contextmanager
-def _processors(layers: Sequence[Layer], processors: Sequence[Any]) -> Iterator[None]:
+def _processors(layers: Sequence[Layer], processors: Sequence[object]) -> Iterator[None]:
     before = [layer.attention.processor for layer in layers]
     for layer, processor in zip(layers, processors, strict=True):
-        layer.attention.set_processor(processor)
+        layer.attention.set_processor(cast("AttnProcessor", processor))
     try:
         yield
     finally:
@@ -153,12 +162,12 @@ def _processors(layers: Sequence[Layer], processors: Sequence[Any]) -> Iterator[
             layer.attention.set_processor(processor)
 
 
-def recomputing(layers: Sequence[Layer]) -> Any:
-    """For `enable_gradient_checkpointing`: what is computed again sees the layers as they were the first time."""
+def recomputing(layers: Sequence[Layer]) -> Callable[..., object]:
+    """Function for `enable_gradient_checkpointing` that recomputes with the processors of the first computation."""
 
-    def run(module: Any, *inputs: Any) -> Any:
-        there = [layer.attention.processor for layer in layers]
-        contexts = lambda: (contextlib.nullcontext(), _processors(layers, there))  # noqa: E731
+    def run(module: Callable[..., object], *inputs: object) -> object:
+        processors = [layer.attention.processor for layer in layers]
+        contexts = lambda: (contextlib.nullcontext(), _processors(layers, processors))  # noqa: E731
         return checkpoint(module, *inputs, use_reentrant=False, context_fn=contexts)
 
     return run

@@ -1,36 +1,40 @@
-"""Spatial noise embedding for diffusers' UNet2DModel: every pixel has its own time (RAD, arXiv 2412.09191, section 3).
+"""Spatial noise embedding for diffusers' UNet2DModel: each pixel has its own timestep (RAD, arXiv 2412.09191, section 3).
 
-In each residual block the paper's order is SiLU, bilinear resize R (align_corners), 1x1 projection W, b. Resize and
-projection are linear and SiLU comes before both, so for a map of K distinct levels with indicator maps 1_k
+In each residual block the paper applies SiLU, bilinear resize R (align_corners) and a 1x1 projection W, b. R and W are linear
+and follow SiLU. For a map of K distinct levels with indicator maps 1_k therefore
 
     W R(sum_k silu(z_k) 1_k) + b = sum_k (W silu(z_k) + b) R(1_k)                                      (factorised)
 
-holds exactly: the time layers see K vectors instead of H x W pixels. "dense" computes the left side and is the reference.
-Parameters and their names stay those of the stock network, and one level for the whole image gives the stock output.
+holds exactly, and the time layers see K vectors instead of H x W pixels. "dense" computes the left side, as a reference.
+Parameters keep their names. One level for the whole image gives the output of the unpatched network.
 """
 
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DModel
+from diffusers import UNet2DConditionModel, UNet2DModel
 from diffusers.models.resnet import ResnetBlock2D, ResnetBlockCondNorm2D
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from einops import rearrange
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
+
+if TYPE_CHECKING:
+    from rad.networks.unet_condition import RegionAwareConditionalUNet
 
 EmbeddingKind = Literal["factorised", "dense"]
 
 
 def patch(unet: UNet2DModel, *, embedding: EmbeddingKind = "factorised") -> "RegionAwareUNet":
-    """Turn `unet` itself into one that reads a time for every pixel. Nothing is copied and no parameter is renamed.
+    """Make `unet` read a timestep per pixel, in place. Nothing is copied and parameters keep their names.
 
     Args:
-        unet: positional time embedding, SiLU, residual blocks of type ResnetBlock2D (ADM, DDPM).
-        embedding: "factorised" (default) or "dense" (the reference, several times slower).
+        unet: with positional time embedding, SiLU, and residual blocks of type ResnetBlock2D (ADM, DDPM).
+        embedding: "factorised" or "dense" (the reference, several times slower).
 
     Raises:
-        ValueError: a network of another kind.
+        ValueError: another kind of network.
     """
     require_patchable(unet, embedding)
     patch_blocks(unet)
@@ -40,8 +44,8 @@ def patch(unet: UNet2DModel, *, embedding: EmbeddingKind = "factorised") -> "Reg
     return patched
 
 
-def require_patchable(unet: Any, embedding: EmbeddingKind) -> None:
-    """Raise ValueError for an unknown `embedding`, or a UNet of diffusers with another kind of time embedding."""
+def require_patchable(unet: UNet2DModel | UNet2DConditionModel, embedding: EmbeddingKind) -> None:
+    """Raise ValueError for an unknown `embedding`, or another kind of time embedding in `unet`."""
     if embedding not in ("factorised", "dense"):
         raise ValueError(f"embedding is {embedding!r}; allowed are 'factorised' and 'dense'")
     kind = unet.config["time_embedding_type"]
@@ -50,7 +54,7 @@ def require_patchable(unet: Any, embedding: EmbeddingKind) -> None:
 
 
 def patch_blocks(unet: nn.Module) -> None:
-    """Make the residual blocks of `unet` take a `TimeEmbedding`. Raises ValueError for blocks of another kind."""
+    """Make the residual blocks of `unet` read a `TimeEmbedding`. Raises ValueError for other kinds of blocks."""
     blocks = [module for module in unet.modules() if isinstance(module, ResnetBlock2D)]
     foreign = any(
         hasattr(module, "skip_conv") or isinstance(module, ResnetBlockCondNorm2D) for module in unet.modules()
@@ -68,7 +72,7 @@ def patch_blocks(unet: nn.Module) -> None:
 
 
 class RegionAwareUNet(UNet2DModel):
-    """UNet2DModel that takes K times for an image and the level of each pixel. Made by `patch`."""
+    """UNet2DModel with K timesteps per image and a level per pixel; see `patch`."""
 
     embedding: EmbeddingKind
 
@@ -79,13 +83,13 @@ class RegionAwareUNet(UNet2DModel):
         class_labels: Tensor | None = None,
         return_dict: bool = True,
         index: Tensor | None = None,
-    ) -> Any:
-        """Predict as UNet2DModel does.
+    ) -> UNet2DOutput | tuple[Tensor, ...]:
+        """As UNet2DModel.
 
         Args:
             sample: (B,C,H,W).
             timestep: a number, (B,), or (B,K) with `index`.
-            index: (B,H,W) int64 in [0,K): which of the K times each pixel has.
+            index: (B,H,W) int64 in [0,K), the level of each pixel.
         """
         if self.config["center_input_sample"]:
             sample = 2 * sample - 1.0
@@ -119,11 +123,11 @@ class RegionAwareUNet(UNet2DModel):
             if self.config["class_embed_type"] == "timestep":
                 class_labels = self.time_proj(class_labels)
             added = self.class_embedding(class_labels)
-        return embed_times(self, sample, timestep, index, dtype=self.dtype, added=added)
+        return embed_timesteps(self, sample, timestep, index, dtype=self.dtype, added=added)
 
 
-def embed_times(
-    unet: Any,
+def embed_timesteps(
+    unet: "RegionAwareUNet | RegionAwareConditionalUNet",
     sample: Tensor,
     timestep: Tensor | float | int,
     index: Tensor | None,
@@ -132,25 +136,24 @@ def embed_times(
     added: Tensor | None = None,
     condition: Tensor | None = None,
 ) -> "TimeEmbedding":
-    """What the blocks of `unet` are told.
+    """The input `temb` of the blocks of `unet`.
 
     Args:
-        unet: with time_proj, time_embedding and `embedding`.
         sample, timestep, index: see `RegionAwareUNet.forward`; dtype: of the layers.
-        added: (B,D), which every level gets in addition: embeddings of a class, of text, of sizes.
-        condition: (B,C), of time_embedding's cond_proj.
+        added: (B,D), added to every level: embeddings of a class, text or sizes.
+        condition: (B,C), the input of time_embedding's cond_proj.
     """
-    times = torch.as_tensor(timestep, device=sample.device)
+    timesteps = torch.as_tensor(timestep, device=sample.device)
     if index is None:
-        times = times.reshape(-1, 1).expand(len(sample), 1)
-    assert times.ndim == 2, "timestep is a number, (B,), or (B,K) with an index"
-    levels = times.shape[1]
-    # K indicator maps cost more than the embedding itself once there are more of them than it has channels.
+        timesteps = timesteps.reshape(-1, 1).expand(len(sample), 1)
+    assert timesteps.ndim == 2, "timestep is a number, (B,), or (B,K) with an index"
+    levels = timesteps.shape[1]
+    # With more levels than channels, K indicator maps cost more than the dense embedding.
     dense = unet.embedding == "dense" or levels > unet.time_embedding.linear_2.out_features
     if index is not None and dense:
-        times = times.gather(1, index.flatten(1))
-    given = () if condition is None else (condition.repeat_interleave(times.shape[1], 0),)
-    vectors = unet.time_embedding(unet.time_proj(times.flatten()).to(dtype), *given)
+        timesteps = timesteps.gather(1, index.flatten(1))
+    conditions = () if condition is None else (condition.repeat_interleave(timesteps.shape[1], 0),)
+    vectors = unet.time_embedding(unet.time_proj(timesteps.flatten()).to(dtype), *conditions)
     vectors = rearrange(vectors, "(b k) d -> b k d", b=len(sample))
     if added is not None:
         vectors = vectors + added.to(vectors.dtype)[:, None]
@@ -168,11 +171,11 @@ def _indicators(index: Tensor | None, levels: int, dtype: torch.dtype) -> Tensor
 
 
 class TimeEmbedding:
-    """What the residual blocks get for `temb`: K vectors and where they hold, or (dense) an image of vectors.
+    """The residual blocks' `temb`: K vectors with their indicator maps, or (dense) an image of vectors.
 
     Args:
         vectors: (B,K,D) after SiLU.
-        indicators: None for K = 1; (B,1,H,W) the indicator of level 1 for K = 2; (B,K,H,W) for more.
+        indicators: None for K = 1; (B,1,H,W), of level 1, for K = 2; (B,K,H,W) for more.
         image: (B,D,H,W) before SiLU, for the dense reference.
     """
 
@@ -183,7 +186,7 @@ class TimeEmbedding:
         self._resized: dict[tuple[int, int], Tensor] = {}
 
     def weights(self, size: tuple[int, int]) -> Tensor | None:
-        """R(indicators) at `size`; each size is made once for all the blocks that need it."""
+        """R(indicators) at `size`, computed once per size."""
         if self.indicators is None:
             return None
         if size not in self._resized:
@@ -199,10 +202,10 @@ def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def pointwise(layer: nn.Module, image: Tensor) -> Tensor:
-    """Apply a linear layer over channels, (B,D,H,W) -> (B,C,H,W): a 1x1 convolution with the layer's own weights."""
+    """Apply a linear layer over channels, (B,D,H,W) -> (B,C,H,W), as a 1x1 convolution."""
     if type(layer) is nn.Linear:
         return F.conv2d(image, layer.weight[:, :, None, None], layer.bias)
-    return layer(image.movedim(1, -1)).movedim(-1, 1)  # a LoRA layer: its forward takes channels last
+    return layer(image.movedim(1, -1)).movedim(-1, 1)  # LoRA layers take channels last
 
 
 def mix(levels: Tensor, weights: Tensor | None) -> Tensor:
@@ -211,40 +214,41 @@ def mix(levels: Tensor, weights: Tensor | None) -> Tensor:
         return levels[:, 0, :, None, None]
     if levels.shape[1] == 2:
         known, hole = levels[:, :, :, None, None].unbind(1)
-        # Exact where the weight is 0 or 1, as torch.lerp, which is four times slower on a CPU when its ends broadcast.
+        # Exact at weights 0 and 1, as torch.lerp, which is four times slower on a CPU when its ends broadcast.
         return (known * (1 - weights)).addcmul_(hole, weights)
     return torch.einsum("bkc,bkhw->bchw", levels, weights)
 
 
 class _Modulate(torch.autograd.Function):
-    """silu(hidden * scale + shift) with scale and shift mixed from K levels, and mixed again in the backward pass.
+    """silu(hidden * scale + shift), with scale and shift mixed from K levels.
 
-    Neither the two maps nor the argument of SiLU are kept, so a training step needs less memory than the stock block's.
+    To save memory the backward pass computes both maps and SiLU's argument again.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, scale: Tensor, shift: Tensor, weights: Tensor | None) -> Tensor:
-        ctx.save_for_backward(hidden, scale, shift, weights)
+    def forward(ctx: BackwardCFunction, hidden: Tensor, scale: Tensor, shift: Tensor, weights: Tensor | None) -> Tensor:
+        ctx.save_for_backward(hidden, scale, shift, cast(Tensor, weights))  # None is allowed
         return F.silu(_affine(hidden, mix(scale, weights), mix(shift, weights)), inplace=True)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        hidden, scale, shift, weights = ctx.saved_tensors
+    def backward(ctx: BackwardCFunction, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        saved, wanted = cast(tuple[Tensor, ...], ctx.saved_tensors), cast(tuple[bool, ...], ctx.needs_input_grad)
+        hidden, scale, shift, weights = saved
         factor = mix(scale, weights)
         argument = _affine(hidden, factor, mix(shift, weights))
-        grad = torch.ops.aten.silu_backward(grad, argument)
-        of_scale = _collect(grad * hidden, weights) if ctx.needs_input_grad[1] else None
-        of_shift = _collect(grad, weights) if ctx.needs_input_grad[2] else None
-        return grad * factor if ctx.needs_input_grad[0] else None, of_scale, of_shift, None
+        grad = torch.ops.aten.silu_backward(grad_outputs[0], argument)
+        of_scale = _collect(grad * hidden, weights) if wanted[1] else None
+        of_shift = _collect(grad, weights) if wanted[2] else None
+        return grad * factor if wanted[0] else None, of_scale, of_shift, None
 
 
 def _affine(hidden: Tensor, factor: Tensor, term: Tensor) -> Tensor:
-    """hidden * factor + term; `term` is overwritten if it is a map, to write one map less."""
+    """hidden * factor + term. Overwrites a `term` of the same shape, to save memory."""
     return torch.addcmul(term, hidden, factor) if term.shape != hidden.shape else term.addcmul_(hidden, factor)
 
 
 def _collect(grad: Tensor, weights: Tensor | None) -> Tensor:
-    """The adjoint of `mix` in its levels: (B,C,h,w) -> (B,K,C)."""
+    """Adjoint of `mix` with respect to its levels: (B,C,h,w) -> (B,K,C)."""
     if weights is None:
         return grad.sum((2, 3))[:, None]
     collected = torch.einsum("bchw,bkhw->bkc", grad, weights)
@@ -261,9 +265,10 @@ def modulate(hidden: Tensor, scale: Tensor, shift: Tensor, weights: Tensor | Non
 
 
 class RegionAwareResnetBlock(ResnetBlock2D):
-    """ResnetBlock2D whose time argument is a `TimeEmbedding`. Made by `patch`."""
+    """ResnetBlock2D with a `TimeEmbedding` as `temb`."""
 
-    def forward(self, input_tensor: Tensor, temb: TimeEmbedding) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(self, input_tensor: Tensor, temb: Tensor | TimeEmbedding, *args: object, **kwargs: object) -> Tensor:
+        assert isinstance(temb, TimeEmbedding)
         hidden = F.silu(self.norm1(input_tensor))
         resample = self.upsample or self.downsample
         if resample is not None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rad.networks.sd3_transformer import patch_transformer, token_times
+from rad.networks.sd3_transformer import patch_transformer, token_timesteps
 from tests.tiny_networks import small_transformer
 
 DOUBLE = torch.float64
@@ -66,12 +66,12 @@ def test_factorised_equals_dense(levels):
 def test_a_token_is_told_the_time_of_its_noisiest_cell_and_the_text_that_of_the_noisiest_token():
     index = torch.zeros(2, 4, 4, dtype=torch.long)
     index[0, 1, 2] = 1  # in the token above right
-    told = token_times(torch.tensor([[5.0, 700.0], [5.0, 700.0]]), index, patch=2, dense=True)
+    told = token_timesteps(torch.tensor([[5.0, 700.0], [5.0, 700.0]]), index, patch=2, dense=True)
     assert told.image.tolist() == [[5, 700, 5, 5], [5, 5, 5, 5]]
     assert told.text.tolist() == [700, 5]
-    factorised = token_times(torch.tensor([[5.0, 700.0], [700.0, 5.0]]), index, patch=2, dense=False)
+    factorised = token_timesteps(torch.tensor([[5.0, 700.0], [700.0, 5.0]]), index, patch=2, dense=False)
     assert factorised.index.tolist() == [[0, 1, 0, 0], [0, 0, 0, 0]]
-    reversed_levels = token_times(torch.tensor([[700.0, 5.0]]), index[:1], patch=2, dense=False)
+    reversed_levels = token_timesteps(torch.tensor([[700.0, 5.0]]), index[:1], patch=2, dense=False)
     assert reversed_levels.index.tolist() == [[0, 0, 0, 0]], "the noisiest, whatever its number"
 
 
