@@ -34,7 +34,7 @@ def small_autoencoder(**changes: object) -> AutoencoderKL:
 
 
 def write_pipeline(folder: Path, kind: str, *, prediction: str = "epsilon", t5: bool = True) -> Path:
-    """A model of the `kind` "stable", "stable3" or "latent", see `Parts`; images of 16x16, latents of 8x8."""
+    """A model of the `kind` "stable", "stable3" or "latent", see `rad.models.adapter.Kind`; images of 16x16, latents of 8x8."""
     if kind == "stable3":
         with torch.random.fork_rng():
             torch.manual_seed(0)
