@@ -110,6 +110,7 @@ class Killer(SamplingMethod):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forget_methods")
 def test_a_process_that_is_killed_loses_one_batch_and_the_rerun_completes(sample, monkeypatch, one_thread):
     Path("killer.py").write_text(KILLER)
     Image.new("RGB", (SIZE, SIZE)).save("in/c.png")
@@ -130,6 +131,7 @@ def test_a_process_that_is_killed_loses_one_batch_and_the_rerun_completes(sample
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forget_methods")
 def test_an_error_in_a_process_is_reported_and_ends_a_run_without_comparison(sample):
     Path("bad.py").write_text(KILLER.replace("return x_next", "raise LookupError('no such key')"))
     words = "--method bad.py:Killer --device cpu --devices 2 --limit 2 --batch_size 1"
@@ -176,7 +178,7 @@ def test_no_process_outlives_the_first_one_and_finished_files_are_kept(adapter, 
     ) as running:
         try:
             assert processes_of(running.pid) or not Path("/proc").exists(), "they can be seen"
-            while running.poll() is None and not list(Path("out").glob("a.png")):
+            while running.poll() is None and not list(Path("out").glob("c.png")):
                 time.sleep(0.05)
             os.killpg(running.pid, stop) if stop == signal.SIGINT else running.kill()
             out, err = running.communicate(timeout=300)

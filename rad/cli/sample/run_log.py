@@ -108,7 +108,7 @@ class RunLog:
                 continue
             self.failures.written += 1
             for path in job.outputs:
-                print(path)
+                print(path, flush=True)
 
     def failed(self, batch: Batch, error: Exception) -> None:
         """Note the error of a batch; without a record, raise it."""
