@@ -55,7 +55,7 @@ def test_the_wheel_is_small_and_holds_what_has_no_other_place(wheel):
     assert "rad = rad.__main__:main" in entry_points
     configs = {path.name for path in (ROOT / "configs").iterdir()}
     assert configs == {Path(name).name for name in names if name.startswith("rad/_data/configs/")}
-    assert "rad/evaluation/templates/report.html" in names
+    assert "rad/evaluation/report/templates/report.html" in names
     assert not [name for name in names if name.startswith(("tests", "configs", "checkpoints", "benchmarks"))]
 
 

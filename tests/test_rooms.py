@@ -27,7 +27,6 @@ ALLOWED: dict[str, set[str]] = {
 
 MOST_FILES = {
     "methods": 100,  # one file a method
-    "evaluation": 12,  # to be split: metrics and networks, tables and report
     "models": 11,  # the loaders of base models become one
     "cli": 14,  # the options and names of `rad sample` become one dataclass
 }
