@@ -471,7 +471,7 @@ def test_costs_that_hardly_differ_have_ticks(tmp_path: Path) -> None:
         Row("wide", name, "0", 4, 1, {"psnr": Interval(20, 12, 21)}, cost=Cost(n)) for name, n in (("a", 6), ("b", 8))
     ]
     texts = re.findall(r"<text[^>]*>([^<]*)</text>", plot_quality(rows, PSNR, families=["a", "b"], prefix="p") or "")
-    assert [text for text in texts if text in "56789"][:3] == ["6", "7", "8"]
+    assert [text for text in texts if text in "56789"][:5] == ["5", "6", "7", "8", "9"]
 
 
 def test_intervals_of_the_plot_reach_as_far_as_they_do(tmp_path: Path) -> None:

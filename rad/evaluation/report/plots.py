@@ -115,14 +115,17 @@ def _set_axes(axes: "Axes", costs: Sequence[float]) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
     axes.set_xscale("log")
-    ratio = max(costs, default=1.0) / min(costs, default=1.0)
+    low, high = min(costs, default=1.0), max(costs, default=1.0)
+    ratio = high / low
+    room = max(ratio**0.15, 1.5)  # wide enough for two ticks
+    axes.set_xlim(low / room, high * room)
     wide = ratio > 300
     subs = (1,) if wide else (1, 2, 5) if ratio > 5 else range(1, 10)
     axes.xaxis.set_major_locator(LogLocator(subs=tuple(subs), numticks=12))
     axes.xaxis.set_minor_locator(LogLocator(subs=(2, 5), numticks=30) if wide else NullLocator())
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.margins(x=0.15, y=0.12)
+    axes.margins(y=0.12)
     axes.grid(color="#e6e6e6", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
