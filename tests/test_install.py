@@ -59,7 +59,8 @@ def test_the_wheel_is_small_and_contains_configurations_checkpoints_and_tested_v
     configs = {path.name for path in (ROOT / "configs").iterdir()}
     assert configs == {Path(name).name for name in names if name.startswith("rad/_data/configs/")}
     assert {"rad/_data/constraints.txt", "rad/_data/constraints-lowest.txt"} <= set(names)
-    assert "rad/evaluation/templates/report.html" in names
+    assert "rad/evaluation/report/templates/report.html" in names
+    assert "rad/methods/methods.txt" in names
     assert not [name for name in names if name.startswith(("tests", "configs", "checkpoints", "benchmarks"))]
 
 

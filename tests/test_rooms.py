@@ -28,7 +28,6 @@ ALLOWED: dict[str, set[str]] = {
 
 MOST_FILES = {
     "methods": 100,  # one file a method
-    "evaluation": 12,  # to be split: metrics and networks, tables and report
 }
 """Maximum number of files, for packages with more than ten, without `__init__.py` and `__main__.py`."""
 

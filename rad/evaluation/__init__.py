@@ -13,16 +13,8 @@ from rad.lazy import lazy_names
 if TYPE_CHECKING:
     from rad.evaluation.compare import evaluate, evaluate_folders
     from rad.evaluation.features import Extractor, feature_net
-    from rad.evaluation.metrics import (
-        ReferenceFeatures,
-        frechet_distance,
-        hole_error,
-        kernel_distance,
-        known_error,
-        psnr,
-        seam,
-        ssim,
-    )
+    from rad.evaluation.metrics.pixels import hole_error, known_error, psnr, seam, ssim
+    from rad.evaluation.metrics.sets import ReferenceFeatures, frechet_distance, kernel_distance
     from rad.evaluation.report import write_report
     from rad.evaluation.results import Comparison, Difference, Interval, Metric, Result, Row
     from rad.evaluation.statistics import holm, interval
@@ -56,7 +48,8 @@ __getattr__ = lazy_names(
     {
         "compare": "evaluate evaluate_folders",
         "features": "Extractor feature_net",
-        "metrics": "ReferenceFeatures frechet_distance hole_error kernel_distance known_error psnr seam ssim",
+        "metrics.pixels": "hole_error known_error psnr seam ssim",
+        "metrics.sets": "ReferenceFeatures frechet_distance kernel_distance",
         "report": "write_report",
         "results": "Comparison Difference Interval Metric Result Row",
         "statistics": "holm interval",

@@ -1,115 +1,96 @@
-"""Scores from the command line: `rad evaluate --results DIR`, or with --reference and --mask for any other system."""
+"""`rad evaluate --results DIR`, or with --reference and --mask for the results of other systems."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rad.cli.sample.record import scoring
 from rad.console import EXIT_OK, EXIT_SOME, Parser, guarded, program, report
-from rad.evaluation.compare import BATCH_SIZE, evaluate, evaluate_folders, extractors
-from rad.evaluation.layout import is_tree
 from rad.evaluation.options import add_options
-from rad.evaluation.results import Comparison
-from rad.evaluation.run_log import RUN, read_run
-from rad.images.sources import absolute, is_source
-
-FILES = ("metrics.csv", "sets.csv", "provenance.json")
 
 
 def parser() -> Parser:
     """The options of `rad evaluate`, also `python -m rad.evaluation`."""
-    made = Parser(
+    options = Parser(
         prog=program("evaluate"),
-        description="Score inpainted images: tables with provenance, intervals and paired tests, and a report.",
+        description="Score inpainted images: tables with provenance, confidence intervals and paired tests, and a report.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    made.add_argument(
+    options.add_argument(
         "--results",
         required=True,
         nargs="+",
         metavar="LABEL=DIR",
-        help="--output of rad sample with several masks; or a folder for each of other systems (the label may be left out)",
+        help="--output folder of rad sample, or a folder for each of several other systems (LABEL= is optional)",
     )
-    made.add_argument("--reference", help="folder, zip or file of the original images; that of rad sample if not given")
-    made.add_argument("--mask", help="for other systems: an image for all, or a folder or zip of them by name")
-    made.add_argument("--mask_polarity", default="white_is_fill", choices=["white_is_fill", "white_is_known"])
-    add_options(made)
-    made.add_argument("--output", help="folder of the tables; --results of rad sample, or else `evaluation`")
-    made.add_argument("--seed", type=int, default=0, help="of the resamples")
-    made.add_argument("--batch_size", type=int, default=BATCH_SIZE, help="images that go through a network together")
-    made.add_argument("--device", default="auto")
-    return made
+    options.add_argument("--reference", help="folder, zip or file of the originals; default: --image of rad sample")
+    options.add_argument("--mask", help="for other systems: one image for all, or a folder or zip of masks by name")
+    options.add_argument("--mask_polarity", default="white_is_fill", choices=["white_is_fill", "white_is_known"])
+    add_options(options)
+    options.add_argument("--output", help="folder of the tables; default: the folder of rad sample, or `evaluation`")
+    options.add_argument("--seed", type=int, default=0, help="seed of the bootstrap and of the tests")
+    options.add_argument("--batch_size", type=int, default=32, help="images per batch of a network")
+    options.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Carry out the command. Written paths go to stdout, everything else to stderr. Returns the exit code."""
+    """Run the command. Written paths go to stdout, everything else to stderr. Returns the exit code."""
     options = parser().parse_args(arguments)
+    from rad.cli.sample.record import scoring
+    from rad.evaluation.compare import evaluate, evaluate_folders, extractors
+    from rad.evaluation.layout import is_tree
+    from rad.evaluation.report import write_report
+    from rad.evaluation.tables import NAMES
+    from rad.images.sources import absolute
+
     folders = _folders(options.results)
     first = next(iter(folders.values()))
     tree = not options.mask and len(folders) == 1 and is_tree(first)
-    missing = [f"--{name}" for name, value in vars(options).items() if name in ("reference", "mask") and value is None]
+    missing = [f"--{name}" for name in ("reference", "mask") if getattr(options, name) is None]
     if not tree and missing:
         raise ValueError(
-            f"--results {first} is not a folder that rad sample wrote for several masks: give {' and '.join(missing)} too"
+            f"--results {first} is not a folder of rad sample with several masks: give {' and '.join(missing)} too"
         )
     if tree and options.mask_polarity != "white_is_fill":
-        report("warning: --mask_polarity has no effect, for the masks that rad sample writes are white = fill")
-    reference = Path(_reference(first)) if options.reference is None else Path(options.reference)
+        report("warning: --mask_polarity has no effect: the masks written by rad sample are white = fill")
+    reference = Path(_reference(first) if options.reference is None else options.reference)
     networks = extractors(options.feature_net, options.lpips, options.fid, device=options.device)
     if not networks:
-        report("note: pixels only; --feature_net, --lpips or --fid add perceptual distances and distances between sets")
+        report("note: pixel metrics only; --feature_net, --lpips and --fid add perceptual metrics")
     output = Path(options.output or (first if tree else "evaluation"))
     progress = _Progress()
     how = scoring(
         reference=absolute(str(reference)), mask=options.mask, mask_polarity=options.mask_polarity, seed=options.seed
     )
+    common = {
+        "references": reference,
+        "extractors": networks,
+        "baseline": options.baseline,
+        "seed": options.seed,
+        "batch_size": options.batch_size,
+        "on_progress": progress,
+        "scoring": how,
+    }
     if tree:
-        comparison = evaluate(
-            first,
-            tables=output,
-            references=reference,
-            extractors=networks,
-            baseline=options.baseline,
-            seed=options.seed,
-            batch_size=options.batch_size,
-            on_progress=progress,
-            scoring=how,
-        )
+        comparison = evaluate(first, tables=output, **common)
     else:
         comparison = evaluate_folders(
-            folders,
-            output=output,
-            references=reference,
-            mask=Path(options.mask),
-            mask_polarity=options.mask_polarity,
-            extractors=networks,
-            baseline=options.baseline,
-            seed=options.seed,
-            batch_size=options.batch_size,
-            on_progress=progress,
-            scoring=how,
+            folders, output=output, mask=Path(options.mask), mask_polarity=options.mask_polarity, **common
         )
-    _report(comparison, output)
-    observation_residual = (
-        progress.total - len(comparison.results) + comparison.unknown + sum(row.missing for row in comparison.rows)
-    )
-    return EXIT_SOME if observation_residual else EXIT_OK
-
-
-def _report(comparison: Comparison, output: Path) -> None:
-    from rad.evaluation.report import write_report
-
-    for path in (*(output / name for name in FILES), *write_report(comparison, output)):
+    for path in (*(output / name for name in NAMES), *write_report(comparison, output)):
         print(path)
     for note in comparison.notes:
         report(f"note: {note}")
+    unscored = progress.total - len(comparison.results)
+    unmatched = comparison.unknown + sum(row.missing for row in comparison.rows)
+    return EXIT_SOME if unscored + unmatched else EXIT_OK
 
 
-def _folders(given: Sequence[str]) -> dict[str, Path]:
-    """Folders by label: what stands before "=", or the name of the folder."""
+def _folders(results: Sequence[str]) -> dict[str, Path]:
+    """Folders by label: the text before "=", or the name of the folder."""
     folders: dict[str, Path] = {}
-    for text in given:
+    for text in results:
         label, equals, rest = text.partition("=")
         labelled = bool(equals) and not Path(text).exists()
         path = Path(rest if labelled else text)
@@ -123,25 +104,28 @@ def _folders(given: Sequence[str]) -> dict[str, Path]:
 
 
 def _reference(folder: Path) -> str:
-    """What rad sample was given as --image."""
+    """The --image of rad sample."""
+    from rad.evaluation.run_log import RUN, read_run
+    from rad.images.sources import is_source
+
     image = str(read_run(folder).get("options", {}).get("image") or "")
     if not image:
-        raise ValueError(f"{folder / RUN} does not say where the original images are: give --reference")
+        raise ValueError(f"{folder / RUN} does not name the original images: give --reference")
     if not is_source(image):
-        raise ValueError(f"the original images {image} are not there any more: give --reference")
+        raise ValueError(f"the original images {image} do not exist: give --reference")
     return image
 
 
 class _Progress:
-    """A line every tenth of the files."""
+    """Reports every tenth of the files."""
 
     def __init__(self) -> None:
-        self.total, self._told = 0, 0
+        self.total, self._tenths = 0, 0
 
     def __call__(self, done: int, total: int) -> None:
         self.total = total
-        if done * 10 // total > self._told:
-            self._told = done * 10 // total
+        if done * 10 // total > self._tenths:
+            self._tenths = done * 10 // total
             report(f"{done} of {total} files scored")
 
 

@@ -1,14 +1,14 @@
-"""Which files belong together: results, holes and costs, in a folder of rad sample or in folders of any other system."""
+"""Pairs results, holes and costs by name, in a folder of rad sample or in the folders of other systems."""
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from rad.console import counted
 from rad.evaluation.results import Cost
-from rad.evaluation.run_log import RUN, read_costs
+from rad.evaluation.run_log import RUN, Run, read_costs
 from rad.images.sources import SUFFIXES, ImageFile, by_stem, holds_one, list_images, stems
 from rad.masks.files import looks_inverted, read_mask, write_mask
 
@@ -19,13 +19,12 @@ Files = dict[str, dict[int, Path]]
 
 @dataclass
 class MaskResults:
-    """All results on one set of masks.
+    """All results on one mask set.
 
     Args:
-        name: of the mask set.
-        holes: the hole of each image, white = fill, in files.
-        files: the results of each method, in the order in which methods are shown.
-        costs: of each method and image, where they are known; of one sample.
+        holes: mask file of each image, white = fill.
+        files: results of each method, in display order.
+        costs: by method and image, where known, of one sample.
         unknown: number of result files without a hole of their name.
     """
 
@@ -37,14 +36,14 @@ class MaskResults:
 
     @property
     def images(self) -> list[str]:
-        """Those that any method has, sorted."""
+        """Sorted names of the images with a hole and any result."""
         return sorted({image for files in self.files.values() for image in files} & set(self.holes))
 
 
 def by_name(images: list[ImageFile] | str | Path) -> dict[str, ImageFile]:
-    """Images by their relative path without suffix, and in a zip without a folder that holds all of it, as results are named.
+    """Images by relative path without suffix; a single top folder of a zip is left out.
 
-    Raises ValueError for two images of one name, and as `list_images`.
+    Raises ValueError for two images with one name, and as `list_images`.
     """
     if isinstance(images, str | Path):
         return by_stem(list_images(images), where=images)
@@ -52,170 +51,160 @@ def by_name(images: list[ImageFile] | str | Path) -> dict[str, ImageFile]:
 
 
 def is_tree(folder: Path) -> bool:
-    """Whether a folder is one that rad sample wrote: it has a run.json, or mask sets with their masks."""
+    """Whether rad sample wrote the folder: it has a run.json, or mask sets with their masks."""
     return (folder / RUN).is_file() or any(folder.glob("*/masks"))
 
 
-def unlike(run: Mapping[str, Any]) -> list[str]:
-    """A remark where results were made on different machines, as far as `run.json` says."""
-    different, common = [], run.get("options", {})
-    told = [{**one.get("options", common), **one.get("environment", {})} for one in run.get("runs", [])]
-    for name, usual in (("device", None), ("cpu", None), ("threads", None), ("processes", 1), ("batch_size", None)):
-        found = list(dict.fromkeys(str(one.get(name, usual)) for one in told))
-        if len(found) > 1:
-            different.append(f"{name} {' and '.join(found)}")
+def different_machines(run: Run) -> list[str]:
+    """A note if run.json lists runs on different machines."""
+    common = run.get("options", {})
+    settings = [{**entry.get("options", common), **entry.get("environment", {})} for entry in run.get("runs", [])]
+    different = []
+    for name, default in (("device", None), ("cpu", None), ("threads", None), ("processes", 1), ("batch_size", None)):
+        values = list(dict.fromkeys(str(setting.get(name, default)) for setting in settings))
+        if len(values) > 1:
+            different.append(f"{name} {' and '.join(values)}")
     return [f"seconds are not comparable: runs differ in {', '.join(different)}"] if different else []
 
 
-def read_tree(folder: Path, run: Mapping[str, Any], *, notes: list[str]) -> list[MaskResults]:
-    """The mask sets of a folder of rad sample; remarks are added to `notes`.
+def read_tree(folder: Path, run: Run, *, notes: list[str]) -> list[MaskResults]:
+    """The mask sets in a folder of rad sample, in the order of run.json, others by name; appends to `notes`.
 
-    Mask sets and methods are ordered as in run.json, and those that it does not name by alphabet.
-
-    Raises ValueError where there are none.
+    Raises ValueError if there are none.
     """
-    found = {path.parent.name for path in folder.glob("*/masks") if path.is_dir()}
-    if not found:
+    names = {path.parent.name for path in folder.glob("*/masks") if path.is_dir()}
+    if not names:
         raise ValueError(f"{folder} holds no results: expected MASK/masks/NAME.png and MASK/METHOD/NAME.png in it")
     samples = run.get("options", {}).get("num_samples")
     if not isinstance(samples, int | None):
         raise ValueError(f"{folder / RUN} is broken (num_samples is {samples}): remove it, or sample again")
     sets = []
-    for mask in _ordered(found, run.get("masks", [])):
-        holes = _images(folder / mask / "masks", notes)
+    for mask in _ordered(names, run.get("masks", [])):
+        mask_set = MaskResults(mask, _images(folder / mask / "masks", notes), {})
         labels = {path.name for path in (folder / mask).iterdir() if path.is_dir() and not path.name.startswith(".")}
-        files, costs, unknown = {}, {}, 0
         for label in _ordered(labels - {"masks"}, run.get("methods", [])):
-            files[label], more = find_results(folder / mask / label, set(holes), samples=samples, notes=notes)
-            unknown += more
-            count = samples or max((len(some) for some in files[label].values()), default=1)
-            costs[label] = _costs_of_one(folder / mask / label, count, notes)
-        notes += [f"{mask}: there are no results of {label}" for label in run.get("methods", []) if label not in files]
-        sets.append(MaskResults(mask, holes, files, costs, unknown))
+            files, unknown = find_results(folder / mask / label, set(mask_set.holes), samples=samples, notes=notes)
+            mask_set.files[label] = files
+            mask_set.unknown += unknown
+            count = samples or max(map(len, files.values()), default=1)
+            mask_set.costs[label] = _sample_costs(folder / mask / label, count, notes)
+        absent = [label for label in run.get("methods", []) if label not in mask_set.files]
+        notes += [f"{mask}: there are no results of {label}" for label in absent]
+        sets.append(mask_set)
     return sets
 
 
-def _ordered(found: set[str], wanted: list[str]) -> list[str]:
-    return [name for name in dict.fromkeys(wanted) if name in found] + sorted(found - set(wanted))
+def _ordered(names: set[str], order: list[str]) -> list[str]:
+    return [name for name in dict.fromkeys(order) if name in names] + sorted(names - set(order))
 
 
 def find_results(folder: Path, names: set[str], *, samples: int | None = None, notes: list[str]) -> tuple[Files, int]:
-    """The result files in a folder for the images called `names`: NAME.png, or NAME-0.png, NAME-1.png ...; and how many are no
-    one's, nor what rad sample writes beside them.
+    """The results of the images `names` in a folder: NAME.png, or NAME-0.png, NAME-1.png ...; and the number of other files.
+
+    Files that rad sample writes beside results (NAME-raw, NAME-mask) do not count.
 
     Args:
-        samples: how many there are of each image, which tells sample 0 of "a" from the image "a-0"; None: numbered files are
-            samples where there is neither a file nor an image of their full name.
-        notes: remarks are added.
+        samples: samples per image; it separates sample 0 of "a" from the image "a-0". None: a numbered file is a sample
+            if neither a file NAME nor an image of its full name exists.
+        notes: list that remarks are appended to.
     """
-    found = _images(folder, notes)
-    if samples is not None and samples > 1:
-        numbered = {name: {n: found[f"{name}-{n}"] for n in range(samples) if f"{name}-{n}" in found} for name in names}
-        results: Files = {name: files for name, files in numbered.items() if files}
+    files = _images(folder, notes)
+    results: Files = {}
+    if samples is None or samples == 1:
+        results = {name: {0: files[name]} for name in names if name in files}
     else:
-        results = {name: {0: found[name]} for name in names if name in found}
+        for name in names:
+            if numbered := {n: files[f"{name}-{n}"] for n in range(samples) if f"{name}-{n}" in files}:
+                results[name] = numbered
     if samples is None:
-        for full, path in sorted(found.items()):
+        for full, path in sorted(files.items()):
             match = re.fullmatch(r"(.+)-(\d+)", full)
-            if match and match[1] in names and match[1] not in found and full not in names:
+            if match and match[1] in names and match[1] not in files and full not in names:
                 results.setdefault(match[1], {})[int(match[2])] = path
-    known = {path for some in results.values() for path in some.values()}
-    taken = {name for name, path in found.items() if path in known} | results.keys()
+    known = {path for numbered in results.values() for path in numbered.values()}
+    taken = {name for name, path in files.items() if path in known} | results.keys()
     beside = {f"{name}{suffix}" for name in taken for suffix in ("-raw", "-mask")}
-    unknown = sorted(name for name, path in found.items() if path not in known and name not in beside)
+    unknown = sorted(name for name, path in files.items() if path not in known and name not in beside)
     if unknown:
         notes.append(
-            f"{folder}: {counted(len(unknown), 'file')} without an original and a mask of that name, such as {unknown[0]}"
+            f"{folder}: {counted(len(unknown), 'file')} without a matching original and mask: {unknown[0]} ..."
         )
     return results, len(unknown)
 
 
 def _images(folder: Path, notes: list[str]) -> dict[str, Path]:
-    """The image files of a folder, by relative path without suffix; none at all is not an error here.
-
-    Of two files of one name neither is taken, with a note.
-    """
+    """Image files of a folder by relative path without suffix; may be empty. Duplicate names are left out with a note."""
     if not any(path.suffix.lower() in SUFFIXES for path in folder.rglob("*")):
         return {}
     files: dict[str, list[Path]] = {}
     images = list_images(folder)
     for name, image in zip(stems(images), images, strict=True):
         files.setdefault(name, []).append(Path(str(image)))
-    for name, some in files.items():
-        if len(some) > 1:
-            notes.append(f"{name} is left out: there are {' and '.join(str(path) for path in some)}; remove one")
-    return {name: some[0] for name, some in files.items() if len(some) == 1}
+    for name, paths in files.items():
+        if len(paths) > 1:
+            notes.append(f"{name} is left out: there are {' and '.join(map(str, paths))}; remove one")
+    return {name: paths[0] for name, paths in files.items() if len(paths) == 1}
 
 
-def _costs_of_one(folder: Path, samples: int, notes: list[str]) -> dict[str, Cost]:
-    """By image what one of its samples cost, as costs.csv says, and those of shards; for a broken one a note."""
-    found = {}
+def _sample_costs(folder: Path, samples: int, notes: list[str]) -> dict[str, Cost]:
+    """Cost of one sample of each image from costs*.csv; a damaged file is left out with a note."""
+    costs = {}
     for path in sorted(folder.glob("costs*.csv")):
         try:
-            found.update(read_costs(path))
+            costs.update(read_costs(path))
         except (ValueError, OSError) as error:
             notes.append(f"{error}; costs are left out")
     return {
-        image: Cost(one["nfe"] / samples, one["vjp"] / samples, one["seconds"] / samples, one["peak_mib"])
-        for image, one in found.items()
+        image: Cost(cost["nfe"] / samples, cost["vjp"] / samples, cost["seconds"] / samples, cost["peak_mib"])
+        for image, cost in costs.items()
     }
 
 
 def read_folders(
-    results: Mapping[str, Path],
-    names: set[str],
-    mask: Path,
-    *,
-    polarity: Polarity,
-    output: Path,
-    notes: list[str],
+    results: Mapping[str, Path], names: set[str], mask: Path, *, polarity: Polarity, output: Path, notes: list[str]
 ) -> MaskResults:
-    """The results of other systems, files called like the references, as one mask set.
-
-    The holes are written to output/MASK/masks as they were understood, white = fill.
+    """The results of other systems as one mask set; writes their holes to output/MASK/masks, white = fill.
 
     Args:
-        results: a folder for each method.
+        results: a folder per method; files are named like the references.
         names: of the references.
-        mask: an image for all images, or a folder or zip of them by name.
+        mask: one image for all, or a folder or zip of masks named like the images.
 
-    Raises ValueError where a folder holds no image called like a reference, or no mask fits.
+    Raises ValueError if a folder has no matching image, or no mask fits.
     """
-    files: dict[str, Files] = {}
-    unknown = 0
+    mask_set = MaskResults(mask.parent.name if mask.name == "masks" and mask.parent.name else mask.stem, {}, {})
     for label, folder in results.items():
         if not folder.is_dir():
             raise ValueError(f"{folder} is not a folder: give the folder with the results of {label}")
-        files[label], more = find_results(folder, names, notes=notes)
-        unknown += more
-        if not files[label]:
-            raise ValueError(f"{folder} holds no image called like a reference, such as {min(names)}.png")
-    images = sorted({image for some in files.values() for image in some})
+        mask_set.files[label], unknown = find_results(folder, names, notes=notes)
+        mask_set.unknown += unknown
+        if not mask_set.files[label]:
+            raise ValueError(f"{folder} holds no image named like a reference, such as {min(names)}.png")
+    images = sorted({image for files in mask_set.files.values() for image in files})
+    folder = output / mask_set.name / "masks"
+    if mask.exists() and folder.resolve().is_relative_to(mask.resolve()):
+        raise ValueError(f"--output {output} would write into the masks in {mask}: give another folder")
     masks = by_name(mask)
     if holds_one(mask):
         masks = dict.fromkeys(images, next(iter(masks.values())))
-    name = mask.parent.name if mask.name == "masks" and mask.parent.name else mask.stem
-    folder = output / name / "masks"
-    if mask.exists() and folder.resolve().is_relative_to(mask.resolve()):
-        raise ValueError(f"--output {output} would write into the masks in {mask}: give another folder")
-    holes, inverted = {}, []
+    inverted = []
     for image in images:
         if image not in masks:
-            notes.append(f"{image} has no mask in {mask}: left out")
+            notes.append(f"{image} is left out: no mask of this name in {mask}")
             continue
         try:
             hole = read_mask(masks[image].file(), polarity=polarity)
         except ValueError as error:
-            notes.append(f"{image}: {error}: left out")
+            notes.append(f"{image} is left out: {error}")
             continue
         inverted += [image] if looks_inverted(hole) else []
-        holes[image] = folder / f"{image}.png"
-        write_mask(holes[image], hole)
-    if not holes:
-        raise ValueError(f"no mask in {mask} is called like a result, such as {images[0]}.png")
+        mask_set.holes[image] = folder / f"{image}.png"
+        write_mask(mask_set.holes[image], hole)
+    if not mask_set.holes:
+        raise ValueError(f"no mask in {mask} is named like a result, such as {images[0]}.png")
     if inverted:
         notes.append(
-            f"{name}: {len(inverted)} of {len(holes)} masks look inverted, such as that of {inverted[0]} (so do those of "
-            f"outpainting): look at --mask_polarity, which is {polarity}"
+            f"{mask_set.name}: {len(inverted)} of {len(mask_set.holes)} masks look inverted, such as {inverted[0]} (masks for "
+            f"outpainting look the same): check --mask_polarity {polarity}"
         )
-    return MaskResults(name, holes, files, unknown=unknown)
+    return mask_set

@@ -1,35 +1,40 @@
-"""What an evaluation says: metrics with their provenance, a row for each mask set and method, intervals and differences."""
+"""The content of an evaluation: metrics with their provenance, a row per mask set and method, intervals, differences."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from rad.images.sources import ImageFile
+from rad.evaluation.run_log import Run
+
+if TYPE_CHECKING:
+    from rad.images.sources import ImageFile
+
+Better = Literal["higher", "lower", "none"]
 
 
 @dataclass(frozen=True)
 class Metric:
-    """What a column means.
+    """A column of the tables.
 
     Args:
         name: as in metrics.csv: "psnr", "perceptual-crop/nature64-resnet", "fd/nature64-resnet".
-        title: a few words for the head of a table.
-        better: which way is better; "none" where neither is (diversity).
-        digits: decimals to be shown.
-        provenance: all that the number depends on beside the images: extractor, hash of its weights, resize, range, region,
-            library. Numbers with different provenance are never compared.
+        title: heading of the column.
+        better: the better direction; "none" if there is none (diversity).
+        digits: decimals shown.
+        provenance: everything the number depends on besides the images: extractor, hash of its weights, resize, range,
+            region, library. Numbers with different provenance are never compared.
     """
 
     name: str
     title: str
-    better: Literal["higher", "lower", "none"]
+    better: Better
     digits: int
     provenance: dict[str, str]
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A value with its bootstrap 95 % interval over images; its ends are NaN where there is none."""
+    """A value with its bootstrap 95 % interval over images; unknown ends are NaN."""
 
     value: float
     low: float
@@ -38,12 +43,12 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """A method minus the baseline, on the images that both have.
+    """Method minus baseline on their common images.
 
     Args:
-        low, high: of the bootstrap 95 % interval; NaN where there is none.
-        p: of the paired test, adjusted for the number of methods compared (Holm); None where there are too few images.
-        images: how many both have.
+        low, high: ends of the bootstrap 95 % interval; NaN if unknown.
+        p: of the paired test, adjusted for the number of methods (Holm); None for too few images.
+        images: number of common images.
     """
 
     value: float
@@ -54,13 +59,13 @@ class Difference:
 
     @property
     def is_noise(self) -> bool:
-        """Whether the difference may be chance: p >= 0.05, or unknown."""
+        """Whether the two are statistically indistinguishable: p >= 0.05, or too few images for a test."""
         return self.p is None or self.p >= 0.05
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one sample, mean over the images of a row; None where it is not known. `peak_mib`: the largest."""
+    """Cost of one sample, averaged over the images of a row; None if unknown. `peak_mib` is the maximum."""
 
     nfe: float | None = None
     vjp: float | None = None
@@ -73,11 +78,11 @@ class Row:
     """One method on one mask set.
 
     Args:
-        group: hash of mask set, images and reference: rows of different groups are not ranked together.
+        group: hash of masks, images and references; only rows of one group are ranked together.
         images, samples: number of images, and of samples of each.
-        values: by name of the metric; absent where it could not be computed.
-        against: differences from the baseline, by name of the metric; empty for the baseline itself.
-        missing: number of images that others have and this method has not.
+        values: by metric name; without metrics that could not be computed.
+        against: differences from the baseline, by metric name; empty for the baseline.
+        missing: number of images of the mask set without a result of this method.
         provenance: number and hash of the references, hash of the masks.
     """
 
@@ -95,29 +100,27 @@ class Row:
 
 @dataclass(frozen=True)
 class Result:
-    """One image by one method: its files and its numbers, by name of the metric."""
+    """One output image: its files, and its values by metric name."""
 
     mask: str
     method: str
     image: str
     sample: int
     file: Path
-    reference: Path | ImageFile
+    reference: "Path | ImageFile"
     hole: Path
     values: dict[str, float]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All of it, in the order of mask sets and methods as given.
+    """A whole evaluation; rows keep the order of mask sets and methods.
 
     Args:
-        baseline: the method that others are compared with.
-        rank_by: name of the metric by which rows are sorted and best and worst cases are chosen.
-        run: how the results were made, from run.json (commands, commits, environments, options), and under "scoring" how they
-            were scored.
-        notes: remarks for the reader, such as a metric that was left out and why.
-        unknown: number of result files that have no reference or no mask of their name.
+        rank_by: name of the metric that sorts rows and selects the best and worst results.
+        run: run.json of the results; its entry "scoring" describes the evaluation itself.
+        notes: remarks for the reader, such as an omitted metric and the reason.
+        unknown: number of result files without a reference or mask of the same name.
     """
 
     metrics: list[Metric]
@@ -125,6 +128,6 @@ class Comparison:
     results: list[Result]
     baseline: str
     rank_by: str
-    run: dict[str, Any]
+    run: Run
     notes: list[str]
     unknown: int = 0

@@ -1,4 +1,4 @@
-"""The record of a sampling run: what was run, and the cost of each image."""
+"""The log of a sampling run: run.json with its settings, costs.csv with the cost of each image."""
 
 import csv
 import io
@@ -11,11 +11,7 @@ from typing import Any
 from rad.images.atomic import write_text
 
 COSTS = ("image", "nfe", "vjp", "seconds", "peak_mib")
-
-
 RUN = "run.json"
-
-
 ENTRIES: dict[str, tuple[type, type]] = {
     "runs": (list, dict),
     "options": (dict, object),
@@ -25,35 +21,42 @@ ENTRIES: dict[str, tuple[type, type]] = {
     "methods": (list, str),
     "settings": (dict, dict),
 }
-"""Entries of run.json, and what they hold."""
+"""Entries of run.json: the type of each, and the type of its elements."""
+
+Run = dict[str, Any]
+"""The content of a run.json."""
 
 
-def read_run(folder: Path) -> dict[str, Any]:
-    """What run.json says; empty where there is none. Raises ValueError for a broken one, and for entries of another kind."""
+def read_run(folder: Path) -> Run:
+    """The run.json of a folder; empty if there is none. Raises ValueError for a damaged file."""
     path = folder / RUN
     if not path.is_file():
         return {}
+
+    def broken(reason: object) -> ValueError:
+        return ValueError(f"{path} is broken ({reason}): remove it, or sample again")
+
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is broken ({error}): remove it, or sample again") from error
+        raise broken(error) from error
     if not isinstance(run, dict):
-        raise ValueError(f"{path} is broken (not an object): remove it, or sample again")
+        raise broken("not an object")
     for name, (outer, inner) in ENTRIES.items():
         value = run.get(name, outer())
         parts = value.values() if isinstance(value, dict) else value
         if not isinstance(value, outer) or not all(isinstance(part, inner) for part in parts):
-            raise ValueError(f"{path} is broken ({name} is {json.dumps(value)[:60]}): remove it, or sample again")
-    for number, one in enumerate(run.get("runs", [])):
+            raise broken(f"{name} is {json.dumps(value)[:60]}")
+    for number, entry in enumerate(run.get("runs", [])):
         for name in ("environment", "options"):
-            if not isinstance(one.get(name, {}), dict):
-                raise ValueError(f"{path} is broken ({name} of run {number}): remove it, or sample again")
+            if not isinstance(entry.get(name, {}), dict):
+                raise broken(f"{name} of run {number}")
     return run
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What was spent: network calls, backward passes, seconds in the sampling loops, and the peak memory in bytes."""
+    """Resources used: network evaluations, backward passes, seconds in the sampling loop, peak memory in bytes."""
 
     nfe: int = 0
     vjp: int = 0
@@ -66,10 +69,10 @@ class Usage:
 
 
 class Costs:
-    """costs.csv in the folder of a method. Of an image with two lines the later one counts, so lines are only added.
+    """costs.csv in the folder of a method. Lines are only appended; the last line of an image counts.
 
     Args:
-        shard: (number, of how many) if the run is one of several, each of which has a file of its own.
+        shard: (number, count) of a run in several shards; each shard has its own file.
     """
 
     def __init__(self, folder: Path, *, shard: tuple[int, int] | None = None) -> None:
@@ -77,7 +80,7 @@ class Costs:
         self._begun = False
 
     def add(self, images: Sequence[str], effort: Usage, windows: Sequence[int]) -> None:
-        """Share out the cost of a batch by the windows of each image. Raises ValueError if the file there is broken."""
+        """Divide the cost of a batch by the number of windows of each image. Raises ValueError for a damaged file."""
         rows = {}
         for image, share in zip(images, windows, strict=True):
             part = share / max(1, sum(windows))
@@ -87,8 +90,8 @@ class Costs:
             with self.path.open("a", encoding="utf-8", newline="") as file:
                 file.write(_lines(rows))
             return
-        there = read_costs(self.path) if self.path.exists() else {}
-        known = {image: tuple(one.values()) for image, one in there.items()}
+        before = read_costs(self.path) if self.path.exists() else {}
+        known = {image: tuple(cost.values()) for image, cost in before.items()}
         write_text(self.path, ",".join(COSTS) + "\n" + _lines({**known, **rows}))
         self._begun = True
 
@@ -100,10 +103,7 @@ def _lines(rows: Mapping[str, tuple[object, ...]]) -> str:
 
 
 def read_costs(path: Path) -> dict[str, dict[str, float]]:
-    """By image: network calls, backward passes and seconds for all its samples, and the peak memory in MiB.
-
-    Raises ValueError for a file that says something else.
-    """
+    """By image: NFE, VJPs and seconds for all its samples, and the peak memory in MiB. Raises ValueError if damaged."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             return {row["image"]: {name: float(row[name]) for name in COSTS[1:]} for row in csv.DictReader(file)}

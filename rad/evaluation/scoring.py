@@ -1,41 +1,47 @@
-"""One pass over the files of a mask set: the numbers of every image, and the features that distances between sets need."""
+"""One pass over the files of a mask set: values of each image, and features for the distances between sets."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from rad.evaluation import metrics
+from rad.evaluation.features.extractor import Extractor
 from rad.evaluation.layout import MaskResults
+from rad.evaluation.metrics import ReferenceFeatures, pixels
+from rad.evaluation.metrics.columns import cropped, renamed
 from rad.evaluation.results import Result
-from rad.images.codecs import open_image, to_tensor
+from rad.images.codecs import open_image, round_to_uint8, to_tensor
 from rad.images.sources import ImageFile
 from rad.masks.files import read_mask
 from rad.masks.sets import Entry
 
-if TYPE_CHECKING:
-    from rad.evaluation.features import Extractor
-
 Element = TypeVar("Element")
+Features = dict[str, Tensor]
+"""Features (D) by image name."""
 
 
 @dataclass(frozen=True)
 class _Truth:
-    """What an image should be, and where it was filled: (3,H,W) in [0,1], (1,H,W), and the box of the crop."""
+    """The original (3,H,W) in [0,1], the hole (1,H,W), and the box of the crop."""
 
     image: Tensor
     hole: Tensor
-    box: metrics.Box
+    box: pixels.Box
+
+    @property
+    def crop_size(self) -> tuple[int, int]:
+        top, left, bottom, right = self.box
+        return bottom - top, right - left
 
 
 @dataclass
 class _Item:
-    """A file that is being scored."""
+    """A result file with its image; `errors`: mean errors of known and of hole pixels in grey levels."""
 
     method: str
     name: str
@@ -43,46 +49,45 @@ class _Item:
     file: Path
     truth: _Truth
     image: Tensor
-    raw: Tensor | None
+    raw: Tensor | None = None
     values: dict[str, float] = field(default_factory=dict)
     errors: tuple[float, float] = (0.0, 0.0)
-    """Mean errors of known and of filled pixels, in grey levels; NaN where there are none."""
 
 
 @dataclass
 class Scored:
-    """The numbers of one mask set.
+    """The values of one mask set.
 
     Args:
-        results: in the order of methods, images and samples.
-        features: by extractor (its number), region ("whole", "crop") and method: the features (D) by image and sample.
-        crops: by extractor: the features of the crops of the original images.
-        holes: what stands for the hole of each image, for the hash of the set.
-        digests: of the pixels of each reference.
-        notes: what was left out and why.
+        results: sorted by method, image and sample.
+        features: by extractor number, region ("whole", "crop") and method: features (D) by image and sample.
+        crops: by extractor number: features of the crops of the originals.
+        holes: entries of the holes, for the hash of the set.
+        digests: hash of the pixels of each reference.
+        notes: omitted files, with the reason.
     """
 
     results: list[Result] = field(default_factory=list)
     features: dict[tuple[int, str, str], dict[tuple[str, int], Tensor]] = field(default_factory=dict)
-    crops: dict[int, metrics.ReferenceFeatures] = field(default_factory=dict)
+    crops: dict[int, ReferenceFeatures] = field(default_factory=dict)
     holes: dict[str, Entry] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
-def has_features(extractor: "Extractor") -> bool:
-    """Whether any distance between sets is computed from it."""
+def has_features(extractor: Extractor) -> bool:
+    """Whether any distance between sets uses it."""
     return extractor.frechet_name is not None or extractor.kernel_name is not None
 
 
-def digest(image: Tensor) -> str:
-    """What stands for the 8-bit pixels of an image (3,H,W) in [0,1]."""
-    pixels = image.mul(255).round().to(torch.uint8).contiguous().numpy()
+def _digest(image: Tensor) -> str:
+    """Hash of the 8-bit pixels of an image (3,H,W) in [0,1]."""
+    pixels = round_to_uint8(image).contiguous().numpy()
     return blake2b(repr(pixels.shape).encode() + pixels.tobytes(), digest_size=8).hexdigest()
 
 
-def grouped(elements: Iterable[Element], shape: Callable[[Element], object], size: int) -> Iterator[list[Element]]:
-    """Batches of at most `size` elements of one shape."""
+def _batches(elements: Iterable[Element], shape: Callable[[Element], object], size: int) -> Iterator[list[Element]]:
+    """Batches of at most `size` elements of equal shape."""
     groups: dict[object, list[Element]] = {}
     for element in elements:
         groups.setdefault(shape(element), []).append(element)
@@ -91,63 +96,68 @@ def grouped(elements: Iterable[Element], shape: Callable[[Element], object], siz
             yield group[start : start + size]
 
 
-def reference_features(
-    originals: Mapping[str, ImageFile], extractors: Sequence["Extractor"], *, batch_size: int, notes: list[str]
-) -> tuple[dict[int, metrics.ReferenceFeatures], dict[str, str]]:
-    """Features of whole original images by the number of the extractor, and the digest of each image.
+def _add_features(
+    features: Mapping[int, Features], extractors: Sequence[Extractor], images: Mapping[str, Tensor], size: int
+) -> None:
+    """Add the features of images to those of each extractor number."""
+    for names in _batches(images, lambda name: images[name].shape, size):
+        batch = torch.stack([images[name] for name in names])
+        for number, known in features.items():
+            known.update(zip(names, extractors[number].features(batch).cpu(), strict=True))
 
-    What cannot be read is left out with a note.
-    """
-    found: dict[int, dict[str, Tensor]] = {n: {} for n, extractor in enumerate(extractors) if has_features(extractor)}
-    digests: dict[str, str] = {}
+
+def _no_features(extractors: Sequence[Extractor]) -> dict[int, Features]:
+    return {number: {} for number, extractor in enumerate(extractors) if has_features(extractor)}
+
+
+def _as_references(features: Mapping[int, Features]) -> dict[int, ReferenceFeatures]:
+    return {
+        number: ReferenceFeatures(torch.stack([known[name] for name in sorted(known)]), sorted(known))
+        for number, known in features.items()
+        if known
+    }
+
+
+def reference_features(
+    originals: Mapping[str, ImageFile], extractors: Sequence[Extractor], *, batch_size: int, notes: list[str]
+) -> tuple[dict[int, ReferenceFeatures], dict[str, str]]:
+    """Features of whole originals by extractor number, and the hash of each image; unreadable images leave a note."""
+    features, digests = _no_features(extractors), {}
     names = sorted(originals)
     for start in range(0, len(names), batch_size):
-        loaded: dict[str, Tensor] = {}
+        images: dict[str, Tensor] = {}
         for name in names[start : start + batch_size]:
             try:
-                loaded[name] = to_tensor(originals[name].open())
+                images[name] = to_tensor(originals[name].open())
             except (ValueError, OSError) as error:
                 notes.append(f"reference {name} is left out: {error}")
                 continue
-            digests[name] = digest(loaded[name])
-        for group in grouped(loaded, lambda name: loaded[name].shape, batch_size):  # noqa: B023, used at once
-            images = torch.stack([loaded[name] for name in group])
-            for number, features in found.items():
-                features.update(zip(group, extractors[number].features(images).cpu(), strict=True))
-    return _as_references(found), digests
-
-
-def _as_references(found: Mapping[int, Mapping[str, Tensor]]) -> dict[int, metrics.ReferenceFeatures]:
-    """Of features (D) by extractor and name."""
-    return {
-        number: metrics.ReferenceFeatures(torch.stack([some[name] for name in sorted(some)]), sorted(some))
-        for number, some in found.items()
-        if some
-    }
+            digests[name] = _digest(images[name])
+        _add_features(features, extractors, images, batch_size)
+    return _as_references(features), digests
 
 
 def score(
     files: MaskResults,
     references: Mapping[str, ImageFile],
-    extractors: Sequence["Extractor"],
+    extractors: Sequence[Extractor],
     *,
     batch_size: int,
     on_file: Callable[[], None],
 ) -> Scored:
-    """Score all files of a mask set. What cannot be used costs its own numbers alone, and leaves a note.
+    """Score all files of a mask set; an unusable file only loses its own values and leaves a note.
 
-    The files of all methods on an image are scored together, for they share its reference and its crop.
+    The results of all methods on one image are scored together, since they share its reference and crop.
 
     Args:
-        on_file: called after every file, scored or not.
+        on_file: called after each file.
     """
-    scored = Scored()
+    scored, crops = Scored(), _no_features(extractors)
     errors: dict[str, list[tuple[float, float]]] = {}
-    crops: dict[int, dict[str, Tensor]] = {n: {} for n, extractor in enumerate(extractors) if has_features(extractor)}
-    taken = {label: {path for one in some.values() for path in one.values()} for label, some in files.files.items()}
+    taken = {label: {path for by in some.values() for path in by.values()} for label, some in files.files.items()}
     for names in _blocks(files, batch_size):
         truths: dict[str, _Truth] = {}
-        items = []
+        items: list[_Item] = []
         for name in names:
             truth = _read_truth(files, references, name, scored)
             if truth is not None:
@@ -160,54 +170,43 @@ def score(
         _score_pixels(items, batch_size)
         for number, extractor in enumerate(extractors):
             _score_network(number, extractor, items, batch_size, scored)
-            if number in crops:
-                for group in grouped(truths, lambda name: _size(truths[name].box), batch_size):  # noqa: B023
-                    images = torch.stack([metrics.crop(truths[name].image, truths[name].box) for name in group])
-                    crops[number].update(zip(group, extractor.features(images).cpu(), strict=True))
+        cut = {name: pixels.crop(truth.image, truth.box) for name, truth in truths.items()}
+        _add_features(crops, extractors, cut, batch_size)
         for item in items:
             errors.setdefault(item.method, []).append(item.errors)
-            reference = references[item.name]
-            scored.results.append(
-                Result(
-                    mask=files.name,
-                    method=item.method,
-                    image=item.name,
-                    sample=item.sample,
-                    file=item.file,
-                    reference=reference.source if isinstance(reference.source, Path) else reference,
-                    hole=files.holes[item.name],
-                    values=item.values,
-                )
-            )
-    scored.notes += _on_known(files.name, errors)
+            source = references[item.name].source
+            original = source if isinstance(source, Path) else references[item.name]
+            place = files.name, item.method, item.name, item.sample
+            scored.results.append(Result(*place, item.file, original, files.holes[item.name], item.values))
+    scored.notes += _known_pixel_notes(files.name, errors)
     scored.crops = _as_references(crops)
     order = {label: number for number, label in enumerate(files.files)}
     scored.results.sort(key=lambda result: (order[result.method], result.image, result.sample))
     return scored
 
 
-def _on_known(mask: str, errors: Mapping[str, list[tuple[float, float]]]) -> list[str]:
-    """Remarks on known pixels that differ from the original, by the errors of known and filled pixels of each method."""
+def _known_pixel_notes(mask: str, errors: Mapping[str, list[tuple[float, float]]]) -> list[str]:
+    """Notes on changed known pixels, from the errors of known and hole pixels of each result."""
     notes = []
-    for method, some in errors.items():
-        changed = [(known, filled) for known, filled in some if known > 0]
+    for method, pairs in errors.items():
+        changed = [pair for pair in pairs if pair[0] > 0]
         if not changed:
             continue
-        known, filled = (sum(numbers) / len(changed) for numbers in zip(*changed, strict=True))
+        known, filled = (sum(values) / len(changed) for values in zip(*changed, strict=True))
         notes.append(
-            f"{mask}: known pixels of {len(changed)} of {len(some)} results of {method} differ from the original, by "
+            f"{mask}: known pixels of {len(changed)} of {len(pairs)} results of {method} differ from the original, by "
             f"{known:.3g} grey levels on average"
         )
         if known > filled:
             notes.append(
-                f"{mask}: ARE THE MASKS INVERTED? Known pixels of {method} differ more from the original than filled ones "
-                f"({known:.3g} against {filled:.3g} grey levels): look at --mask_polarity"
+                f"{mask}: ARE THE MASKS INVERTED? Known pixels of {method} differ more from the original than filled pixels "
+                f"({known:.3g} and {filled:.3g} grey levels): check --mask_polarity"
             )
     return notes
 
 
 def _blocks(files: MaskResults, batch_size: int) -> Iterator[list[str]]:
-    """Images in runs that have about `batch_size` files together."""
+    """Runs of images with about `batch_size` files in total."""
     block, count = [], 0
     for name in files.images:
         block.append(name)
@@ -225,20 +224,20 @@ def _read_truth(files: MaskResults, references: Mapping[str, ImageFile], name: s
             raise ValueError("there is no reference of this name")
         image = to_tensor(references[name].open())
         hole = read_mask(files.holes[name], size=(image.shape[-2], image.shape[-1]))
-        truth = _Truth(image, hole, metrics.crop_box(hole))
+        truth = _Truth(image, hole, pixels.crop_box(hole))
     except (ValueError, OSError) as error:
         scored.notes.append(f"{files.name}: image {name} is left out: {error}")
         return None
-    scored.holes[name], scored.digests[name] = Entry.from_hole(name, hole), digest(image)
+    scored.holes[name], scored.digests[name] = Entry.from_hole(name, hole), _digest(image)
     return truth
 
 
 def _read_item(
     method: str, name: str, sample: int, path: Path, truth: _Truth, scored: Scored, taken: Set[Path]
 ) -> list[_Item]:
-    """`taken`: files that are results of the method, whatever they are called."""
+    """`taken`: all result files of the method, even if named like raw outputs."""
     try:
-        item = _Item(method, name, sample, path, truth, _read(path, truth), raw=None)
+        item = _Item(method, name, sample, path, truth, _read(path, truth))
     except (ValueError, OSError) as error:
         scored.notes.append(f"{method}: a file is left out: {error}")
         return []
@@ -258,12 +257,8 @@ def _read(path: Path, truth: _Truth) -> Tensor:
     return image
 
 
-def _size(box: metrics.Box) -> tuple[int, int]:
-    return box[2] - box[0], box[3] - box[1]
-
-
 def _put(items: Sequence[_Item], name: str, values: Tensor) -> None:
-    """What is not defined, such as the seam of a hole without border, is left out."""
+    """Store finite values; an undefined one, such as the seam of a hole without border, is left out."""
     for item, value in zip(items, values.tolist(), strict=True):
         if math.isfinite(value):
             item.values[name] = value
@@ -271,47 +266,43 @@ def _put(items: Sequence[_Item], name: str, values: Tensor) -> None:
 
 def _whole(items: Sequence[_Item], batch_size: int) -> Iterator[tuple[list[_Item], Tensor, Tensor]]:
     """Batches with their results and references (B,3,H,W)."""
-    for group in grouped(items, lambda item: item.image.shape, batch_size):
+    for group in _batches(items, lambda item: item.image.shape, batch_size):
         yield group, torch.stack([item.image for item in group]), torch.stack([item.truth.image for item in group])
 
 
 def _crops(items: Sequence[_Item], batch_size: int) -> Iterator[tuple[list[_Item], Tensor, Tensor]]:
-    """The same of the crops."""
-    for group in grouped(items, lambda item: _size(item.truth.box), batch_size):
-        yield (
-            group,
-            torch.stack([metrics.crop(item.image, item.truth.box) for item in group]),
-            torch.stack([metrics.crop(item.truth.image, item.truth.box) for item in group]),
-        )
+    """Batches with the crops of their results and references."""
+    for group in _batches(items, lambda item: item.truth.crop_size, batch_size):
+        pairs = [[pixels.crop(image, item.truth.box) for image in (item.image, item.truth.image)] for item in group]
+        images, references = zip(*pairs, strict=True)
+        yield group, torch.stack(images), torch.stack(references)
 
 
 def _score_pixels(items: Sequence[_Item], batch_size: int) -> None:
     for group, image, reference in _whole(items, batch_size):
         hole = torch.stack([item.truth.hole for item in group])
-        _put(group, "psnr", metrics.psnr(image, reference))
-        _put(group, "psnr-hole", metrics.psnr(image, reference, hole))
-        _put(group, "ssim", metrics.ssim(image, reference))
-        _put(group, "seam", metrics.seam(image, reference, hole))
-        known, inside = metrics.known_error(image, reference, hole), metrics.hole_error(image, reference, hole)
-        for item, *errors in zip(group, known.tolist(), inside.tolist(), strict=True):
+        _put(group, "psnr", pixels.psnr(image, reference))
+        _put(group, "psnr-hole", pixels.psnr(image, reference, hole))
+        _put(group, "ssim", pixels.ssim(image, reference))
+        _put(group, "seam", pixels.seam(image, reference, hole))
+        known, filled = pixels.known_error(image, reference, hole), pixels.hole_error(image, reference, hole)
+        for item, *errors in zip(group, known.tolist(), filled.tolist(), strict=True):
             item.errors = errors[0], errors[1]
         for item in group:
             if item.raw is not None:
-                known = metrics.known_error(item.raw[None], item.truth.image[None], item.truth.hole[None])
+                known = pixels.known_error(item.raw[None], item.truth.image[None], item.truth.hole[None])
                 _put([item], "known-raw", known)
     for group, image, reference in _crops(items, batch_size):
-        _put(group, "psnr-crop", metrics.psnr(image, reference))
-        _put(group, "ssim-crop", metrics.ssim(image, reference))
+        _put(group, "psnr-crop", pixels.psnr(image, reference))
+        _put(group, "ssim-crop", pixels.ssim(image, reference))
 
 
-def _score_network(
-    number: int, extractor: "Extractor", items: Sequence[_Item], batch_size: int, scored: Scored
-) -> None:
+def _score_network(number: int, extractor: Extractor, items: Sequence[_Item], batch_size: int, scored: Scored) -> None:
     distance = extractor.distance_name
     for region, batches in (("whole", _whole), ("crop", _crops)):
         for group, image, reference in batches(items, batch_size):
             if distance is not None:
-                name = distance if region == "whole" else metrics.cropped(distance)
+                name = distance if region == "whole" else cropped(distance)
                 _put(group, name, extractor.distance(image, reference))
             if has_features(extractor):
                 for item, features in zip(group, extractor.features(image).cpu(), strict=True):
@@ -325,5 +316,5 @@ def _score_network(
     for some in samples.values():
         if len(some) > 1:
             images = torch.stack([item.image for item in some])
-            value = metrics.diversity(extractor.distance, images, batch_size=batch_size)
-            _put(some, metrics.renamed(distance, "diversity"), torch.full((len(some),), value, dtype=torch.float64))
+            value = pixels.diversity(extractor.distance, images, batch_size=batch_size)
+            _put(some, renamed(distance, "diversity"), torch.full((len(some),), value, dtype=torch.float64))

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from rad.console import guarded
 from rad.evaluation import __main__ as command
-from rad.evaluation import compare, metrics, statistics
+from rad.evaluation import rows, statistics
 from rad.evaluation.compare import evaluate, evaluate_folders
 from rad.evaluation.features import Extractor
 from rad.evaluation.layout import find_results
+from rad.evaluation.metrics import pixels, sets
 from rad.evaluation.results import Comparison, Interval, Row
 from rad.evaluation.statistics import set_interval
 from rad.images.codecs import to_tensor, to_uint8
@@ -122,7 +123,7 @@ def make_tree(
 @pytest.fixture(scope="module", autouse=True)
 def few_resamples() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compare, "set_interval", partial(set_interval, resamples=10))
+        patch.setattr(rows, "set_interval", partial(set_interval, resamples=10))
         patch.setattr(statistics, "RESAMPLES", 100)
         yield
 
@@ -197,8 +198,8 @@ def test_distances_between_sets_are_those_of_the_features(compared: Comparison, 
     some = sorted((one for one in compared.results if (one.mask, one.method) == ("half", "bad")), key=lambda r: r.image)
     images = torch.stack([to_tensor(Image.open(one.file)) for one in some])
     for name, crop in (("fd/means", slice(None)), ("fd-crop/means", slice(12, None))):
-        reference = metrics.ReferenceFeatures(net.features(originals[..., crop]))
-        expected = metrics.frechet_distance(net.features(images[..., crop]), reference)
+        reference = sets.ReferenceFeatures(net.features(originals[..., crop]))
+        expected = sets.frechet_distance(net.features(images[..., crop]), reference)
         assert row(compared, "half", "bad").values[name].value == pytest.approx(expected, rel=1e-6)
 
 
@@ -208,18 +209,18 @@ def test_references_beyond_the_results_count_in_every_distance_between_sets(tree
         save(references / f"z{number}.png", smooth(number))
     found = evaluate(results, references=references, extractors=[Averages()])
     net, names = Averages(), [*NAMES, *(f"z{number}" for number in range(8, 20))]
-    originals = metrics.ReferenceFeatures(net.features(torch.stack([smooth(n) for n in range(20)])), names)
+    originals = sets.ReferenceFeatures(net.features(torch.stack([smooth(n) for n in range(20)])), names)
     made = net.features(torch.stack([to_tensor(Image.open(results / f"half/bad/{name}.png")) for name in NAMES]))
     values = {name: one.value for name, one in row(found, "half", "bad").values.items()}
-    assert values["fd/means"] == pytest.approx(metrics.frechet_distance(made, originals), rel=1e-5)
-    assert values["kd/means"] == pytest.approx(metrics.kernel_distance(made, originals, NAMES), rel=1e-5)
-    precision, recall = (some(made, originals, NAMES).mean().item() for some in (metrics.precise, metrics.recalled))
+    assert values["fd/means"] == pytest.approx(sets.frechet_distance(made, originals), rel=1e-5)
+    assert values["kd/means"] == pytest.approx(sets.kernel_distance(made, originals, NAMES), rel=1e-5)
+    precision, recall = (some(made, originals, NAMES).mean().item() for some in (sets.precise, sets.recalled))
     assert (values["precision/means"], values["recall/means"]) == pytest.approx((precision, recall))
     assert precision != recall
     provenance = {metric.name: metric.provenance for metric in found.metrics}
     assert provenance["fd/means"]["references"] == "20, the originals of these results among them"
     assert provenance["fd-crop/means"]["references"] == "crops of the originals of the images of the row"
-    assert any("originals of these results are among the references" in note for note in found.notes)
+    assert any("references include the originals of these results" in note for note in found.notes)
 
 
 def test_better_methods_score_better(compared: Comparison):
@@ -554,13 +555,13 @@ def test_distances_between_sets_of_several_samples_by_hand(tmp_path: Path):
         for n in range(3)
     ]
     features = net.features(torch.stack([smooth(n) for n in range(8)]))
-    originals = metrics.ReferenceFeatures(features, NAMES)
+    originals = sets.ReferenceFeatures(features, NAMES)
     values = {name: one.value for name, one in row(found, "half", "rad").values.items()}
     together = torch.cat(by_sample)
-    assert values["fd/means"] == pytest.approx(metrics.frechet_distance(together, originals), rel=1e-5)
-    assert values["kd/means"] == pytest.approx(metrics.kernel_distance(together, originals, 3 * NAMES), rel=1e-5)
-    recalls = [metrics.recalled(some, originals, NAMES).mean().item() for some in by_sample]
-    precisions = [metrics.precise(some, originals, NAMES).mean().item() for some in by_sample]
+    assert values["fd/means"] == pytest.approx(sets.frechet_distance(together, originals), rel=1e-5)
+    assert values["kd/means"] == pytest.approx(sets.kernel_distance(together, originals, 3 * NAMES), rel=1e-5)
+    recalls = [sets.recalled(some, originals, NAMES).mean().item() for some in by_sample]
+    precisions = [sets.precise(some, originals, NAMES).mean().item() for some in by_sample]
     assert values["recall/means"] == pytest.approx(sum(recalls) / 3)
     assert values["precision/means"] == pytest.approx(sum(precisions) / 3)
     assert (sum(recalls), sum(precisions)) == (1.625, 1.75), "neither is the other, nor that of the first samples"
@@ -579,7 +580,7 @@ def test_intervals_are_over_images_and_not_over_samples(tmp_path: Path):
             for sample in range(samples):
                 save(results / f"half/rad/{name}{f'-{sample}' if samples > 1 else ''}.png", image)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(compare, "set_interval", partial(set_interval, resamples=200))
+            patch.setattr(rows, "set_interval", partial(set_interval, resamples=200))
             patch.setattr(statistics, "RESAMPLES", 1000)
             found.append(row(evaluate(results, references=references, extractors=[Averages()]), "half", "rad").values)
     for name in ("psnr", "fd/means", "kd/means", "precision/means", "recall/means"):
@@ -646,7 +647,7 @@ def test_files_without_an_original_are_told(
     (references / "0.png").unlink()
     words = ["--reference", str(references), "--mask", str(results / "wide/masks"), "--output", str(tmp_path / "out")]
     assert command.main(["--results", str(results / "wide/bad"), *words]) == 3
-    assert "bad: 1 file without an original and a mask of that name, such as 0" in capsys.readouterr().err
+    assert "bad: 1 file without a matching original and mask: 0" in capsys.readouterr().err
     (results / "wide/masks/1.png").unlink(missing_ok=True)
     (results / "wide/masks/2.png").unlink()
     found = evaluate(results, references=tree[1])
@@ -670,12 +671,12 @@ def test_crops_of_a_row_are_compared_with_its_own_originals(
     alone = row(evaluate(results, references=references, extractors=[Averages()]), "wide", "bad")
     assert alone.group == found.group
     assert_same_values(alone.values, found.values)  # whatever other methods have
-    boxes = [metrics.crop_box(hole_of("wide", NAMES.index(name))) for name in some]
+    boxes = [pixels.crop_box(hole_of("wide", NAMES.index(name))) for name in some]
     net, crops = Averages(), []
     for path in (references, results / "wide/bad"):
         images = [to_tensor(Image.open(path / f"{name}.png")) for name in some]
-        crops.append(torch.cat([net.features(metrics.crop(i, b)[None]) for i, b in zip(images, boxes, strict=True)]))
-    expected = metrics.frechet_distance(crops[1], metrics.ReferenceFeatures(crops[0]))
+        crops.append(torch.cat([net.features(pixels.crop(i, b)[None]) for i, b in zip(images, boxes, strict=True)]))
+    expected = sets.frechet_distance(crops[1], sets.ReferenceFeatures(crops[0]))
     assert found.values["fd-crop/means"].value == pytest.approx(expected, rel=1e-6)
     assert expected != pytest.approx(row(compared, "wide", "bad").values["fd-crop/means"].value, rel=1e-3)
 
@@ -693,7 +694,7 @@ def test_a_metric_that_some_images_have_not_is_told(tree: tuple[Path, Path], tmp
     results, references = copied(tree, tmp_path)
     write_mask(results / "wide/masks/0.png", torch.ones(1, SIDE, SIDE))
     notes = evaluate(results, references=references).notes
-    assert any(note == "wide: seam (grey levels) is known of 7 of 8 images alone" for note in notes)
+    assert any(note == "wide: seam (grey levels) is known for only 7 of 8 images" for note in notes)
 
 
 # other systems
@@ -730,13 +731,13 @@ def test_polarity_of_others_masks(tree: tuple[Path, Path], tmp_path: Path):
     plain = evaluate_folders(folders, references=tree[1], mask=tree[0] / "wide/masks", output=tmp_path / "plain")
     numbers = [one.rows[0].values["psnr-hole"].value for one in (right, wrong, plain)]
     assert numbers[0] == numbers[2] < 40
-    assert numbers[1] == pytest.approx(metrics.PSNR_LIMIT)
+    assert numbers[1] == pytest.approx(pixels.PSNR_LIMIT)
     assert right.notes == plain.notes == []
     told = "\n".join(wrong.notes)
     assert "known: ARE THE MASKS INVERTED? Known pixels of rad differ" in told
-    assert "against 0 grey levels): look at --mask_polarity" in told
-    assert "known: 8 of 8 masks look inverted, such as that of 0" in told
-    assert "which is white_is_fill" in told
+    assert "and 0 grey levels): check --mask_polarity" in told
+    assert "known: 8 of 8 masks look inverted, such as 0" in told
+    assert "check --mask_polarity white_is_fill" in told
     written = (tmp_path / "right/known/masks/0.png").read_bytes()
     assert written == (tree[0] / "wide/masks/0.png").read_bytes()
 
@@ -768,7 +769,7 @@ def test_one_mask_for_all_and_results_of_any_format(tree: tuple[Path, Path], tmp
 def test_errors_of_others_folders(tree: tuple[Path, Path], tmp_path: Path):
     folders, mask = {"rad": tree[0] / "wide/rad"}, tree[0] / "wide/masks"
     save(tmp_path / "empty/elsewhere.png", smooth(0))
-    with pytest.raises(ValueError, match="no image called like a reference"):
+    with pytest.raises(ValueError, match="no image named like a reference"):
         evaluate_folders({"x": tmp_path / "empty"}, references=tree[1], mask=mask, output=tmp_path)
     with pytest.raises(ValueError, match="no mask in"):
         evaluate_folders(folders, references=tree[1], mask=tmp_path / "empty", output=tmp_path / "out")
@@ -786,7 +787,7 @@ def test_command_on_a_tree(tree: tuple[Path, Path], tmp_path: Path, capsys: pyte
     names = ("metrics.csv", "sets.csv", "provenance.json", "summary.md", "report.html")
     assert said.out.split() == [str(results / name) for name in names]
     assert all((results / name).is_file() for name in names)
-    assert "pixels only" in said.err
+    assert "pixel metrics only" in said.err
     assert "64 of 64 files scored" in said.err
     (results / "wide/rad/0.png").write_bytes(b"")
     assert command.main(["--results", str(results), "--output", str(tmp_path / "tables")]) == 3
@@ -802,7 +803,7 @@ def test_command_on_folders_of_others(tree: tuple[Path, Path], tmp_path: Path, m
     for name in ("summary.md", "report.html"):
         text = (tmp_path / name).read_text()
         assert "bad" in text
-        assert "how these results were made is not known" in text
+        assert "the settings behind these results are unknown" in text
         for part in ("python score.py --mask_polarity", str(tree[1]), torch.__version__):
             assert part in text, "how they were scored is"
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.models import squeezenet1_1
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from rad.evaluation import classifier
+from benchmarks import feature_classifier as classifier
 from rad.evaluation.features import Extractor, feature_net, inception, lpips, tensors_hash
 from tests.conftest import random_image
 from tests.rounding import assert_same

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from rad.evaluation import metrics
+from rad.evaluation.metrics import sets
 from rad.evaluation.statistics import difference, ends, holm, interval, set_interval, sign_flip
 
 
@@ -131,10 +131,10 @@ def features(count: int, *, seed: int, shift: float = 0.0) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("distance", "terms"),
-    [(metrics.frechet_distance, metrics.FrechetTerms), (metrics.kernel_distance, metrics.KernelTerms)],
+    [(sets.frechet_distance, sets.FrechetTerms), (sets.kernel_distance, sets.KernelTerms)],
 )
 def test_interval_of_a_distance_lies_around_it_and_shrinks_with_images(distance, terms):
-    reference = metrics.ReferenceFeatures(features(300, seed=0))
+    reference = sets.ReferenceFeatures(features(300, seed=0))
     widths = []
     for count in (30, 300):
         some = features(count, seed=1, shift=0.5)
@@ -152,13 +152,13 @@ def test_interval_of_a_distance_lies_around_it_and_shrinks_with_images(distance,
 
 def test_resamples_of_the_frechet_distance_are_biased_and_the_interval_is_not():
     """Without the shift, the interval would lie beyond the value; with it, it covers the mean of such sets."""
-    reference = metrics.ReferenceFeatures(features(500, seed=0))
+    reference = sets.ReferenceFeatures(features(500, seed=0))
     values, covered, beyond = [], 0, 0
-    sets = [features(15, seed=100 + n) for n in range(30)]
-    for some in sets:
-        values.append(metrics.frechet_distance(some, reference))
-    for some, value in zip(sets, values, strict=True):
-        terms = metrics.FrechetTerms(some, reference)
+    drawn = [features(15, seed=100 + n) for n in range(30)]
+    for some in drawn:
+        values.append(sets.frechet_distance(some, reference))
+    for some, value in zip(drawn, values, strict=True):
+        terms = sets.FrechetTerms(some, reference)
         found = set_interval(value, terms.distance, [str(n) for n in range(15)], seed=0)
         covered += found.low <= np.mean(values) <= found.high
         random = np.random.default_rng(0)
@@ -170,13 +170,13 @@ def test_resamples_of_the_frechet_distance_are_biased_and_the_interval_is_not():
 
 def test_samples_of_one_image_are_drawn_together():
     """Ten copies of each result are no more images, and give nearly the same interval."""
-    reference = metrics.ReferenceFeatures(features(100, seed=0))
+    reference = sets.ReferenceFeatures(features(100, seed=0))
     some = features(20, seed=1, shift=0.5)
     widths = []
     for copies in (1, 10):
         names = [str(n) for n in range(20) for _ in range(copies)]
         repeated = some.repeat_interleave(copies, 0)
-        value = metrics.frechet_distance(repeated, reference)
-        found = set_interval(value, metrics.FrechetTerms(repeated, reference).distance, names, seed=0)
+        value = sets.frechet_distance(repeated, reference)
+        found = set_interval(value, sets.FrechetTerms(repeated, reference).distance, names, seed=0)
         widths.append(found.high - found.low)
     assert widths[1] == pytest.approx(widths[0], rel=0.15)

@@ -1,8 +1,7 @@
-"""A small classifier of photographs whose layers serve as a feature network: `python -m rad.evaluation.classifier`.
+"""Trains a small classifier of photographs as a feature network: `python benchmarks/feature_classifier.py`.
 
-The class of an image is the name of its folder. Half of the training images are reduced to half their side and
-enlarged again, so that the features also judge images of half the size. After training the network is measured on
-the held-out images: its distances have to grow with blur, noise, foreign blocks and a shift of colours.
+The folder of an image is its class. Half of the training images are blurred by halving and doubling their side, for use on
+images of half the size. Afterwards, distances of damaged held-out images are measured: they must grow with the damage.
 """
 
 import argparse
@@ -13,6 +12,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
@@ -21,6 +22,7 @@ from safetensors import torch as safetensors
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, TensorDataset
+from torchmetrics.classification import MulticlassAccuracy
 from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.transforms.v2.functional import gaussian_blur
 
@@ -39,15 +41,14 @@ FEATURE_LAYER = "flatten"  # the last stage, pooled: 512 numbers
 def read_classes(
     source: str | Path, *, size: int, classes: Sequence[str] | None = None
 ) -> tuple[Tensor, Tensor, list[str]]:
-    """All images of a folder or zip, decoded once: ((N,size,size,3) uint8, (N) class numbers, names of the classes).
+    """All images of a folder or zip as (N,size,size,3) uint8, their class numbers (N), and the class names.
 
-    Images of another size are cut to a square at the center and scaled (Lanczos).
+    Images of another size are cropped to a centred square and resized (Lanczos).
 
     Args:
-        classes: the names in the order of their numbers; None: all names of folders found, sorted.
+        classes: names in the order of their numbers; None: the sorted folder names.
 
-    Raises:
-        ValueError: no or unreadable images, an image in no folder, or of a class that is not in `classes`.
+    Raises ValueError for missing or unreadable images, an image outside any folder, and a class not in `classes`.
     """
     originals = list_images(source)
     names = [Path(original.name).parent.name for original in originals]
@@ -67,14 +68,14 @@ def read_classes(
 
 
 def coarsen(images: Tensor) -> Tensor:
-    """(B,C,H,W) reduced to half its sides and enlarged again, both bilinear with antialias."""
+    """Images (B,C,H,W) reduced to half their sides and enlarged again, bilinear with antialiasing."""
     height, width = images.shape[-2:]
     half = functional.interpolate(images, (height // 2, width // 2), mode="bilinear", antialias=True)
     return functional.interpolate(half, (height, width), mode="bilinear", antialias=True)
 
 
 def augment(images: Tensor, random: torch.Generator, *, shift: int) -> Tensor:
-    """Each image (B,C,H,W) moved by up to `shift` pixels (reflected border), mirrored by half, coarsened by half."""
+    """Each image (B,C,H,W) moved by up to `shift` pixels (reflected border); half are mirrored, half coarsened."""
     count, _, height, width = images.shape
     top, left = torch.randint(0, 2 * shift + 1, (2, count, 1), generator=random)
     mirror, coarse = torch.rand(2, count, generator=random) < 0.5
@@ -86,23 +87,24 @@ def augment(images: Tensor, random: torch.Generator, *, shift: int) -> Tensor:
 
 
 def normalise(pixels: Tensor) -> Tensor:
-    """(B,H,W,3) uint8 as (B,3,H,W) in [-1, 1], channels last in memory."""
+    """(B,H,W,3) uint8 as (B,3,H,W) in [-1,1], channels last in memory."""
     return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 class Classifier(LightningModule):
-    """torchvision's ResNet with basic blocks, trained by stochastic gradient descent with one cycle of the learning rate.
+    """torchvision's ResNet with basic blocks, trained by SGD with one cycle of the learning rate.
 
-    Batches: (images (B,H,W,3) uint8, class numbers (B)). Cross-entropy with labels smoothed by 0.1. After each epoch
-    `accuracy` holds the share of validation images classified rightly, as they are and coarsened.
+    Batches are (images (B,H,W,3) uint8, class numbers (B)); the loss is cross-entropy with labels smoothed by 0.1.
     """
 
     def __init__(self, classes: int, *, learning_rate: float = 0.2, seed: int = 0) -> None:
         super().__init__()
-        self.network = ResNet(BasicBlock, BLOCKS, num_classes=classes).to(memory_format=torch.channels_last)  # pyright: ignore
+        self.network = ResNet(BasicBlock, BLOCKS, num_classes=classes)
+        self.network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.learning_rate, self.seed = learning_rate, seed
+        self.sharp, self.coarse = (MulticlassAccuracy(classes, average="micro") for _ in range(2))
         self.accuracy = (0.0, 0.0)
-        self._right = torch.zeros(3, dtype=torch.long)  # as they are, coarsened, all
+        """Share of correct validation images, as they are and coarsened."""
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         pixels, labels = batch
@@ -113,16 +115,16 @@ class Classifier(LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
         pixels, labels = batch
         images = normalise(pixels)
-        right = [(self.network(view).argmax(1) == labels).sum() for view in (images, coarsen(images))]
-        self._right += torch.stack([*right, torch.tensor(len(labels), device=labels.device)]).cpu()
+        self.sharp.update(self.network(images), labels)
+        self.coarse.update(self.network(coarsen(images)), labels)
 
     def on_validation_epoch_end(self) -> None:
-        right, coarse, count = self._right.tolist()
-        self.accuracy = (right / count, coarse / count)
-        self._right.zero_()
+        self.accuracy = (float(self.sharp.compute()), float(self.coarse.compute()))
+        self.sharp.reset()
+        self.coarse.reset()
         self.print(f"epoch {self.current_epoch + 1}: accuracy {self.accuracy[0]:.3f}, coarsened {self.accuracy[1]:.3f}")
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> dict[str, Any]:
         optimizer = torch.optim.SGD(
             self.parameters(), lr=self.learning_rate, momentum=0.9, nesterov=True, weight_decay=5e-4
         )
@@ -131,8 +133,10 @@ class Classifier(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def loader(images: Tensor, labels: Tensor, *, batch_size: int, random: torch.Generator | None = None) -> Iterable[Any]:
-    """Batches of (images, labels): shuffled anew in each epoch, whole batches only, with `random`; else all in order."""
+def loader(
+    images: Tensor, labels: Tensor, *, batch_size: int, random: torch.Generator | None = None
+) -> Iterable[list[Tensor]]:
+    """Batches of (images, labels): with `random` shuffled in each epoch and whole only, otherwise all in order."""
     data = TensorDataset(images, labels)
     order = SequentialSampler(data) if random is None else RandomSampler(data, generator=random)
     batches = BatchSampler(order, min(batch_size, len(data)), drop_last=random is not None)
@@ -142,7 +146,10 @@ def loader(images: Tensor, labels: Tensor, *, batch_size: int, random: torch.Gen
 def fit(
     data: str | Path, val_data: str | Path, *, epochs: int, batch_size: int, learning_rate: float, size: int, seed: int
 ) -> tuple[Classifier, int, list[str]]:
-    """Train on `data`: (the classifier, the number of training images, the names of its classes); errors: `read_classes`."""
+    """Train on `data`. Returns the classifier, the number of training images, and the class names.
+
+    Raises ValueError for settings out of range, and as `read_classes`.
+    """
     for name, value, least in (("epochs", epochs, 1), ("batch_size", batch_size, 2), ("size", size, 32)):
         if value < least:
             raise ValueError(f"{name}={value}: it must be at least {least}")
@@ -151,9 +158,7 @@ def fit(
     images, labels, classes = read_classes(data, size=size)
     held_images, held_labels, _ = read_classes(val_data, size=size, classes=classes)
     if len(held_images) < 4:
-        raise ValueError(
-            f"{val_data} holds {len(held_images)} images: give at least 4, so that two halves can be compared"
-        )
+        raise ValueError(f"{val_data} holds {len(held_images)} images: give at least 4, two for each half")
     module = Classifier(len(classes), learning_rate=learning_rate, seed=seed)
     trainer = Trainer(
         accelerator="auto",
@@ -175,13 +180,11 @@ def fit(
 
 
 def save(module: Classifier, folder: Path, *, name: str, classes: int, size: int) -> None:
-    """model.safetensors in half precision and model.json, as `rad.evaluation.features.feature_net` reads them."""
+    """Write model.safetensors in half precision and model.json for `rad.evaluation.features.feature_net`."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {key: value.cpu() for key, value in module.network.state_dict().items() if value.is_floating_point()}
-    half = {key: value.half().contiguous() for key, value in state.items()}
-    (folder / "model.safetensors").write_bytes(
-        safetensors.save(half)
-    )  # `save_file` makes it readable by its owner only
+    half = safetensors.save({key: value.half().contiguous() for key, value in state.items()})
+    (folder / "model.safetensors").write_bytes(half)  # `save_file` creates files only the owner can read
     settings = {
         "name": name,
         "format": "safetensors",
@@ -196,13 +199,12 @@ def save(module: Classifier, folder: Path, *, name: str, classes: int, size: int
 
 
 def spoil(images: Tensor, kind: str, strength: float, random: torch.Generator) -> Tensor:
-    """Images (B,3,H,W) in [0,1], spoilt; stays in [0,1].
+    """Damaged images (B,3,H,W), in [0,1] like the input.
 
     Args:
-        kind: "blur": Gaussian, its standard deviation in pixels; "noise": Gaussian, its standard deviation; "blocks":
-            the share of squares of an eighth of the side that the next image's take the place of; "colour": what is added
-            to red and taken from blue.
-        strength: of the change; 0: none.
+        kind: "blur": Gaussian of that standard deviation in pixels; "noise": Gaussian of that standard deviation;
+            "blocks": that share of the 8x8 squares comes from the next image; "colour": added to red, taken from blue.
+        strength: 0 is no change.
     """
     count, _, height, width = images.shape
     if kind == "blur":
@@ -225,14 +227,14 @@ SPOILT = {
 
 
 def measure(net: Extractor, images: Tensor, *, sides: Sequence[int], seed: int = 0) -> list[str]:
-    """Lines of a Markdown table: how the distances of `net` grow as one half of `images` is spoilt.
+    """Lines of a Markdown table: the distances of `net` for each damage of one half of the images.
 
-    Its columns, for each side: the mean perceptual distance of a spoilt image from itself, and the Fréchet distance
-    of the spoilt half from the other half. The first row is the floor: the half as it is.
+    Columns, for each side: the mean perceptual distance of a damaged image from itself, and the Fréchet distance of the
+    damaged half from the other half. The first row is the baseline without damage.
 
     Args:
-        images: (N,3,H,W) in [0,1]; odd ones are spoilt, even ones are the reference.
-        sides: of squares that images are reduced to first, in pixels.
+        images: (N,3,H,W) in [0,1]; odd images are damaged, even ones are the reference.
+        sides: sides in pixels that images are first resized to.
     """
     columns: list[list[str]] = []
     for side in sides:
@@ -256,73 +258,51 @@ def _by_hundreds(judge: Callable[..., Tensor], *images: Tensor) -> Tensor:
     return torch.cat([judge(*parts) for parts in zip(*(tensor.split(100) for tensor in images), strict=True)])
 
 
-def write_card(folder: Path, *, name: str, facts: Sequence[str], table: Sequence[str]) -> None:
-    lines = [
-        f"# {folder.name}",
-        "",
-        f"A small classifier of photographs; its layers judge images as `perceptual/{name}`, `fd/{name}` and `kd/{name}`.",
-        "These are not LPIPS, FID or KID, and cannot be compared with them.",
-        "",
-        *[f"- {fact}" for fact in facts],
-        "",
-        *table,
-    ]
-    (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
 def parser() -> argparse.ArgumentParser:
-    described = argparse.ArgumentParser("python -m rad.evaluation.classifier", description=__doc__)
-    described.add_argument(
-        "--data",
-        help="zip or folder of training images, a folder for each class; without it, --output is only measured",
+    options = argparse.ArgumentParser("python benchmarks/feature_classifier.py", description=__doc__)
+    options.add_argument(
+        "--data", help="zip or folder of training images, a folder per class; without it, --output is only measured"
     )
-    described.add_argument("--val_data", required=True, help="the same, held out")
-    described.add_argument("--output", required=True, help="folder for model.safetensors, model.json and README.md")
-    described.add_argument("--name", default="nature64-resnet", help="what its metrics are called")
-    described.add_argument("--epochs", type=int, default=20)
-    described.add_argument("--batch_size", type=int, default=128)
-    described.add_argument(
-        "--learning_rate", type=float, default=0.2, help="the largest of the cycle; smaller for smaller batches"
-    )
-    described.add_argument("--size", type=int, default=64, help="side of the images, in pixels")
-    described.add_argument("--seed", type=int, default=0, help="of the first weights, order and augmentation")
-    return described
+    options.add_argument("--val_data", required=True, help="held-out images, likewise")
+    options.add_argument("--output", required=True, help="folder for model.safetensors, model.json and README.md")
+    options.add_argument("--name", default="nature64-resnet", help="name of its metrics")
+    options.add_argument("--epochs", type=int, default=20)
+    options.add_argument("--batch_size", type=int, default=128)
+    options.add_argument("--learning_rate", type=float, default=0.2, help="peak; decrease it for smaller batches")
+    options.add_argument("--size", type=int, default=64, help="side of the images, in pixels")
+    options.add_argument("--seed", type=int, default=0, help="seed of weights, order and augmentation")
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     options = parser().parse_args(words)
-    folder = Path(options.output)
+    folder, size = Path(options.output), options.size
     facts = train(options, folder, words) if options.data else []
-    images, _, _ = read_classes(options.val_data, size=options.size)
-    table = measure(
-        feature_net(folder), images.permute(0, 3, 1, 2).float() / 255, sides=(options.size, options.size // 2)
-    )
+    images, _, _ = read_classes(options.val_data, size=size)
+    table = measure(feature_net(folder), images.permute(0, 3, 1, 2).float() / 255, sides=(size, size // 2))
     print("\n".join(table))
     if facts:
-        write_card(folder, name=options.name, facts=facts, table=table)
+        head = (
+            f"# {folder.name}\n\nA small classifier of photographs. Its layers give the metrics `perceptual/{options.name}`, "
+            f"`fd/{options.name}` and `kd/{options.name}`,\nwhich cannot be compared with LPIPS, FID and KID.\n\n"
+        )
+        (folder / "README.md").write_text(head + "\n".join([*facts, "", *table]) + "\n", encoding="utf-8")
     return 0
 
 
 def train(options: argparse.Namespace, folder: Path, words: Sequence[str]) -> list[str]:
-    """Write the network to `folder`; the facts of its training, for the card."""
+    """Train and write the network to `folder`. Returns lines about the training for its README."""
     seed_everything(options.seed, verbose=False)
-    module, count, classes = fit(
-        options.data,
-        options.val_data,
-        epochs=options.epochs,
-        batch_size=options.batch_size,
-        learning_rate=options.learning_rate,
-        size=options.size,
-        seed=options.seed,
-    )
+    names = ("epochs", "batch_size", "learning_rate", "size", "seed")
+    module, count, classes = fit(options.data, options.val_data, **{name: getattr(options, name) for name in names})
     save(module, folder, name=options.name, classes=len(classes), size=options.size)
     whole, coarse = module.accuracy
     return [
-        f"**Data**: {count:,} images of {len(classes)} classes, {options.size}x{options.size}.",
-        f"**Training**: `python -m rad.evaluation.classifier {' '.join(words)}`",
-        f"**Accuracy** on held-out images: {whole:.1%}; reduced to half and enlarged: {coarse:.1%}.",
-        "**Distances** of held-out images, from a spoilt image to itself and from a spoilt half to the other half:",
+        f"- **Data**: {count:,} images of {len(classes)} classes, {options.size}x{options.size}.",
+        f"- **Training**: `python benchmarks/feature_classifier.py {' '.join(words)}`",
+        f"- **Accuracy** on held-out images: {whole:.1%}; reduced to half and enlarged: {coarse:.1%}.",
+        "- **Distances** of held-out images: a damaged image from itself, and the damaged half from the other half:",
     ]
 
 

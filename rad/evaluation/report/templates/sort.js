@@ -1,4 +1,4 @@
-// A click on the head of a column sorts each group of rows by it; what has no value stays last.
+// Clicking a column heading sorts each group of rows by it; empty cells stay last.
 document.documentElement.classList.add("js");
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells];
