@@ -201,7 +201,7 @@ class LoadedModel(ABC):
     def _differentiated(self) -> list[Network | ControlNetModel]:
         return [self.network]
 
-    def _checkpoint(self) -> Callable[..., Tensor] | None:
+    def _checkpoint(self) -> Callable[..., object] | None:
         """The function that recomputes activations; None: torch's."""
         return None
 

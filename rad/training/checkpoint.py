@@ -6,6 +6,7 @@ from pathlib import Path
 
 import lightning as L
 import torch
+from torch import Tensor
 from lightning.pytorch import callbacks
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from peft import PeftModel
@@ -140,7 +141,8 @@ def export_autoencoder(module: AutoencoderTraining, trainer: L.Trainer, folder: 
     """A diffusers folder; scaling_factor is measured with these weights on the first training images."""
     data: ImageDataModule = get_setting(trainer, "datamodule")
     stream = data.stream()
-    images = torch.stack([stream[position]["image"] for position in range(min(MEASURED, len(data.train_images)))])
+    samples = (stream[position]["image"] for position in range(min(MEASURED, len(data.train_images))))
+    images = torch.stack([image for image in samples if isinstance(image, Tensor)])
     module.autoencoder.register_to_config(scaling_factor=module.scaling_factor(images))
     module.autoencoder.save_pretrained(folder)
 

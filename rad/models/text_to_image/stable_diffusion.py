@@ -154,7 +154,7 @@ class StableDiffusionModel(LoadedModel):
     def _differentiated(self) -> list[Network | ControlNetModel]:
         return [self.unet] if self.controls.controlnet is None else [self.unet, self.controls.controlnet]
 
-    def _checkpoint(self) -> Callable[..., Tensor]:
+    def _checkpoint(self) -> Callable[..., object]:
         return recomputing(self.layers)
 
     def _patched(self, embedding: EmbeddingKind) -> RegionAwareConditionalUNet:
