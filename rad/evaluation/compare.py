@@ -146,15 +146,15 @@ def _compare(
             "kernel distances, precision and recall never compare an image with its own original"
         )
     count = _counter(files, on_progress)
-    scored = [score(one, references, extractors, batch_size=batch_size, on_file=count) for one in files]
-    notes += [note for one in scored for note in one.notes]
-    results = [result for one in scored for result in one.results]
+    scored = [score(some, references, extractors, batch_size=batch_size, on_file=count) for some in files]
+    notes += [note for values in scored for note in values.notes]
+    results = [result for values in scored for result in values.results]
     if not results:
         raise ValueError(f"nothing can be scored: {notes[0] if notes else 'there are no results'}")
     columns = _columns(extractors, results, sets, digests)
     settings = Settings(extractors, sets, digests, columns, baseline, seed, notes)
-    rows = [row for one, its in zip(files, scored, strict=True) for row in mask_rows(one, its, settings)]
-    perceptual = [cropped(one.distance_name) for one in extractors if one.distance_name is not None]
+    rows = [row for some, values in zip(files, scored, strict=True) for row in mask_rows(some, values, settings)]
+    perceptual = [cropped(net.distance_name) for net in extractors if net.distance_name is not None]
     comparison = Comparison(
         metrics=[metric for metric in columns if any(metric.name in row.values for row in rows)],
         rows=rows,

@@ -18,11 +18,9 @@ class Metric:
 
     Args:
         name: as in metrics.csv: "psnr", "perceptual-crop/nature64-resnet", "fd/nature64-resnet".
-        title: heading of the column.
-        better: the better direction; "none" if there is none (diversity).
+        better: the better direction; "none" for diversity.
         digits: decimals shown.
-        provenance: everything the number depends on besides the images: extractor, hash of its weights, resize, range,
-            region, library. Numbers with different provenance are never compared.
+        provenance: everything the number depends on besides the images: extractor, hash of its weights, resize, range, ...
     """
 
     name: str
@@ -46,9 +44,7 @@ class Difference:
     """Method minus baseline on their common images.
 
     Args:
-        low, high: ends of the bootstrap 95 % interval; NaN if unknown.
         p: of the paired test, adjusted for the number of methods (Holm); None for too few images.
-        images: number of common images.
     """
 
     value: float
@@ -79,8 +75,7 @@ class Row:
 
     Args:
         group: hash of masks, images and references; only rows of one group are ranked together.
-        images, samples: number of images, and of samples of each.
-        values: by metric name; without metrics that could not be computed.
+        samples: number of samples of each image.
         against: differences from the baseline, by metric name; empty for the baseline.
         missing: number of images of the mask set without a result of this method.
         provenance: number and hash of the references, hash of the masks.

@@ -151,15 +151,15 @@ def _with_sets(row: Row, scored: Scored, settings: Settings) -> Row:
 
 def _set_values(
     extractor: Extractor,
-    found: Mapping[tuple[str, int], Tensor],
+    by_sample: Mapping[tuple[str, int], Tensor],
     reference: sets.ReferenceFeatures,
     *,
     crop: bool,
     seed: int,
 ) -> dict[str, Interval]:
     """Distances of features (D) by image and sample from the references."""
-    order = sorted(found)
-    images, features = [image for image, _ in order], torch.stack([found[place] for place in order])
+    order = sorted(by_sample)
+    images, features = [image for image, _ in order], torch.stack([by_sample[place] for place in order])
     least = min(len(set(images)), len(reference.features))
     values: dict[str, Interval] = {}
 

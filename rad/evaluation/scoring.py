@@ -33,11 +33,6 @@ class _Truth:
     hole: Tensor
     box: pixels.Box
 
-    @property
-    def crop_size(self) -> tuple[int, int]:
-        top, left, bottom, right = self.box
-        return bottom - top, right - left
-
 
 @dataclass
 class _Item:
@@ -165,7 +160,8 @@ def score(
             for label, some in files.files.items():
                 for sample, path in sorted(some.get(name, {}).items()):
                     if truth is not None:
-                        items += _read_item(label, name, sample, path, truth, scored, taken[label])
+                        item = _read_item(label, name, sample, path, truth, scored, taken[label])
+                        items += [item] if item is not None else []
                     on_file()
         _score_pixels(items, batch_size)
         for number, extractor in enumerate(extractors):
@@ -234,19 +230,19 @@ def _read_truth(files: MaskResults, references: Mapping[str, ImageFile], name: s
 
 def _read_item(
     method: str, name: str, sample: int, path: Path, truth: _Truth, scored: Scored, taken: Set[Path]
-) -> list[_Item]:
+) -> _Item | None:
     """`taken`: all result files of the method, even if named like raw outputs."""
     try:
         item = _Item(method, name, sample, path, truth, _read(path, truth))
     except (ValueError, OSError) as error:
         scored.notes.append(f"{method}: a file is left out: {error}")
-        return []
+        return None
     raw = path.with_name(f"{path.stem}-raw{path.suffix}")
     try:
         item.raw = _read(raw, truth) if raw.is_file() and raw not in taken else None
     except (ValueError, OSError) as error:
         scored.notes.append(f"{method}: a raw output is left out: {error}")
-    return [item]
+    return item
 
 
 def _read(path: Path, truth: _Truth) -> Tensor:
@@ -264,22 +260,24 @@ def _put(items: Sequence[_Item], name: str, values: Tensor) -> None:
             item.values[name] = value
 
 
-def _whole(items: Sequence[_Item], batch_size: int) -> Iterator[tuple[list[_Item], Tensor, Tensor]]:
-    """Batches with their results and references (B,3,H,W)."""
-    for group in _batches(items, lambda item: item.image.shape, batch_size):
-        yield group, torch.stack([item.image for item in group]), torch.stack([item.truth.image for item in group])
+def _pairs(items: Sequence[_Item], region: str, batch_size: int) -> Iterator[tuple[list[_Item], Tensor, Tensor]]:
+    """Batches with their results and references (B,3,H,W): the "whole" images or the "crop" of each."""
+    boxes = [item.truth.box if region == "crop" else (0, 0, item.image.shape[1], item.image.shape[2]) for item in items]
+    for group in _batches(zip(items, boxes, strict=True), lambda pair: _size(pair[1]), batch_size):
+        images = torch.stack([pixels.crop(item.image, box) for item, box in group])
+        yield (
+            [item for item, _ in group],
+            images,
+            torch.stack([pixels.crop(item.truth.image, box) for item, box in group]),
+        )
 
 
-def _crops(items: Sequence[_Item], batch_size: int) -> Iterator[tuple[list[_Item], Tensor, Tensor]]:
-    """Batches with the crops of their results and references."""
-    for group in _batches(items, lambda item: item.truth.crop_size, batch_size):
-        pairs = [[pixels.crop(image, item.truth.box) for image in (item.image, item.truth.image)] for item in group]
-        images, references = zip(*pairs, strict=True)
-        yield group, torch.stack(images), torch.stack(references)
+def _size(box: pixels.Box) -> tuple[int, int]:
+    return box[2] - box[0], box[3] - box[1]
 
 
 def _score_pixels(items: Sequence[_Item], batch_size: int) -> None:
-    for group, image, reference in _whole(items, batch_size):
+    for group, image, reference in _pairs(items, "whole", batch_size):
         hole = torch.stack([item.truth.hole for item in group])
         _put(group, "psnr", pixels.psnr(image, reference))
         _put(group, "psnr-hole", pixels.psnr(image, reference, hole))
@@ -292,15 +290,15 @@ def _score_pixels(items: Sequence[_Item], batch_size: int) -> None:
             if item.raw is not None:
                 known = pixels.known_error(item.raw[None], item.truth.image[None], item.truth.hole[None])
                 _put([item], "known-raw", known)
-    for group, image, reference in _crops(items, batch_size):
+    for group, image, reference in _pairs(items, "crop", batch_size):
         _put(group, "psnr-crop", pixels.psnr(image, reference))
         _put(group, "ssim-crop", pixels.ssim(image, reference))
 
 
 def _score_network(number: int, extractor: Extractor, items: Sequence[_Item], batch_size: int, scored: Scored) -> None:
     distance = extractor.distance_name
-    for region, batches in (("whole", _whole), ("crop", _crops)):
-        for group, image, reference in batches(items, batch_size):
+    for region in ("whole", "crop"):
+        for group, image, reference in _pairs(items, region, batch_size):
             if distance is not None:
                 name = distance if region == "whole" else cropped(distance)
                 _put(group, name, extractor.distance(image, reference))

@@ -27,6 +27,7 @@ from rad.evaluation.results import Comparison, Interval, Row
 from rad.evaluation.statistics import set_interval
 from rad.images.codecs import to_tensor, to_uint8
 from rad.masks.files import write_mask
+from tests.cli.test_import import loaded_by
 from tests.conftest import box_hole
 
 SIDE = 24
@@ -432,7 +433,7 @@ def test_two_files_of_one_name_cost_that_image_only(tree: tuple[Path, Path], tmp
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({}, None),
         ({"torch": "3"}, None),
@@ -442,15 +443,15 @@ def test_two_files_of_one_name_cost_that_image_only(tree: tuple[Path, Path], tmp
         ({"processes": 2}, "seconds are not comparable: runs differ in processes 1 and 2"),
     ],
 )
-def test_runs_on_different_machines_are_told(
-    tree: tuple[Path, Path], tmp_path: Path, changes: dict[str, object], told: str | None
+def test_runs_on_different_machines_are_reported(
+    tree: tuple[Path, Path], tmp_path: Path, changes: dict[str, object], message: str | None
 ):
     results, references = copied(tree, tmp_path)
     run = json.loads((results / "run.json").read_text())
     environment = {"device": "cpu", "cpu": "a", "threads": 1, "torch": "2"}
     run["runs"] = [{"environment": one} for one in (environment, environment, environment | changes)]
     (results / "run.json").write_text(json.dumps(run))
-    assert evaluate(results, references=references).notes == ([told] if told else [])
+    assert evaluate(results, references=references).notes == ([message] if message else [])
 
 
 def test_a_hole_without_border_has_no_seam(tree: tuple[Path, Path], tmp_path: Path):
@@ -620,7 +621,7 @@ def test_raw_outputs_are_scored_where_they_are(tmp_path: Path):
     assert len(found.results) == 2 * len(NAMES)
 
 
-def test_samples_are_told_from_images_whose_names_end_in_numbers(tmp_path: Path):
+def test_samples_are_separated_from_images_whose_names_end_in_numbers(tmp_path: Path):
     for name in ("a", "a-0", "b-0", "b-1", "c-7", "c-x"):
         save(tmp_path / f"{name}.png", smooth(0))
     find = partial(find_results, tmp_path, notes=[])
@@ -640,7 +641,7 @@ def test_what_is_written_beside_results_is_not_unknown(tmp_path: Path):
     assert notes == []
 
 
-def test_files_without_an_original_are_told(
+def test_files_without_an_original_are_reported(
     tree: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     results, references = copied(tree, tmp_path)
@@ -690,7 +691,7 @@ def test_a_baseline_that_is_asked_for_has_to_be_there(tree: tuple[Path, Path], t
         evaluate(results, references=references, baseline="rad")
 
 
-def test_a_metric_that_some_images_have_not_is_told(tree: tuple[Path, Path], tmp_path: Path):
+def test_a_metric_that_some_images_have_not_is_reported(tree: tuple[Path, Path], tmp_path: Path):
     results, references = copied(tree, tmp_path)
     write_mask(results / "wide/masks/0.png", torch.ones(1, SIDE, SIDE))
     notes = evaluate(results, references=references).notes
@@ -733,16 +734,16 @@ def test_polarity_of_others_masks(tree: tuple[Path, Path], tmp_path: Path):
     assert numbers[0] == numbers[2] < 40
     assert numbers[1] == pytest.approx(pixels.PSNR_LIMIT)
     assert right.notes == plain.notes == []
-    told = "\n".join(wrong.notes)
-    assert "known: ARE THE MASKS INVERTED? Known pixels of rad differ" in told
-    assert "and 0 grey levels): check --mask_polarity" in told
-    assert "known: 8 of 8 masks look inverted, such as 0" in told
-    assert "check --mask_polarity white_is_fill" in told
+    message = "\n".join(wrong.notes)
+    assert "known: ARE THE MASKS INVERTED? Known pixels of rad differ" in message
+    assert "and 0 grey levels): check --mask_polarity" in message
+    assert "known: 8 of 8 masks look inverted, such as 0" in message
+    assert "check --mask_polarity white_is_fill" in message
     written = (tmp_path / "right/known/masks/0.png").read_bytes()
     assert written == (tree[0] / "wide/masks/0.png").read_bytes()
 
 
-def test_changed_known_pixels_are_told_with_their_size(tree: tuple[Path, Path], tmp_path: Path):
+def test_changed_known_pixels_are_reported_with_their_size(tree: tuple[Path, Path], tmp_path: Path):
     results, references = copied(tree, tmp_path)
     for number in (0, 2):
         path = results / f"wide/bad/{number}.png"
@@ -780,15 +781,22 @@ def test_errors_of_others_folders(tree: tuple[Path, Path], tmp_path: Path):
 # the command line
 
 
+def test_help_loads_no_torch():
+    program = "from rad.__main__ import main\ntry:\n    main(['evaluate', '--help'])\nexcept SystemExit:\n    pass"
+    loaded = loaded_by(program)
+    assert "rad.evaluation.__main__" in loaded
+    assert not loaded & {"torch", "numpy", "PIL", "matplotlib", "scipy"}
+
+
 def test_command_on_a_tree(tree: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     results, _ = copied(tree, tmp_path)
     assert command.main(["--results", str(results)]) == 0
-    said = capsys.readouterr()
+    output = capsys.readouterr()
     names = ("metrics.csv", "sets.csv", "provenance.json", "summary.md", "report.html")
-    assert said.out.split() == [str(results / name) for name in names]
+    assert output.out.split() == [str(results / name) for name in names]
     assert all((results / name).is_file() for name in names)
-    assert "pixel metrics only" in said.err
-    assert "64 of 64 files scored" in said.err
+    assert "pixel metrics only" in output.err
+    assert "64 of 64 files scored" in output.err
     (results / "wide/rad/0.png").write_bytes(b"")
     assert command.main(["--results", str(results), "--output", str(tmp_path / "tables")]) == 3
     assert (tmp_path / "tables/report.html").is_file()
@@ -809,7 +817,7 @@ def test_command_on_folders_of_others(tree: tuple[Path, Path], tmp_path: Path, m
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--results", "nowhere"], "no folder nowhere"),
         (["--results", "TREE/wide/rad"], "give --reference and --mask too"),
@@ -823,10 +831,10 @@ def test_command_on_folders_of_others(tree: tuple[Path, Path], tmp_path: Path, m
     ],
 )
 def test_command_says_errors_in_a_line(
-    tree: tuple[Path, Path], capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+    tree: tuple[Path, Path], capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ):
     filled_in = [argument.replace("TREE", str(tree[0])) for argument in arguments]
     assert guarded(lambda: command.main(filled_in)) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1
-    assert said in lines[0]
+    assert message in lines[0]

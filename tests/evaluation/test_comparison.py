@@ -31,8 +31,8 @@ def sample(adapter, capsys):
     def call(words, **options):
         named = {"checkpoint": adapter, "image": "in", "output": "out", **options}
         code = cli.sample([*(w for n, v in named.items() for w in (f"--{n}", str(v))), *shlex.split(words)])
-        told = capsys.readouterr()
-        return code, told.out.splitlines(), told.err
+        output = capsys.readouterr()
+        return code, output.out.splitlines(), output.err
 
     return call
 
@@ -346,7 +346,7 @@ def test_a_report_of_one_mask(sample, images):
         ("--baseline ddnm", "--baseline ddnm: give one of rad@1, mean"),
     ],
 )
-def test_a_mistake_of_the_report_is_told_before_anything_is_made(sample, images, words, part):
+def test_a_mistake_of_the_report_stops_before_sampling(sample, images, words, part):
     code, _, err = sample(f"--mask half --method rad@1 mean --report {words}")
     assert code == 2
     assert part in err.splitlines()[-1]
@@ -365,7 +365,7 @@ def test_a_report_that_fails_loses_no_images(sample, images, monkeypatch):
     assert len([line for line in out if line.endswith(".png")]) == 6
 
 
-def test_networks_without_a_report_are_told(sample):
+def test_networks_without_a_report_are_reported(sample):
     code, _, err = sample("--mask half box --method mean --fid")
     assert code == 0
     assert "have no effect without --report" in err
@@ -410,7 +410,7 @@ def test_a_broken_record_is_one_line(sample, images, content):
     assert "run.json" in err.splitlines()[-1]
 
 
-def test_a_broken_list_of_costs_is_told_by_name(sample, images):
+def test_a_broken_list_of_costs_is_reported_by_name(sample, images):
     assert sample("--mask half box --method mean --limit 2")[0] == 0
     (images / "out/half/mean/costs.csv").write_text("image,nfe\na,x\n")
     code, _, err = sample("--mask half box --method mean")
@@ -452,7 +452,7 @@ def test_costs_are_shared_out_by_windows(sample, images):
     assert costs["b"]["seconds"] == pytest.approx(3 * costs["a"]["seconds"], rel=1e-4)
 
 
-def test_an_image_of_a_zip_that_cannot_be_read_is_told_once_a_mask(sample, images):
+def test_an_image_of_a_zip_that_cannot_be_read_is_reported_once_per_mask(sample, images):
     import zipfile
 
     with zipfile.ZipFile(images / "in.zip", "w") as archive:

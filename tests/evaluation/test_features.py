@@ -267,7 +267,7 @@ def test_hash_depends_on_name_type_and_shape() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"name": "a/b"}, '"name" is "a/b"'),
         ({"name": None}, '"name" is missing'),
@@ -294,9 +294,9 @@ def test_hash_depends_on_name_type_and_shape() -> None:
         ({"architecture": 5}, '"architecture" is 5'),
     ],
 )
-def test_mistakes_in_the_description(changed: Callable[..., Path], settings: dict[str, Any], said: str) -> None:
+def test_mistakes_in_the_description(changed: Callable[..., Path], settings: dict[str, Any], message: str) -> None:
     folder = changed(**settings)
-    assert said in one_line(lambda: feature_net(folder))
+    assert message in one_line(lambda: feature_net(folder))
 
 
 def test_mistakes_in_files(resnet: Path, changed: Callable[..., Path], tmp_path: Path) -> None:

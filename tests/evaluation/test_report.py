@@ -163,7 +163,7 @@ def test_best_is_bold_in_the_sense_of_each_metric(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_plots")
-def test_what_cannot_be_told_from_the_best_is_bold_too(tmp_path: Path) -> None:
+def test_indistinguishable_from_the_best_is_bold_too(tmp_path: Path) -> None:
     def bold(**changes: dict[str, Any]) -> list[str]:
         comparison = example(tmp_path / "data")
         for method, change_of in changes.items():
@@ -176,7 +176,9 @@ def test_what_cannot_be_told_from_the_best_is_bold_too(tmp_path: Path) -> None:
     assert bold() == ["good@50"]  # 25 [24, 26], 22 [21, 23], 20 of the baseline, 15
     assert bold(fifth=has(22, 20, 24.5)) == ["good@20", "good@50"]
     assert bold(fifth=has(22, 20, 24.5), half=has(25, 24.6, 26)) == ["good@50"]
-    assert bold(fifth=has(22, 0, 50), slow=has(20, 0, 50), mean=has(15, 0, 50)) == [], "nothing can be told apart"
+    assert bold(fifth=has(22, 0, 50), slow=has(20, 0, 50), mean=has(15, 0, 50)) == [], (
+        "all are statistically indistinguishable"
+    )
     # Where one of the two is the baseline, the paired test decides, whether intervals overlap or not.
     noise, sure = ({"against": {"psnr": Difference(5, -1, 9, p, 8)}} for p in (0.2, 0.001))
     assert bold(half=noise) == ["good@50", "slow (baseline)"]
@@ -397,7 +399,7 @@ def test_missing_images_and_runs_do_not_stop_the_report(tmp_path: Path) -> None:
     assert table(written(bare, tmp_path)[0])[1][:5] == ["slow (baseline)", "–", "–", "–", "4"]
 
 
-def test_the_run_is_told(tmp_path: Path) -> None:
+def test_the_run_is_described(tmp_path: Path) -> None:
     summary, page = written(example(tmp_path / "data"), tmp_path)
     assert "\n    python sample.py --image 'my photos'\n    python sample.py --method mean\n" in summary
     for fact in (

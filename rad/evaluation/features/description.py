@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -60,9 +61,7 @@ def read_description(weights: Path) -> Description:
     try:
         settings: Settings = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ValueError(
-            f"{weights} has no description beside it: write {file.name} with name, format and size"
-        ) from error
+        raise ValueError(f"{weights} has no description: write {file.name} with name, format and size") from error
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot read {file}: {last_line(error)}") from error
     if not isinstance(settings, dict):
@@ -106,32 +105,27 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _are_numbers(values: object, count: int) -> bool:
+def _are(kinds: tuple[type, ...], values: object, count: int, *, least: float = -math.inf) -> bool:
+    """Whether these are `count` finite numbers of some types, none below `least`."""
     if not (isinstance(values, list) and len(values) == count):
         return False
-    return all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values)
+    return all(type(value) in kinds and math.isfinite(value) and value >= least for value in values)
 
 
-def _are_counts(values: object, count: int) -> bool:
-    return (
-        isinstance(values, list) and _are_numbers(values, count) and all(isinstance(v, int) and v > 0 for v in values)
-    )
-
-
-def _is_count(value: object) -> bool:
-    return _are_counts([value], 1)
-
+_are_numbers = partial(_are, (int, float))
+_are_counts = partial(_are, (int,), least=1)
 
 Check = tuple[Callable[[Any], bool], str]
 """Whether a value is allowed, and the allowed values in words."""
 
+COUNT: Check = (lambda v: _are_counts([v], 1), "a number of at least 1")
 CHECKS: dict[str, Check] = {
     "name": (
         lambda v: isinstance(v, str) and re.fullmatch(r"[A-Za-z0-9._-]+", v) is not None,
         'letters, digits, ".", "_" and "-"',
     ),
     "size": (
-        lambda v: v is None or _is_count(v) or _are_counts(v, 2),
+        lambda v: v is None or _are_counts([v], 1) or _are_counts(v, 2),
         "a number of pixels, [height, width], or null for any size",
     ),
     "resize": (lambda v: v in get_args(Resize), " or ".join(get_args(Resize))),
@@ -152,7 +146,7 @@ ARCHITECTURE: dict[str, Check] = {
     "class": (lambda v: v == "ResNet", '"ResNet"; for other networks write a TorchScript file'),
     "block": (lambda v: v in ("BasicBlock", "Bottleneck"), '"BasicBlock" or "Bottleneck"'),
     "layers": (lambda v: _are_counts(v, 4), "four numbers, the blocks of each stage"),
-    **dict.fromkeys(("num_classes", "groups", "width_per_group"), (_is_count, "a number of at least 1")),
+    **dict.fromkeys(("num_classes", "groups", "width_per_group"), COUNT),
 }
 
 

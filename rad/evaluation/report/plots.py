@@ -101,9 +101,9 @@ def _draw(axes: "Axes", rows: Sequence[Row], metric: Metric, cost: str, style: S
         return
     intervals = {row.method: row.values[metric.name] for row in rows}
     shown = [intervals[method] for _, method in points]
-    ends = [[max(0.0, one.value - one.low), max(0.0, one.high - one.value)] for one in shown]
+    ends = [[max(0.0, bar.value - bar.low), max(0.0, bar.high - bar.value)] for bar in shown]
     bars = [[end if math.isfinite(end) else 0.0 for end in side] for side in zip(*ends, strict=True)]
-    x, y = [value for value, _ in points], [one.value for one in shown]
+    x, y = [value for value, _ in points], [bar.value for bar in shown]
     axes.errorbar(x, y, yerr=bars, markersize=5, capsize=2.5, linewidth=1, **style)
     for place, (_, method) in zip(zip(x, y, strict=True), points, strict=True):
         steps = method.partition(",")[0].partition("@")[2]
