@@ -6,11 +6,11 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from torch import Tensor
 from lightning.pytorch import callbacks
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from peft import PeftModel
 from safetensors import SafetensorError
+from torch import Tensor
 
 from rad.data.module import ImageDataModule
 from rad.images.atomic import replacing_folder

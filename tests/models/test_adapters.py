@@ -15,13 +15,13 @@ from PIL import Image
 from rad.cli import main as cli
 from rad.data.module import ImageDataModule
 from rad.diffusion.levels import NoiseRegions
-from rad.inpainting.filling import build_task
 from rad.inpainting.inpainter import Inpainter
 from rad.models.adapter import AdapterInfo, save_adapter
 from rad.models.loaded_model import Condition
 from rad.models.lora import LoRA
 from rad.rng import KeyedNoise
 from rad.sampling.sampler import Sampler
+from rad.sampling.task import Task
 from rad.training.checkpoint import Checkpoint
 from rad.training.diffusion import Diffusion
 from tests.conftest import box_hole, random_image
@@ -125,7 +125,7 @@ def test_a_fresh_adapter_fills_a_whole_image_as_the_base_would(inpainters, kind,
     rad, base, steps = inpainters[f"{kind}-zero"], inpainters[kind], 4
     hole, image = torch.ones(1, SIDE, SIDE), random_image(SIDE, SIDE)
     filled = rad(image, hole, steps=steps, condition=condition(kind), names=["a"], **solver).images[0]
-    task = build_task(base.model.autoencoder, torch.zeros(1, 3, SIDE, SIDE), hole[None])
+    task = Task.encoded(torch.zeros(1, 3, SIDE, SIDE), hole[None], base.model.autoencoder)
     with KeyedNoise(0, ["a"]) as noise, torch.no_grad():
         denoiser = base.model.denoiser([condition(kind)], adapter=False)
         sample = Sampler(base.model.base_process, steps=steps, **solver)(denoiser, task, noise=noise)

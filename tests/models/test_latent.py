@@ -9,7 +9,6 @@ import torch
 from diffusers import DDIMScheduler
 from PIL import Image
 
-from rad.inpainting.filling import build_task
 from rad.inpainting.inpainter import Inpainter
 from rad.methods import METHODS
 from rad.models.adapter import AdapterInfo, save_adapter
@@ -124,7 +123,7 @@ def test_the_grid_says_which_cells_are_filled(inpainter):
     model, known = inpainter.model, torch.zeros(1, 3, SIDE, SIDE)
     hole = box_hole(SIDE, SIDE, 4, 4, 8, 8)[None]
     sizes = [
-        float(build_task(model.autoencoder, known, hole, grid=grid).hole.sum())
+        float(Task.encoded(known, hole, model.autoencoder, grid=grid).hole.sum())
         for grid in (None, Grid("nearest"), Grid("bilinear"), Grid(dilate=1))
     ]
     assert sizes == [4, 4, 12, 16], "bilinear: a ring without its corners, of which less than 5 % is hole"
@@ -209,7 +208,7 @@ def test_rad_keeps_known_latents_as_they_are(adapter):
     """A cell that is known has no noise at any level of the reverse process, so nothing happens to it."""
     rad = Inpainter.from_pretrained(adapter)
     known = torch.rand(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    task = build_task(rad.model.autoencoder, known, HOLE[None])
+    task = Task.encoded(known, HOLE[None], rad.model.autoencoder)
     sampler = rad.sampler("rad", steps=3)
     with rad.model.weights(adapter=True, differentiated=False), KeyedNoise(0, ["a"]) as noise:
         sample = sampler(rad.model.denoiser([Condition()], adapter=True), task, noise=noise)

@@ -70,7 +70,7 @@ def test_frozen_modules_share_no_parameter_with_the_network(folder, kind):
     [
         ("latent", "region_aware", None),
         ("stable", "uniform", None),
-        ("stable", "region_aware", "set model.lora, or process 'uniform'"),
+        ("stable", "region_aware", "set model.lora, or process.kind 'uniform'"),
         ("stable3", "uniform", "an adapter is trained, not all of it"),
     ],
 )
