@@ -36,6 +36,10 @@ class IdentityAutoencoder:
     def decode(self, latents: Tensor) -> Tensor:
         return latents
 
+    def __reduce__(self) -> str:
+        """Copies and pickles of `IDENTITY` are itself, since pixel models are recognised by it."""
+        return "IDENTITY"
+
 
 IDENTITY = IdentityAutoencoder()
 

@@ -79,15 +79,26 @@ class AutoencoderTraining(TrainingModule):
         self._features_device = torch.device("meta")
 
     def configure_model(self) -> None:
-        """Create the autoencoder once, and load the feature network onto the device of the run."""
-        from rad.evaluation.features import feature_net
-
-        with on_cpu(), torch.random.fork_rng():
-            if self.perceptual is not None and self._features_device != self.device:
-                self._features, self._features_device = feature_net(self.perceptual, device=self.device), self.device
-            if not hasattr(self, "autoencoder"):
+        """Create the autoencoder once, and load the feature network."""
+        self._load_features()
+        if not hasattr(self, "autoencoder"):
+            with on_cpu(), torch.random.fork_rng():
                 torch.manual_seed(self.seed)
                 self.autoencoder = AutoencoderKL(**self.fields).train()
+
+    def on_fit_start(self) -> None:
+        self._load_features()
+
+    def on_validation_start(self) -> None:
+        self._load_features()
+
+    def _load_features(self) -> None:
+        """Load the feature network onto the device of the module, which the Trainer moves after `configure_model`."""
+        from rad.evaluation.features import feature_net
+
+        if self.perceptual is not None and self._features_device != self.device:
+            with on_cpu(), torch.random.fork_rng():
+                self._features, self._features_device = feature_net(self.perceptual, device=self.device), self.device
 
     def identity(self) -> dict[str, str]:
         return {"trains": "autoencoder"}

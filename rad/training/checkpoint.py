@@ -3,6 +3,7 @@
 import os
 import shutil
 from pathlib import Path
+from weakref import proxy
 
 import lightning as L
 import torch
@@ -46,6 +47,8 @@ class Checkpoint(callbacks.Checkpoint):
         self.every_n_train_steps, self.save_top_k, self.dirpath = every_n_train_steps, save_top_k, dirpath
         self.saved: list[int] = []
         """Steps of the kept checkpoints, the newest last."""
+        self.best_model_path, self.best_model_score = "", 0.0
+        """The newest checkpoint and its step; loggers such as W&B read these names of Lightning's ModelCheckpoint."""
 
     @property
     def state_key(self) -> str:
@@ -83,8 +86,11 @@ class Checkpoint(callbacks.Checkpoint):
         dropped = self.saved[: -self.save_top_k] if self.save_top_k > 0 else []
         self.saved = self.saved[len(dropped) :]
         trainer.save_checkpoint(path, weights_only=False)
+        self.best_model_path, self.best_model_score = str(path), float(step)
         if trainer.is_global_zero:
             _link(folder / "last.ckpt", path.name)
+            for logger in trainer.loggers:
+                logger.after_save_checkpoint(proxy(self))
             for old in dropped:
                 _remove(trainer, folder / f"step={old}.ckpt")
 
@@ -150,7 +156,7 @@ def export_autoencoder(module: AutoencoderTraining, trainer: L.Trainer, folder: 
 def card(module: Diffusion, trainer: L.Trainer, *, ema: bool) -> str:
     """A model card in Markdown: base, data, training and validation losses."""
     data: ImageDataModule = get_setting(trainer, "datamodule")
-    model, optimizer = module.model, trainer.optimizers[0]
+    model, optimizer = module.model, getattr(trainer.optimizers[0], "optim", trainer.optimizers[0])  # within ZeRO's
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
     kind = "RAD adapter" if isinstance(module.network, PeftModel) else f"diffusion model ({module.process.kind})"
     lines = [

@@ -1,5 +1,8 @@
 """Loaded models: training and sampling share prompts, denoiser, hash and the rule of the latent grid."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 
@@ -102,6 +105,11 @@ def test_known_cells_of_training_are_those_of_sampling_and_the_hole_holds_the_im
     assert torch.equal(x0[inside], autoencoder.encode(image)[inside])
     assert not torch.equal(x0[inside], known[inside])
     assert encode_training(image, hole, IDENTITY) == (image, hole), "pixels stay as they are"
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
+def test_copies_of_a_pixel_model_are_pixel_models(copied):
+    assert copied(IDENTITY) is IDENTITY
 
 
 def test_a_new_model_predicts_zero_and_has_a_hash_of_its_frozen_parts_alone(folder):

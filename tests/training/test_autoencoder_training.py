@@ -195,3 +195,16 @@ def test_bad_settings_are_refused():
     with pytest.raises(ValueError, match="trains other layers"):
         module.on_load_checkpoint({"rad": {}, "state_dict": {}})
     assert math.isfinite(module.scaling_factor(torch.zeros(1, 3, 16, 16)))
+
+
+@pytest.mark.parametrize("hook", ["on_fit_start", "on_validation_start"])
+def test_the_feature_network_follows_the_module_to_its_device(monkeypatch, hook):
+    """The Trainer moves the module between `configure_model` and these hooks."""
+    devices = []
+    monkeypatch.setattr("rad.evaluation.features.feature_net", lambda path, device: devices.append(device.type))
+    module = AutoencoderTraining(SMALL, image_size=16, perceptual=str(FEATURES))
+    module.configure_model()
+    module.to("meta")
+    getattr(module, hook)()
+    getattr(module, hook)()
+    assert devices == ["cpu", "meta"]

@@ -156,6 +156,9 @@ def test_a_killed_process_ends_the_run_and_one_process_goes_on(config):
     assert running.returncode != 0, "a run without one of its processes is not a success"
     last = max(int(path.stem.removeprefix("step=")) for path in Path("runs/c/checkpoints").glob("step=*.ckpt"))
     assert_equal_optimizers(last)
+    assert " AdamW " in Path(f"runs/c/checkpoints/step={last}/README.md").read_text(), (
+        "the optimiser itself, not ZeRO's"
+    )
     one_process("c", "--ckpt_path", "last", "--trainer.max_steps", last + 2)
     one_process("one", "--trainer.max_steps", last + 2)
     assert_equal_runs("one", "c", last + 2)

@@ -6,6 +6,8 @@ from functools import partial
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.loggers.utilities import _scan_checkpoints
 from PIL import Image
 
 from rad.data.module import ImageDataModule
@@ -199,6 +201,26 @@ def test_only_the_newest_checkpoints_are_kept_with_their_adapters(world, tmp_pat
     fit(tmp_path, module(world), data(world), 6, callbacks=[newest])
     kept = {path.name for path in (tmp_path / "newest").iterdir()}
     assert kept == {f"step={n}{end}" for n in (4, 6) for end in (".ckpt", "", "-ema")} | {"last.ckpt"}
+
+
+class Uploads(DummyLogger):
+    """Records the checkpoints that a logger such as W&B's uploads."""
+
+    def __init__(self):
+        super().__init__()
+        self.times, self.paths = {}, []
+
+    def after_save_checkpoint(self, checkpoint_callback):
+        for time, path, score, _ in _scan_checkpoints(checkpoint_callback, self.times):
+            self.times[path] = time
+            self.paths.append((path, score, path == checkpoint_callback.best_model_path))
+
+
+def test_loggers_get_each_checkpoint(world, tmp_path):
+    logger = Uploads()
+    fit(tmp_path, module(world), data(world), 15, logger=logger)
+    folder = tmp_path / "checkpoints"
+    assert logger.paths == [(str(folder / f"step={step}.ckpt"), step, True) for step in (10, 15)]
 
 
 def test_a_step_that_is_trained_again_replaces_its_files(world, tmp_path):
