@@ -169,7 +169,7 @@ def load_adapter(
         wrong = sorted(name for name in expected.keys() | given.keys() if expected.get(name) != given.get(name))
         raise ValueError(
             f"{weights} does not fit the base model: {len(wrong)} of {len(expected)} tensors are missing, left over or of "
-            f"another shape, the first {wrong[0]}: give the base and the adapter_config.json it was trained with"
+            f"another shape, the first {wrong[0]}: give the base and adapter_config.json of its training"
         )
     set_peft_model_state_dict(model, {name: w.float() for name, w in state.items()})
     return model if trained else model.eval().requires_grad_(False)

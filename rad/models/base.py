@@ -86,8 +86,8 @@ def load_base(
         image_size: pixels a side; head_channels: channels of an attention head. A .pt file lacks both, a folder has them.
         norm_eps: epsilon of all group norms; None: 1e-5 for ADM weights (the training value, even for converted folders with
             1e-6), otherwise the folder's value.
-        qkv_order: "naive" reads q, k and v as three blocks of rows: for .pt files with the new attention order, and for
-            official RAD adapters, whose converted base was read so (it keeps the epsilon of 1e-6).
+        qkv_order: "naive" reads q, k and v as three blocks of rows. Use it for .pt files with the new attention order, and
+            for official RAD adapters, whose base was converted this way and keeps the epsilon of 1e-6.
 
     Raises:
         FileNotFoundError: a file is missing; ValueError: it cannot be read or does not fit.
@@ -240,7 +240,7 @@ def _read_config(path: Path, *, norm_eps: float | None, qkv_order: QkvOrder) -> 
     if config.get("_class_name") != "UNet2DModel":
         raise ValueError(f"{path} describes a {config.get('_class_name')}: only a UNet2DModel can be loaded")
     config = {key: value for key, value in config.items() if not key.startswith("_")}
-    # Folders made for a fork of diffusers (xutongda/adm_*) hold two settings that stock diffusers lacks.
+    # Folders for a fork of diffusers (xutongda/adm_*) hold two settings that stock diffusers lacks.
     legacy = bool(config.pop("attention_legacy_order", False))
     unknown = sorted(config.keys() - inspect.signature(UNet2DModel.__init__).parameters.keys())
     if unknown:

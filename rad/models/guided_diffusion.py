@@ -1,8 +1,8 @@
 """guided-diffusion's layout of a U-Net, and the names and shapes that diffusers' UNet2DModel has for the same weights.
 
-ADM (Dhariwal and Nichol 2021, arXiv 2105.05233) keeps q, k and v of an attention layer in one matrix whose 3C rows go
-head by head: [q k v] of the first head, [q k v] of the second, ... diffusers keeps three matrices; cutting the rows into
-three plain blocks would mix the heads.
+ADM (Dhariwal and Nichol 2021, arXiv 2105.05233) keeps q, k and v of an attention layer in one matrix. Its 3C rows go
+head by head: [q k v] of the first head, then of the second. diffusers keeps three matrices. Three plain blocks of rows would
+mix the heads.
 """
 
 import re
@@ -41,7 +41,7 @@ ADM_LAYERS = {
 
 
 def rename_adm(state: Mapping[str, Tensor], config: Mapping[str, Any], *, qkv_order: QkvOrder) -> dict[str, Tensor]:
-    """The weights of `state` under diffusers' names; what has no place keeps its name. `config` as of `adm_config`."""
+    """The weights of `state` under diffusers' names; tensors without a counterpart keep their names. `config` as of `adm_config`."""
     head_channels = config["attention_head_dim"]
     modules = adm_modules(config)
     renamed: dict[str, Tensor] = {}

@@ -55,14 +55,14 @@ def load_model(
         size: side of the images in pixels; for training, and for sampling with SD3 and Flux; None: the model's default.
         dtype: of the weights of SD3 and Flux without an adapter.
         head_channels: channels of an attention head, for a .pt file; qkv_order: see `load_base`.
-        controlnet, t2i_adapter: diffusers folders, for Stable Diffusion 1, 2 and XL, as the next two.
-        ip_adapter: a .safetensors file beside a folder `image_encoder`.
-        loras: .safetensors files, or folders with one, and their weights.
+        controlnet, t2i_adapter: diffusers folders, for Stable Diffusion 1, 2 and XL.
+        ip_adapter: a .safetensors file beside a folder `image_encoder`, for the same models.
+        loras: .safetensors files, or folders with one, and their weights, for the same models.
         training: load the model for training, with the text encoder T5 in bfloat16.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file cannot be read or does not fit, or an option has no use for this kind.
+        ValueError: a file cannot be read or does not fit, or an option has no effect on this kind.
     """
     if adapter is not None:
         info = AdapterInfo.read(adapter) if info is None else info
@@ -136,7 +136,7 @@ def _require_none(source: str | Path, kind: str, options: Mapping[str, object]) 
     """Raise ValueError for options that another kind of model takes."""
     for name, value in options.items():
         if value:
-            raise ValueError(f"{source} is not {kind}, so {name}={value!r} has no use")
+            raise ValueError(f"{source} is not {kind}, so {name}={value!r} has no effect")
 
 
 def new_model(

@@ -698,7 +698,7 @@ def test_a_model_trained_as_a_whole_is_for_rad_alone(config, train, sample, base
     code, _, err = sample("--overwrite", checkpoint=whole, method="ddnm")
     assert code == 2
     assert_one_error(err, "ddnm", "unconditional_share", str(base))
-    with pytest.raises(ValueError, match="has no use"):
+    with pytest.raises(ValueError, match="has no effect"):
         Inpainter.from_pretrained(whole, base=base)
     inpainter = Inpainter.from_pretrained(whole)
     assert inpainter.model.peft is None

@@ -94,7 +94,7 @@ def test_uniform_is_ddpm_and_equals_rad_with_everything_hole():
     abar, rad = levels(range(T1), 1.0, time_origin="adm")
     torch.testing.assert_close(abar, uniform.alpha.square(), rtol=1e-12, atol=0)
     assert torch.equal(rad.timesteps.float(), uniform.timesteps.float()), (
-        "the network is told the time it was trained with"
+        "the network receives the timestep of its training"
     )
 
 

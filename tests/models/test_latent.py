@@ -168,7 +168,7 @@ def test_pixel_models_have_no_grid(base):
     for told in ({"grid": Grid()}, {"fill": "none"}):
         with pytest.raises(ValueError, match="there is no latent grid"):
             pixel(random_image(16, 16), box_hole(16, 16, 3, 3, 9, 9), method="mean", **told)
-    with pytest.raises(ValueError, match="has no use"):
+    with pytest.raises(ValueError, match="has no effect"):
         Inpainter.from_pretrained(base, size=32)
 
 
