@@ -74,8 +74,8 @@ class ImageDataModule(LightningDataModule):
         path: folder of any depth, zip, tar, SHARD-{0000..0099}.tar, folder of tars, folder of an LMDB, "hf:ID:SPLIT:COLUMN" for a
             Hugging Face dataset, or "skimage" for scikit-image's photographs; or a list of these. See docs/data.md.
         weights: relative number of samples of each path, whole numbers. [3, 1] takes three samples of the first path for each
-            sample of the second, in a fixed pattern. Each path then has its own epochs; `trainer.max_epochs` still counts all images. None: all
-            images of the list are equally frequent.
+            sample of the second, in a fixed pattern. Each path then has its own epochs; `trainer.max_epochs` still
+            counts all images. None: all images of the list are equally frequent.
         val_path: source for validation, or a list. None: hold out `val_count` images of `path`, chosen by a hash of their names,
             or the photographs that "skimage" keeps for this.
         val_count: images to hold out without `val_path`; 0: no validation. Number of crops for "skimage" at random scales.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,10 +18,7 @@ from rad.models.loaded_model import LoadedModel, Origin
 from rad.models.text_to_image.folders import Pipeline, find_pipeline, require_transformers
 from rad.models.unet_model import UNetModel
 from rad.models.vae import AUTOENCODERS, IDENTITY, Autoencoder, PretrainedAutoencoder
-from rad.models.weights import empty_unet, require_run, weights_hash
-
-if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel, UNet2DModel
+from rad.models.weights import Config, UNetT, empty_unet, require_run, weights_hash
 
 STABLE_DIFFUSION = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 FLOWS = ("StableDiffusion3Pipeline", "FluxPipeline")
@@ -140,7 +137,7 @@ def _require_none(source: str | Path, kind: str, options: Mapping[str, object]) 
 
 
 def new_model(
-    fields: Mapping[str, Any],
+    fields: Config,
     *,
     autoencoder: str | Path | None = None,
     text_encoder: str | Path | None = None,
@@ -198,10 +195,7 @@ def _frozen_hash(networks: Mapping[str, nn.Module]) -> str:
     )
 
 
-UNetT = TypeVar("UNetT", "UNet2DModel", "UNet2DConditionModel")
-
-
-def _new_unet(kind: type[UNetT], fields: Mapping[str, Any], cells: int, *, image_size: int, seed: int) -> UNetT:
+def _new_unet(kind: type[UNetT], fields: Config, cells: int, *, image_size: int, seed: int) -> UNetT:
     if fields.get("sample_size", cells) != cells:
         raise ValueError(
             f"model.scratch.unet.sample_size is {fields['sample_size']}, and images of {image_size} pixels give it {cells}: "

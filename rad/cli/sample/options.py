@@ -4,7 +4,7 @@ import argparse
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn
+from typing import Literal, NoReturn
 
 import jsonargparse
 
@@ -144,7 +144,7 @@ class _Parser(jsonargparse.ArgumentParser):
 
 
 class _ListMethods(argparse.Action):
-    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, *_: object) -> None:
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: object) -> None:
         files = [word for word in namespace.method if ".py:" in word]
         if files:
             from rad.cli.sample.plan import Label
