@@ -57,7 +57,7 @@ def fetch(source: str, files: Sequence[str], *, revision: str | None) -> Path:
     except Exception as error:  # the hub client raises the errors of whichever HTTP library its version uses
         if constants.HF_HUB_OFFLINE:
             raise ValueError(
-                f"{source!r} is no local path, HF_HUB_OFFLINE forbids the Hugging Face hub, and"
+                f"{source!r} is no local path, HF_HUB_OFFLINE is set, and"
                 f" {constants.HF_HUB_CACHE} does not hold it: unset the variable, or give a local folder"
             ) from error
         raise ValueError(

@@ -152,7 +152,7 @@ def test_time_origins():
     )
     _, image = levels([0, 500, 999], 0.0, 1.0, time_origin="image")
     assert torch.equal(image.timesteps, adm.timesteps[:, 1:].expand(3, 2)), (
-        "every pixel is told the time of the noisiest"
+        "every pixel has the timestep of the noisiest"
     )
     hole = torch.tensor([0.0, 1.0]).view(1, 1, 1, 2)
     whole = PerPixel(BETAS, time_origin="image").noise(torch.tensor([500]), NoiseRegions.from_mask(hole))
