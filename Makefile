@@ -46,8 +46,7 @@ type: setup ## check types
 	$(BIN)/pyright
 
 methods-table: setup ## regenerate the stored table of `rad sample --list_methods`
-	$(BIN)/python -c "from rad.methods.registry import table; print(table())" > build-methods.txt
-	mv build-methods.txt rad/methods/methods.txt
+	$(BIN)/python -c "from pathlib import Path; from rad.methods.registry import table; Path('rad/methods/methods.txt').write_text(table() + '\n', encoding='utf-8')"
 
 bench: setup ## measure what benchmarks/results.md reports
 	for script in embedding memory perlin loop import_time; do $(BIN)/python benchmarks/$$script.py || exit 1; done
