@@ -136,7 +136,7 @@ class ImageDataModule(LightningDataModule):
             Turns(tuple(weights))  # raises ValueError for wrong weights
             if len(weights) != len(self.paths):
                 raise ValueError(
-                    f"weights={weights}: give one weight for each of the {len(self.paths)} paths, or null for none"
+                    f"weights={weights}: give one weight for each path ({len(self.paths)}), or null for none"
                 )
         self.weights = None if weights is None else tuple(weights)
         if val_path is None and self.paths == ["skimage"]:

@@ -112,7 +112,7 @@ class Inpainter:
         target = find_device(device)
         described = any((folder / name).exists() for name in ("adapter_config.json", "rad_config.json"))
         if folder.suffix == ".ckpt":
-            raise ValueError(f"{folder} resumes training; to sample give a folder beside it, step=N-ema or step=N")
+            raise ValueError(f"{folder} resumes training; to sample give an adapter folder beside it, step=N-ema")
         whole = (folder / "unet").is_dir()  # a base model, or a fully trained one
         info = AdapterInfo.read(folder) if described else None
         adapter, revision, source = None, None, path

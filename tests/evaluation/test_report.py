@@ -193,7 +193,7 @@ def test_indistinguishable_from_the_best_is_bold_too(tmp_path: Path) -> None:
 def test_how_to_read_the_tables_is_on_both_pages(tmp_path: Path) -> None:
     summary, page = written(example(tmp_path / "data"), tmp_path)
     for words in (
-        "paired sign-flip permutation test, with Holm's correction over the methods of one metric and mask set",
+        "paired sign-flip permutation test compares the mean over the common images with the baseline",
         "Distances between sets, precision and recall are not tested",
         "otherwise their intervals must overlap",
     ):
