@@ -5,10 +5,10 @@ CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test test-core slow numerical lint type bench clean
+.PHONY: help setup demo test test-core slow numerical lint type methods-table bench clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 11
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
 
 setup: $(READY) ## create .venv and install, once
 
@@ -44,6 +44,9 @@ lint: setup ## check style and format
 
 type: setup ## check types
 	$(BIN)/pyright
+
+methods-table: setup ## regenerate the stored table of `rad sample --list_methods`
+	$(BIN)/python -c "from pathlib import Path; from rad.methods.registry import table; Path('rad/methods/methods.txt').write_text(table() + '\n', encoding='utf-8')"
 
 bench: setup ## measure what benchmarks/results.md reports
 	for script in embedding memory perlin loop import_time; do $(BIN)/python benchmarks/$$script.py || exit 1; done

@@ -8,7 +8,10 @@ import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 EXIT_OK, EXIT_FAILED, EXIT_INPUT, EXIT_SOME, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -56,7 +59,7 @@ class Parser(argparse.ArgumentParser):
 
 def option(
     help: str,
-    default: Any = dataclasses.MISSING,
+    default: object = dataclasses.MISSING,
     *,
     low: float = -math.inf,
     high: float = math.inf,
@@ -99,7 +102,7 @@ def add_options(parser: argparse.ArgumentParser, kind: type) -> None:
         group.add_argument(f"--{field.name}", **keywords)
 
 
-def check_options(options: Any) -> None:
+def check_options(options: "DataclassInstance") -> None:
     """Raise ValueError for a value out of the range of its `option`, and for a flag or list of another type."""
     hints = get_type_hints(type(options))
     for field in dataclasses.fields(options):
@@ -115,7 +118,7 @@ def check_options(options: Any) -> None:
             raise ValueError(f"--{field.name} {value}: allowed are {allowed} ({field.metadata['help']})")
 
 
-def _without_none(hint: Any) -> Any:
+def _without_none(hint: object) -> object:
     if get_origin(hint) not in (Union, types.UnionType):
         return hint
     (hint,) = (part for part in get_args(hint) if part is not type(None))

@@ -113,7 +113,7 @@ def test_names_in_help_texts_match_the_registries():
 
 
 def test_the_stored_table_of_methods_is_the_generated_one():
-    """After a change: python -c "from rad.methods.registry import table; print(table())" > rad/methods/methods.txt"""
+    """After a change run `make methods-table`."""
     from rad.cli.sample.options import METHODS_TABLE
     from rad.methods.registry import table
 

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, get_args, get_type_hints
+from typing import Literal, cast, get_args, get_type_hints
 
 import yaml
 from jsonargparse import Namespace
@@ -88,7 +88,7 @@ def _require_values(config: Namespace, module: type[LightningModule]) -> None:
             raise ValueError(f"{group}.{empty} is empty: give a value, or remove the line")
 
 
-def _find_empty(given: Mapping[str, Any], kind: type) -> str | None:
+def _find_empty(given: Mapping[str, object], kind: type) -> str | None:
     """The first argument of `kind` without a value that it needs, with a dot before fields of a group; None if all have one."""
     for name, hint in get_type_hints(kind.__init__).items():
         if name in given and given[name] is None and type(None) not in get_args(hint):

@@ -63,19 +63,19 @@ def _choose(images: Sequence[Source], numbers: np.ndarray) -> Sequence[Source]:
 class ImageDataModule(LightningDataModule):
     """Square images for training and validation, counted in steps instead of epochs.
 
-    Batches are dicts: "image" (B,3,size,size) float32 in [-1, 1], "position" (B) int64, "name" list of B, with `masks` "hole"
-    (B,1,size,size), 1 = fill, with `captions` "text", list of B. The run is one pass of Lightning, `trainer.max_steps` long, or
+    Batches are dicts: "image" (B,3,size,size) float32 in [-1, 1], "position" (B) int64, "name" list of B. `masks` adds "hole"
+    (B,1,size,size), 1 = fill; `captions` adds "text", list of B. The run is one pass of Lightning, `trainer.max_steps` long, or
     `trainer.max_epochs` times the images, counted in steps. The trainer needs `use_distributed_sampler=False`.
 
-    One warning counts and names unreadable images, which are skipped. An image whose damage shows only in decoding is replaced
-    by the next of the list; in tars, LMDB and datasets all damage shows only then. Small images are enlarged (Lanczos).
+    One warning counts and names unreadable images, which are skipped. Some damage shows only in decoding, in tars, LMDB and
+    datasets all of it. The next image of the list then replaces the damaged one. Small images are enlarged (Lanczos).
 
     Args:
         path: folder of any depth, zip, tar, SHARD-{0000..0099}.tar, folder of tars, folder of an LMDB, "hf:ID:SPLIT:COLUMN" for a
-            Hugging Face dataset, or "skimage" for photographs inside scikit-image; or a list of these. See docs/data.md.
-        weights: relative number of samples of each path, whole numbers: [3, 1] takes three samples of the first for each of the
-            second, in a fixed pattern. Each path then has its own epochs; `trainer.max_epochs` still counts all images. None: all
-            images of the list are equally frequent.
+            Hugging Face dataset, or "skimage" for scikit-image's photographs; or a list of these. See docs/data.md.
+        weights: relative number of samples of each path, whole numbers. [3, 1] takes three samples of the first path for each
+            sample of the second, in a fixed pattern. Each path then has its own epochs; `trainer.max_epochs` still
+            counts all images. None: all images of the list are equally frequent.
         val_path: source for validation, or a list. None: hold out `val_count` images of `path`, chosen by a hash of their names,
             or the photographs that "skimage" keeps for this.
         val_count: images to hold out without `val_path`; 0: no validation. Number of crops for "skimage" at random scales.
@@ -136,7 +136,7 @@ class ImageDataModule(LightningDataModule):
             Turns(tuple(weights))  # raises ValueError for wrong weights
             if len(weights) != len(self.paths):
                 raise ValueError(
-                    f"weights={weights}: give one weight for each path, of which there are {len(self.paths)}, or null for none"
+                    f"weights={weights}: give one weight for each path ({len(self.paths)}), or null for none"
                 )
         self.weights = None if weights is None else tuple(weights)
         if val_path is None and self.paths == ["skimage"]:

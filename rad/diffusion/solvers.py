@@ -49,9 +49,9 @@ def check_solver(solver: Solver, eta: float, spacing: Spacing) -> None:
             f"eta is {eta}; solver 'dpm++2m' allows 0 (ODE) and 1 (SDE): use one of them, or solver 'ddpm'"
         )
     if solver == "dpm++2m" and spacing not in SMOOTH:
+        # On Gaussian data "even" has over 100 times the KL of "logsnr" at 10 to 50 steps.
         raise ValueError(
-            f"spacing is {spacing!r}; solver 'dpm++2m' needs slowly changing steps in log(a / s) (on Gaussian data 'even' has "
-            "over 100 times the KL of 'logsnr' at 10 to 50 steps): "
+            f"spacing is {spacing!r}; solver 'dpm++2m' needs slowly changing steps in log(a / s): "
             "use spacing 'logsnr' or 'quad', or solver 'ddpm' or 'ddim'"
         )
 

@@ -142,8 +142,8 @@ def _compare(
     if any(has_features(extractor) for extractor in extractors):
         sets, digests = reference_features(references, extractors, batch_size=batch_size, notes=notes)
         notes.append(
-            "the references include the originals of these results: Fréchet distances are smaller than with other images; "
-            "kernel distances, precision and recall never compare an image with its own original"
+            "the references include the originals of these results. Fréchet distances are smaller than with other images. "
+            "Kernel distances, precision and recall never compare an image with its own original"
         )
     count = _counter(files, on_progress)
     scored = [score(some, references, extractors, batch_size=batch_size, on_file=count) for some in files]

@@ -128,8 +128,8 @@ def set_interval(
     """A distance between sets with its bootstrap 95 % interval over images; the references stay fixed.
 
     Repeated images make a resample less diverse, which biases its Fréchet distance upwards by about the bias of the set
-    itself. The resamples are therefore shifted to the mean `value`: the interval holds for this number of images.
-    scipy's bootstrap has neither the shift nor weights, which avoid recomputing the features of each resample.
+    itself. The resamples are therefore shifted to the mean `value`; the interval holds for this number of images.
+    Weights avoid recomputing the features of each resample. scipy's bootstrap has neither.
 
     Args:
         value: distance of the whole set.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 @contextmanager
 def naming_errors(name: str) -> Iterator[None]:
-    """Any error becomes a ValueError of one line that names the image."""
+    """Every error becomes a ValueError of one line that names the image."""
     try:
         yield
     except Exception as error:  # damaged input makes Pillow and zipfile raise almost anything

@@ -110,11 +110,9 @@ class Inpainter:
             path = str(shipped)
         folder = Path(path)
         target = find_device(device)
-        described = (folder / "adapter_config.json").exists() or (folder / "rad_config.json").exists()
+        described = any((folder / name).exists() for name in ("adapter_config.json", "rad_config.json"))
         if folder.suffix == ".ckpt":
-            raise ValueError(
-                f"{folder} resumes training; to sample give an adapter folder beside it, step=N-ema or step=N"
-            )
+            raise ValueError(f"{folder} resumes training; to sample give an adapter folder beside it, step=N-ema")
         whole = (folder / "unet").is_dir()  # a base model, or a fully trained one
         info = AdapterInfo.read(folder) if described else None
         adapter, revision, source = None, None, path
@@ -123,7 +121,7 @@ class Inpainter:
             adapter, revision = folder, None if base else info.base_revision
         elif base is not None:
             raise ValueError(
-                f"{path} is not an adapter folder (rad_config.json, no unet), so base={str(base)!r} has no use"
+                f"{path} is not an adapter folder (rad_config.json, no unet), so base={str(base)!r} has no effect"
             )
         model = load_model(
             source,

@@ -47,7 +47,7 @@ class Pnoise(MaskGenerator):
     axes. Each image shows a random place of its 256-periodic plane.
 
     Args:
-        octaves: number of octaves, each with half the cell and half the amplitude of the previous one.
+        octaves: number of octaves; each has half the cell and half the amplitude of the previous one.
         area_range, scale_range: as in `Perlin`; the scale is the cell of the first octave.
     """
 
@@ -74,8 +74,8 @@ class Pnoise(MaskGenerator):
 def perlin_noise(scale: float, angles: Tensor, *, height: int, width: int) -> Tensor:
     """Classic Perlin noise on a lattice anchored at pixel (0,0): `n = sqrt(2) sum_ij w_i w_j g_ij . d_ij`.
 
-    The sum over the corners of a cell is separable: `n = sqrt(2) (W_y G_x D_x' + D_y G_y W_x')`, with the fade weights W and
-    the faded distances D of each axis. In float64, where ties are rare.
+    The sum over the corners of a cell is separable: `n = sqrt(2) (W_y G_x D_x' + D_y G_y W_x')`. W are the fade weights and D
+    the faded distances of each axis. In float64, where ties are rare.
 
     Args:
         scale: side of a lattice cell, in pixels.

@@ -2,7 +2,7 @@
 
 FOLDER/000000.png, 000001.png ...   the masks, 8-bit grey, white = fill
 FOLDER/manifest.json                generator, settings, size, count, seed, hash; pixel hash and share of each mask
-FOLDER-overview.png                 contact sheet of the first 24; outside the folder, where no PNG but masks may lie
+FOLDER-overview.png                 contact sheet of the first 24, outside the folder: each PNG inside is a mask
 """
 
 import hashlib
@@ -242,7 +242,7 @@ def _write_or_compare(folder: Path, mask: str, hole: Tensor, head: Manifest) -> 
     elif not same_mask(path, hole):
         raise ValueError(
             f"{path} is not mask {mask} of the set {head['set']} of {head['height']}x{head['width']} with seed "
-            f"{head['seed']}, or was drawn by another version of Pillow or torch: give another folder"
+            f"{head['seed']}, or another version of Pillow or torch drew it: give another folder"
         )
 
 

@@ -96,7 +96,7 @@ class Strokes(MaskGenerator):
 class Blobs(MaskGenerator):
     """One to three silhouettes of the size of objects, with smooth irregular outlines.
 
-    An outline is star-shaped: `ln r(t) = c + sum_k (u_k cos kt + v_k sin kt)`, k = 2 to 7, with normal u_k and v_k of
+    An outline is star-shaped: `ln r(t) = c + sum_k (u_k cos kt + v_k sin kt)`, k = 2 to 7. u_k and v_k are normal with
     deviation irregularity / k. Its centre lies at least an eighth of the image away from the border, which may cut the
     outline. Silhouettes may overlap.
 

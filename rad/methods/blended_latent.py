@@ -1,7 +1,7 @@
 """Blended Latent Diffusion (Avrahami, Fried, Lischinski, SIGGRAPH 2023, arXiv 2206.02779).
 
-Blended Diffusion on latents. Between steps, known cells are replaced by the known latents at the level's noise; the noisiest
-levels are skipped, and the chain starts from a noised image:
+Blended Diffusion on latents. Between steps, known cells are replaced by the known latents at the level's noise. The noisiest
+levels are skipped, so the chain starts from a noised image:
 
     x_start = a (known y + hole f) + s n        x <- hole x + known (a y + s n)
 

@@ -27,9 +27,12 @@ FACTORS = (*(0.8**exponent for exponent in range(21)), 0.0)
 class CoPaint(SamplingMethod):
     """Defaults are the official ones for CelebA-HQ; `tt()` and `fast()` are the paper's variants. MAP-like: too little variation.
 
-    ImageNet's preset has prior = 0.01 and prior_growth = 1. Differences from the official code: F and the line search are per
-    image, not per batch; the search ends; an accepted trial is the next estimate, without a new call; the last step goes to the
-    clean level, not to t = 0; no extra descent before a travel back, since the way down repeats it.
+    ImageNet's preset has prior = 0.01 and prior_growth = 1. Differences from the official code:
+
+    - F and the line search are per image, not per batch. The search ends.
+    - An accepted trial is the next estimate, without a new call.
+    - The last step goes to the clean level, not to t = 0.
+    - No extra descent precedes a travel back, because the way down repeats it.
     """
 
     paper = "Zhang et al. 2023, arXiv 2304.03322"

@@ -3,9 +3,10 @@
 At each level, with sigma = s / a: K Euler steps of the ODE lead from x_t to a clean x0. x0 is then drawn from the product of
 N(x0, sigma^2) and the likelihood N(y; x0, tau^2 / 2) of known pixels. Finally x_u = a_u x0 + s_u n starts afresh.
 
-For inpainting the product is known pixel by pixel, without the paper's Langevin steps: known pixels are
-N(x0 + g (y - x0), g tau^2 / 2) with g = 2 sigma^2 / (2 sigma^2 + tau^2). A comparison in decoded pixels needs them: M steps
-z <- z + h [(x0 - z) / sigma^2 + 2 J^T known (y - Dec(z)) / tau^2] + sqrt(2 h) n from z = x0, with the decoder's Jacobian J.
+For inpainting the product is known pixel by pixel, and needs no Langevin steps: known pixels are
+N(x0 + g (y - x0), g tau^2 / 2) with g = 2 sigma^2 / (2 sigma^2 + tau^2). A comparison in decoded pixels needs the paper's M
+Langevin steps from z = x0. With the decoder's Jacobian J, a step is
+z <- z + h [(x0 - z) / sigma^2 + 2 J^T known (y - Dec(z)) / tau^2] + sqrt(2 h) n.
 Hooks: on_start, on_denoised, after_step.
 """
 

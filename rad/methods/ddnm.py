@@ -7,8 +7,8 @@ e = (x - a_t x0) / s_t, from the estimate before that, and fresh n,
     form "ddnm":       x_u = a_u z + s_u (eta n + sqrt(1 - eta^2) e)      (eta = 1: all noise is fresh; not DDPM)
     form "posterior":  x_u ~ q(x_u | x_t, z), the step of DDPM
 
-DDNM+, for y with noise sigma_y: let a step put z into x_u with weight c and add noise of deviation d (a_u and s_u, or those of
-q). On known pixels z = x0 + l (y - x0), and the noise of y is a part of the step's noise:
+DDNM+ is for y with noise sigma_y. A step puts z into x_u with weight c and adds noise of deviation d: a_u and s_u, or those of
+q. On known pixels z = x0 + l (y - x0), and the noise of y is a part of the step's noise:
 
     d >= c sigma_y:  l = 1,                                      noise sqrt(d^2 - c^2 sigma_y^2) n
     otherwise:       l = sqrt(1 - eta^2) d / (c sigma_y),        noise eta d n                    (posterior: eta = 0)

@@ -26,8 +26,8 @@ from rad.sampling.state import State
 class DDRM(SamplingMethod):
     """Very few steps and no gradient; weak in large holes.
 
-    Differences from the official code: for a noiseless task its two cases exclude the clean level (0 > 0, 0 < 0), and known
-    pixels end as x0; here they end as y. Its levels skip the noisiest; ours start there.
+    Differences from the official code: known pixels end as y. For a noiseless task the official cases exclude the clean level
+    (0 > 0, 0 < 0), and known pixels end as x0. The official levels skip the noisiest; ours start there.
     """
 
     paper = "Kawar, Elad, Ermon, Song 2022, arXiv 2201.11793"

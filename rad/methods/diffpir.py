@@ -27,9 +27,9 @@ from rad.sampling.state import State
 class DiffPIR(SamplingMethod):
     """With zeta = 1 all noise is fresh and eta has no effect; with sigma_n = 0 known pixels of z are y.
 
-    Differences from the official code: it makes no step at the last level, so its samples keep that level's noise; here the
-    last step goes to the clean level, where known pixels are y. With more than T / 2 steps its levels repeat; here each is lower
-    than the previous one. Soft masks mix x0 with z of a known pixel.
+    Differences from the official code: the last step goes to the clean level, where known pixels are y. Official samples keep
+    the last level's noise. With more than T / 2 steps the official levels repeat; here each is lower than the previous one.
+    Soft masks mix x0 with z of a known pixel.
     """
 
     paper = "Zhu et al. 2023, arXiv 2305.08995"

@@ -7,9 +7,15 @@ w = e(z, u), the product is Gaussian for each pixel. With gamma = v / (v + a_u^2
     hole   x_u = mu + sqrt(v) n
     known  x_u = mu + gamma (a_u y + s_u w - mu) + sqrt(v (1 - gamma)) n
 
-sqrt(v) by `schedule`, with kappa = s / (a + s): "sigma2" s_u kappa_u (sigma^2 of a flow), "sigma1.5" s_u sqrt(kappa_u), "vp"
-s_u (1 - a_u) in variance-preserving units, "ddpm" DDPM's deviation, "ddim" 0.01 of it. proxy "delayed" takes w = e, without the
-second call. Hooks: plan, after_step.
+sqrt(v) by `schedule`, with kappa = s / (a + s):
+
+    "sigma2"    s_u kappa_u (sigma^2 of a flow)
+    "sigma1.5"  s_u sqrt(kappa_u)
+    "vp"        s_u (1 - a_u) in variance-preserving units
+    "ddpm"      DDPM's deviation
+    "ddim"      0.01 of DDPM's
+
+proxy "delayed" takes w = e, without the second call. Hooks: plan, after_step.
 """
 
 from dataclasses import dataclass
@@ -32,8 +38,8 @@ Schedule = Literal["sigma2", "sigma1.5", "ddpm", "ddim", "vp"]
 class DInG(SamplingMethod):
     """No gradient. Not exact, but its mean converges to the posterior's with more levels; replacement's does not.
 
-    With "sigma2" and many levels v falls below the noise of y at the last levels, and gamma (the weight of known pixels) goes to
-    0; gamma_min limits this. Soft masks use (1 - hole) gamma. "delayed" overshoots the mean at few levels.
+    With "sigma2" and many levels, v falls below the noise of y at the last levels. Then gamma, the weight of known pixels, goes
+    to 0; gamma_min limits this. Soft masks use (1 - hole) gamma. "delayed" overshoots the mean at few levels.
     """
 
     paper = "Moufad et al. 2025, arXiv 2512.18365"
@@ -44,7 +50,9 @@ class DInG(SamplingMethod):
     proxy: Literal["resample", "delayed"] = setting(
         "resample", "where to read the noise w of known pixels: at a second draw (2 calls a step), or at x (1)"
     )
-    schedule: Schedule = setting("sigma2", "deviation sqrt(v) of a step, see above; vp and sigma2 fade fastest")
+    schedule: Schedule = setting(
+        "sigma2", "deviation sqrt(v) of a step, formulas in ding.py; vp and sigma2 fade fastest"
+    )
     sigma_y: float = setting(0.01, "assumed noise of y, in the model's units", low=0)
     gamma_min: float = setting(
         0.0, "least gamma, no unit; 0: as the paper; 1: known pixels are a y + s w", low=0, high=1

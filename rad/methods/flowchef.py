@@ -1,8 +1,8 @@
 """FlowChef: Steering Rectified Flow Models in the Vector Field for Controlled Image Generation (Patel et al. 2024,
 arXiv 2412.00100).
 
-Guides a flow without a gradient through the network. Steps of length `rate` down the gradient of the norm of known (y - z) move
-the estimate x0 to z, and the ordinary step t -> u of the flow moves by the same amount:
+Guides a flow without a gradient through the network. Gradient steps of length `rate` on the norm of known (y - z) move the
+estimate x0 to z. The ordinary step t -> u of the flow moves by the same amount:
 
     x_u = a_u x0 + s_u e + (z - x0)
 

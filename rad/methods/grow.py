@@ -1,5 +1,7 @@
-"""Fills the hole from its boundary inwards with any other method; after Growing Images: Spatial Scheduling in Diffusion
-Inpainting (ICML 2026 workshop, OpenReview 6VOu2xvsbd), inferred from its abstract.
+"""Fills the hole from its boundary inwards with any other method.
+
+Inferred from the abstract of Growing Images: Spatial Scheduling in Diffusion Inpainting (ICML 2026 workshop, OpenReview
+6VOu2xvsbd).
 
 The hole is divided into bands of equal area, by distance to the known pixels. Stage b runs the wrapped method on all pixels
 that are still unknown, keeps band b of its result, and treats it as known from then on. Hooks: its own loop.

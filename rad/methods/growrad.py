@@ -1,5 +1,7 @@
-"""RAD with a schedule that fills the hole from its boundary inwards; after Growing Images: Spatial Scheduling in Diffusion
-Inpainting (ICML 2026 workshop, OpenReview 6VOu2xvsbd), inferred from its abstract.
+"""RAD with a schedule that fills the hole from its boundary inwards.
+
+Inferred from the abstract of Growing Images: Spatial Scheduling in Diffusion Inpainting (ICML 2026 workshop, OpenReview
+6VOu2xvsbd).
 
 Each pixel goes through the whole DDPM schedule, but bands of the hole start one after another. Bands near known pixels finish
 first, and the rest sees them clean. This needs a network that reads a noise level per pixel. Hooks: none.

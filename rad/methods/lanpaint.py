@@ -6,9 +6,10 @@ At each level of a short ODE sampler, n steps of Langevin dynamics dx = g dt + s
     hole:   g = -(x - a D(x)) / s^2                                          (the score)
     known:  g = [-(1 + lam) (x - a y) + lam (x - a D(x))] / s^2              (the guided score: known pixels give way)
 
-With A = 1 / s^2 in the hole, (1 + lam) / s^2 elsewhere, and C(x) = g + A x, the flow of dx = (C - A x) dt + sqrt(2) dW at a fixed
-C is exact. A step of length dt = eta s^2 is half a flow, x <- x + (C(x) - C) dt, half a flow, both with the old C (Strang). The
-first step at a level is one flow with its own C. Then follow the ODE's step, and known pixels at its end: a y + s n.
+Let A = 1 / s^2 in the hole, (1 + lam) / s^2 elsewhere, and C(x) = g + A x. At a fixed C, the flow of
+dx = (C - A x) dt + sqrt(2) dW is exact. A step of length dt = eta s^2 is half a flow, x <- x + (C(x) - C) dt, half a flow, both
+with the old C (Strang). The first step at a level is one flow with its own C. Then follow the ODE's step, and known pixels
+at its end: a y + s n.
 Hooks: before_denoise, after_step.
 """
 

@@ -22,8 +22,8 @@ from rad.sampling.state import State
 class MCG(SamplingMethod):
     """The norm is not squared, as in the official code: the step does not fade with the residual.
 
-    Differences from that code: known pixels have the level of the step's end, not of its start, and the norm is of each image,
-    not of the batch. With alpha = 0 this is Replacement.
+    Differences from that code: known pixels have the level of the step's end, not of its start. The norm is per image, not per
+    batch. With alpha = 0 this is Replacement.
     """
 
     paper = "Chung et al. 2022, arXiv 2206.00941"

@@ -28,8 +28,10 @@ class MCGDiff(CustomSampler):
     """A slow reference: exact as N grows, for the reverse process with these steps and the network's x0 as mean.
 
     With many known pixels one particle takes all the weight, and the result approaches N = 1, a form of replacement. Particles
-    are not samples: a run returns one. Differences from the official code: resampling is systematic, the last step has the same
-    weights as the others (official: the inverse of g_0), and known pixels are y at the end.
+    are not samples: a run returns one.
+
+    Differences from the official code: resampling is systematic. The last step has the same weights as the others (official:
+    the inverse of g_0). Known pixels are y at the end.
     """
 
     paper = "Cardoso et al. 2024, arXiv 2308.07983"

@@ -1,5 +1,7 @@
 """PiGDM: Pseudoinverse-Guided Diffusion Models for Inverse Problems (Song, Vahdat, Mardani, Kautz, ICLR 2023,
-OpenReview 9_gsMA8MRKQ); inpainting as in the experiments of RED-diff (Mardani et al. 2023, arXiv 2305.04391).
+OpenReview 9_gsMA8MRKQ).
+
+Inpainting follows the experiments of RED-diff (Mardani et al. 2023, arXiv 2305.04391).
 
 With p(x0 | x_t) approximated by N(x0, r_t^2), r_t^2 = s^2 / (a^2 + s^2), known pixels act through a vector-Jacobian product:
 

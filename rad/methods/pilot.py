@@ -33,10 +33,11 @@ LEVELS = 1000
 class PILOT(SamplingMethod):
     """Defaults are those of the official configuration for text, with 100 steps; the paper has 200.
 
-    Without a prompt only L_bg is left. An image without known pixels is not optimised, since both losses are 0. Differences from
-    the official code: losses are per image, not per batch; levels are even from T - 1 to 0 (official: 991 to 1); known latents
-    are replaced at the end. L_sc leaves out the layers with the most cells, 64x64 in Stable Diffusion 1 and XL; the official
-    code counts layers by number, without XL.
+    Without a prompt only L_bg is left. An image without known pixels is not optimised, since both losses are 0. L_sc leaves out
+    the layers with the most cells, 64x64 in Stable Diffusion 1 and XL. The official code counts layers by number, without XL.
+
+    Further differences from it: losses are per image, not per batch. Levels are even from T - 1 to 0 (official: 991 to 1). Known
+    latents are replaced at the end.
     """
 
     paper = "Pan et al. 2024, arXiv 2407.08019"

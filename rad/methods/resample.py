@@ -2,7 +2,7 @@
 arXiv 2307.08123).
 
 DDIM with guidance, x_u <- x_u - dps (a_t^2 / 2) grad_x_t || known (y - Dec(x0)) ||^2. From a third of the steps on, every f-th
-step finds a z near x0 that agrees with the known pixels, and draws x_u between itself and z:
+step finds a z near x0 that agrees with the known pixels. It then draws x_u between its result and z:
 
     second third:  z = Enc(p),  p = known y + hole Dec(x0)          (the solution of min_p || known (y - p) ||, from Dec(x0))
     last third:    z = argmin || known (y - Dec(z)) ||^2 by Adam from x0, at most J steps
@@ -30,11 +30,15 @@ from rad.sampling.task import Task
 class ReSample(SamplingMethod):
     """Deterministic between these events. There is no event after the last step.
 
-    Differences from the official code: pixels of the second third take their exact solution; Adam has no weight decay; each
-    image stops alone, at a mean square of its known values of tolerance^2 (official: a sum over the batch, hardly ever reached);
-    the draw has the level of x_u (official: a_t and s_t, legacy_level "t"). The guidance takes d / d' of the squared norm in an
-    image (values in x / values in the image), so it does not grow with the decoder. vjp counts the network's gradients, not the
-    decoder's.
+    Differences from the official code:
+
+    - Pixels of the second third take their exact solution. Adam has no weight decay.
+    - Each image stops alone, at a mean square of its known values of tolerance^2. The official sum over the batch hardly ever
+      reaches its limit.
+    - The draw has the level of x_u (official: a_t and s_t, legacy_level "t").
+    - The guidance scales the squared norm in an image by values in x / values in the image, and does not grow with the decoder.
+
+    vjp counts the network's gradients, not the decoder's.
     """
 
     paper = "Song et al. 2024, arXiv 2307.08123"

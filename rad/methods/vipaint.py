@@ -8,7 +8,7 @@ Adam fits a Gaussian posterior q of K noise levels h_1 (noisiest) to h_K to each
 
 f_i, v_i are mean and variance of the reverse step h_i-1 -> h_i, and p(y | z_K) = N(known y; known x0(z_K), sigma_y^2). Then z_K
 is drawn from q. From there each reverse step is followed by DPS, x_u <- x_u - zeta grad_x_t || known (y - x0) ||. Space "pixels"
-compares y with the decoded x0; -log p is then that of d values with the mean over pixels, d the values in x.
+compares y with the decoded x0. Then -log p is the mean over pixels times d, the number of values in x.
 Hooks: process, on_start, after_step.
 """
 
@@ -33,10 +33,14 @@ class VIPaint(SamplingMethod):
     """Defaults are VIPaint-2; VIPaint-4 has levels=4. The sampler's steps are those below h_K.
 
     Levels h are found by a / s on any process, and are even in time. Images are fitted with their own draws, independently of
-    the batch unless `share` is true. Differences from the official code, which is for latents with the mean L1 distance of
-    decoded pixels and LPIPS: the likelihood is Gaussian in either space, with an inferred sigma_y and a weight that does not
-    depend on the decoder; the KL is exact; the level above is predicted from x0; the mean of z_1 is a_1 mu_1; one level t > h_1
-    per iteration stands for all, weighted by their number; the 250 steps below h_K (official: about 400) add their noise.
+    the batch unless `share` is true.
+
+    Differences from the official code, which compares decoded pixels by mean L1 distance and LPIPS:
+
+    - The likelihood is Gaussian in either space. Its sigma_y is inferred, and its weight does not depend on the decoder.
+    - The KL is exact, the level above is predicted from x0, and the mean of z_1 is a_1 mu_1.
+    - Each iteration draws one level t > h_1 and weights it by the number of such levels.
+    - There are 250 steps below h_K (official: about 400), which add their noise.
     """
 
     paper = "Agarwal et al. 2024, arXiv 2411.18929"

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
@@ -89,7 +89,7 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and value >= 1
 
 
-_INFO: dict[str, Callable[[Any], bool]] = {
+_INFO: dict[str, Callable[[object], bool]] = {
     "base": lambda value: isinstance(value, str) and value != "",
     "base_hash": lambda value: isinstance(value, str),
     "time_origin": lambda value: value in get_args(TimeOrigin),
@@ -119,7 +119,7 @@ def save_adapter(model: PeftModel, folder: str | Path, info: AdapterInfo, *, car
         {name: w.detach().to("cpu", dtype).contiguous() for name, w in state.items()},
         folder / "adapter_model.safetensors",
     )
-    config = _own_settings(model.peft_config["default"], info.base)
+    config = _peft_settings(model.peft_config["default"], info.base)
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
     info.write(folder)
     (folder / "README.md").write_text(card)
@@ -169,7 +169,7 @@ def load_adapter(
         wrong = sorted(name for name in expected.keys() | given.keys() if expected.get(name) != given.get(name))
         raise ValueError(
             f"{weights} does not fit the base model: {len(wrong)} of {len(expected)} tensors are missing, left over or of "
-            f"another shape, the first {wrong[0]}: give the base and the adapter_config.json it was trained with"
+            f"another shape, the first {wrong[0]}: give the base and adapter_config.json of its training"
         )
     set_peft_model_state_dict(model, {name: w.float() for name, w in state.items()})
     return model if trained else model.eval().requires_grad_(False)
@@ -180,16 +180,16 @@ NEWER_DEFAULTS = {"qalora_group_size": 16}
 """Settings that newer versions of peft write and older ones do not know. At these values they change nothing."""
 
 
-def _own_settings(config: PeftConfig, base: str) -> dict[str, Any]:
+def _peft_settings(config: PeftConfig, base: str) -> dict[str, object]:
     """The content of adapter_config.json: only settings of `rad.models.lora.LoRA`, which every version of peft reads."""
-    own = {name: getattr(config, name) for name in OWN}
-    names = {name: value if value is None else sorted(value) for name, value in own.items() if name in OWN[2:]}
+    settings = {name: getattr(config, name) for name in OWN}
+    names = {name: value if value is None else sorted(value) for name, value in settings.items() if name in OWN[2:]}
     return {
         "peft_type": "LORA",
         "base_model_name_or_path": base,
         "inference_mode": True,
         "init_lora_weights": "gaussian",
-        **own,
+        **settings,
         **names,
     }
 
@@ -221,9 +221,9 @@ def _read_peft_config(path: Path, state: Mapping[str, Tensor]) -> LoraConfig:
         init_lora_weights="gaussian",
     )
     plain = LoraConfig().to_dict()
-    own = {*OWN, "init_lora_weights", "inference_mode", "base_model_name_or_path", "peft_version"}
+    known = {*OWN, "init_lora_weights", "inference_mode", "base_model_name_or_path", "peft_version"}
     given = {
-        name: value for name, value in content.items() if name not in own and value
+        name: value for name, value in content.items() if name not in known and value
     }  # without settings that are off
     defaults = {**NEWER_DEFAULTS, **plain}
     foreign = sorted(name for name, value in given.items() if name not in defaults or value != defaults[name])

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from rad.models.guided_diffusion import ADM_TIME, QkvOrder, adm_config, rename_a
 from rad.models.weights import (
     MOST_STEPS,
     WEIGHT_FILES,
+    Config,
     _build,
     describing,
     empty_unet,
@@ -86,8 +87,8 @@ def load_base(
         image_size: pixels a side; head_channels: channels of an attention head. A .pt file lacks both, a folder has them.
         norm_eps: epsilon of all group norms; None: 1e-5 for ADM weights (the training value, even for converted folders with
             1e-6), otherwise the folder's value.
-        qkv_order: "naive" reads q, k and v as three blocks of rows: for .pt files with the new attention order, and for
-            official RAD adapters, whose converted base was read so (it keeps the epsilon of 1e-6).
+        qkv_order: "naive" reads q, k and v as three blocks of rows. Use it for .pt files with the new attention order, and
+            for official RAD adapters, whose base was converted this way and keeps the epsilon of 1e-6.
 
     Raises:
         FileNotFoundError: a file is missing; ValueError: it cannot be read or does not fit.
@@ -108,7 +109,6 @@ def load_base(
             betas, prediction_type, (sigmas, sigma_data) = torch.empty(0, dtype=torch.float64), "edm", karras
     else:
         eps = 1e-5 if norm_eps is None else norm_eps
-        size: dict[str, Any] = {"image_size": image_size, "head_channels": head_channels}
         state = read_weights(path)
         if any(name.startswith("model.diffusion_model.") for name in state):
             raise ValueError(
@@ -116,7 +116,9 @@ def load_base(
                 "StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)"
             )
         with describing(path):
-            unet = convert_adm(state, **size, norm_eps=eps, qkv_order=qkv_order)
+            unet = convert_adm(
+                state, image_size=image_size, head_channels=head_channels, norm_eps=eps, qkv_order=qkv_order
+            )
         betas, prediction_type = _betas(DDPM_SCHEDULE), "epsilon"
     inputs, outputs = unet.config["in_channels"], unet.config["out_channels"]
     if inputs == 3 and outputs not in (3, 6):
@@ -230,7 +232,7 @@ def _read_unet(folder: Path, *, norm_eps: float | None, qkv_order: QkvOrder) -> 
         return _build(config, state)
 
 
-def _read_config(path: Path, *, norm_eps: float | None, qkv_order: QkvOrder) -> tuple[dict[str, Any], bool]:
+def _read_config(path: Path, *, norm_eps: float | None, qkv_order: QkvOrder) -> tuple[Config, bool]:
     """UNet2DModel arguments of a config.json, and whether its q, k, v rows need sorting."""
     from diffusers.models.unets.unet_2d import UNet2DModel
 
@@ -240,7 +242,7 @@ def _read_config(path: Path, *, norm_eps: float | None, qkv_order: QkvOrder) -> 
     if config.get("_class_name") != "UNet2DModel":
         raise ValueError(f"{path} describes a {config.get('_class_name')}: only a UNet2DModel can be loaded")
     config = {key: value for key, value in config.items() if not key.startswith("_")}
-    # Folders made for a fork of diffusers (xutongda/adm_*) hold two settings that stock diffusers lacks.
+    # Folders for a fork of diffusers (xutongda/adm_*) hold two settings that stock diffusers lacks.
     legacy = bool(config.pop("attention_legacy_order", False))
     unknown = sorted(config.keys() - inspect.signature(UNet2DModel.__init__).parameters.keys())
     if unknown:
@@ -302,7 +304,7 @@ def _read_karras(folder: Path) -> tuple[Tensor, float] | None:
         return _karras(config)
 
 
-def _karras(config: Mapping[str, Any]) -> tuple[Tensor, float]:
+def _karras(config: Config) -> tuple[Tensor, float]:
     numbers = {"sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5, "rho": 7.0}
     low, high, data, rho = (config.get(name, default) for name, default in numbers.items())
     steps = config.get("num_train_timesteps", 1000)
@@ -317,7 +319,7 @@ def _karras(config: Mapping[str, Any]) -> tuple[Tensor, float]:
     return karras_sigmas(steps, low=low, high=high, rho=rho), float(data)
 
 
-def _betas(config: Mapping[str, Any]) -> Tensor:
+def _betas(config: Config) -> Tensor:
     """(T,) float64 betas of a diffusers scheduler config; the cosine is Nichol and Dhariwal 2021, eq. 17."""
     if config.get("rescale_betas_zero_snr"):
         raise ValueError("rescale_betas_zero_snr=true is not supported: use a model that keeps some signal at T")

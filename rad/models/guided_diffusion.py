@@ -1,17 +1,19 @@
 """guided-diffusion's layout of a U-Net, and the names and shapes that diffusers' UNet2DModel has for the same weights.
 
-ADM (Dhariwal and Nichol 2021, arXiv 2105.05233) keeps q, k and v of an attention layer in one matrix whose 3C rows go
-head by head: [q k v] of the first head, [q k v] of the second, ... diffusers keeps three matrices; cutting the rows into
-three plain blocks would mix the heads.
+ADM (Dhariwal and Nichol 2021, arXiv 2105.05233) keeps q, k and v of an attention layer in one matrix. Its 3C rows go
+head by head: [q k v] of the first head, then of the second. diffusers keeps three matrices. Three plain blocks of rows would
+mix the heads.
 """
 
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from einops import rearrange
 from torch import Tensor
+
+from rad.models.weights import Config
 
 QkvOrder = Literal["legacy", "naive"]
 
@@ -40,8 +42,8 @@ ADM_LAYERS = {
 }
 
 
-def rename_adm(state: Mapping[str, Tensor], config: Mapping[str, Any], *, qkv_order: QkvOrder) -> dict[str, Tensor]:
-    """The weights of `state` under diffusers' names; what has no place keeps its name. `config` as of `adm_config`."""
+def rename_adm(state: Mapping[str, Tensor], config: Config, *, qkv_order: QkvOrder) -> dict[str, Tensor]:
+    """The weights of `state` under diffusers' names; others keep their names. `config` as of `adm_config`."""
     head_channels = config["attention_head_dim"]
     modules = adm_modules(config)
     renamed: dict[str, Tensor] = {}
@@ -76,7 +78,7 @@ def _drop_kernel(tensor: Tensor) -> Tensor:
     return tensor.reshape(tensor.shape[:2])
 
 
-def adm_config(state: Mapping[str, Tensor], *, image_size: int, head_channels: int, norm_eps: float) -> dict[str, Any]:
+def adm_config(state: Mapping[str, Tensor], *, image_size: int, head_channels: int, norm_eps: float) -> Config:
     """UNet2DModel arguments from the names and shapes of a guided-diffusion state dict."""
 
     def shape(name: str) -> torch.Size:
@@ -128,7 +130,7 @@ def adm_config(state: Mapping[str, Tensor], *, image_size: int, head_channels: i
     }
 
 
-def adm_modules(config: Mapping[str, Any]) -> dict[str, str]:
+def adm_modules(config: Config) -> dict[str, str]:
     """guided-diffusion module -> UNet2DModel module, for the network of `config`."""
     modules = {
         "time_embed.0": "time_embedding.linear_1",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,10 +18,7 @@ from rad.models.loaded_model import LoadedModel, Origin
 from rad.models.text_to_image.folders import Pipeline, find_pipeline, require_transformers
 from rad.models.unet_model import UNetModel
 from rad.models.vae import AUTOENCODERS, IDENTITY, Autoencoder, PretrainedAutoencoder
-from rad.models.weights import empty_unet, require_run, weights_hash
-
-if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel, UNet2DModel
+from rad.models.weights import Config, UNetT, empty_unet, require_run, weights_hash
 
 STABLE_DIFFUSION = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 FLOWS = ("StableDiffusion3Pipeline", "FluxPipeline")
@@ -55,14 +52,14 @@ def load_model(
         size: side of the images in pixels; for training, and for sampling with SD3 and Flux; None: the model's default.
         dtype: of the weights of SD3 and Flux without an adapter.
         head_channels: channels of an attention head, for a .pt file; qkv_order: see `load_base`.
-        controlnet, t2i_adapter: diffusers folders, for Stable Diffusion 1, 2 and XL, as the next two.
-        ip_adapter: a .safetensors file beside a folder `image_encoder`.
-        loras: .safetensors files, or folders with one, and their weights.
+        controlnet, t2i_adapter: diffusers folders, for Stable Diffusion 1, 2 and XL.
+        ip_adapter: a .safetensors file beside a folder `image_encoder`, for the same models.
+        loras: .safetensors files, or folders with one, and their weights, for the same models.
         training: load the model for training, with the text encoder T5 in bfloat16.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file cannot be read or does not fit, or an option has no use for this kind.
+        ValueError: a file cannot be read or does not fit, or an option has no effect on this kind.
     """
     if adapter is not None:
         info = AdapterInfo.read(adapter) if info is None else info
@@ -136,11 +133,11 @@ def _require_none(source: str | Path, kind: str, options: Mapping[str, object]) 
     """Raise ValueError for options that another kind of model takes."""
     for name, value in options.items():
         if value:
-            raise ValueError(f"{source} is not {kind}, so {name}={value!r} has no use")
+            raise ValueError(f"{source} is not {kind}, so {name}={value!r} has no effect")
 
 
 def new_model(
-    fields: Mapping[str, Any],
+    fields: Config,
     *,
     autoencoder: str | Path | None = None,
     text_encoder: str | Path | None = None,
@@ -198,10 +195,7 @@ def _frozen_hash(networks: Mapping[str, nn.Module]) -> str:
     )
 
 
-UNetT = TypeVar("UNetT", "UNet2DModel", "UNet2DConditionModel")
-
-
-def _new_unet(kind: type[UNetT], fields: Mapping[str, Any], cells: int, *, image_size: int, seed: int) -> UNetT:
+def _new_unet(kind: type[UNetT], fields: Config, cells: int, *, image_size: int, seed: int) -> UNetT:
     if fields.get("sample_size", cells) != cells:
         raise ValueError(
             f"model.scratch.unet.sample_size is {fields['sample_size']}, and images of {image_size} pixels give it {cells}: "

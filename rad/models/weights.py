@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +17,19 @@ from rad.resources import is_data_name
 
 if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d import UNet2DModel
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+UNetT = TypeVar("UNetT", bound="UNet2DModel | UNet2DConditionModel")
 
 
 WEIGHT_FILES = tuple(f"diffusion_pytorch_model{e}" for e in (".safetensors", ".fp16.safetensors", ".bin"))
 
 
 MOST_STEPS = 100_000
+
+
+Config = dict[str, Any]
+"""Entries of a JSON file, such as a diffusers config.json."""
 
 
 def weights_hash(state: Mapping[str, Tensor]) -> str:
@@ -50,7 +57,7 @@ def fetch(source: str, files: Sequence[str], *, revision: str | None) -> Path:
     except Exception as error:  # the hub client raises the errors of whichever HTTP library its version uses
         if constants.HF_HUB_OFFLINE:
             raise ValueError(
-                f"{source!r} is no local path, and was not looked for on the Hugging Face hub, since HF_HUB_OFFLINE is set and"
+                f"{source!r} is no local path, HF_HUB_OFFLINE is set, and"
                 f" {constants.HF_HUB_CACHE} does not hold it: unset the variable, or give a local folder"
             ) from error
         raise ValueError(
@@ -66,7 +73,7 @@ def with_new_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {pattern.sub(lambda m: old[m[0]], name): value for name, value in state.items()}
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> Config:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -111,22 +118,22 @@ def _flat(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def empty_unet(config: Mapping[str, Any], kind: Any = None) -> UNet2DModel:
-    """A network on device "meta", without values and random draws; kind: None: UNet2DModel."""
+def empty_unet(config: Config, kind: type[UNetT]) -> UNetT:
+    """A network on device "meta", without values and random draws."""
+    with torch.device("meta"):
+        return kind(**config)
+
+
+def _build(config: Config, state: Mapping[str, Tensor]) -> UNet2DModel:
+    """The network of `config` with a float32 copy of `state`, every name and shape matched, in eval mode."""
     from diffusers.models.unets.unet_2d import UNet2DModel
 
-    with torch.device("meta"):
-        return (kind or UNet2DModel)(**config)
-
-
-def _build(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> UNet2DModel:
-    """The network of `config` with a float32 copy of `state`, every name and shape matched, in eval mode."""
     layers = config.get("layers_per_block", 2)
     if not (isinstance(layers, int) and layers <= len(state)):  # each has weights; a million layers would take hours
         raise ValueError(
             f"layers_per_block is {layers!r}, for {len(state)} weights: use the config they were saved with"
         )
-    unet = empty_unet(config)
+    unet = empty_unet(config, UNet2DModel)
     require_fit(unet, state)
     require_run(unet)
     unet.to_empty(device=next(iter(state.values())).device)
@@ -134,7 +141,7 @@ def _build(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> UNet2DMode
     return unet.eval()
 
 
-def require_run(unet: UNet2DModel) -> None:
+def require_run(unet: UNet2DModel | UNet2DConditionModel) -> None:
     """Raise ValueError if the network, on device "meta", cannot predict an image of its size."""
     size = unet.config["sample_size"]
     sides = (size, size) if isinstance(size, int) else size

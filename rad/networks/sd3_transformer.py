@@ -1,7 +1,7 @@
 """Spatial noise embedding for diffusers' SD3Transformer2DModel: each image token has its own timestep.
 
 A token (2x2 cells) has the timestep of its noisiest cell, so a token with a cell of the hole counts as hole. The K vectors of
-the timesteps go through the linear layers of the adaptive norms; shifts, scales and gates are then looked up for the tokens.
+the timesteps go through the linear layers of the adaptive norms. Each token then looks up its shifts, scales and gates.
 "dense" gives each token its own vector, as a reference.
 
 Text has no place in the image. Its stream has the timestep of the noisiest token, the hole's, as when the pretrained network

@@ -73,7 +73,7 @@ class CountedDenoiser:
         """d loss / d x, shaped like x, for a loss (B,) whose entries depend on their own image alone.
 
         Args:
-            passes: network calls between x and the loss, each of which costs one backward pass.
+            passes: network calls between x and the loss; each costs one backward pass.
         """
         self._count(vjp=passes)
         with torch.enable_grad():

@@ -3,8 +3,8 @@
     loss = mean |x - D(z)| + perceptual_weight d(x, D(z)) + kl_weight KL(N(mean, std^2) || N(0,1)) / (3 H W),   z = mean + std e
 
 as in Rombach et al. 2022 (arXiv 2112.10752, section 3.1 and appendix G), without their adversarial loss; fine texture is
-therefore smoother than theirs. The KL term sums over the latents and is divided by the number of values of an image, so its
-weight relative to the first term equals theirs.
+therefore smoother than theirs. The KL term sums over the latents and is divided by the number of values of an image. Its
+weight relative to the first term therefore equals theirs.
 """
 
 from dataclasses import dataclass

@@ -27,8 +27,8 @@ from rad.training.resume import WholeCheckpointIO
 class Checkpoint(callbacks.Checkpoint):
     """Writes `step=N.ckpt`, which resumes the run, and beside it models ready for use.
 
-    `step=N/` and, for each EMA, `step=N-SUFFIX/` hold the adapter (or the diffusers folder of a model trained as a whole) with
-    the raw and the averaged weights. `last.ckpt` links to the newest checkpoint. Files and folders with these names are complete.
+    `step=N/` holds the adapter, or the diffusers folder of a model trained as a whole. `step=N-SUFFIX/` holds the same with the
+    averaged weights of an EMA. `last.ckpt` links to the newest checkpoint. Files and folders with these names are complete.
 
     Lightning's ModelCheckpoint has no public hook for files beside a checkpoint, hence a callback of its own.
 

@@ -3,8 +3,8 @@
 Each random draw of a step is keyed by (seed, position of the sample in the run). Losses do not depend on how a batch is split,
 and a resumed run equals an uninterrupted one.
 
-Latent models train on what sampling sees. Holes are drawn in pixels and mapped to the latent grid; known cells come from an
-image whose hole was filled before encoding, so they hold no information about it.
+Latent models train on the inputs of sampling. Holes are drawn in pixels and mapped to the latent grid. The hole is filled
+before encoding; known cells therefore hold no information about it.
 """
 
 from collections.abc import Callable, Sequence
@@ -47,8 +47,8 @@ class Diffusion(TrainingModule):
         Trainer(max_steps=1000, use_distributed_sampler=False).fit(module, ImageDataModule("photos/", size=32))
 
     Args:
-        base: base model: a diffusers folder, a hub id, or a guided-diffusion .pt file; on pixels or on latents (LDM, Stable
-            Diffusion 1.x, 2.x and 3). null: train `scratch`.
+        base: base model: a diffusers folder, a hub id, or a guided-diffusion .pt file. It works on pixels or on latents (LDM,
+            Stable Diffusion 1.x, 2.x and 3). null: train `scratch`.
         revision: revision of a hub id.
         head_channels: width of the attention heads of a .pt file.
         qkv_order: attention layout of a .pt file: "legacy" for ADM weights in OpenAI's order, "naive" for official RAD weights.
@@ -143,7 +143,7 @@ class Diffusion(TrainingModule):
         return self._model
 
     def configure_model(self) -> None:
-        """Load the model and prepare what is trained; a second call does nothing.
+        """Load the model and prepare the trained weights; a second call does nothing.
 
         Raises:
             FileNotFoundError, ValueError: weights are missing, or cannot be trained with these settings.
@@ -176,7 +176,7 @@ class Diffusion(TrainingModule):
         )
 
     def _trained(self, network: RegionAwareNetwork, base_hash: str) -> nn.Module:
-        """The network as a whole, or with its adapter; only what is trained requires a gradient."""
+        """The network as a whole, or with its adapter; only trained weights require a gradient."""
         if self.adapter is not None:
             return load_adapter(network, located(self.adapter), base_hash=base_hash, trained=True)
         if self.lora is not None:

@@ -80,8 +80,8 @@ def requeue_job() -> None:
 class FiniteGuard(Callback):
     """Checks after every step that loss and gradients are finite; if not, skips the update or ends the run.
 
-    The batch is written to `RUN/nonfinite/step=N-rank=R/`: `batch.json` with the seed and the name, position, t and loss of each
-    sample, and images and holes (white = fill) as PNG.
+    The batch is written to `RUN/nonfinite/step=N-rank=R/`. `batch.json` has the seed, and the name, position, t and loss of each
+    sample. Images and holes (white = fill) are PNG files.
 
     Args:
         skip: number of updates that may be skipped in a run, at least 0; the next one ends it.

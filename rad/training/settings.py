@@ -51,8 +51,8 @@ class TrainingProcess:
             raise ValueError("process.unconditional_share needs holes, and process.kind 'uniform' has none: remove it")
         if self.unconditional_share > 0 and self.time_origin == "official":
             raise ValueError(
-                "process.time_origin 'official' counts timesteps from 1 and a base model from 0, so the weights could not serve "
-                "as a base model: use time_origin 'adm', or remove unconditional_share"
+                "process.time_origin 'official' counts timesteps from 1, and a base model from 0: "
+                "use time_origin 'adm', or remove unconditional_share"
             )
 
     @property
@@ -168,8 +168,8 @@ class Scratch:
 
     Args:
         unet: fields of diffusers' UNet2DModel, or of UNet2DConditionModel with `text_encoder`.
-        prediction: output of the network: "epsilon", or "v_prediction" (v = a e - s x0, Salimans & Ho 2022, arXiv 2202.00512),
-            whose estimate of x0 stays accurate at high noise.
+        prediction: output of the network: "epsilon", or "v_prediction" (v = a e - s x0, Salimans & Ho 2022, arXiv 2202.00512).
+            The latter's estimate of x0 stays accurate at high noise.
         autoencoder: folder of a diffusers AutoencoderKL, whose latents are the data; null: pixels.
         text_encoder: folder with text_encoder/ (CLIP) and tokenizer/, both frozen; needs `autoencoder`.
     """
@@ -233,7 +233,7 @@ class Execution:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Learning rate over a run of T = trainer.max_steps optimiser steps, as a factor of the optimiser's own.
+    """Learning rate over a run of T = trainer.max_steps optimiser steps, as a factor of the optimiser's rate.
 
     A linear warm-up of W steps, step / W from 0, is followed by one of
 

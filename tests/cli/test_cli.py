@@ -1,4 +1,4 @@
-"""The two command lines: what is written, exit codes, one line for an error and no traceback."""
+"""The two command lines: written files, exit codes, one line for an error and no traceback."""
 
 import json
 import os
@@ -225,7 +225,7 @@ def test_the_polarity_is_that_of_the_file(sample):
     assert "looks inverted" in sample(mask="inverted", output="three")[2]
 
 
-def test_the_number_of_network_calls_is_told_beforehand(sample, monkeypatch):
+def test_the_number_of_network_calls_is_printed_beforehand(sample, monkeypatch):
     make_inputs(["a.png", "b.png"], (25, 33))
     calls = []
     estimate = UNetDenoiser.denoise
@@ -242,7 +242,7 @@ def test_the_number_of_network_calls_is_told_beforehand(sample, monkeypatch):
     assert sum(calls) > 2 * 3 * 2
 
 
-def test_what_is_finished_is_skipped_and_made_again_when_asked(sample):
+def test_finished_files_are_skipped_unless_overwritten(sample):
     make_inputs()
     sample()
     Path("out/b.png").unlink()
@@ -303,7 +303,7 @@ def test_a_damaged_mask_in_a_zip_is_one_failure(sample):
     assert "Traceback" not in err
 
 
-def test_nothing_but_failures_is_exit_2(sample):
+def test_failures_without_a_result_exit_with_2(sample):
     make_inputs()
     Path("masks/a.png").unlink()
     Path("masks/b.png").write_bytes(b"")
@@ -315,7 +315,7 @@ def test_nothing_but_failures_is_exit_2(sample):
     assert "margin" in err
 
 
-def test_what_cannot_be_written_is_a_failure(sample):
+def test_an_unwritable_output_is_a_failure(sample):
     make_inputs(["a.png", "sub/b.png"])
     Path("out").mkdir()
     Path("out/sub").write_text("a file")
@@ -360,7 +360,7 @@ def test_what_cannot_be_written_is_a_failure(sample):
         ({"colour": "blue"}, ["--colour"]),
     ],
 )
-def test_what_cannot_be_begun_is_one_line_and_exit_2(sample, options, parts):
+def test_unusable_options_give_one_line_and_exit_2(sample, options, parts):
     make_inputs()
     Path("empty").mkdir()
     Path("file").write_text("")
@@ -432,7 +432,7 @@ def test_several_methods_write_a_folder_each_on_equal_noise_and_a_sheet(sample):
     assert "replacement: skipped 2 of 2 images" in again[2]
 
 
-def test_a_budget_sets_the_steps_and_says_so(adapter, capsys):
+def test_a_budget_sets_and_reports_the_steps(adapter, capsys):
     make_inputs(["a.png"])
     words = f"--checkpoint {adapter} --image in --mask masks --output out --method replacement --budget_nfe 7"
     assert cli.sample([*words.split(), "--set", "replacement.corrections=1"]) == 0
@@ -451,7 +451,7 @@ def test_a_budget_sets_the_steps_and_says_so(adapter, capsys):
         ("--method rad replacement --output out.png", ["several methods", "folder"]),
     ],
 )
-def test_bad_settings_of_methods_are_one_line_and_exit_2(sample, words, parts):
+def test_bad_settings_of_methods_give_one_line_and_exit_2(sample, words, parts):
     make_inputs()
     code, out, err = sample(*words.split())
     assert (code, out) == (2, [])
@@ -471,7 +471,7 @@ def test_the_sheet_is_an_output_like_the_others(sample):
     assert_one_error(err, "out/methods.png", "is a folder")
 
 
-def test_a_lost_sheet_is_made_again_and_an_image_that_failed_is_not_on_it(sample):
+def test_a_lost_contact_sheet_is_rewritten_without_failed_images(sample):
     make_inputs()
     assert sample("--method", "mean", "rad")[0] == 0
     Path("out/methods.png").unlink()
@@ -505,7 +505,7 @@ def test_options_given_twice_add_up(sample):
 
 
 @pytest.mark.parametrize("words", ["--set nonsense", "--steps 0", "--eta 2", "--budget_nfe 9", "--margin -1"])
-def test_bad_settings_are_told_even_if_all_files_are_there(sample, words):
+def test_bad_settings_are_reported_even_if_all_files_exist(sample, words):
     make_inputs(["a.png"])
     assert sample()[0] == 0
     code, _, err = sample(*words.split())
@@ -513,7 +513,7 @@ def test_bad_settings_are_told_even_if_all_files_are_there(sample, words):
     assert_one_error(err, "--")
 
 
-def test_m2s_takes_a_coarse_model_that_divides_or_says_what_would(sample, base, tmp_path):
+def test_m2s_needs_a_coarse_model_whose_size_divides(sample, base, tmp_path):
     make_inputs(["a.png"])
     for size in (8, 12):
         save_base(tmp_path / f"coarse{size}", small_unet(size=size), betas=linear_betas(), half=False)
@@ -525,7 +525,7 @@ def test_m2s_takes_a_coarse_model_that_divides_or_says_what_would(sample, base, 
     assert_one_error(err, "12x12", "divides: 1, 2, 4, 8")
 
 
-def test_a_budget_that_buys_no_more_than_a_part_says_so(adapter, capsys):
+def test_a_budget_that_covers_only_a_part_warns(adapter, capsys):
     make_inputs(["a.png"])
     words = f"--checkpoint {adapter} --image in --mask masks --output out --method repaint mean --budget_nfe 30"
     assert cli.sample(words.split()) == 0
@@ -553,14 +553,14 @@ def test_the_list_of_methods_needs_nothing_else(capsys):
     assert "replacement" in capsys.readouterr().out
 
 
-def test_settings_without_effect_are_told(sample):
+def test_settings_without_effect_are_reported(sample):
     make_inputs(["a.png"])
     assert "--margin has no effect" in sample(margin=2)[2]
     assert "--mask_polarity has no effect" in sample("--overwrite", mask="box", mask_polarity="white_is_known")[2]
     assert "warning" not in sample("--overwrite", size_policy="crop", margin=2)[2]
 
 
-def test_without_memory_even_for_one_window_it_is_one_line(sample, monkeypatch):
+def test_too_little_memory_for_one_window_gives_one_line(sample, monkeypatch):
     make_inputs(["a.png"])
 
     def fails(self, *_):
@@ -698,7 +698,7 @@ def test_a_model_trained_as_a_whole_is_for_rad_alone(config, train, sample, base
     code, _, err = sample("--overwrite", checkpoint=whole, method="ddnm")
     assert code == 2
     assert_one_error(err, "ddnm", "unconditional_share", str(base))
-    with pytest.raises(ValueError, match="has no use"):
+    with pytest.raises(ValueError, match="has no effect"):
         Inpainter.from_pretrained(whole, base=base)
     inpainter = Inpainter.from_pretrained(whole)
     assert inpainter.model.peft is None
@@ -748,7 +748,7 @@ def test_the_printed_configuration_trains_under_any_name(config, train, capsys):
         (["--config", "c.yaml", "--optimizer", "SGD"], ["--optimizer"]),
     ],
 )
-def test_what_cannot_be_trained_is_one_line_and_exit_2(config, train, arguments, parts):
+def test_untrainable_settings_give_one_line_and_exit_2(config, train, arguments, parts):
     Path("unknown.yaml").write_text("modle:\n  base: x\n")
     Path("broken.yaml").write_text("model: [1\n")
     Path("empty.yaml").write_text("model:\n  process:\n    phase2:\n")
@@ -769,7 +769,7 @@ def test_a_bare_name_is_found_in_configs(tmp_path):
     assert cli.find_config("rad_nature32.yaml") == "rad_nature32.yaml", "a file as given goes before all"
 
 
-def test_a_run_is_called_by_its_configuration_unless_it_is_told_otherwise():
+def test_a_run_has_the_name_of_its_configuration_by_default():
     Path("x.yaml").write_text("")
     resolve = cli.resolve_train_arguments
     assert resolve(["--config=x.yaml", "--a", "1"]) == ["--name", "x", "--config", "x.yaml", "--a", "1"]

@@ -159,7 +159,7 @@ def test_results_of_different_texts_are_not_compared(desk, stable, capsys):
         (["--controlnet", "gone"], "no ControlNetModel at gone"),
     ],
 )
-def test_mistakes_are_one_line(desk, stable, capsys, words, message):
+def test_mistakes_give_one_line(desk, stable, capsys, words, message):
     try:
         code = sample(stable, *words)
     except SystemExit as stopped:

@@ -84,7 +84,7 @@ def test_images_of_one_row_or_column_or_pixel(sample, policy):
     assert out[-1] == "out/methods.png"
 
 
-def test_an_image_of_one_pixel_has_not_the_size_of_a_model(sample):
+def test_an_image_of_one_pixel_does_not_fit_a_model(sample):
     random_image(1, 1).save("in/dot.png")
     save_mask("dot", torch.ones(1, 1, 1))
     code, out, err = sample()
@@ -93,7 +93,7 @@ def test_an_image_of_one_pixel_has_not_the_size_of_a_model(sample):
 
 
 @pytest.mark.parametrize("name", main_names())
-def test_generators_of_masks_take_every_size_or_say_that_they_cannot(name):
+def test_mask_generators_accept_every_size_or_refuse_it(name):
     for size in ((1, 1), (1, 9), (9, 1), (2, 2)):
         try:
             hole = make(name)([torch.Generator().manual_seed(0)], *size)
@@ -191,7 +191,7 @@ def animation():
 
 
 @pytest.mark.parametrize("kind", [ink, clear_palette, grey_with_alpha, animation])
-def test_every_kind_is_read_as_rgb_and_known_pixels_are_those(sample, kind):
+def test_every_kind_of_file_is_read_as_rgb_and_keeps_known_pixels(sample, kind):
     image, name, options = kind()
     image.save(f"in/{name}", **options)
     save_mask("x", HOLE)
@@ -242,7 +242,7 @@ def linear_grey():
 
 
 def green_ink():
-    """CMYK of which no ink is white, and any whole ink a middle green (L* 60 %, a* -48)."""
+    """A CMYK profile: no ink is white, any full ink a middle green (L* 60 %, a* -48)."""
     same, one = bytes(range(256)), 65536
     table = b"".join(bytes([153, 80, 128] if inks else [255, 128, 128]) for inks in range(16))
     head = b"mft1\0\0\0\0" + bytes([4, 3, 2, 0]) + struct.pack(">9i", one, 0, 0, 0, one, 0, 0, 0, one)
@@ -289,7 +289,7 @@ def test_grey_and_ink_with_profiles_become_srgb(sample):
     assert green > blue + 20
 
 
-def test_a_damaged_profile_that_is_needed_is_told(sample):
+def test_a_damaged_profile_is_reported_if_needed(sample):
     Image.new("CMYK", (SIZE, SIZE)).save("in/x.tif", icc_profile=green_ink()[:300])
     save_mask("x", HOLE)
     code, _, err = sample()
@@ -317,7 +317,7 @@ def test_a_photograph_is_written_upright_with_its_profile_and_nothing_else(sampl
 # ---- what is too large ---------------------------------------------------------------------------
 
 
-def test_a_decompression_bomb_is_one_line(sample):
+def test_a_decompression_bomb_gives_one_line(sample):
     """60,000 x 60,000 pixels in a file of a few bytes."""
     for name in ("a", "b"):
         random_image(SIZE, SIZE).save(f"in/{name}.png")
@@ -354,7 +354,7 @@ def test_the_limit_can_be_moved_and_stays_that_of_this_command(sample):
         assert len(err) == 1
 
 
-def test_what_unpacks_to_more_than_an_image_is_not_unpacked(sample, monkeypatch):
+def test_oversized_compressed_data_is_not_unpacked(sample, monkeypatch):
     original, mask = random_image(SIZE, SIZE), Image.fromarray(np.uint8(255 * HOLE[0].numpy()))
     for name, image in (("in", original), ("masks", mask)):
         image.save("a.png")
@@ -395,7 +395,7 @@ def test_a_zip_that_lies_about_a_size_is_read_no_further(sample):
 
 
 @pytest.mark.parametrize("output", ["locked/deep", "locked/x.png"])
-def test_a_folder_that_takes_no_files_is_told_before_the_model_is_loaded(sample, monkeypatch, output):
+def test_an_unwritable_folder_is_reported_before_the_model_loads(sample, monkeypatch, output):
     random_image(SIZE, SIZE).save("in/a.png")
     save_mask("a", HOLE)
     Path("locked").mkdir()
@@ -423,7 +423,7 @@ def test_not_even_root_writes_there(sample):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """A model that paints everything grey, at once; the list of what it was given."""
+    """A model that paints everything grey in one call; the list of its inputs."""
     batches = []
 
     def fill(self, batch):

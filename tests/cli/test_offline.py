@@ -1,4 +1,4 @@
-"""A local path is enough: whatever opens a connection fails, and base, adapter, training and sampling do not notice."""
+"""Local paths need no connection: base, adapter, training and sampling work while every connection fails."""
 
 import socket
 from pathlib import Path
@@ -62,7 +62,7 @@ def test_local_models_train_and_sample_without_a_connection(attempts, base, adap
     assert attempts == []
 
 
-def test_a_hub_id_does_ask_the_network_and_says_in_one_line_that_it_failed(attempts, capsys):
+def test_a_hub_id_opens_a_connection_and_a_failure_gives_one_line(attempts, capsys):
     assert (
         cli.sample(["--checkpoint", "someone/base", "--image", str(image()), "--mask", "box", "--output", "out"]) == 2
     )
@@ -74,7 +74,7 @@ def test_a_hub_id_does_ask_the_network_and_says_in_one_line_that_it_failed(attem
     assert "Traceback" not in err
 
 
-def test_offline_the_message_says_which_switch_it_was(attempts, capsys, monkeypatch, tmp_path):
+def test_the_offline_error_names_the_switch(attempts, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     assert (

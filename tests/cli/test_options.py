@@ -88,7 +88,7 @@ def test_the_printed_configuration_is_read_again(capsys):
         ("mask: [box", ["parsing config"]),
     ],
 )
-def test_wrong_entries_of_a_file_are_one_line(content, parts, capsys):
+def test_wrong_entries_of_a_file_give_one_line(content, parts, capsys):
     Path("a.yaml").write_text(f"{content}\n")
     words = LEAST[:-2] if content.startswith("mask") else LEAST
     assert sample([*words, "--config", "a.yaml"]) == 2

@@ -138,7 +138,7 @@ def test_several_processes_make_the_same_files(sample, one_thread):
         (f"--method {SPEC} --set mine.strength=2", "strength is 2.0; allowed are 0 to 1"),
     ],
 )
-def test_mistakes_are_one_line(sample, words, message):
+def test_mistakes_give_one_line(sample, words, message):
     code, _, err = sample(f"{words} --output out")
     assert code == 2
     assert "Traceback" not in err
@@ -146,7 +146,7 @@ def test_mistakes_are_one_line(sample, words, message):
     assert not Path("out").exists()
 
 
-def test_a_method_that_fails_in_a_comparison_costs_only_its_own_results(sample):
+def test_a_failing_method_loses_only_its_own_results(sample):
     Path("code/Mine.py").write_text(CODE.replace("self.strength * pull", "pull[0, 0, 0, 0, 0]"))
     code, out, err = sample(f"--method {SPEC}@2 ddnm@2 --output out --report")
     assert code == 3

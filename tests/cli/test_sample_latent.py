@@ -1,4 +1,4 @@
-"""sample.py with latent and text-to-image models: whole runs, prompts, latent grid, feathering, what is recorded and refused."""
+"""sample.py with latent and text-to-image models: whole runs, prompts, latent grid, feathering, records and refusals."""
 
 import json
 from pathlib import Path
@@ -104,14 +104,14 @@ def test_bad_files_of_prompts(sample, content):
         ("pixels", ("--grid", "nearest"), "there is no latent grid"),
         ("pixels", ("--dilate", 1), "there is no latent grid"),
         ("pixels", ("--encode_full",), "there is no latent grid or encoder"),
-        ("pixels", ("--size", 32), "is not SD3 or Flux, so size=32 has no use"),
+        ("pixels", ("--size", 32), "is not SD3 or Flux, so size=32 has no effect"),
         ("sd3", ("--negative_prompt", "x", "--guidance", 1), "negative prompt has no effect with guidance 1"),
         ("sd3", ("--guidance", -1), "--guidance -1.0: allowed are 0 or more"),
         ("flux", ("--negative_prompt", "x", "--size", 16), "takes no negative prompt"),
         ("ldm", ("--feather", -1), "--feather -1"),
     ],
 )
-def test_what_has_no_effect_is_refused_before_anything_is_made(sample, model, words, message):
+def test_options_without_effect_are_refused_before_any_output(sample, model, words, message):
     code, err = sample(model, "--method", "ddnm", *words)
     assert code == 2
     assert message in err
@@ -133,7 +133,7 @@ def test_the_latent_grid_and_the_encoder(sample):
     assert not any(np.array_equal(results["plain"], results[name]) for name in ("dilated", "bilinear", "full"))
 
 
-def test_feather_leaves_what_is_farther_away(sample):
+def test_feather_keeps_pixels_farther_away(sample):
     assert sample("ldm", "--method", "replacement", "--feather", 2)[0] == 0
     changed = (made("a")[0] != read("in/a.png")).any(2)
     near = np.zeros((SIDE, SIDE), bool)
@@ -142,7 +142,7 @@ def test_feather_leaves_what_is_farther_away(sample):
     assert changed[near & (HOLE[0] == 0).numpy()].mean() > 0.5
 
 
-def test_what_was_told_is_recorded_and_has_to_agree(sample):
+def test_prompts_and_guides_are_recorded_and_must_agree(sample):
     Path("prompts.json").write_text(json.dumps({"a.png": "a cat", "b.png": "a dog"}))
     words = ("--mask", "box", "--prompts", "prompts.json", "--guidance", 2, "--dilate", 1)
     assert sample("sd3", "--method", "ddnm", *words)[0] == 0

@@ -1,4 +1,4 @@
-"""Files from strangers: no pickled code is run wherever a file is read, and what is refused is one line."""
+"""Files from strangers: pickled code never runs, and a refusal is one line."""
 
 import ast
 import io
@@ -113,7 +113,7 @@ def test_adapter_folder(content, adapter, base):
     assert "adapter_model.safetensors is missing" in one_line(Inpainter.from_pretrained, folder, base=base)
 
 
-def test_adapter_settings_beyond_our_own_are_refused(adapter, base):
+def test_foreign_adapter_settings_are_refused(adapter, base):
     """peft takes names of modules to import, and sizes of any memory, from adapter_config.json."""
     folder = copied(adapter, "adapter")
     path = folder / "adapter_config.json"
@@ -167,7 +167,7 @@ def test_checkpoint_to_resume_from(content, config, capsys):
     assert "evil.ckpt" in one_line(Inpainter.from_pretrained, "evil.ckpt")
 
 
-def test_checkpoints_of_other_programs_are_told_from_ours(config, capsys, base):
+def test_checkpoints_of_other_programs_are_recognised(config, capsys, base):
     torch.save({"state_dict": {}}, "other.ckpt")
     assert "not written by rad" in refused(capsys, "--config", config, "--ckpt_path", "other.ckpt")
     torch.save(load_file(base / "unet" / "diffusion_pytorch_model.safetensors"), "weights.pt")
@@ -212,7 +212,7 @@ def test_caches_of_torchvision_and_torch_fidelity(content, monkeypatch):
     assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
 
 
-def test_every_call_that_could_unpickle_says_that_it_must_not():
+def test_every_call_that_could_unpickle_forbids_it():
     """Of a file: torch.load with weights_only=True, and nothing of pickle, marshal, shelve, joblib or numpy's loader."""
     seen = []
     for path in sorted(PACKAGE.rglob("*.py")):

@@ -1,4 +1,4 @@
-"""Several processes, and several runs that are parts of one: the files of one run, whatever happens to one of them."""
+"""Several processes, and several runs that are parts of one: the same files as one run, even after failures."""
 
 import multiprocessing
 import os
@@ -62,7 +62,7 @@ def failed(err):
 
 
 @pytest.mark.slow
-def test_a_tree_by_two_processes_is_that_of_one_with_an_image_that_is_lost_on_the_way(sample, monkeypatch, one_thread):
+def test_two_processes_write_the_same_files_as_one_with_a_failing_image(sample, monkeypatch, one_thread):
     """The last image but one can be read at first, and not when it is to be filled: the chunk of it fails."""
     lost = Path("in/d.png").read_bytes()
 
@@ -146,7 +146,7 @@ def test_an_error_in_a_process_is_reported_and_ends_a_run_without_comparison(sam
 
 
 @pytest.mark.slow
-def test_processes_that_cannot_begin_say_why(sample, adapter, monkeypatch):
+def test_a_failed_start_of_processes_reports_the_reason(sample, adapter, monkeypatch):
     def lose_model(*arguments):
         shutil.rmtree("copy")
         return make_batches(*arguments)
@@ -319,7 +319,7 @@ def test_three_shards_and_a_last_call_are_one_run(sample):
         ("--shard 2", "'2'"),
     ],
 )
-def test_what_cannot_be_shared_is_one_line(sample, words, part):
+def test_runs_that_cannot_be_shared_give_one_line(sample, words, part):
     code, out, err = sample(f"--mask half --output out {words}")
     assert (code, out) == (2, [])
     assert len(err.splitlines()) == 1
@@ -327,7 +327,7 @@ def test_what_cannot_be_shared_is_one_line(sample, words, part):
     assert not Path("out").exists()
 
 
-def test_a_line_of_costs_is_added_and_the_later_one_counts(tmp_path):
+def test_the_last_line_of_costs_of_an_image_counts(tmp_path):
     """The file is read and written whole once a run, however many images there are."""
     path = tmp_path / "costs.csv"
     first = Costs(tmp_path)

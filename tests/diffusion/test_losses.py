@@ -127,7 +127,7 @@ def test_variational_term_pixel_by_pixel():
     torch.testing.assert_close(bits[0][moving[0]], expected[moving[0]], rtol=1e-7, atol=1e-9)
 
 
-def test_a_model_equal_to_the_posterior_costs_nothing():
+def test_a_model_equal_to_the_posterior_has_zero_divergence():
     terms, _output, _ = case([500, 1500])
     perfect = torch.cat([terms["eps"], -torch.ones_like(terms["eps"])], 1)
     losses = hybrid_loss(perfect, **terms)

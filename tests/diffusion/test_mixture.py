@@ -85,7 +85,7 @@ def test_rad_fills_holes_in_proportion_to_the_posterior(value):
 
 
 @pytest.mark.parametrize("method", [Replacement(), CoPaint()])
-def test_methods_that_hear_little_of_the_known_pixels_mix_the_modes_wrongly(method):
+def test_methods_with_weak_guidance_give_the_modes_wrong_weights(method):
     """Measured with 200 holes at 50 steps: shares 0.64 and 0.63 of the mode that has 0.84 of the posterior (deviation 0.03)."""
     y = torch.full_like(Y, 0.03)
     assert float(posterior_weights(y)[1]) == pytest.approx(0.845, abs=1e-3)

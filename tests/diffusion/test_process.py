@@ -94,7 +94,7 @@ def test_uniform_is_ddpm_and_equals_rad_with_everything_hole():
     abar, rad = levels(range(T1), 1.0, time_origin="adm")
     torch.testing.assert_close(abar, uniform.alpha.square(), rtol=1e-12, atol=0)
     assert torch.equal(rad.timesteps.float(), uniform.timesteps.float()), (
-        "the network is told the time it was trained with"
+        "the network receives the timestep of its training"
     )
 
 
@@ -152,7 +152,7 @@ def test_time_origins():
     )
     _, image = levels([0, 500, 999], 0.0, 1.0, time_origin="image")
     assert torch.equal(image.timesteps, adm.timesteps[:, 1:].expand(3, 2)), (
-        "every pixel is told the time of the noisiest"
+        "every pixel has the timestep of the noisiest"
     )
     hole = torch.tensor([0.0, 1.0]).view(1, 1, 1, 2)
     whole = PerPixel(BETAS, time_origin="image").noise(torch.tensor([500]), NoiseRegions.from_mask(hole))

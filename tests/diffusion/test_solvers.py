@@ -1,4 +1,4 @@
-"""DPM-Solver++(2M) against closed forms and on Gaussian data, and what the sampler refuses."""
+"""DPM-Solver++(2M) against closed forms and on Gaussian data; errors of the sampler."""
 
 import math
 from itertools import pairwise
@@ -45,7 +45,7 @@ def draw(seed, channels=3):
 
 @pytest.mark.parametrize("name", list(PROCESSES))
 def test_the_ode_step_is_exact_for_a_constant_estimate(name):
-    """With x0 the same at all levels x keeps its e: x = a x0 + s e at every level, whatever the step."""
+    """If x0 is equal at all levels, x keeps its e: x = a x0 + s e at every level, for any step."""
     levels, x0, e = chain(name), draw(0), draw(1)
     x, before = levels[0].alpha_map() * x0 + levels[0].sigma_map() * e, None
     for now, nxt in pairwise(levels):
@@ -122,7 +122,7 @@ def test_levels_that_do_not_change_come_back_bit_for_bit(eta):
 
 
 def test_each_level_of_a_soft_mask_has_its_own_steps():
-    """A map of several levels gives what images of one level each give."""
+    """A map of several levels gives the results of one image per level."""
     whole = chain("rad")
     x, before = draw(0), None
     for number, (now, nxt) in enumerate(pairwise(whole)):

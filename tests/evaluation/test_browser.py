@@ -55,7 +55,7 @@ def page(driver: Any, tmp_path: Path) -> Path:
     return write_report(comparison, tmp_path)[1]
 
 
-def test_the_page_is_whole_and_asks_for_nothing(driver: Any, page: Path) -> None:
+def test_the_page_is_complete_and_loads_nothing(driver: Any, page: Path) -> None:
     driver.get_log("performance")
     driver.get_log("browser")
     driver.get(page.as_uri())

@@ -163,7 +163,7 @@ def test_rows_are_in_the_order_of_the_run(compared: Comparison):
     assert {one.missing for one in compared.rows} == {0}
 
 
-def test_numbers_are_those_of_the_metrics_on_the_files(compared: Comparison, tree: tuple[Path, Path]):
+def test_scores_equal_the_metrics_on_the_files(compared: Comparison, tree: tuple[Path, Path]):
     result = next(one for one in compared.results if (one.mask, one.method, one.image) == ("wide", "bad", "people/3"))
     hole, reference = hole_of("wide", 3), smooth(3)
     image = to_tensor(Image.open(tree[0] / "wide/bad/people/3.png"))
@@ -193,7 +193,7 @@ def test_means_intervals_and_set_metrics_are_there(compared: Comparison):
     assert row(compared, "half", "bad").values["psnr"].value == pytest.approx(sum(psnr) / len(psnr))
 
 
-def test_distances_between_sets_are_those_of_the_features(compared: Comparison, tree: tuple[Path, Path]):
+def test_distances_between_sets_equal_those_of_the_features(compared: Comparison, tree: tuple[Path, Path]):
     net = Averages()
     originals = torch.stack([smooth(n) for n in range(8)])
     some = sorted((one for one in compared.results if (one.mask, one.method) == ("half", "bad")), key=lambda r: r.image)
@@ -303,7 +303,7 @@ def test_costs_are_means_over_images_and_the_largest_peak(compared: Comparison):
     assert (cost.nfe, cost.vjp, cost.seconds, cost.peak_mib) == (300, 2, 0.5, 17)
 
 
-def test_tables_hold_what_the_comparison_holds(compared: Comparison, tree: tuple[Path, Path]):
+def test_tables_have_the_values_of_the_comparison(compared: Comparison, tree: tuple[Path, Path]):
     lines = read(tree[0] / "metrics.csv")
     assert len(lines) == len(compared.results)
     for line, result in zip(lines, compared.results, strict=True):
@@ -329,7 +329,7 @@ def test_tables_hold_what_the_comparison_holds(compared: Comparison, tree: tuple
 # groups
 
 
-def test_groups_part_what_cannot_be_compared(compared: Comparison, tree: tuple[Path, Path], tmp_path: Path):
+def test_incomparable_rows_are_in_different_groups(compared: Comparison, tree: tuple[Path, Path], tmp_path: Path):
     groups = {mask: {one.group for one in compared.rows if one.mask == mask} for mask in ("wide", "half")}
     assert [len(some) for some in groups.values()] == [1, 1]
     assert groups["wide"] != groups["half"]
@@ -373,9 +373,7 @@ def test_lists_and_zips_of_references_are_as_good_as_folders(
 # what is broken
 
 
-def test_a_broken_and_a_missing_file_cost_their_own_numbers(
-    compared: Comparison, tree: tuple[Path, Path], tmp_path: Path
-):
+def test_a_broken_or_missing_file_loses_only_its_scores(compared: Comparison, tree: tuple[Path, Path], tmp_path: Path):
     results, references = copied(tree, tmp_path)
     (results / "wide/rad/2.png").write_bytes((results / "wide/rad/2.png").read_bytes()[:60])
     (results / "wide/bad/people/1.png").unlink()
@@ -405,7 +403,7 @@ def test_a_reference_that_is_missing_or_an_empty_hole_leaves_a_note(tree: tuple[
     assert any("image 2 is left out: the mask is empty" in note for note in other.notes)
 
 
-def test_a_mask_set_of_which_nothing_can_be_scored_leaves_notes(tree: tuple[Path, Path], tmp_path: Path):
+def test_a_mask_set_without_readable_results_leaves_notes(tree: tuple[Path, Path], tmp_path: Path):
     results, references = copied(tree, tmp_path)
     for name in NAMES:
         write_mask(results / f"wide/masks/{name}.png", torch.zeros(1, SIDE, SIDE))
@@ -424,7 +422,7 @@ def test_broken_costs_leave_a_note(tree: tuple[Path, Path], tmp_path: Path):
     assert [note for note in other.notes if "wide/rad/costs.csv" in note and "left out" in note] != []
 
 
-def test_two_files_of_one_name_cost_that_image_only(tree: tuple[Path, Path], tmp_path: Path):
+def test_two_files_with_one_name_exclude_only_that_image(tree: tuple[Path, Path], tmp_path: Path):
     results, references = copied(tree, tmp_path)
     Image.open(results / "wide/bad/0.png").save(results / "wide/bad/0.jpg")
     found = evaluate(results, references=references)
@@ -591,7 +589,7 @@ def test_intervals_are_over_images_and_not_over_samples(tmp_path: Path):
         assert three.high - three.low == pytest.approx(one.high - one.low, rel=0.2), name
 
 
-def test_costs_are_those_of_one_sample(tmp_path: Path):
+def test_costs_are_per_sample(tmp_path: Path):
     results, references = make_tree(tmp_path, methods={"rad": 0.1, "bad": 0.1}, masks=("wide",), samples=2)
     for _ in range(2):
         found = evaluate(results, references=references)
@@ -633,7 +631,7 @@ def test_samples_are_separated_from_images_whose_names_end_in_numbers(tmp_path: 
     assert {name: sorted(some) for name, some in find({"a", "b"}, samples=2)[0].items()} == {"a": [0], "b": [0, 1]}
 
 
-def test_what_is_written_beside_results_is_not_unknown(tmp_path: Path):
+def test_files_beside_results_are_recognised(tmp_path: Path):
     for name in ("a", "a-raw", "a-mask", "b-0", "b-1", "b-0-raw", "b-1-raw", "b-mask"):
         save(tmp_path / f"{name}.png", smooth(0))
     notes: list[str] = []
@@ -830,7 +828,7 @@ def test_command_on_folders_of_others(tree: tuple[Path, Path], tmp_path: Path, m
         (["--result", "TREE", "--metric", "x"], "--help"),
     ],
 )
-def test_command_says_errors_in_a_line(
+def test_the_command_reports_errors_in_one_line(
     tree: tuple[Path, Path], capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ):
     filled_in = [argument.replace("TREE", str(tree[0])) for argument in arguments]

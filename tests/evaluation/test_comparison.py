@@ -1,4 +1,4 @@
-"""Comparisons by sample.py: a tree of results, labels with steps and budgets, what is recorded, what a failure costs."""
+"""Comparisons by sample.py: folders of results, labels with steps and budgets, records, failures."""
 
 import json
 import shlex
@@ -111,14 +111,14 @@ def test_several_masks_make_a_tree_with_costs_and_a_record(sample, images):
     assert run["mask_sources"] == {name: {"mask": name, "mask_by": "name"} for name in ("half", "box")}
 
 
-def test_results_are_those_of_single_runs(sample, images):
+def test_results_equal_those_of_single_runs(sample, images):
     sample("--mask half box --method rad@2 ddnm@2")
     sample("--mask box --method ddnm --steps 2", output="alone")
     for name in ("a", "more/f"):
         assert (images / f"out/box/ddnm@2/{name}.png").read_bytes() == (images / f"alone/{name}.png").read_bytes()
 
 
-def test_a_tree_grows_by_methods_and_masks_and_keeps_what_is_there(sample, images):
+def test_methods_and_masks_are_added_and_existing_results_kept(sample, images):
     assert sample("--mask half box --method rad@2 mean")[0] == 0
     before = {name: (images / "out" / name).stat().st_mtime_ns for name in files(images / "out") if "rad@2" in name}
     code, _, err = sample("--mask half box lines --method rad@2 ddnm@2")
@@ -192,7 +192,7 @@ def test_results_of_the_base_model_and_of_its_adapter_go_together(sample, base):
         ("--method mean --mask_by order", "masks half"),
     ],
 )
-def test_what_cannot_be_compared_does_not_go_into_one_tree(sample, images, words, part):
+def test_incomparable_results_are_refused_in_one_folder(sample, images, words, part):
     sample("--mask half box --method rad@2 ddnm@2 --limit 2")
     before = (images / "out" / "run.json").read_bytes()
     code, _, err = sample(f"--mask half box {words}")
@@ -201,7 +201,7 @@ def test_what_cannot_be_compared_does_not_go_into_one_tree(sample, images, words
     assert (images / "out" / "run.json").read_bytes() == before
 
 
-def test_another_adapter_does_not_go_into_one_tree(sample, models, base, tmp_path):
+def test_another_adapter_is_refused_in_one_folder(sample, models, base, tmp_path):
     from tests.conftest import make_adapter
 
     make_adapter(tmp_path / "other", base, seed=2)
@@ -280,7 +280,7 @@ def test_a_mistake_in_a_method_does_not_lose_the_others(sample, images, monkeypa
     assert out[-1] == "out/report.html"
 
 
-def test_an_image_that_cannot_be_read_costs_only_itself(sample, images):
+def test_an_unreadable_image_loses_only_its_results(sample, images):
     (images / "in" / "b.png").write_bytes(b"no image")
     code, _, err = sample("--mask half box --method rad@1 mean")
     assert code == 3
@@ -302,7 +302,7 @@ def test_an_image_that_cannot_be_read_costs_only_itself(sample, images):
         ("--mask half box --method pigdm@2nfe", "costs at least"),
     ],
 )
-def test_what_cannot_be_begun_is_one_line(sample, images, words, part):
+def test_unusable_options_give_one_line(sample, images, words, part):
     code, _, err = sample(words)
     assert code == 2
     assert part in err.splitlines()[-1]
@@ -389,7 +389,7 @@ def test_a_mask_of_the_same_name_with_other_pixels_does_not_go_into_a_tree(sampl
     assert not (images / "out" / "half" / "rad@1").exists(), "nothing is begun"
 
 
-def test_a_run_that_made_nothing_leaves_no_record(sample, images):
+def test_a_run_without_results_leaves_no_record(sample, images):
     for name in ("a", "b"):
         random_image(SIZE + 4, SIZE + 4).save(images / "in" / f"{name}.png")
     for name in ("c", "d", "e", "more/f"):
@@ -402,7 +402,7 @@ def test_a_run_that_made_nothing_leaves_no_record(sample, images):
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "3", '{"runs": []}', '{"runs": {}, "options": []}'])
-def test_a_broken_record_is_one_line(sample, images, content):
+def test_a_broken_record_gives_one_line(sample, images, content):
     assert sample("--mask half box --method mean")[0] == 0
     (images / "out" / "run.json").write_text(content)
     code, _, err = sample("--mask half box --method rad@1")

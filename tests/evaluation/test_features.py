@@ -233,7 +233,7 @@ def test_resnet(resnet: Path) -> None:
 
 
 def test_resnet_is_torchvisions(resnet: Path) -> None:
-    """Features are what goes into the last layer, in evaluation mode, of the image in [-1, 1]."""
+    """Features are the input of the last layer, in evaluation mode, for an image in [-1, 1]."""
     network = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=2)
     network.load_state_dict({name: value.float() for name, value in load_file(resnet / "model.safetensors").items()})
     network.fc = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]

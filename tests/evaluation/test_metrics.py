@@ -34,13 +34,13 @@ def test_psnr_of_a_constant_offset():
     assert pixels.psnr(image, reference).tolist() == pytest.approx([20, 40], abs=1e-4)
 
 
-def test_psnr_of_equal_holes_is_that_of_rounding_to_8_bits():
+def test_psnr_of_equal_holes_is_limited_by_8_bits():
     reference, hole = noise(1, 3, 16, 16), box_hole(16, 16, 2, 2, 8, 8)[None]
     rounded = 10 * math.log10(1 / (1 / 255**2 / 12))
     assert pixels.psnr(reference, reference, hole).item() == pytest.approx(rounded) == pixels.PSNR_LIMIT
 
 
-def test_psnr_of_equal_images_is_that_of_the_least_difference():
+def test_psnr_of_equal_images_is_that_of_a_single_different_value():
     reference = (noise(2, 3, 16, 16) * 254).round() / 255
     image = reference.clone()
     image[0, 1, 2, 3] += 1 / 255
@@ -184,7 +184,7 @@ def test_frechet_distance_of_a_scale():
 
 
 @pytest.mark.parametrize(("count", "many", "width"), [(40, 50, 8), (10, 12, 40), (12, 200, 30), (200, 12, 30)])
-def test_frechet_distance_is_that_of_torchmetrics_in_every_form(count: int, many: int, width: int):
+def test_frechet_distance_equals_torchmetrics_in_every_form(count: int, many: int, width: int):
     first = normal(count, width, seed=1) @ normal(width, width, seed=2) / 4 + 0.2
     second = normal(many, width, seed=3)
     direct = FrechetInceptionDistance(feature=sets._Identity(width))
@@ -211,7 +211,7 @@ def test_weights_are_repetitions():
     assert sets.KernelTerms(first, reference).distance(weight) == pytest.approx(expected)
 
 
-def test_kernel_distance_is_that_of_torchmetrics_for_sets_of_equal_size():
+def test_kernel_distance_equals_torchmetrics_for_sets_of_equal_size():
     first, second = normal(20, 6, seed=1) + 0.3, normal(20, 6, seed=2)
     expected = float(poly_mmd(second, first))
     assert sets.kernel_distance(first, ReferenceFeatures(second)) == pytest.approx(expected)
@@ -370,7 +370,7 @@ def test_names_of_crops_and_of_other_metrics_of_an_extractor():
     assert columns.renamed("fd/nature64-resnet", "recall") == "recall/nature64-resnet"
 
 
-def test_every_metric_says_what_it_depends_on():
+def test_every_metric_records_its_provenance():
     provenance = {"extractor": "net", "weights": "0123"}
     described = [
         *columns.pixel_metrics(raw=True),

@@ -1,4 +1,4 @@
-"""The report says what the comparison says: order, marks, groups, images; and asks nothing of a network."""
+"""The report shows the comparison: order, marks, groups, images. It opens no connection."""
 
 import math
 import re
@@ -193,7 +193,7 @@ def test_indistinguishable_from_the_best_is_bold_too(tmp_path: Path) -> None:
 def test_how_to_read_the_tables_is_on_both_pages(tmp_path: Path) -> None:
     summary, page = written(example(tmp_path / "data"), tmp_path)
     for words in (
-        "paired sign-flip permutation test, with Holm's correction over the methods of one metric and mask set",
+        "paired sign-flip permutation test compares the mean over the common images with the baseline",
         "Distances between sets, precision and recall are not tested",
         "otherwise their intervals must overlap",
     ):
@@ -279,7 +279,7 @@ def test_images_are_the_files_and_holes_are_grey(tmp_path: Path) -> None:
     assert image["class"] == "tiny"
 
 
-def test_the_page_asks_for_nothing(tmp_path: Path) -> None:
+def test_the_page_loads_nothing(tmp_path: Path) -> None:
     written(example(tmp_path / "data", masks=["wide", "half"]), tmp_path)
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     for tag, attributes in Page(text).elements:

@@ -135,7 +135,7 @@ def shown(batches: Sequence[dict]) -> list[tuple[int, str, bytes]]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_batches_are_those_of_the_folder_with_workers_too(folder: Path, convert: Callable, kind: str) -> None:
+def test_batches_equal_those_of_the_folder_with_workers_too(folder: Path, convert: Callable, kind: str) -> None:
     source = convert(folder, kind)
     settings = {"val_count": 0 if kind == "hf" else 3, "masks": make("box"), "seed": 4}
     plain, other = load(folder, **settings), load(source, **settings, num_workers=2)

@@ -1,4 +1,4 @@
-"""Mixtures draw their parts as often as the weights ask; damage has its size in pixels, whatever the size of the image."""
+"""Mixtures draw their parts by weight; damage has a size in pixels, independent of the image's size."""
 
 import json
 import math

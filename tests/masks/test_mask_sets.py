@@ -390,7 +390,7 @@ def test_list_names_every_set(capsys):
         (["--check", "OUT", "--mask_polarity", "black"], "invalid choice"),
     ],
 )
-def test_mistakes_are_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, arguments, message):
+def test_mistakes_give_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RAD_DEBUG", raising=False)
     with pytest.raises(ValueError, match=message):

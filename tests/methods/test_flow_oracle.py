@@ -65,7 +65,7 @@ def test_the_law_is_that_of_an_independent_computation(method, points, expected)
     assert variance == pytest.approx(expected[3], rel=0.1)
 
 
-def test_psld_comes_nearer_to_what_is_known_and_the_rest_follows():
+def test_psld_reduces_the_error_of_known_pixels_and_of_the_hole():
     few, many = (law(PSLD(omega=0.05, gamma=0.05), points, rows=500, eta=1) for points in (50, 200))
     assert abs(many[0] - 1) < 0.02 < abs(few[0] - 1)
     assert many[1] < 0.3 * few[1]

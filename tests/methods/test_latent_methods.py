@@ -63,7 +63,7 @@ def encoded(images=PICTURES, hole=HOLE, autoencoder=CODEC) -> Task:
 
 
 @pytest.mark.parametrize(("name", "own"), ALLOWED)
-def test_the_hole_is_filled_known_latents_come_back_and_the_holes_content_is_not_seen(name, own):
+def test_known_latents_are_kept_and_the_holes_content_has_no_effect(name, own):
     task = encoded(autoencoder=BLURRED)
     sample = fill(name, own, task)
     known = task.hole == 0
@@ -78,7 +78,7 @@ def test_the_hole_is_filled_known_latents_come_back_and_the_holes_content_is_not
 
 
 @pytest.mark.parametrize(("name", "own"), ALLOWED)
-def test_everything_known_is_what_the_autoencoder_makes_of_the_image(name, own):
+def test_with_everything_known_the_result_is_the_decoded_image(name, own):
     task = encoded(hole=torch.zeros_like(HOLE))
     sample = fill(name, own, task)
     assert torch.equal(CODEC.decode(sample.image), CODEC.decode(CODEC.encode(PICTURES)))
@@ -127,13 +127,13 @@ def test_other_settings_work_on_every_kind_of_noise(name, settings, own):
 
 
 @pytest.mark.parametrize(("name", "own"), [(name, own) for name in METHODS for own in OWN if refused(name, own)])
-def test_methods_without_such_a_form_say_so_in_one_line(name, own):
+def test_methods_without_a_flow_form_are_refused_in_one_line(name, own):
     with pytest.raises(ValueError, match="needs a variance-preserving model") as told:
         METHODS[name]().process(OWN[own], "adm")
     assert "\n" not in str(told.value)
 
 
-def test_m2s_says_that_it_works_on_pixels():
+def test_m2s_refuses_latent_models():
     with pytest.raises(ValueError, match=r"this model works on latents: use repaint$"):
         fill(with_needs(METHODS["m2s"]()), "vp", encoded())
 

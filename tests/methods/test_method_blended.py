@@ -1,4 +1,4 @@
-"""Blended Diffusion: what it leaves out, where it starts, and replacement as its limit."""
+"""Blended Diffusion: skipped steps, the start, and replacement as its limit."""
 
 import pytest
 import torch
@@ -60,7 +60,7 @@ def test_all_known_is_the_image_and_all_hole_the_plain_chain():
 
 
 def test_the_hole_starts_from_the_mean_of_the_known_pixels():
-    """Each image and channel from its own; what was in the hole has no part in it."""
+    """Each image and channel has its own mean; the hole's content has no effect."""
     generator = torch.Generator().manual_seed(1)
     image, x = (torch.rand(2, 3, 8, 8, generator=generator, dtype=DOUBLE) for _ in range(2))
     hole = torch.zeros(2, 1, 8, 8, dtype=DOUBLE)

@@ -53,7 +53,7 @@ def test_it_is_blended_and_without_skip_replacement():
 
 
 @pytest.mark.parametrize("blend", ["u", "t", "before"])
-def test_known_cells_have_the_level_that_it_says(blend):
+def test_known_cells_have_the_documented_noise_level(blend):
     state, denoised, fresh = state_of(Task.from_image(WORLD.y, WORLD.hole))
     method, known = BlendedLatent(blend=blend), (WORLD.hole == 0)
     before, after = method.before_denoise(state), method.after_step(state, denoised, 2 * state.x)
@@ -78,7 +78,7 @@ def test_all_hole_is_the_plain_chain(method):
 
 
 def test_known_at_the_end():
-    """y with level u; otherwise noise of the last level is left, before what is known is put back, and is denoised or not."""
+    """With level u the raw result is y. Otherwise it keeps noise of the last level, denoised or not."""
     known, left = ~WORLD.inside, {}
     for blend in ("u", "t", "before"):
         mean, covariance = law(WORLD, BlendedLatent(blend=blend), steps=10)
@@ -194,7 +194,7 @@ class Unshown(Blocks):
         (encoded_task(WORLD, Unshown()), "weights", "this model's decoder cannot be fitted: use 'latent' or 'none'"),
     ],
 )
-def test_what_cannot_be_repaired_is_refused_before_any_network_call(task, reconstruct, message):
+def test_reconstruction_of_unsuitable_models_is_refused_before_any_call(task, reconstruct, message):
     denoiser = Independent()
     with KeyedNoise(0, ["a"]) as noise, pytest.raises(ValueError, match=message):
         Sampler(PROCESS, BlendedLatent(reconstruct=reconstruct), steps=3)(denoiser, task, noise=noise)

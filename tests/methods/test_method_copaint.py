@@ -1,4 +1,4 @@
-"""CoPaint: descent against the closed form, the line search image by image, growth told from the time, and its limits."""
+"""CoPaint: descent against the closed form, the line search image by image, growth by timestep, and its limits."""
 
 from dataclasses import replace
 from itertools import pairwise

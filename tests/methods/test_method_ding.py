@@ -195,7 +195,7 @@ def run(method, *, hole, steps=12, process=FLOW, denoiser=WORLD.denoiser, noise=
 
 
 class Second:
-    """Of two draws a step the second, and the first of all: what is left where no second draw is made."""
+    """Every second draw of `noise`: the draws of a chain without a second network call."""
 
     def __init__(self, noise):
         self.noise = noise

@@ -20,7 +20,7 @@ KNOWN = ~WORLD.inside
 
 
 class ExactDPS(DPS):
-    """log p(y | x_t) = log N(y; x0, C) on known pixels, C = Cov[x0 | x_t], times what a DDPM step makes of a score."""
+    """log p(y | x_t) = log N(y; x0, C) on known pixels, C = Cov[x0 | x_t], times the factor of a score in a DDPM step."""
 
     def misfit(self, state, known_residual):
         C = WORLD.denoiser.posterior_covariance(state.now)[0][KNOWN][:, KNOWN]

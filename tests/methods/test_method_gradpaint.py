@@ -109,7 +109,7 @@ def test_descent_on_all_steps_brings_the_mean_nearer():
     assert moved.variance_ratio < 0.6 * plain.variance_ratio
 
 
-def test_on_latents_the_border_counts_only_where_it_is_asked_for():
+def test_on_latents_the_border_loss_is_off_by_default():
     hole = WORLD.hole.repeat_interleave(2, 2).repeat_interleave(2, 3)
     latents, pixels = (
         Task.encoded(LinearAutoencoder().decode(WORLD.y), hole, LinearAutoencoder()),

@@ -1,4 +1,4 @@
-"""Growing around any method: one band is the method, stages see what earlier ones made, the exact method stays unbiased."""
+"""Growing with any method: one band equals the method, stages see earlier bands, the exact method stays unbiased."""
 
 import torch
 
@@ -34,7 +34,7 @@ def test_stages_share_the_steps_or_have_all_of_them():
     assert Grow(bands=4, budget="full").cost(times).nfe == 400
 
 
-def test_a_stage_takes_what_the_one_before_it_made_as_known(monkeypatch):
+def test_a_stage_treats_earlier_bands_as_known(monkeypatch):
     seen = []
 
     class Watch(SamplingMethod):

@@ -60,7 +60,7 @@ def test_one_band_or_full_overlap_is_rad(method):
 
 @pytest.mark.parametrize(("overlap", "ratio", "kl"), [(0.0, 0.470, 2.679), (0.5, 0.667, 0.969)])
 def test_any_order_is_unbiased_and_pays_with_the_steps_that_a_band_has(overlap, ratio, kl):
-    """Exact propagation at 100 levels: with four bands one after the other each has 25, and their floor is that of 25 steps."""
+    """Exact propagation at 100 levels. Each of four consecutive bands has 25 levels, so the limit is that of 25 steps."""
     reached = distance(WORLD, *law(WORLD, GrowRAD(bands=4, overlap=overlap), steps=100))
     assert reached.mean_error < 1e-3
     assert reached.variance_ratio == pytest.approx(ratio, rel=2e-3)

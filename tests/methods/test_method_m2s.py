@@ -1,4 +1,4 @@
-"""M2S: its plans, the two linked stages on Gaussian data whose coarse half is Gaussian too, and what it asks for."""
+"""M2S: its plans, the two linked stages on Gaussian data whose coarse half is Gaussian too, and its requirements."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -73,7 +73,7 @@ def test_plans_fit_any_number_of_levels(count):
         assert all(t != u for t, u in pairwise(plan))
 
 
-def test_it_asks_for_a_coarse_model_before_any_call():
+def test_a_missing_coarse_model_is_an_error_before_any_call():
     with pytest.raises(ValueError, match=r"m2s needs a second base model, of lower resolution.*m2s\.coarse=PATH"):
         run(M2S(), WORLD.y, WORLD.hole, denoiser=Dead())
     with pytest.raises(

@@ -76,7 +76,7 @@ def run(method, *, denoiser=None, task=None, steps=20, seed=0, process=None, nam
 # ---- the losses ------------------------------------------------------------------------------------
 
 
-def test_the_gradient_of_the_background_loss_is_half_of_what_the_denoiser_carries_back():
+def test_the_gradient_of_the_background_loss_is_half_the_vjp_of_the_misfit():
     """D(x) = W x + c, so the gradient is 1/2 W^T known (D(x) - y): the quarter, and the two of the square."""
     task, x = task_of(), torch.randn(WORLD.y.shape, dtype=DOUBLE, generator=torch.Generator().manual_seed(0))
     state = state_of(task, x)
@@ -104,7 +104,7 @@ def test_the_semantic_loss_runs_from_all_inside_to_all_outside():
         torch.testing.assert_close(semantic_loss(task, shares_of(task, within, without)).item(), want)
 
 
-def test_the_semantic_loss_is_a_mean_over_layers_in_which_one_of_one_kind_of_cell_is_zero():
+def test_the_semantic_loss_averages_layers_and_is_zero_without_both_kinds_of_cells():
     task = task_of()
     one = shares_of(task, 1.0, 0.0)
     coarsest = torch.ones(1, 1, 1)  # a single cell, which is not all hole
@@ -249,12 +249,12 @@ def test_only_blending_draws_noise(coherence, draws):
         ({}, 1, 11, 10),
     ],
 )
-def test_calls_are_counted_and_foretold(settings, steps, calls, backward):
+def test_actual_calls_equal_planned_calls(settings, steps, calls, backward):
     made, planned = run(PILOT(**settings), steps=steps)
     assert (made.nfe, made.vjp) == (calls, backward) == (planned.nfe, planned.vjp)
 
 
-def test_the_presets_cost_what_the_papers_configuration_does():
+def test_the_preset_costs_as_much_as_the_papers_configuration():
     times = [round(999 * (1 - i / 99)) for i in range(100)] + [CLEAN]
     assert (PILOT().cost(times).nfe, PILOT().cost(times).vjp) == (200, 100)
     assert PILOT(coherence=0.8).cost(times).vjp == 80
@@ -266,7 +266,7 @@ def test_it_does_not_depend_on_the_units_of_the_noise_levels():
     torch.testing.assert_close(scaled.raw, own.raw, rtol=0, atol=1e-5)
 
 
-def test_an_image_does_not_depend_on_its_batch_and_its_hole_leaks_nothing():
+def test_an_image_depends_neither_on_its_batch_nor_on_its_holes_content():
     image, hole = torch.cat([WORLD.y, WORLD.y.flip(-2)]), torch.cat([WORLD.hole, WORLD.hole.flip(-1)])
     both, _ = run(PILOT(interval=2), task=Task.from_image(image, hole), names=("a", "b"))
     alone, _ = run(PILOT(interval=2), task=Task.from_image(image[1:], hole[1:]), names=("b",))

@@ -78,7 +78,7 @@ def test_counts():
     assert run(PnPFlow(draws=3), steps=7).nfe == 21
 
 
-def test_two_pixels_and_what_averaging_does():
+def test_averaging_over_draws_on_two_pixels():
     """Exact: 0.8 and 0.36. One draw: 0.663, 0.195 (independent simulation); five have a fifth of the variance. 5000 rows."""
     rows, found = 5000, []
     task = Task.from_image(PAIR.y.expand(rows, -1, -1, -1), PAIR.hole.expand(rows, -1, -1, -1))

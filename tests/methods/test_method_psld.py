@@ -38,7 +38,7 @@ def test_without_weights_it_is_the_plain_chain(eta):
     assert not torch.equal(run(PSLD(), task, eta=eta), run(SamplingMethod(), task, eta=eta))
 
 
-def test_with_nothing_known_and_an_autoencoder_that_loses_nothing_it_is_the_plain_chain():
+def test_without_known_pixels_a_lossless_autoencoder_gives_the_plain_chain():
     task = Task.encoded(PICTURE, torch.ones_like(HOLE), LinearAutoencoder())
     torch.testing.assert_close(run(PSLD(), task), run(SamplingMethod(), task, eta=0), rtol=0, atol=1e-9)
 
@@ -89,7 +89,7 @@ def test_counts():
     assert (PSLD.preset_steps, PSLD.preset_eta) == (1000, 0.0)
 
 
-def test_more_steps_come_nearer_to_what_is_known_and_the_hole_follows():
+def test_more_steps_reduce_the_error_of_known_pixels_and_of_the_hole():
     few, many = (sampled(WORLD, PSLD(), steps=steps, rows=60) for steps in (20, 120))
     errors = [float(((raw - WORLD.y) * (1 - WORLD.hole)).square().mean().sqrt()) for raw in (few, many)]
     assert errors[1] < 0.2 * errors[0]

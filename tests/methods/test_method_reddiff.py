@@ -93,7 +93,7 @@ def raw(method: REDDiff, task: Task, *, steps: int = 8) -> Tensor:
         return Sampler(Uniform(linear_betas()), method, steps=steps)(WORLD.denoiser, task, noise=noise).raw
 
 
-def test_for_pixels_both_spaces_are_what_they_were_bit_for_bit():
+def test_both_spaces_equal_the_reference_bit_for_bit_on_pixels():
     for hole in (WORLD.hole, 0.5 * WORLD.hole):
         task = Task.from_image(WORLD.y, hole)
         before = raw(Before(), task)

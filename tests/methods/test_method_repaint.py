@@ -65,7 +65,7 @@ def test_travelling_keeps_the_law_where_everything_is_to_be_filled():
     assert float(travelled / plain) == pytest.approx(1, abs=0.02)
 
 
-def test_known_pixels_are_those_of_the_image_before_they_are_put_back():
+def test_raw_known_pixels_equal_those_of_the_image():
     world = make_world()
     raw = sampled(world, RePaint(jump_length=2, resamplings=2), steps=10, rows=2)
     known = world.hole.expand_as(raw) == 0

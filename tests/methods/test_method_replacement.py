@@ -28,7 +28,7 @@ def test_its_law_is_biased_and_more_steps_do_not_help(steps, ratio, kl):
     assert reached.mean_error == pytest.approx(1.1, abs=0.03)
 
 
-def test_where_pixels_are_independent_it_is_only_as_far_off_as_the_step_variance():
+def test_on_independent_pixels_only_the_step_variance_is_wrong():
     d = WORLD.denoiser.mean.numel()
     independent = replace(
         WORLD, denoiser=GaussianDenoiser(WORLD.denoiser.mean, 0.25 * torch.eye(d, dtype=torch.float64))

@@ -116,7 +116,7 @@ def test_the_closed_form_of_pixels_is_where_adam_ends():
     torch.testing.assert_close(exact, CODEC.encode(PICTURE * (1 - HOLE) + HOLE * decoded))
 
 
-def test_descent_on_latents_meets_the_known_pixels_and_leaves_what_they_do_not_see():
+def test_descent_on_latents_fits_known_pixels_and_keeps_unobserved_directions():
     task, x0 = encoded(), image(3, 1, 1, 8, 8)
     found = ReSample(iterations=2000, rate=0.02, tolerance=1e-3).consistent(task, x0, by_latents=True)
     missing = (1 - HOLE) * (PICTURE - CODEC.decode(found))
@@ -154,7 +154,7 @@ def test_the_pull_is_that_of_the_matrices():
     torch.testing.assert_close(moved.flatten(), expected, rtol=1e-9, atol=1e-12)
 
 
-def test_events_bring_the_result_nearer_to_what_is_known():
+def test_events_reduce_the_error_of_known_pixels():
     task = encoded()
     methods = (
         SamplingMethod(),

@@ -119,7 +119,7 @@ def test_another_process_is_refused_before_any_call(process, method):
         Sampler(process, method, steps=5)(Dead(), Task.from_image(WORLD.y, WORLD.hole), noise=noise)
 
 
-def test_a_window_that_is_upside_down_is_refused():
+def test_a_reversed_window_is_refused():
     with pytest.raises(ValueError, match=r"highest is 0\.6; allowed are values below lowest, 0\.5"):
         VIPaint(highest=0.6)
 
@@ -161,7 +161,7 @@ def test_with_the_priors_weight_and_variance_a_level_is_a_reverse_step_and_has_n
 
 
 def above(method, state, q, stride):
-    """The sum over all levels above h_1, of which every `stride`-th is looked at."""
+    """The sum over all levels above h_1, estimated from every `stride`-th level."""
     times = range(TIMES[0] + 1, 1000, stride)
     return sum(method.divergence_above(state, TIMES[0], t, q).mean() for t in times) * (434 / len(times))
 
@@ -230,7 +230,7 @@ def test_the_loss_bounds_the_evidence_and_the_fit_tightens_it():
     assert exact < fitted < exact + 6 < first
 
 
-def test_a_fit_is_an_images_own_unless_it_is_shared():
+def test_each_image_is_fitted_alone_unless_shared():
     task = Task.from_image(torch.cat([WORLD.y, WORLD.y, 0.5 * WORLD.y]), WORLD.hole.expand(3, 1, 8, 8))
     fitted = []
 
@@ -299,7 +299,7 @@ def test_without_its_gradient_it_is_the_plain_chain_below_the_last_level():
     ],
     ids=["flow", "edm", "vp"],
 )
-def test_the_window_is_found_on_any_process_and_leaves_the_models_own_alone(own, top, low):
+def test_the_window_exists_on_any_process_and_keeps_the_models_process(own, top, low):
     """s where a / s is 0.2 and 0.5: sigma = 1 / 1.2 and 1 / 1.5 of a flow, 5 and 2 of EDM. From below."""
     seen, steps = [], own.sampled_steps
 
@@ -354,8 +354,8 @@ def test_a_fit_on_latents_keeps_the_image_of_each_image():
     torch.testing.assert_close(shared[0][:2], raw[:2], rtol=0, atol=1e-9)
 
 
-def test_the_weight_of_the_likelihood_is_that_of_as_many_values_as_x_has():
-    """With a decoder that only repeats and halves, a pixel lacks half of what its cell does: half the sigma_y."""
+def test_the_likelihood_has_the_weight_of_the_number_of_values_of_x():
+    """A decoder that repeats and halves also halves the misfit of a pixel; sigma_y is halved to match."""
     autoencoder, hole = LinearAutoencoder(), WORLD.hole.repeat_interleave(2, 2).repeat_interleave(2, 3)
     task = Task.encoded(autoencoder.decode(WORLD.y), hole, autoencoder)
     latent, pixels = (

@@ -73,7 +73,7 @@ def both(name):
     return run(name, PICTURES, BOTH)
 
 
-def test_known_pixels_come_back_and_the_hole_is_filled_with_something_finite(name, both):
+def test_known_pixels_are_kept_and_the_hole_is_finite(name, both):
     sample, _ = both
     assert sample.image.dtype == DOUBLE
     assert bool(sample.raw.isfinite().all())
@@ -83,7 +83,7 @@ def test_known_pixels_come_back_and_the_hole_is_filled_with_something_finite(nam
     assert float((sample.image - WORLD.denoiser.mean).abs().max()) < 2.6
 
 
-def test_the_calls_are_those_that_the_plan_says(name, both):
+def test_actual_calls_equal_the_plan(name, both):
     sample, planned = both
     method = method_of(name)
     assert (sample.vjp > 0) == (planned.vjp > 0)
@@ -101,7 +101,7 @@ LINE_SEARCH = ("copaint",)
 PULL = ("copaint", "ding", "dps", "flowdps", "psld", "reddiff", "resample", "vipaint")
 
 
-def test_what_is_in_the_hole_changes_nothing(name, both):
+def test_the_holes_content_has_no_effect(name, both):
     other = torch.where(BOTH == 1, 5.0, PICTURES)
     assert torch.equal(run(name, other, BOTH)[0].raw, both[0].raw)
     moved = run(name, torch.where(BOTH == 1, PICTURES, PICTURES + 0.3), BOTH)[0].raw
@@ -147,7 +147,7 @@ def test_soft_masks_are_accepted(name):
     assert torch.equal(sample.image[soft == 0], PICTURES[soft == 0])
 
 
-def test_in_a_soft_mask_more_is_changed_where_it_says_more(name):
+def test_higher_soft_mask_values_change_more(name):
     """Methods that know no degrees fill every pixel above 0, and change both alike."""
     changes = [
         float((run(name, PICTURES, torch.where(BOTH == 1, value, 0.0))[0].raw - PICTURES)[BOTH == 1].square().mean())
@@ -191,7 +191,7 @@ def test_one_step_is_enough_to_run(name):
     assert bool(run(name, PICTURES, BOTH, steps=1)[0].raw.isfinite().all())
 
 
-def test_it_says_what_it_is(name):
+def test_a_method_describes_itself(name):
     kind = METHODS[name]
     assert kind.paper
     assert kind.__module__ == f"rad.methods.{name}"
@@ -246,7 +246,7 @@ def test_bad_set_words_are_named(word):
         parse_settings([word], ["replacement"])
 
 
-def test_a_budget_buys_as_many_steps_as_it_can(name):
+def test_a_budget_allows_the_most_steps_that_fit(name):
     method = method_of(name)
     least = cost(method, 1).units
     assert cost(method, steps_within(method, least + 60)).units <= least + 60
@@ -288,7 +288,7 @@ def test_the_table_shows_every_method_with_its_cost():
     assert all(f"  {name}.{one.name}=" in table() for name, kind in METHODS.items() for one in fields(kind))
 
 
-def test_a_noise_has_levels_for_the_pixels_it_is_asked_for():
+def test_noise_levels_cover_the_requested_pixels():
     noise: NoiseLevel = (
         METHODS["tdpaint"]()
         .process(Uniform(BETAS), "adm")

@@ -95,7 +95,7 @@ def test_an_instance_goes_to_a_process_that_has_loaded_the_file(file):
         load(arguments[0], sha256=arguments[1])
 
 
-def test_a_file_may_choose_names_and_so_hold_several_methods(file):
+def test_a_file_may_register_several_methods_by_name(file):
     two = CODE.replace("@dataclass", "@rad.methods.register\n@dataclass").replace("class Mine", "class Other")
     named = two.replace("@rad.methods.register", "@lambda kind: rad.methods.register(kind, name='other-2')")
     file.write_text("import rad.methods\n" + CODE + named)
@@ -114,7 +114,7 @@ def test_a_file_may_choose_names_and_so_hold_several_methods(file):
         ("{file}", "is not known: give its class too, as .*MyFill.py:CLASS"),
     ],
 )
-def test_what_is_not_a_method_is_refused(file, text, message):
+def test_a_class_that_is_no_method_is_refused(file, text, message):
     with pytest.raises(ValueError, match=message):
         find(text.format(file=file))
     assert "myfill" not in METHODS
@@ -132,7 +132,7 @@ def test_what_is_not_a_method_is_refused(file, text, message):
         ("bad.py", CODE.replace("SamplingMethod", "CustomSampler"), r"Mine has no run\(\)"),
     ],
 )  # fmt: skip
-def test_a_file_that_cannot_be_used_says_why(tmp_path, name, code, message):
+def test_an_unusable_file_is_refused_with_the_reason(tmp_path, name, code, message):
     (tmp_path / name).write_text(code)
     with pytest.raises(ValueError, match=message):
         find(f"{tmp_path / name}:Mine")
@@ -176,7 +176,7 @@ def test_a_class_is_registered_from_python():
         register(3)  # pyright: ignore[reportArgumentType]
 
 
-def test_a_file_is_told_from_a_name():
+def test_files_and_names_are_distinguished():
     assert split_file("a/mine.py:Mine@20,eta=0") == ("a/mine.py:Mine", "@20,eta=0")
     assert split_file("a@b,c/mine.py:Mine") == ("a@b,c/mine.py:Mine", "")
     for text in ("rad@20", "rad,eta=0", "mine.py", "mine.py:", "mine.py@2"):
@@ -217,7 +217,7 @@ def test_only_a_kept_estimate_is_used_again_and_only_for_the_same_values():
 
 
 @pytest.mark.parametrize("keep", [False, True])
-def test_a_method_that_changes_x_in_place_gets_the_estimate_of_what_it_made(keep):
+def test_after_a_change_of_x_in_place_the_estimate_is_new(keep):
     """Before the step x is denoised and then moved in the same memory: the step must use the estimate of the moved x."""
     seen = []
 

@@ -107,7 +107,7 @@ def test_an_adapter_is_loaded_on_its_pipeline(inpainters, world, kind):
 @EACH
 @pytest.mark.parametrize("time", [999, 400, 3])
 def test_a_fresh_adapter_on_one_level_is_the_base(inpainters, kind, time):
-    """K = 2 levels of which the cells have one: that of the hole, which is the base's own at this time."""
+    """K = 2 levels; all cells have that of the hole, which is the base's level at this timestep."""
     rad, base = inpainters[f"{kind}-zero"], inpainters[kind]
     conditions = [condition(kind), Condition() if kind == "latent" else SKY]
     time = min(time, rad.model.base_process.steps - 1)
@@ -150,8 +150,8 @@ def test_a_trained_adapter_fills_and_its_base_is_still_there(inpainters, kind):
 
 
 @EACH
-def test_every_cell_is_told_its_own_time(inpainters, kind):
-    """Known cells are clean: told that the whole image is as noisy as the hole, the network says something else."""
+def test_every_cell_has_its_own_timestep(inpainters, kind):
+    """Known cells are clean. With the hole's timestep everywhere, the network's output differs."""
     rad, hole = inpainters[f"{kind}-trained"], torch.zeros(1, 1, SIDE // 2, SIDE // 2)
     hole[..., :4] = 1
     noise = rad.sampler("rad").process.noise(torch.tensor([700]), NoiseRegions.from_mask(hole))
@@ -161,7 +161,7 @@ def test_every_cell_is_told_its_own_time(inpainters, kind):
 
 
 @EACH
-def test_the_sampler_sees_what_training_saw(inpainters, world, kind):
+def test_sampling_and_training_give_the_network_the_same_input(inpainters, world, kind):
     """The same x, levels and text: the network's output in sampling is that of the module."""
     module = Diffusion(base=str(world / kind), image_size=SIDE, adapter=str(world / f"{kind}-trained"))
     module.configure_model()
@@ -222,7 +222,7 @@ def test_sample_py_fills_with_an_adapter_and_text(world, inpainters, tmp_path, m
 
 
 def test_controls_go_with_an_adapter_and_loras_do_not(world, inpainters, tmp_path):
-    """The ControlNet is told the noisiest time, which is the hole's."""
+    """The ControlNet gets the noisiest timestep, the hole's."""
     place, plain = world / "stable-zero", inpainters["stable"]
     unet = plain.model.unet
     networks = {"controlnet": write_controlnet(tmp_path / "control", unet)}
@@ -261,7 +261,7 @@ def test_an_adapter_of_another_base_is_refused(world, tmp_path, kind):
     other = {"latent": "stable", "stable": "stable3", "stable3": "latent"}[kind]
     with pytest.raises(ValueError, match=r"give the base it was trained on|cannot be used"):
         Inpainter.from_pretrained(world / f"{kind}-trained", base=world / other, device="cpu")
-    with pytest.raises(ValueError, match="has no use"):
+    with pytest.raises(ValueError, match="has no effect"):
         Inpainter.from_pretrained(
             world / f"{kind}-trained", device="cpu", **({"controlnet": "x"} if kind == "stable3" else {"size": 32})
         )
@@ -273,7 +273,7 @@ SHIPPED = Path(__file__).resolve().parents[2] / "checkpoints"
 NAMES = ("goldfish", "lakeside")
 
 
-def test_the_shipped_text_to_image_model_is_one_of_diffusers_and_shows_what_it_is_told():
+def test_the_shipped_text_to_image_model_loads_in_diffusers_and_follows_prompts():
     from diffusers import StableDiffusionPipeline
 
     inpainter = Inpainter.from_pretrained(SHIPPED / "latent-nature32", device="cpu")
@@ -301,7 +301,7 @@ def test_the_shipped_text_to_image_model_is_one_of_diffusers_and_shows_what_it_i
     assert red[0] > red[1] + 30, "goldfish are red, and lakes are not"
 
 
-def test_the_shipped_adapter_knows_its_base_and_keeps_what_is_known():
+def test_the_shipped_adapter_finds_its_base_and_keeps_known_pixels():
     inpainter = Inpainter.from_pretrained(SHIPPED / "rad-latent-nature32", device="cpu")
     assert AdapterInfo.read(SHIPPED / "rad-latent-nature32").base_hash == inpainter.model.hash
     original = random_image(32, 32, seed=3)

@@ -141,7 +141,7 @@ def test_names_of_old_attention_layers(tmp_path, pixels):
         ({"block_out_channels": [8, "x"]}, "cannot be used"),
     ],
 )
-def test_what_cannot_be_used_is_one_line(tmp_path, change, message):
+def test_unusable_files_give_one_line(tmp_path, change, message):
     shutil.copytree(tiny_ldm(tmp_path / "ldm", "kl") / "vae", tmp_path / "vae")
     path = tmp_path / "vae" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))

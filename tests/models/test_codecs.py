@@ -80,7 +80,7 @@ def test_the_two_spaces_are_one_for_a_pixel_model():
         torch.testing.assert_close(part, lack)
 
 
-def test_descent_moves_by_its_rate_until_nothing_is_lacking():
+def test_descent_moves_by_its_rate_until_the_misfit_is_zero():
     task = Task.from_image(WORLD.y, HOLE)
     x0 = WORLD.denoiser.mean[None]
     far = float(residual(task, x0).norm())
@@ -97,8 +97,8 @@ def test_descent_moves_by_its_rate_until_nothing_is_lacking():
     assert float(polyak_step(torch.zeros_like(change), torch.zeros(1))) == 0
 
 
-def test_pixels_say_more_than_cells_where_a_hole_is_finer_than_the_grid():
-    """Known pixels of cells that hold a little of the hole: in latents they are lost, in pixels they are met."""
+def test_pixels_constrain_more_than_cells_in_fine_holes():
+    """Known pixels in cells that overlap the hole: latents ignore them, pixels fit them."""
     hole = torch.zeros_like(HOLE)
     hole[..., 3:5, 3:5] = 1
     world, autoencoder = replace(WORLD, hole=hole), Blocks(4, keep=12, colours=1)

@@ -25,7 +25,7 @@ WORLD = make_world()
 
 
 def optimal(sigma_data):
-    """The F for which D is the Gaussian posterior mean, from what F is told alone; EDM's equations turned round."""
+    """The F for which D is the Gaussian posterior mean, by EDM's equations solved for F, from F's inputs alone."""
 
     def network(scaled, c_noise):
         sigma = (4 * c_noise).exp()[:, None]
@@ -137,7 +137,7 @@ def test_it_is_not_trained_and_has_no_rad(folder):
         ({"sigma_data": -1}, "do not rise from above 0"),
     ],
 )
-def test_what_cannot_be_used_is_one_line(folder, tmp_path, change, message):
+def test_unusable_files_give_one_line(folder, tmp_path, change, message):
     shutil.copytree(folder, tmp_path / "edm")
     path = tmp_path / "edm" / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))

@@ -224,7 +224,7 @@ def test_everything_hole_is_the_pipelines_own_sampling(folders, kind, guidance):
 
 @pytest.mark.parametrize("guidance", [None, 2.0])
 def test_a_call_of_flux_is_the_pipelines_own(folders, flux, guidance):
-    """Packing, positions, the time and the guidance told, and the way back."""
+    """Packing, positions, timestep, guidance, and unpacking."""
     x, t = random(2, 4, 8, 8), 400
     noise = flux.base_process.noise(torch.tensor([t, t]))
     ours = flux.denoiser([Condition("a cat", guidance=guidance), Condition("", guidance=guidance)], adapter=False)
@@ -312,7 +312,7 @@ def test_other_sizes(folders):
 # ---- what is refused -------------------------------------------------------------------------------
 
 
-def test_what_has_no_effect_is_refused(sd3, flux, tmp_path):
+def test_options_without_effect_are_refused(sd3, flux, tmp_path):
     with pytest.raises(ValueError, match="negative prompt has no effect with guidance 1"):
         sd3.check([CAT, Condition("a cat", "a dog", guidance=1.0)])
     with pytest.raises(ValueError, match="takes no negative prompt"):
@@ -348,7 +348,7 @@ def test_the_clean_level_has_no_noise(sd3):
         ("vae/config.json", {"latent_channels": 3}, "of another shape"),
     ],
 )
-def test_damaged_folders_are_one_line(tmp_path, file, change, message):
+def test_damaged_folders_give_one_line(tmp_path, file, change, message):
     path = tiny_sd3(tmp_path) / file
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(ValueError, match=message) as caught:

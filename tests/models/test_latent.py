@@ -1,4 +1,4 @@
-"""Latent diffusion: the folder, its noise, whole runs, RAD on latents, and what becomes of the hole and of known pixels."""
+"""Latent diffusion: the folder, its noise, whole runs, RAD on latents, the hole and known pixels."""
 
 import json
 import shutil
@@ -75,7 +75,7 @@ def test_whole_runs(inpainter, method):
 
 
 def test_estimates_are_not_clipped(inpainter):
-    """Latents have no range: x0 = (x - s e) / a as it comes, and not what a pixel model would make of it."""
+    """Latents have no range: x0 = (x - s e) / a is not clamped as for a pixel model."""
     model = inpainter.model
     denoiser = model.denoiser([Condition()], adapter=False)
     x = 20 * torch.randn(1, model.autoencoder.channels, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -119,7 +119,7 @@ def test_known_latents_have_not_seen_the_hole(inpainter):
     assert not np.array_equal(*map(pixels, runs["none"])), "--encode_full shows it to the encoder"
 
 
-def test_the_grid_says_which_cells_are_filled(inpainter):
+def test_the_grid_chooses_the_filled_cells(inpainter):
     model, known = inpainter.model, torch.zeros(1, 3, SIDE, SIDE)
     hole = box_hole(SIDE, SIDE, 4, 4, 8, 8)[None]
     sizes = [
@@ -168,7 +168,7 @@ def test_pixel_models_have_no_grid(base):
     for told in ({"grid": Grid()}, {"fill": "none"}):
         with pytest.raises(ValueError, match="there is no latent grid"):
             pixel(random_image(16, 16), box_hole(16, 16, 3, 3, 9, 9), method="mean", **told)
-    with pytest.raises(ValueError, match="has no use"):
+    with pytest.raises(ValueError, match="has no effect"):
         Inpainter.from_pretrained(base, size=32)
 
 

@@ -124,7 +124,7 @@ def test_readable_reference_gives_the_published_programs_numbers(mini):
 
 
 @pytest.mark.parametrize("adm", CONFIGS.values(), ids=CONFIGS.keys())
-def test_converted_network_computes_what_adm_computes(adm):
+def test_the_converted_network_equals_adm(adm):
     state = random_state(adm, seed=0)
     assert difference(adm, convert(adm, state), state) < 1e-12
 
@@ -240,7 +240,7 @@ def test_folder_keeps_network_schedule_and_hash(tmp_path):
     assert difference(FULL, half.unet, rounded) < 1e-12
 
 
-def test_stock_diffusers_reads_what_was_saved(folder):
+def test_stock_diffusers_loads_a_saved_base(folder):
     stock = UNet2DModel.from_pretrained(folder / "unet", local_files_only=True)
     assert weights_hash(stock.state_dict()) == load_base(folder).hash
     assert difference(TINY, stock, {k: v.half().float() for k, v in random_state(TINY, seed=0).items()}) < 1e-12
@@ -261,7 +261,7 @@ def test_flat_folder_and_torch_file_load_alike(folder):
     assert load_base(flat).hash == wanted
 
 
-def test_forks_folder_loads_like_the_file_it_was_made_from(tmp_path):
+def test_a_folder_of_the_fork_loads_like_its_source_file(tmp_path):
     """Naive blocks + attention_legacy_order, epsilon 1e-6, time type "adm", as the xutongda/adm_* folders."""
     state = random_state(FULL, seed=3)
     naive = convert(FULL, state, qkv_order="naive")
@@ -388,13 +388,13 @@ def one_line(caught: pytest.ExceptionInfo) -> str:
 
 
 @pytest.mark.parametrize("source", ["no-such-folder", "a/b/c", "models/gone.pt", Path("some/folder"), "./x/y"])
-def test_nothing_there(source):
+def test_a_missing_source_is_an_error(source):
     with pytest.raises(FileNotFoundError, match="no base model at") as caught:
         load_base(source)
     assert str(source) in one_line(caught)
 
 
-def test_hub_failure_is_one_line(monkeypatch):
+def test_hub_failure_gives_one_line(monkeypatch):
     def fail(*_, **__):
         raise huggingface_hub.errors.LocalEntryNotFoundError("first line\nsecond line")
 
@@ -430,7 +430,7 @@ def test_damaged_files_are_named(folder, tmp_path):
 
 
 class NotATensor:
-    """Stands for whatever code a pickle may hold."""
+    """Represents any code in a pickle."""
 
 
 def test_pickled_code_is_refused(tmp_path):

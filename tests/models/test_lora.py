@@ -169,7 +169,7 @@ def test_peft_itself_reads_the_folder(tmp_path):
     assert_same_network(again, model)
 
 
-def test_only_our_own_settings_are_written_and_those_of_a_newer_peft_are_read(tmp_path, monkeypatch):
+def test_adapters_have_only_settings_of_rad_and_those_of_newer_peft_are_read(tmp_path, monkeypatch):
     """peft 0.15 has no qalora_group_size, which later versions write as 16 and use with use_qalora alone."""
     from peft import LoraConfig
 
@@ -207,7 +207,7 @@ def test_swapped_weights_come_back():
     assert torch.equal(output(model), before)
 
 
-def test_what_does_not_fit_is_refused(tmp_path):
+def test_unsuitable_adapters_are_refused(tmp_path):
     folder = save_adapter(adapted(), tmp_path / "adapter", INFO, card="")
     with pytest.raises(ValueError, match=f"with hash {BASE_HASH[:12]}, but the base given has hash 00000"):
         load_adapter(patch(small_unet()), folder, base_hash="0" * 64)

@@ -1,4 +1,4 @@
-"""Pipeline folders: what is fetched of a hub id, shards, no connection and no pickled code, and what is left of bad settings."""
+"""Pipeline folders: files fetched for a hub id, shards, no connection, no pickled code, and bad settings."""
 
 import json
 import shutil
@@ -39,7 +39,7 @@ def change(path, **settings):
     path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
 
 
-def test_what_the_index_says(sd3, ldm, base):
+def test_the_pipeline_index_is_read(sd3, ldm, base):
     found = find_pipeline(sd3)
     assert found is not None
     assert (found.kind, found.revision) == ("StableDiffusion3Pipeline", None)
@@ -54,7 +54,7 @@ def test_what_the_index_says(sd3, ldm, base):
         assert find_pipeline(ldm, "main") == other
 
 
-def test_an_index_with_code_of_its_own_or_damage_is_data(ldm):
+def test_code_in_an_index_does_not_run(ldm):
     folder = copied(ldm)
     change(folder / "model_index.json", _class_name=["evil", "EvilPipeline"], unet=["evil", "UNet2DModel"])
     assert Inpainter.from_pretrained(folder).model.kind == "latent", "names are compared, and never imported"
@@ -80,7 +80,7 @@ def test_local_folders_need_no_connection(sd3, ldm, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["sd3", "ldm"])
-def test_of_a_hub_id_only_what_is_needed_is_fetched(kind, sd3, ldm, monkeypatch):
+def test_only_needed_files_of_a_hub_id_are_fetched(kind, sd3, ldm, monkeypatch):
     commit = "0123456789abcdef0123456789abcdef01234567"
     folder, calls = copied({"sd3": sd3, "ldm": ldm}[kind], commit), []
 
@@ -169,7 +169,7 @@ def test_settings_that_would_fetch_or_import_something_are_dropped(sd3):
     assert not Path(MARKER).exists()
 
 
-def test_a_tokenizer_with_code_of_its_own_does_not_run_it(sd3):
+def test_code_of_a_tokenizer_does_not_run(sd3):
     folder = copied(sd3)
     change(folder / "tokenizer" / "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.Evil", "evil.Evil"]})
     (folder / "tokenizer" / "evil.py").write_text(f"import os\nos.mkdir({MARKER!r})\nclass Evil: pass\n")

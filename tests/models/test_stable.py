@@ -1,4 +1,4 @@
-"""Stable Diffusion and its controls, with random weights: what each does to the estimate, alone and in a batch."""
+"""Stable Diffusion and its controls, with random weights: the effect of each on the estimate, alone and in a batch."""
 
 import json
 from dataclasses import replace
@@ -165,7 +165,7 @@ def test_the_words_are_those_of_the_prompt(plain):
     assert words[2].tolist() == [0] + [1] * (TOKENS - 2) + [0]
 
 
-def test_xl_is_told_its_pooled_text_and_the_size(large):
+def test_xl_gets_the_pooled_text_and_the_size(large):
     x, noise = X[:1], large.base_process.noise(torch.tensor([700]))
     with torch.no_grad():
         text, unwanted, pooled, unwanted_pooled = large.pipeline.encode_prompt("a cat", negative_prompt="dog")
@@ -225,7 +225,7 @@ def test_each_image_of_a_batch_has_its_own_control(guided, kind):
     assert_same(both[1:], alone, gain=7.5)
 
 
-def test_controls_are_what_diffusers_makes_of_them(guided):
+def test_controls_equal_those_of_diffusers(guided):
     """ControlNet, T2I-Adapter and IP-Adapter together, on the prompt alone, by diffusers' own processors."""
     condition = replace(CAT, guidance=1.0, control_image=IMAGE, adapter_image=IMAGE, style_image=IMAGE, style_scale=0.5)
     condition = replace(condition, control_scale=0.75, adapter_scale=0.875)
@@ -436,14 +436,14 @@ def test_half_precision_alone_is_read(copied):
     assert load_model(copied).hash == weights_hash(make_unet().state_dict())
 
 
-def test_damage_is_one_line(copied):
+def test_damage_gives_one_line(copied):
     weights = copied / "vae" / "diffusion_pytorch_model.safetensors"
     weights.unlink()
     weights.write_bytes(b"half a file")
     assert str(copied / "vae") in refused(copied)
 
 
-def test_weights_of_another_shape_are_one_line(copied):
+def test_weights_of_another_shape_give_one_line(copied):
     rewrite(copied / "unet" / "config.json", cross_attention_dim=24)
     assert str(copied / "unet") in refused(copied)
 

@@ -36,7 +36,7 @@ def places(hole):
 
 
 def outputs_of(unet, focus, x, times, text):
-    """The network's output, and what each cross-attention gave."""
+    """The network's output, and the output of each cross-attention."""
     layers, given, hooks = cross_attentions(unet), [], []
     for layer in layers:
         hooks.append(layer.attention.register_forward_hook(lambda _, __, made: given.append(made)))
@@ -156,7 +156,7 @@ def test_each_image_of_a_batch_has_its_own_bound(unet):
     assert float((both[1:] - outputs_of(unet, Focus(places(hole.flip(0))), x, times, text)[0][1:]).abs().max()) > 1e-3
 
 
-def test_what_is_put_on_is_taken_off_even_after_an_error(unet):
+def test_patches_are_removed_even_after_an_error(unet):
     layers = cross_attentions(unet)
     before = [layer.attention.processor for layer in layers]
     x, times, text = inputs()

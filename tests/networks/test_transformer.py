@@ -1,4 +1,4 @@
-"""SD3's transformer with a time for every token: the stock network for one level, factorised = dense, what tokens are told."""
+"""SD3's transformer with a time for every token: the stock network for one level, factorised = dense, timesteps of tokens."""
 
 import pytest
 import torch
@@ -63,7 +63,7 @@ def test_factorised_equals_dense(levels):
     assert (flipped - results[0][0]).abs().max() > 1e-4, "the times matter, or the comparison says nothing"
 
 
-def test_a_token_is_told_the_time_of_its_noisiest_cell_and_the_text_that_of_the_noisiest_token():
+def test_tokens_and_text_get_the_timestep_of_their_noisiest_cell():
     index = torch.zeros(2, 4, 4, dtype=torch.long)
     index[0, 1, 2] = 1  # in the token above right
     told = token_timesteps(torch.tensor([[5.0, 700.0], [5.0, 700.0]]), index, patch=2, dense=True)

@@ -1,4 +1,4 @@
-"""The reverse loop: which noise it uses, what methods see, what it counts."""
+"""The reverse loop: its noise, the state that methods see, and its counts."""
 
 import pytest
 import torch
@@ -54,7 +54,7 @@ def test_everything_hole_is_the_base_models_own_sampler(eta, solver):
 
 
 @pytest.mark.parametrize("method", ["rad", "replacement"])
-def test_what_is_in_the_hole_changes_nothing(method):
+def test_the_holes_content_has_no_effect(method):
     image, other = original(), original(seed=1)
     hole = box()
     other = torch.where(hole == 1, other, image)

@@ -85,7 +85,7 @@ def test_the_loss_term_by_term():
     assert set(module.state_dict()) == {f"autoencoder.{name}" for name, _ in module.autoencoder.named_parameters()}
 
 
-def test_the_perceptual_distance_for_training_is_that_of_evaluation_and_has_gradients():
+def test_the_perceptual_loss_equals_the_metric_and_has_gradients():
     net = feature_net(FEATURES)
     source = torch.Generator().manual_seed(0)
     first, second = (torch.rand(2, 3, 64, 64, generator=source) for _ in range(2))
@@ -100,7 +100,7 @@ def test_the_perceptual_distance_for_training_is_that_of_evaluation_and_has_grad
     assert torch.equal(net.compared(second, second), torch.zeros(2))
 
 
-def test_train_py_makes_an_autoencoder_whose_latents_have_unit_deviation_and_resumes_bit_for_bit():
+def test_a_trained_autoencoder_has_latents_of_unit_deviation_and_resumes_bit_for_bit():
     assert cli.train(["--config", "small.yaml", "--name", "whole"]) == 0
     folder = Path("runs/whole/checkpoints")
     assert {path.name for path in folder.iterdir()} == {
@@ -138,7 +138,7 @@ def test_validation_alone():
     assert means["val/distance"] > 0
 
 
-def test_it_is_the_autoencoder_of_a_latent_model_which_is_the_base_of_an_adapter():
+def test_a_latent_model_and_its_adapter_train_on_the_autoencoder():
     assert cli.train(["--config", "small.yaml", "--name", "coder", "--trainer.max_steps", "1"]) == 0
     unet = {
         "sample_size": 8,
@@ -164,7 +164,7 @@ def test_it_is_the_autoencoder_of_a_latent_model_which_is_the_base_of_an_adapter
     assert (info["kind"], info["base"], info["size"]) == ("latent", "runs/latent/checkpoints/step=1-ema", [16, 16])
 
 
-def test_what_is_trained_is_said_by_the_last_of_configs_and_arguments(capsys):
+def test_the_last_config_or_argument_decides_the_trained_module(capsys):
     from rad.cli.train import trained_module
     from rad.training.diffusion import Diffusion
 

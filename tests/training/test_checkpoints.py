@@ -38,7 +38,7 @@ def test_without_checkpoints_last_is_an_error_and_auto_a_new_run(tmp_path):
         find_checkpoint(None, tmp_path)
 
 
-def test_what_a_killed_write_leaves_is_no_checkpoint(tmp_path):
+def test_the_rest_of_a_killed_write_is_no_checkpoint(tmp_path):
     save(tmp_path, 1)
     os.rename(tmp_path / "checkpoints" / "step=1.ckpt", tmp_path / "checkpoints" / ".step=1.tmp.ckpt")
     assert find_checkpoint(None, tmp_path) is None
@@ -61,7 +61,7 @@ def one_bit(content):
 
 
 @pytest.mark.parametrize("damage", [cut_short, one_bit, lambda content: b""], ids=["cut", "bit", "empty"])
-def test_a_damaged_one_is_told_and_the_one_before_it_used(tmp_path, damage):
+def test_a_damaged_checkpoint_is_reported_and_the_previous_one_used(tmp_path, damage):
     older, newer = save(tmp_path, 1, 2)
     content = (tmp_path / "checkpoints" / "step=2.ckpt").read_bytes()
     (tmp_path / "checkpoints" / "step=2.ckpt").write_bytes(damage(content))
@@ -85,7 +85,7 @@ def test_a_single_changed_byte_is_found(tmp_path):
     assert "checksum" in str(find_damage(path))
 
 
-def test_what_others_wrote_is_no_checkpoint(tmp_path):
+def test_files_of_other_programs_are_no_checkpoints(tmp_path):
     (path,) = map(Path, save(tmp_path, 1))
     torch.save({name: 0 for name in ENTRIES - {"rad"}}, path)
     assert "not written by rad" in str(find_damage(path))

@@ -170,7 +170,7 @@ def assert_equal_optimizers(step):
     assert len(states) == len(weights), "the state of all weights, though each process holds a part"
 
 
-def test_the_sbatch_file_starts_what_it_says(tmp_path):
+def test_the_sbatch_file_starts_the_documented_command(tmp_path):
     """With stand-ins for srun and the environment: the job's size goes to the trainer, the user's words come last."""
     for name, text in {".venv/bin/activate": "", "bin/srun": '#!/bin/sh\nprintf "%s\\n" "$@" > told\n'}.items():
         (tmp_path / name).parent.mkdir(parents=True)

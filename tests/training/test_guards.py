@@ -1,4 +1,4 @@
-"""Ends in good order: signals stop after a step with a checkpoint, what is not finite is kept and never trained on."""
+"""Guards: signals stop after a step with a checkpoint; batches without a finite loss are saved and skipped."""
 
 import json
 import os
@@ -141,7 +141,7 @@ def poisoned(base):
     return Poison(base=str(base), image_size=SIZE, lora=LoRA(rank=2), optimizer=adamw(1e-3), masks=Box(), seed=3)
 
 
-def test_what_is_not_finite_ends_the_run_and_its_batch_is_kept(world, base):
+def test_a_loss_that_is_not_finite_ends_the_run_and_saves_the_batch(world, base):
     model = poisoned(base)
     with pytest.raises(FloatingPointError, match=r"step 2 .*nonfinite.*skip"):
         world(model, 5, FiniteGuard())

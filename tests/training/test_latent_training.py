@@ -1,4 +1,4 @@
-"""Training in latents: what is encoded and told, which weights move, resumed runs, files, and losses of every prediction."""
+"""Training in latents: encoded images and prompts, trained weights, resumed runs, files, and losses of every prediction."""
 
 import json
 import shutil
@@ -111,7 +111,7 @@ def outputs(network, loaded, index):
 INDEX = (torch.rand(4, 8, 8, generator=torch.Generator().manual_seed(1)) > 0.5).long()
 
 
-def test_texts_are_those_of_diffusers_own_pipeline(world):
+def test_text_embeddings_equal_those_of_diffusers(world):
     from diffusers import StableDiffusionPipeline
 
     loaded = load(world / "stable")
@@ -132,7 +132,7 @@ def test_sd3_reads_t5_where_there_is_one(world, tmp_path):
 
 
 @EACH
-def test_known_cells_know_nothing_of_the_hole_and_cells_of_the_hole_hold_the_image(world, kind):
+def test_known_cells_exclude_the_hole_and_hole_cells_have_the_image(world, kind):
     model = module(world, kind)
     given = batch()
     hole = make("center")([torch.Generator()] * 4, 16, 16)
@@ -233,7 +233,7 @@ def test_training_lowers_the_loss(world, tmp_path):
     assert float(after) < 0.9 * float(before)
 
 
-def test_prompts_are_told_and_some_are_dropped_by_position(world):
+def test_prompts_are_encoded_and_some_are_dropped_by_position(world):
     model = moved(module(world, "stable", prompt_dropout=0.0))
     loss = model.losses(batch(), "train")[0].total
     other = model.losses(batch(text=["a blue sky"] * 4), "train")[0].total
@@ -298,7 +298,7 @@ def test_dropout_of_a_pretrained_network_is_off_in_training(world, tmp_path):
     assert torch.equal(first, again)
 
 
-def test_a_run_is_resumed_on_the_latents_and_texts_that_it_began_with(world, tmp_path):
+def test_another_autoencoder_or_text_encoder_cannot_resume_a_run(world, tmp_path):
     shutil.copytree(world / "stable", tmp_path / "stable")
     place = str(tmp_path / "stable")
     given = {"scratch": Scratch(TEXT_UNET, autoencoder=place, text_encoder=place), **UNIFORM}
@@ -414,7 +414,7 @@ def test_a_latent_model_from_scratch_is_a_base_for_an_adapter_and_stock_diffuser
     assert AdapterInfo.read(tmp_path / "adapter" / "checkpoints" / "step=2").base == str(folder)
 
 
-def test_a_text_to_image_model_from_scratch_is_a_pipeline_that_guidance_an_adapter_and_diffusers_read(world, tmp_path):
+def test_a_text_to_image_model_from_scratch_works_with_guidance_adapters_and_diffusers(world, tmp_path):
     from diffusers import StableDiffusionPipeline
 
     from rad.inpainting.inpainter import Inpainter
@@ -561,7 +561,7 @@ def test_frozen_parts_follow_the_device_and_keep_dtype_and_mode(world, kind):
     assert all(p.device.type == "meta" for p in model.to("meta").frozen.parameters())
 
 
-def test_what_cannot_be_trained_is_refused(world, tmp_path):
+def test_untrainable_settings_are_refused(world, tmp_path):
     place = str(world / "stable")
 
     def text(fields=TEXT_UNET, **options):

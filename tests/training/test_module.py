@@ -1,4 +1,4 @@
-"""Training: the loss falls, a resumed run equals an uninterrupted one bit for bit, checkpoints hold what is trained."""
+"""Training: the loss falls, a resumed run equals an uninterrupted one bit for bit, checkpoints have only trained weights."""
 
 import math
 from functools import partial
@@ -168,7 +168,7 @@ def test_an_adapter_trained_on_td_paints_process_samples_with_its_method(world, 
     assert 900 < int(times.max()) < 1000
 
 
-def test_checkpoints_hold_what_is_trained_and_adapters_lie_beside_them(world, tmp_path):
+def test_checkpoints_have_only_trained_weights_and_adapters_lie_beside_them(world, tmp_path):
     model = module(world)
     trainer, ema = fit(tmp_path, model, data(world), 13)
     folder = tmp_path / "checkpoints"

@@ -62,7 +62,7 @@ def test_a_model_trained_as_rad_from_scratch_is_saved_sampled_and_adapted(world,
     assert Inpainter.from_pretrained(tmp_path / "lora/checkpoints/step=10")(image, mask, steps=2).nfe == 2
 
 
-def test_whole_weights_that_never_saw_an_unconditional_sample_are_no_base_model(world, tmp_path):  # noqa: F811
+def test_whole_weights_trained_without_unconditional_samples_are_no_base_model(world, tmp_path):  # noqa: F811
     fit(tmp_path, scratch(process=TrainingProcess(phase2=0.0)), data(world), 10)
     inpainter = Inpainter.from_pretrained(tmp_path / "checkpoints" / "step=10")
     with pytest.raises(ValueError, match="unconditional_share"):
@@ -279,7 +279,7 @@ def test_torch_compile_gives_the_eager_loss_and_gradients():
     assert (found - expected).norm() < 1e-3 * expected.norm()  # float32 in another order; a wrong term is of order 1
 
 
-def test_the_configuration_describes_what_it_says():
+def test_the_configuration_matches_its_comments():
     """3.16 M parameters, and the levels of the trial: known pixels clean, the hole at t."""
     config = yaml.safe_load((ROOT / "configs/photos.yaml").read_text())["model"]
     module = instantiate_module(Diffusion, {**config, "image_size": 32})

@@ -4,7 +4,7 @@ import argparse
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn
+from typing import Literal, NoReturn
 
 import jsonargparse
 
@@ -41,7 +41,7 @@ class SampleOptions(ReportOptions):
     output: str = option("folder, or PNG file for a single image")
     method: list[str] = option(
         "one (default: rad) or several, each in its own folder with equal noise. rad@50: 50 steps; ddnm@100nfe: at most "
-        "100 network calls; rad@10,solver=ddim,spacing=quad,eta=0: its own solver; mine.py:Mine: class Mine of your "
+        "100 network calls; rad@10,solver=ddim,spacing=quad,eta=0: another solver; mine.py:Mine: class Mine of your "
         f"file, whose code is run. Methods: {', '.join(METHODS)}",
         [],
     )
@@ -49,8 +49,8 @@ class SampleOptions(ReportOptions):
     steps: int | None = option("noise levels, 1 to those of the model (1000); default: by method", None, low=1)
     budget_nfe: int | None = option("most network calls per image, in place of --steps; a VJP counts as two", None)
     solver: Solver | None = option(
-        "ddpm: first order, with noise by --eta; ddim: without; dpm++2m: second order, an ODE (--eta 0) or SDE (1), for "
-        "few steps of rad and tdpaint, with --spacing logsnr or quad. Default: by method",
+        "ddpm: first order, with noise by --eta; ddim: the same without noise; dpm++2m: second order, an ODE (--eta 0) or "
+        "SDE (1). dpm++2m is for few steps of rad and tdpaint, with --spacing logsnr or quad. Default: by method",
         None,
     )
     spacing: Spacing | None = option(
@@ -144,13 +144,13 @@ class _Parser(jsonargparse.ArgumentParser):
 
 
 class _ListMethods(argparse.Action):
-    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, *_: object) -> None:
-        own = [word for word in namespace.method if ".py:" in word]
-        if own:
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: object) -> None:
+        files = [word for word in namespace.method if ".py:" in word]
+        if files:
             from rad.cli.sample.plan import Label
             from rad.methods.registry import table
 
-            for word in own:
+            for word in files:
                 Label.of(word)  # registers the method
             print(table())
         else:
@@ -181,7 +181,7 @@ def parser() -> jsonargparse.ArgumentParser:
 
 
 def read_options(arguments: Sequence[str] | None = None) -> SampleOptions:
-    """The options on the command line, or in `arguments`. Raises ValueError for what cannot be used."""
+    """The options on the command line, or in `arguments`. Raises ValueError for unusable ones."""
     values = vars(parser().parse_args(arguments))
     values.pop("config")
     return SampleOptions(**values)

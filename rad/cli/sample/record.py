@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rad.cli.environment import commit, cpu
 from rad.cli.sample.options import GUIDES, SampleOptions
@@ -64,7 +64,7 @@ class Record:
         }
         self.settings = {label.text: _settings(options, label, method) for label, method in methods.items()}
         self.model: dict[str, str] = {}
-        self.environment: dict[str, Any] = {}
+        self.environment: dict[str, object] = {}
         self._written = False
         for name in COMMON:
             self._compare(f"--{name}", self.before["options"].get(name, self.options[name]), self.options[name])
@@ -132,12 +132,12 @@ class Record:
             raise ValueError(f"{there}: give another --output, or delete those")
 
 
-def scoring(**options: object) -> dict[str, Any]:
+def scoring(**options: object) -> dict[str, object]:
     """Provenance of a scoring, for its report: command, date, commit, versions, and the `options` that are not None."""
     return {**_now(), **{name: value for name, value in options.items() if value is not None}, **_versions()}
 
 
-def _now() -> dict[str, Any]:
+def _now() -> dict[str, object]:
     return {
         "command": shlex.join([*_program(), *sys.argv[1:]]),
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -162,7 +162,7 @@ def _hash(adapter: Path) -> str:
     return weights_hash(load_file(adapter))
 
 
-def _settings(options: SampleOptions, label: Label, method: "Method") -> dict[str, Any]:
+def _settings(options: SampleOptions, label: Label, method: "Method") -> dict[str, object]:
     """The settings of a method, without its number of steps."""
     from rad.methods.own import file_of
 
@@ -194,7 +194,7 @@ def _versions() -> dict[str, str]:
     return {"rad": rad.__version__, "python": platform.python_version(), "torch": torch.__version__}
 
 
-def _environment(devices: Sequence[str]) -> dict[str, Any]:
+def _environment(devices: Sequence[str]) -> dict[str, object]:
     import torch
 
     from rad.device import threads_of_each

@@ -1,4 +1,4 @@
-"""The program `rad sample`: what is finished is kept, and failures are listed at the end."""
+"""The program `rad sample`. Finished files are kept, and failures are listed at the end."""
 
 import tempfile
 from collections.abc import Mapping, Sequence

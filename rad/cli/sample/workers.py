@@ -164,7 +164,7 @@ _state: dict[str, Any] = {}
 """`setup`, `worker` and `calls` of this process; an executor offers no other place between two tasks."""
 
 
-def _begin(threads: int, calls: Any) -> None:
+def _begin(threads: int, calls: "c_long") -> None:
     torch.set_num_threads(threads)
     _state["calls"] = calls
     signal.signal(signal.SIGTERM, _leave)

@@ -53,8 +53,8 @@ def feature_net(path: str | Path, *, device: str | torch.device = "cpu") -> "Fea
     A TorchScript file gets (B,3,height,width) float32. It returns the features (B,D), or a tuple or list of feature maps
     (B,C,h,w) followed by the features. It is a program: load only files you trust.
 
-    The distance is that of Zhang et al. 2018 (arXiv:1801.03924, eq. 1) with w = 1: the mean over layers and positions of
-    the squared difference of channel vectors, each scaled to unit length.
+    The distance is that of Zhang et al. 2018 (arXiv:1801.03924, eq. 1) with w = 1. Channel vectors are scaled to unit length;
+    their squared differences are averaged over layers and positions.
 
     Raises ValueError if a file is missing or damaged, the JSON is wrong, or weights or outputs do not fit it.
     """

@@ -110,7 +110,7 @@ def kernel_distance(features: Tensor, reference: ReferenceFeatures, images: Sequ
 class FrechetTerms:
     """The Fréchet distance of many resamples of features (N,D), faster than `frechet_distance` and equal to it.
 
-    With A the centred features over sqrt(N - 1) and R the covariance of the references, Tr sqrt(A'A R) is the sum of the
+    A are the centred features over sqrt(N - 1), R is the covariance of the references. Tr sqrt(A'A R) is the sum of the
     singular values of A sqrt(R).
     """
 
@@ -166,8 +166,8 @@ def _need_two(features: Tensor, reference: ReferenceFeatures) -> None:
 def precise(features: Tensor, reference: ReferenceFeatures, images: Sequence[str] | None = None) -> Tensor:
     """(N) float64: 1 for each result among the references; the mean is the precision.
 
-    Improved precision (Kynkäänniemi et al. 2019, arXiv:1904.06991, equation 1): a result counts if any reference, except
-    its own original, is at least as near as that reference's third nearest neighbour.
+    Improved precision (Kynkäänniemi et al. 2019, arXiv:1904.06991, equation 1). A result counts if any reference is at least as
+    near as that reference's third nearest neighbour. The result's own original never counts.
 
     Args:
         images: (N) image name of each result; None: no original is among the references.

@@ -27,8 +27,8 @@ READING = {
     "bold": "the best value of a group, and every value that is statistically indistinguishable from it. The paired test "
     "decides if one of the two is the baseline; otherwise their intervals must overlap. Nothing is bold if this holds for all "
     "values, or if the best value has no interval.",
-    "test": "Test: the mean over the common images is compared with the baseline by a paired sign-flip permutation test, with "
-    "Holm's correction over the methods of one metric and mask set.",
+    "test": "Test: a paired sign-flip permutation test compares the mean over the common images with the baseline. Holm's "
+    "correction covers the methods of one metric and mask set.",
     "noise": "marks a method that is statistically indistinguishable from the baseline (p ≥ 0.05, or fewer than six images); "
     "other differences show p. Distances between sets, precision and recall are not tested: compare their intervals.",
 }

@@ -1,4 +1,4 @@
-"""Text-to-image models that are rectified flows: what Stable Diffusion 3 and Flux share.
+"""Text-to-image models that are rectified flows: the common part of Stable Diffusion 3 and Flux.
 
 With x = (1 - s) x0 + s e the network predicts the velocity v = e - x0, hence x0 = x - s v (Liu et al. 2022, arXiv 2209.03003;
 Esser et al. 2024, arXiv 2403.03206). Its timestep is 1000 s. Classifier-free guidance (arXiv 2207.12598) is linear,
@@ -153,7 +153,7 @@ class FlowModel(LoadedModel):
     @staticmethod
     @abstractmethod
     def sigmas(scheduler: FlowMatchEulerDiscreteScheduler, tokens: int) -> Tensor:
-        """The noise levels of diffusers' pipeline for images of so many tokens: (T,) float64, increasing."""
+        """The noise levels of diffusers' pipeline for images of `tokens` tokens: (T,) float64, increasing."""
 
     @abstractmethod
     def velocity(self, x: Tensor, times: Tensor, text: Text, index: Tensor | None = None) -> Tensor:

@@ -12,13 +12,14 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
 from rad.models.base import INDEX
 from rad.models.weights import (
     WEIGHT_FILES,
+    Config,
     describing,
     fetch,
     is_hub_id,
@@ -101,7 +102,7 @@ def find_pipeline(source: str | Path, revision: str | None = None) -> Pipeline |
     return Pipeline(str(source), commit, folder, kind if isinstance(kind, str) else "", parts)
 
 
-def read_config(folder: Path, allowed: Sequence[str]) -> dict[str, Any]:
+def read_config(folder: Path, allowed: Sequence[str]) -> Config:
     """The config.json of a part, whose class must be one of `allowed`."""
     path = folder / "config.json"
     if not path.is_file():
@@ -114,9 +115,7 @@ def read_config(folder: Path, allowed: Sequence[str]) -> dict[str, Any]:
     return config
 
 
-def load_network(
-    kind: type[NetworkT], folder: Path, config: dict[str, Any], *, dtype: torch.dtype = torch.float32
-) -> NetworkT:
+def load_network(kind: type[NetworkT], folder: Path, config: Config, *, dtype: torch.dtype = torch.float32) -> NetworkT:
     """The network of a part, in `dtype`, with every name and shape matched; in eval mode, frozen, on the CPU.
 
     Raises:
