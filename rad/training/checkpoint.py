@@ -30,7 +30,8 @@ class Checkpoint(callbacks.Checkpoint):
     `step=N/` holds the adapter, or the diffusers folder of a model trained as a whole. `step=N-SUFFIX/` holds the same with the
     averaged weights of an EMA. `last.ckpt` links to the newest checkpoint. Files and folders with these names are complete.
 
-    Lightning's ModelCheckpoint has no public hook for files beside a checkpoint, hence a callback of its own.
+    Lightning's ModelCheckpoint has no public hook for files beside a checkpoint, hence a callback of its own. Lightning resolves
+    `ckpt_path="last"` only for its own class: in Python, give `trainer.fit` the path from `rad.training.resume.find_checkpoint`.
 
     Args:
         every_n_train_steps: interval in optimiser steps; the last step of a run is always saved.
