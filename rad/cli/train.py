@@ -1,5 +1,6 @@
 """Training from a configuration: LightningCLI that always fits, with one folder per run and an explicit resume."""
 
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
@@ -24,6 +25,16 @@ Trained = Literal["diffusion", "autoencoder"]
 
 
 MODULES: dict[str, type[LightningModule]] = {"diffusion": Diffusion, "autoencoder": AutoencoderTraining}
+
+
+TYPE_LISTS = {
+    r"Type typing\.Callable\[\[.*?\], [\w.]+\] expects a function or a callable class: ": "",
+    r"- Expected a path but .*? either not accessible or invalid - ": "",
+    r"Does not validate against any of the Union subtypes Subtypes: \[.*?\] Errors: - (.*?) - Expected a .*?(?=;|$)": r"\1",
+    r"Problem with given class_path '[\w.]+': ": "",
+    r"Parser key \"([\w.]+)\": Unable to load config '(.*?)' - .*?(?=;|$)": r"\1 is a group, not '\2': give --\1.SETTING",
+}
+"""Parts of jsonargparse's messages, as regular expressions, and what replaces them; applied in this order."""
 
 
 class TrainCLI(LightningCLI):
@@ -93,8 +104,9 @@ def _find_empty(given: Mapping[str, object], kind: type) -> str | None:
     for name, hint in get_type_hints(kind.__init__).items():
         if name in given and given[name] is None and type(None) not in get_args(hint):
             return name
-        if name in given and is_dataclass(hint):
-            field = _find_empty(vars(given[name]), cast(type, hint))
+        groups = [part for part in (hint, *get_args(hint)) if is_dataclass(part)]
+        if groups and isinstance(given.get(name), Namespace):
+            field = _find_empty(vars(given[name]), cast(type, groups[0]))
             if field is not None:
                 return f"{name}.{field}"
     return None
@@ -123,6 +135,14 @@ def _trains(config: Path, default: str) -> str:
     return trains if isinstance(trains, str) else default
 
 
+def _without_types(error: Exception) -> str:
+    """The message of jsonargparse without its lists of types, which hide the reason."""
+    message = " ".join(str(error).split())
+    for pattern, short in TYPE_LISTS.items():
+        message = re.sub(pattern, short, message)
+    return message
+
+
 def fit(arguments: Sequence[str]) -> int:
     """Train, and write config.yaml, TensorBoard events, checkpoints and adapters to `runs/<name>/`. Returns the exit code.
 
@@ -145,10 +165,13 @@ def fit(arguments: Sequence[str]) -> int:
                 "enable_model_summary": False,
             },
         )
-    except (ValueError, OSError):
+    except OSError:
         raise
+    except ValueError as error:
+        raise ValueError(_without_types(error)) from error
     except Exception as error:  # jsonargparse accepts some wrong types, which fail later with any exception
-        raise ValueError(f"{error}; `{program('train')} --config NAME --help` lists the settings") from error
+        message = f"{_without_types(error)}; `{program('train')} --config NAME --help` lists the settings"
+        raise ValueError(message) from error
     config: Namespace = cli.config
     ckpt = find_checkpoint(config.ckpt_path, Path("runs") / config.name)
     try:

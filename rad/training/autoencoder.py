@@ -16,7 +16,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from rad.rng import generator
-from rad.training.module import IMPLICIT, Batch, TrainingModule, on_cpu
+from rad.training.module import Batch, TrainingModule, on_cpu
 from rad.training.settings import Schedule
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class AutoencoderTraining(TrainingModule):
         seed: int = 0,
     ) -> None:
         super().__init__(optimizer, schedule, lr_scheduler, seed=seed, means=("loss", "l1", "distance", "kl", "psnr"))
-        self.save_hyperparameters(ignore=IMPLICIT, logger=False)
+        self.save_hyperparameters(logger=False)
         if kl_weight < 0 or perceptual_weight < 0:
             raise ValueError(f"kl_weight is {kl_weight} and perceptual_weight {perceptual_weight}; both must be >= 0")
         self.fields = {**autoencoder, "sample_size": image_size}

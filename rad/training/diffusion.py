@@ -30,7 +30,7 @@ from rad.models.lora import LoRA, inject
 from rad.resources import located
 from rad.rng import generator
 from rad.sampling.task import Task
-from rad.training.module import IMPLICIT, Batch, Frozen, TrainingModule, on_cpu
+from rad.training.module import Batch, Frozen, TrainingModule, on_cpu
 from rad.training.settings import Execution, Schedule, Scratch, TrainingLoss, TrainingProcess
 
 BUCKETS = 4
@@ -101,7 +101,7 @@ class Diffusion(TrainingModule):
             means=("loss", "simple", "vlb"),
             shard_optimizer=execution.shard_optimizer,
         )
-        self.save_hyperparameters(ignore=IMPLICIT, logger=False)
+        self.save_hyperparameters(logger=False)
         if (base is None) == (scratch is None):
             raise ValueError("give either model.base (a trained model to start from) or model.scratch (a new network)")
         self.base, self.revision, self.head_channels, self.scratch = base, revision, head_channels, scratch

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MeanMetric
 
 from rad.models.lora import trainable
@@ -21,8 +22,8 @@ Batch = Mapping[str, Any]
 INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
 """With this entry, hyperparameters of plain values become arguments in `load_from_checkpoint`, as for runs of LightningCLI."""
 
-IMPLICIT = ("optimizer", "lr_scheduler", "masks")
-"""Arguments that are objects; a run started from Python leaves them out of its hyperparameters."""
+OBJECTS = ("optimizer", "lr_scheduler", "masks")
+"""Arguments that a run of LightningCLI describes by plain values; a run started from Python leaves them out of checkpoints."""
 
 
 class TrainingModule(L.LightningModule):
@@ -47,7 +48,10 @@ class TrainingModule(L.LightningModule):
     ) -> None:
         super().__init__()
         if lr_scheduler is not None and schedule != Schedule():
-            raise ValueError("model.lr_scheduler replaces model.schedule: remove one of them")
+            raise ValueError(
+                "model.lr_scheduler replaces model.schedule: set model.schedule.name to constant and "
+                "model.schedule.warmup_steps to 0, or remove model.lr_scheduler"
+            )
         self.optimizer, self.schedule, self.lr_scheduler = optimizer, schedule, lr_scheduler
         self.seed, self.shard_optimizer = seed, shard_optimizer
         self.strict_loading = False  # a checkpoint lacks the frozen weights; `on_load_checkpoint` compares the others
@@ -66,6 +70,11 @@ class TrainingModule(L.LightningModule):
             scheduler = self.schedule.build(optimizer, self.trainer.max_steps)
         else:
             scheduler = self.lr_scheduler(optimizer)
+        if isinstance(scheduler, ReduceLROnPlateau):
+            raise ValueError(
+                "model.lr_scheduler is ReduceLROnPlateau, which needs a validation loss; allowed are schedulers that count "
+                "optimiser steps"
+            )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     @property
@@ -92,12 +101,16 @@ class TrainingModule(L.LightningModule):
         return {name: weight for name, weight in super().state_dict(**options).items() if name in names}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["rad"] = dict(self.identity())
-        settings = {name: _plain(value) for name, value in self.hparams.items()}
+        checkpoint["rad"] = {
+            **self.identity(),
+            "optimizer": _class_name(self.optimizer([nn.Parameter(torch.zeros(1))])),
+        }
+        plain = {name: _plain(value) for name, value in self.hparams.items()}
+        settings = {name: value for name, value in plain.items() if name not in OBJECTS or isinstance(value, dict)}
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {**settings, "_instantiator": INSTANTIATOR}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raise ValueError for the checkpoint of another model."""
+        """Raise ValueError for the checkpoint of another model, or of another optimiser."""
         saved, expected = checkpoint.get("rad"), dict(self.identity())
         if not isinstance(saved, dict):
             raise ValueError("the checkpoint was not written by rad: give a .ckpt of runs/NAME/checkpoints")
@@ -112,6 +125,32 @@ class TrainingModule(L.LightningModule):
             raise ValueError(
                 f"the checkpoint trains other layers: {len(wrong)} tensors differ, the first {wrong[0]}; use its config.yaml"
             )
+        if self._resumes():
+            self._require_optimizer(saved.get("optimizer"), checkpoint)
+
+    def _resumes(self) -> bool:
+        """Whether a trainer continues a run; `load_from_checkpoint` has no trainer."""
+        try:
+            return get_setting(self.trainer, "training")
+        except RuntimeError:
+            return False
+
+    def _require_optimizer(self, saved: str | None, checkpoint: Mapping[str, Any]) -> None:
+        """Raise ValueError if the optimiser or its learning rate differ, since the checkpoint's would be used."""
+        optimizer = self.optimizer(list(trainable(self).values()))
+        if saved is not None and saved != _class_name(optimizer):
+            raise ValueError(
+                f"the checkpoint was trained with {saved}, this configuration has {_class_name(optimizer)}: use its config.yaml"
+            )
+        states = checkpoint.get("optimizer_states")
+        if self.lr_scheduler is not None or not states:
+            return
+        rate, before = optimizer.param_groups[0]["lr"], states[0]["param_groups"][0].get("initial_lr")
+        if before is not None and float(rate) != float(before):
+            raise ValueError(
+                f"the checkpoint was trained with learning rate {before:g}, this configuration has {rate:g}: "
+                "use its config.yaml, or start a new run from its weights with model.adapter or model.base"
+            )
 
 
 def _plain(value: object) -> object:
@@ -121,6 +160,10 @@ def _plain(value: object) -> object:
 def get_setting(trainer: L.Trainer, name: str) -> Any:
     """A public attribute of the Trainer that type checkers cannot see, since Lightning sets it from another class."""
     return getattr(trainer, name)
+
+
+def _class_name(optimizer: torch.optim.Optimizer) -> str:
+    return f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
 
 
 class Frozen(nn.ModuleList):

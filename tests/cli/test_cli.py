@@ -27,6 +27,7 @@ from rad.images.codecs import open_image
 from rad.inpainting.filling import WindowFiller
 from rad.inpainting.inpainter import Inpainter
 from rad.models.base import save_base
+from rad.training import Diffusion
 from tests.conftest import SIZE, box_hole, random_image
 from tests.tiny_networks import small_unet
 
@@ -688,6 +689,21 @@ def test_a_run_its_folder_and_its_end_to_end_use(config, train, sample):
     assert not Path("runs/other").exists()
 
 
+def test_a_resumed_run_keeps_its_optimiser(config, train):
+    code, err = train("--config", "c.yaml", "--model.optimizer.lr", "0.01")
+    assert code == 0, err
+    resume = ("--config", "c.yaml", "--ckpt_path", "last", "--trainer.max_steps", "3", "--model.optimizer.lr")
+    code, err = train(*resume, "0.001")
+    assert code == 2
+    assert_one_error(err, "learning rate 0.01,", "has 0.001")
+    code, err = train(*resume, "0.01", "--model.optimizer", "torch.optim.SGD")
+    assert code == 2
+    assert_one_error(err, "AdamW", "SGD")
+    assert train(*resume, "0.01")[0] == 0
+    restored = Diffusion.load_from_checkpoint("runs/c/checkpoints/step=3.ckpt", weights_only=True)
+    assert restored.optimizer([torch.nn.Parameter(torch.zeros(1))]).param_groups[0]["lr"] == 0.01
+
+
 def test_a_model_trained_as_a_whole_is_for_rad_alone(config, train, sample, base):
     code, err = train("--config", "c.yaml", "--model.lora", "null", "--model.optimizer.lr", "0.01")
     assert code == 0, err
@@ -735,7 +751,7 @@ def test_the_printed_configuration_trains_under_any_name(config, train, capsys):
         (["--config", "broken.yaml"], ["parsing config"]),
         (["--config", "c.yaml", "--config", "empty.yaml"], ["model.process.phase2 is empty"]),
         (["--config", "no_trainer.yaml"], ["trainer is empty"]),
-        (["--config", "c.yaml", "--config", "no_rank.yaml"], ["LoRA"]),
+        (["--config", "c.yaml", "--config", "no_rank.yaml"], ["model.lora.rank is empty"]),
         (["--config", "c.yaml", "--model.process.phase2", "much"], ["model.process.phase2", "much"]),
         (["--config", "c.yaml", "--model.process.phase2", "7"], ["phase2"]),
         (["--config", "c.yaml", "--model.base", "/nowhere"], ["/nowhere"]),
@@ -746,6 +762,13 @@ def test_the_printed_configuration_trains_under_any_name(config, train, capsys):
         (["--config", "c.yaml", "--ckpt_path", "last"], ["holds no checkpoint", "auto"]),
         (["--config", "c.yaml", "--name="], ["--name"]),
         (["--config", "c.yaml", "--optimizer", "SGD"], ["--optimizer"]),
+        (["--config", "c.yaml", "--model.lora.rank", "0"], ["error: lora.rank is 0"]),
+        (
+            ["--config", "c.yaml", "--model.process", "tdpaint"],
+            ["error: model.process is a group", "--model.process.SETTING"],
+        ),
+        (["--config", "c.yaml", "--model.optimizer", "torch.optim.Foo"], ['"model.optimizer": module', "Foo"]),
+        (["--config", "c.yaml", "--config", "plateau.yaml"], ["ReduceLROnPlateau", "optimiser steps"]),
     ],
 )
 def test_untrainable_settings_give_one_line_and_exit_2(config, train, arguments, parts):
@@ -753,6 +776,8 @@ def test_untrainable_settings_give_one_line_and_exit_2(config, train, arguments,
     Path("broken.yaml").write_text("model: [1\n")
     Path("empty.yaml").write_text("model:\n  process:\n    phase2:\n")
     Path("no_trainer.yaml").write_text(yaml.safe_dump({**config, "trainer": None}))
+    plateau = {"class_path": "lightning.pytorch.cli.ReduceLROnPlateau", "init_args": {"monitor": "val/loss"}}
+    Path("plateau.yaml").write_text(yaml.safe_dump({"model": {"lr_scheduler": plateau}}))
     Path("no_rank.yaml").write_text("model:\n  lora:\n    rank:\n")
     code, err = train(*arguments)
     assert code == 2, err

@@ -160,6 +160,17 @@ def test_a_failed_start_of_processes_reports_the_reason(sample, adapter, monkeyp
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forget_methods")
+def test_processes_that_die_before_their_first_batch_are_reported(sample):
+    dies = "import multiprocessing\nif multiprocessing.parent_process():\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    Path("dies.py").write_text(KILLER.replace("\n\n\n@dataclass", f"\n{dies}\n\n@dataclass"))
+    code, out, err = sample("--method dies.py:Killer --mask half --output out --device cpu --devices 2 --batch_size 1")
+    assert (code, out) == (2, [])
+    assert sum("the process on cpu died before its first batch" in line for line in failed(err)) == 2
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
 def test_no_process_outlives_the_first_one_and_finished_files_are_kept(adapter, stop):
     """Ctrl-C reaches all processes of a terminal; SIGKILL only the first one, which cannot tell the others."""

@@ -74,7 +74,8 @@ def _run(options: SampleOptions) -> int:
     if not failures.messages:
         return EXIT_OK
     images = {job.image for run in runs for job in run.jobs}
-    report(f"{len(failures.images)} of {counted(len(images), 'image')} failed")
+    if failures.images:
+        report(f"{len(failures.images)} of {counted(len(images), 'image')} failed")
     some = failures.written or sum(len(run.jobs) for run in missing) < sum(len(run.jobs) for run in runs)
     return EXIT_SOME if some or not failures.images else EXIT_INPUT
 

@@ -97,6 +97,9 @@ async def _fill_all(
         nonlocal finished
         try:
             await asyncio.wrap_future(process.loading)
+        except BrokenProcessPool:
+            failures.add(f"the process on {process.device} died before its first batch, perhaps for lack of memory")
+            return
         except EXPECTED as error:
             failures.add(f"the process on {process.device} cannot begin: {error}")
             return
