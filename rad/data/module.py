@@ -275,9 +275,13 @@ class ImageDataModule(LightningDataModule):
         length = self.val_count if few else len(self.val_images)
         if length == 0:
             return []
+        rank, world_size = self._rank_and_world()
+        if length < world_size:
+            raise ValueError(
+                f"{length} validation images for {world_size} devices: give at least one for each, or none"
+            )
         framing = replace(self.framing, crop=crop, flip=False)
         held_out = HeldOut(self.val_images, framing, length, self.masks, self.strict, self.captions)
-        rank, world_size = self._rank_and_world()
         positions = list(range(rank, length, world_size))
         batches = [positions[start : start + self.batch_size] for start in range(0, len(positions), self.batch_size)]
         return DataLoader(held_out, batch_sampler=batches, **self._loader_options())

@@ -562,6 +562,13 @@ def test_validation_shows_every_image_once_over_all_ranks(folder: Path, tmp_path
     assert sorted(names) == [image.name for image in data.val_images]
 
 
+def test_fewer_validation_images_than_devices_are_an_error(folder: Path) -> None:
+    data = make(folder, val_count=1)
+    data.trainer = SimpleNamespace(global_rank=0, world_size=2)  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="1 validation images for 2 devices"):
+        data.val_dataloader()
+
+
 def test_photographs_of_scikit_image(tmp_path: Path) -> None:
     data = ImageDataModule("skimage", crop="random_scale", size=16, val_count=5)
     data.setup("validate")
