@@ -22,6 +22,7 @@ from typing import IO
 from rad.cli import environment
 from rad.cli.environment import ROOT, format_bytes
 from rad.console import EXIT_FAILED, EXIT_OK, Parser, counted, guarded, program
+from rad.evaluation import provenance
 
 PACKAGES = {
     "torch": "torch",
@@ -122,7 +123,7 @@ def describe(report: Report) -> None:
     """Report versions, machine, devices, hub and disks."""
     from rad import __version__
 
-    commit = environment.commit()
+    commit = provenance.commit()
     report.note(f"rad {__version__}, {f'commit {commit}' if commit else 'no checkout'}, in {ROOT}")
     report.note(f"python {platform.python_version()}, {sys.executable}; {environment.python_support()}")
     bounds, tested = environment.version_bounds(), environment.tested_versions()

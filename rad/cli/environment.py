@@ -1,8 +1,7 @@
-"""Facts about the environment: the commit, the machine, and the tested versions. Loads no heavy package."""
+"""Facts about the environment: the machine and the tested versions. Loads no heavy package."""
 
 import os
 import platform
-import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -22,25 +21,6 @@ TESTED = ((3, 10), (3, 11), (3, 12), (3, 13))
 
 CONSTRAINTS = ("constraints-lowest.txt", "constraints.txt")
 """The lowest and highest tested versions of each package, in the checkout or in the installed package."""
-
-
-def commit() -> str | None:
-    """The commit of this checkout, with "+" if tracked files have changed; None outside a git checkout."""
-    git = ["git", "-C", str(ROOT)]
-    try:
-        top, head, changed = (
-            subprocess.run([*git, *words], capture_output=True, text=True, check=True).stdout.strip()
-            for words in (
-                ["rev-parse", "--show-toplevel"],
-                ["rev-parse", "--short=10", "HEAD"],
-                ["status", "--porcelain", "-uno"],
-            )
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    if Path(top) != ROOT:  # installed inside another project's checkout
-        return None
-    return head + ("+" if changed else "")
 
 
 def cpu() -> str:

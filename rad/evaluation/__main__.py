@@ -37,9 +37,9 @@ def parser() -> Parser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command. Written paths go to stdout, everything else to stderr. Returns the exit code."""
     options = parser().parse_args(arguments)
-    from rad.cli.sample.record import scoring
     from rad.evaluation.compare import evaluate, evaluate_folders, extractors
     from rad.evaluation.layout import is_tree
+    from rad.evaluation.provenance import scoring
     from rad.evaluation.report import write_report
     from rad.evaluation.tables import NAMES
     from rad.images.sources import absolute

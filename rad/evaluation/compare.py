@@ -52,7 +52,7 @@ def evaluate(
         batch_size: images per batch; it changes values by rounding only.
         on_progress: called with the number of files done, and of all files.
         tables: folder of the written files; None: `output`.
-        scoring: description of this evaluation for the report (`rad.cli.sample.record.scoring`).
+        scoring: description of this evaluation for the report (`rad.evaluation.provenance.scoring`).
         remarks: further notes, such as failed images.
 
     Raises ValueError if nothing can be scored, no method is called `baseline`, or two images share a name.

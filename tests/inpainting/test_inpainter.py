@@ -695,7 +695,7 @@ def test_rad_needs_an_adapter(plain):
         ({"precision": "fp8"}, "bf16"),
         ({"path": "step=1.ckpt"}, "adapter folder"),
         ({"path": "nowhere"}, "nowhere"),
-        ({"path": "base", "base": "base"}, "no use"),
+        ({"path": "base", "base": "base"}, "no effect"),
     ],
 )
 def test_an_invalid_option_of_loading_is_an_error(models, options, message):

@@ -466,7 +466,7 @@ def test_other_refusals(folder, base, tmp_path):
     save_file({"model.diffusion_model.out.0.weight": torch.zeros(1)}, lone)
     with pytest.raises(ValueError, match="single file: make a folder of it"):
         load_model(lone)
-    assert "no use" in refused(folder / "sd", base=base)
+    assert "no effect" in refused(folder / "sd", base=base)
     assert "is not Stable Diffusion, so controlnet=" in refused(base, controlnet=folder / "control")
     assert "no ControlNetModel at" in refused(folder / "sd", controlnet=tmp_path)
     assert "give its .safetensors file" in refused(folder / "sd", loras=[(tmp_path / "gone", 1)])

@@ -1,19 +1,17 @@
 """run.json of a comparison: how its results were computed, so that only comparable results share a folder."""
 
-import datetime
 import hashlib
 import json
 import platform
-import shlex
-import sys
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rad.cli.environment import commit, cpu
+from rad.cli.environment import cpu
 from rad.cli.sample.options import GUIDES, SampleOptions
 from rad.cli.sample.plan import Label, mask_name, read_prompts
+from rad.evaluation.provenance import call, versions
 from rad.evaluation.run_log import ENTRIES, RUN, read_run
 from rad.images.atomic import write_text
 from rad.images.sources import absolute, is_source
@@ -99,7 +97,7 @@ class Record:
         if self._written or (self.part is not None and self.part[0] > 1):
             return
         self._written = True
-        run = {**_now(), "environment": self.environment, "options": self.options}
+        run = {**call(), "environment": self.environment, "options": self.options}
         before, number = self.before, len(self.before["runs"])
         content = {
             "runs": [*before["runs"], run],
@@ -130,28 +128,6 @@ class Record:
         if json.dumps(old, default=str, sort_keys=True) != json.dumps(new, default=str, sort_keys=True):
             there = f"{self.path.parent} holds results of {what} {old}, this is {new}"
             raise ValueError(f"{there}: give another --output, or delete those")
-
-
-def scoring(**options: object) -> dict[str, object]:
-    """Provenance of a scoring, for its report: command, date, commit, versions, and the `options` that are not None."""
-    return {**_now(), **{name: value for name, value in options.items() if value is not None}, **_versions()}
-
-
-def _now() -> dict[str, object]:
-    return {
-        "command": shlex.join([*_program(), *sys.argv[1:]]),
-        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit(),
-    }
-
-
-def _program() -> list[str]:
-    """As it was called: `rad`, python with a script, or python -m with a package."""
-    if Path(sys.argv[0]).name == "rad":
-        return ["rad"]
-    package = getattr(getattr(sys.modules["__main__"], "__spec__", None), "parent", None)
-    named = ["-m", package] if package and Path(sys.argv[0]).name == "__main__.py" else sys.argv[:1]
-    return ["python", *named]
 
 
 def _hash(adapter: Path) -> str:
@@ -186,14 +162,6 @@ def _prompts(path: str | None) -> str | None:
     return f"{Path(path).name}, sha256 {hashlib.sha256(content.encode()).hexdigest()[:16]}"
 
 
-def _versions() -> dict[str, str]:
-    import torch
-
-    import rad
-
-    return {"rad": rad.__version__, "python": platform.python_version(), "torch": torch.__version__}
-
-
 def _environment(devices: Sequence[str]) -> dict[str, object]:
     import torch
 
@@ -201,7 +169,7 @@ def _environment(devices: Sequence[str]) -> dict[str, object]:
 
     first = torch.device(devices[0])
     return {
-        **_versions(),
+        **versions(),
         "device": torch.cuda.get_device_name(first) if first.type == "cuda" else first.type,
         "processes": len(devices),
         "threads": threads_of_each(devices),

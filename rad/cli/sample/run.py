@@ -13,11 +13,12 @@ from rad.cli.sample.fill import Worker, load_inpainter, make_batches, write_imag
 from rad.cli.sample.options import SampleOptions
 from rad.cli.sample.plan import Label, MethodRun, contact_sheets, make_methods, make_plan, select_part
 from rad.cli.sample.prepare import check_model, count_windows, prepare_method
-from rad.cli.sample.record import Record, scoring
+from rad.cli.sample.record import Record
 from rad.cli.sample.run_log import Failures, RunLog
 from rad.cli.sample.workers import Setup, fill_by_processes
 from rad.console import EXIT_INPUT, EXIT_OK, EXIT_SOME, Progress, counted, program, report
 from rad.device import find_devices
+from rad.evaluation.provenance import scoring
 from rad.images.codecs import blank, images_up_to, to_tensor
 from rad.images.grid import contact_sheet
 from rad.images.sources import is_source
