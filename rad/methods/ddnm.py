@@ -38,8 +38,7 @@ class DDNM(SamplingMethod):
 
     Differences from the official code: its "simplified" path adds too little noise (s_u twice); this is its path by singular
     values. There known pixels take noise from the model only for an exactly clean y: "model", nearer to the posterior.
-    "fresh" is continuous in sigma_y. Travel starts from x, not from an estimate before its correction. Levels are the sampler's,
-    from the noisiest on.
+    "fresh" is continuous in sigma_y. Travel starts from x, not from an estimate before its correction. Levels: the sampler's.
     """
 
     paper = "Wang, Yu, Zhang 2023, arXiv 2212.00490"

@@ -1,7 +1,6 @@
 """Differential Diffusion: Giving Each Pixel Its Strength (Levin, Fried 2023, arXiv 2306.00950).
 
-Each pixel equals the noised known image until its own step, then follows the reverse process. After step i = 1..N, which ends
-at level u,
+Pixels equal the noised known image until their own step, then follow the reverse process. After step i = 1..N, t -> u,
 
     x_u <- a_u y + s_u n   where   N hole <= N - i
 

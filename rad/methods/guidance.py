@@ -74,10 +74,7 @@ def data_gradient(task: Task, x0: Tensor, space: Space) -> tuple[Tensor, Tensor]
 
 
 def data_shift(state: State, loss: Tensor, *, rate: float | Tensor = 1.0) -> Tensor:
-    """rate c_t c_u grad_x_t loss, with c of `vp_scale`: the papers' shift of x_u, through the network.
-
-    `loss` (B,) is differentiable in `state.x`. Costs 1 VJP per image.
-    """
+    """rate c_t c_u grad_x_t loss (B,), with c of `vp_scale`: the papers' shift of x_u, through the network. 1 VJP."""
     gradient = state.denoiser.gradient(loss, state.x)
     return rate * vp_scale(state.now, gradient) * vp_scale(state.next, gradient) * gradient
 
@@ -92,10 +89,7 @@ def polyak_step(change: Tensor, square: Tensor) -> Tensor:
 
 
 def descend(task: Task, x0: Tensor, space: Space, *, rate: float, count: int) -> Tensor:
-    """x0 (B,C,H,W) after `count` gradient steps on the residual's norm, none longer than its `polyak_step`.
-
-    In latents a step moves an image by `rate` in norm, until the residual is 0.
-    """
+    """x0 (B,C,H,W) after `count` steps down the residual's norm: length `rate` (in latents), at most `polyak_step`."""
     for _ in range(count):
         change, lack = data_gradient(task, x0, space)
         square = squared_norm(lack)

@@ -1,5 +1,4 @@
-"""MCG: Improving Diffusion Models for Inverse Problems using Manifold Constraints (Chung et al., NeurIPS 2022,
-arXiv 2206.00941).
+"""MCG: Improving Diffusion Models for Inverse Problems using Manifold Constraints (Chung et al. 2022, arXiv 2206.00941).
 
 Replacement, and in the hole a step down the gradient of the known pixels' misfit, through the network:
 

@@ -1,13 +1,11 @@
 """MCGDiff: Monte Carlo guided Diffusion for Bayesian Linear Inverse Problems (Cardoso et al., ICLR 2024, arXiv 2308.07983).
 
 A particle filter: N particles go down the levels together. At each level, particles that fit the noised known pixels better
-have more descendants. With mean m and variance v of the reverse step t -> u, and g_u = N(a_u y, w_u), w_u = s_u^2 +
-kappa a_u^2, on known pixels,
+have more descendants. The last step draws one particle by its weight. With mean m and variance v of the reverse step t -> u,
+and on known pixels g_u = N(a_u y, w_u), w_u = s_u^2 + kappa a_u^2,
 
     weight of a particle:   N(known m; a_u y, v + w_u) / g_t(known x_t)
     after resampling:       x_u ~ N(m, v) g_u: known pixels are K a_u y + (1 - K) m + sqrt(K w_u) n, K = v / (v + w_u)
-
-The last step, to the clean image, draws one particle by its weight.
 """
 
 from dataclasses import dataclass

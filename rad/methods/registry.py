@@ -92,11 +92,7 @@ def cost(method: Method, steps: int, *, base_process: Process | None = None, spa
 def steps_within(
     method: Method, budget: int, *, base_process: Process | None = None, spacing: Spacing | None = None
 ) -> int:
-    """The most steps whose cost is at most `budget` (NFE, with a VJP counted as two); other arguments as in `cost`.
-
-    Raises:
-        ValueError: any number of steps costs more.
-    """
+    """The most steps that cost at most `budget` (NFE; a VJP counts as two), see `cost`. ValueError if there are none."""
     base_process = base_process or Uniform(linear_betas())
     most = most_steps(method, base_process)
     costs = [
