@@ -27,7 +27,7 @@ class DiffPIR(SamplingMethod):
     """With zeta = 1 all noise is fresh and eta has no effect; with sigma_n = 0 known pixels of z are y.
 
     Differences from the official code: the last step goes to the clean level, where known pixels are y. Official samples keep
-    the last level's noise. Above T / 2 steps the official levels repeat; ours always fall. Soft masks mix x0 with a known pixel's z.
+    the last level's noise. Above T / 2 steps official levels repeat; ours always fall. Soft masks mix x0 with a known pixel's z.
     """
 
     paper = "Zhu et al. 2023, arXiv 2305.08995"
