@@ -1,7 +1,6 @@
-"""Biharmonic inpainting: the smoothest fill that continues values and slopes across the border of the hole.
+"""Biharmonic inpainting: the smoothest fill that continues values and slopes across the hole's border. Uses no network.
 
 On Surface Completion and Image Inpainting by Biharmonic Functions (Damelin, Hoang 2018), in scikit-image's implementation.
-A baseline without a network. Hooks: its own loop.
 """
 
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from rad.sampling.state import RunContext
 
 @dataclass(frozen=True)
 class Biharmonic(Mean):
-    """Pixels with a hole value above 0 are filled; without known pixels the fill is mid-grey. Latent models encode the result."""
+    """Fills pixels with a hole value above 0; without known pixels the fill is mid-grey. Latent models encode the result."""
 
     paper = "Damelin, Hoang 2018"
 

@@ -1,12 +1,9 @@
-"""Blended Diffusion for Text-driven Editing of Natural Images (Avrahami, Lischinski, Fried 2022, arXiv 2111.14818), without
-its text guidance.
+"""Blended Diffusion for Text-driven Editing of Natural Images (Avrahami et al. 2022, arXiv 2111.14818), without text guidance.
 
-After each reverse step, known pixels are replaced by the known image at the new noise level. The noisiest steps are skipped:
-the chain starts from a noised image, with f the mean colour of the known pixels.
+Each step ends with the known image, at the new noise level, on known pixels. The noisiest steps are skipped. The chain starts
+from a noised image, with f the mean colour of the known pixels:
 
     x_start = a (known y + hole f) + s n        x_u <- hole x_u + known (a_u y + s_u n)
-
-Hooks: plan, on_start, after_step.
 """
 
 from dataclasses import dataclass
@@ -23,8 +20,8 @@ from rad.sampling.state import State
 class Blended(SamplingMethod):
     """Without text this is replacement with a warm start; with skip = 0 it is replacement, bit for bit.
 
-    Differences from the official code, which edits: there f is the source image, which leaks the hole's content. There known
-    pixels have the level of the step's start; here, of its end.
+    Differences from the official code: there f is the source image, which leaks the hole's content. There known pixels have the
+    level of the step's start; here, of its end.
     """
 
     paper = "Avrahami, Lischinski, Fried 2022, arXiv 2111.14818"

@@ -1,17 +1,14 @@
 """Blended Latent Diffusion (Avrahami, Fried, Lischinski, SIGGRAPH 2023, arXiv 2206.02779).
 
-Blended Diffusion on latents. Between steps, known cells are replaced by the known latents at the level's noise. The noisiest
-levels are skipped, so the chain starts from a noised image:
+Replaces known latents at the level's noise between steps, and skips the noisiest levels:
 
     x_start = a (known y + hole f) + s n        x <- hole x + known (a y + s n)
 
-Options: the hole starts wider, for thin holes, and shrinks ring by ring. The last levels can blend in pixels,
-x_u = a_u Enc(hole Dec(x0) + known image) + s_u n. After decoding, known pixels can be repaired: from the result z_0 on, Adam
-fits the latents z or the decoder's weights to
+For thin holes, the hole can start wider and shrink ring by ring. The last levels can blend in pixels,
+x_u = a_u Enc(hole Dec(x0) + known image) + s_u n. After decoding, Adam can fit the latents z, from the result z_0 on, or the
+decoder's weights, to
 
     mean (hole (Dec_0(z_0) - Dec(z)))^2 + 100 mean (known (image - Dec(z)))^2
-
-Hooks: plan, on_start, before_denoise, after_step, decode.
 """
 
 from dataclasses import dataclass
@@ -37,7 +34,7 @@ KNOWN_WEIGHT = 100.0
 
 @dataclass(frozen=True)
 class BlendedLatent(Blended):
-    """The text does the work. Without a prompt this is replacement with a warm start, and as biased.
+    """Needs a prompt. Without one this is replacement with a warm start, and as biased.
 
     On pixels the defaults equal `blended` with another preset; skip = 0 equals `replacement`, bit for bit. Differences from the
     official code: f is the mean of the known latents, not the source, which leaks. Known cells are y at the end. The repair
@@ -77,11 +74,10 @@ class BlendedLatent(Blended):
         return torch.lerp(known_at(state, state.next if self.blend == "u" else state.now), x_next, self.hole(state))
 
     def in_pixels(self, state: State) -> bool:
-        """Whether this is one of the last steps, which blend pixels."""
         return state.step >= int(state.steps * (1 - self.pixel_fraction) + 1e-9)
 
     def hole(self, state: State) -> Tensor:
-        """(B,1,H,W): wider by `dilations` rings at first, then by one ring less after equal numbers of steps."""
+        """(B,1,H,W): `dilations` rings wider at first, then one ring less after equal numbers of steps."""
         hole = state.task.hole
         rings = self.dilations - state.step * (self.dilations + 1) // state.steps
         rings = min(max(0, rings), max(hole.shape[2:]))  # more rings cover the whole image too
@@ -98,7 +94,7 @@ class BlendedLatent(Blended):
             return torch.cat([self._repaired(task.autoencoder, *row) for row in rows])
 
     def _repaired(self, autoencoder: Autoencoder, z: Tensor, image: Tensor, hole: Tensor) -> Tensor:
-        """The decoded image (1,3,H,W) of the latents z (1,C,h,w), fitted to the known pixels of `image`."""
+        """Image (1,3,H,W) decoded from z (1,C,h,w) after the fit to the known pixels of `image`."""
         fitted = [z] if self.reconstruct == "latent" else list(_decoder(autoencoder).parameters())
         before = [(parameter.detach().clone(), parameter.requires_grad) for parameter in fitted]
         decoded = autoencoder.decode(z).detach().to(image.dtype)
@@ -127,7 +123,6 @@ def _decoder(autoencoder: Autoencoder) -> nn.Module:
 
 
 def _check(reconstruct: Reconstruct, autoencoder: Autoencoder) -> None:
-    """Raises ValueError if there is nothing to fit."""
     if reconstruct != "none" and autoencoder.factor == 1:
         raise ValueError(
             f"reconstruct is {reconstruct!r}, and this model works on pixels, which need no repair: use 'none'"

@@ -5,7 +5,7 @@ Before each DDIM step, G gradient steps from o = x_t move x_t to where the estim
     F(x) = |known (y - D(x))|^2 + lam_t |x - o|^2,    x <- x - r_t grad F
 
 r_t shrinks by 0.8 until F does not rise. At level i, r_t = r a_t / a_0 grow^i and lam_t = lam grow'^i. CoPaint-TT travels in
-time as RePaint does: from each L-th level up by L levels and down again. Hooks: plan, before_denoise.
+time as RePaint does: from each L-th level up by L levels and down again.
 """
 
 from dataclasses import dataclass
@@ -25,14 +25,11 @@ FACTORS = (*(0.8**exponent for exponent in range(21)), 0.0)
 
 @dataclass(frozen=True)
 class CoPaint(SamplingMethod):
-    """Defaults are the official ones for CelebA-HQ; `tt()` and `fast()` are the paper's variants. MAP-like: too little variation.
+    """Defaults are the official CelebA-HQ ones; ImageNet has prior = 0.01, prior_growth = 1. MAP-like: too little variation.
 
-    ImageNet's preset has prior = 0.01 and prior_growth = 1. Differences from the official code:
-
-    - F and the line search are per image, not per batch. The search ends.
-    - An accepted trial is the next estimate, without a new call.
-    - The last step goes to the clean level, not to t = 0.
-    - No extra descent precedes a travel back, because the way down repeats it.
+    Differences from the official code: F and the line search are per image, not per batch, and the search ends. An accepted trial
+    is the next estimate, without a new call. The last step goes to the clean level, not to t = 0. No extra descent precedes a
+    travel back, because the way down repeats it.
     """
 
     paper = "Zhang et al. 2023, arXiv 2304.03322"
@@ -63,7 +60,7 @@ class CoPaint(SamplingMethod):
         return time_travel(timesteps, length=self.jump, visits=self.visits)
 
     def cost(self, timesteps: list[float]) -> Cost:
-        """Without rejected trials. A line search adds as many calls as the slowest image of the batch needs."""
+        """Excludes rejected trials; a line search adds as many calls as the slowest image of the batch needs."""
         steps = super().cost(timesteps).nfe
         return Cost(steps * (1 + self.descents), steps * self.descents)
 

@@ -1,13 +1,11 @@
 """DAPS: Improving Diffusion Inverse Problem Solving with Decoupled Noise Annealing (Zhang et al. 2024, arXiv 2407.01521).
 
-At each level, with sigma = s / a: K Euler steps of the ODE lead from x_t to a clean x0. x0 is then drawn from the product of
+At each level, with sigma = s / a, K Euler steps of the ODE lead from x_t to a clean x0. x0 is then drawn from the product of
 N(x0, sigma^2) and the likelihood N(y; x0, tau^2 / 2) of known pixels. Finally x_u = a_u x0 + s_u n starts afresh.
 
-For inpainting the product is known pixel by pixel, and needs no Langevin steps: known pixels are
-N(x0 + g (y - x0), g tau^2 / 2) with g = 2 sigma^2 / (2 sigma^2 + tau^2). A comparison in decoded pixels needs the paper's M
-Langevin steps from z = x0. With the decoder's Jacobian J, a step is
+In the model's space the product is exact: known pixels are N(x0 + g (y - x0), g tau^2 / 2), g = 2 sigma^2 / (2 sigma^2 + tau^2).
+Decoded pixels need the paper's M Langevin steps from z = x0, with the decoder's Jacobian J:
 z <- z + h [(x0 - z) / sigma^2 + 2 J^T known (y - Dec(z)) / tau^2] + sqrt(2 h) n.
-Hooks: on_start, on_denoised, after_step.
 """
 
 import math
@@ -30,11 +28,11 @@ MCMC = Literal["exact", "langevin"]
 
 @dataclass(frozen=True)
 class DAPS(SamplingMethod):
-    """DAPS-1k: 200 levels of 5 NFE. Its eta has no effect, because x_u depends on x_t only through x0.
+    """DAPS-1k: 200 levels of 5 NFE. eta has no effect, because x_u depends on x_t only through x0.
 
     hole "mean" keeps the hole at x0; the official code nearly does so, since its few Langevin steps hardly move it. "draw" is
-    the paper's product, x0 + sigma n, which varies far too much. As in the official code the likelihood lacks a factor 1/2, so
-    the deviation of y is tau / sqrt(2). With mcmc "langevin" and hole "mean" the hole gets no noise, and follows only the known
+    the paper's product, x0 + sigma n, which varies far too much. As in the official code the likelihood lacks a factor 1/2: the
+    deviation of y is tau / sqrt(2). With mcmc "langevin" and hole "mean" the hole gets no noise, and follows only the known
     values that the decoder mixes into it.
 
     Differences from the paper: levels are the sampler's (200 in [0.1, 100] by EDM's rule, rho = 7). The ODE visits
@@ -72,7 +70,7 @@ class DAPS(SamplingMethod):
         return state.x
 
     def ode_timesteps(self, t: float) -> list[int]:
-        """The levels at which the ODE from t calls the network."""
+        """Timesteps at which the ODE from t calls the network."""
         return sorted({math.floor(t * (1 - k / self.calls) ** 2 + 0.5) for k in range(self.calls)}, reverse=True)
 
     def on_denoised(self, state: State, denoised: Denoised) -> Denoised:
@@ -85,7 +83,7 @@ class DAPS(SamplingMethod):
         return Denoised(self.inner(state, x0))
 
     def inner(self, state: State, x0: Tensor) -> Tensor:
-        """A draw of the clean image (B,C,H,W), given y and the end x0 (B,C,H,W) of the ODE."""
+        """Draw of the clean image (B,C,H,W), given y and the end x0 (B,C,H,W) of the ODE."""
         if self.mcmc == "langevin":
             return self.langevin(state, x0)
         sigma = state.now.spread((state.now.sigma / state.now.alpha).to(x0.dtype))

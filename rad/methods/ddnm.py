@@ -1,5 +1,4 @@
-"""DDNM and DDNM+: Zero-Shot Image Restoration Using Denoising Diffusion Null-Space Model (Wang, Yu, Zhang 2023,
-arXiv 2212.00490).
+"""DDNM and DDNM+: Zero-Shot Image Restoration Using Denoising Diffusion Null-Space Model (Wang et al. 2023, arXiv 2212.00490).
 
 Before each step t -> u the known image y replaces known pixels of the estimate: z = hole x0 + known y. With
 e = (x - a_t x0) / s_t, from the estimate before that, and fresh n,
@@ -7,13 +6,13 @@ e = (x - a_t x0) / s_t, from the estimate before that, and fresh n,
     form "ddnm":       x_u = a_u z + s_u (eta n + sqrt(1 - eta^2) e)      (eta = 1: all noise is fresh; not DDPM)
     form "posterior":  x_u ~ q(x_u | x_t, z), the step of DDPM
 
-DDNM+ is for y with noise sigma_y. A step puts z into x_u with weight c and adds noise of deviation d: a_u and s_u, or those of
-q. On known pixels z = x0 + l (y - x0), and the noise of y is a part of the step's noise:
+DDNM+ is for y with noise sigma_y. A step weights z by c and adds noise of deviation d: a_u and s_u, or those of q. On known
+pixels z = x0 + l (y - x0), and the noise of y is a part of the step's noise:
 
     d >= c sigma_y:  l = 1,                                      noise sqrt(d^2 - c^2 sigma_y^2) n
     otherwise:       l = sqrt(1 - eta^2) d / (c sigma_y),        noise eta d n                    (posterior: eta = 0)
 
-Time travel goes up by `travel_length` levels with the forward process and down again. Hooks: plan, after_step.
+Time travel goes up by `travel_length` levels with the forward process and down again.
 """
 
 import math
@@ -37,10 +36,9 @@ KnownNoise = Literal["model", "fresh"]
 class DDNM(SamplingMethod):
     """Few steps and no gradient; biased, less with more steps.
 
-    Differences from the official code: its "simplified" path adds too little noise (s_u twice), so this is its path by
-    singular values. There known pixels take noise from the model only if y is exactly clean: "model" is this choice, nearer to
-    the posterior; "fresh" is continuous in sigma_y. Travel starts from x, not from an estimate before its correction. Levels
-    are the sampler's, from the noisiest on.
+    Differences from the official code: its "simplified" path adds too little noise (s_u twice); this is its path by singular
+    values. There known pixels take noise from the model only for an exactly clean y: "model", nearer to the posterior.
+    "fresh" is continuous in sigma_y. Travel starts from x, not from an estimate before its correction. Levels: the sampler's.
     """
 
     paper = "Wang, Yu, Zhang 2023, arXiv 2212.00490"
@@ -80,7 +78,7 @@ class DDNM(SamplingMethod):
         return torch.lerp(known, fill, state.task.hole)
 
     def _trust(self, weight: Tensor, deviation: Tensor, *, eta: float) -> tuple[Tensor, Tensor]:
-        """l, and the deviation of the noise to add on known pixels, for c and d of the levels, (B,K)."""
+        """l, and the deviation of the noise on known pixels, for c and d of the levels, (B,K)."""
         noise_of_y = weight * self.sigma_y
         enough = deviation >= noise_of_y
         part = math.sqrt(1 - eta**2) * deviation / torch.where(enough, 1.0, noise_of_y)

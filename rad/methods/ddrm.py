@@ -7,7 +7,7 @@ e = (x - a_t x0) / s_t, the known image y with noise sigma_y, and fresh n, a ste
     known, s_u >= a_u sigma_y:   x_u = a_u (eta_b y + (1 - eta_b) x0) + sqrt(s_u^2 - eta_b^2 a_u^2 sigma_y^2) n
     known, otherwise:            x_u = a_u x0 + sqrt(1 - eta^2) s_u (y - x0) / sigma_y + eta s_u n
 
-The paper's equations are for x / a and sigma = s / a. Hook: after_step.
+The paper's equations are for x / a and sigma = s / a.
 """
 
 import math
@@ -26,7 +26,7 @@ from rad.sampling.state import State
 class DDRM(SamplingMethod):
     """Very few steps and no gradient; weak in large holes.
 
-    Differences from the official code: known pixels end as y. For a noiseless task the official cases exclude the clean level
+    Differences from the official code: known pixels end as y. For noiseless tasks the official cases exclude the clean level
     (0 > 0, 0 < 0), and known pixels end as x0. The official levels skip the noisiest; ours start there.
     """
 

@@ -1,11 +1,10 @@
 """Differential Diffusion: Giving Each Pixel Its Strength (Levin, Fried 2023, arXiv 2306.00950).
 
-Each pixel equals the noised known image until its own step, and follows the reverse process afterwards. After step i = 1..N,
-which ends at level u,
+Pixels equal the noised known image until their own step, then follow the reverse process. After step i = 1..N, t -> u,
 
     x_u <- a_u y + s_u n   where   N hole <= N - i
 
-A pixel with hole = h thus takes the last h N steps, rounded up: h is the strength of the change. Hook: after_step.
+The hole value h is the strength of the change: a pixel takes the last h N steps, rounded up.
 """
 
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from rad.sampling.state import State
 
 @dataclass(frozen=True)
 class Differential(SamplingMethod):
-    """No settings: the soft mask controls it. For a binary mask it is replacement, bit for bit.
+    """Has no settings: the soft mask controls it. For a binary mask it is replacement, bit for bit.
 
     The network reads one level for all pixels. Differences from the official code: the hole starts from noise around grey, since
     its original must stay hidden. Pixels with hole = 0 are y at the end. Noise is fresh at each level. A pixel is held until h N

@@ -8,7 +8,6 @@ sigma_t = s_t / a_t, rho = lambda sigma_n^2 / sigma_t^2, the known image y, and 
     x_u = a_u z + sqrt(1 - zeta) (DDIM's noise, from e, with the sampler's eta) + sqrt(zeta) s_u n
 
 Levels are dense where there is little noise: t_i = T - 1 - floor(T sqrt(i / (N - 1))), the last one 0.
-Hooks: plan, on_denoised, after_step.
 """
 
 import math
@@ -28,8 +27,7 @@ class DiffPIR(SamplingMethod):
     """With zeta = 1 all noise is fresh and eta has no effect; with sigma_n = 0 known pixels of z are y.
 
     Differences from the official code: the last step goes to the clean level, where known pixels are y. Official samples keep
-    the last level's noise. With more than T / 2 steps the official levels repeat; here each is lower than the previous one.
-    Soft masks mix x0 with z of a known pixel.
+    the last level's noise. Above T / 2 steps official levels repeat; ours always fall. Soft masks mix x0 with a known pixel's z.
     """
 
     paper = "Zhu et al. 2023, arXiv 2305.08995"

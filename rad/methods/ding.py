@@ -1,6 +1,6 @@
 """DInG: Efficient Zero-Shot Inpainting with Decoupled Diffusion Guidance (Moufad et al. 2025, arXiv 2512.18365).
 
-Under the model, a step t -> u is N(mu, v) with mu = a_u x0 + sqrt(s_u^2 - v) e and e = (x - a_t x0) / s_t. Known pixels
+The model's step t -> u is N(mu, v) with mu = a_u x0 + sqrt(s_u^2 - v) e and e = (x - a_t x0) / s_t. Known pixels
 y = (x_u - s_u e(x_u)) / a_u + sigma_y n would need a gradient through the network. With e at another draw z ~ N(mu, v) instead,
 w = e(z, u), the product is Gaussian for each pixel. With gamma = v / (v + a_u^2 sigma_y^2),
 
@@ -9,13 +9,11 @@ w = e(z, u), the product is Gaussian for each pixel. With gamma = v / (v + a_u^2
 
 sqrt(v) by `schedule`, with kappa = s / (a + s):
 
-    "sigma2"    s_u kappa_u (sigma^2 of a flow)
-    "sigma1.5"  s_u sqrt(kappa_u)
+    "sigma2"    s_u kappa_u (sigma^2 of a flow)          "sigma1.5"  s_u sqrt(kappa_u)
     "vp"        s_u (1 - a_u) in variance-preserving units
-    "ddpm"      DDPM's deviation
-    "ddim"      0.01 of DDPM's
+    "ddpm"      DDPM's deviation                         "ddim"      0.01 of DDPM's
 
-proxy "delayed" takes w = e, without the second call. Hooks: plan, after_step.
+proxy "delayed" takes w = e, without the second call.
 """
 
 from dataclasses import dataclass

@@ -1,11 +1,8 @@
-"""DPS: Diffusion Posterior Sampling for General Noisy Inverse Problems (Chung, Kim, McCann, Klasky, Ye, ICLR 2023,
-arXiv 2209.14687).
+"""DPS: Diffusion Posterior Sampling for General Noisy Inverse Problems (Chung et al., ICLR 2023, arXiv 2209.14687).
 
-A DDPM step, followed by a step down the gradient of the known pixels' misfit, through the network:
+Each DDPM step is followed by a step down the gradient of the known pixels' misfit, through the network:
 
     x_u <- x_u - zeta grad_x_t || known (y - x0) ||
-
-Hook: after_step.
 """
 
 from dataclasses import dataclass
@@ -22,8 +19,8 @@ from rad.sampling.state import State
 class DPS(SamplingMethod):
     """Known pixels are guided, never replaced: before the final compositing they equal y only approximately.
 
-    zeta has the unit of x times sqrt(number of values): norms grow with the image, so a smaller image needs a smaller zeta.
-    Difference from the official code: the norm is of each image, not of the batch.
+    zeta has the unit of x times sqrt(number of values): a smaller image needs a smaller zeta. Difference from the official code:
+    the norm is of each image, not of the batch.
     """
 
     paper = "Chung et al. 2023, arXiv 2209.14687"
@@ -35,7 +32,7 @@ class DPS(SamplingMethod):
     )
 
     def misfit(self, state: State, known_residual: Tensor) -> Tensor:
-        """(B,) loss for the residual (B,C,H,W) of the known pixels; x moves down its gradient."""
+        """(B,) loss of the known pixels' residual (B,C,H,W); x moves down its gradient."""
         return self.zeta * norm(known_residual)
 
     def after_step(self, state: State, denoised: Denoised, x_next: Tensor) -> Tensor:

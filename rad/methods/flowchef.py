@@ -6,7 +6,7 @@ estimate x0 to z. The ordinary step t -> u of the flow moves by the same amount:
 
     x_u = a_u x0 + s_u e + (z - x0)
 
-Other levels are converted to units where a + s = 1: the shift gets the factor a_u + s_u. Hook: after_step.
+This holds in units with a + s = 1; for other levels the shift gets the factor a_u + s_u.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class FlowChef(SamplingMethod):
     """Only the start is random (eta = 0, the paper's). With the factor a_u on the shift this would be DDNM.
 
     Differences from the official code: the norm is of each image, not of the batch, and no step goes beyond a residual of 0.
-    `rate` is a distance in all values of an image, so larger images need a larger one.
+    `rate` is a distance in all values of an image: larger images need a larger one.
     """
 
     paper = "Patel et al. 2024, arXiv 2412.00100"

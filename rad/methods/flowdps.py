@@ -4,8 +4,6 @@ DPS for flows, without the network's Jacobian. Steps of length `rate` down the g
 estimate x0 to z. With kappa = s / (a + s), the sigma of a flow, a step t -> u is
 
     x_u = a_u ((1 - kappa_t) x0 + kappa_t z) + s_u (sqrt(kappa_u) e + sqrt(1 - kappa_u) n),    e = (x - a_t x0) / s_t
-
-Hook: after_step.
 """
 
 from dataclasses import dataclass
@@ -23,10 +21,9 @@ from rad.sampling.state import State
 
 @dataclass(frozen=True)
 class FlowDPS(FlowChef):
-    """The weight kappa_t of z fades, so known pixels equal y only approximately before the final compositing.
+    """The weight kappa_t of z fades: before the final compositing known pixels equal y only approximately.
 
-    Differences from the official code: the norm is of each image, not of the batch, and no step goes beyond a residual of 0.
-    `rate` is a distance in all values of an image, so larger images need a larger one.
+    Differences from the official code, and `rate`: as in `FlowChef`.
     """
 
     paper = "Kim, Kim, Ye 2025, arXiv 2503.08136"

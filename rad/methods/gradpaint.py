@@ -6,7 +6,7 @@ In the first 45% of the steps the state takes a gradient step of fixed length on
     x_t <- x_t - kappa s_t sqrt(d) g / |g|,   g = grad L,   d values per image
 
 c is D(x_t) in the hole and y around it; p and q are neighbours on the two sides of the border. The network is then evaluated
-again, and known pixels are replaced after the step: x_u <- hole x_u + known (a_u y + s_u n). Hooks: before_denoise, after_step.
+again, and known pixels are replaced after the step: x_u <- hole x_u + known (a_u y + s_u n).
 """
 
 import math
@@ -28,14 +28,14 @@ from rad.sampling.task import Task
 class GradPaint(SamplingMethod):
     """A reconstruction without official code; its constants are unknown. Call results "GradPaint-style".
 
-    From the paper: both losses, the normalised gradient step on x_t, 45%, and replacement afterwards. Inferred: the
-    means over known values and over pairs of 4-neighbours; the step's length s_t sqrt(d), an equal part of the noise at any
-    level and size; 250 steps; the new estimate at the moved x_t.
+    From the paper: both losses, the normalised gradient step on x_t, 45%, and replacement afterwards. Inferred: the means over
+    known values and over pairs of 4-neighbours; the step's length s_t sqrt(d), an equal part of the noise at any level and size;
+    250 steps; the new estimate at the moved x_t. For latents the paper found only the first loss useful. Both losses are then on
+    latents, without a decoder.
 
     kappa in 0.005, 0.02, 0.05, 0.1 and the weight in 0, 0.1, 1 were chosen on 16 held-out photographs of 32x32 (base-nature32,
     60 steps, values in [0,1]). Against replacement the mean squared error in the hole falls from 0.0489 to 0.0446. The mean
-    squared difference across the border falls from 0.0165 to 0.0136; the photographs have 0.0076. For latents the paper found
-    only the first loss useful. Both losses are then on latents, without a decoder.
+    squared difference across the border falls from 0.0165 to 0.0136; the photographs have 0.0076.
     """
 
     paper = "Grechka, Couairon, Cord 2023, arXiv 2309.09614"

@@ -1,10 +1,8 @@
 """Fills the hole from its boundary inwards with any other method.
 
 Inferred from the abstract of Growing Images: Spatial Scheduling in Diffusion Inpainting (ICML 2026 workshop, OpenReview
-6VOu2xvsbd).
-
-The hole is divided into bands of equal area, by distance to the known pixels. Stage b runs the wrapped method on all pixels
-that are still unknown, keeps band b of its result, and treats it as known from then on. Hooks: its own loop.
+6VOu2xvsbd). Bands of equal area divide the hole by distance to the known pixels. Stage b runs the wrapped method on all unknown
+pixels, keeps band b of its result, and treats it as known from then on.
 """
 
 from collections.abc import Callable, Sequence
@@ -46,7 +44,7 @@ def _of_wrapped(read: Callable[[type[Method]], Fact]) -> Fact:
 
 @dataclass(frozen=True)
 class Grow(CustomSampler):
-    """An exact conditional sampler gives the same distribution in any order, so a difference measures a method's bias."""
+    """An exact conditional sampler gives the same distribution in any order: a difference measures a method's bias."""
 
     paper = "after Growing Images 2026, OpenReview 6VOu2xvsbd"
     reconstructed = True
@@ -109,8 +107,6 @@ class Grow(CustomSampler):
 
 
 class _RunNoise:
-    """The run's draws as a noise source."""
-
     def __init__(self, run: RunContext) -> None:
         self.run = run
 

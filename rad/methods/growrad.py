@@ -1,10 +1,8 @@
-"""RAD with a schedule that fills the hole from its boundary inwards.
+"""RAD with a schedule that fills the hole from its boundary inwards. Needs a network that reads a noise level per pixel.
 
 Inferred from the abstract of Growing Images: Spatial Scheduling in Diffusion Inpainting (ICML 2026 workshop, OpenReview
-6VOu2xvsbd).
-
-Each pixel goes through the whole DDPM schedule, but bands of the hole start one after another. Bands near known pixels finish
-first, and the rest sees them clean. This needs a network that reads a noise level per pixel. Hooks: none.
+6VOu2xvsbd). Each pixel goes through the whole DDPM schedule, but bands of the hole start one after another. Bands near known
+pixels finish first, and the rest sees them clean.
 """
 
 from dataclasses import dataclass
@@ -20,7 +18,7 @@ from rad.sampling.task import Task
 class GrowRAD(SamplingMethod):
     """Adapters are trained on two levels per image; here they read up to bands + 1. Soft masks are filled completely.
 
-    An image without known pixels is one band, which gets only its share of the steps.
+    An image without known pixels is one band, with only its share of the steps.
     """
 
     paper = "after Growing Images 2026, OpenReview 6VOu2xvsbd"

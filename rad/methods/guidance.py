@@ -1,7 +1,4 @@
-"""Formulas that methods share: predicted noise, residuals on known pixels, norms and gradients.
-
-Norms and losses are taken per image, so a result does not depend on its batch.
-"""
+"""Formulas that methods share. Norms and losses are per image, so a result does not depend on its batch."""
 
 from typing import Literal
 
@@ -28,7 +25,7 @@ def predicted_noise(x: Tensor, x0: Tensor, now: NoiseLevel) -> Tensor:
 
 
 def noise_to(state: State, x0: Tensor, level: NoiseLevel) -> Tensor:
-    """a x0 + s n at `level` with fresh n, (B,C,H,W). At the clean level: x0, without a draw."""
+    """a x0 + s n at `level` with fresh n, (B,C,H,W); at the clean level x0, without a draw."""
     return noised(x0, level, noise=state.randn()) if bool((level.sigma > 0).any()) else x0
 
 
@@ -38,7 +35,7 @@ def known_at(state: State, level: NoiseLevel) -> Tensor:
 
 
 def replace_known(state: State, x: Tensor, level: NoiseLevel) -> Tensor:
-    """hole x + known (a y + s n): x (B,C,H,W) at `level` with known pixels replaced."""
+    """hole x + known (a y + s n), for x (B,C,H,W) at `level`."""
     return torch.lerp(known_at(state, level), x, state.task.hole)
 
 
@@ -61,12 +58,9 @@ def squared_misfit(task: Task, x0: Tensor, space: Space) -> Tensor:
 
 
 def data_gradient(task: Task, x0: Tensor, space: Space) -> tuple[Tensor, Tensor]:
-    """J^T r: minus the gradient of |r|^2 / 2 for a binary hole, with r the residual and J the decoder's Jacobian.
+    """J^T r (B,C,H,W), and the residual r. J is the decoder's Jacobian, the identity in "latent". The network is not called.
 
-    In "latent" there is no decoder. The network is not called.
-
-    Returns:
-        J^T r (B,C,H,W), and r.
+    For a binary hole J^T r is minus the gradient of |r|^2 / 2.
     """
     if space == "latent":
         lack = residual(task, x0)
@@ -80,11 +74,7 @@ def data_gradient(task: Task, x0: Tensor, space: Space) -> tuple[Tensor, Tensor]
 
 
 def data_shift(state: State, loss: Tensor, *, rate: float | Tensor = 1.0) -> Tensor:
-    """rate c_t c_u grad_x_t loss, with c of `vp_scale`: the papers' shift of x_u, through the network.
-
-    Args:
-        loss: (B,), differentiable in `state.x`. Costs 1 VJP per image.
-    """
+    """rate c_t c_u grad_x_t loss (B,), with c of `vp_scale`: the papers' shift of x_u, through the network. 1 VJP."""
     gradient = state.denoiser.gradient(loss, state.x)
     return rate * vp_scale(state.now, gradient) * vp_scale(state.next, gradient) * gradient
 
@@ -92,20 +82,14 @@ def data_shift(state: State, loss: Tensor, *, rate: float | Tensor = 1.0) -> Ten
 def polyak_step(change: Tensor, square: Tensor) -> Tensor:
     """square / |change|^2, (B,): the multiple of a `data_gradient` that brings a linear misfit to 0 (Polyak 1987).
 
-    It is 1 for latents and a binary hole.
-
-    Args:
-        change: (B,C,H,W), J^T r; square: (B,), |r|^2.
+    It is 1 for latents and a binary hole. `change` is J^T r, (B,C,H,W); `square` is |r|^2, (B,).
     """
     length = squared_norm(change)
     return square / length.clamp(min=torch.finfo(length.dtype).tiny)
 
 
 def descend(task: Task, x0: Tensor, space: Space, *, rate: float, count: int) -> Tensor:
-    """x0 (B,C,H,W) after `count` gradient steps on the residual's norm, none longer than its `polyak_step`.
-
-    In latents a step moves an image by `rate` in norm, until the residual is 0.
-    """
+    """x0 (B,C,H,W) after `count` steps down the residual's norm: length `rate` (in latents), at most `polyak_step`."""
     for _ in range(count):
         change, lack = data_gradient(task, x0, space)
         square = squared_norm(lack)
@@ -121,7 +105,6 @@ def data_consistency(task: Task, x0: Tensor, dc: DataStep, space: Space, *, rate
 
 
 def require_space(dc: DataStep, space: Space) -> None:
-    """Raises ValueError for dc "project" in "pixels", which a latent model does not hold."""
     if dc == "project" and space == "pixels":
         raise ValueError("dc is 'project', which is done in latents: leave space at 'latent', or use dc='gradient'")
 
@@ -133,7 +116,7 @@ def known_mean(task: Task) -> Tensor:
 
 
 def skip_levels(timesteps: list[float], fraction: float) -> list[float]:
-    """A plan without its noisiest `fraction` of steps, in [0,1), rounded down."""
+    """Timesteps without the noisiest `fraction` of steps, in [0,1), rounded down."""
     return timesteps[int(fraction * (len(timesteps) - 1) + 1e-9) :]
 
 

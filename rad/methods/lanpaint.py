@@ -8,9 +8,7 @@ At each level of a short ODE sampler, n steps of Langevin dynamics dx = g dt + s
 
 Let A = 1 / s^2 in the hole, (1 + lam) / s^2 elsewhere, and C(x) = g + A x. At a fixed C, the flow of
 dx = (C - A x) dt + sqrt(2) dW is exact. A step of length dt = eta s^2 is half a flow, x <- x + (C(x) - C) dt, half a flow, both
-with the old C (Strang). The first step at a level is one flow with its own C. Then follow the ODE's step, and known pixels
-at its end: a y + s n.
-Hooks: before_denoise, after_step.
+with the old C (Strang). The first step at a level is one flow with its own C. After the ODE's step, known pixels are a y + s n.
 """
 
 from dataclasses import dataclass
@@ -26,7 +24,7 @@ from rad.sampling.state import Cost, State
 
 @dataclass(frozen=True)
 class LanPaint(SamplingMethod):
-    """Defaults are those of the paper's benchmark. At finite s the guided score belongs to no density; exact as s -> 0, n -> inf.
+    """Defaults are the paper's benchmark's. At finite s the guided score belongs to no density; exact as s -> 0, n -> inf.
 
     First order, as in the newer official code: the paper's friction of 15 damps its momentum almost at once. Known pixels get
     fresh noise at each level; the paper keeps one forward path of y, the newer code one noise image. The number of inner steps

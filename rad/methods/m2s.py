@@ -2,12 +2,10 @@
 arXiv 2407.05875).
 
 A model of lower resolution fills a small image. The result is enlarged, noised to a middle level, and refined. Both stages go
-down in strides of DDIM, and from some levels several times up and down again, as RePaint does:
+down in strides of DDIM. From some levels they go several times up and down again, as RePaint does:
 
     down, t -> u:   x <- hole x + known (a_t y + s_t n);   x_u = DDIM step of x
     up,   u -> t:   x_t = (a_t / a_u) x_u + sqrt(s_t^2 - (a_t / a_u)^2 s_u^2) n
-
-Hooks: its own loop.
 """
 
 import math
@@ -32,7 +30,7 @@ from rad.sampling.task import Task
 
 @dataclass(frozen=True)
 class Coarse:
-    """Model of the first stage: denoiser, process, and the height of its images, a divisor of the full height."""
+    """Model of the first stage; `size` is the height of its images, a divisor of the full height."""
 
     denoiser: Denoiser
     process: Process
@@ -74,7 +72,7 @@ class M2S(CustomSampler):
         )
 
     def plans(self, count: int) -> tuple[list[int], list[int]]:
-        """Levels that the two stages visit, of `count` levels numbered from 0, the least noise; -1 is clean."""
+        """Levels that the two stages visit, of `count` levels from 0, the least noise; -1 is clean."""
 
         def plan(start: int, jump: int, interval: int) -> list[int]:
             first = math.ceil(start * count / 270) - 1
@@ -112,7 +110,7 @@ class M2S(CustomSampler):
 
 
 def reduced(task: Task, factor: int) -> Task:
-    """The task at 1 / factor of its size: means of known pixels, and the maximum of the hole."""
+    """Task at 1 / factor of the size: means of known pixels, and the maximum of the hole."""
     weight = F.avg_pool2d(1 - task.hole, factor)
     mean = F.avg_pool2d((1 - task.hole) * task.known, factor) / torch.where(weight > 0, weight, 1.0)
     return Task.from_image(mean, F.max_pool2d(task.hole, factor))

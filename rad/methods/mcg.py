@@ -1,11 +1,8 @@
-"""MCG: Improving Diffusion Models for Inverse Problems using Manifold Constraints (Chung, Sim, Ryu, Ye, NeurIPS 2022,
-arXiv 2206.00941).
+"""MCG: Improving Diffusion Models for Inverse Problems using Manifold Constraints (Chung et al. 2022, arXiv 2206.00941).
 
 Replacement, and in the hole a step down the gradient of the known pixels' misfit, through the network:
 
     x_u <- hole (x_u - alpha grad_x_t || known (y - x0) ||) + known (a_u y + s_u n)
-
-Hook: after_step.
 """
 
 from dataclasses import dataclass

@@ -1,14 +1,11 @@
-"""MCGDiff: Monte Carlo guided Diffusion for Bayesian Linear Inverse Problems (Cardoso, Janati el Idrissi, Le Corff, Moulines,
-ICLR 2024, arXiv 2308.07983).
+"""MCGDiff: Monte Carlo guided Diffusion for Bayesian Linear Inverse Problems (Cardoso et al., ICLR 2024, arXiv 2308.07983).
 
 A particle filter: N particles go down the levels together. At each level, particles that fit the noised known pixels better
-have more descendants. With mean m and variance v of the reverse step t -> u, and g_u = N(a_u y, w_u), w_u = s_u^2 +
-kappa a_u^2, on known pixels,
+have more descendants. The last step draws one particle by its weight. With mean m and variance v of the reverse step t -> u,
+and on known pixels g_u = N(a_u y, w_u), w_u = s_u^2 + kappa a_u^2,
 
     weight of a particle:   N(known m; a_u y, v + w_u) / g_t(known x_t)
-    after resampling:       x_u ~ N(m, v) g_u, so known pixels are K a_u y + (1 - K) m + sqrt(K w_u) n, K = v / (v + w_u)
-
-The last step, to the clean image, draws one particle by its weight. Hooks: its own loop.
+    after resampling:       x_u ~ N(m, v) g_u: known pixels are K a_u y + (1 - K) m + sqrt(K w_u) n, K = v / (v + w_u)
 """
 
 from dataclasses import dataclass
@@ -89,12 +86,12 @@ def _mean(run: RunContext, x: Tensor, now: NoiseLevel, nxt: NoiseLevel) -> Tenso
 
 
 def uniform(normal: Tensor) -> Tensor:
-    """(B,) uniform numbers in [0,1], from the first value of each standard normal image."""
+    """(B,) uniform in [0,1], from the first value of each standard normal image."""
     return torch.special.ndtr(normal.flatten(1)[:, 0].double())
 
 
 def systematic(log_weight: Tensor, start: Tensor, count: int) -> Tensor:
-    """(count,B) indices into rows of log_weight (N,B): points (start + i) / count of the cumulative weights, start (B,)."""
+    """(count,B) indices into log_weight (N,B) at points (start + i) / count of the cumulative weights; start (B,)."""
     cumulative = log_weight.double().softmax(0).cumsum(0).T.contiguous()
     points = (start[:, None] + torch.arange(count, device=start.device)) / count
     return torch.searchsorted(cumulative, points, right=True).clamp(max=len(log_weight) - 1).T

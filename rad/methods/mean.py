@@ -1,4 +1,4 @@
-"""Mean fill: each hole pixel becomes the mean colour of the known pixels. A baseline without a network. Hooks: its own loop."""
+"""Mean fill: each hole pixel becomes the mean colour of the known pixels. A baseline without a network."""
 
 from dataclasses import dataclass, replace
 

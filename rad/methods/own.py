@@ -16,7 +16,7 @@ Kind = TypeVar("Kind", bound=type[Method])
 
 @dataclass(frozen=True)
 class MethodFile:
-    """The file of a method outside this package: its absolute path, and the SHA-256 of the code that ran."""
+    """File of a method outside this package: its absolute path, and the SHA-256 of the code that ran."""
 
     path: Path
     sha256: str
@@ -27,18 +27,17 @@ _loaded: dict[str, MethodFile] = {}
 
 
 def register(kind: Kind, *, name: str | None = None) -> Kind:
-    """Register a method under a name, for `Inpainter`, `--method`, comparisons and reports.
+    """Register a method under a name, for `Inpainter`, `--method`, comparisons and reports. Returns `kind`.
 
         @rad.methods.register
         @dataclass(frozen=True)
         class MyMethod(SamplingMethod): ...
 
+    Registering a class again, as in a notebook, replaces it.
+
     Args:
         kind: a dataclass derived from `SamplingMethod` or `CustomSampler`, whose fields all have defaults.
         name: lower-case letters, digits, "-" and "_"; None: the name of its file in lower case.
-
-    Returns:
-        `kind`. Registering a class again, as in a notebook, replaces it.
 
     Raises:
         ValueError: another kind of class, or a name that is invalid or taken.
@@ -73,11 +72,8 @@ def split_file(text: str) -> tuple[str, str]:
 def load(text: str, *, sha256: str | None = None) -> type[Method]:
     """Load and register the method `FILE.py:CLASS`. Runs the file, unless it ran before and is unchanged.
 
-    Args:
-        sha256: expected hash of the file.
-
     Raises:
-        ValueError: missing file, class or method; failing code; a name that is taken; another hash.
+        ValueError: missing file, class or method; failing code; a taken name; a hash other than `sha256`.
     """
     from rad.methods import METHODS
 
@@ -107,7 +103,7 @@ def load(text: str, *, sha256: str | None = None) -> type[Method]:
 
 
 def file_of(kind: type[Method]) -> MethodFile | None:
-    """The file of a method outside this package; None if there is none."""
+    """File of a method outside this package; None if there is none."""
     if not is_own(kind):
         return None
     if kind.__module__ in _loaded:
@@ -119,7 +115,7 @@ def file_of(kind: type[Method]) -> MethodFile | None:
 
 
 def loaded_from(kind: type[Method]) -> tuple[str, str] | None:
-    """Arguments (text, sha256) with which `load` returns this class in another process; None if `load` did not load it."""
+    """Arguments (text, sha256) of `load` for this class in another process; None if `load` did not load it."""
     file = _loaded.get(kind.__module__)
     return None if file is None else (f"{file.path}:{kind.__name__}", file.sha256)
 

@@ -1,17 +1,13 @@
-"""PiGDM: Pseudoinverse-Guided Diffusion Models for Inverse Problems (Song, Vahdat, Mardani, Kautz, ICLR 2023,
-OpenReview 9_gsMA8MRKQ).
+"""PiGDM: Pseudoinverse-Guided Diffusion Models for Inverse Problems (Song et al., ICLR 2023, OpenReview 9_gsMA8MRKQ).
 
-Inpainting follows the experiments of RED-diff (Mardani et al. 2023, arXiv 2305.04391).
-
-With p(x0 | x_t) approximated by N(x0, r_t^2), r_t^2 = s^2 / (a^2 + s^2), known pixels act through a vector-Jacobian product:
+Inpainting follows the experiments of RED-diff (Mardani et al. 2023, arXiv 2305.04391). With p(x0 | x_t) approximated by
+N(x0, r_t^2), r_t^2 = s^2 / (a^2 + s^2), known pixels act through a vector-Jacobian product:
 
     r = known (y - x0) / (1 + sigma_y^2 / r_t^2),   g = (d x0 / d x_t)^T r
 
     reddiff:  x_u <- x_u + a_u r + a_u a_t hole g       (known pixels projected, the gradient only in the hole)
     paper:    x_u <- x_u + a_t g
     score:    x0 <- x0 + g / a_t  before the step       (Bayes' rule for the score and the step's noise)
-
-Hooks: on_denoised, after_step.
 """
 
 from dataclasses import dataclass, replace

@@ -1,5 +1,4 @@
-"""PILOT: Coherent and Multi-modality Image Inpainting via Latent Space Optimization (inPainting vIa Latent OpTimization; Pan et
-al. 2024, arXiv 2407.08019).
+"""PILOT: Coherent and Multi-modality Image Inpainting via Latent Space Optimization (Pan et al. 2024, arXiv 2407.08019).
 
 Every `interval` steps the latent descends, by a few heavy-ball steps,
 
@@ -9,7 +8,7 @@ Every `interval` steps the latent descends, by a few heavy-ball steps,
 
 with D of the prompt alone. In all calls text acts only in the hole (semantic boundary control, `rad.networks.attention`). Below
 t = T (1 - coherence) nothing is optimised, and known latents are replaced before the step: x_t <- hole x_t + known (a y + s n).
-The steps are DDIM with classifier-free guidance. Hooks: view, before_denoise.
+The steps are DDIM with classifier-free guidance.
 """
 
 from dataclasses import dataclass
@@ -34,10 +33,9 @@ class PILOT(SamplingMethod):
     """Defaults are those of the official configuration for text, with 100 steps; the paper has 200.
 
     Without a prompt only L_bg is left. An image without known pixels is not optimised, since both losses are 0. L_sc leaves out
-    the layers with the most cells, 64x64 in Stable Diffusion 1 and XL. The official code counts layers by number, without XL.
-
-    Further differences from it: losses are per image, not per batch. Levels are even from T - 1 to 0 (official: 991 to 1). Known
-    latents are replaced at the end.
+    the layers with the most cells, 64x64 in Stable Diffusion 1 and XL. Differences from the official code: it counts layers by
+    number, without XL. Losses are per image, not per batch. Levels are even from T - 1 to 0 (official: 991 to 1). Known latents
+    are replaced at the end.
     """
 
     paper = "Pan et al. 2024, arXiv 2407.08019"
@@ -96,7 +94,7 @@ class PILOT(SamplingMethod):
         return x
 
     def loss(self, state: State, semantics: Semantics) -> Tensor:
-        """L, (B,)."""
+        """L of each image, (B,)."""
         return background_loss(state.task, semantics) + self.weight_at(state) * semantic_loss(state.task, semantics)
 
     def rate_at(self, state: State) -> float:
@@ -126,7 +124,7 @@ def background_loss(task: Task, semantics: Semantics) -> Tensor:
 
 
 def semantic_loss(task: Task, semantics: Semantics) -> Tensor:
-    """L_sc (B,) in [-1,1]; -1: words act only in the hole. Layers whose cells are all inside or all outside count as 0."""
+    """L_sc (B,) in [-1,1]; -1: words act only in the hole. Layers entirely inside or outside the hole count as 0."""
     scores = []
     for share in semantics.shares:
         where = shrunk(task.hole, (share.shape[1], share.shape[2])).flatten(1).to(share.dtype)

@@ -1,12 +1,9 @@
-"""PnP-Flow: Plug-and-Play Image Restoration with Flow Matching (Martin, Gagneux, Hagemann, Steidl, ICLR 2025,
-arXiv 2410.02423).
+"""PnP-Flow: Plug-and-Play Image Restoration with Flow Matching (Martin et al., ICLR 2025, arXiv 2410.02423).
 
-One clean image x, without a reverse path. At each level, downwards, x takes a gradient step on the known pixels. It
-is then noised and denoised with N draws of noise, and the estimates are averaged:
+Improves one clean image x, without a reverse path. At each level, downwards, x takes a gradient step on the known pixels. N draws
+of noise are added and denoised, and the estimates averaged. A gradient step follows the last level:
 
     z = x + rate_t known (y - x),    x = (1/N) sum_j D(a_t z + s_t n_j),    rate_t = rate kappa_t^fade, kappa = s / (a + s)
-
-A last gradient step follows. Hooks: its own loop.
 """
 
 from dataclasses import dataclass

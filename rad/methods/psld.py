@@ -2,11 +2,9 @@
 NeurIPS 2023, arXiv 2307.00619).
 
 DPS for latents. A second term draws the estimate to latents that survive decoding, replacing known pixels, and encoding. With
-the decoded d = Dec(x0),
+the decoded d = Dec(x0), the gradient of each step runs through network, decoder and encoder:
 
     x_u <- x_u - grad_x_t ( omega || known (y - d) || + gamma || x0 - Enc(known y + hole d) || )
-
-through network, decoder and encoder. Hook: after_step.
 """
 
 from dataclasses import dataclass
@@ -23,11 +21,11 @@ from rad.sampling.task import Task
 
 @dataclass(frozen=True)
 class PSLD(SamplingMethod):
-    """Defaults are those of the official inpainting script. Known latents are guided, never replaced.
+    """Defaults are the official inpainting script's. Known latents are guided, never replaced.
 
     In space "latent", and for pixel models, both terms are known (y - x0), and only omega + gamma counts. A norm's gradient has
-    length 1 at any misfit, so the step does not fade; norm "l2sq" fades, and needs other weights. Difference from the official
-    code: norms are of each image, not of the batch.
+    length 1 at any misfit: the step does not fade. norm "l2sq" fades, and needs other weights. Difference from the official code:
+    norms are of each image, not of the batch.
     """
 
     paper = "Rout et al. 2023, arXiv 2307.00619"

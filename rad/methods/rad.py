@@ -1,6 +1,6 @@
 """RAD: Region-Aware Diffusion Models for Image Inpainting (Kim, Suh, Lee, CVPR 2025, arXiv 2412.09191).
 
-Each pixel has its own noise level, which the network reads. The plain reverse process therefore fills the hole. Hooks: none.
+The network reads a noise level for each pixel, and the plain reverse process fills the hole.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from rad.sampling.method import SamplingMethod
 
 @dataclass(frozen=True)
 class RAD(SamplingMethod):
-    """No settings: the process and the adapter are the method.
+    """Has no settings: the process and the adapter are the method.
 
     The paper samples with solver "ddpm" and spacing "even". The preset is a second-order solver, even in log(a / s): its 10 NFE
     give the texture that DDPM lacks at 50 NFE (docs/results.md).

@@ -1,13 +1,12 @@
-"""RED-diff: A Variational Perspective on Solving Inverse Problems with Diffusion Models (Mardani et al. 2023,
-arXiv 2305.04391).
+"""RED-diff: A Variational Perspective on Solving Inverse Problems with Diffusion Models (Mardani et al. 2023, arXiv 2305.04391).
 
 Optimises one image mu, with a data term and the denoiser as a regulariser, without a gradient through it. At each level,
 downwards, x_t = a mu + s n, e = (x_t - a D(x_t)) / s, and mu takes a step of Adam along
 
     v known (mu - y) / d + w (s / a) (e - n) / d,    d values per image.
 
-A comparison in decoded pixels, d' values, has the first term v J^T known (Dec(mu) - y) / d', with the decoder's Jacobian J.
-The mean of (s / a) (e - n) over n is s^2 / a times the mean negative score at x_t. Hooks: its own loop.
+In decoded pixels, d' values, the first term is v J^T known (Dec(mu) - y) / d', with the decoder's Jacobian J. The mean of
+(s / a) (e - n) over n is s^2 / a times the mean negative score at x_t.
 """
 
 from dataclasses import dataclass

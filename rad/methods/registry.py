@@ -20,11 +20,7 @@ OWN = "Your own:"
 
 
 def find(text: str) -> type[Method]:
-    """The method called `text`, or that of `FILE.py:CLASS`, whose code is run.
-
-    Raises:
-        ValueError: unknown name, or a file without such a method.
-    """
+    """The method called `text`, or that of `FILE.py:CLASS`, whose code is run. ValueError for an unknown name or class."""
     if split_file(text)[0] == text:
         return load(text)
     if text not in METHODS:
@@ -81,17 +77,12 @@ def _parse(name: str, text: str, kind: object) -> str | bool | float:
 
 
 def most_steps(method: Method, base_process: Process) -> int:
-    """The most steps of the method on a model with this process."""
+    """Largest number of steps of the method on a model with this process."""
     return method.process(base_process, "adm").sampled_steps
 
 
 def cost(method: Method, steps: int, *, base_process: Process | None = None, spacing: Spacing | None = None) -> Cost:
-    """Work per image for `steps` levels.
-
-    Args:
-        base_process: of the model; None: DDPM's 1000 levels.
-        spacing: None: the method's preset.
-    """
+    """Work per image for `steps` levels. Without `base_process`: DDPM's 1000 levels; without `spacing`: the preset's."""
     process = method.process(base_process or Uniform(linear_betas()), "adm")
     spacing = method.preset_spacing if spacing is None else spacing
     timesteps = sampling_timesteps(process, steps, spacing=spacing, fractional=method.fractional)
@@ -101,11 +92,7 @@ def cost(method: Method, steps: int, *, base_process: Process | None = None, spa
 def steps_within(
     method: Method, budget: int, *, base_process: Process | None = None, spacing: Spacing | None = None
 ) -> int:
-    """The most steps whose cost is at most `budget` (NFE, with a VJP counted as two); other arguments as in `cost`.
-
-    Raises:
-        ValueError: any number of steps costs more.
-    """
+    """The most steps that cost at most `budget` (NFE; a VJP counts as two), see `cost`. ValueError if there are none."""
     base_process = base_process or Uniform(linear_betas())
     most = most_steps(method, base_process)
     costs = [
@@ -121,7 +108,7 @@ def steps_within(
 
 
 def hooks(kind: type[Method]) -> str:
-    """The hooks that a method overrides; "own loop"; "none" for a plain reverse process."""
+    """Hooks that a method overrides; "own loop"; "none" for a plain reverse process."""
     if issubclass(kind, CustomSampler):
         return "own loop"
     return " ".join(hook for hook in HOOKS if getattr(kind, hook) is not getattr(SamplingMethod, hook)) or "none"

@@ -5,8 +5,6 @@ its surroundings. For each pair of levels of the plan,
 
     down, t -> u:   x <- hole x + known (a_t y + s_t n);   x_u = DDPM step of x
     up,   u -> t:   x_t = (a_t / a_u) x_u + sqrt(s_t^2 - (a_t / a_u)^2 s_u^2) n
-
-Hooks: plan, before_denoise, after_step.
 """
 
 from dataclasses import dataclass

@@ -1,11 +1,11 @@
 """Replacement ("imputation"), Score-Based Generative Modeling through SDEs (Song et al. 2021, arXiv 2011.13456, appendix I.2).
 
-After each reverse step, known pixels are replaced by the known image at the new noise level (GradPaint: combine-image):
+Each step ends with the known image, at the new noise level, on known pixels (GradPaint: combine-image):
 
     x_u <- hole x_u + known (a_u y + s_u n)
 
 Corrector (algorithm 4): Langevin steps at the level precede the estimate. With the score g = -e / s,
-x <- x + h g + sqrt(2 h) n, h = 2 (r |n| / |g|)^2; known pixels are replaced after each. Hooks: before_denoise, after_step.
+x <- x + h g + sqrt(2 h) n, h = 2 (r |n| / |g|)^2; known pixels are replaced after each.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from rad.sampling.state import Cost, State
 
 @dataclass(frozen=True)
 class Replacement(SamplingMethod):
-    """Biased at any number of steps, because the hole sees known pixels only through its noise. A long corrector removes this.
+    """Biased at any number of steps, because the hole sees known pixels only through their noise. A long corrector removes this.
 
     The preset is the customary 250 steps; the paper takes 1000 and 2000. Differences from the official code: known pixels start
     noisy, and have the level of the step's end, not of its start.

@@ -1,14 +1,11 @@
-"""ReSample: Solving Inverse Problems with Latent Diffusion Models via Hard Data Consistency (Song et al., ICLR 2024,
-arXiv 2307.08123).
+"""ReSample: Solving Inverse Problems with Latent Diffusion Models via Hard Data Consistency (Song et al. 2024, arXiv 2307.08123).
 
 DDIM with guidance, x_u <- x_u - dps (a_t^2 / 2) grad_x_t || known (y - Dec(x0)) ||^2. From a third of the steps on, every f-th
-step finds a z near x0 that agrees with the known pixels. It then draws x_u between its result and z:
+step finds a z near x0 that agrees with the known pixels. It then draws x_u from the product of N(x_u, g) and N(a_u z, s_u^2):
 
     second third:  z = Enc(p),  p = known y + hole Dec(x0)          (the solution of min_p || known (y - p) ||, from Dec(x0))
     last third:    z = argmin || known (y - Dec(z)) ||^2 by Adam from x0, at most J steps
     x_u <- (s_u^2 x_u + g a_u z) / (g + s_u^2) + sqrt(s_u^2 g / (g + s_u^2)) n,    g = S s_u^2 (1 - (a_t s_u / (a_u s_t))^2)
-
-The last line draws from the product of N(x_u, g) and N(a_u z, s_u^2). Hook: after_step.
 """
 
 from collections.abc import Callable
@@ -28,17 +25,12 @@ from rad.sampling.task import Task
 
 @dataclass(frozen=True)
 class ReSample(SamplingMethod):
-    """Deterministic between these events. There is no event after the last step.
+    """Deterministic between these events. No event follows the last step. vjp counts the network's gradients, not the decoder's.
 
-    Differences from the official code:
-
-    - Pixels of the second third take their exact solution. Adam has no weight decay.
-    - Each image stops alone, at a mean square of its known values of tolerance^2. The official sum over the batch hardly ever
-      reaches its limit.
-    - The draw has the level of x_u (official: a_t and s_t, legacy_level "t").
-    - The guidance scales the squared norm in an image by values in x / values in the image, and does not grow with the decoder.
-
-    vjp counts the network's gradients, not the decoder's.
+    Differences from the official code: pixels of the second third take their exact solution. Adam has no weight decay. Each image
+    stops alone, at a mean square of its known values of tolerance^2; the official sum over the batch rarely reaches its limit.
+    The draw has the level of x_u (official: a_t and s_t, legacy_level "t"). The guidance scales the squared norm in an image by
+    values in x / values in the image, and does not grow with the decoder.
     """
 
     paper = "Song et al. 2024, arXiv 2307.08123"
@@ -81,7 +73,7 @@ class ReSample(SamplingMethod):
         return self.resampled(state, x_next, z)
 
     def resampled(self, state: State, x_next: Tensor, z: Tensor) -> Tensor:
-        """A draw between x_next and the clean z, (B,C,H,W)."""
+        """Draw between x_next and the clean z, (B,C,H,W)."""
         level, nxt = (state.now if self.legacy_level == "t" else state.next), state.next
         unit = vp_scale(nxt, x_next) / vp_scale(level, x_next)
         a, s = unit * level.alpha_map(x_next), unit * level.sigma_map(x_next)

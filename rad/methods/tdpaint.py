@@ -1,7 +1,7 @@
 """TD-Paint: Faster Diffusion Inpainting Through Time-Aware Pixel Conditioning (Mayet et al., ICLR 2025, arXiv 2410.09306).
 
 Each pixel has its own step of the DDPM schedule: t in the hole, none at known pixels. The plain reverse process fills the
-hole. The weights were trained on per-pixel noise (an adapter). Hooks: none.
+hole. The weights were trained on per-pixel noise (an adapter).
 """
 
 from dataclasses import dataclass

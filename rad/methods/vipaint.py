@@ -1,15 +1,13 @@
-"""VIPaint: Image Inpainting with Pre-Trained Diffusion Models via Variational Inference (Agarwal, Hope, Sudderth 2024,
-arXiv 2411.18929).
+"""VIPaint: Image Inpainting with Pre-Trained Diffusion Models via Variational Inference (Agarwal et al. 2024, arXiv 2411.18929).
 
 Adam fits a Gaussian posterior q of K noise levels h_1 (noisiest) to h_K to each image, on a bound of the evidence:
 
     z_1 = a_1 mu_1 + tau_1 n,    z_i = w_i f_i + (1 - w_i) a_i mu_i + tau_i n,    w_i = sigmoid(gamma_i)
     loss = sum_(t > h_1) KL(q(z_t-1 | z_t) || p(z_t-1 | z_t)) + sum_(i > 1) KL(q(z_i | z_i-1) || N(f_i, v_i)) - log p(y | z_K)
 
-f_i, v_i are mean and variance of the reverse step h_i-1 -> h_i, and p(y | z_K) = N(known y; known x0(z_K), sigma_y^2). Then z_K
-is drawn from q. From there each reverse step is followed by DPS, x_u <- x_u - zeta grad_x_t || known (y - x0) ||. Space "pixels"
+f_i, v_i are mean and variance of the reverse step h_i-1 -> h_i, and p(y | z_K) = N(known y; known x0(z_K), sigma_y^2). The chain
+starts from a draw of z_K. DPS follows each reverse step: x_u <- x_u - zeta grad_x_t || known (y - x0) ||. Space "pixels"
 compares y with the decoded x0. Then -log p is the mean over pixels times d, the number of values in x.
-Hooks: process, on_start, after_step.
 """
 
 from copy import copy
@@ -35,12 +33,10 @@ class VIPaint(SamplingMethod):
     Levels h are found by a / s on any process, and are even in time. Images are fitted with their own draws, independently of
     the batch unless `share` is true.
 
-    Differences from the official code, which compares decoded pixels by mean L1 distance and LPIPS:
-
-    - The likelihood is Gaussian in either space. Its sigma_y is inferred, and its weight does not depend on the decoder.
-    - The KL is exact, the level above is predicted from x0, and the mean of z_1 is a_1 mu_1.
-    - Each iteration draws one level t > h_1 and weights it by the number of such levels.
-    - There are 250 steps below h_K (official: about 400), which add their noise.
+    Differences from the official code, which compares decoded pixels by mean L1 distance and LPIPS: the likelihood is Gaussian in
+    either space. Its sigma_y is inferred, and its weight does not depend on the decoder. The KL is exact, the level above is
+    predicted from x0, and the mean of z_1 is a_1 mu_1. Each iteration draws one level t > h_1 and weights it by their
+    number. There are 250 steps below h_K (official: about 400), which add their noise.
     """
 
     paper = "Agarwal et al. 2024, arXiv 2411.18929"
@@ -164,7 +160,6 @@ def kl(mean: Tensor, variance: Tensor, other_mean: Tensor, other_variance: Tenso
 
 
 def _rows(task: Task, rows: Tensor) -> Task:
-    """The images of `task` with indices `rows` (N,)."""
     known, hole = task.known[rows], task.hole[rows]
     regions = NoiseRegions(task.regions.values[rows], task.regions.index[rows])
     return Task(known, hole, regions, task.autoencoder, task.image[rows], task.image_hole[rows])
