@@ -33,7 +33,7 @@ class Process(Protocol):
     """Number of noise levels in sampling, which starts at sampled_steps - 1."""
 
     def noise(self, t: Tensor, regions: NoiseRegions | None) -> NoiseLevel:
-        """Levels at t (B,) in [CLEAN, steps - 1]: int64, or floating-point for fractional t. Integers give equal levels in both."""
+        """Levels at t (B,) in [CLEAN, steps - 1]: int64, or floating-point for fractional t. Whole t give equal levels in both."""
         ...
 
 
@@ -166,7 +166,7 @@ class RegionAware(_VariancePreserving):
 
 
 class RegionAwareFlow:
-    """RAD's two phases for a rectified flow with levels g_t and largest level S. Our extension: the paper covers none.
+    """RAD's two phases for a flow with levels g_t, at most S. Our extension: the paper covers variance-preserving processes.
 
     phase 1:  sigma_t = m g_t        phase 2:  sigma_t = m S + (1 - m) g_(t-T1)
     """

@@ -107,7 +107,7 @@ def multistep(
 
     Args:
         x, x0: (B,C,H,W); x0 is the estimate of the clean image at x.
-        before: the previous step; None in the first step. The second result is this step, for `before` of the next call.
+        before: the second result of the previous step; None in the first step.
         eta: 0 (ODE) or 1 (SDE).
         noise: (B,C,H,W) standard normal. Raises ValueError if eta 1 lacks it, unless `nxt` is clean.
     """

@@ -44,11 +44,12 @@ class Method:
         preset_steps, preset_eta, preset_solver, preset_spacing: defaults, from the paper or measured.
         needs_grad: the method differentiates the network, which excludes bf16.
         weights: "base": the pretrained network; "adapter": RAD's; "none": no network.
-        uses_eta, uses_spacing: the sampler's spacing, or eta and choice of ddpm or ddim, affects the method.
+        uses_eta, uses_spacing: the sampler's eta (and choice of ddpm or ddim), or its spacing, affects the method.
         multistep: the method leaves x and x0 unchanged between steps, as solver "dpm++2m" requires.
         fractional: the method supports fractional timesteps; otherwise they are rounded and duplicates are dropped.
         needs_text: the method requires a `TextDenoiser`.
         reconstructed: the method follows an abstract, or a paper without code or constants; some choices are inferred.
+        registered_name: set by `rad.methods.register`.
     """
 
     paper: ClassVar[str] = ""

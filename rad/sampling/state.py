@@ -32,7 +32,7 @@ class Cost:
 class CountedDenoiser:
     """A denoiser that counts its work: network calls `nfe`, and backward passes `vjp`.
 
-    `within` is another counter for the same work, for a second denoiser in the run; so is a wrapped `CountedDenoiser`.
+    A wrapped `CountedDenoiser` counts this work too, as does `within`, for a second denoiser in the run.
     """
 
     def __init__(self, denoiser: Denoiser, *, within: "CountedDenoiser | None" = None) -> None:
@@ -51,7 +51,7 @@ class CountedDenoiser:
         return denoised
 
     def reuse(self, x: Tensor, noise: NoiseLevel) -> Denoised:
-        """The kept estimate, at no cost, if x and the level are equal and no gradient is needed; otherwise `denoise`."""
+        """The kept estimate, at no cost, if the values of x and the level are equal and x needs no gradient; else `denoise`."""
         kept, self._kept = self._kept, None
         differentiated = torch.is_grad_enabled() and x.requires_grad
         if kept is None or differentiated or kept[1] is not noise or not torch.equal(kept[0], x):
@@ -65,7 +65,7 @@ class CountedDenoiser:
         return self.denoiser.semantic(x, noise, fine=fine)
 
     def gradient(self, loss: Tensor, x: Tensor, *, passes: int = 1) -> Tensor:
-        """d loss / d x for a loss (B,) whose entries depend on their own image alone, `passes` network calls (1 VJP each) after x."""
+        """d loss / d x, `passes` network calls (1 VJP each) after x. Each entry of loss (B,) depends on its own image alone."""
         self._count(vjp=passes)
         with torch.enable_grad():
             return torch.autograd.grad(loss.sum(), x)[0]
