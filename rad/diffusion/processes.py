@@ -33,7 +33,7 @@ class Process(Protocol):
     """Number of noise levels in sampling, which starts at sampled_steps - 1."""
 
     def noise(self, t: Tensor, regions: NoiseRegions | None) -> NoiseLevel:
-        """Levels at t (B,) in [CLEAN, steps - 1]: int64, or floating-point for fractional t. Whole t give equal levels in both."""
+        """Levels at t (B,) in [CLEAN, steps - 1]: int64, or floating-point for fractional t. Whole t: equal levels in both."""
         ...
 
 
