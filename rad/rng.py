@@ -35,15 +35,11 @@ def generator(*parts: int | str, device: str | torch.device = "cpu") -> torch.Ge
 class KeyedNoise:
     """Standard normal images for a batch, keyed by (seed, image id, sample number, draw number).
 
-    Draw `n` of image `i` does not depend on the rest of the batch. A background thread prepares the next draw while the network
-    works. Use as a context manager, which ends the thread.
+    Draw `n` of image `i` does not depend on the rest of the batch. A context manager: it ends the thread that prepares draws.
 
     Args:
-        seed: of the whole run.
-        images: (B) identity of each image: a file name, a number.
-        samples: (B) sample number of each row; None: all are sample 0.
-        device: of the draws. CPU draws are equal on all machines; draws on an accelerator are quicker, and equal only on
-            accelerators of that kind.
+        images: (B) identity of each image: a file name, a number; samples: (B) sample numbers, None: all 0.
+        device: CPU draws are equal on all machines. An accelerator's are quicker, and equal only on its kind.
     """
 
     def __init__(
@@ -62,7 +58,7 @@ class KeyedNoise:
         self._ahead: dict[tuple[int, tuple[int, ...]], Future[Tensor]] = {}
 
     def randn(self, number: int, shape: Sequence[int], *, last: bool = False) -> Tensor:
-        """Draw `number` for every image: (B, *shape) float32. The next draw is started unless `last`."""
+        """Draw `number` for every image: (B, *shape) float32. Starts the next draw unless `last`."""
         shape = tuple(shape)
         future = self._ahead.pop((number, shape), None)
         noise = self._draw(number, shape) if future is None else future.result()

@@ -19,8 +19,7 @@
     eta         eta                          1: DDPM, 0: DDIM
     lambda      log(alpha / sigma)           half the log signal-to-noise ratio
 
-Images are (B,C,H,W) in [-1,1]. An image has few distinct levels: coefficients are computed in float64 for its K levels, then
-gathered for the pixels.
+Images are (B,C,H,W) in [-1,1]. Coefficients are computed in float64 for the K levels of an image, then gathered for pixels.
 
 Example:
     process = RegionAware(linear_betas())                     # the schedule of every pixel, by its mask value

@@ -33,11 +33,9 @@ class Denoiser(Protocol):
 
 @dataclass(frozen=True)
 class Semantics:
-    """A text-conditioned estimate, with the attention that each cell pays to the prompt.
+    """A text-conditioned `estimate` without classifier-free guidance, and the attention of each cell on the prompt.
 
-    Args:
-        estimate: result of `Denoiser.denoise` without classifier-free guidance.
-        shares: (B,h,w) in [0,1] per layer: share of a cell's cross-attention on prompt words; 0 without a prompt.
+    `shares`: (B,h,w) in [0,1] for each layer, the share of cross-attention on prompt words; 0 without a prompt.
     """
 
     estimate: Denoised
@@ -73,10 +71,9 @@ class UNetDenoiser:
     """Denoiser around a network patched by `rad.networks.patch`, with or without an adapter.
 
     Args:
-        network: called as network(x, timesteps, index=...).sample.
+        network: called as network(x, timesteps, index=...).sample. Networks with 2C output channels have a learned variance.
         prediction_type: "epsilon", "sample" (x0) or "v_prediction" (a eps - s x0).
         clip: clamp x0 to [-1,1], as ADM does. Gradients ignore the clamp.
-        learned_variance: use the learned variance of networks with 2C output channels.
     """
 
     def __init__(
@@ -110,9 +107,7 @@ class EDMDenoiser:
         D(x; sigma) = c_skip x + c_out F(c_in x; ln(sigma) / 4)  at  x / a  and  sigma = s / a,  d = sigma_data,
         c_skip = d^2 / (sigma^2 + d^2),  c_out = sigma d / sqrt(sigma^2 + d^2),  c_in = 1 / sqrt(sigma^2 + d^2)
 
-    Args:
-        network: F, called as network(x (B,C,H,W), c_noise (B,)) -> (B,C,H,W).
-        sigma_data: standard deviation of its training data.
+    `network` is F: (x (B,C,H,W), c_noise (B,)) -> (B,C,H,W). `sigma_data` is the standard deviation of its training data.
     """
 
     def __init__(

@@ -16,12 +16,7 @@ from rad.diffusion.step import Denoised
 
 
 class GaussianDenoiser:
-    """Exact denoiser of data N(mean, covariance). Clean pixels (a = 1, s = 0) act as conditions.
-
-    Args:
-        mean: (C,H,W) float64.
-        covariance: (d,d) float64 with d = C H W, positive definite.
-    """
+    """Exact denoiser of N(mean (C,H,W), covariance (d,d)), d = C H W, positive definite, float64. Clean pixels are conditions."""
 
     def __init__(self, mean: Tensor, covariance: Tensor) -> None:
         self.mean, self.covariance, self.channels = mean, covariance, mean.shape[0]
@@ -57,12 +52,9 @@ class GaussianDenoiser:
 
 
 class MixtureDenoiser:
-    """Exact denoiser of a Gaussian mixture: the components' estimates, weighted by their posterior probabilities.
+    """Exact denoiser of J Gaussians with `weights` (J,): the mean of their estimates, weighted by posterior probability.
 
-    It is not affine in x and has several modes. Tests use it to measure diversity.
-
-    Args:
-        components: J Gaussians; weights: (J,) probabilities.
+    Unlike a Gaussian's it is not affine in x. Tests use its several modes to measure diversity.
     """
 
     def __init__(self, components: Sequence[GaussianDenoiser], weights: Tensor) -> None:

@@ -62,8 +62,7 @@ class NoiseLevel:
         torch.Size([1, 1, 1, 1])
 
     Args:
-        alpha, sigma: (B,K) float64, amplitudes a >= 0 and s >= 0.
-        timesteps: (B,K) float64, the network's input for each level.
+        alpha, sigma, timesteps: (B,K) float64: amplitudes a >= 0 and s >= 0, and the network's input.
         index: (B,H,W) int64 in [0,K), or None for one level in the whole image (K = 1).
     """
 

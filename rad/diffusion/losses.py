@@ -1,6 +1,5 @@
-"""The hybrid loss for per-pixel noise levels (Nichol & Dhariwal 2021, arXiv 2102.09672).
-
-    L = mean (eps - eps_theta)^2 + vlb_weight * L_vlb
+"""The hybrid loss L = mean (eps - eps_theta)^2 + vlb_weight * L_vlb for per-pixel noise levels (iDDPM: Nichol & Dhariwal 2021,
+arXiv 2102.09672).
 
 L_vlb compares the true step q(x_u | x_t, x_0) with the model's, in bits, and trains the variance alone. Per pixel it is
 
@@ -8,13 +7,13 @@ L_vlb compares the true step q(x_u | x_t, x_0) with the model's, in bits, and tr
     -log p(x_0), 8-bit values   if the step ends at the clean level,
     the KL divergence           otherwise.
 
-This rule covers both ends of RAD's two phases. Networks that predict v or a velocity have no variational term.
+This covers both ends of RAD's two phases. Networks that predict v or a velocity have no variational term.
 
-Timestep weights. Each squared error is a multiple of the error of x0, by the signal-to-noise ratio SNR = a^2 / s^2:
+Each squared error is the error of x0 times a factor in the signal-to-noise ratio SNR = a^2 / s^2:
 
     epsilon: SNR     v_prediction: SNR + 1     velocity: 1 / s^2
 
-`timestep_weight` changes this factor, for every prediction, to
+For every prediction, `timestep_weight` replaces this factor by
 
     "min_snr":        min(SNR, 5)       Hang et al. 2023, arXiv 2303.09556, gamma = 5
     "truncated_snr":  max(SNR, 1)       Salimans & Ho 2022, arXiv 2202.00512, section 4
@@ -61,20 +60,17 @@ def hybrid_loss(
     timestep_weight: TimestepWeight = "none",
     prediction: Prediction = "epsilon",
 ) -> Losses:
-    """Loss of each image. Outputs with 2C channels hold a learned variance.
+    """Loss of each image.
 
     Args:
-        output: (B,C,H,W) or (B,2C,H,W), the network's output; x0, x, eps: (B,C,H,W), with x = a x0 + s eps.
+        output: the network's, (B,C,H,W), or (B,2C,H,W) with a learned variance; x0, x, eps: (B,C,H,W), with x = a x0 + s eps.
         now, previous: noise levels of x and of the next reverse step's result.
         vlb_weight: weight of the variational term. Official RAD code: 1e-3; iDDPM: 1.0.
-        vlb_boundary: "nll": the rule above. "zero": no variational term for images with a pixel that ends at the clean level,
-            as in the official code.
-        loss_region: pixels that the squared error averages over. "all" (official); "noisy": pixels with noise; "moving":
-            pixels with a changing level (TD-Paint: the hole).
-        weight_limit: upper limit of the weight 1 + 1/SNR = 1/a^2, as in v-prediction (Salimans & Ho 2022, arXiv 2202.00512).
-            1 (official): no weight. About 100 helps a short training, whose colours at high noise depend on small errors
-            of eps.
-        timestep_weight: weight of the squared error by noise level, see above. "none": 1.
+        vlb_boundary: "nll": the rule above. "zero" (official): no variational term for images with a pixel that becomes clean.
+        loss_region: pixels of the squared error. "all" (official); "noisy"; "moving": changing level (TD-Paint: the hole).
+        weight_limit: upper limit of the weight 1 + 1/SNR = 1/a^2, as in v-prediction (Salimans & Ho 2022). 1 (official): no
+            weight. About 100 helps a short training, whose colours at high noise depend on small errors of eps.
+        timestep_weight: see above; "none": 1.
         prediction: see `target`. `weight_limit` and the variational term support "epsilon" alone.
     """
     channels = x0.shape[1]

@@ -33,10 +33,7 @@ class Process(Protocol):
     """Number of noise levels in sampling, which starts at sampled_steps - 1."""
 
     def noise(self, t: Tensor, regions: NoiseRegions | None) -> NoiseLevel:
-        """Noise levels at t (B,) in [CLEAN, steps - 1] for images with these regions.
-
-        `t` is int64, or floating-point for fractional values. Integers give the same levels in both dtypes.
-        """
+        """Levels at t (B,) in [CLEAN, steps - 1]: int64, or floating-point for fractional t. Whole t: equal levels in both."""
         ...
 
 
@@ -58,21 +55,17 @@ class _VariancePreserving:
         self.log_A = log_cumulative(self.betas)
 
     def time_of(self, log_snr: Tensor) -> Tensor:
-        """See `Invertible`."""
         return _time_of(torch.sigmoid(-2 * log_snr), -torch.expm1(self.log_A))
 
 
 class Uniform(_VariancePreserving):
-    """One variance-preserving level for the whole image: a = sqrt(A_t), s = sqrt(1 - A_t). DDPM, ADM.
+    """One variance-preserving level for the whole image (DDPM, ADM): a = sqrt(A_t), s = sqrt(1 - A_t), for betas (T,) in (0,1).
 
     Example:
         >>> from rad.diffusion import linear_betas
         >>> level = Uniform(linear_betas()).noise(torch.tensor([999]))
         >>> level.timesteps.item(), round(level.sigma.item(), 3)
         (999.0, 1.0)
-
-    Args:
-        betas: (T,) in (0,1), the variance added by each step.
     """
 
     def noise(self, t: Tensor, regions: NoiseRegions | None = None) -> NoiseLevel:
@@ -90,9 +83,7 @@ class Flow:
         >>> level.alpha.flatten().tolist(), level.timesteps.flatten().tolist()
         ([0.75, 0.25], [250.0, 750.0])
 
-    Args:
-        sigmas: (T,) in (0,1], increasing; clamped to 1 - `LEAST_SIGNAL`.
-        scale: the network's timestep is scale * sigma.
+    `sigmas` (T,) increase in (0,1] and are clamped to 1 - `LEAST_SIGNAL`. The network's timestep is `scale` * sigma.
     """
 
     def __init__(self, sigmas: Tensor, *, scale: float = 1000.0) -> None:
@@ -107,15 +98,13 @@ class Flow:
         return NoiseLevel(1 - sigma, sigma, timesteps=self.scale * sigma)
 
     def time_of(self, log_snr: Tensor) -> Tensor:
-        """See `Invertible`."""
         return _time_of(torch.sigmoid(-log_snr), self.table)
 
 
 class EDM:
     """One level for the whole image in EDM's units: a = 1, s = sigma (Karras et al. 2022, arXiv 2206.00364).
 
-    Args:
-        sigmas: (T,) above 0, increasing. The network's timestep is the paper's c_noise = ln(sigma) / 4.
+    `sigmas` (T,) are positive and increase. The network's timestep is the paper's c_noise = ln(sigma) / 4.
     """
 
     def __init__(self, sigmas: Tensor) -> None:
@@ -130,7 +119,6 @@ class EDM:
         return NoiseLevel(torch.ones_like(sigma), sigma, timesteps=sigma.clamp(min=float(self.sigmas[0])).log() / 4)
 
     def time_of(self, log_snr: Tensor) -> Tensor:
-        """See `Invertible`."""
         return _time_of(torch.exp(-log_snr), self.table)
 
 
@@ -146,12 +134,9 @@ class RegionAware(_VariancePreserving):
 
     Args:
         betas: (T1,) in (0,1), the schedule of each phase; 2 T1 steps in all.
-        time_origin: the network's timestep for a level. "official": the paper's fractional index tau, 0 for clean and j for
-            DDPM step j-1. "adm": max(tau - 1, 0), as in the pretrained network's training. "image": "adm" of the noisiest
-            pixel, for all pixels; the ablation without a spatial embedding.
-
-    Raises:
-        ValueError: unknown `time_origin`.
+        time_origin: the network's timestep for a level; ValueError for others than these. "official": the paper's fractional
+            index tau, 0 for clean and j for DDPM step j-1. "adm": max(tau - 1, 0), as in the pretrained network's training.
+            "image": "adm" of the noisiest pixel, for all pixels; the ablation without a spatial embedding.
     """
 
     def __init__(self, betas: Tensor, *, time_origin: TimeOrigin = "adm") -> None:
@@ -181,11 +166,9 @@ class RegionAware(_VariancePreserving):
 
 
 class RegionAwareFlow:
-    """RAD's two phases for a rectified flow with levels g_t and largest level S:
+    """RAD's two phases for a flow with levels g_t, at most S. Our extension: the paper covers variance-preserving processes.
 
-        phase 1:  sigma_t = m g_t        phase 2:  sigma_t = m S + (1 - m) g_(t-T1)
-
-    Our extension: the paper covers variance-preserving processes.
+    phase 1:  sigma_t = m g_t        phase 2:  sigma_t = m S + (1 - m) g_(t-T1)
     """
 
     def __init__(self, base_process: Flow) -> None:
@@ -201,7 +184,6 @@ class RegionAwareFlow:
         return NoiseLevel(1 - sigma, sigma, timesteps=self.base_process.scale * sigma, index=regions.index)
 
     def time_of(self, log_snr: Tensor) -> Tensor:
-        """See `Invertible`."""
         return self.base_process.time_of(log_snr)
 
 
@@ -226,12 +208,9 @@ def get_betas(base_process: Process) -> Tensor:
 
 
 class PerPixel(_VariancePreserving):
-    """TD-Paint's process (Mayet et al., ICLR 2025, arXiv 2410.09306): an integer DDPM step per pixel.
+    """TD-Paint's process (Mayet et al., ICLR 2025, arXiv 2410.09306): an integer DDPM step per pixel, for betas (T,) in (0,1).
 
-    Args:
-        betas: (T,) in (0,1).
-        time_origin: as for `RegionAware`.
-        known: t of pixels with hole value 0: CLEAN in sampling; 0, the least noise, in training.
+    `known`: t of pixels with hole value 0: CLEAN in sampling; 0, the least noise, in training.
     """
 
     def __init__(self, betas: Tensor, *, time_origin: TimeOrigin = "adm", known: int = CLEAN) -> None:
@@ -247,11 +226,9 @@ class PerPixel(_VariancePreserving):
 
 
 class Bands:
-    """Bands of a hole that are denoised one after another, each through the whole DDPM schedule.
+    """Bands of a hole that are denoised one after another, each through the whole DDPM schedule of `betas` (T,).
 
     Args:
-        betas: (T,) in (0,1).
-        time_origin: as for `RegionAware`.
         bands: B, number of bands of the hole values (0,1]; (0, 1/B] goes first.
         overlap: in [0,1]. 0: a band starts when the previous band is clean; 1: all bands go together.
     """
@@ -327,7 +304,6 @@ def _per_pixel(log_A: Tensor, t: Tensor, regions: NoiseRegions, origin: TimeOrig
 
 
 def _network_timesteps(tau: Tensor, origin: TimeOrigin) -> Tensor:
-    """The network's timesteps for tau (B,K); see `time_origin` of `RegionAware`."""
     if origin == "official":
         return tau
     timesteps = (tau - 1).clamp(min=0)

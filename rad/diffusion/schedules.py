@@ -33,12 +33,7 @@ def noise_grid(log_A: Tensor) -> Tensor:
 
 
 def fractional_timesteps(intensity: Tensor, grid: Tensor) -> Tensor:
-    """Invert the schedule: tau with bbar = g(tau), linear between grid points, clamped to [0,T].
-
-    Args:
-        intensity: bbar = 1 - abar, any shape, float64 in [0,1].
-        grid: (T+1,) increasing, from `noise_grid`.
-    """
+    """Invert the schedule: tau in [0,T] with g(tau) = `intensity` (bbar, any shape), linear between points of `grid` (T+1,)."""
     below = (torch.searchsorted(grid, intensity.contiguous(), right=True) - 1).clamp(0, len(grid) - 2)
     low, high = grid[below], grid[below + 1]
     return (below + (intensity - low) / (high - low)).clamp(0, len(grid) - 1)

@@ -58,12 +58,7 @@ def check_solver(solver: Solver, eta: float, spacing: Spacing) -> None:
 
 @dataclass(frozen=True)
 class History:
-    """The previous step.
-
-    Args:
-        x0: (B,C,H,W), its estimate of the clean image.
-        h: (B,K) float64, its increase of log(a / s) for each level; 0 for unchanged levels.
-    """
+    """The previous step: its estimate `x0` (B,C,H,W), and `h` (B,K), its increase of log(a / s), 0 for unchanged levels."""
 
     x0: Tensor
     h: Tensor
@@ -108,19 +103,13 @@ def multistep(
     eta: float = 0.0,
     noise: Tensor | None = None,
 ) -> tuple[Tensor, History]:
-    """DPM-Solver++(2M) step from x at `now` to the less noisy `nxt`.
+    """DPM-Solver++(2M) step from x to the less noisy `nxt`. Unchanged levels stay bit-identical. A learned variance is ignored.
 
     Args:
-        x, x0: (B,C,H,W); x0 is the estimate of the clean image at x. A learned variance is not used.
-        before: the previous step; None in the first step.
+        x, x0: (B,C,H,W); x0 is the estimate of the clean image at x.
+        before: the second result of the previous step; None in the first step.
         eta: 0 (ODE) or 1 (SDE).
-        noise: (B,C,H,W) standard normal; required with eta 1 unless `nxt` is clean.
-
-    Returns:
-        x at `nxt`, bit-identical for unchanged levels; and this step, for `before` of the next call.
-
-    Raises:
-        ValueError: `noise` is missing.
+        noise: (B,C,H,W) standard normal. Raises ValueError if eta 1 lacks it, unless `nxt` is clean.
     """
     each = weights(now, nxt, None if before is None else before.h, eta=eta)
     stepped = now.spread(each.x.to(x.dtype)) * x + now.spread(each.x0.to(x.dtype)) * x0

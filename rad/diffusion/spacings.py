@@ -29,13 +29,8 @@ def spaced_timesteps(
 ) -> list[float]:
     """`count` timesteps from total - 1 downwards, then CLEAN. Each pair of neighbours is one sampler step.
 
-    Args:
-        spacing: see `Spacing`; `sampling_timesteps` supports "logsnr" too.
-        fractional: keep the fractional timesteps of "quad". Otherwise they are rounded and duplicates are dropped, which may
-            leave fewer than `count`.
-
-    Raises:
-        ValueError: count is outside [1, total].
+    Rounding drops duplicates, which may leave fewer than `count` for "quad"; `fractional` keeps its fractional timesteps.
+    Raises ValueError for a count outside [1, total]. `sampling_timesteps` supports "logsnr" too.
     """
     if not 1 <= count <= total:
         raise ValueError(f"steps is {count}; allowed are 1 to {total}, the number of noise levels of this model")
@@ -54,8 +49,7 @@ def sampling_timesteps(
 ) -> list[float]:
     """`spaced_timesteps` of a process, for every `Spacing`.
 
-    Raises:
-        ValueError: count is outside [1, sampled_steps], the spacing is unknown, or "logsnr" meets a process without `time_of`.
+    Raises ValueError for a count outside [1, sampled_steps], an unknown spacing, or "logsnr" on a process without `time_of`.
     """
     total = process.sampled_steps
     if spacing not in get_args(Spacing):
@@ -86,13 +80,9 @@ def _whole(timesteps: Sequence[float]) -> list[float]:
 def time_travel(timesteps: list[float], *, length: int, visits: int) -> list[float]:
     """RePaint's plan: from every `length`-th level, jump up by `length` levels and descend again, `visits` times in all.
 
-    Args:
-        timesteps: N decreasing t, then CLEAN, as from `spaced_timesteps`.
-        length: levels per jump, 1 or more; visits: passes through each block, 1 (no travel) or more.
-
-    Returns:
-        Timesteps, ending in CLEAN; neighbours are one level apart. A = ceil((N - length) / length) anchors give
-        N + A (visits - 1) length reverse steps and A (visits - 1) length forward steps: 2410 and 2160 for 250, 10, 10.
+    `timesteps`: N decreasing t, then CLEAN. `length` and `visits` are 1 or more; 1 visit is no travel. The result ends in CLEAN
+    too, and its neighbours are one level apart. A = ceil((N - length) / length) anchors give N + A (visits - 1) length reverse
+    steps and A (visits - 1) length forward steps: 2410 and 2160 for 250, 10, 10.
     """
     levels = timesteps[-2::-1]  # levels[j]: the j-th level, from the least noise
     budget = dict.fromkeys(range(0, len(levels) - length, length), visits - 1)

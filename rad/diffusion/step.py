@@ -82,7 +82,7 @@ def posterior_mean(x: Tensor, x0: Tensor, now: NoiseLevel, nxt: NoiseLevel) -> T
 def log_variance(fraction: Tensor, now: NoiseLevel, nxt: NoiseLevel) -> Tensor:
     """Learned log variance f log b + (1 - f) log posterior, (B,C,H,W), both clamped at 1e-20.
 
-    The posterior variance of a step to the clean level is 0; b / 2 replaces it. ADM uses the previous step's, 0.55 b.
+    A step to the clean level has b / 2 for its posterior variance of 0. ADM uses the previous step's, 0.55 b.
     """
     levels = step_levels(now, nxt)
     low = torch.where(nxt.sigma > 0, levels.posterior, levels.b / 2).clamp(min=1e-20).log()
@@ -93,19 +93,11 @@ def log_variance(fraction: Tensor, now: NoiseLevel, nxt: NoiseLevel) -> Tensor:
 def reverse_step(
     x: Tensor, estimate: Denoised, now: NoiseLevel, nxt: NoiseLevel, *, eta: float = 1.0, noise: Tensor | None = None
 ) -> Tensor:
-    """Step from x at `now` to the less noisy `nxt`.
+    """Step from x (B,C,H,W) at `now` to the less noisy `nxt`. Pixels with an unchanged level are bit-identical.
 
     Args:
-        x: (B,C,H,W).
-        eta: 1 is DDPM, with the learned variance if there is one; 0 is DDIM. Between, the mean is DDIM's and the noise
-            is eta times DDPM's.
-        noise: (B,C,H,W) standard normal; required unless eta is 0 or `nxt` is clean.
-
-    Returns:
-        (B,C,H,W). Pixels with an unchanged level are bit-identical.
-
-    Raises:
-        ValueError: `noise` is missing.
+        eta: 1 is DDPM, with the learned variance if there is one; 0 is DDIM. Between: DDIM's mean, eta times DDPM's noise.
+        noise: (B,C,H,W) standard normal. Raises ValueError if it is missing, unless eta is 0 or `nxt` is clean.
     """
     levels = step_levels(now, nxt)
     s = _positive(now.sigma)

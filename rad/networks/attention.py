@@ -53,10 +53,7 @@ def grids(size: tuple[int, int], depths: int) -> list[tuple[int, int]]:
 
 
 def shrunk(hole: Tensor, size: tuple[int, int]) -> Tensor:
-    """Cells of a coarser grid that lie in a binary hole (B,1,H,W): (B, *size) bool.
-
-    PILOT's rule: 1 after bilinear resizing without antialiasing.
-    """
+    """Cells (B, *size) of a coarser grid in a binary hole (B,1,H,W): 1 after bilinear resizing without antialiasing (PILOT)."""
     return F.interpolate(hole, size, mode="bilinear", align_corners=False)[:, 0] > 1 - 1e-4
 
 
@@ -66,11 +63,9 @@ class Focus:
 
     Args:
         inside: (B, cells) bool, where text acts, for each number of cells of a layer; None: everywhere.
-        tokens: (B,T) 1 for tokens to measure, else 0; None: no measurement.
-        shallowest: least depth of the measured layers.
+        tokens: (B,T) 1 for tokens to measure, else 0; None: no measurement. shallowest: least depth of the measured layers.
         style: (B,) scale of an IP-Adapter's tokens; None: without them.
-        kept: receives for each measured layer the share of each cell's attention on `tokens`, mean over heads: (B, cells) in
-            [0,1].
+        kept: receives (B, cells) in [0,1] from each measured layer: the share of attention on `tokens`, mean over heads.
     """
 
     inside: dict[int, Tensor] | None = None

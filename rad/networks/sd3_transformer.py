@@ -1,13 +1,10 @@
 """Spatial noise embedding for diffusers' SD3Transformer2DModel: each image token has its own timestep.
 
-A token (2x2 cells) has the timestep of its noisiest cell, so a token with a cell of the hole counts as hole. The K vectors of
-the timesteps go through the linear layers of the adaptive norms. Each token then looks up its shifts, scales and gates.
-"dense" gives each token its own vector, as a reference.
+A token (2x2 cells) has the timestep of its noisiest cell: hole, if one cell is. The linear layers of the adaptive norms see the
+K timesteps' vectors, and each token looks up its shifts, scales and gates. "dense" gives each token its own vector (reference).
 
-Text has no place in the image. Its stream has the timestep of the noisiest token, the hole's, as when the pretrained network
-fills a whole image. At the known cells' timestep, which is clean, the text would be modulated as for a finished image.
-
-diffusers' forward runs unchanged, and parameters keep their names.
+Text has the timestep of the noisiest token, the hole's, as when the pretrained network fills a whole image. The known cells'
+timestep, clean, would modulate it as for a finished image. diffusers' forward runs unchanged; parameters keep their names.
 """
 
 from dataclasses import dataclass
@@ -29,7 +26,7 @@ from rad.networks.unet import EmbeddingKind
 def patch_transformer(
     network: SD3Transformer2DModel, *, embedding: EmbeddingKind = "factorised"
 ) -> "RegionAwareTransformer":
-    """Make `network` read a timestep per cell, in place. Nothing is copied and parameters keep their names."""
+    """Make `network` read a timestep per cell, in place. Parameters are not copied and keep their names."""
     if embedding not in ("factorised", "dense"):
         raise ValueError(f"embedding is {embedding!r}; allowed are 'factorised' and 'dense'")
     network.time_text_embed.__class__ = _TokenTimeText
@@ -59,13 +56,9 @@ class RegionAwareTransformer(SD3Transformer2DModel):
         skip_layers: list[int] | None = None,
         index: Tensor | None = None,
     ) -> Tensor | Transformer2DModelOutput:
-        """As SD3Transformer2DModel, which documents the other arguments.
+        """As SD3Transformer2DModel, with (B,K) for `timestep` if `index` (B,H,W), int64 in [0,K), gives the level of each cell.
 
-        Args:
-            hidden_states: (B,C,H,W).
-            encoder_hidden_states: (B,L,D) and pooled_projections: (B,P), the text.
-            timestep: a number, (B,), or (B,K) with `index`.
-            index: (B,H,W) int64 in [0,K), the level of each cell.
+        hidden_states (B,C,H,W); text: encoder_hidden_states (B,L,D), pooled_projections (B,P); timestep else a number or (B,).
         """
         timesteps = torch.as_tensor(timestep, device=hidden_states.device)
         if index is None:
@@ -90,11 +83,9 @@ class RegionAwareTransformer(SD3Transformer2DModel):
 
 @dataclass(frozen=True)
 class TokenTimesteps:
-    """Takes the place of `timestep`.
+    """`timestep` of the network: `image` (B,K), and `text` (B,), or None: the image's, with K = 1.
 
-    Args:
-        image: (B,K); text: (B,), or None: the image's, with K = 1.
-        index: (B,N), the level of each token; None: one for all tokens (K = 1), or one each (K = N).
+    `index`: (B,N), the level of each token; None: one for all tokens (K = 1), or one each (K = N).
     """
 
     image: Tensor
@@ -117,11 +108,7 @@ def token_timesteps(timesteps: Tensor, index: Tensor, *, patch: int, dense: bool
 
 @dataclass(frozen=True)
 class TokenEmbedding:
-    """Takes the place of `temb`.
-
-    Args:
-        image: (B,K,D) and text: (B,D), vectors before SiLU; index: as for `TokenTimesteps`.
-    """
+    """`temb` of the blocks: `image` (B,K,D) and `text` (B,D), vectors before SiLU; `index` as in `TokenTimesteps`."""
 
     image: Tensor
     text: Tensor

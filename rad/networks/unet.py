@@ -1,12 +1,12 @@
 """Spatial noise embedding for diffusers' UNet2DModel: each pixel has its own timestep (RAD, arXiv 2412.09191, section 3).
 
-In each residual block the paper applies SiLU, bilinear resize R (align_corners) and a 1x1 projection W, b. R and W are linear
-and follow SiLU. For a map of K distinct levels with indicator maps 1_k therefore
+In each residual block the paper applies SiLU, bilinear resize R (align_corners) and a 1x1 projection W, b. R and W are linear.
+For a map of K distinct levels with indicator maps 1_k therefore
 
     W R(sum_k silu(z_k) 1_k) + b = sum_k (W silu(z_k) + b) R(1_k)                                      (factorised)
 
 holds exactly, and the time layers see K vectors instead of H x W pixels. "dense" computes the left side, as a reference.
-Parameters keep their names. One level for the whole image gives the output of the unpatched network.
+One level for the whole image gives the output of the unpatched network.
 """
 
 from typing import TYPE_CHECKING, Literal, cast
@@ -27,14 +27,10 @@ EmbeddingKind = Literal["factorised", "dense"]
 
 
 def patch(unet: UNet2DModel, *, embedding: EmbeddingKind = "factorised") -> "RegionAwareUNet":
-    """Make `unet` read a timestep per pixel, in place. Nothing is copied and parameters keep their names.
+    """Make `unet` read a timestep per pixel, in place. Parameters are not copied and keep their names.
 
-    Args:
-        unet: with positional time embedding, SiLU, and residual blocks of type ResnetBlock2D (ADM, DDPM).
-        embedding: "factorised" or "dense" (the reference, several times slower).
-
-    Raises:
-        ValueError: another kind of network.
+    `embedding` "dense" is the reference, several times slower. Raises ValueError unless `unet` has a positional time embedding,
+    SiLU, and residual blocks of type ResnetBlock2D (ADM, DDPM).
     """
     require_patchable(unet, embedding)
     patch_blocks(unet)
@@ -84,13 +80,7 @@ class RegionAwareUNet(UNet2DModel):
         return_dict: bool = True,
         index: Tensor | None = None,
     ) -> UNet2DOutput | tuple[Tensor, ...]:
-        """As UNet2DModel.
-
-        Args:
-            sample: (B,C,H,W).
-            timestep: a number, (B,), or (B,K) with `index`.
-            index: (B,H,W) int64 in [0,K), the level of each pixel.
-        """
+        """As UNet2DModel: sample (B,C,H,W), timestep a number, (B,), or (B,K) with index (B,H,W), the pixels' levels in [0,K)."""
         if self.config["center_input_sample"]:
             sample = 2 * sample - 1.0
         temb = self._embed(sample, timestep, class_labels, index)
@@ -136,12 +126,9 @@ def embed_timesteps(
     added: Tensor | None = None,
     condition: Tensor | None = None,
 ) -> "TimeEmbedding":
-    """The input `temb` of the blocks of `unet`.
+    """The input `temb` of the blocks of `unet`; sample, timestep, index: see `RegionAwareUNet.forward`.
 
-    Args:
-        sample, timestep, index: see `RegionAwareUNet.forward`; dtype: of the layers.
-        added: (B,D), added to every level: embeddings of a class, text or sizes.
-        condition: (B,C), the input of time_embedding's cond_proj.
+    `added` (B,D), for a class, text or sizes, is added to every level. `condition` (B,C): input of time_embedding's cond_proj.
     """
     timesteps = torch.as_tensor(timestep, device=sample.device)
     if index is None:
@@ -171,12 +158,9 @@ def _indicators(index: Tensor | None, levels: int, dtype: torch.dtype) -> Tensor
 
 
 class TimeEmbedding:
-    """The residual blocks' `temb`: K vectors with their indicator maps, or (dense) an image of vectors.
+    """The residual blocks' `temb`: `vectors` (B,K,D) after SiLU with indicator maps, or (dense) an image of vectors.
 
-    Args:
-        vectors: (B,K,D) after SiLU.
-        indicators: None for K = 1; (B,1,H,W), of level 1, for K = 2; (B,K,H,W) for more.
-        image: (B,D,H,W) before SiLU, for the dense reference.
+    `indicators`: None for K = 1; (B,1,H,W), of level 1, for K = 2; (B,K,H,W) for more. `image`: (B,D,H,W) before SiLU.
     """
 
     def __init__(
@@ -220,10 +204,7 @@ def mix(levels: Tensor, weights: Tensor | None) -> Tensor:
 
 
 class _Modulate(torch.autograd.Function):
-    """silu(hidden * scale + shift), with scale and shift mixed from K levels.
-
-    To save memory the backward pass computes both maps and SiLU's argument again.
-    """
+    """silu(hidden * scale + shift), with maps mixed from K levels. To save memory, the backward pass recomputes them."""
 
     @staticmethod
     def forward(ctx: BackwardCFunction, hidden: Tensor, scale: Tensor, shift: Tensor, weights: Tensor | None) -> Tensor:

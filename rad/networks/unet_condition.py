@@ -1,8 +1,7 @@
 """Spatial noise embedding for diffusers' UNet2DConditionModel: Stable Diffusion 1.x, 2.x and XL, with their adapters.
 
 diffusers' forward runs unchanged, so all its inputs work (text, ControlNet, T2I-Adapter, SDXL's sizes). It hands a
-`TimeEmbedding` of `rad.networks.unet` to its blocks as `temb`. Parameters keep their names. One level for the whole image gives
-the output of the unpatched network.
+`TimeEmbedding` to its blocks as `temb`. One level for the whole image gives the output of the unpatched network.
 """
 
 from typing import cast
@@ -18,10 +17,9 @@ from rad.networks.unet import EmbeddingKind, TimeEmbedding, embed_timesteps, pat
 def patch_conditional(
     unet: UNet2DConditionModel, *, embedding: EmbeddingKind = "factorised"
 ) -> "RegionAwareConditionalUNet":
-    """Make `unet` read a timestep per cell, in place. Nothing is copied and parameters keep their names.
+    """Make `unet` read a timestep per cell, in place. Parameters are not copied and keep their names.
 
-    Raises:
-        ValueError: a network that `patch` rejects too, or that changes the time embedding further.
+    Raises ValueError for a network that `patch` rejects too, or that changes the time embedding further.
     """
     require_patchable(unet, embedding)
     if unet.time_embed_act is not None or unet.config["class_embeddings_concat"]:
@@ -58,13 +56,9 @@ class RegionAwareConditionalUNet(UNet2DConditionModel):
         return_dict: bool = True,
         index: Tensor | None = None,
     ) -> UNet2DConditionOutput | tuple[Tensor, ...]:
-        """As UNet2DConditionModel, which documents the other arguments.
+        """As UNet2DConditionModel, with (B,K) for `timestep` if `index` (B,H,W), int64 in [0,K), gives the level of each cell.
 
-        Args:
-            sample: (B,C,H,W).
-            timestep: a number, (B,), or (B,K) with `index`.
-            encoder_hidden_states: (B,L,D), the text.
-            index: (B,H,W) int64 in [0,K), the level of each cell.
+        sample (B,C,H,W); text: encoder_hidden_states (B,L,D); timestep otherwise a number or (B,).
         """
         stock = super()
         added = stock.get_class_embed(sample=sample, class_labels=class_labels)

@@ -44,8 +44,7 @@ class Method:
         preset_steps, preset_eta, preset_solver, preset_spacing: defaults, from the paper or measured.
         needs_grad: the method differentiates the network, which excludes bf16.
         weights: "base": the pretrained network; "adapter": RAD's; "none": no network.
-        uses_eta: the sampler's eta, and the choice of ddpm or ddim, affect the method.
-        uses_spacing: the sampler's spacing affects the method.
+        uses_eta, uses_spacing: the sampler's eta (and choice of ddpm or ddim), or its spacing, affects the method.
         multistep: the method leaves x and x0 unchanged between steps, as solver "dpm++2m" requires.
         fractional: the method supports fractional timesteps; otherwise they are rounded and duplicates are dropped.
         needs_text: the method requires a `TextDenoiser`.
@@ -83,7 +82,6 @@ class Method:
 
     @property
     def name(self) -> str:
-        """Name on the command line."""
         return name_of(type(self))
 
     def check(self) -> object:
@@ -110,10 +108,7 @@ class Method:
         spacing: Spacing | None = None,
         eta: float | None = None,
     ) -> Schedule:
-        """The preset with the given changes. Another solver brings its spacing and eta from `DEFAULTS`.
-
-        Options without effect (see `unused`) keep the preset's value.
-        """
+        """The preset with the given changes, but not `unused` ones. Another solver brings its spacing and eta from `DEFAULTS`."""
         solver = self.preset_solver if solver is None or not self.takes(solver) else solver
         preset = self.preset_spacing, self.preset_eta
         default_spacing, default_eta = preset if solver == self.preset_solver else DEFAULTS.get(solver, preset)

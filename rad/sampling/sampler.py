@@ -1,7 +1,6 @@
 """The reverse loop: from noise in the hole to an image, for RAD and for every `SamplingMethod`.
 
-Methods differ in two places: the noise level of each pixel (the process), and what happens between two steps (the hooks).
-A `CustomSampler` has its own loop behind the same call.
+Methods differ in the noise level of each pixel (the process) and in what happens between two steps (the hooks).
 """
 
 import time
@@ -28,10 +27,8 @@ class Sample:
     """Result of a run.
 
     Args:
-        image: (B,C,H,W) in [-1,1], equal to the input where the hole is 0.
-        raw: the image before known pixels are restored.
-        nfe, vjp: forward and backward passes of the network per image.
-        seconds: wall time of the loop for the batch.
+        image: (B,C,H,W) in [-1,1], equal to the input where the hole is 0; raw: before known pixels are restored.
+        nfe, vjp: forward and backward passes of the network per image; seconds: wall time of the loop for the batch.
     """
 
     image: Tensor
@@ -49,8 +46,6 @@ class NoiseSource(Protocol):
 
 @dataclass(frozen=True)
 class _NoHooks(SamplingMethod):
-    """The plain reverse process."""
-
     multistep: ClassVar[bool] = True
     fractional: ClassVar[bool] = True
 
@@ -75,12 +70,10 @@ class Sampler:
         method: acts between the steps; None: the plain reverse process.
         steps: number of noise levels, 1 to process.sampled_steps.
         eta: 1 adds DDPM's noise, 0 none. None: the solver's default (1 for "ddpm", otherwise 0).
-        solver: "ddpm" and "ddim", see `rad.diffusion.step.reverse_step`; "dpm++2m", see `rad.diffusion.solvers.multistep`.
-        spacing: see `rad.diffusion.spacings.Spacing`.
+        solver, spacing: see `rad.diffusion.solvers` and `rad.diffusion.spacings`.
         on_step: called with (steps done, total steps) after each step.
 
-    Raises:
-        ValueError: a number is outside its range, or the solver does not support the spacing or the method.
+    Raises ValueError if a number is outside its range, or the solver does not support the spacing or the method.
     """
 
     def __init__(

@@ -15,14 +15,14 @@ from rad.sampling.task import Task
 
 @dataclass(frozen=True)
 class Cost:
-    """Work per image: `nfe` forward passes of the network and `vjp` backward passes, which count twice."""
+    """Work per image: `nfe` forward and `vjp` backward passes of the network."""
 
     nfe: int
     vjp: int = 0
 
     @property
     def units(self) -> int:
-        """Total in forward passes."""
+        """Total in forward passes; a backward pass counts twice."""
         return self.nfe + 2 * self.vjp
 
     def __add__(self, other: "Cost") -> "Cost":
@@ -32,9 +32,7 @@ class Cost:
 class CountedDenoiser:
     """A denoiser that counts its work: network calls `nfe`, and backward passes `vjp`.
 
-    Args:
-        denoiser: the wrapped denoiser. A `CountedDenoiser` counts this one's work too.
-        within: another counter for the same work, for a second denoiser in the run.
+    A wrapped `CountedDenoiser` counts this work too, as does `within`, for a second denoiser in the run.
     """
 
     def __init__(self, denoiser: Denoiser, *, within: "CountedDenoiser | None" = None) -> None:
@@ -53,10 +51,7 @@ class CountedDenoiser:
         return denoised
 
     def reuse(self, x: Tensor, noise: NoiseLevel) -> Denoised:
-        """`denoise`, or the kept estimate at no cost, if it belongs to equal values of x at the same level.
-
-        Values are compared, so changing a tensor in place is safe. A gradient with respect to x needs a new call.
-        """
+        """The kept estimate, at no cost, if the values of x and the level are equal and x needs no gradient; else `denoise`."""
         kept, self._kept = self._kept, None
         differentiated = torch.is_grad_enabled() and x.requires_grad
         if kept is None or differentiated or kept[1] is not noise or not torch.equal(kept[0], x):
@@ -70,11 +65,7 @@ class CountedDenoiser:
         return self.denoiser.semantic(x, noise, fine=fine)
 
     def gradient(self, loss: Tensor, x: Tensor, *, passes: int = 1) -> Tensor:
-        """d loss / d x, shaped like x, for a loss (B,) whose entries depend on their own image alone.
-
-        Args:
-            passes: network calls between x and the loss; each costs one backward pass.
-        """
+        """d loss / d x, `passes` network calls (1 VJP each) after x. Each entry of loss (B,) depends on its own image alone."""
         self._count(vjp=passes)
         with torch.enable_grad():
             return torch.autograd.grad(loss.sum(), x)[0]
@@ -90,11 +81,9 @@ class State:
     """State of one step, the input of every hook. Hooks return a value and mutate nothing.
 
     Args:
-        task, process, denoiser: of this run. The denoiser counts its calls.
-        step: index of this step, 0 to `steps` - 1.
+        denoiser: counts its calls. step: index of this step, 0 to `steps` - 1.
         timestep, next_timestep: t before and after this step; `now`, `next`: their noise levels.
-        x: (B,C,H,W) at `now`.
-        randn: returns a fresh standard normal image (B,C,H,W) at each call.
+        x: (B,C,H,W) at `now`. randn: returns a fresh standard normal image (B,C,H,W) at each call.
         index: of the level `now` among the plan's distinct levels, from 0, the noisiest.
     """
 
@@ -112,7 +101,6 @@ class State:
     index: int = 0
 
     def level(self, t: float) -> NoiseLevel:
-        """Noise level at t."""
         return level(self.process, t, self.task)
 
 
@@ -136,5 +124,4 @@ class RunContext:
     """Progress callback: (steps done, total steps)."""
 
     def level(self, t: float) -> NoiseLevel:
-        """Noise level at t."""
         return level(self.process, t, self.task)

@@ -23,12 +23,10 @@ class Task:
         True
 
     Args:
-        known: (B,C,H,W) in [-1,1], zero where the hole is 1, which hides the hole's content from every method.
-        hole: (B,1,H,W) in [0,1], 1 = fill; between: a partial edit (RAD's soft masks).
-        regions: the distinct values of the hole.
-        autoencoder: between model space (pixels or latents) and pixels.
-        image: (B,3,H,W) in [-1,1], known pixels, zero where image_hole (B,1,H,W) is 1. Pixel models have the same
-            tensors in `known` and `hole`; latent models have the latents (B,c,h,w) and the latent cells to fill.
+        known: (B,C,H,W) in model space (pixels or latents), zero where the hole is 1, which hides that content from methods.
+        hole: (B,1,H,W) in [0,1], 1 = fill; between: a partial edit (RAD's soft masks). regions: its distinct values.
+        autoencoder: between model space and pixels.
+        image, image_hole: the same in pixels, (B,3,H,W) in [-1,1] and (B,1,H,W). Pixel models share them with `known`, `hole`.
     """
 
     known: Tensor
@@ -40,11 +38,7 @@ class Task:
 
     @classmethod
     def from_image(cls, image: Tensor, hole: Tensor) -> "Task":
-        """Task of a pixel model from image (B,C,H,W) in [-1,1] and hole (B,1,H,W) in [0,1], both on the network's device.
-
-        Raises:
-            ValueError: shapes differ.
-        """
+        """Task of a pixel model: image (B,C,H,W) in [-1,1], hole (B,1,H,W) in [0,1]. Raises ValueError for unequal sizes."""
         if image.shape[0] != hole.shape[0] or image.shape[2:] != hole.shape[2:]:
             raise ValueError(
                 f"image is {tuple(image.shape)} and hole {tuple(hole.shape)}; expected (B,C,H,W) and (B,1,H,W)"
@@ -67,8 +61,7 @@ class Task:
         Args:
             image: (B,3,H,W) in [-1,1]; hole: (B,1,H,W) in [0,1]; H and W are multiples of autoencoder.factor.
             grid: rule that maps the hole to the latent grid.
-            fill: content of the hole while the encoder runs; it hides the original from known latents. "none": the original,
-                which leaks (`--encode_full`).
+            fill: replaces the hole's content for the encoder. "none": the original, which leaks (`--encode_full`).
         """
         plain = cls.from_image(image, hole)
         if autoencoder is IDENTITY:
