@@ -48,12 +48,10 @@ def evaluate(
         references: the originals, or their folder, zip or file. Distances between sets use all of them.
         extractors: networks for perceptual distances and features; none: pixel metrics only.
         baseline: the method that others are compared with; None: "rad" if present, otherwise the first.
-        seed: of the resamples.
-        batch_size: images per batch; it changes values by rounding only.
+        seed, batch_size: seed of the resamples; images per batch, which changes values by rounding only.
         on_progress: called with the number of files done, and of all files.
         tables: folder of the written files; None: `output`.
-        scoring: description of this evaluation for the report (`rad.evaluation.provenance.scoring`).
-        remarks: further notes, such as failed images.
+        scoring, remarks: description of this evaluation (`rad.evaluation.provenance.scoring`), and further notes.
 
     Raises ValueError if nothing can be scored, no method is called `baseline`, or two images share a name.
     """
@@ -96,7 +94,7 @@ def evaluate_folders(
 def extractors(
     feature_net: Sequence[str | Path], lpips: Sequence["LPIPSNet"], fid: bool, *, device: str = "auto"
 ) -> list["Extractor"]:
-    """The networks requested by the command lines, in this order.
+    """The networks requested on the command line, in this order.
 
     Args:
         feature_net: files or folders, see `rad.evaluation.features.feature_net`.
@@ -180,7 +178,6 @@ def _choose_baseline(baseline: str | None, methods: list[str]) -> str:
 
 
 def _counter(files: Sequence[MaskResults], on_progress: OnProgress | None) -> Callable[[], None]:
-    """Reports a further file of all to `on_progress`."""
     total = sum(len(some) for mask_set in files for images in mask_set.files.values() for some in images.values())
     done = iter(range(1, total + 1))
 
@@ -198,7 +195,6 @@ def _columns(
     sets: Mapping[int, ReferenceFeatures],
     digests: dict[str, str],
 ) -> list[Metric]:
-    """All metrics these results can have, those of networks first."""
     columns: list[Metric] = []
     samples = any(result.sample > 0 for result in results)
     for number, extractor in enumerate(extractors):

@@ -23,8 +23,7 @@ class MaskResults:
 
     Args:
         holes: mask file of each image, white = fill.
-        files: results of each method, in display order.
-        costs: by method and image, where known, of one sample.
+        files, costs: by method in display order: results, and known costs of one sample by image.
         unknown: number of result files without a hole of their name.
     """
 
@@ -68,7 +67,7 @@ def different_machines(run: Run) -> list[str]:
 
 
 def read_tree(folder: Path, run: Run, *, notes: list[str]) -> list[MaskResults]:
-    """The mask sets in a folder of rad sample, in the order of run.json, others by name; appends to `notes`.
+    """The mask sets of rad sample, in the order of run.json, others by name; appends to `notes`.
 
     Raises ValueError if there are none.
     """
@@ -101,12 +100,9 @@ def _ordered(names: set[str], order: list[str]) -> list[str]:
 def find_results(folder: Path, names: set[str], *, samples: int | None = None, notes: list[str]) -> tuple[Files, int]:
     """The results of the images `names` in a folder: NAME.png, or NAME-0.png, NAME-1.png ...; and the number of other files.
 
-    Files that rad sample writes beside results (NAME-raw, NAME-mask) do not count.
-
-    Args:
-        samples: samples per image; it separates sample 0 of "a" from the image "a-0". None: a numbered file is a sample
-            if neither a file NAME nor an image of its full name exists.
-        notes: list that remarks are appended to.
+    Other outputs of rad sample (NAME-raw, NAME-mask) do not count. Remarks are appended to `notes`. `samples`, the number
+    per image, separates sample 0 of "a" from the image "a-0". None: a numbered file is a sample if neither a file NAME nor
+    an image of its full name exists.
     """
     files = _images(folder, notes)
     results: Files = {}
@@ -133,7 +129,7 @@ def find_results(folder: Path, names: set[str], *, samples: int | None = None, n
 
 
 def _images(folder: Path, notes: list[str]) -> dict[str, Path]:
-    """Image files of a folder by relative path without suffix; may be empty. Duplicate names are left out with a note."""
+    """Image files by relative path without suffix; may be empty. Duplicate names are left out with a note."""
     if not any(path.suffix.lower() in SUFFIXES for path in folder.rglob("*")):
         return {}
     files: dict[str, list[Path]] = {}
@@ -165,11 +161,7 @@ def read_folders(
 ) -> MaskResults:
     """The results of other systems as one mask set; writes their holes to output/MASK/masks, white = fill.
 
-    Args:
-        results: a folder per method; files are named like the references.
-        names: of the references.
-        mask: one image for all, or a folder or zip of masks named like the images.
-
+    `results`: a folder per method; `mask`: one image for all, or a folder or zip. Files are named like the references, `names`.
     Raises ValueError if a folder has no matching image, or no mask fits.
     """
     mask_set = MaskResults(mask.parent.name if mask.name == "masks" and mask.parent.name else mask.stem, {}, {})

@@ -18,9 +18,8 @@ class Metric:
 
     Args:
         name: as in metrics.csv: "psnr", "perceptual-crop/nature64-resnet", "fd/nature64-resnet".
-        better: the better direction; "none" for diversity.
-        digits: decimals shown.
-        provenance: everything the number depends on besides the images: extractor, hash of its weights, resize, range, ...
+        better, digits: the better direction, "none" for diversity; decimals shown.
+        provenance: all that determines the value besides the images: extractor, hash of its weights, resize, range, ...
     """
 
     name: str
@@ -43,8 +42,7 @@ class Interval:
 class Difference:
     """Method minus baseline on their common images.
 
-    Args:
-        p: of the paired test, adjusted for the number of methods (Holm); None for too few images.
+    `p` of the paired test is adjusted for the number of methods (Holm); None for too few images.
     """
 
     value: float

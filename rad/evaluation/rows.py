@@ -22,12 +22,9 @@ from rad.rng import key
 
 @dataclass(frozen=True)
 class Settings:
-    """The parts of an evaluation that all mask sets share.
+    """The parts of an evaluation that all mask sets share; remarks are appended to `notes`.
 
-    Args:
-        references: features of the whole originals by extractor number; digests: hash of each original.
-        columns: all metrics that a row can have.
-        notes: list that remarks are appended to.
+    `references` are features of all originals by extractor number; `digests`: hash of each original; `columns`: all metrics.
     """
 
     extractors: Sequence[Extractor]
@@ -70,7 +67,6 @@ def _by_image(results: Iterable[Result], name: str) -> dict[str, float]:
 
 
 def _image_row(files: MaskResults, label: str, results: list[Result], scored: Scored, settings: Settings) -> Row:
-    """The row of a method with its means over images."""
     counts = dict(Counter(result.image for result in results))
     samples = max(counts.values())
     missing = sorted(set(scored.holes) - set(counts))
@@ -124,7 +120,6 @@ def _mean_cost(costs: Sequence[Cost]) -> Cost:
 
 
 def _with_sets(row: Row, scored: Scored, settings: Settings) -> Row:
-    """The row with its distances between sets."""
     seed = key(settings.seed, "sets", row.mask, row.method)
     for number, whole in settings.references.items():
         extractor = settings.extractors[number]
@@ -184,7 +179,6 @@ def _set_values(
 
 
 def _precisions(features: Tensor, reference: sets.ReferenceFeatures, images: list[str]) -> list[float]:
-    """The share of precise samples of each image."""
     inside: dict[str, list[float]] = {}
     for image, value in zip(images, sets.precise(features, reference, images).tolist(), strict=True):
         inside.setdefault(image, []).append(value)

@@ -71,8 +71,7 @@ class Usage:
 class Costs:
     """costs.csv in the folder of a method. Lines are only appended; the last line of an image counts.
 
-    Args:
-        shard: (number, count) of a run in several shards; each shard has its own file.
+    Each `shard` (number, count) of a run has its own file.
     """
 
     def __init__(self, folder: Path, *, shard: tuple[int, int] | None = None) -> None:

@@ -57,8 +57,7 @@ class Scored:
         results: sorted by method, image and sample.
         features: by extractor number, region ("whole", "crop") and method: features (D) by image and sample.
         crops: by extractor number: features of the crops of the originals.
-        holes: entries of the holes, for the hash of the set.
-        digests: hash of the pixels of each reference.
+        holes, digests: entries of the holes, and hash of the pixels of each reference.
         notes: omitted files, with the reason.
     """
 
@@ -82,7 +81,6 @@ def _digest(image: Tensor) -> str:
 
 
 def _batches(elements: Iterable[Element], shape: Callable[[Element], object], size: int) -> Iterator[list[Element]]:
-    """Batches of at most `size` elements of equal shape."""
     groups: dict[object, list[Element]] = {}
     for element in elements:
         groups.setdefault(shape(element), []).append(element)
@@ -94,7 +92,6 @@ def _batches(elements: Iterable[Element], shape: Callable[[Element], object], si
 def _add_features(
     features: Mapping[int, Features], extractors: Sequence[Extractor], images: Mapping[str, Tensor], size: int
 ) -> None:
-    """Add the features of images to those of each extractor number."""
     for names in _batches(images, lambda name: images[name].shape, size):
         batch = torch.stack([images[name] for name in names])
         for number, known in features.items():
@@ -140,12 +137,9 @@ def score(
     batch_size: int,
     on_file: Callable[[], None],
 ) -> Scored:
-    """Score all files of a mask set; an unusable file only loses its own values and leaves a note.
+    """Score all files of a mask set, with `on_file` after each; an unusable file only loses its values and leaves a note.
 
-    The results of all methods on one image are scored together, since they share its reference and crop.
-
-    Args:
-        on_file: called after each file.
+    Results of all methods on one image are scored together, since they share its reference and crop.
     """
     scored, crops = Scored(), _no_features(extractors)
     errors: dict[str, list[tuple[float, float]]] = {}

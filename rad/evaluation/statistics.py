@@ -1,7 +1,4 @@
-"""Uncertainty: bootstrap intervals over images, paired tests between methods, Holm's adjustment.
-
-The seed of each function is its only source of randomness.
-"""
+"""Uncertainty, random only by `seed`: bootstrap intervals over images, paired tests, Holm's adjustment."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -21,10 +18,7 @@ LEAST_IMAGES = 6
 def interval(values: Sequence[float], *, seed: int) -> Interval:
     """The mean with its percentile bootstrap 95 % interval, expanded for few values (`ends`).
 
-    Args:
-        values: one per image, averaged over its samples. The ends are NaN if all are equal.
-
-    Raises ValueError for no values.
+    Takes one value per image, averaged over its samples. The ends are NaN if all are equal. Raises ValueError for none.
     """
     from scipy import stats
 
@@ -63,10 +57,7 @@ def ends(count: int) -> float:
 def difference(method: Mapping[str, float], baseline: Mapping[str, float], *, seed: int) -> Difference | None:
     """Mean of method minus baseline over their common images, with interval and unadjusted p; None without any.
 
-    p is None for fewer than `LEAST_IMAGES` images.
-
-    Args:
-        method, baseline: a value per image, by image name.
+    Both map image names to values. p is None for fewer than `LEAST_IMAGES` images.
     """
     common = sorted(set(method) & set(baseline))
     if not common:
@@ -127,15 +118,14 @@ def set_interval(
 ) -> Interval:
     """A distance between sets with its bootstrap 95 % interval over images; the references stay fixed.
 
-    Repeated images make a resample less diverse, which biases its Fréchet distance upwards by about the bias of the set
-    itself. The resamples are therefore shifted to the mean `value`; the interval holds for this number of images.
+    Repeated images make a resample less diverse: its Fréchet distance is biased upwards by about the bias of the set
+    itself. Resamples are therefore shifted to the mean `value`; the interval holds for this number of images.
     Weights avoid recomputing the features of each resample. scipy's bootstrap has neither.
 
     Args:
-        value: distance of the whole set.
+        value, least: distance of the whole set, and its lower bound: 0 for the Fréchet distance.
         distance: distance with weight[n] copies of result n, such as `FrechetTerms.distance`.
         images: (N) image name of each result; samples of one image are drawn together.
-        least: lower bound of the distance, 0 for the Fréchet distance.
     """
     names = sorted(set(images))
     place = {name: number for number, name in enumerate(names)}

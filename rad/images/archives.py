@@ -1,8 +1,7 @@
 """Readers of archives: zip, tar, LMDB and Hugging Face datasets, listed once, then read by number.
 
-An image has the same number whenever the same source is opened: a position in the stream of training images is enough to
-resume. Nothing is extracted. Names and places lie in flat arrays: loader workers would copy a Python object per image,
-page by page, as its reference count changes.
+Nothing is extracted. Numbers are stable, so a position in the stream suffices to resume training. Names and places lie
+in flat arrays: loader workers would copy Python objects page by page as their reference counts change.
 """
 
 import os
@@ -24,11 +23,7 @@ if TYPE_CHECKING:
 
 
 class Reader(Protocol):
-    """An archive whose images are read by number, from 0 to `len` - 1. It can be pickled and forked.
-
-    Attributes:
-        path: as the user gave it, for messages.
-    """
+    """An archive at `path` whose images are read by number, from 0 to `len` - 1. It can be pickled and forked."""
 
     path: str
 
@@ -37,7 +32,7 @@ class Reader(Protocol):
     def name(self, number: int) -> str: ...
 
     def read(self, number: int) -> bytes:
-        """The file of an image. Raises any exception where it cannot be read."""
+        """The file of an image. Raises any exception if it cannot be read."""
         ...
 
 
@@ -59,13 +54,9 @@ class Packed:
 
 
 class Zip:
-    """The images of a zip, sorted by name.
+    """The images of a zip, sorted by name; `wanted` selects members by name.
 
-    Each process opens its own handle: one inherited by a forked loader worker would share its file position.
-
-    Args:
-        path: the zip.
-        wanted: whether a member is an image, by its name.
+    Each process opens its own handle: forked loader workers would share the file position of an inherited one.
     """
 
     def __init__(self, path: Path, *, wanted: Callable[[str], bool]) -> None:
@@ -92,11 +83,10 @@ class Zip:
         return self._names[number]
 
     def open(self, number: int) -> IO[bytes]:
-        """A stream, to read the header alone."""
         return self.handle().open(self._names[number])
 
     def read(self, number: int) -> bytes:
-        """Refuses a member larger than the largest image that Pillow opens, at 8 bytes a pixel."""
+        """Raises for a member larger than 8 bytes a pixel of the largest image that Pillow opens."""
         size, most = self.handle().getinfo(self._names[number]).file_size, Image.MAX_IMAGE_PIXELS
         if most is not None and size > 2 * 8 * most:
             raise ValueError(
@@ -111,11 +101,9 @@ _ENVIRONMENTS: "dict[tuple[int, int], tuple[int, lmdb.Environment]]" = {}
 class Database:
     """The values of an LMDB (a folder with data.mdb, as LSUN is published), in the order of their keys.
 
-    The name of an image is its key, or the key in hexadecimal where it is no name for a file. Every key counts as an image:
-    to look at the values would read the whole file. Memory: the key and 8 bytes an image.
-
-    Raises:
-        ValueError: the package lmdb is missing, or the file is damaged or cut off.
+    An image is named by its key, in hexadecimal if that is no file name. Every key counts as an image: checking the
+    values would read the whole file. Memory: the key and 8 bytes an image.
+    Raises ValueError if the package lmdb is missing, or the file is damaged or truncated.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -153,7 +141,7 @@ class Database:
 
 
 def _environment(folder: Path) -> "lmdb.Environment":
-    """The open LMDB, one in each process: it may not be opened twice, nor be used after a fork."""
+    """One open LMDB a process: it must not be opened twice, nor used after a fork."""
     import lmdb
 
     file = (folder / "data.mdb").stat()
@@ -172,17 +160,15 @@ def _environment(folder: Path) -> "lmdb.Environment":
 
 
 class Rows:
-    """The images of a Hugging Face dataset, in the order of its rows; the name of an image is its row number.
+    """The images of a Hugging Face dataset, named by row number and in row order.
 
-    Files are read as they were stored, and no code of a dataset is run. The library downloads a hub id once, into its cache.
+    Stored files are read unchanged; no code of a dataset is run. A hub id is downloaded once, into the library's cache.
 
     Args:
-        source: "hf:ID", "hf:ID:SPLIT" or "hf:ID:SPLIT:COLUMN". ID is a folder written by `save_to_disk`, a folder or
-            .parquet file that `load_dataset` reads, or a hub id. The default SPLIT is "train", the default COLUMN the only
-            column of images.
+        source: "hf:ID", "hf:ID:SPLIT" or "hf:ID:SPLIT:COLUMN". ID is a folder of `save_to_disk`, a folder or .parquet file
+            for `load_dataset`, or a hub id. SPLIT defaults to "train", COLUMN to the only column of images.
 
-    Raises:
-        ValueError: the package datasets is missing, or there is no such dataset, split or column.
+    Raises ValueError if the package datasets is missing, or there is no such dataset, split or column.
     """
 
     def __init__(self, source: str) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 def replacing(path: Path, *, durable: bool = False, shared: bool = False) -> Iterator[Path]:
     """A hidden name with the same suffix to write to. It becomes `path` at the end, and is removed after an error.
 
-    Missing folders are created. `durable`: the content reaches the disk before the name, against power cuts. `shared`: the
+    Missing folders are created. `durable`: content reaches the disk before the name, against power cuts. `shared`: the
     hidden name is unique, for processes that write the same file at once.
     """
     path.parent.mkdir(parents=True, exist_ok=True)

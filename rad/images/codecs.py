@@ -41,14 +41,10 @@ def images_up_to(megapixels: float) -> Iterator[None]:
 
 
 def open_image(file: str | Path | IO[bytes], *, name: str | None = None) -> Image.Image:
-    """The image in `file`, the first frame of an animation, as in `to_rgb`.
+    """The first frame of the image in a path or binary stream, converted by `to_rgb`.
 
-    Args:
-        file: path or binary stream.
-        name: of the image in errors; None: the path or the stream's own name.
-
-    Raises:
-        ValueError: the file is missing, truncated, no image, too large for Pillow, or has float pixels (no agreed range).
+    `name` identifies the image in errors; None: the path or the stream's own name.
+    Raises ValueError if the file is missing, truncated, no image, too large for Pillow, or has float pixels.
     """
     with naming_errors(name or str(getattr(file, "name", file))), Image.open(file) as image:
         return to_rgb(image)
@@ -57,12 +53,9 @@ def open_image(file: str | Path | IO[bytes], *, name: str | None = None) -> Imag
 def to_rgb(image: Image.Image) -> Image.Image:
     """8-bit RGB, upright by its EXIF orientation.
 
-    Grey, palette and CMYK images are converted; 16-bit grey is divided by 257 (65535 -> 255). Alpha is dropped, not
-    composited. Pixels with an RGB profile keep it in `info["icc_profile"]`, which Pillow writes into a PNG; a profile of grey or
-    CMYK is converted to sRGB. `info` keeps nothing else.
-
-    Raises:
-        ValueError: float pixels, or a damaged profile of grey or CMYK.
+    16-bit grey is divided by 257 (65535 -> 255). Alpha is dropped, not composited. An RGB profile stays in
+    `info["icc_profile"]`, which Pillow writes into a PNG; grey and CMYK profiles are converted to sRGB.
+    Raises ValueError for float pixels (no agreed range), or a damaged profile of grey or CMYK.
     """
     if image.mode == "F":
         raise ValueError("float pixels have no agreed range: convert it to 8 or 16 bits")

@@ -26,12 +26,9 @@ def contact_sheet(
     A small image is enlarged by a whole factor without interpolation; a large image is reduced.
 
     Args:
-        rows: at least one image in all. None leaves a cell empty, as does the end of a short row.
-        column_labels: texts above the columns.
-        captions: texts below the images, in rows like those of `rows`.
-        title: text above everything.
-        cell_size: side of a cell, in pixels.
-        padding: distance between cells and to the border, in pixels.
+        rows: at least one image in all; None, or the end of a short row, leaves a cell empty.
+        column_labels, captions, title: texts above the columns, below the images, and above everything.
+        cell_size, padding: side of a cell, and distance between cells and to the border, in pixels.
         background: grey value, 0 to 255.
     """
     from torchvision.utils import make_grid
@@ -84,7 +81,6 @@ def _write(image: Image.Image, place: tuple[int, int], text: str) -> None:
 
 
 def _wrap(text: str, width: int) -> str:
-    """The text in lines of about `width` pixels, broken at spaces, after commas, or within long words."""
     if not text:
         return ""
     pixels = ImageFont.load_default(size=FONT_SIZE).getlength(text) / len(text)

@@ -26,8 +26,7 @@ class ImageFile:
 
     Attributes:
         name: path inside the folder or archive, with "/"; the file's name for a single file.
-        source: the file, or the archive.
-        number: of the image in the archive.
+        source, number: the file; or the archive, and the number of the image in it.
     """
 
     name: str
@@ -120,14 +119,13 @@ class Gathered(_Numbered[ImageFile | Decoded]):
 def list_images(source: str | Path) -> Sequence[ImageFile]:
     """All images of a folder of any depth or of an archive, sorted by name; or a single file.
 
-    Folders, zips and tars are searched for the endings in `SUFFIXES`, in any case; hidden files are ignored. A folder without
-    images may hold tars instead. Tars, LMDB and datasets give a `Listing`.
+    Folders, zips and tars are searched for the endings in `SUFFIXES`, in any case; hidden files are ignored. A folder
+    without images may hold tars instead. Tars, LMDB and datasets give a `Listing`.
 
     Args:
         source: folder, folder of an LMDB, .zip, .tar, tars as SHARD-{0000..0099}.tar, "hf:ID:SPLIT:COLUMN", or a file.
 
-    Raises:
-        ValueError: `source` does not exist, is broken, holds no image, or needs a package that is not installed.
+    Raises ValueError if `source` does not exist, is broken, holds no image, or needs a missing package.
     """
     path, name = Path(source), str(source)
     if name.startswith("hf:"):
@@ -179,10 +177,9 @@ def holds_one(source: str | Path) -> bool:
 
 
 def stems(images: Sequence[ImageFile]) -> list[str]:
-    """Names that relate images to their results and masks: the path in the folder or archive, without the suffix.
+    """Names that relate images to results and masks: the relative path in the folder or archive, without the suffix.
 
-    A folder that holds all of a zip or tar is left out, and no name is absolute. LMDB keys keep an ending that is no image
-    suffix.
+    A top folder that holds all of a zip or tar is left out. LMDB keys keep endings that are no image suffix.
     """
     top = top_folder(images) if images else ""
     return [_stem(image, top) for image in images]
@@ -195,11 +192,7 @@ def _stem(image: ImageFile, top: str) -> str:
 
 
 def by_stem(images: Sequence[ImageFile], *, where: str | Path, what: str = "images") -> dict[str, ImageFile]:
-    """Images by their names as in `stems`.
-
-    Raises:
-        ValueError: two have the same name; the message begins with `where` and `what` they are.
-    """
+    """Images by `stems`. Raises ValueError for two of one name; the message names `where` and `what` they are."""
     named: dict[str, ImageFile] = {}
     for name, image in zip(stems(images), images, strict=True):
         other = named.setdefault(name, image)
@@ -234,9 +227,9 @@ def _is_hidden(name: str) -> bool:
 
 
 def find_readable(images: Sequence[ImageFile], *, decode: bool = False) -> tuple[list[ImageFile | Decoded], list[str]]:
-    """The readable images in their order, and the names of the others.
+    """The readable images in order, and the names of the others.
 
-    Reads headers alone, which is quick; `decode` reads and keeps the pixels, and also detects truncation.
+    Reads only headers, which is quick; `decode` reads and keeps the pixels, and also detects truncation.
     """
 
     def attempt(image: ImageFile) -> ImageFile | Decoded | None:
@@ -255,10 +248,9 @@ def find_readable(images: Sequence[ImageFile], *, decode: bool = False) -> tuple
 
 
 def open_readable(images: Sequence[ImageFile | Decoded], index: int, *, strict: bool) -> tuple[str, Image.Image]:
-    """Name and pixels of image `index`; of the next readable image, with a warning, where it is damaged.
+    """Name and pixels of image `index`; if damaged, of the next readable image, with a warning.
 
-    Raises:
-        ValueError: the image is damaged and `strict`, or all are damaged.
+    Raises ValueError if the image is damaged and `strict`, or all are damaged.
     """
     for image in (images[(index + skipped) % len(images)] for skipped in range(len(images))):
         try:

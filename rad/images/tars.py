@@ -44,20 +44,14 @@ class _Shard:
 class Tars:
     """The images of tars (the shards of a webdataset), in the order of shards and names.
 
-    An image is called SHARD/MEMBER, where SHARD is the path of the tar below the folder of all tars, without its ending.
-    Only plain files with the name of an image are listed.
+    An image is called SHARD/MEMBER; SHARD is the path of the tar below the folder of all tars, without its ending. Only
+    plain files that `wanted` accepts by name are listed.
 
-    Listing reads the header of every member, in 8 tars at a time: about 20 microseconds of CPU each, and a small read. Memory:
-    the name and 24 bytes an image. The package webdataset reads in order, or by an index file, and is not used.
+    Listing reads the header of every member, in 8 tars at a time: about 20 microseconds of CPU each. Memory: the name and
+    24 bytes an image. The package webdataset is not used: it reads in order, or by an index file.
 
-    Args:
-        path: as the user gave it.
-        shards: the files.
-        wanted: whether a member is an image, by its name.
-
-    Raises:
-        ValueError: a file is compressed, is no tar, or is damaged before the end of its first image. A tar that is damaged
-            later is used up to there, with a warning.
+    Raises ValueError if a file is compressed, is no tar, or is damaged before the end of its first image. A tar that is
+    damaged later is used up to there, with a warning.
     """
 
     def __init__(self, path: str, shards: Sequence[Path], *, wanted: Callable[[str], bool]) -> None:
@@ -134,7 +128,7 @@ def _index(wanted: Callable[[str], bool], path: Path) -> tuple[list[_Member], st
 def _walk(
     tar: tarfile.TarFile, file: IO[bytes], size: int, wanted: Callable[[str], bool], members: list[_Member]
 ) -> str:
-    """Append the images of a tar of `size` bytes to `members`. Returns a description of its damage, empty for none."""
+    """Append the images of a tar of `size` bytes to `members`; returns the damage as in `_index`."""
     while (member := tar.next()) is not None:
         vars(tar)["members"].clear()  # tarfile would keep all headers
         if min(member.offset_data + member.size, tar.offset) > size:  # a sparse member takes less than its size
@@ -153,8 +147,7 @@ def _walk(
 def expand(pattern: str) -> list[Path]:
     """The files of a pattern such as train-{0000..0099}.tar; [] for a name without a pattern.
 
-    Raises:
-        ValueError: a file is missing, or a range counts down.
+    Raises ValueError if a file is missing, or a range counts down.
     """
     if re.search(r"\{\d+\.\.\d+\}", pattern) is None:
         return []

@@ -98,7 +98,7 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _list_names() -> None:
-    """The shares are those of the first 20 masks of each set, of 128x128 pixels."""
+    """Print each name with the shares of its first 20 masks of 128x128 pixels."""
     from rad.masks.sets import holes
 
     for name in main_names():
@@ -126,7 +126,6 @@ def _describe(masks: "MaskSet") -> list[str]:
 
 
 def _range(shares: Iterable[float]) -> str:
-    """Lowest, highest and median share in per cent, or one number where they are equal."""
     ordered = sorted(100 * share for share in shares)
     if ordered[-1] - ordered[0] < 0.05:
         return f"{ordered[0]:.4g} %"

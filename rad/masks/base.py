@@ -19,15 +19,12 @@ SET_SEEDS, SEEDS = 2**62 + 1, 2**62
 class MaskGenerator(ABC):
     """Random holes, one `torch.Generator` an image.
 
-    This is no `typing.Protocol`: jsonargparse takes a protocol with `__call__` alone for a function, and then refuses
-    `class_path: rad.masks.Perlin`.
+    Not a `typing.Protocol`: jsonargparse takes one with only `__call__` for a function and refuses its `class_path`.
     """
 
     @abstractmethod
     def __call__(self, generators: Sequence[torch.Generator], height: int, width: int) -> Tensor:
-        """Draw one hole for each generator.
-
-        A hole depends on its own generator only: a batch equals its images drawn one by one, bit for bit.
+        """Draw one hole for each generator; a batch equals its images drawn one by one, bit for bit.
 
         Returns (B,1,height,width) float32 in {0,1}, 1 = fill, B = len(generators) >= 1, on the generators' device.
         """
@@ -61,13 +58,13 @@ def draw_uniform(generator: torch.Generator, dtype: torch.dtype = torch.float32)
 
 
 def check_range(name: str, bounds: tuple[float, float], least: float, most: float) -> None:
-    """Raises ValueError unless `bounds` is (low, high) between `least` and `most`."""
+    """Raise ValueError unless `bounds` is (low, high) between `least` and `most`."""
     if not least <= bounds[0] <= bounds[1] <= most:
         raise ValueError(f"{name}={bounds}: give (low, high) with {least} <= low <= high <= {most}")
 
 
 def check_share(name: str, share: float | tuple[float, float]) -> None:
-    """Raises ValueError unless `share` is above 0 and at most 1, or a range of such."""
+    """Raise ValueError unless `share` is above 0 and at most 1, or a range of such."""
     low, high = share if isinstance(share, tuple) else (share, share)
     if not 0 < low <= high <= 1:
         raise ValueError(f"{name}={share}: give a share above 0 and at most 1; of a range, the lower first")

@@ -1,7 +1,4 @@
-"""Damage of photographs: scratches, strokes and text, sized in pixels of the network's input.
-
-A scratch is as wide in a small crop as in a large one: these sizes do not scale with the image.
-"""
+"""Damage of photographs: scratches, strokes and text. Sizes are pixels and do not scale with the image."""
 
 import math
 import random
@@ -26,8 +23,8 @@ LETTERS = 3 * string.ascii_lowercase + string.ascii_uppercase + string.digits
 class Polylines(MaskGenerator):
     """Strokes along polylines with one width and round ends: scratches, or brush strokes if wide. No hole is empty.
 
-    A pixel is hole if its centre is at most half a width away from the polyline. One random vertex of a polyline lies on a
-    random pixel; the others may lie outside the image.
+    A pixel is hole if its centre is at most half a width away from the polyline. One random vertex lies on a random
+    pixel; the others may lie outside the image.
 
     Args:
         strokes: lowest and highest number of polylines.
@@ -62,7 +59,7 @@ class Polylines(MaskGenerator):
         return hole
 
     def _draw_vertices(self, source: random.Random, height: int, width: int) -> np.ndarray:
-        """(vertices, 2): x and y, where pixel (row, column) has its centre at x = column, y = row."""
+        """(vertices, 2) as (x, y); the centre of pixel (row, column) is (column, row)."""
         heading, vertices = source.uniform(0, 2 * math.pi), [(0.0, 0.0)]
         for _ in range(source.randint(*self.segments)):
             length = min(height, width) * source.uniform(*self.length)
@@ -77,12 +74,12 @@ class Polylines(MaskGenerator):
 class Text(MaskGenerator):
     """A block of lines of random words at a random place, cut by the border. No hole is empty.
 
-    The letters come from the font inside Pillow; their edges may differ by a pixel between its versions.
+    Letters use Pillow's font; their edges may differ by a pixel between its versions.
 
     Args:
         size: lowest and highest size of the font, in pixels.
         lines: lowest and highest number of lines.
-        margin: lowest and highest number of pixels around the letters that belong to the hole, as in masks drawn by hand.
+        margin: lowest and highest number of hole pixels around the letters, as in masks drawn by hand.
     """
 
     size: tuple[int, int] = (9, 20)
@@ -119,7 +116,7 @@ class Text(MaskGenerator):
 
 @lru_cache(maxsize=32)
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Loading a font takes longer than drawing a hole."""
+    """Cached: loading a font takes longer than drawing a hole."""
     return ImageFont.load_default(size=size)
 
 

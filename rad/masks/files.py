@@ -1,4 +1,4 @@
-"""Mask files: read (a polarity is flipped only here), write, compare, warn of a wrong polarity."""
+"""Mask files: read, write, compare, detect a wrong polarity. Polarity is flipped only here."""
 
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -20,20 +20,17 @@ def read_mask(
     channel: Literal["grey", "alpha"] = "grey",
     size: tuple[int, int] | None = None,
 ) -> Tensor:
-    """Read a mask: its grey value (of 8 bits / 255, of 16 bits / 65535), flipped if white means known.
+    """Read a mask from a file name, binary file or image: 8-bit grey / 255 or 16-bit grey / 65535.
 
-    Greys stay: a soft mask is a partial edit. Colours count by their luma. An EXIF rotation is applied.
+    Grey values stay (soft masks). Colours become luma. EXIF rotation is applied.
 
     Args:
-        source: file name, open binary file, or Pillow image.
         polarity: meaning of white in the file; with `channel="alpha"`, of opaque.
-        channel: "grey" ignores transparency; "alpha" takes it as the mask. To fill the transparent part, add
-            `polarity="white_is_known"`.
-        size: (height, width) that the mask must have; `None` accepts any.
+        channel: "alpha" reads transparency. To fill the transparent part, add `polarity="white_is_known"`.
+        size: required (height, width); `None` accepts any.
 
-    Returns (1,H,W) float32 in [0,1], 1 = fill.
-
-    Raises ValueError for a file that is no image, has another size or lacks the channel; FileNotFoundError.
+    Returns (1,H,W) float32 in [0,1], 1 = fill. Raises FileNotFoundError, or ValueError for a file that is no image, has
+    another size or lacks the channel.
     """
     if polarity not in ("white_is_fill", "white_is_known"):
         raise ValueError(f"polarity={polarity!r}: give white_is_fill or white_is_known")
@@ -56,10 +53,7 @@ def read_mask(
 
 
 def write_mask(path: str | Path, hole: Tensor) -> None:
-    """Write a hole (1,H,W) in [0,1] as an 8-bit grey PNG, white = fill, rounded to the nearest grey.
-
-    The file is written whole or not at all. Missing folders are created.
-    """
+    """Write a hole (1,H,W) in [0,1] atomically as 8-bit grey PNG, white = fill; creates missing folders."""
     if Path(path).suffix.lower() != ".png":
         raise ValueError(f"{path}: masks are written as PNG, which keeps every pixel; end the name in .png")
     if hole.ndim != 3 or hole.shape[0] != 1:
@@ -72,15 +66,15 @@ def write_mask(path: str | Path, hole: Tensor) -> None:
 
 
 def same_mask(path: str | Path, hole: Tensor) -> bool:
-    """Whether a mask file (white = fill) holds what `write_mask` writes for this hole (1,H,W) in [0,1]."""
+    """Whether a mask file (white = fill) equals what `write_mask` writes for this hole."""
     return torch.equal(read_mask(path), hole.mul(255).round().div(255))
 
 
 def looks_inverted(hole: Tensor) -> bool:
-    """Whether a hole (1,H,W) may have been read with the wrong polarity; for warnings.
+    """Whether a hole (1,H,W) may have the wrong polarity; for warnings.
 
-    True if more than half of the image is hole, the outermost ring of pixels is hole, and something inside is known. A mask
-    for outpainting looks the same. An inverted mask whose spots touch the border is not detected.
+    True if more than half of the image and its whole outermost ring are hole, and some pixel is known. Outpainting masks
+    also match. Inverted masks whose spots touch the border are not detected.
     """
     fill = hole[0] > 0.5
     ring = torch.cat([fill[0], fill[-1], fill[:, 0], fill[:, -1]])

@@ -11,8 +11,8 @@ def fill_order(hole: Tensor, bands: int) -> Tensor:
 
     Args:
         hole: (B,1,H,W) in [0,1]; pixels above 0 count as hole.
-        bands: of equal area in each image, by 4-neighbour distance to known pixels, ties from top to bottom. An image
-            without known pixels has a single band, the first.
+        bands: number of bands of equal area, by 4-neighbour distance to known pixels; ties from top to bottom. An image
+            without known pixels has one band.
 
     Returns (B,1,H,W) float64.
     """

@@ -14,14 +14,14 @@ from rad.masks.base import MaskGenerator, check_range, draw_integer, draw_unifor
 class Perlin(MaskGenerator):
     """RAD's training masks: classic Perlin noise, thresholded by rank.
 
-    An image draws the side `s` of a square lattice cell, a unit gradient for each lattice node, and a number of pixels `k`.
+    An image draws the side `s` of a square lattice cell, a unit gradient for each node, and a number of pixels `k`.
     Its hole is the k pixels of lowest noise.
 
     Args:
         area_range: lowest and highest share of the hole, in [0,1]. `k` is a uniform integer between these shares of H*W
             (the next higher one where there is none); k = 0 gives an empty hole.
-        scale_range: lowest and highest `s` in pixels, at least 1. `None`: the longer side of the image. The published code
-            draws s ~ U[1,H) for square images.
+        scale_range: lowest and highest `s` in pixels, at least 1. `None`: the longer side of the image. The published
+            code draws s ~ U[1,H) for square images.
     """
 
     area_range: tuple[float, float] = (0.0, 1.0)
@@ -43,8 +43,8 @@ class Perlin(MaskGenerator):
 class Pnoise(MaskGenerator):
     """Holes from `pnoise2` of the package `noise`, pixel by pixel: slow, for the workers of a DataLoader.
 
-    The distribution differs from that of `Perlin`: `pnoise2` has one fixed table of a few gradients, and its shapes prefer the
-    axes. Each image shows a random place of its 256-periodic plane.
+    Differs from `Perlin`: `pnoise2` has one fixed table of a few gradients, and its shapes prefer the axes. Each image
+    shows a random place of its 256-periodic plane.
 
     Args:
         octaves: number of octaves; each has half the cell and half the amplitude of the previous one.
@@ -74,13 +74,12 @@ class Pnoise(MaskGenerator):
 def perlin_noise(scale: float, angles: Tensor, *, height: int, width: int) -> Tensor:
     """Classic Perlin noise on a lattice anchored at pixel (0,0): `n = sqrt(2) sum_ij w_i w_j g_ij . d_ij`.
 
-    The sum over the corners of a cell is separable: `n = sqrt(2) (W_y G_x D_x' + D_y G_y W_x')`. W are the fade weights and D
-    the faded distances of each axis. In float64, where ties are rare.
+    The sum over cell corners is separable: `n = sqrt(2) (W_y G_x D_x' + D_y G_y W_x')`. W are the fade weights and D the
+    faded distances of each axis. float64 makes ties rare.
 
     Args:
         scale: side of a lattice cell, in pixels.
-        angles: (rows, columns) in radians, of each node, rows = ceil(height / scale) + 1 and columns likewise; the gradient is
-            (x, y) = (cos, sin).
+        angles: (ceil(height / scale) + 1, ceil(width / scale) + 1) in radians; the gradient (x, y) of a node is (cos, sin).
 
     Returns (height,width) float64 in [-1,1].
     """
@@ -93,10 +92,7 @@ def perlin_noise(scale: float, angles: Tensor, *, height: int, width: int) -> Te
 def threshold_by_rank(noise: Tensor, counts: Tensor) -> Tensor:
     """The hole of exactly the `counts[b]` lowest values of `noise[b]`, ties in reading order.
 
-    Args:
-        noise: (B,H,W), any real dtype, no NaN.
-        counts: (B,) integers in 0..H*W.
-
+    `noise` is (B,H,W) of any real dtype without NaN; `counts` is (B,) integers in 0..H*W.
     Returns (B,1,H,W) float32 in {0,1}.
     """
     holes = [_lowest(plane, count) for plane, count in zip(noise, counts.tolist(), strict=True)]
@@ -125,7 +121,6 @@ def _lowest(plane: Tensor, count: int) -> Tensor:
 
 
 def _threshold_noise(masks: Perlin | Pnoise, generators: Sequence[torch.Generator], height: int, width: int) -> Tensor:
-    """Holes of noise at a random scale, each with a random number of pixels."""
     planes, counts, pixels = [], [], height * width
     for generator in generators:
         low, high = masks.scale_range

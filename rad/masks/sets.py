@@ -61,14 +61,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class MaskSet:
-    """A set in files; masks are read on demand.
+    """A set in the folder or zip `source`; masks are read on demand.
 
     Args:
-        source: the folder or zip.
         polarity: meaning of white in its files.
-        images: the files by name of the mask, sorted.
-        entries: of the masks, in the same order.
-        manifest: compared with the files; None where there is none.
+        images, entries: of the masks, sorted by name.
+        manifest: compared with the files; None if there is none.
     """
 
     source: Path
@@ -90,17 +88,16 @@ class MaskSet:
         return _read(self.images[name], self.polarity)
 
     def holes(self) -> Iterator[tuple[str, Tensor]]:
-        """Name and hole of every mask."""
         return ((name, self.hole(name)) for name in self.images)
 
 
 def holes(name: str, size: tuple[int, int], count: int, seed: int) -> Iterator[tuple[str, Tensor]]:
     """The masks of a named set: "000000", "000001" ... and their holes (1,H,W) in {0,1}, 1 = fill.
 
-    Mask i depends on (name without alias, size, seed, i) alone: a larger set begins with the smaller one.
+    Mask i depends only on (name without alias, size, seed, i): a larger set begins with the smaller one.
 
     Args:
-        name: of `rad.masks.shapes.MASKS`.
+        name: a key of `rad.masks.shapes.MASKS`, or an alias.
         size: (height, width) in pixels, at least 8.
 
     Raises ValueError before the first mask is drawn.
@@ -117,22 +114,17 @@ def holes(name: str, size: tuple[int, int], count: int, seed: int) -> Iterator[t
 
 
 def hash_holes(holes: Iterable[tuple[str, Tensor]]) -> str:
-    """Hash of a set, 16 hexadecimal digits: equal only if names, sizes and 8-bit pixels are equal.
+    """Hash of a set, 16 hexadecimal digits, independent of order, polarity and file format.
 
-    The pixels of a mask are its H*W bytes round(255 * hole), 255 = fill, row by row. A set is the text of the lines
-    "NAME<tab>HEIGHT<tab>WIDTH<tab>SHA256-OF-PIXELS<newline>", sorted by name. The hash is the beginning of the sha256 of this
-    text in UTF-8. Order, polarity and file format have no influence.
-
-    Args:
-        holes: name and hole (1,H,W) in [0,1].
-
+    A hole (1,H,W) in [0,1] has H*W bytes round(255 * hole), 255 = fill, row by row. The text of a set has the lines
+    "NAME<tab>HEIGHT<tab>WIDTH<tab>SHA256-OF-PIXELS<newline>", sorted by name. The hash is the start of its SHA-256 in UTF-8.
     Raises ValueError for an empty set or a repeated name.
     """
     return hash_entries(Entry.from_hole(name, hole) for name, hole in holes)
 
 
 def hash_entries(entries: Iterable[Entry]) -> str:
-    """As `hash_holes`, for masks that have been read already."""
+    """`hash_holes` of entries."""
     ordered = sorted(entries, key=lambda entry: entry.name)
     if not ordered:
         raise ValueError("a set without masks has no hash: give at least one")
@@ -144,14 +136,10 @@ def hash_entries(entries: Iterable[Entry]) -> str:
 
 
 def write_set(folder: str | Path, name: str, *, size: tuple[int, int], count: int, seed: int) -> MaskSet:
-    """Write a named set into `folder`, which may hold the beginning of the same set.
+    """Write a named set into `folder`; arguments as in `holes`.
 
-    An interrupted run leaves whole masks; the next run compares them and continues. The manifest is written last.
-
-    Args:
-        name, size, count, seed: as in `holes`.
-
-    Raises ValueError where the folder holds other images or another set; no file is overwritten.
+    Rerun to resume: existing masks are compared and kept. The manifest is written last.
+    Raises ValueError if the folder holds other images or another set; no file is overwritten.
     """
     folder, masks = Path(folder), holes(name, size, count, seed)
     if folder.exists() and not folder.is_dir():
@@ -189,13 +177,9 @@ def write_set(folder: str | Path, name: str, *, size: tuple[int, int], count: in
 
 
 def read_set(source: str | Path, *, polarity: Polarity = "white_is_fill") -> MaskSet:
-    """Read and hash any masks in a folder or zip.
+    """Read and hash any masks in a folder or zip; `polarity` as in `rad.masks.files.read_mask`.
 
-    The name of a mask is its path without the ending, and without a folder that holds all of a zip. Hidden files are ignored.
-
-    Args:
-        polarity: meaning of white in the files, see `rad.masks.files.read_mask`.
-
+    A mask is named by its path without ending, and without a top folder that holds all of a zip. Hidden files are ignored.
     Raises ValueError for a source without images, an unreadable image, a repeated name, or a manifest that does not match.
     """
     path = Path(source)
@@ -223,7 +207,6 @@ def overview(masks: Sequence[tuple[Entry, Tensor]], *, title: str) -> Image.Imag
 
 
 def _to_json(value: object) -> object:
-    """A setting in JSON; a generator within a mixture as in a configuration."""
     if isinstance(value, tuple):
         return [_to_json(each) for each in value]
     if is_dataclass(value):
@@ -247,7 +230,6 @@ def _write_or_compare(folder: Path, mask: str, hole: Tensor, head: Manifest) -> 
 
 
 def _check_folder(folder: Path, head: Manifest, count: int) -> None:
-    """Refuse a folder with another set, a larger set, or other images."""
     path = folder / MANIFEST
     if path.exists():
         present = _parse_manifest(path.read_bytes(), path)
@@ -290,7 +272,7 @@ def _read_manifest(path: Path, image: ImageFile, top: str) -> Manifest | None:
 
 
 def _parse_manifest(text: bytes, name: str | Path) -> Manifest | None:
-    """The manifest of a set; None for a file of another purpose with the same name."""
+    """None for a file of another purpose with the same name."""
     try:
         manifest = json.loads(text)
     except ValueError as error:

@@ -204,7 +204,6 @@ def make(name: str) -> MaskGenerator:
 
 
 def _repeat(hole: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """The same (H,W) hole for every image."""
     return hole.to(generators[0].device).repeat(len(generators), 1, 1, 1)
 
 

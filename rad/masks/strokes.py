@@ -94,11 +94,10 @@ class Strokes(MaskGenerator):
 
 @dataclass(frozen=True)
 class Blobs(MaskGenerator):
-    """One to three silhouettes of the size of objects, with smooth irregular outlines.
+    """One to three silhouettes of the size of objects, with smooth irregular outlines; they may overlap.
 
     An outline is star-shaped: `ln r(t) = c + sum_k (u_k cos kt + v_k sin kt)`, k = 2 to 7. u_k and v_k are normal with
-    deviation irregularity / k. Its centre lies at least an eighth of the image away from the border, which may cut the
-    outline. Silhouettes may overlap.
+    deviation irregularity / k. Its centre lies at least an eighth of the image away from the border.
 
     Args:
         blobs: lowest and highest number of silhouettes.
@@ -160,8 +159,7 @@ class Blobs(MaskGenerator):
 class Lettering(MaskGenerator):
     """Lines of random letters over the whole image, and thin straight scratches.
 
-    The letters scale with the image; those of `rad.masks.Text` have a size in pixels. They come from the font inside
-    Pillow; their edges may differ by a pixel between its versions.
+    Letters scale with the image, unlike those of `rad.masks.Text`; edges may differ by a pixel between Pillow's versions.
 
     Args:
         lines: number of lines of text, at least 1.
@@ -195,7 +193,6 @@ class Lettering(MaskGenerator):
 
 
 def _draw_until(draw: Callable[[], Hole], max_area: float, height: int, width: int) -> Hole:
-    """The first hole (H,W) of at most this share."""
     for _ in range(TRIES):
         hole = draw()
         if hole.mean() <= max_area:

@@ -22,11 +22,8 @@ Settings = dict[str, Any]
 class Description:
     """The keys of the JSON (`rad.evaluation.features.feature_net`), with defaults filled in.
 
-    Args:
-        size: (height, width), or None for any size.
-        mean, std: images are (x - mean) / std.
-        input_range: the range or mean and std as text, for the provenance.
-        architecture: arguments of torchvision's ResNet; empty for TorchScript, as `features` and `distance`.
+    `size` is (height, width), or None for any; images become (x - mean) / std; `input_range` is text for the provenance.
+    `architecture` holds arguments of torchvision's ResNet; it is empty for TorchScript, as `features` and `distance`.
     """
 
     name: str
@@ -106,7 +103,7 @@ def _short(value: object) -> str:
 
 
 def _are(kinds: tuple[type, ...], values: object, count: int, *, least: float = -math.inf) -> bool:
-    """Whether these are `count` finite numbers of some types, none below `least`."""
+    """Whether `values` are `count` finite numbers of these types, none below `least`."""
     if not (isinstance(values, list) and len(values) == count):
         return False
     return all(type(value) in kinds and math.isfinite(value) and value >= least for value in values)
@@ -153,7 +150,6 @@ ARCHITECTURE: dict[str, Check] = {
 def _check(
     where: str, settings: Mapping[str, object], checks: Mapping[str, Check], *, required: set[str], optional: set[str]
 ) -> None:
-    """Raise ValueError for the first unknown, missing or wrong key."""
     if unknown := sorted(set(settings) - required - optional):
         raise ValueError(f'{where}: unknown key "{unknown[0]}"; known are {", ".join(sorted(required | optional))}')
     if missing := sorted(required - set(settings)):

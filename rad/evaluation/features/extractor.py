@@ -19,7 +19,7 @@ DAMAGE = (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.Unpicklin
 class Extractor(ABC):
     """A network that compares images (B,3,H,W), float in [0,1], of any size; without gradients, in evaluation mode.
 
-    Outputs lie on the device of the images. They do not depend on the rest of the batch, except by rounding.
+    Outputs lie on the device of the images and depend on the rest of the batch only by rounding.
 
     Attributes:
         provenance: "extractor", "weights" (first 16 hex digits of their SHA-256), "layers", "resize", "range", "library".
@@ -74,6 +74,5 @@ def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
 
 
 def last_line(error: Exception) -> str:
-    """The last line of an error message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -36,8 +36,7 @@ def feature_net(path: str | Path, *, device: str | torch.device = "cpu") -> "Fea
 
     - "name": names its metrics "perceptual/NAME", "fd/NAME" and "kd/NAME"; letters, digits, ".", "_" and "-".
     - "format": "safetensors" or "torchscript".
-    - "size": side of the input images, or [height, width]; other images are resized without keeping their aspect
-      ratio. null: the network accepts any size.
+    - "size": side of the input images, or [height, width], resized without keeping the aspect ratio. null: any size.
     - "resize": "bilinear" (default) or "bicubic", both with antialiasing; "bicubic" is clamped to [0,1].
     - "range": [low, high], the values of black and white; or "mean" and "std", three numbers each. Default: [0,1].
 
@@ -53,8 +52,8 @@ def feature_net(path: str | Path, *, device: str | torch.device = "cpu") -> "Fea
     A TorchScript file gets (B,3,height,width) float32. It returns the features (B,D), or a tuple or list of feature maps
     (B,C,h,w) followed by the features. It is a program: load only files you trust.
 
-    The distance is that of Zhang et al. 2018 (arXiv:1801.03924, eq. 1) with w = 1. Channel vectors are scaled to unit length;
-    their squared differences are averaged over layers and positions.
+    The distance is that of Zhang et al. 2018 (arXiv:1801.03924, eq. 1) with w = 1: squared differences of channel vectors
+    of unit length, averaged over layers and positions.
 
     Raises ValueError if a file is missing or damaged, the JSON is wrong, or weights or outputs do not fit it.
     """

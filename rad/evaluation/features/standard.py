@@ -28,9 +28,7 @@ _SMALLEST = 64  # side of images for LPIPS, in pixels: AlexNet has no output bel
 def lpips(net: LPIPSNet, *, device: str | torch.device = "cpu") -> Extractor:
     """torchmetrics' LPIPS (linear weights of version 0.1), "lpips/NET"; without features.
 
-    The trunk comes from torchvision's cache (`torch.hub.get_dir()`/checkpoints), or is downloaded to it. Sides below 64
-    pixels are enlarged to 64.
-
+    The trunk is cached in `torch.hub.get_dir()`/checkpoints, or downloaded. Sides below 64 pixels are enlarged to 64.
     Raises ValueError for an unknown net, and if the trunk is neither cached nor downloadable.
     """
     if net not in _TRUNKS:
@@ -43,7 +41,6 @@ def inception(*, device: str | torch.device = "cpu") -> Extractor:
 
     Images are rounded to 8 bits and resized like TensorFlow 1, without antialiasing, so values match torch-fidelity;
     torchmetrics' own FID resizes with antialiasing.
-
     Raises ValueError if torch-fidelity is not installed, and if its weights are neither cached nor downloadable.
     """
     return _Inception(torch.device(device))

@@ -66,11 +66,7 @@ def distance_metrics(name: str, provenance: dict[str, str], *, samples: bool) ->
 def set_metrics(
     frechet: str | None, kernel: str | None, provenance: dict[str, str], *, references: dict[str, str]
 ) -> list[Metric]:
-    """Distances between sets on both regions, with precision and recall.
-
-    Args:
-        references: number and hash of the reference images.
-    """
+    """Distances between sets on both regions, with precision and recall; `references`: their number and hash."""
     bounds = {"references": "crops of the originals of the images of the row", "region": REGION_CROP}
     exact = {"computed": f"torchmetrics {torchmetrics.__version__}, float64"}
     apart = {"own originals": "never compared with their own results"}

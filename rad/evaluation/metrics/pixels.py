@@ -47,7 +47,6 @@ def _extent(line: Tensor) -> tuple[int, int]:
 
 
 def crop(image: Tensor, box: Box) -> Tensor:
-    """The part of (...,H,W) inside a box."""
     top, left, bottom, right = box
     return image[..., top:bottom, left:right]
 
@@ -108,11 +107,7 @@ def _mean_error(image: Tensor, reference: Tensor, weight: Tensor) -> Tensor:
 
 
 def diversity(distance: Callable[[Tensor, Tensor], Tensor], samples: Tensor, *, batch_size: int) -> float:
-    """Mean distance over all pairs of samples (S,3,H,W) of one input, S >= 2.
-
-    Args:
-        distance: symmetric, of two batches (B,3,H,W): (B).
-    """
+    """Mean of a symmetric distance (B) over all pairs of samples (S,3,H,W) of one input, S >= 2."""
     pairs = torch.combinations(torch.arange(len(samples))).split(batch_size)
     distances = [distance(samples[pair[:, 0]], samples[pair[:, 1]]).double().cpu() for pair in pairs]
     return float(torch.cat(distances).mean())

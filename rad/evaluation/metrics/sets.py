@@ -19,15 +19,13 @@ ROWS = 1024
 class ReferenceFeatures:
     """Features (N,D) of the references, with the statistics shared by all methods.
 
-    Args:
-        names: image names. Pairwise metrics never compare a result with its own original, whose known pixels it shares.
+    Pairwise metrics use the image `names` to exclude a result's own original, whose known pixels it shares.
     """
 
     def __init__(self, features: Tensor, names: Sequence[str] = ()) -> None:
         self.features, self.names = features.double(), names
 
     def of(self, names: Collection[str]) -> "ReferenceFeatures":
-        """The references with these names."""
         rows = [row for row, name in enumerate(self.names) if name in names]
         if len(rows) == len(self.names):
             return self
@@ -77,7 +75,6 @@ def frechet_distance(features: Tensor, reference: ReferenceFeatures) -> float:
 
     Biased upwards for few images, and downwards if the originals of the results are among the references. If D exceeds the
     number of images, both sets are first rotated into their span, which changes no distance.
-
     Raises ValueError for fewer than two images in either set.
     """
     _need_two(features, reference)
@@ -94,13 +91,10 @@ def frechet_distance(features: Tensor, reference: ReferenceFeatures) -> float:
 def kernel_distance(features: Tensor, reference: ReferenceFeatures, images: Sequence[str] | None = None) -> float:
     """Unbiased squared maximum mean discrepancy with KID's kernel (1 + <x,y>/D)^3 (Binkowski et al. 2018).
 
-    Over all pairs of different images, without random subsets; may be negative. The kernel is from torchmetrics, whose sum
-    needs sets of equal size and cannot leave out pairs.
+    Over all pairs of different images of features (N,D), without random subsets; may be negative. torchmetrics' sum
+    would need sets of equal size and cannot leave out pairs.
 
-    Args:
-        features: (N,D).
-        images: (N) image name of each result; None: each result is of a different image.
-
+    `images`: (N) image name of each result; None: each result is of a different image.
     Raises ValueError for fewer than two images in either set.
     """
     _need_two(features, reference)
@@ -120,7 +114,6 @@ class FrechetTerms:
         self.trace = float(reference.covariance.trace())
 
     def distance(self, weight: Tensor) -> float:
-        """The distance with weight[n] copies of result n."""
         taken = weight > 0
         weight, features, rotated = weight[taken, None], self.features[taken], self.rotated[taken]
         count = float(weight.sum())
@@ -144,7 +137,6 @@ class KernelTerms:
 
     @property
     def whole(self) -> float:
-        """The distance of all results."""
         return self.distance(torch.ones_like(self.between))
 
     def distance(self, weight: Tensor) -> float:
@@ -166,11 +158,9 @@ def _need_two(features: Tensor, reference: ReferenceFeatures) -> None:
 def precise(features: Tensor, reference: ReferenceFeatures, images: Sequence[str] | None = None) -> Tensor:
     """(N) float64: 1 for each result among the references; the mean is the precision.
 
-    Improved precision (Kynkäänniemi et al. 2019, arXiv:1904.06991, equation 1). A result counts if any reference is at least as
-    near as that reference's third nearest neighbour. The result's own original never counts.
-
-    Args:
-        images: (N) image name of each result; None: no original is among the references.
+    Improved precision (Kynkäänniemi et al. 2019, arXiv:1904.06991, equation 1). A result counts if any reference is at least
+    as near as that reference's third nearest neighbour. The result's own original never counts.
+    `images`: (N) image name of each result; None: no original is among the references.
     """
     originals = _places(images or [""] * len(features), reference.names)
     return _covered(features.double(), reference.features, reference.radii, originals)

@@ -45,7 +45,6 @@ class Line:
 
 
 def columns(comparison: Comparison) -> list[Column]:
-    """Costs, number of images, metrics."""
     images = Column("images", "number of images, times samples of each")
     costs = [Column(*COSTS[name]) for name in _known_costs(comparison)]
     metrics = [Column(metric.title, metric.name, metric.better) for metric in _known_metrics(comparison)]
@@ -134,14 +133,11 @@ def _cells(row: Row, comparison: Comparison, best: dict[str, set[str]]) -> list[
 
 
 def _ends(interval: Interval | Difference, written: Callable[[float], str]) -> str:
-    """[low, high]; empty if unknown."""
     ends = interval.low, interval.high
     return "" if any(math.isnan(end) for end in ends) else f"[{written(ends[0])}, {written(ends[1])}]"
 
 
 def _judge(difference: Difference, metric: Metric, baseline: str) -> tuple[str, str, str]:
-    """Mark, verdict and explanation of a difference from the baseline."""
-
     def signed(value: float) -> str:
         return f"{value:+.{metric.digits + 1}f}"
 

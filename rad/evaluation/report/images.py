@@ -128,7 +128,6 @@ class Images:
         return replace(shown, size=(width, height), tiny=tiny)
 
     def describe(self) -> str:
-        """The reduction in words."""
         longest, quality = self.reduction
         if quality == 100:
             return (

@@ -37,13 +37,9 @@ READING = {
 
 @dataclass(frozen=True)
 class MaskSet:
-    """The content of one mask set.
+    """The content of one mask set: lines by group, images of the sheet, best and worst results of each method.
 
-    Args:
-        groups: lines by group, best first.
-        sheet: for each shown image the results by method.
-        cases: best and worst results of each method by `case_metric`.
-        several: whether an image has several samples.
+    `several`: whether an image has several samples.
     """
 
     name: str
@@ -71,13 +67,11 @@ class MaskSet:
 
 
 def write_report(comparison: Comparison, output: Path, *, open_reference: Opener = open_reference) -> list[Path]:
-    """Write summary.md and report.html into `output`, each as a whole; returns both paths.
+    """Write summary.md and report.html atomically into `output`; returns both paths.
 
     The page contains all its images and needs no network. Images above 256 pixels are reduced, and all images if they
-    would exceed 10 MB together. An unreadable image leaves a labelled gap.
-
-    Args:
-        open_reference: opens the original of a result as 8-bit RGB; may raise ValueError or OSError.
+    would exceed 10 MB together. An unreadable image leaves a labelled gap. `open_reference` opens the original of a
+    result as 8-bit RGB; it may raise ValueError or OSError.
     """
     from markupsafe import Markup
 
@@ -134,12 +128,10 @@ def _templates() -> "Environment":
 
 
 def _plain(text: object) -> str:
-    """Text on one line, with Markdown and HTML escaped."""
     return re.sub(r"([\\`*<>\[\]|])", r"\\\1", " ".join(str(text).split()))
 
 
 def _commands(run: Run) -> list[str]:
-    """The different commands of sampling and scoring."""
     entries = [*run.get("runs", []), run.get("scoring", {})]
     return list(dict.fromkeys(str(entry["command"]) for entry in entries if "command" in entry))
 

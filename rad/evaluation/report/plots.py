@@ -29,12 +29,10 @@ class Style(TypedDict):
 def plot_quality(rows: Sequence[Row], metric: Metric, *, families: Sequence[str], prefix: str) -> str | None:
     """An <svg> of `metric` with its intervals against the cost of one sample; None if no cost or value is known.
 
-    Rows of one method with different steps (`ddnm@20`, `ddnm@50`) are one line with the steps at its points. Methods
-    without network evaluations are horizontal lines. Each group of rows has its own filling of the markers.
+    Rows of one method with different steps (`ddnm@20`, `ddnm@50`) form one line. Methods without network evaluations are
+    horizontal lines. Each group of rows has its own filling of the markers.
 
-    Args:
-        families: method names without steps, in the order of their colours.
-        prefix: unique start of all ids of the image, so several fit into one page.
+    `families` gives method names without steps in the order of their colours. `prefix` makes the ids unique in a page.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -84,7 +82,6 @@ def family(method: str) -> str:
 
 
 def _cost(row: Row, name: str) -> float | None:
-    """A positive, finite cost."""
     value = getattr(row.cost, name)
     return value if value is not None and 0 < value < math.inf else None
 
