@@ -24,7 +24,7 @@ TILE = 128
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Draw the panel of two adapters. Returns the exit code."""
+    """Returns the exit code."""
     parser = Parser(prog=program("demo"), description=__doc__)
     parser.add_argument("--adapter", required=True, help="adapter trained by the demo")
     parser.add_argument("--shipped", default="checkpoints/rad-nature32", help="adapter trained for longer")

@@ -1,7 +1,7 @@
 """`rad doctor`: the environment of this installation, and a test that it trains, resumes after a kill, and samples.
 
-Each check prints a line that begins with ok, FAILED or note. A failed check says what to do. The output shows no name of the
-home directory, and no check uses a network.
+Each check prints a line that begins with ok, FAILED or note; a failed check names the remedy. The output hides the path of the
+home directory. No check uses a network.
 """
 
 import json
@@ -103,7 +103,7 @@ def without_home(text: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `rad doctor`. Returns the exit code: 1 if a check failed."""
+    """Returns the exit code: 1 if a check failed."""
     parser = Parser(prog=program("doctor"), description="Print the environment and test the installation.")
     parser.add_argument("--no_proof", action="store_true", help="print the environment only, in seconds")
     options = parser.parse_args(arguments)
@@ -194,7 +194,6 @@ def _cuda(number: int) -> str:
 
 
 def _describe_hub(report: Report) -> Path:
-    """Report the state of the Hugging Face hub. Returns its cache folder."""
     from huggingface_hub import constants
 
     cache = Path(constants.HF_HUB_CACHE)
@@ -370,7 +369,6 @@ def _contents(folder: Path) -> dict[str, bytes]:
 
 
 def _sample(report: Report, adapter: Path) -> None:
-    """Fill the centre of a photograph on the CPU and on the accelerator."""
     import numpy as np
     import torch
 

@@ -144,10 +144,9 @@ def _without_types(error: Exception) -> str:
 
 
 def fit(arguments: Sequence[str]) -> int:
-    """Train, and write config.yaml, TensorBoard events, checkpoints and adapters to `runs/<name>/`. Returns the exit code.
+    """Train; write config.yaml, TensorBoard events, checkpoints and adapters to `runs/<name>/`. Returns the exit code.
 
-    Raises:
-        ValueError, FileNotFoundError: an unsuitable argument or file.
+    Raises ValueError or FileNotFoundError for an unsuitable argument or file.
     """
     try:
         cli = TrainCLI(

@@ -14,8 +14,7 @@ class Captions:
 
     Args:
         source: the option, for messages.
-        texts: by path of the image (as in batches), its file name, or its folder's name, in this order. None: the text is the
-            folder's name.
+        texts: by image path (as in batches), file name or folder name, in this order. None: the folder's name.
     """
 
     source: str
@@ -42,14 +41,11 @@ class Captions:
 
 
 def read_captions(source: str) -> Captions:
-    """Captions from the option `data.captions`.
+    """Captions from the option `data.captions`. Raises FileNotFoundError or ValueError for a missing or unsuitable file.
 
     Args:
         source: "folder"; a .json file, {"name": "text"}; or a .jsonl file of {"file_name": "name", "text": "text"}, as in Hugging
             Face's image folders. Names are of images, or of folders that are classes.
-
-    Raises:
-        FileNotFoundError, ValueError: the file is missing, or does not hold texts.
     """
     if source == "folder":
         return Captions(source, None)

@@ -64,7 +64,6 @@ class Framing:
         return int(draws[1] * (width - side + 1)), int(draws[2] * (height - side + 1)), side
 
     def _draw_side(self, short: int, draw: float) -> int:
-        """Side of the crop of an image with this short side, in pixels; draw in [0, 1)."""
         low, high = self.scale_range
         unit = short
         if self.side_range is not None:  # an image smaller than the range is used whole

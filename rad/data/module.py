@@ -43,10 +43,7 @@ def list_source(source: str, *, held_out: bool = False) -> Sequence[ImageFile]:
 
 
 def hold_out(images: Sequence[Source], count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ascending numbers (of the rest, of the `count` images with the smallest hash of their name).
-
-    A new image moves at most one other.
-    """
+    """Ascending numbers of the rest, and of the `count` images with the smallest name hash. A new image moves at most one."""
     if count >= len(images):
         raise ValueError(f"val_count={count} leaves none of {len(images)} images to train on: lower it or set val_path")
     hashes = np.fromiter((key("held out", image.name) for image in images), np.int64, len(images))
@@ -65,17 +62,14 @@ class ImageDataModule(LightningDataModule):
 
     Batches are dicts: "image" (B,3,size,size) float32 in [-1, 1], "position" (B) int64, "name" list of B. `masks` adds "hole"
     (B,1,size,size), 1 = fill; `captions` adds "text", list of B. The run is one pass of Lightning, `trainer.max_steps` long, or
-    `trainer.max_epochs` times the images, counted in steps. The trainer needs `use_distributed_sampler=False`.
-
-    One warning counts and names unreadable images, which are skipped. Some damage shows only in decoding, in tars, LMDB and
-    datasets all of it. The next image of the list then replaces the damaged one. Small images are enlarged (Lanczos).
+    `trainer.max_epochs` times the images. The trainer needs `use_distributed_sampler=False`. One warning lists the unreadable
+    images that are skipped. If damage shows only in decoding, the next image stands in. Small images are enlarged (Lanczos).
 
     Args:
         path: folder of any depth, zip, tar, SHARD-{0000..0099}.tar, folder of tars, folder of an LMDB, "hf:ID:SPLIT:COLUMN" for a
             Hugging Face dataset, or "skimage" for scikit-image's photographs; or a list of these. See docs/data.md.
-        weights: relative number of samples of each path, whole numbers. [3, 1] takes three samples of the first path for each
-            sample of the second, in a fixed pattern. Each path then has its own epochs; `trainer.max_epochs` still
-            counts all images. None: all images of the list are equally frequent.
+        weights: relative number of samples of each path, whole numbers, drawn in a fixed pattern. Each path then has its own
+            epochs; `trainer.max_epochs` still counts all images. None: all images are equally frequent.
         val_path: source for validation, or a list. None: hold out `val_count` images of `path`, chosen by a hash of their names,
             or the photographs that "skimage" keeps for this.
         val_count: images to hold out without `val_path`; 0: no validation. Number of crops for "skimage" at random scales.
@@ -84,8 +78,7 @@ class ImageDataModule(LightningDataModule):
         crop: "center"; "random": at a random place; "random_scale": a square at a random place, its side drawn from `scale_range`
             or `side_range`, scaled to `size`. Validation uses the center, or for "random_scale" a crop fixed by the name.
         scale_range: smallest and largest side for "random_scale", as shares of the short side.
-        side_range: the same in pixels, instead of `scale_range`; null for the largest is the whole short side. An image with a
-            short side below the smallest is used whole.
+        side_range: the same in pixels, instead of `scale_range`; largest null: the short side. Smaller images are used whole.
         scale_draw: "uniform" side, or "log_uniform": as many crops between 32 and 64 pixels as between 64 and 128.
         flip: mirror half of the training images.
         batch_size: images per step and device.
@@ -191,7 +184,6 @@ class ImageDataModule(LightningDataModule):
         return kept
 
     def _join(self, parts: Sequence[Sequence[Source]]) -> Sequence[Source]:
-        """One part after another."""
         if any(map(self._is_unchecked, parts)):
             return parts[0] if len(parts) == 1 else Gathered(parts)
         return [image for part in parts for image in part]

@@ -32,13 +32,10 @@ LONGEST_PERIOD = 10_000
 
 @dataclass(frozen=True)
 class Turns:
-    """Assigns positions to sources in a fixed pattern with a period of sum(weights).
+    """Assigns positions to sources in a fixed pattern with a period of sum(weights); weights are whole numbers of at least 1.
 
     With weights [3, 1], positions 0 to 3 go to the sources 0, 0, 1, 0, and so on. After p positions the count of source s
     differs from p * weights[s] / sum(weights) by less than the number of sources.
-
-    Args:
-        weights: positions of each source in a period, whole numbers of at least 1.
     """
 
     weights: tuple[int, ...]
@@ -72,8 +69,7 @@ class Stream(Dataset[Sample]):
     """The endless training stream: `stream[p]` is the sample at position p.
 
     Args:
-        images: of all sources, one source after another.
-        counts: images of each source, with `weights`.
+        images: of all sources, one source after another; counts: images of each source, with `weights`.
         weights: relative number of samples of each source, see `Turns`. None: all images are one source.
     """
 
@@ -141,11 +137,8 @@ class PositionSampler(Sampler[list[int]]):
 
     Args:
         start: returns the position that training has reached, when a pass begins.
-        length: batches in the whole run, as Lightning counts them.
-        batch_size: B, the batch of one rank.
-        done: batches before this loader was created.
-        rank: of this process.
-        world_size: W, the number of ranks.
+        length: batches in the whole run, as Lightning counts them; done: batches before this loader was created.
+        batch_size: B, the batch of one rank; world_size: W, the number of ranks.
     """
 
     start: Callable[[], int]

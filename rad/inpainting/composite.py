@@ -14,21 +14,17 @@ from rad.models.loaded_model import PLAIN, Condition
 
 
 class Canvas:
-    """One sample of an image, filled window by window.
-
-    Memory: 4 bytes per pixel, and the filled windows in float, since `filled` is allocated lazily.
+    """One sample of an image, filled window by window. Memory: 4 bytes per pixel, and the filled windows in float.
 
     Args:
-        name, sample: identity of the noise.
+        name, sample: identity of the noise; windows: to fill; condition: guidance, with images in the size of the canvas.
         pixels: (3,H,W), uint8, or float in [-1,1] if resized; shared by the samples of an image and never changed.
         hole: (1,H,W) in [0,1], shared too.
-        windows: windows to fill.
-        condition: guidance, with images in the size of the canvas.
 
     Attributes:
         windows: the remaining windows, in their order.
         unknown: (H,W), pixels still to fill.
-        filled: (3,H,W) in [-1,1], valid in the filled part of the hole.
+        filled: (3,H,W) in [-1,1], valid in the filled part of the hole; allocated lazily.
         raw: `pixels` with the output of each window's core, known pixels included.
     """
 
@@ -75,15 +71,13 @@ class Canvas:
 
 
 def _signed(pixels: Tensor) -> Tensor:
-    """uint8 or signed float pixels as float in [-1,1]."""
     return pixels if pixels.is_floating_point() else pixels.float() / 255 * 2 - 1
 
 
 def composite(image: Image.Image, filled: Image.Image, hole: Tensor, *, feather: int = 0) -> Image.Image:
     """`image` where hole (1,H,W) is 0 and `filled` elsewhere, copied without arithmetic; both RGB of the same size.
 
-    Args:
-        feather: width in pixels of a linear blend into `filled`, in the known region around the hole.
+    `feather`: width in pixels of a linear blend into `filled`, in the known region around the hole.
     """
     composed, inside = image.copy(), (hole[0] > 0).numpy()
     if feather and inside.any():

@@ -25,10 +25,8 @@ class WindowFiller:
     """Fills canvases with one sampler.
 
     Args:
-        grid, fill: see `Task.encoded`; for latent models.
-        seed: of the noise.
+        grid, fill: see `Task.encoded`, for latent models; bf16: networks run in bfloat16 (autocast).
         batch_size: windows in a forward pass; halved for the rest of a wave when memory runs out.
-        bf16: networks run in bfloat16 (autocast).
     """
 
     model: LoadedModel
@@ -43,8 +41,7 @@ class WindowFiller:
     def run(self, canvases: Sequence[Canvas], on_step: Callable[[int, int], None] | None) -> tuple[Cost, float]:
         """Fill all windows, wave by wave, in place. Returns the total cost and the seconds in the sampling loops.
 
-        Args:
-            on_step: called with (network calls done, planned), counted per window.
+        `on_step` receives (network calls done, planned), counted per window.
         """
         planned = self.sampler.cost.nfe
         total = planned * sum(len(canvas.windows) for canvas in canvases)

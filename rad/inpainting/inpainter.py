@@ -44,8 +44,7 @@ class Inpainted:
     Args:
         images: in the input's size, bit-identical to it where the hole is 0. `info` keeps the colour profile for Pillow.
         raw: the images before known pixels are restored.
-        nfe, vjp: forward and backward passes of the network, summed over all windows.
-        seconds: wall time of the sampling loops.
+        nfe, vjp: forward and backward passes of the network, over all windows; seconds: wall time of the sampling loops.
         peak_memory: in bytes, see `rad.inpainting.memory.peak_memory`.
     """
 
@@ -95,16 +94,14 @@ class Inpainter:
         Args:
             path: a folder, hub id, guided-diffusion .pt, or the name of a shipped checkpoint ("rad-nature32"). Adapters
                 exist for all kinds of models but Stable Diffusion XL and Flux.
-            base: base model of an adapter. None: the path in the adapter, a folder of that name beside it, or the hub id
-                in it. The weights' hash must match the adapter's.
+            base: base model of an adapter, checked by its hash. None: the path or hub id in the adapter, or a folder of that
+                name beside it.
             device: "auto" picks an accelerator if there is one.
             precision: "bf16" runs the network in bfloat16. SD3 and Flux without an adapter are loaded in it too.
             size: image side in pixels for SD3 and Flux. None: the model's own, or the one its adapter was trained at.
-            controlnet, t2i_adapter, ip_adapter, loras: for Stable Diffusion 1, 2 and XL, see `load_model`.
-                `loras` cannot be combined with a RAD adapter.
+            controlnet, t2i_adapter, ip_adapter, loras: see `load_model`; `loras` cannot be combined with a RAD adapter.
 
-        Raises:
-            FileNotFoundError: a file is missing. ValueError: an option or file does not fit.
+        Raises FileNotFoundError for a missing file, ValueError for an unsuitable one or an unsuitable option.
         """
         if not Path(path).exists() and (shipped := find_data(path)) is not None:
             path = str(shipped)
@@ -167,18 +164,16 @@ class Inpainter:
             image: PIL image, file, or float tensor (3,H,W) in [0,1]; or a list of these.
             mask: one for each image or one for all; white / 1 = fill. A tensor is (1,H,W) in [0,1].
             seed: fixes the noise together with `names`. Batch size and order have no effect (except `share` of VIPaint).
-            num_samples: results per image.
+            num_samples: results per image; batch_size: windows per forward pass, halved when memory runs out.
             size_policy: for images of another size: "error"; "resize" and back; "crop" windows around each hole.
             margin: context around a window's core in pixels, for "crop"; None: an eighth of the model's size.
-            batch_size: windows per forward pass; halved when memory runs out.
             names: identity of each image's noise; None: equal noise for all.
             condition: prompt and guidance images, one for each image or one for all.
             grid, fill: for latent models, see `Task.encoded`.
             feather: width in pixels of a blend into the known pixels around the hole; 0: known pixels stay exact.
             on_step: called with (network calls done, planned), counted per window.
 
-        Raises:
-            ValueError, FileNotFoundError: an unsuitable input or option, before any network call.
+        Raises ValueError or FileNotFoundError for an unsuitable input or option, before any network call.
         """
         inputs = Inputs.align(image, mask, names=names, condition=condition)
         _check_counts(num_samples, batch_size, feather)
@@ -222,9 +217,7 @@ class Inpainter:
             spacing: "even", "trailing", "quad", "logsnr" or "official", see `Spacing`.
 
         None is the method's preset. With another solver, eta and spacing default to the solver's own.
-
-        Raises:
-            ValueError: the model or the method does not support a choice.
+        Raises ValueError for a choice that the model or the method does not support.
         """
         method = self.complete(find(method)() if isinstance(method, str) else method)
         check_method(method, self.model, bf16=self.precision == "bf16")

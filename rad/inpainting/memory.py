@@ -23,10 +23,7 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Largest memory in bytes since the reset: allocated on CUDA, otherwise resident in this process.
-
-    Systems without a reset return the peak since the process started.
-    """
+    """Largest memory in bytes since the reset (or the start of the process): allocated on CUDA, otherwise resident."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     with contextlib.suppress(OSError):

@@ -32,15 +32,12 @@ class Window:
 
 
 def plan_windows(hole: NDArray[np.bool_], *, size: int, margin: int) -> list[Window]:
-    """Windows whose cores cover every hole pixel.
+    """Windows whose cores cover every hole pixel. Raises ValueError for an image below `size` or a margin out of range.
 
     Args:
         hole: (H,W) with H, W >= size. Pad a smaller image with hole.
         size: S, side of the model's images in pixels.
         margin: between a window's edge and its core in pixels, below S / 2; 0 at the edge of the image.
-
-    Raises:
-        ValueError: an image below `size`, or a margin outside its range.
     """
     from skimage.measure import label, regionprops
 
@@ -80,9 +77,7 @@ def _cuts(first: int, last: int, length: int, size: int, margin: int) -> list[tu
 def next_wave(unknown: NDArray[np.bool_], windows: list[Window]) -> list[Window]:
     """The windows to fill next. They do not overlap, and have known pixels if any remaining window has; most known first.
 
-    Args:
-        unknown: (H,W), pixels still to fill.
-        windows: the remaining windows, at least one.
+    `unknown`: (H,W), pixels still to fill; `windows`: at least one.
     """
     unknown_shares = {window: float(unknown[window.slices].mean()) for window in windows}
     ordered = sorted(windows, key=lambda window: unknown_shares[window])

@@ -26,17 +26,14 @@ class AdapterInfo:
     """The content of `rad_config.json`.
 
     Args:
-        base: folder, file or hub id of the base model; base_revision: of a hub id.
+        kind, base: kind of the base model, and its folder, file or hub id; base_revision: of a hub id.
         base_hash: `rad.models.weights.weights_hash` of the base model; loading compares it.
-        time_origin: see `rad.diffusion.processes.RegionAware`.
+        time_origin: see `rad.diffusion.processes.RegionAware`; process: of training, see `rad.training.Diffusion`.
         steps: number of noise levels of a phase; size: (height, width) of the training images in pixels.
         trained_steps: optimiser steps; ema: whether these are averaged weights.
         qkv_order: of the base, see `rad.models.base.load_base`.
         learned_variance: whether the variance was trained (vlb_weight > 0); if not, sampling uses the posterior's.
-        process: of training, see `rad.training.Diffusion`.
-        unconditional: whether some holes in training were the whole image. A model trained as a whole is then a base model
-            for zero-shot methods, too.
-        kind: of the base.
+        unconditional: whether some training holes were the whole image. A model trained as a whole is then also a base model.
     """
 
     base: str
@@ -129,15 +126,10 @@ def save_adapter(model: PeftModel, folder: str | Path, info: AdapterInfo, *, car
 def load_adapter(
     network: nn.Module, folder: str | Path, *, base_hash: str | None = None, trained: bool = False
 ) -> PeftModel:
-    """Put the adapter of `folder` on `network` in place, frozen and in eval mode.
+    """Put the adapter of `folder` on `network` in place, frozen and in eval mode; `trained`: for further training instead.
 
-    Args:
-        base_hash: of the weights in `network`; None: not compared.
-        trained: for further training instead.
-
-    Raises:
-        FileNotFoundError: a file of the folder is missing.
-        ValueError: other base weights, a corrupt file, or keys that do not match.
+    `base_hash`: of the weights in `network`; None: not compared. Raises FileNotFoundError for a missing file, ValueError for
+    other base weights, a corrupt file, or keys that do not match.
     """
     folder = Path(folder)
     info = AdapterInfo.read(folder)
@@ -195,10 +187,7 @@ def _peft_settings(config: PeftConfig, base: str) -> dict[str, object]:
 
 
 def _read_peft_config(path: Path, state: Mapping[str, Tensor]) -> LoraConfig:
-    """The settings of an adapter of `inject`, compared with its weights `state`.
-
-    Other settings of peft change results or take any amount of memory; files with them are refused.
-    """
+    """Settings of an adapter of `inject`, compared with its weights. Others may change results or exhaust memory: refused."""
     content = json.loads(path.read_text())
     if not isinstance(content, dict):
         raise ValueError("not a JSON object")

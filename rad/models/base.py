@@ -54,10 +54,9 @@ class Base:
 
     Args:
         unet: float32, eval mode, on the CPU.
-        betas: (T,) float64 in (0, 1); empty for EDM.
+        betas: (T,) float64 in (0, 1); empty for EDM, which has sigmas, (T,) float64, increasing, and sigma_data of its data.
         prediction_type: of the network; "edm": the preconditioning of `EDMDenoiser`.
         revision: hub commit, None for local files; hash: `weights_hash` of the network.
-        sigmas: (T,) float64 levels of EDM, increasing; sigma_data: its standard deviation of the data.
     """
 
     unet: UNet2DModel
@@ -81,7 +80,7 @@ def load_base(
 ) -> Base:
     """Load a base model from a diffusers folder, a guided-diffusion .pt file or a hub id "organisation/name".
 
-    A local path opens no connection.
+    A local path opens no connection. Raises FileNotFoundError, or ValueError for a file that cannot be read or does not fit.
 
     Args:
         image_size: pixels a side; head_channels: channels of an attention head. A .pt file lacks both, a folder has them.
@@ -89,9 +88,6 @@ def load_base(
             1e-6), otherwise the folder's value.
         qkv_order: "naive" reads q, k and v as three blocks of rows. Use it for .pt files with the new attention order, and
             for official RAD adapters, whose base was converted this way and keeps the epsilon of 1e-6.
-
-    Raises:
-        FileNotFoundError: a file is missing; ValueError: it cannot be read or does not fit.
     """
     if qkv_order not in ("legacy", "naive"):
         raise ValueError(f"qkv_order is {qkv_order!r}: use 'legacy' or 'naive'")
@@ -138,15 +134,13 @@ def save_base(
     half: bool = True,
     latent: bool = False,
 ) -> None:
-    """Write `folder`/unet and `folder`/scheduler for `load_base` and stock diffusers.
+    """Write `folder`/unet and `folder`/scheduler for `load_base` and stock diffusers; betas: (T,) in (0, 1).
 
     Args:
-        betas: (T,) in (0, 1).
         half: store float16, which rounds values that did not come from float16.
         latent: a network on latents, which samplers must not clip to [-1, 1].
 
-    Raises:
-        ValueError: a network with adapters inside, or values that float16 cannot hold.
+    Raises ValueError for a network with adapters inside, or values that float16 cannot hold.
     """
     from diffusers import UNet2DConditionModel, UNet2DModel, __version__
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
@@ -192,8 +186,7 @@ def convert_adm(
 ) -> UNet2DModel:
     """A guided-diffusion state dict as a stock UNet2DModel in eval mode: a float32 copy on the same device.
 
-    Names and shapes give all settings but image_size (pixels a side) and head_channels (channels of one head). Raises
-    ValueError for weights that do not fit.
+    Names and shapes give all other settings. Raises ValueError for weights that do not fit.
     """
     config = adm_config(state, image_size=image_size, head_channels=head_channels, norm_eps=norm_eps)
     return _build(config, rename_adm(state, config, qkv_order=qkv_order))

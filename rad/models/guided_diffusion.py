@@ -1,8 +1,7 @@
 """guided-diffusion's layout of a U-Net, and the names and shapes that diffusers' UNet2DModel has for the same weights.
 
-ADM (Dhariwal and Nichol 2021, arXiv 2105.05233) keeps q, k and v of an attention layer in one matrix. Its 3C rows go
-head by head: [q k v] of the first head, then of the second. diffusers keeps three matrices. Three plain blocks of rows would
-mix the heads.
+ADM (Dhariwal and Nichol 2021, arXiv 2105.05233) fuses q, k and v of an attention layer into one matrix of 3C rows, head by
+head: [q k v] of the first head, then of the second. diffusers keeps three matrices; plain thirds would mix the heads.
 """
 
 import re

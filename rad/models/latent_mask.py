@@ -20,10 +20,9 @@ class Grid:
     """The rule that maps a hole to latent cells.
 
     Args:
-        rule: "average": a cell is known if a share `threshold` of its pixels is; "bilinear": the same after an antialiased
-            bilinear reduction (code of DInG), which widens holes by a cell; "nearest": the middle pixel of a cell decides
-            (code of Blended Latent Diffusion), which may shrink a hole.
-        threshold: known share in (0,1].
+        rule: "average": a cell is known if a share `threshold` in (0,1] of its pixels is; "bilinear": the same after an
+            antialiased bilinear reduction (code of DInG), which widens holes by a cell; "nearest": the middle pixel of a cell
+            decides (code of Blended Latent Diffusion), which may shrink a hole.
         dilate: rings of cells to add to the hole.
     """
 
@@ -45,8 +44,7 @@ class Grid:
 def latent_hole(hole: Tensor, factor: int, grid: Grid) -> Tensor:
     """hole (B,1,H,W) in [0,1] -> (B,1,H/factor,W/factor) of 0 and 1; soft pixels count as hole by their share.
 
-    Raises:
-        ValueError: sides that are no multiples of `factor`.
+    Raises ValueError for sides that are no multiples of `factor`.
     """
     if hole.shape[2] % factor or hole.shape[3] % factor:
         raise ValueError(f"an image of {hole.shape[3]}x{hole.shape[2]} has no whole number of {factor}x{factor} cells")
@@ -109,7 +107,6 @@ def prefill(image: Tensor, hole: Tensor, fill: Prefill) -> Tensor:
 
 
 def _pyramid(weighted: Tensor, weight: Tensor) -> Tensor:
-    """weighted / weight, taken from a coarser grid where the weight is 0."""
     here = weighted / weight.clamp(min=1e-12)
     if min(weight.shape[2:]) < 2:
         total = weight.sum((2, 3), keepdim=True)

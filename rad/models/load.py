@@ -52,14 +52,11 @@ def load_model(
         size: side of the images in pixels; for training, and for sampling with SD3 and Flux; None: the model's default.
         dtype: of the weights of SD3 and Flux without an adapter.
         head_channels: channels of an attention head, for a .pt file; qkv_order: see `load_base`.
-        controlnet, t2i_adapter: diffusers folders, for Stable Diffusion 1, 2 and XL.
-        ip_adapter: a .safetensors file beside a folder `image_encoder`, for the same models.
-        loras: .safetensors files, or folders with one, and their weights, for the same models.
+        controlnet, t2i_adapter, ip_adapter, loras: for Stable Diffusion 1, 2 and XL: diffusers folders; a .safetensors file
+            beside a folder `image_encoder`; .safetensors files, or folders with one, and their weights.
         training: load the model for training, with the text encoder T5 in bfloat16.
 
-    Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: a file cannot be read or does not fit, or an option has no effect on this kind.
+    Raises FileNotFoundError for a missing file, ValueError for an unsuitable one or an option without effect on this kind.
     """
     if adapter is not None:
         info = AdapterInfo.read(adapter) if info is None else info
@@ -120,7 +117,6 @@ def _load_unet(
     qkv_order: QkvOrder,
     revision: str | None,
 ) -> tuple[Base, Autoencoder]:
-    """The base and autoencoder of a UNet2DModel, on pixels or in a pipeline of latent diffusion."""
     part = None if index is None else next((part for part in AUTOENCODERS if part in index.parts), None)
     if index is None or part is None or index.parts.get("unet") != "UNet2DModel":
         options = {"image_size": image_size or 256, "head_channels": head_channels}
@@ -130,7 +126,6 @@ def _load_unet(
 
 
 def _require_none(source: str | Path, kind: str, options: Mapping[str, object]) -> None:
-    """Raise ValueError for options that another kind of model takes."""
     for name, value in options.items():
         if value:
             raise ValueError(f"{source} is not {kind}, so {name}={value!r} has no effect")
@@ -145,16 +140,13 @@ def new_model(
     image_size: int,
     seed: int = 0,
 ) -> LoadedModel:
-    """An untrained UNet with DDPM's linear schedule; its output is zero.
+    """An untrained UNet with DDPM's linear schedule; its output is zero. Raises FileNotFoundError or ValueError for its parts.
 
     Args:
         fields: arguments of diffusers' UNet2DModel, or UNet2DConditionModel with a text encoder; without sample_size.
         autoencoder: folder of an autoencoder, for a UNet on its latents; None: on pixels.
         text_encoder: folder with text_encoder/ and tokenizer/ of a CLIP text model; needs an autoencoder.
         image_size: side of the images in pixels; seed: of the new weights.
-
-    Raises:
-        FileNotFoundError: a file is missing; ValueError: something does not fit.
     """
     from diffusers import UNet2DConditionModel, UNet2DModel
 

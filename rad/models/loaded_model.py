@@ -49,8 +49,7 @@ class Condition:
     Args:
         prompt: what to show; negative: what to avoid.
         guidance: scale of classifier-free guidance (arXiv 2207.12598); up to 1: the prompt alone; None: the model's default.
-        control_image: the whole image as the ControlNet expects it (edges, depth, ...); None: none.
-        adapter_image: the same for the T2I-Adapter.
+        control_image, adapter_image: the whole image as the ControlNet or the T2I-Adapter expects it (edges, depth, ...).
         style_image: reference image of any size for the IP-Adapter.
         control_scale, adapter_scale, style_scale: weight of each image; 0 disables it.
     """
@@ -202,7 +201,6 @@ class LoadedModel(ABC):
         return [self.network]
 
     def _checkpoint(self) -> Callable[..., object] | None:
-        """The function that recomputes activations; None: torch's."""
         return None
 
     # ---- training -------------------------------------------------------------------------------
@@ -240,11 +238,7 @@ class LoadedModel(ABC):
     def _patched(self, embedding: EmbeddingKind) -> RegionAwareNetwork: ...
 
     def require_trainable(self, process: str, *, whole: bool) -> None:
-        """Raise ValueError for a network that cannot be trained.
-
-        Args:
-            process: of training; whole: all weights are trained, without an adapter.
-        """
+        """Raise ValueError for a network that `process` cannot train; `whole`: without an adapter, all its weights."""
         if self.prediction not in ("epsilon", "v_prediction", "velocity"):
             raise ValueError(
                 f"{self.source} predicts {self.prediction!r}; training is of networks that predict 'epsilon' or 'v_prediction'"
@@ -292,7 +286,6 @@ def scaled_size(cells: int | Sequence[int] | None, factor: int) -> tuple[int, in
 
 @contextlib.contextmanager
 def _adapted(peft: PeftModel | None, *, adapter: bool) -> Iterator[None]:
-    """RAD runs with the adapter merged, a zero-shot method without it."""
     if peft is None:
         yield
         return

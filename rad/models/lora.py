@@ -32,8 +32,7 @@ class LoRA:
     """Settings of an adapter.
 
     Args:
-        rank: of the update of each layer.
-        alpha: the update is scaled by alpha / rank.
+        rank: of the update of each layer, which is scaled by alpha / rank.
         targets: names of layers that get a low-rank update; None: TARGETS of a UNet, SD3_TARGETS of SD3's transformer.
         time_layers: "full" trains the time embedding and its projections as they are (as the paper); "lora" gives them a
             low-rank update, for a third of the size; use it for SD3, whose norms hold a fifth of its weights.
@@ -84,7 +83,7 @@ def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
 
 
 def merge(model: PeftModel) -> UNet2DModel:
-    """The network with the adapter added into its weights: W <- W + (alpha / r) B A. The adapter is gone from `model`."""
+    """The network with the adapter added into its weights: W <- W + (alpha / r) B A. `model` loses the adapter."""
     wrapped: Any = model
     return wrapped.merge_and_unload()
 

@@ -24,12 +24,10 @@ class UNetModel(LoadedModel):
 
     Args:
         base: the network and its noise schedule; the network is patched in place.
-        autoencoder: of a UNet on latents.
         info: of an adapter, or of per-pixel training of all weights.
         size: (height, width) in pixels; None: that of `info`, or of the base.
 
-    Raises:
-        ValueError: unknown size, or a size that the network cannot halve.
+    Raises ValueError for an unknown size, or one that the network cannot halve.
     """
 
     whole_processes = ("region_aware", "tdpaint", "uniform")

@@ -125,7 +125,6 @@ def empty_unet(config: Config, kind: type[UNetT]) -> UNetT:
 
 
 def _build(config: Config, state: Mapping[str, Tensor]) -> UNet2DModel:
-    """The network of `config` with a float32 copy of `state`, every name and shape matched, in eval mode."""
     from diffusers.models.unets.unet_2d import UNet2DModel
 
     layers = config.get("layers_per_block", 2)

@@ -3,8 +3,7 @@
     loss = mean |x - D(z)| + perceptual_weight d(x, D(z)) + kl_weight KL(N(mean, std^2) || N(0,1)) / (3 H W),   z = mean + std e
 
 as in Rombach et al. 2022 (arXiv 2112.10752, section 3.1 and appendix G), without their adversarial loss; fine texture is
-therefore smoother than theirs. The KL term sums over the latents and is divided by the number of values of an image. Its
-weight relative to the first term therefore equals theirs.
+therefore smoother. The KL sum over the latents is divided by the number of image values, which keeps their relative weight.
 """
 
 from dataclasses import dataclass
@@ -45,8 +44,7 @@ class AutoencoderTraining(TrainingModule):
     Args:
         autoencoder: fields of diffusers' AutoencoderKL; its scaling_factor is measured, see `scaling_factor`.
         kl_weight: weight of the KL term, which only limits the size of the latents; larger values blur.
-        perceptual: feature network as for `rad.evaluation.features.feature_net`; null: no perceptual distance. Evaluation with
-            the same network then favours the model.
+        perceptual: feature network as for `rad.evaluation.features.feature_net`, which evaluation should then avoid; null: none.
         perceptual_weight: weight of its distance.
         image_size: side of the training images in pixels.
         optimizer, schedule, lr_scheduler: as for `rad.training.diffusion.Diffusion`.
@@ -93,7 +91,6 @@ class AutoencoderTraining(TrainingModule):
         self._load_features()
 
     def _load_features(self) -> None:
-        """Load the feature network onto the device of the module, which the Trainer moves after `configure_model`."""
         from rad.evaluation.features import feature_net
 
         if self.perceptual is not None and self._features_device != self.device:

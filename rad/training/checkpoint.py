@@ -30,8 +30,8 @@ class Checkpoint(callbacks.Checkpoint):
     `step=N/` holds the adapter, or the diffusers folder of a model trained as a whole. `step=N-SUFFIX/` holds the same with the
     averaged weights of an EMA. `last.ckpt` links to the newest checkpoint. Files and folders with these names are complete.
 
-    Lightning's ModelCheckpoint has no public hook for files beside a checkpoint, hence a callback of its own. Lightning resolves
-    `ckpt_path="last"` only for its own class: in Python, give `trainer.fit` the path from `rad.training.resume.find_checkpoint`.
+    Lightning resolves `ckpt_path="last"` only for its own ModelCheckpoint, which has no hook for files beside a checkpoint. In
+    Python, give `trainer.fit` the path from `rad.training.resume.find_checkpoint`.
 
     Args:
         every_n_train_steps: interval in optimiser steps; the last step of a run is always saved.
@@ -75,7 +75,6 @@ class Checkpoint(callbacks.Checkpoint):
         self.saved = list(state_dict["saved"])
 
     def _save(self, trainer: L.Trainer) -> None:
-        """Write the checkpoint of this step, unless there is one, and remove those that are not kept."""
         step = trainer.global_step
         if step == 0 or step in self.saved[-1:] or get_setting(trainer, "fast_dev_run"):
             return
@@ -116,7 +115,6 @@ def _link(link: Path, target: str) -> None:
 
 
 def _remove(trainer: L.Trainer, path: Path) -> None:
-    """Remove a checkpoint and the models beside it."""
     trainer.strategy.remove_checkpoint(path)
     folder = path.with_suffix("")
     for name in (folder.name, *(f"{folder.name}-{average.suffix}" for average in find_averages(trainer))):

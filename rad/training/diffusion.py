@@ -1,10 +1,8 @@
 """The LightningModule of diffusion models: base models (one noise level per image) and RAD (one per pixel or latent cell).
 
 Each random draw of a step is keyed by (seed, position of the sample in the run). Losses do not depend on how a batch is split,
-and a resumed run equals an uninterrupted one.
-
-Latent models train on the inputs of sampling. Holes are drawn in pixels and mapped to the latent grid. The hole is filled
-before encoding; known cells therefore hold no information about it.
+and a resumed run equals an uninterrupted one. Latent models train on the inputs of sampling: holes drawn in pixels are mapped
+to the latent grid, and filled before encoding, which hides their content from known cells.
 """
 
 from collections.abc import Callable, Sequence
@@ -115,7 +113,6 @@ class Diffusion(TrainingModule):
         self._require_consistent()
 
     def _require_consistent(self) -> None:
-        """Raise ValueError for settings that exclude each other, before any weights are read."""
         if not self.whole and not self.process.has_holes:
             raise ValueError(
                 f"process.kind {self.process.kind!r} trains a base model, all of it: remove model.lora and model.adapter, or use "
@@ -143,10 +140,9 @@ class Diffusion(TrainingModule):
         return self._model
 
     def configure_model(self) -> None:
-        """Load the model and prepare the trained weights; a second call does nothing.
+        """Load the model and prepare the trained weights, once.
 
-        Raises:
-            FileNotFoundError, ValueError: weights are missing, or cannot be trained with these settings.
+        Raises FileNotFoundError or ValueError if weights are missing, or cannot be trained with these settings.
         """
         if self._model is not None:
             return

@@ -67,7 +67,7 @@ class StopOnSignal(Callback):
 
 
 def requeue_job() -> None:
-    """Put the SLURM job of this process back into the queue; outside of SLURM nothing happens."""
+    """Put the SLURM job of this process back into the queue, if there is one."""
     array, job = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_JOB_ID")
     if job is None or shutil.which("scontrol") is None:
         return
@@ -78,16 +78,13 @@ def requeue_job() -> None:
 
 
 class FiniteGuard(Callback):
-    """Checks after every step that loss and gradients are finite; if not, skips the update or ends the run.
+    """Checks after every step that loss and gradients are finite; if not, skips the update or ends the run (FloatingPointError).
 
-    The batch is written to `RUN/nonfinite/step=N-rank=R/`. `batch.json` has the seed, and the name, position, t and loss of each
-    sample. Images and holes (white = fill) are PNG files.
+    The batch is written to `RUN/nonfinite/step=N-rank=R/`: images and holes (white = fill) as PNG files, and `batch.json` with
+    the seed, and the name, position, t and loss of each sample.
 
     Args:
         skip: number of updates that may be skipped in a run, at least 0; the next one ends it.
-
-    Raises:
-        FloatingPointError: from `fit`, when no more updates may be skipped.
     """
 
     def __init__(self, skip: int = 0) -> None:

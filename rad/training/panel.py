@@ -26,9 +26,7 @@ if TYPE_CHECKING:
 
 
 class Panel(Callback):
-    """Every N steps, inpaints the first held-out images at a fixed seed: hole | result | original.
-
-    Writes `panels/step=N.png` in the run folder, and logs the image to TensorBoard.
+    """Inpaints the first held-out images at a fixed seed: hole | result | original, to `panels/step=N.png` and TensorBoard.
 
     Args:
         every_n_steps: interval in optimiser steps; 0: never.

@@ -17,11 +17,8 @@ ENTRIES = {"pytorch-lightning_version", "state_dict", "optimizer_states", "lr_sc
 class WholeCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint under a hidden name in its own folder, and renames it once it is on the disk.
 
-    Lightning writes to the system's temporary folder and moves the file. Across file systems that is a copy, and a killed run
-    leaves a partial file under the final name.
-
-    Raises:
-        OSError: the checkpoint cannot be written; existing files are unchanged.
+    Lightning's way, a move from the temporary folder, can leave a partial file under the final name on another file system.
+    Raises OSError if the checkpoint cannot be written; existing files are unchanged.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None) -> None:
@@ -45,9 +42,7 @@ def find_checkpoint(ckpt_path: str | None, folder: Path) -> str | None:
             None: a new run.
         folder: run folder.
 
-    Raises:
-        FileNotFoundError: there is no checkpoint.
-        ValueError: all are damaged, or a new run would overwrite an earlier one.
+    Raises FileNotFoundError without a checkpoint, ValueError if all are damaged or a new run would overwrite an earlier one.
     """
     checkpoints = folder / "checkpoints"
     paths = sorted(checkpoints.glob("step=*.ckpt"), key=_step, reverse=True)
@@ -84,9 +79,9 @@ def find_checkpoint(ckpt_path: str | None, folder: Path) -> str | None:
 
 
 def find_damage(path: Path) -> str | None:
-    """Describe the damage of a checkpoint, None if it is intact; no pickled code is run.
+    """Describe the damage of a checkpoint, None if it is intact; no pickled code is run. Folders (sharded) are not checked.
 
-    Files of torch.save are zip archives, whose checksums torch does not verify. Folders (sharded checkpoints) are not checked.
+    Files of torch.save are zip archives, whose checksums torch does not verify.
     """
     if path.is_dir():
         return None

@@ -148,7 +148,6 @@ def _by_name(source: str, option: str) -> dict[str, ImageFile]:
 
 
 def encoding(options: SampleOptions) -> dict[str, Any]:
-    """Arguments of `Inpainter` for latent models."""
     chosen = options.grid is not None or options.dilate > 0
     grid = Grid(options.grid or "average", dilate=options.dilate) if chosen else None
     return {"grid": grid, "fill": "none" if options.encode_full else "smooth"}

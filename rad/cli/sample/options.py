@@ -24,10 +24,9 @@ LATENT, TEXT = "latent models", "text-to-image models"
 
 @dataclass(frozen=True, kw_only=True)
 class SampleOptions(ReportOptions):
-    """What `rad sample` does; each field is the option of its name.
+    """Options of `rad sample`; each field is the option of its name.
 
-    Raises:
-        ValueError: a value out of range, options that exclude each other, or a missing one.
+    Raises ValueError for a value out of range, options that exclude each other, or a missing one.
     """
 
     checkpoint: str = option("adapter folder, or base model: diffusers folder, hub id, .pt file")

@@ -40,8 +40,7 @@ def prepare_method(
 ) -> tuple["Schedule", "Cost"]:
     """Schedule of a method, and its cost per window; warns of options without effect.
 
-    Raises:
-        ValueError: the method cannot run on this model, or not within its budget.
+    Raises ValueError for a method that cannot run on this model, or not within its budget.
     """
     given = label.given(options)
     schedule = method.choose(steps=_choose_steps(label, method, options, inpainter.model.base_process), **given)
@@ -83,10 +82,9 @@ def _choose_steps(label: Label, method: "Method", options: SampleOptions, base_p
 def count_windows(
     inpainter: Inpainter, jobs: Iterable[Job], options: SampleOptions, failures: Failures
 ) -> dict[ImageFile, WindowCount]:
-    """Windows of each image that can be read; the others are added to `failures`.
+    """Windows of each readable image; the others are added to `failures`.
 
-    Raises:
-        ValueError: a comparison holds results of another mask.
+    Raises ValueError if the folder of a comparison holds results of another mask.
     """
     counts: dict[ImageFile, WindowCount] = {}
     for job in jobs:

@@ -32,13 +32,9 @@ SHEET_ROWS, SMALLEST_CELL, LARGEST_CELL = 12, 128, 256
 
 
 def run(options: SampleOptions) -> int:
-    """Carry out `rad sample`. Paths of results go to stdout, all else to stderr.
+    """Carry out `rad sample` and return the exit code. Paths of results go to stdout, all else to stderr.
 
-    Returns:
-        The exit code.
-
-    Raises:
-        ValueError, FileNotFoundError: nothing could be begun.
+    Raises ValueError or FileNotFoundError if nothing could start.
     """
     try:
         with images_up_to(options.max_megapixels):
@@ -120,7 +116,6 @@ def _fill(
     record: Record | None,
     failures: Failures,
 ) -> None:
-    """Fill the jobs of all runs, here or in several processes."""
     devices = find_devices(options.device, options.devices)
     inpainter = load_inpainter(options, devices[0] if len(devices) == 1 else "cpu")
     check_model(inpainter, options, methods, [job for run in runs for job in run.jobs])
@@ -204,7 +199,6 @@ def _load_metrics(options: SampleOptions, methods: Sequence[str]) -> list["Extra
 
 
 def _write_report(options: SampleOptions, networks: list["Extractor"], failures: Failures) -> None:
-    """Score the written files."""
     from rad.evaluation.compare import evaluate
     from rad.evaluation.report import write_report
 

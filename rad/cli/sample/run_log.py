@@ -46,9 +46,8 @@ class RunLog:
     """Log of one method on one mask.
 
     Args:
-        batches: all that will be filled.
+        batches: all that will be filled; where: description of the window size and the devices.
         cost, schedule: of the method for one window.
-        where: description of the window size and the devices.
         record: of a comparison; without one, an error ends the program.
     """
 

@@ -67,10 +67,7 @@ class _Process:
 
 
 def fill_by_processes(setup: Setup, logs: Sequence[RunLog], devices: Sequence[str], failures: Failures) -> None:
-    """Fill all batches with a process on each device.
-
-    A process that dies loses its batch, and the others go on. None outlives this call, also after Ctrl-C.
-    """
+    """Fill all batches with a process on each device. The others go on if one dies; all end with this call, also after Ctrl-C."""
     busy = [log for log in logs if log.batches]
     for log in busy:
         log.begin()
@@ -128,7 +125,6 @@ async def _fill_all(
 
 @contextmanager
 def _processes(setup: Setup, devices: Sequence[str]) -> Iterator[list[_Process]]:
-    """A process on each device, ended with the block."""
     context, threads = multiprocessing.get_context("spawn"), threads_of_each(devices)
     others, processes = set(multiprocessing.active_children()), []
     try:

@@ -20,11 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Controls:
-    """The networks that turn images of a `Condition` into inputs of the denoiser network.
-
-    Args:
-        pipeline: holds the IP-Adapter, if there is one.
-    """
+    """The networks that turn images of a `Condition` into inputs of the denoiser; `pipeline` holds the IP-Adapter, if any."""
 
     pipeline: StableDiffusionPipeline | StableDiffusionXLPipeline
     controlnet: ControlNetModel | None = None
@@ -87,13 +83,11 @@ class Controls:
 
 
 def _scales(images: Sequence[Image.Image | None], scales: Sequence[float], device: torch.device) -> Tensor:
-    """(B,), 0 for a missing image."""
     values = [0.0 if image is None else float(scale) for image, scale in zip(images, scales, strict=True)]
     return torch.tensor(values, device=device)
 
 
 def _pixels(images: Sequence[Image.Image | None], size: tuple[int, int]) -> Tensor:
-    """(B,3,H,W) in [0,1] in the size (height, width); black for a missing image."""
     shape = (size[1], size[0])
     shown = [(image or Image.new("RGB", shape)).convert("RGB").resize(shape, _SMOOTH) for image in images]
     return torch.stack([to_tensor(image) for image in shown])

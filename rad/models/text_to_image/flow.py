@@ -37,20 +37,13 @@ if TYPE_CHECKING:
 
 
 class Velocity(Protocol):
-    """x (B,C,H,W) in float32, timesteps (B,K) and a text for each row -> v (B,C,H,W) in float32.
-
-    index: (B,H,W), the timestep of each cell; None for K = 1.
-    """
+    """x (B,C,H,W) and timesteps (B,K) -> v (B,C,H,W) in float32; index (B,H,W): the timestep of each cell, None for K = 1."""
 
     def __call__(self, x: Tensor, times: Tensor, text: Text, index: Tensor | None) -> Tensor: ...
 
 
 class FlowDenoiser:
-    """A network that predicts velocities.
-
-    Args:
-        text: of the images; negative: of those with `guidance` (B,) above 1, in their order; None where there are none.
-    """
+    """A network that predicts velocities; `negative`: texts of the images with `guidance` (B,) above 1, in their order."""
 
     def __init__(
         self, velocity: Velocity, text: Text, *, negative: Text | None, guidance: Sequence[float], channels: int
@@ -88,16 +81,11 @@ class Layout:
 
 
 class FlowModel(LoadedModel):
-    """A transformer that predicts velocities.
+    """A transformer that predicts velocities. Raises ValueError for parts or a size that do not fit.
 
     Args:
-        pipeline: its autoencoder in float32.
-        scheduler: holds the noise levels.
+        pipeline: its autoencoder in float32; scheduler: holds the noise levels; info: of an adapter.
         size: side of the images in pixels; None: the default.
-        info: of an adapter.
-
-    Raises:
-        ValueError: parts that do not fit together, or a size that the network does not take.
     """
 
     kind: Kind

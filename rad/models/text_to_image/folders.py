@@ -81,8 +81,7 @@ class Pipeline:
 def find_pipeline(source: str | Path, revision: str | None = None) -> Pipeline | None:
     """The pipeline of a folder or hub id; None without a model_index.json. Of a hub id only the index is fetched.
 
-    Raises:
-        ValueError: a hub id that cannot be fetched, or a damaged index.
+    Raises ValueError for a hub id that cannot be fetched, or a damaged index.
     """
     folder, commit = located(source), None
     if not folder.exists() and is_hub_id(source):
@@ -118,8 +117,7 @@ def read_config(folder: Path, allowed: Sequence[str]) -> Config:
 def load_network(kind: type[NetworkT], folder: Path, config: Config, *, dtype: torch.dtype = torch.float32) -> NetworkT:
     """The network of a part, in `dtype`, with every name and shape matched; in eval mode, frozen, on the CPU.
 
-    Raises:
-        FileNotFoundError: no weights; ValueError: they or the settings do not fit, or are quantised.
+    Raises FileNotFoundError without weights, ValueError for weights or settings that do not fit, or are quantised.
     """
     settings = {name: value for name, value in config.items() if not name.startswith("_")}
     unknown = sorted(settings.keys() - inspect.signature(kind.__init__).parameters.keys())
@@ -145,7 +143,6 @@ def _cast(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The weight files of a part: a single file, or the shards of an index."""
     whole = next((folder / name for name in (*WEIGHT_FILES, *ENCODER_FILES) if (folder / name).is_file()), None)
     if whole is not None:
         return [whole]

@@ -130,11 +130,9 @@ def load_flow(
     dtype: torch.dtype = torch.float32,
     t5_dtype: torch.dtype | None = None,
 ) -> FlowModel:
-    """Stable Diffusion 3 or Flux, on the CPU.
+    """Stable Diffusion 3 or Flux, on the CPU. An adapter needs the network in float32, and replaces the default size.
 
-    Args:
-        adapter, info: an adapter needs the network in float32, and replaces the default size.
-        dtype: of the network and the text encoders; t5_dtype: of T5; None: the same.
+    `dtype`: of the network and the text encoders; `t5_dtype`: of T5; None: the same.
     """
     folder = index.fetched().folder
     scheduler, t5_dtype = _flow_scheduler(folder, index.source), t5_dtype or dtype
@@ -160,8 +158,7 @@ def load_flow(
 def load_text(folder: Path, unet: UNet2DConditionModel, autoencoder: PretrainedAutoencoder) -> StableDiffusionPipeline:
     """A pipeline of the CLIP text model and tokenizer in `folder` with a new denoiser network and its autoencoder.
 
-    Raises:
-        FileNotFoundError: a part is missing; ValueError: it cannot be read, or does not fit the network.
+    Raises FileNotFoundError for a missing part, ValueError for one that cannot be read or does not fit the network.
     """
     encoder = load_encoder(CLIPTextModel, folder / "text_encoder")
     tokenizer = load_tokenizer(CLIPTokenizer, folder / "tokenizer")
@@ -198,7 +195,6 @@ def _parts(
     dtype: torch.dtype = torch.float32,
     t5_dtype: torch.dtype = torch.float32,
 ) -> Parts:
-    """The networks, text encoders and tokenizers of a pipeline folder, each of the class given for it."""
     parts: Parts = {}
     for name, kind in kinds.items():
         if name.startswith("tokenizer"):
@@ -245,7 +241,6 @@ def _flow_scheduler(folder: Path, source: str) -> FlowMatchEulerDiscreteSchedule
 
 
 def _weights_file(path: Path, what: str) -> Path:
-    """A .safetensors file, or the only one of a folder."""
     if path.is_dir():
         files = sorted(path.glob("*.safetensors"))
         if len(files) != 1:

@@ -42,11 +42,7 @@ class Text:
 
 
 class PromptEncoder:
-    """The text encoders of a pipeline.
-
-    Args:
-        encode: one of the functions below; takes the pipeline, prompts and a device.
-    """
+    """The text encoders of a pipeline; `encode` is one of the functions below."""
 
     def __init__(self, pipeline: Pipeline, encode: Callable[[Pipeline, Sequence[str], torch.device], Text]) -> None:
         self.pipeline, self._encode = pipeline, encode

@@ -27,11 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Branch:
-    """The prompts of a batch, or its negative prompts.
-
-    Args:
-        styles: tokens (B,1,...) of each IP-Adapter.
-    """
+    """The prompts of a batch, or its negative prompts; styles: tokens (B,1,...) of each IP-Adapter."""
 
     text: Text
     styles: list[Tensor] = field(default_factory=list)
@@ -48,10 +44,8 @@ class StableDiffusionDenoiser:
 
     Args:
         words: (B,T) 1 at the words of the prompt, 0 at other tokens.
-        guidance: (B,).
-        control: images (B,3,H,W) in [0,1] for the ControlNet, and their scales (B,); None: none.
-        features: scaled features of the T2I-Adapter; None: none.
-        style: (B,) scales of the IP-Adapter; None: none.
+        guidance: (B,); style: (B,) scales of the IP-Adapter, None: none.
+        control: images (B,3,H,W) in [0,1] for the ControlNet, and their scales (B,); features: scaled, of the T2I-Adapter.
         inside: region of the text, as in `rad.networks.attention.Focus`; None: everywhere.
     """
 

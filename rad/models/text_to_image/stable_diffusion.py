@@ -39,7 +39,6 @@ class StableDiffusionModel(LoadedModel):
     Args:
         pipeline: its parts in float32.
         betas: (T,) of its training; prediction: "epsilon" or "v_prediction".
-        controls: None: none.
         size: (height, width) in pixels; None: that of `info`, or of the network.
     """
 
@@ -130,7 +129,6 @@ class StableDiffusionModel(LoadedModel):
         return self.text.single(negative)
 
     def _words(self, prompt: str, length: int) -> Tensor:
-        """(T,) 1 at the words of the prompt, 0 at its begin and end tokens."""
         tokenizer = self.pipeline.tokenizer
         numbers: list[int] = tokenizer(prompt, padding="max_length", max_length=length, truncation=True).input_ids
         words = torch.zeros(length, device=self.device)
