@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import IO
 
 from rad.cli import environment
-from rad.cli.environment import ROOT, format_bytes
+from rad.cli.environment import format_bytes
 from rad.console import EXIT_FAILED, EXIT_OK, Parser, counted, guarded, program
 from rad.evaluation import provenance
+from rad.evaluation.provenance import ROOT
 
 PACKAGES = {
     "torch": "torch",

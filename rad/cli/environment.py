@@ -12,9 +12,6 @@ from rad.resources import CHECKOUT, PACKAGE
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
 TESTED = ((3, 10), (3, 11), (3, 12), (3, 13))
 """Versions of Python on which `make test-core` passes."""
 

@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from rad.resources import PACKAGE
+
+ROOT = PACKAGE.parent
 
 
 def scoring(**options: object) -> dict[str, object]:
