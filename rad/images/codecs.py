@@ -9,8 +9,10 @@ from typing import IO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
+
+from rad.images.formats import read_file
 
 
 @contextmanager
@@ -19,9 +21,7 @@ def naming_errors(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # damaged input makes Pillow and zipfile raise almost anything
-        if isinstance(error, UnidentifiedImageError):
-            reason = "not an image"
-        elif isinstance(error, Image.DecompressionBombError):
+        if isinstance(error, Image.DecompressionBombError):
             reason = f"{str(error).partition(',')[0]} (rad sample --max_megapixels, PIL.Image.MAX_IMAGE_PIXELS)"
         else:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
@@ -46,8 +46,8 @@ def open_image(file: str | Path | IO[bytes], *, name: str | None = None) -> Imag
     `name` identifies the image in errors; None: the path or the stream's own name.
     Raises ValueError if the file is missing, truncated, no image, too large for Pillow, or has float pixels.
     """
-    with naming_errors(name or str(getattr(file, "name", file))), Image.open(file) as image:
-        return to_rgb(image)
+    with naming_errors(name or str(getattr(file, "name", file))):
+        return to_rgb(read_file(file))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -15,9 +15,8 @@ from PIL import Image
 
 from rad.images.archives import Database, Reader, Rows, Zip
 from rad.images.codecs import naming_errors, open_image
+from rad.images.formats import SUFFIXES, open_file
 from rad.images.tars import TARS, Tars, expand
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 
 
 @dataclass(frozen=True)
@@ -51,11 +50,11 @@ class ImageFile:
         """Read the header only, which is quick and misses truncation; errors as in `open_image`."""
         if isinstance(self.source, Zip):
             with naming_errors(str(self)), self.source.open(self.number) as stream:
-                Image.open(stream).close()
+                open_file(stream).close()
             return
         file = self.file()
         with naming_errors(str(self)):
-            Image.open(file).close()
+            open_file(file).close()
 
 
 @dataclass(frozen=True)
