@@ -2,6 +2,7 @@
 
 import os
 import stat
+import struct
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -55,17 +56,49 @@ def open_file(file: str | Path | IO[bytes]) -> Image.Image:
 
 
 def read_file(file: str | Path | IO[bytes]) -> Image.Image:
-    """The first frame of an image file as Pillow decodes it. Errors as in `open_file`, and those of Pillow's decoders."""
+    """The first frame of an image file as Pillow decodes it; `info` also has the entries of `_more_info`.
+
+    Errors as in `open_file`, and those of Pillow's decoders.
+    """
+    if not isinstance(file, str | Path) and not file.seekable():
+        file = BytesIO(file.read())
     try:
-        with open_file(file) as image:
-            image.load()
-            return image
+        image = _decoded(file)
     except ValueError as error:
         if not _is_text_limit(error):
             raise
-        with open_file(_without_text(file)) as image:  # texts behind the pixels
-            image.load()
-            return image
+        image = _decoded(_without_text(file))  # its texts lie behind the pixels
+    image.info |= _more_info(image.format, _content(file, 1 << 16))
+    return image
+
+
+def _decoded(file: str | Path | IO[bytes]) -> Image.Image:
+    with open_file(file) as image:
+        image.load()
+        return image
+
+
+def _more_info(form: str | None, start: bytes) -> dict[str, object]:
+    """What Pillow leaves out, from the start of a file.
+
+    `bits`: of the samples of a PNG; `significant_bits`: the largest of its sBIT; `cicp`: primaries and transfer, two codes
+    of ITU-T H.273, of the chunk cICP of a PNG or the box nclx of an AVIF.
+    """
+    if form == "AVIF":
+        place = start.find(b"colrnclx") + 8
+        return {"cicp": struct.unpack_from(">HH", start, place)} if 8 <= place <= len(start) - 4 else {}
+    if form != "PNG":
+        return {}
+    more: dict[str, object] = {"bits": start[24]}
+    for kind, begin, end in png_chunks(start):
+        content = start[begin + 8 : end - 4]
+        if kind == b"sBIT" and content:
+            more["significant_bits"] = max(content)
+        elif kind == b"cICP" and len(content) == 4:
+            more["cicp"] = tuple(content[:2])
+        elif kind == b"IDAT":
+            break
+    return more
 
 
 def _describe(file: str | Path | IO[bytes]) -> str:
