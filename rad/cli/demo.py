@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rad.console import Parser, Progress, guarded, program, report
+from rad.console import Parser, Progress, guarded, print_line, program, report
 from rad.data.module import ImageDataModule
 from rad.images.codecs import blank, open_image, to_uint8
 from rad.images.grid import contact_sheet
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     output = Path(options.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     panel.save(output)
-    print(output)
+    print_line(output)
     return 0
 
 

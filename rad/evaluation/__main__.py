@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rad.console import EXIT_OK, EXIT_SOME, Parser, guarded, program, report
+from rad.console import EXIT_OK, EXIT_SOME, Parser, guarded, print_line, program, report
 from rad.evaluation.options import add_options
 
 
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             folders, output=output, mask=Path(options.mask), mask_polarity=options.mask_polarity, **common
         )
     for path in (*(output / name for name in NAMES), *write_report(comparison, output)):
-        print(path)
+        print_line(path)
     for note in comparison.notes:
         report(f"note: {note}")
     unscored = progress.total - len(comparison.results)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rad.cli.names import Solver, Spacing
 from rad.cli.sample.options import GUIDES, SampleOptions
+from rad.console import did_you_mean
 from rad.images.sources import ImageFile, by_stem, holds_one, is_source, list_images, stems
 from rad.masks import MaskGenerator
 from rad.masks.files import read_mask
@@ -115,7 +116,8 @@ def _sampler_words(text: str, words: Sequence[str]) -> dict[str, Any]:
         raise ValueError(f"{text!r}: after a comma give solver=, spacing= or eta=, each once, as in rad@10,solver=ddim")
     for name, choices in {"solver": get_args(Solver), "spacing": get_args(Spacing)}.items():
         if values.get(name, choices[0]) not in choices:
-            raise ValueError(f"{text!r}: {name} is {values[name]!r}; allowed are {', '.join(choices)}")
+            hint = did_you_mean(values[name], choices)
+            raise ValueError(f"{text!r}: {name} is {values[name]!r}{hint}; allowed are {', '.join(choices)}")
     try:
         return values | ({"eta": float(values["eta"])} if "eta" in values else {})
     except ValueError:
@@ -272,7 +274,8 @@ def _find_masks(mask: str, names: Sequence[str], *, in_order: bool) -> Sequence[
     if not is_source(mask):
         if mask not in MASKS:
             known = ", ".join(main_names())
-            raise ValueError(f"--mask {mask} is neither a file, a folder, an archive nor a generator ({known})")
+            hint = did_you_mean(mask, MASKS)
+            raise ValueError(f"--mask {mask} is neither a file, a folder, an archive nor a generator ({known}){hint}")
         return [make(mask)] * len(names)
     files = list_images(mask)
     if holds_one(mask):

@@ -16,7 +16,7 @@ from rad.cli.sample.prepare import check_model, count_windows, prepare_method
 from rad.cli.sample.record import Record
 from rad.cli.sample.run_log import Failures, RunLog
 from rad.cli.sample.workers import Setup, fill_by_processes
-from rad.console import EXIT_INPUT, EXIT_OK, EXIT_SOME, Progress, counted, program, report
+from rad.console import EXIT_INPUT, EXIT_OK, EXIT_SOME, Progress, counted, print_line, program, report
 from rad.device import find_devices
 from rad.evaluation.provenance import scoring
 from rad.images.codecs import blank, images_up_to, to_tensor
@@ -179,7 +179,7 @@ def _write_sheet(options: SampleOptions, path: Path, runs: Sequence[MethodRun], 
             side = max(SMALLEST_CELL, min(LARGEST_CELL, side))
             labels = ["input", *(run.label.text for run in runs), "as given"]
             write_image(path, contact_sheet(rows, column_labels=labels, cell_size=side))
-            print(path)
+            print_line(path)
     except (ValueError, OSError) as error:
         failures.add(f"{path} cannot be written: {error}")
 
@@ -214,7 +214,7 @@ def _write_report(options: SampleOptions, networks: list["Extractor"], failures:
             remarks=failures.messages,
         )
         for path in write_report(comparison, output):
-            print(path)
+            print_line(path)
         for note in comparison.notes:
             report(f"note: {note}")
     except (ValueError, OSError) as error:

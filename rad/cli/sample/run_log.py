@@ -10,7 +10,7 @@ from rad.cli.sample.fill import Batch
 from rad.cli.sample.options import SampleOptions
 from rad.cli.sample.plan import MethodRun
 from rad.cli.sample.record import Record
-from rad.console import counted, report
+from rad.console import counted, print_line, report
 from rad.evaluation.run_log import Costs, Usage
 from rad.images.sources import ImageFile
 
@@ -107,7 +107,7 @@ class RunLog:
                 continue
             self.failures.written += 1
             for path in job.outputs:
-                print(path, flush=True)
+                print_line(path)
 
     def failed(self, batch: Batch, error: Exception) -> None:
         """Note the error of a batch; without a record, raise it."""
