@@ -26,6 +26,7 @@ from rad.models.adapter import AdapterInfo
 from rad.models.latent_mask import Grid, Prefill
 from rad.models.load import load_model
 from rad.models.loaded_model import PLAIN, Condition, LoadedModel
+from rad.models.runs import find_trained
 from rad.models.vae import IDENTITY
 from rad.resources import find_data, located
 from rad.sampling.method import Method
@@ -93,7 +94,8 @@ class Inpainter:
 
         Args:
             path: a folder, hub id, guided-diffusion .pt, or the name of a shipped checkpoint ("rad-nature32"). Adapters
-                exist for all kinds of models but Stable Diffusion XL and Flux.
+                exist for all kinds of models but Stable Diffusion XL and Flux. For the folder of a training run: its newest
+                model, see `rad.models.runs.find_trained`.
             base: base model of an adapter, checked by its hash. None: the path or hub id in the adapter, or a folder of that
                 name beside it.
             device: "auto" picks an accelerator if there is one.
@@ -105,16 +107,15 @@ class Inpainter:
         """
         if not Path(path).exists() and (shipped := find_data(path)) is not None:
             path = str(shipped)
+        path = _trained(path)
         folder = Path(path)
         target = find_device(device)
         described = any((folder / name).exists() for name in ("adapter_config.json", "rad_config.json"))
-        if folder.suffix == ".ckpt":
-            raise ValueError(f"{folder} resumes training; to sample give an adapter folder beside it, step=N-ema")
         whole = (folder / "unet").is_dir()  # a base model, or a fully trained one
         info = AdapterInfo.read(folder) if described else None
         adapter, revision, source = None, None, path
         if info is not None and not whole:
-            source = _find_base(folder, info) if base is None else str(base)
+            source = _find_base(folder, info) if base is None else str(_trained(base))
             adapter, revision = folder, None if base else info.base_revision
         elif base is not None:
             raise ValueError(
@@ -295,6 +296,12 @@ def _finish(
         raw.append(filled)
         finished.append(composite(original, filled, hole, feather=feather))
     return finished, raw
+
+
+def _trained(source: str | Path) -> str | Path:
+    """The model of a training run; another source unchanged, for it may be a hub id."""
+    model = find_trained(located(source))
+    return source if model == located(source) else str(model)
 
 
 def _find_base(folder: Path, info: AdapterInfo) -> str:

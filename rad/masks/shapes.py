@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from rad.console import did_you_mean
 from rad.masks.base import MaskGenerator, check_share, draw_integer, draw_uniform
 from rad.masks.damage import Polylines, Text
 from rad.masks.mixture import Mixture, Part
@@ -199,7 +200,9 @@ MASKS.update({alias: MASKS[name] for alias, name in ALIASES.items()})
 def make(name: str) -> MaskGenerator:
     """The generator `name` of `MASKS` with its default settings. Raises ValueError for an unknown name."""
     if name not in MASKS:
-        raise ValueError(f"no mask is called {name!r}: give one of {', '.join(main_names())}")
+        raise ValueError(
+            f"no mask is called {name!r}{did_you_mean(name, MASKS)}: give one of {', '.join(main_names())}"
+        )
     return MASKS[name]()
 
 

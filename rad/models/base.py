@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from rad.console import did_you_mean
 from rad.diffusion.schedules import karras_sigmas
 from rad.diffusion.step import Prediction
 from rad.models.guided_diffusion import ADM_TIME, QkvOrder, adm_config, rename_adm, split_qkv
@@ -35,7 +36,7 @@ from rad.models.weights import (
     weights_hash,
     with_new_names,
 )
-from rad.resources import located
+from rad.resources import checkpoint_names, located
 
 if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d import UNet2DModel
@@ -200,9 +201,10 @@ def _locate(source: str | Path, revision: str | None) -> tuple[Path, str | None]
             warnings.warn(f"revision={revision!r} is unused: {path} is a local path", stacklevel=3)
         return path, None
     if not is_hub_id(source):
+        hint = did_you_mean(path.name, checkpoint_names())
         raise FileNotFoundError(
-            f"no base model at {str(source)!r}: give a diffusers folder, a guided-diffusion .pt file or a hub"
-            " id 'organisation/name'"
+            f"no model at {str(source)!r}{hint}: give an adapter folder, a diffusers folder, a guided-diffusion .pt file or a "
+            "hub id 'organisation/name'"
         )
     settings = ["config.json", "unet/config.json", "scheduler_config.json", "scheduler/scheduler_config.json"]
     for weights in WEIGHT_FILES:

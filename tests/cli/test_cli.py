@@ -355,7 +355,7 @@ def test_an_unwritable_output_is_a_failure(sample):
         ({"device": "nonsense"}, ["nonsense", "cpu"]),
         ({"device": "meta"}, ["meta"]),
         ({"checkpoint": "nowhere"}, ["nowhere"]),
-        ({"checkpoint": "runs/x/checkpoints/step=3.ckpt"}, ["step=3.ckpt", "adapter folder"]),
+        ({"checkpoint": "runs/x/checkpoints/step=3.ckpt"}, ["step=3.ckpt", "does not exist", "models beside it: none"]),
         ({"checkpoint": "empty"}, ["empty"]),
         ({"base": "nowhere"}, ["nowhere"]),
         ({"colour": "blue"}, ["--colour"]),

@@ -24,6 +24,8 @@ from rad.images.formats import open_file
 from rad.images.grid import contact_sheet
 from rad.images.sources import is_source
 from rad.methods.own import loaded_from
+from rad.models.runs import find_trained
+from rad.resources import located
 
 if TYPE_CHECKING:
     from rad.evaluation.features import Extractor
@@ -49,6 +51,7 @@ def run(options: SampleOptions) -> int:
 
 def _run(options: SampleOptions) -> int:
     methods = make_methods(options)
+    options = _find_model(options)
     runs = make_plan(options, list(methods))
     sheets, reporting = contact_sheets(runs) if options.part is None else [], options.report and options.part is None
     if options.part is not None:
@@ -76,6 +79,16 @@ def _run(options: SampleOptions) -> int:
         report(f"{len(failures.images)} of {counted(len(images), 'image')} failed")
     some = failures.written or sum(len(run.jobs) for run in missing) < sum(len(run.jobs) for run in runs)
     return EXIT_SOME if some or not failures.images else EXIT_INPUT
+
+
+def _find_model(options: SampleOptions) -> SampleOptions:
+    """The options with the model of a training run, if --checkpoint is one."""
+    given = located(options.checkpoint)
+    model = find_trained(given)
+    if model == given:
+        return options
+    report(f"--checkpoint {options.checkpoint}: using {model}")
+    return replace(options, checkpoint=str(model))
 
 
 def _unfinished(options: SampleOptions, runs: Sequence[MethodRun]) -> list[MethodRun]:
