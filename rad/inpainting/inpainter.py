@@ -1,5 +1,6 @@
 """Inpainting pipeline for images of any size: `Inpainter.from_pretrained(path)(image, mask, steps=20, seed=0)`."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -279,7 +280,7 @@ class Inpainter:
 def _check_counts(num_samples: int, batch_size: int, feather: int) -> None:
     if num_samples < 1 or batch_size < 1:
         raise ValueError(f"num_samples is {num_samples} and batch_size {batch_size}; both must be at least 1")
-    if feather < 0:
+    if not 0 <= feather < math.inf:
         raise ValueError(f"feather is {feather} pixels; it must be 0 (known pixels stay exact) or more")
 
 

@@ -303,7 +303,8 @@ def _karras(config: Config) -> tuple[Tensor, float]:
     numbers = {"sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5, "rho": 7.0}
     low, high, data, rho = (config.get(name, default) for name, default in numbers.items())
     steps = config.get("num_train_timesteps", 1000)
-    if not (isinstance(steps, int) and 2 <= steps <= MOST_STEPS and 0 < low < high < math.inf and rho > 0 and data > 0):
+    right = 0 < low < high < math.inf and 0 < rho < math.inf and 0 < data < math.inf
+    if not (isinstance(steps, int) and 2 <= steps <= MOST_STEPS and right):
         raise ValueError("the levels of noise do not rise from above 0: fetch the file again")
     if config.get("prediction_type", "epsilon") != "epsilon":
         raise ValueError(

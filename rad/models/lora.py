@@ -4,6 +4,7 @@ RAD trains rank 16 on the layers below, and the time layers fully.
 """
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ class LoRA:
     time_layers: Literal["full", "lora"] = "full"
 
     def __post_init__(self) -> None:
+        if not math.isfinite(self.alpha):
+            raise ValueError(f"lora.alpha is {self.alpha}; it must be finite")
         if self.rank < 1:
             raise ValueError(f"lora.rank is {self.rank}; it must be at least 1")
         if self.time_layers not in ("full", "lora"):

@@ -13,6 +13,7 @@ from rad.cli.sample.record import Record
 from rad.console import counted, print_line, report
 from rad.evaluation.run_log import Costs, Usage
 from rad.images.sources import ImageFile
+from rad.sampling.finite import NotFiniteError
 
 if TYPE_CHECKING:
     from rad.sampling.method import Schedule
@@ -110,8 +111,8 @@ class RunLog:
                 print_line(path)
 
     def failed(self, batch: Batch, error: Exception) -> None:
-        """Note the error of a batch; without a record, raise it."""
-        if self.record is None:
+        """Note the error of a batch; without a record, raise it unless it concerns the images of this batch alone."""
+        if self.record is None and not isinstance(error, NotFiniteError):
             raise error
         if os.environ.get("RAD_DEBUG"):
             traceback.print_exception(error)
