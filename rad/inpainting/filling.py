@@ -46,13 +46,12 @@ class WindowFiller:
         planned = self.sampler.cost.nfe
         total = planned * sum(len(canvas.windows) for canvas in canvases)
         cost, seconds, finished = Cost(0), 0.0, 0
-        with self.model.weights(adapter=self._with_adapter, differentiated=self.sampler.method.needs_grad):
-            while any(canvas.windows for canvas in canvases):
-                jobs = [(c, w) for c in canvases if c.windows for w in next_wave(c.unknown, list(c.windows))]
-                wave_cost, wave_seconds = self._fill_wave(
-                    jobs, lambda done, before=finished: on_step(before + done, total) if on_step else None
-                )
-                cost, seconds, finished = cost + wave_cost, seconds + wave_seconds, finished + planned * len(jobs)
+        while any(canvas.windows for canvas in canvases):
+            jobs = [(c, w) for c in canvases if c.windows for w in next_wave(c.unknown, list(c.windows))]
+            wave_cost, wave_seconds = self._fill_wave(
+                jobs, lambda done, before=finished: on_step(before + done, total) if on_step else None
+            )
+            cost, seconds, finished = cost + wave_cost, seconds + wave_seconds, finished + planned * len(jobs)
         return cost, seconds
 
     def _fill_wave(self, jobs: Sequence[Job], on_calls: Callable[[int], None]) -> tuple[Cost, float]:

@@ -717,7 +717,7 @@ def test_a_model_trained_as_a_whole_is_for_rad_alone(config, train, sample, base
     with pytest.raises(ValueError, match="has no effect"):
         Inpainter.from_pretrained(whole, base=base)
     inpainter = Inpainter.from_pretrained(whole)
-    assert inpainter.model.peft is None
+    assert inpainter.model.adapted is None
     assert inpainter.model.info.size == (SIZE, SIZE)
     filled = np.asarray(Image.open("out/a.png"))
     again = inpainter("in/a.png", "masks/a.png", steps=1, names=["a.png"]).images[0]

@@ -20,6 +20,7 @@ from rad.console import EXIT_INPUT, EXIT_OK, EXIT_SOME, Progress, counted, print
 from rad.device import find_devices
 from rad.evaluation.provenance import scoring
 from rad.images.codecs import blank, images_up_to, to_tensor
+from rad.images.formats import open_file
 from rad.images.grid import contact_sheet
 from rad.images.sources import is_source
 from rad.methods.own import loaded_from
@@ -184,7 +185,7 @@ def _write_sheet(options: SampleOptions, path: Path, runs: Sequence[MethodRun], 
             image = image_file.open()
             hole = job.hole((image.height, image.width), options)
             results = [jobs[image_file].outputs[0] for jobs in columns]
-            shown = [Image.open(result) if result.exists() else None for result in results]
+            shown = [open_file(result) if result.exists() else None for result in results]
             rows.append([image and _shrunk(image) for image in (blank(to_tensor(image), hole), *shown, image)])
         if rows:
             side = max(max(image.size) for row in rows for image in row if image is not None)

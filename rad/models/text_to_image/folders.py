@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import re
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -209,20 +210,24 @@ def load_tokenizer(kind: type[TokenizerT], folder: Path) -> TokenizerT:
         return kind.from_pretrained(folder, local_files_only=True)
 
 
+_QUIET = threading.RLock()
+
+
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Context without hints and progress bars of diffusers and transformers."""
+    """Context without hints and progress bars of diffusers and transformers. Threads take turns, as both are global settings."""
     from diffusers.utils import logging as ours
     from transformers.utils import logging as theirs
 
-    before, bars = [module.get_verbosity() for module in (ours, theirs)], theirs.is_progress_bar_enabled()
-    ours.set_verbosity_error()
-    theirs.set_verbosity_error()
-    theirs.disable_progress_bar()
-    try:
-        yield
-    finally:
-        ours.set_verbosity(before[0])
-        theirs.set_verbosity(before[1])
-        if bars:
-            theirs.enable_progress_bar()
+    with _QUIET:
+        before, bars = [module.get_verbosity() for module in (ours, theirs)], theirs.is_progress_bar_enabled()
+        ours.set_verbosity_error()
+        theirs.set_verbosity_error()
+        theirs.disable_progress_bar()
+        try:
+            yield
+        finally:
+            ours.set_verbosity(before[0])
+            theirs.set_verbosity(before[1])
+            if bars:
+                theirs.enable_progress_bar()

@@ -108,7 +108,7 @@ def load_stable_diffusion(
             pipeline, origin, betas=betas, prediction=prediction, controls=controls, info=info, size=size
         )
         if adapter is not None:
-            model.add_adapter(adapter)
+            _ = model.hash  # of the base, before an IP-Adapter adds weights
         for number, (path, _) in enumerate(loras):
             _load_lora(pipeline, Path(path), f"lora{number}")
         if loras:
@@ -116,6 +116,8 @@ def load_stable_diffusion(
             pipeline.set_adapters(names, [float(weight) for _, weight in loras])
         if ip_adapter is not None:
             _load_ip_adapter(pipeline, Path(ip_adapter))
+        if adapter is not None:
+            model.add_adapter(adapter)
     for module in (model.network, *model.frozen_modules()):  # LoRAs and the IP-Adapter add layers
         module.eval().requires_grad_(False)
     return model
