@@ -21,13 +21,13 @@ from rad.inpainting.filling import WindowFiller
 from rad.inpainting.inputs import ImageLike, Inputs, Polarity
 from rad.inpainting.memory import peak_memory, reset_peak_memory
 from rad.inpainting.prepare import build_sampler, check_method, load_coarse
+from rad.inpainting.runs import find_trained
 from rad.inpainting.windows import Window, plan_windows
 from rad.methods.registry import find
 from rad.models.adapter import AdapterInfo
 from rad.models.latent_mask import Grid, Prefill
 from rad.models.load import load_model
 from rad.models.loaded_model import PLAIN, Condition, LoadedModel
-from rad.models.runs import find_trained
 from rad.models.vae import IDENTITY
 from rad.resources import find_data, located
 from rad.sampling.method import Method
@@ -96,7 +96,7 @@ class Inpainter:
         Args:
             path: a folder, hub id, guided-diffusion .pt, or the name of a shipped checkpoint ("rad-nature32"). Adapters
                 exist for all kinds of models but Stable Diffusion XL and Flux. For the folder of a training run: its newest
-                model, see `rad.models.runs.find_trained`.
+                model, see `rad.inpainting.runs.find_trained`.
             base: base model of an adapter, checked by its hash. None: the path or hub id in the adapter, or a folder of that
                 name beside it.
             device: "auto" picks an accelerator if there is one.

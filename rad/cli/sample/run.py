@@ -23,8 +23,8 @@ from rad.images.codecs import blank, images_up_to, to_tensor
 from rad.images.formats import open_file
 from rad.images.grid import contact_sheet
 from rad.images.sources import is_source
+from rad.inpainting.runs import find_trained
 from rad.methods.own import loaded_from
-from rad.models.runs import find_trained
 from rad.resources import located
 
 if TYPE_CHECKING:
