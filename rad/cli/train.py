@@ -2,7 +2,8 @@
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Literal, cast, get_args, get_type_hints
@@ -15,6 +16,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from rad.console import EXIT_INTERRUPTED, EXIT_OK, program
 from rad.data.module import ImageDataModule
+from rad.images.atomic import remove_temporaries
+from rad.images.lock import locked
 from rad.training.autoencoder import AutoencoderTraining
 from rad.training.diffusion import Diffusion
 from rad.training.ema import EMA
@@ -171,6 +174,23 @@ def fit(arguments: Sequence[str]) -> int:
     except Exception as error:  # jsonargparse accepts some wrong types, which fail later with any exception
         message = f"{_without_types(error)}; `{program('train')} --config NAME --help` lists the settings"
         raise ValueError(message) from error
+    with _held(cli.trainer):
+        return _fit(cli)
+
+
+@contextmanager
+def _held(trainer: Trainer) -> Iterator[None]:
+    """Hold the run folder in the first process of a run. Raises ValueError if another run writes to it."""
+    folder = Path(trainer.default_root_dir)
+    if not trainer.is_global_zero or "://" in trainer.default_root_dir:
+        yield
+        return
+    with locked(folder, option="--name"):
+        remove_temporaries([folder, folder / "checkpoints", folder / "panels"])
+        yield
+
+
+def _fit(cli: TrainCLI) -> int:
     config: Namespace = cli.config
     ckpt = find_checkpoint(config.ckpt_path, Path("runs") / config.name)
     try:

@@ -453,7 +453,9 @@ def test_many_images_some_of_them_broken_and_a_run_that_is_interrupted(sample, q
     written = []
     whole = record.write_text
     for module in (record, run_log):  # run.json and costs.csv
-        monkeypatch.setattr(module, "write_text", lambda path, text: written.append(path.name) or whole(path, text))
+        monkeypatch.setattr(
+            module, "write_text", lambda path, text, **how: written.append(path.name) or whole(path, text, **how)
+        )
     fill = WindowFiller._fill_batch
     interrupted = iter([False] * 5 + [True] + [False] * 100)
 
