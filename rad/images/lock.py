@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from rad.console import report
 
@@ -21,7 +21,7 @@ PATIENCE = 1.0
 """Seconds to wait for a lock: others hold it for a moment only to test it."""
 
 LONGEST_COMMAND = 300
-REFUSED = (PermissionError, FileNotFoundError, NotADirectoryError, FileExistsError)
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 class InUse(ValueError):
@@ -72,13 +72,34 @@ def holder(folder: Path) -> str:
 
 @contextmanager
 def _held(
-    path: Path, folder: Path, option: str, *, patience: float = PATIENCE, only_existing: bool = False
+    path: Path, folder: Path, option: str, *, patience: float | None = None, only_existing: bool = False
 ) -> Iterator[None]:
+    """Hold a lock file, whose folder is created if need be; `only_existing`: if there is one, to test it."""
     if only_existing and not path.exists():
         yield
         return
     created = [parent for parent in path.parents if not parent.exists()]
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = _acquire(path, folder, option, PATIENCE if patience is None else patience)
+        try:
+            if lock is not None and not only_existing:
+                with suppress(OSError):
+                    path.write_text(_this_process(), encoding="utf-8", errors="backslashreplace")
+            yield
+        finally:
+            if lock is not None:
+                with suppress(OSError):
+                    path.unlink()
+                lock.release()
+    finally:
+        with suppress(OSError):  # of a folder that is not empty
+            for parent in created:
+                parent.rmdir()
+
+
+def _acquire(path: Path, folder: Path, option: str, patience: float) -> BaseFileLock | None:
+    """None on a disk without locks."""
     lock = FileLock(path, timeout=patience, mode=0o666, thread_local=False, fallback_to_soft=False)
     try:
         lock.acquire()
@@ -87,30 +108,12 @@ def _held(
             f"{folder} is in use by {_described(path)}: wait for its end, or give another {option}. If its computer has "
             f"crashed, delete {path}"
         ) from None
-    except REFUSED:
-        raise
     except OSError as error:
-        if path.parent.is_dir() and os.access(path.parent, os.W_OK) and not _is_full(error):
-            report(f"warning: {folder} is on a disk without locks ({error.strerror}): start no second run on it")
-            yield
-            return
-        raise
-    try:
-        if not only_existing:
-            with suppress(OSError):
-                path.write_text(_this_process(), encoding="utf-8", errors="backslashreplace")
-        yield
-    finally:
-        with suppress(OSError):
-            path.unlink()
-        lock.release()
-        with suppress(OSError):  # of a folder that is not empty
-            for parent in created:
-                parent.rmdir()
-
-
-def _is_full(error: OSError) -> bool:
-    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG)
+        if error.errno not in NO_LOCKS:
+            raise
+        report(f"warning: {folder} is on a disk without locks ({error.strerror}): start no second run on it")
+        return None
+    return lock
 
 
 def _this_process() -> str:

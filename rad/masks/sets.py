@@ -174,7 +174,8 @@ def _write_set(folder: Path, masks: Iterable[tuple[str, Tensor]], head: Manifest
         "rad_version": __version__,
         "files": {entry.name: {"sha256": entry.sha256, "share": entry.share} for entry in entries},
     }
-    title = f"{head['set']}, {head['height']}x{head['width']}, seed {head['seed']}: {len(shown)} of {count} masks, hash {manifest['hash']}"
+    size = f"{head['height']}x{head['width']}"
+    title = f"{head['set']}, {size}, seed {head['seed']}: {len(shown)} of {count} masks, hash {manifest['hash']}"
     with replacing(folder.resolve().with_name(f"{folder.resolve().name}-overview.png")) as temporary:
         overview(shown, title=title).save(temporary)
     write_text(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")

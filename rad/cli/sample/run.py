@@ -1,5 +1,6 @@
 """The program `rad sample`. Finished files are kept, and failures are listed at the end."""
 
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -68,7 +69,8 @@ def _run_held(
     problem: str,
 ) -> int:
     """Fill what is missing, while no other process writes to --output; `problem`: why it cannot be written."""
-    record, requests = Record(options, methods) if options.tree else None, Requests(options, methods)
+    record = Record(options, methods) if options.tree else None
+    requests = Requests(options, methods)
     missing = _unfinished(options, runs, requests)
     if not missing and not reporting and all(sheet.exists() for sheet in sheets):
         return EXIT_OK
@@ -78,9 +80,10 @@ def _run_held(
     networks = _load_metrics(options, record.methods) if reporting and record else []
     failures = Failures()
     if missing:
+        _check_writable(missing[0].folder, options.output)
         if options.part is None:
             remove_temporaries({path.parent for run in missing for job in run.jobs for path in job.files})
-        _fill(options, methods, missing, record, requests, failures)
+        _fill(options, methods, missing, record, failures)
     for sheet in sheets:
         _write_sheet(options, sheet, [run for run in runs if run.folder.parent == sheet.parent], failures)
     if reporting:
@@ -109,10 +112,21 @@ def _held(options: SampleOptions) -> Iterator[str]:
         try:
             stack.enter_context(locked(folder, part=part, beside=beside))
         except OSError as error:
-            problem = (
-                f"--output {options.output} cannot be written: {error.strerror or error} ({error.filename or folder})"
-            )
+            problem = _unwritable(folder, options.output, error)
         yield problem
+
+
+def _unwritable(folder: Path, output: str, error: OSError) -> str:
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    return f"--output {output} cannot be written: {existing} takes no files ({error.strerror or error})"
+
+
+def _check_writable(folder: Path, output: str) -> None:
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    try:
+        tempfile.TemporaryFile(dir=existing).close()
+    except OSError as error:
+        raise ValueError(_unwritable(folder, output, error)) from None
 
 
 def _unfinished(options: SampleOptions, runs: Sequence[MethodRun], requests: Requests) -> list[MethodRun]:
@@ -137,7 +151,7 @@ def _unfinished(options: SampleOptions, runs: Sequence[MethodRun], requests: Req
     for run, jobs, unrecorded in zip(runs, finished.missing, finished.unrecorded, strict=True):
         if done := len(run.jobs) - len(jobs):
             name = f"{run.label.text}{f' on {run.mask}' if options.tree else ''}"
-            unknown = f"; {unrecorded} of them do not record their settings" if unrecorded else ""
+            unknown = f"; {unrecorded} of them do not record their settings" if unrecorded and not options.tree else ""
             report(f"{name}: skipped {done} of {counted(len(run.jobs), 'image')}, finished before{unknown}")
     return [replace(run, jobs=jobs) for run, jobs in zip(runs, finished.missing, strict=True) if jobs]
 
@@ -156,7 +170,6 @@ def _fill(
     methods: Mapping[Label, "Method"],
     runs: Sequence[MethodRun],
     record: Record | None,
-    requests: Requests,
     failures: Failures,
 ) -> None:
     devices = find_devices(options.device, options.devices)
@@ -180,7 +193,7 @@ def _fill(
         cost, schedule = costs[run.label], schedules[run.label]
         logs.append(RunLog(run, batches, cost, schedule, where, options, record, failures))
     if len(devices) == 1:
-        _fill_here(Worker(inpainter, completed, schedules, options, requests), logs)
+        _fill_here(Worker(inpainter, completed, schedules, options, Requests(options, methods)), logs)
         return
     del inpainter, completed
     files = [file for method in methods.values() if (file := loaded_from(type(method)))]
