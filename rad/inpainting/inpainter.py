@@ -116,7 +116,7 @@ class Inpainter:
         info = AdapterInfo.read(folder) if described else None
         adapter, revision, source = None, None, path
         if info is not None and not whole:
-            source = _find_base(folder, info) if base is None else str(_trained(base))
+            source = find_base(folder, info) if base is None else str(_trained(base))
             adapter, revision = folder, None if base else info.base_revision
         elif base is not None:
             raise ValueError(
@@ -305,7 +305,7 @@ def _trained(source: str | Path) -> str | Path:
     return source if model == located(source) else str(model)
 
 
-def _find_base(folder: Path, info: AdapterInfo) -> str:
+def find_base(folder: Path, info: AdapterInfo) -> str:
     """The base that an adapter names: that path, a folder of that name beside the adapter or among ours, or a hub id."""
     for path in (Path(info.base), folder.resolve().parent / Path(info.base).name, located(info.base)):
         if path.exists():

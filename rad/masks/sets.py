@@ -18,8 +18,9 @@ from PIL import Image
 from torch import Tensor
 
 from rad import __version__
-from rad.images.atomic import replacing, write_text
+from rad.images.atomic import remove_temporaries, replacing, write_text
 from rad.images.grid import contact_sheet
+from rad.images.lock import locked
 from rad.images.sources import ImageFile, Zip, by_stem, list_images, top_folder
 from rad.masks.base import MaskGenerator
 from rad.masks.files import Polarity, read_mask, same_mask, write_mask
@@ -152,8 +153,13 @@ def write_set(folder: str | Path, name: str, *, size: tuple[int, int], count: in
         "width": size[1],
         "seed": seed,
     }
-    _check_folder(folder, head, count)
-    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        _check_folder(folder, head, count)
+        remove_temporaries([folder])
+        return _write_set(folder, masks, head, count)
+
+
+def _write_set(folder: Path, masks: Iterable[tuple[str, Tensor]], head: Manifest, count: int) -> MaskSet:
     entries, shown = [], []
     for mask, hole in masks:
         entries.append(Entry.from_hole(mask, hole))
@@ -168,7 +174,8 @@ def write_set(folder: str | Path, name: str, *, size: tuple[int, int], count: in
         "rad_version": __version__,
         "files": {entry.name: {"sha256": entry.sha256, "share": entry.share} for entry in entries},
     }
-    title = f"{head['set']}, {size[0]}x{size[1]}, seed {seed}: {len(shown)} of {count} masks, hash {manifest['hash']}"
+    size = f"{head['height']}x{head['width']}"
+    title = f"{head['set']}, {size}, seed {head['seed']}: {len(shown)} of {count} masks, hash {manifest['hash']}"
     with replacing(folder.resolve().with_name(f"{folder.resolve().name}-overview.png")) as temporary:
         overview(shown, title=title).save(temporary)
     write_text(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")

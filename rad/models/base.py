@@ -20,6 +20,7 @@ from torch import Tensor
 from rad.console import did_you_mean
 from rad.diffusion.schedules import karras_sigmas
 from rad.diffusion.step import Prediction
+from rad.images.atomic import replacing
 from rad.models.guided_diffusion import ADM_TIME, QkvOrder, adm_config, rename_adm, split_qkv
 from rad.models.weights import (
     MOST_STEPS,
@@ -160,7 +161,8 @@ def save_base(
     place.mkdir(parents=True, exist_ok=True)
     named = {**config, "_class_name": kind.__name__, "_diffusers_version": __version__}
     (place / "config.json").write_text(json.dumps(named, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    save_file(weights, place / WEIGHT_FILES[0], metadata={"format": "pt"})
+    with replacing(place / WEIGHT_FILES[0]) as temporary:
+        save_file(weights, temporary, metadata={"format": "pt"})
 
     betas = betas.detach().to("cpu", torch.float64)
     first, last, steps = betas[0].item(), betas[-1].item(), len(betas)

@@ -1,9 +1,10 @@
 """What `rad sample` fills, as files: images, masks, methods, and the names of the results. Nothing is computed here."""
 
 import json
+import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, get_args
@@ -254,11 +255,29 @@ def _check_files(options: SampleOptions, runs: Sequence[MethodRun]) -> None:
     entries = (entry for run in runs for job in run.jobs for entry in (job.image, job.mask))
     sources = {entry.source for entry in entries if isinstance(entry, ImageFile) and isinstance(entry.source, Path)}
     read = {source.resolve() for source in sources}
+    _check_lengths(Path(options.output), written)
     lost = sorted(str(path) for path in written if path.resolve() in read)
     if lost:
         raise ValueError(f"--output {options.output} would write over the input {lost[0]}: give another folder or name")
     if folders := [sheet for sheet in sheets if sheet.is_dir()]:
         raise ValueError(f"the contact sheet {folders[0]} cannot be written, for it is a folder: remove it")
+
+
+def _check_lengths(output: Path, files: Iterable[Path]) -> None:
+    """Raise ValueError for names that the file system of `output` does not take, before anything is computed."""
+    existing = next(path for path in (output.absolute(), *output.absolute().parents) if path.is_dir())
+    try:
+        longest, longest_path = (os.pathconf(existing, name) for name in ("PC_NAME_MAX", "PC_PATH_MAX"))
+    except (AttributeError, OSError, ValueError):  # not on Windows
+        longest, longest_path = 255, 4096
+    start = len(os.fsencode(output.absolute())) - len(os.fsencode(output))
+    for path in files:
+        length = max(len(os.fsencode(part)) for part in path.parts)
+        if length > longest or start + len(os.fsencode(path)) >= longest_path:
+            raise ValueError(
+                f"the result {path.name[:40]}... would have a name of {length} bytes or too long a path; this disk allows "
+                f"{longest} bytes: rename the image, or leave out --raw and --save_mask"
+            )
 
 
 def _inputs(options: SampleOptions, mask: str, images: Sequence[ImageFile]) -> list[tuple[ImageFile, str, MaskSource]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rad.cli.sample.fill import Batch
 from rad.cli.sample.options import SampleOptions
 from rad.cli.sample.plan import MethodRun
-from rad.cli.sample.record import Record
+from rad.cli.sample.record import OtherSettings, Record
 from rad.console import counted, print_line, report
 from rad.evaluation.run_log import Costs, Usage
 from rad.images.sources import ImageFile
@@ -90,13 +90,15 @@ class RunLog:
         )
 
     def filled(self, batch: Batch, usage: Usage) -> None:
-        """Record the cost of a batch, before its files are written."""
+        """Record the cost of a batch, before its files are written. Raises OtherSettings if its results do not fit the folder."""
         self._usage += usage
         if self.record is None:
             return
         try:
             self.record.write()
             self._costs.add([job.identity for job in batch.jobs], usage, batch.windows)
+        except OtherSettings:  # of another shard
+            raise
         except (ValueError, OSError) as error:
             self.failures.add(f"costs of {self.run.label.text} on {self.run.mask}: {error}")
 
