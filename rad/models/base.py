@@ -35,6 +35,7 @@ from rad.models.weights import (
     weights_hash,
     with_new_names,
 )
+from rad.modes import building
 from rad.resources import located
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class Base:
     sigma_data: float = 0.5
 
 
+@building()
 def load_base(
     source: str | Path,
     *,

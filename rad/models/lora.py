@@ -15,6 +15,9 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from rad.modes import building
+from rad.rng import check_seed
+
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "conv_in", "conv_out", "conv1", "conv2")
 
 TIME_LAYERS = ("time_embedding.linear_1", "time_embedding.linear_2", "time_emb_proj")
@@ -63,6 +66,7 @@ class LoRA:
         )
 
 
+@building()
 def inject(network: nn.Module, lora: LoRA, *, seed: int = 0) -> PeftModel:
     """Add a new adapter to `network` in place and freeze the rest. B = 0, so the output stays the same.
 
@@ -71,10 +75,12 @@ def inject(network: nn.Module, lora: LoRA, *, seed: int = 0) -> PeftModel:
     with torch.random.fork_rng():
         model = get_peft_model(network, lora.peft_config(network))  # pyright: ignore[reportArgumentType]
     assert isinstance(model, PeftModel)
-    source = torch.Generator().manual_seed(seed)
+    source = torch.Generator("cpu").manual_seed(check_seed(seed))
     for name, parameter in model.named_parameters():
         if ".lora_A." in name and parameter.device.type != "meta":
-            parameter.data.copy_(torch.randn(parameter.shape, generator=source) / lora.rank)
+            parameter.data.copy_(
+                torch.randn(parameter.shape, generator=source, device="cpu", dtype=torch.float32) / lora.rank
+            )
     return model
 
 
