@@ -37,6 +37,7 @@ from rad.models.weights import (
     weights_hash,
     with_new_names,
 )
+from rad.modes import building
 from rad.resources import checkpoint_names, located
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class Base:
     sigma_data: float = 0.5
 
 
+@building()
 def load_base(
     source: str | Path,
     *,

@@ -18,7 +18,7 @@ from rad.images.sources import ImageFile, by_stem, holds_one, is_source, list_im
 from rad.masks import MaskGenerator
 from rad.masks.files import read_mask
 from rad.masks.shapes import MASKS, main_names, make
-from rad.rng import generator
+from rad.rng import check_seed, generator
 
 if TYPE_CHECKING:
     from rad.sampling.method import Method
@@ -52,8 +52,11 @@ class Job:
 
     @property
     def name(self) -> str:
-        """File name of the image without its folder; the key of its noise and mask."""
-        return PurePosixPath(self.image.name).name
+        """Path of the image in its source, with its suffix; the key of its noise and mask.
+
+        As in `identity`, a top folder that holds all of an archive is left out.
+        """
+        return str(PurePosixPath(self.identity).parent / PurePosixPath(self.image.name).name)
 
     def hole(self, size: tuple[int, int], options: SampleOptions) -> Tensor:
         """(1,H,W) in [0,1], 1 = fill, for an image of that (height, width). Raises ValueError without a mask."""
@@ -146,6 +149,7 @@ def make_methods(options: SampleOptions) -> dict[Label, "Method"]:
 
 def make_plan(options: SampleOptions, labels: Sequence[Label]) -> list[MethodRun]:
     """Images, masks and files for each method and mask. Raises ValueError for options that do not fit together."""
+    check_seed(options.seed, "--seed")
     output, names = Path(options.output), {mask: mask_name(mask) for mask in options.mask}
     several = options.tree or len(labels) > 1
     if several and output.suffix.lower() == ".png" and not output.is_dir():
