@@ -1,20 +1,18 @@
 """Inputs of an inpainter: images, masks, names and conditions, aligned and converted."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from rad.images.codecs import open_image, to_rgb, to_uint8
-from rad.masks.files import read_mask
+from rad.masks.files import check_hole, dilate, read_mask
+from rad.masks.reading.format import MaskFormat, MaskWarning
 from rad.models.loaded_model import Condition
-
-Polarity = Literal["white_is_fill", "white_is_known"]
-
 
 ImageLike = Image.Image | Tensor | str | Path
 
@@ -53,10 +51,10 @@ class Inputs:
             )
         return cls(images, masks, names, conditions)
 
-    def read(self, polarity: Polarity) -> tuple[list[Image.Image], list[Tensor]]:
+    def read(self, format: MaskFormat) -> tuple[list[Image.Image], list[Tensor]]:
         """Images in RGB, and their holes (1,H,W) in [0,1]."""
         images = [read_image(image) for image in self.images]
-        return images, [read_hole(mask, image, polarity) for mask, image in zip(self.masks, images, strict=True)]
+        return images, [read_hole(mask, image, format) for mask, image in zip(self.masks, images, strict=True)]
 
 
 def read_image(image: ImageLike) -> Image.Image:
@@ -76,16 +74,24 @@ def read_image(image: ImageLike) -> Image.Image:
     return to_rgb(image)
 
 
-def read_hole(mask: ImageLike, image: Image.Image, polarity: Polarity) -> Tensor:
-    """The hole (1,H,W) in [0,1], 1 = fill, in the size of its image. Raises ValueError for an unsuitable mask."""
+def read_hole(mask: ImageLike, image: Image.Image, format: MaskFormat) -> Tensor:
+    """The hole (1,H,W) in [0,1], 1 = fill, in the size of its image. Greys of a tensor are exact, and stay.
+
+    Raises ValueError for an unsuitable mask. Warns as `rad.masks.files.load_mask` describes.
+    """
     size = (image.height, image.width)
-    if polarity not in get_args(Polarity):
-        raise ValueError(f"mask_polarity is {polarity!r}; allowed are {', '.join(get_args(Polarity))}")
     if not isinstance(mask, Tensor):
-        return read_mask(mask, polarity=polarity, size=size)
+        return read_mask(mask, format, image=image)
+    if format.channel != "auto" or format.resize != "error":
+        raise ValueError("mask is a tensor: mask_channel and mask_resize have no effect on it; leave them out")
     if mask.shape != (1, *size):
         raise ValueError(f"mask is a tensor {tuple(mask.shape)}; expected {(1, *size)}, as large as its image")
-    hole = mask.to(torch.float32)
-    if not bool(((hole >= 0) & (hole <= 1)).all()):
+    white = mask.to(torch.float32)
+    if not bool(((white >= 0) & (white <= 1)).all()):
         raise ValueError("mask is a tensor with values outside [0,1]: give 1 where to fill and 0 elsewhere")
-    return hole if polarity == "white_is_fill" else 1 - hole
+    if format.threshold is not None:
+        white = ((white > format.threshold) | (white == 1)).float()
+    hole = dilate(white if format.polarity == "white_is_fill" else 1 - white, format.dilate)
+    for message in check_hole(hole, format):
+        warnings.warn(f"the mask given: {message}", MaskWarning, stacklevel=2)
+    return hole
