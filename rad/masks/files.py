@@ -84,11 +84,13 @@ def load_mask(
         )
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
+    if decoded.halved and np.ptp(picture.getextrema()) == 0:
+        raise ValueError(f"{name}: its 16-bit colours are alike in the 8 bits that are read: save it as grey")
     notes = [note for note in (channel.message, message) if note]
     more = [f"it has {decoded.pages} pages, of which the first is used"] if decoded.pages > 1 else []
     # Flipped in float64: the float32 of a grey is the same in both polarities.
     white = white.astype(np.float64) if format.soft else white
-    hole = white if format.polarity == "white_is_fill" else 1 - white if format.soft else ~white
+    hole = white if format.polarity == "white_is_fill" else 1 - white if format.soft else np.logical_not(white)
     filled = dilate(torch.from_numpy(hole.astype(np.float32))[None], format.dilate)
     return LoadedMask(filled, notes, more + check_hole(filled, format, white=not channel.message))
 
@@ -171,6 +173,7 @@ class _Decoded:
     picture: Image.Image
     white_is_zero: bool = False
     lossy: bool = False
+    halved: bool = False
     pages: int = 1
 
 
@@ -181,7 +184,8 @@ def _decode(source: MaskSource, name: str) -> _Decoded:
         with Image.open(source) as image:
             white_is_zero = image.mode in WHITE_IS_ZERO and getattr(image, "tag_v2", {}).get(262) == 0
             lossy, pages = image.format in ("JPEG", "MPO"), getattr(image, "n_frames", 1)
-            return _Decoded(ImageOps.exif_transpose(image), white_is_zero, lossy, pages)
+            halved = image.mode[0] not in "IF" and ";16" in str(getattr(image, "tile", ""))  # 16-bit colour
+            return _Decoded(ImageOps.exif_transpose(image), white_is_zero, lossy, halved, pages)
     except (FileNotFoundError, PermissionError):
         raise
     except Exception as error:  # damaged input makes Pillow raise almost anything

@@ -40,7 +40,9 @@ def to_white(
         raise ValueError(f"its values are {low:g} to {high:g}, and white is {top:g}: save it with 8 bits, 0 and 255")
     if soft:
         if 0 < high / top <= END:
-            raise ValueError(f"its values are {low:g} to {high:g} of {top:g}, as of labels: leave out --soft_mask")
+            raise ValueError(
+                f"its values are {low:g} to {high:g} of {top:g}, as of labels: save 0 and 255, or leave out --soft_mask"
+            )
         return np.divide(values, top, dtype=np.float64), ""
     if threshold is not None:
         return (values > threshold * top) | (values == top), ""
@@ -66,8 +68,8 @@ def is_clean(values: np.ndarray, levels: np.ndarray, *, top: float, lossy: bool)
     grey, most = ~(black | white), MOST_LABELLED if few else MOST_GREY
     if grey.mean() <= most:
         return True
-    return grey.mean() <= 0.5 and bool((grey & ~(_grown(black) & _grown(white))).mean() <= most)
-
-
-def _grown(area: np.ndarray) -> np.ndarray:
-    return ndimage.maximum_filter(area, 5)
+    if grey.mean() > 0.5:
+        return False
+    width = 9 if lossy else 5  # JPEG stores colour in blocks of 16 pixels
+    edge = ndimage.maximum_filter(black, width) & ndimage.maximum_filter(white, width)
+    return bool((grey & ~edge).mean() <= most)
