@@ -1,5 +1,6 @@
 """Inputs of an inpainter: images, masks, names and conditions, aligned and converted."""
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,9 @@ Polarity = Literal["white_is_fill", "white_is_known"]
 
 
 ImageLike = Image.Image | Tensor | str | Path
+
+
+_READING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -54,9 +58,14 @@ class Inputs:
         return cls(images, masks, names, conditions)
 
     def read(self, polarity: Polarity) -> tuple[list[Image.Image], list[Tensor]]:
-        """Images in RGB, and their holes (1,H,W) in [0,1]."""
-        images = [read_image(image) for image in self.images]
-        return images, [read_hole(mask, image, polarity) for mask, image in zip(self.masks, images, strict=True)]
+        """Images in RGB, and their holes (1,H,W) in [0,1]. Threads take turns: Pillow loads an opened image at its first use."""
+        with _READING:
+            for condition in self.conditions:
+                for guide in (condition.control_image, condition.adapter_image, condition.style_image):
+                    if guide is not None:
+                        guide.load()
+            images = [read_image(image) for image in self.images]
+            return images, [read_hole(mask, image, polarity) for mask, image in zip(self.masks, images, strict=True)]
 
 
 def read_image(image: ImageLike) -> Image.Image:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from rad.inpainting.inpainter import Inpainter
 from rad.methods.blended_latent import BlendedLatent
@@ -75,3 +76,19 @@ def test_both_networks_move_and_share_what_the_adapter_leaves(inpainters):
     names = {name for name, parameter in model.adapted.named_parameters() if id(parameter) not in shared}
     assert "conv_in.weight" in names
     assert not any("norm" in name for name in names)
+
+
+def test_threads_may_share_an_image_that_is_not_loaded_yet(inpainters, tmp_path):
+    IMAGE.save(tmp_path / "a.png")
+    Image.fromarray((HOLE[0].numpy() * 255).astype(np.uint8)).save(tmp_path / "mask.png")
+    inpainter = inpainters["pixels"]
+    for _ in range(8):
+        with (
+            Image.open(tmp_path / "a.png") as image,
+            Image.open(tmp_path / "mask.png") as mask,
+            ThreadPoolExecutor(8) as pool,
+        ):
+            results = pool.map(
+                lambda _, *pair: inpainter(*pair, steps=1).images[0].tobytes(), range(8), [image] * 8, [mask] * 8
+            )
+            assert len(set(results)) == 1
