@@ -56,8 +56,11 @@ class BlendedLatent(Blended):
     reconstruct: Reconstruct = setting("none", "what to fit to the known pixels after decoding; weights: the decoder's")
     iterations: int = setting(75, "Adam steps of that fit", low=1)
 
+    def check_autoencoder(self, autoencoder: Autoencoder) -> None:
+        _check(self.reconstruct, autoencoder)
+
     def on_start(self, state: State) -> Tensor:
-        _check(self.reconstruct, state.task.autoencoder)
+        self.check_autoencoder(state.task.autoencoder)
         return super().on_start(state)
 
     def before_denoise(self, state: State) -> Tensor:

@@ -16,6 +16,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from rad.modes import building
+from rad.rng import check_seed
+
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "conv_in", "conv_out", "conv1", "conv2")
@@ -68,6 +71,7 @@ class LoRA:
         )
 
 
+@building()
 def inject(network: nn.Module, lora: LoRA, *, seed: int = 0) -> PeftModel:
     """Add a new adapter to `network` in place and freeze the rest. B = 0, so the output stays the same.
 
@@ -76,10 +80,12 @@ def inject(network: nn.Module, lora: LoRA, *, seed: int = 0) -> PeftModel:
     with torch.random.fork_rng():
         model = get_peft_model(network, lora.peft_config(network))  # pyright: ignore[reportArgumentType]
     assert isinstance(model, PeftModel)
-    source = torch.Generator().manual_seed(seed)
+    source = torch.Generator("cpu").manual_seed(check_seed(seed))
     for name, parameter in model.named_parameters():
         if ".lora_A." in name and parameter.device.type != "meta":
-            parameter.data.copy_(torch.randn(parameter.shape, generator=source) / lora.rank)
+            parameter.data.copy_(
+                torch.randn(parameter.shape, generator=source, device="cpu", dtype=torch.float32) / lora.rank
+            )
     return model
 
 

@@ -15,6 +15,7 @@ from rad.diffusion.processes import Process, TimeOrigin
 from rad.diffusion.solvers import DEFAULTS, Solver
 from rad.diffusion.spacings import Spacing
 from rad.diffusion.step import Denoised
+from rad.models.vae import Autoencoder
 from rad.sampling.state import Cost, RunContext, State
 from rad.sampling.task import Task
 
@@ -95,6 +96,9 @@ class Method:
     def check(self) -> object:
         """Called before any network call. Raises ValueError for a missing requirement."""
         return None
+
+    def check_autoencoder(self, autoencoder: Autoencoder) -> None:
+        """Called before any network call. Raises ValueError for a model with this autoencoder."""
 
     def process(self, base_process: Process, time_origin: TimeOrigin) -> Process:
         """The method's noise process on a model with `base_process`."""

@@ -19,6 +19,8 @@ import torch
 from rad.cli.sample.fill import Batch, Worker, load_inpainter
 from rad.cli.sample.options import SampleOptions
 from rad.cli.sample.plan import Label, make_methods
+from rad.cli.sample.record import OtherSettings
+from rad.cli.sample.request import Requests
 from rad.cli.sample.run_log import EXPECTED, Failures, RunLog, describe
 from rad.console import Progress
 from rad.device import threads_of_each
@@ -50,8 +52,9 @@ class Setup:
         for text, sha256 in self.files:
             load(text, sha256=sha256)
         inpainter = load_inpainter(self.options, device)
-        methods = {label: inpainter.complete(method) for label, method in make_methods(self.options).items()}
-        return Worker(inpainter, methods, self.schedules, self.options)
+        methods = make_methods(self.options)
+        completed = {label: inpainter.complete(method) for label, method in methods.items()}
+        return Worker(inpainter, completed, self.schedules, self.options, Requests(self.options, methods))
 
 
 @dataclass
@@ -110,6 +113,8 @@ async def _fill_all(
             except BrokenProcessPool:
                 log.lost(batch, f"the process on {process.device} died, perhaps for lack of memory; rerun to resume")
                 return
+            except OtherSettings:
+                raise
             except EXPECTED as error:
                 log.failed(batch, error)
             finally:
