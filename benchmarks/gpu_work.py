@@ -201,6 +201,7 @@ class Sampling:
         if channels_last:
             known = known.to(memory_format=torch.channels_last)
         self.task = Task.from_image(known, hole)
+        self.model.checkpoint_gradients()
         self.denoiser = self.model.denoiser([PLAIN] * setting.batch, adapter=False)
         if options.compile:
             compiled = torch.compile(self.model.network, backend=options.compile, mode=mode)
@@ -210,9 +211,8 @@ class Sampling:
         return Work(self.run, self.model.network)
 
     def run(self) -> None:
-        weights = self.model.weights(adapter=False, differentiated=self.method.needs_grad)
         noise = KeyedNoise(0, range(self.setting.batch))
-        with computing(self.precision, self.setting.device), weights, noise:
+        with computing(self.precision, self.setting.device), noise:
             sample = self.sampler(self.denoiser, self.task, noise=noise)
         self.nfe, self.vjp = sample.nfe, sample.vjp
 

@@ -23,7 +23,6 @@ from rad.masks.shapes import MASKS, main_names, make
 from rad.models.loaded_model import Condition
 from rad.rng import Part, generator, identity
 
-
 _READING = threading.Lock()
 """Threads take turns to load images, as Pillow loads an opened file at its first use."""
 
