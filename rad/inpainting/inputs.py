@@ -1,6 +1,7 @@
 """Inputs of an inpainter: images, masks, names and conditions, aligned and converted."""
 
 import os
+import threading
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from rad.masks.reading.format import MaskFormat, MaskWarning
 from rad.masks.shapes import MASKS, main_names, make
 from rad.models.loaded_model import Condition
 from rad.rng import Part, generator, identity
+
+_READING = threading.Lock()
+"""Threads take turns to load images, as Pillow loads an opened file at its first use."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,10 @@ class Inputs:
             raise ValueError(
                 f"mask is drawn from the name of each image, and {count} images lack one: give names=[...]"
             )
-        return cls([to_image(entry) for entry in images], masks, keys, mask_names, _conditions(condition, count))
+        conditions = _conditions(condition, count)
+        with _READING:
+            _load(masks, conditions)
+            return cls([to_image(entry) for entry in images], masks, keys, mask_names, conditions)
 
     def read(self, format: MaskFormat, seed: int) -> list[Tensor]:
         """The holes (1,H,W) in [0,1]; those of generators as `rad sample` draws them."""
@@ -74,6 +81,12 @@ class Inputs:
             else:
                 holes.append(read_hole(mask, image, format))
         return holes
+
+
+def _load(masks: Sequence[Tensor | MaskLike], conditions: Sequence[Condition]) -> None:
+    for image in (*masks, *(guide for condition in conditions for guide in condition.images)):
+        if isinstance(image, Image.Image):
+            image.load()
 
 
 def _mask(mask: MaskLike) -> Tensor | MaskLike:

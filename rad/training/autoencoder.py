@@ -6,6 +6,7 @@ as in Rombach et al. 2022 (arXiv 2112.10752, section 3.1 and appendix G), withou
 therefore smoother. The KL sum over the latents is divided by the number of image values, which keeps their relative weight.
 """
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -68,7 +69,7 @@ class AutoencoderTraining(TrainingModule):
     ) -> None:
         super().__init__(optimizer, schedule, lr_scheduler, seed=seed, means=("loss", "l1", "distance", "kl", "psnr"))
         self.save_hyperparameters(logger=False)
-        if kl_weight < 0 or perceptual_weight < 0:
+        if not (0 <= kl_weight < math.inf and 0 <= perceptual_weight < math.inf):
             raise ValueError(f"kl_weight is {kl_weight} and perceptual_weight {perceptual_weight}; both must be >= 0")
         self.fields = {**autoencoder, "sample_size": image_size}
         _require_images(self.fields, image_size)
