@@ -9,12 +9,13 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MeanMetric
 
+from rad.console import report
 from rad.models.lora import trainable
 from rad.training.changes import OBJECTS, continue_run, run_settings
 from rad.training.settings import Schedule
@@ -171,8 +172,8 @@ class TrainingModule(L.LightningModule):
             )
 
     def on_train_start(self) -> None:
-        if self._resumed is not None:
-            rank_zero_info(self._resumed)
+        if self._resumed is not None and self.trainer.is_global_zero:
+            report(self._resumed)
 
     def _resumes(self) -> bool:
         """Whether a trainer continues a run; `load_from_checkpoint` has no trainer."""

@@ -1,6 +1,5 @@
 """A run that resumes with other settings: they take effect and are reported, or are refused; moments are kept."""
 
-import logging
 from functools import partial
 from pathlib import Path
 
@@ -33,7 +32,7 @@ def images(tmp_path_factory):
 
 
 @pytest.fixture
-def run(base, images, tmp_path, caplog):
+def run(base, images, tmp_path, capsys):
     """`run(steps, resume=step, ...)` trains in tmp_path; returns model and trainer. `run.report`: the line of the last resume."""
 
     def call(steps, *, resume=None, data=None, trainer=None, callbacks=None, **model):
@@ -51,11 +50,10 @@ def run(base, images, tmp_path, caplog):
             **(trainer or {}),
         )
         source = ImageDataModule(**{"path": str(images), "size": SIZE, "batch_size": 2, "val_count": 0} | (data or {}))
-        caplog.clear()
-        with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):
-            path = resume and tmp_path / "checkpoints" / f"step={resume}.ckpt"
-            loop.fit(module, datamodule=source, ckpt_path=path, weights_only=True)
-        call.report = next((text for text in caplog.messages if text.startswith("resumed")), None)
+        path = resume and tmp_path / "checkpoints" / f"step={resume}.ckpt"
+        loop.fit(module, datamodule=source, ckpt_path=path, weights_only=True)
+        lines = capsys.readouterr().err.splitlines()
+        call.report = next((line for line in lines if line.startswith("resumed")), None)
         return module, loop
 
     return call
@@ -81,7 +79,7 @@ def test_a_new_learning_rate_scales_the_next_step_and_keeps_the_moments(run):
         steps[rate] = weights(module) - before
         (optimizer,) = loop.optimizers
         assert {state["step"].item() for state in optimizer.state.values()} == {3}
-    torch.testing.assert_close(steps[3e-3], 3 * steps[1e-3], rtol=1e-3, atol=1e-7)
+    torch.testing.assert_close(steps[3e-3], 3 * steps[1e-3], rtol=1e-3, atol=1e-6)
     assert "learning rate 0.001 -> 0.003" in run.report
 
 
@@ -117,7 +115,7 @@ def test_settings_that_the_state_does_not_fit_are_refused(run):
         run(2, resume=1, optimizer=partial(torch.optim.SGD, lr=1e-3))
     with pytest.raises(ValueError, match="lr_scheduler"):
         run(2, resume=1, lr_scheduler=step_lr)
-    with pytest.raises(ValueError, match="at step 1, and trainer.max_steps is 0"):
+    with pytest.raises(ValueError, match=r"at step 1, and trainer\.max_steps is 0"):
         run(0, resume=1)
     run(1, lr_scheduler=step_lr)
     with pytest.raises(ValueError, match="lr_scheduler"):
@@ -147,7 +145,7 @@ def test_another_length_moves_the_schedule_and_says_so(run):
 @pytest.mark.parametrize("name", ["linear", "cosine", "warmup_stable_decay"])
 def test_a_finished_schedule_is_not_lifted(run, name):
     run(2, schedule=Schedule(name, decay_share=0.5))
-    with pytest.raises(ValueError, match="has fallen to 0 at step 2 .*constant"):
+    with pytest.raises(ValueError, match=r"has fallen to 0 at step 2 .*constant"):
         run(4, resume=2, schedule=Schedule(name, decay_share=0.5))
     _, loop = run(3, resume=2, schedule=Schedule("constant"))
     assert rates(loop) == 1e-3
@@ -241,4 +239,6 @@ def test_objects_are_described_by_class_and_settings():
     assert plain(Box()) == plain(Box())
     assert differences({"masks": plain(Box())}, {"masks": plain(Half())}).keys() == {"masks"}
     configured = {"phase2": 0.5, "kind": "region_aware"}
-    assert not differences({"process": configured}, {"process": plain(TrainingProcess())}), "a configuration has no class"
+    assert not differences({"process": configured}, {"process": plain(TrainingProcess())}), (
+        "a configuration has no class"
+    )
