@@ -68,7 +68,7 @@ class AutoencoderTraining(TrainingModule):
         seed: int = 0,
     ) -> None:
         super().__init__(optimizer, schedule, lr_scheduler, seed=seed, means=("loss", "l1", "distance", "kl", "psnr"))
-        self.save_hyperparameters(logger=False)
+        self.save_hyperparameters(logger=False, ignore=self.not_saved)
         if not (0 <= kl_weight < math.inf and 0 <= perceptual_weight < math.inf):
             raise ValueError(f"kl_weight is {kl_weight} and perceptual_weight {perceptual_weight}; both must be >= 0")
         self.fields = {**autoencoder, "sample_size": image_size}

@@ -100,7 +100,7 @@ class Diffusion(TrainingModule):
             means=("loss", "simple", "vlb"),
             shard_optimizer=execution.shard_optimizer,
         )
-        self.save_hyperparameters(logger=False)
+        self.save_hyperparameters(logger=False, ignore=self.not_saved)
         if (base is None) == (scratch is None):
             raise ValueError("give either model.base (a trained model to start from) or model.scratch (a new network)")
         self.base, self.revision, self.head_channels, self.scratch = base, revision, head_channels, scratch
