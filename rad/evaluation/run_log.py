@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rad.images.atomic import write_text
+from rad.streams import from_cell, to_cell
 
 COSTS = ("image", "nfe", "vjp", "seconds", "peak_mib")
 RUN = "run.json"
@@ -97,7 +98,7 @@ class Costs:
 
 def _lines(rows: Mapping[str, tuple[object, ...]]) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([image, *row] for image, row in rows.items())
+    csv.writer(text, lineterminator="\n").writerows([to_cell(image), *row] for image, row in rows.items())
     return text.getvalue()
 
 
@@ -105,6 +106,8 @@ def read_costs(path: Path) -> dict[str, dict[str, float]]:
     """By image: NFE, VJPs and seconds for all its samples, and the peak memory in MiB. Raises ValueError if damaged."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            return {row["image"]: {name: float(row[name]) for name in COSTS[1:]} for row in csv.DictReader(file)}
-    except (KeyError, TypeError, ValueError) as error:
+            return {
+                from_cell(row["image"]): {name: float(row[name]) for name in COSTS[1:]} for row in csv.DictReader(file)
+            }
+    except (KeyError, TypeError, ValueError, AttributeError, csv.Error) as error:
         raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error}): delete it") from None

@@ -45,5 +45,5 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 def write_text(path: Path, text: str) -> Path:
     """Write UTF-8 and return the path."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # file names may be no UTF-8
     return path

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rad.diffusion.processes import TimeOrigin
+from rad.images.atomic import write_text
 from rad.models.guided_diffusion import QkvOrder
 
 FORMAT = 1
@@ -119,7 +120,7 @@ def save_adapter(model: PeftModel, folder: str | Path, info: AdapterInfo, *, car
     config = _peft_settings(model.peft_config["default"], info.base)
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
     info.write(folder)
-    (folder / "README.md").write_text(card)
+    write_text(folder / "README.md", card)
     return folder
 
 
