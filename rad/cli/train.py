@@ -2,7 +2,8 @@
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import is_dataclass
 from itertools import chain, count
 from pathlib import Path
@@ -19,7 +20,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from rad.cli.train_errors import explain, without_types
 from rad.console import EXIT_INTERRUPTED, EXIT_OK, program
 from rad.data.module import ImageDataModule
-from rad.images.atomic import write_text
+from rad.images.atomic import remove_temporaries, write_text
+from rad.images.lock import locked
 from rad.training.autoencoder import AutoencoderTraining
 from rad.training.checkpoint import Checkpoint
 from rad.training.diffusion import Diffusion
@@ -215,6 +217,23 @@ def fit(arguments: Sequence[str]) -> int:
     except Exception as error:  # jsonargparse accepts some wrong types, which fail later with any exception
         message = f"{without_types(error)}; `{program('train')} --config NAME --help` lists the settings"
         raise ValueError(message) from error
+    with _held(cli.trainer):
+        return _fit(cli)
+
+
+@contextmanager
+def _held(trainer: Trainer) -> Iterator[None]:
+    """Hold the run folder in the first process of a run. Raises ValueError if another run writes to it."""
+    folder = Path(trainer.default_root_dir)
+    if not trainer.is_global_zero or "://" in trainer.default_root_dir:
+        yield
+        return
+    with locked(folder, option="--name"):
+        remove_temporaries([folder, folder / "checkpoints", folder / "panels"])
+        yield
+
+
+def _fit(cli: TrainCLI) -> int:
     config: Namespace = cli.config
     elsewhere = [getattr(callback, "dirpath", None) for callback in cli.trainer.checkpoint_callbacks]
     ckpt = find_checkpoint(config.ckpt_path, run_folder(config), elsewhere=[Path(path) for path in elsewhere if path])

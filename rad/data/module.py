@@ -21,7 +21,7 @@ from rad.data.framing import SCALE_RANGE, Crop, Framing, Resize, ScaleDraw
 from rad.data.stream import HeldOut, PositionSampler, Source, Stream, StreamLoader, Turns
 from rad.images.sources import Gathered, ImageFile, Listing, find_readable, list_images
 from rad.masks import MaskGenerator
-from rad.rng import key, key_of
+from rad.rng import check_seed, key, key_of
 
 # Colour photographs inside the scikit-image wheel; the motorcycles are two views of one scene.
 SKIMAGE_TRAIN = ("astronaut.png", "chelsea.png", "hubble_deep_field.jpg", "motorcycle_left.png", "motorcycle_right.png")
@@ -151,12 +151,13 @@ class ImageDataModule(LightningDataModule):
         self.val_paths = [val_path] if isinstance(val_path, str) else val_path
         self.val_count = val_count
         self.framing = Framing(size, resize, crop, scale_range, flip, side_range, scale_draw)
-        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, check_seed(seed)
         self.strict, self.masks, self.in_memory = strict, masks, in_memory
         self.captions = None if captions is None else read_captions(captions)
         self.train_images: Sequence[Source] = []
         self.val_images: Sequence[Source] = []
         self._counts: tuple[int, ...] = ()
+        self._val_counts: tuple[int, ...] = ()
         self._hash: int | None = None
         self._content_hash: str | None = None
         self._resumed = _FRESH
@@ -168,11 +169,13 @@ class ImageDataModule(LightningDataModule):
             if self.val_paths is None:
                 rest, held = hold_out(images, self.val_count)
                 self.train_images, self.val_images = _choose(images, rest), _choose(images, held)
-                counts = np.diff(np.searchsorted(rest, [0, *counts.cumsum()]))
+                ends = [0, *counts.cumsum()]
+                counts, val_counts = (np.diff(np.searchsorted(part, ends)) for part in (rest, held))
             else:
                 held_out = self._readable([list_source(path, held_out=True) for path in self.val_paths])
                 self.train_images, self.val_images = images, self._join(held_out)
-            self._counts = tuple(counts.tolist())
+                val_counts = np.array([len(source) for source in held_out])
+            self._counts, self._val_counts = tuple(counts.tolist()), tuple(val_counts.tolist())
             if self.weights is not None and 0 in self._counts:
                 empty = self.paths[self._counts.index(0)]
                 raise ValueError(f"{empty} has a weight and no image left to train on: leave it out or lower val_count")
@@ -315,7 +318,7 @@ class ImageDataModule(LightningDataModule):
                 f"{length} validation images for {world_size} devices: give at least one for each, or none"
             )
         framing = replace(self.framing, crop=crop, flip=False)
-        held_out = HeldOut(self.val_images, framing, length, self.masks, self.strict, self.captions)
+        held_out = HeldOut(self.val_images, framing, length, self.masks, self.strict, self.captions, self._val_counts)
         positions = list(range(rank, length, world_size))
         batches = [positions[start : start + self.batch_size] for start in range(0, len(positions), self.batch_size)]
         return DataLoader(held_out, batch_sampler=batches, **self._loader_options())

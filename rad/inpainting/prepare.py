@@ -78,6 +78,7 @@ def build_sampler(
     eta: float | None,
     solver: Solver | None,
     spacing: Spacing | None,
+    bf16: bool,
     stacklevel: int,
 ) -> Sampler:
     """The reverse loop of a checked method. Warns about a solver or spacing without effect."""
@@ -86,4 +87,4 @@ def build_sampler(
         warnings.warn(f"{name} has no effect on method {method.name!r}", stacklevel=stacklevel + 1)
     schedule = method.choose(steps=steps, solver=solver, spacing=spacing, eta=eta)
     assert isinstance(method, CustomSampler | SamplingMethod)
-    return Sampler(process, method, **vars(schedule))
+    return Sampler(process, method, **vars(schedule), bf16=bf16)

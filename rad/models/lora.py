@@ -4,6 +4,7 @@ RAD trains rank 16 on the layers below, and the time layers fully.
 """
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from diffusers import SD3Transformer2DModel
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+
+from rad.modes import building
+from rad.rng import check_seed
 
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
@@ -46,6 +50,8 @@ class LoRA:
     time_layers: Literal["full", "lora"] = "full"
 
     def __post_init__(self) -> None:
+        if not math.isfinite(self.alpha):
+            raise ValueError(f"lora.alpha is {self.alpha}; it must be finite")
         if self.rank < 1:
             raise ValueError(f"lora.rank is {self.rank}; it must be at least 1")
         if self.time_layers not in ("full", "lora"):
@@ -65,6 +71,7 @@ class LoRA:
         )
 
 
+@building()
 def inject(network: nn.Module, lora: LoRA, *, seed: int = 0) -> PeftModel:
     """Add a new adapter to `network` in place and freeze the rest. B = 0, so the output stays the same.
 
@@ -73,10 +80,12 @@ def inject(network: nn.Module, lora: LoRA, *, seed: int = 0) -> PeftModel:
     with torch.random.fork_rng():
         model = get_peft_model(network, lora.peft_config(network))  # pyright: ignore[reportArgumentType]
     assert isinstance(model, PeftModel)
-    source = torch.Generator().manual_seed(seed)
+    source = torch.Generator("cpu").manual_seed(check_seed(seed))
     for name, parameter in model.named_parameters():
         if ".lora_A." in name and parameter.device.type != "meta":
-            parameter.data.copy_(torch.randn(parameter.shape, generator=source) / lora.rank)
+            parameter.data.copy_(
+                torch.randn(parameter.shape, generator=source, device="cpu", dtype=torch.float32) / lora.rank
+            )
     return model
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from rad.diffusion.denoiser import Denoiser, EDMDenoiser, UNetDenoiser
 from rad.diffusion.processes import EDM, Uniform
+from rad.images.atomic import replacing_folder
 from rad.models.adapter import AdapterInfo, Kind
 from rad.models.base import INDEX, Base, save_base
 from rad.models.loaded_model import PLAIN, Condition, LoadedModel, Origin, scaled_size
@@ -104,7 +105,8 @@ class UNetModel(LoadedModel):
         latent = isinstance(autoencoder, PretrainedAutoencoder)
         save_base(folder, self.unet, betas=betas, prediction_type=self.prediction, half=False, latent=latent)
         if isinstance(autoencoder, PretrainedAutoencoder):
-            autoencoder.network.save_pretrained(folder / "vqvae")
+            with replacing_folder(folder / "vqvae") as place:
+                autoencoder.network.save_pretrained(place)
             index = {
                 "_class_name": "LDMPipeline",
                 "scheduler": ["diffusers", "DDPMScheduler"],

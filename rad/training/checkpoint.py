@@ -1,6 +1,5 @@
 """Checkpoints in optimiser steps, with models ready for use beside them."""
 
-import os
 import shutil
 from pathlib import Path
 from weakref import proxy
@@ -14,7 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from rad.data.module import ImageDataModule
-from rad.images.atomic import replacing_folder, write_text
+from rad.images.atomic import replace_link, replacing_folder, write_text
 from rad.models.adapter import save_adapter
 from rad.models.lora import trainable
 from rad.streams import printable
@@ -89,7 +88,7 @@ class Checkpoint(callbacks.Checkpoint):
         trainer.save_checkpoint(path, weights_only=False)
         self.best_model_path, self.best_model_score = str(path), float(step)
         if trainer.is_global_zero:
-            _link(folder / "last.ckpt", path.name)
+            replace_link(folder / "last.ckpt", path.name)
             for logger in trainer.loggers:
                 logger.after_save_checkpoint(proxy(self))
             for old in dropped:
@@ -107,14 +106,6 @@ def _export(trainer: L.Trainer, module: TrainingModule, folder: Path) -> None:
                     export(module, trainer, folder.with_name(f"{folder.name}-{average.suffix}"), ema=True)
     except SafetensorError as error:
         raise OSError(f"{folder} cannot be written: {error}; make room and go on with --ckpt_path last") from error
-
-
-def _link(link: Path, target: str) -> None:
-    """Let `link` point to `target` in its folder; there is no moment without it."""
-    temporary = link.with_name(f".{link.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target)
-    os.replace(temporary, link)
 
 
 def _remove(trainer: L.Trainer, path: Path) -> None:

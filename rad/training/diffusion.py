@@ -25,10 +25,11 @@ from rad.models.latent_mask import Grid, Prefill, encode_training
 from rad.models.load import load_model
 from rad.models.loaded_model import LoadedModel, RegionAwareNetwork
 from rad.models.lora import LoRA, inject
+from rad.modes import building
 from rad.resources import located
 from rad.rng import generator
 from rad.sampling.task import Task
-from rad.training.module import Batch, Frozen, TrainingModule, on_cpu
+from rad.training.module import Batch, Frozen, TrainingModule
 from rad.training.settings import Execution, Schedule, Scratch, TrainingLoss, TrainingProcess
 
 BUCKETS = 4
@@ -146,7 +147,7 @@ class Diffusion(TrainingModule):
         """
         if self._model is not None:
             return
-        with on_cpu():
+        with building():
             model = self._load()
             self.loss.require_fit(model.prediction)
             model.require_trainable(self.process.kind, whole=self.whole)

@@ -1,7 +1,6 @@
 """Base class of our LightningModules: optimiser, hyperparameters, checkpoints of the trained weights, validation means."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MeanMetric
 
 from rad.models.lora import trainable
+from rad.rng import check_seed
 from rad.training.changes import OBJECTS, continue_run, run_settings
 from rad.training.settings import Schedule
 
@@ -31,7 +31,7 @@ HALF = (torch.bfloat16, torch.float16)
 class TrainingModule(L.LightningModule):
     """Base class of `Diffusion` and `AutoencoderTraining`.
 
-    A subclass builds its networks in `configure_model`, within `on_cpu`; checkpoints hold only weights that require a gradient.
+    A subclass builds its networks in `configure_model`, within `rad.modes.building`; checkpoints hold only trained weights.
 
     Args:
         optimizer, schedule, lr_scheduler, seed: see `Diffusion`; shard_optimizer: see `rad.training.settings.Execution`.
@@ -57,7 +57,7 @@ class TrainingModule(L.LightningModule):
                 "model.schedule.warmup_steps to 0, or remove model.lr_scheduler"
             )
         self.optimizer, self.schedule, self.lr_scheduler = optimizer, schedule, lr_scheduler
-        self.seed, self.shard_optimizer = seed, shard_optimizer
+        self.seed, self.shard_optimizer = check_seed(seed), shard_optimizer
         self.changes: list[str] = []
         """What resumes have changed, each with its step; kept in checkpoints."""
         self._resumed: str | None = None
@@ -201,18 +201,3 @@ def _sharded(optimizer: OptimizerCallable, weights: Sequence[nn.Parameter]) -> t
     from torch.distributed.optim import ZeroRedundancyOptimizer
 
     return ZeroRedundancyOptimizer(weights, optimizer_class=optimizer)  # pyright: ignore[reportArgumentType]
-
-
-@contextmanager
-def on_cpu() -> Iterator[None]:
-    """Within the context tensors are created on the CPU in float32.
-
-    Lightning calls `configure_model` with the run's device and dtype as torch's defaults, which would change random weights.
-    """
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        with torch.device("cpu"):
-            yield
-    finally:
-        torch.set_default_dtype(before)

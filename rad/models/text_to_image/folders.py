@@ -26,6 +26,7 @@ from rad.models.weights import (
     is_hub_id,
     read_json,
     read_weights,
+    require_finite_weights,
     require_fit,
     with_new_names,
 )
@@ -199,6 +200,7 @@ def load_encoder(kind: type[EncoderT], folder: Path, *, dtype: torch.dtype = tor
         )
         if info["missing_keys"]:
             raise ValueError(f"{len(info['missing_keys'])} weights are missing, as {sorted(info['missing_keys'])[0]}")
+    require_finite_weights(encoder.state_dict(), folder)
     return encoder.to(dtype).eval().requires_grad_(False)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rad.diffusion.processes import Uniform
 from rad.diffusion.step import Prediction
+from rad.images.atomic import replacing_folder
 from rad.models.adapter import AdapterInfo, Kind
 from rad.models.base import INDEX, save_base
 from rad.models.loaded_model import Condition, LoadedModel, Origin, scaled_size
@@ -162,7 +163,8 @@ class StableDiffusionModel(LoadedModel):
     def save_trained(self, folder: Path) -> None:
         """As a StableDiffusionPipeline. XL is not trained."""
         save_base(folder, self.unet, betas=self.betas, prediction_type=self.prediction, half=False, latent=True)
-        self.pipeline.vae.save_pretrained(folder / "vae")
+        with replacing_folder(folder / "vae") as place:
+            self.pipeline.vae.save_pretrained(place)
         index: dict[str, str | bool | list[str] | list[None]] = {
             "_class_name": "StableDiffusionPipeline",
             "scheduler": ["diffusers", "DDPMScheduler"],
@@ -173,7 +175,8 @@ class StableDiffusionModel(LoadedModel):
         with quietly():
             for name, library in libraries.items():
                 part = getattr(self.pipeline, name)
-                part.save_pretrained(folder / name)
+                with replacing_folder(folder / name) as place:
+                    part.save_pretrained(place)
                 index[name] = [library, type(part).__name__]
         index |= {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
