@@ -59,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not networks:
         report("note: pixel metrics only; --feature_net, --lpips and --fid add perceptual metrics")
     output = Path(options.output or (first if tree else "evaluation"))
+    if output.is_file():
+        raise ValueError(f"--output {output} is a file: give a folder")
     progress = _Progress()
     how = scoring(
         reference=absolute(str(reference)), mask=options.mask, mask_polarity=options.mask_polarity, seed=options.seed
