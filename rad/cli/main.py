@@ -4,6 +4,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+from rad.cli.config import check_config
 from rad.console import EXIT_OK, did_you_mean, guarded, program, with_underscores
 from rad.resources import config_names, find_data
 
@@ -81,6 +82,7 @@ def find_config(name: str) -> str:
         raise FileNotFoundError(
             f"configuration {name!r} is neither a file nor in configs/{hint}: use one of {', '.join(known)}"
         )
+    check_config(path)
     return str(path)
 
 

@@ -64,7 +64,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 def write_text(path: Path, text: str, *, durable: bool = False) -> Path:
     """Write UTF-8 and return the path; `durable` as in `replacing`."""
     with replacing(path, durable=durable) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # file names may be no UTF-8
     return path
 
 

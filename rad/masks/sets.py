@@ -134,7 +134,7 @@ def hash_entries(entries: Iterable[Entry]) -> str:
     if double:
         raise ValueError(f"two masks are called {double[0]}: give each its own name")
     lines = (f"{entry.name}\t{entry.height}\t{entry.width}\t{entry.sha256}\n" for entry in ordered)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
+    return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def write_set(folder: str | Path, name: str, *, size: tuple[int, int], count: int, seed: int) -> MaskSet:

@@ -8,6 +8,7 @@ from typing import Literal, NoReturn
 
 import jsonargparse
 
+from rad.cli.config import check_config
 from rad.cli.names import MASKS, METHODS, GridRule, Precision, SizePolicy, Solver, Spacing
 from rad.console import SEEDS, add_options, check_options, option, program, with_hint, with_underscores
 from rad.evaluation.options import ReportOptions
@@ -236,6 +237,10 @@ def parser() -> jsonargparse.ArgumentParser:
 
 def read_options(arguments: Sequence[str] | None = None) -> SampleOptions:
     """The options on the command line, or in `arguments`. Raises ValueError for unusable ones."""
-    values = vars(parser().parse_args(with_underscores(arguments)))
+    words = with_underscores(arguments)
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        if word == "--config" or word.startswith("--config="):
+            check_config(word.partition("=")[2] or after)
+    values = vars(parser().parse_args(words))
     values.pop("config")
     return SampleOptions(**values)

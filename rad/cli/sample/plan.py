@@ -206,7 +206,7 @@ def read_prompts(path: str) -> dict[str, str]:
     """The prompts in a JSON file, by the name of the image, with its folder in the source or without."""
     try:
         prompts = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"--prompts {path} cannot be read ({error}): give a JSON file") from None
     if not (isinstance(prompts, dict) and prompts and all(isinstance(prompt, str) for prompt in prompts.values())):
         raise ValueError(f'--prompts {path} has to hold an object, as {{"cat.png": "a cat", "dog.png": "a dog"}}')
