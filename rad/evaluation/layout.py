@@ -10,7 +10,7 @@ from rad.console import counted
 from rad.evaluation.results import Cost
 from rad.evaluation.run_log import RUN, Run, read_costs
 from rad.images.formats import SUFFIXES
-from rad.images.sources import ImageFile, by_stem, holds_one, list_images, stems
+from rad.images.sources import ImageFile, by_stem, holds_one, list_images, match_names, stems
 from rad.masks.files import looks_inverted, read_mask, write_mask
 
 Polarity = Literal["white_is_fill", "white_is_known"]
@@ -178,15 +178,14 @@ def read_folders(
     if mask.exists() and folder.resolve().is_relative_to(mask.resolve()):
         raise ValueError(f"--output {output} would write into the masks in {mask}: give another folder")
     masks = by_name(mask)
-    if holds_one(mask):
-        masks = dict.fromkeys(images, next(iter(masks.values())))
+    named = [next(iter(masks.values()))] * len(images) if holds_one(mask) else match_names(masks, images)
     inverted = []
-    for image in images:
-        if image not in masks:
+    for image, file in zip(images, named, strict=True):
+        if file is None:
             notes.append(f"{image} is left out: no mask of this name in {mask}")
             continue
         try:
-            hole = read_mask(masks[image].file(), polarity=polarity)
+            hole = read_mask(file.file(), polarity=polarity)
         except ValueError as error:
             notes.append(f"{image} is left out: {error}")
             continue

@@ -1,19 +1,21 @@
 """What `rad sample` fills, as files: images, masks, methods, and the names of the results. Nothing is computed here."""
 
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, get_args
+from unicodedata import normalize
 
 from torch import Tensor
 
 from rad.cli.names import Solver, Spacing
 from rad.cli.sample.options import GUIDES, SampleOptions
 from rad.console import did_you_mean
-from rad.images.sources import ImageFile, by_stem, holds_one, is_source, list_images, stems
+from rad.images.sources import ImageFile, by_stem, holds_one, is_source, list_images, match_names, stems
 from rad.masks import MaskGenerator
 from rad.masks.files import read_mask
 from rad.masks.shapes import MASKS, main_names, make
@@ -198,7 +200,7 @@ def read_prompts(path: str) -> dict[str, str]:
         raise ValueError(f"--prompts {path} cannot be read ({error}): give a JSON file") from None
     if not (isinstance(prompts, dict) and prompts and all(isinstance(prompt, str) for prompt in prompts.values())):
         raise ValueError(f'--prompts {path} has to hold an object, as {{"cat.png": "a cat", "dog.png": "a dog"}}')
-    return prompts
+    return {normalize("NFC", name): prompt for name, prompt in prompts.items()}
 
 
 def _make_jobs(options: SampleOptions, inputs: Sequence[tuple[ImageFile, str, MaskSource]], output: Path) -> list[Job]:
@@ -213,7 +215,8 @@ def _make_jobs(options: SampleOptions, inputs: Sequence[tuple[ImageFile, str, Ma
         mask_output = Path(f"{stem}-mask.png") if options.save_mask else None
         if options.tree:
             mask_output = output.parent / "masks" / f"{identity}.png"
-        prompt = prompts.get(image.name, prompts.get(PurePosixPath(image.name).name, options.prompt or None))
+        name = normalize("NFC", image.name)
+        prompt = prompts.get(name, prompts.get(PurePosixPath(name).name, options.prompt or None))
         if prompt is None and prompts:
             raise ValueError(f"--prompts {options.prompts} has none for {image.name}: add it, or give --prompt")
         jobs.append(Job(image, identity, mask, outputs, raw, mask_output, prompt or ""))
@@ -253,8 +256,8 @@ def _check_files(options: SampleOptions, runs: Sequence[MethodRun]) -> None:
         written |= counts.keys()
     entries = (entry for run in runs for job in run.jobs for entry in (job.image, job.mask))
     sources = {entry.source for entry in entries if isinstance(entry, ImageFile) and isinstance(entry.source, Path)}
-    read = {source.resolve() for source in sources}
-    lost = sorted(str(path) for path in written if path.resolve() in read)
+    read = {os.path.realpath(source) for source in sources}  # `Path.resolve` fails for a link to itself
+    lost = sorted(str(path) for path in written if os.path.realpath(path) in read)
     if lost:
         raise ValueError(f"--output {options.output} would write over the input {lost[0]}: give another folder or name")
     if folders := [sheet for sheet in sheets if sheet.is_dir()]:
@@ -286,4 +289,4 @@ def _find_masks(mask: str, names: Sequence[str], *, in_order: bool) -> Sequence[
             raise ValueError(f"--mask {mask} has {masks}: --mask_by order needs one for each, with --limit too")
         return files[: len(names)]
     by_name = by_stem(files, where=f"--mask {mask}", what="masks")
-    return [by_name.get(name) for name in names]
+    return match_names(by_name, names)
