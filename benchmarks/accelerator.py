@@ -87,18 +87,23 @@ def alternate(
     for name, build in variants.items():
         try:
             with time_limit(end - time.perf_counter()):
-                work = build()
-                timings[name].first_call, timings[name].peak, one_call = _warm_up(work, device)
-            works[name], calls[name] = work, min(MOST_CALLS, max(1, round(block_seconds / one_call)))
+                works[name] = build()
+                timings[name].first_call, timings[name].peak, one_call = _warm_up(works[name], device)
+            calls[name] = min(MOST_CALLS, max(1, round(block_seconds / one_call)))
         except (Exception, OutOfTimeError) as error:
-            timings[name].error = describe(error)
-            work = None
-            free(device)
+            works.pop(name, None)
+            timings[name] = Timing(error=describe(error))
+        if timings[name].error:
+            free(device)  # after the handler, since an error holds on to the memory of its frames
     for number in range(rounds):
         if number and time.perf_counter() > end:
             break
-        for name, work in works.items():
-            timings[name].seconds.append(_seconds_of(work.call, device, calls[name]))
+        for name in list(works):
+            try:
+                timings[name].seconds.append(_seconds_of(works[name].call, device, calls[name]))
+            except Exception as error:
+                del works[name]
+                timings[name] = Timing(error=describe(error))
     return timings
 
 
@@ -173,7 +178,7 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 @contextmanager
 def computing(precision: Precision, device: str, *, tuned: bool = False) -> Iterator[None]:
-    """Within the context products have this precision. TF32 exists on NVIDIA GPUs only. `tuned`: torch.backends.cudnn.benchmark."""
+    """Within the context products have this precision. `tuned`: torch.backends.cudnn.benchmark."""
     products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
     before = products.allow_tf32, convolutions.allow_tf32, convolutions.benchmark
     products.allow_tf32, convolutions.allow_tf32 = precision == "tf32", precision != "float32"

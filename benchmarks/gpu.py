@@ -14,7 +14,7 @@ another error, is a row with the reason.
 
 | case | content |
 |---|---|
-| train-NETWORK | an adapter on ready tensors: plain fine-tuning, RAD, RAD with the dense embedding; the whole step of `rad train` |
+| train-NETWORK | an adapter on ready tensors: plain fine-tuning, RAD, RAD with the dense embedding; the step of `rad train` |
 | waits | where and how often a training step and a sampling run wait for the device |
 | precision-NETWORK | the whole step in float32, TF32 and bf16-mixed |
 | sample-NETWORK | time of a network call in rad, ddnm, repaint and dps |
@@ -67,13 +67,13 @@ CASE_SECONDS = 60.0
 CHECKPOINTED: dict[ConfigName, bool] = {"ffhq": False, "imagenet": True}
 """Gradient checkpointing in configs/rad_ffhq.yaml and configs/rad_imagenet.yaml."""
 TINY = {
-    "block_out_channels": (32, 32),
+    "block_out_channels": (32,),
     "layers_per_block": 1,
     "attention_head_dim": 32,
-    "down_block_types": ("ResnetDownsampleBlock2D", "AttnDownBlock2D"),
-    "up_block_types": ("AttnUpBlock2D", "ResnetUpsampleBlock2D"),
+    "down_block_types": ("AttnDownBlock2D",),
+    "up_block_types": ("AttnUpBlock2D",),
 }
-"""The network of a dry run, as changes to a configuration."""
+"""The network of a dry run, of one level, as changes to a configuration."""
 PACKAGES = ("torch", "torchvision", "lightning", "diffusers", "peft", "triton", "numpy")
 
 

@@ -8,7 +8,7 @@ from diffusers import UNet2DModel
 
 from benchmarks.accelerator import describe
 from benchmarks.gpu_work import Options, Sampling, Setting, TrainingStep
-from benchmarks.networks import forward
+from benchmarks.networks import forward, variant_of
 from benchmarks.synchronisation import count_compilations, count_graphs, count_synchronisations, mark_all
 
 Row = dict[str, str | float | int | None]
@@ -52,12 +52,25 @@ def graphs(setting: Setting) -> list[Row]:
     sampling = Sampling(setting, unet, "rad")
     call = forward(sampling.model.network, "factorised", setting.inputs())
     rows.append(_counted("network, sampling", torch.inference_mode()(call)))
-    inputs = [{name: value[:batch] for name, value in setting.inputs().items()} for batch in (4, 3, 2)]
+    inputs = [{name: value[:batch].clone() for name, value in setting.inputs().items()} for batch in (4, 3, 2)]
     calls = [lambda compiled, x=x: compiled(x["x"], x["times"], index=x["hole"]) for x in inputs]
-    for dynamic in (None, True):
-        count = count_compilations(training.module.network, calls, dynamic=dynamic)
-        rows.append({"call": f"network, training, batches of 4, 3, 2, dynamic={dynamic}", "graphs": count})
-    return rows
+    count = count_compilations(training.module.network, calls, dynamic=True)
+    rows.append({"call": "network, training, batches of 4, 3 and 2, dynamic=True", "graphs": count})
+    return [*rows, _exported(setting, unet)]
+
+
+def _exported(setting: Setting, unet: UNet2DModel) -> Row:
+    """Whether torch.export keeps the batch dynamic."""
+    inputs, batch = setting.inputs(), torch.export.Dim("batch", min=2, max=64)
+    shapes = {name: {0: batch} for name in ("sample", "timestep", "index")}
+    network = variant_of(unet, "factorised").eval()
+    arguments, named = (inputs["x"], inputs["times"].clone()), {"index": inputs["hole"]}
+    row: Row = {"call": "torch.export of the network with a dynamic batch"}
+    try:
+        torch.export.export(network, arguments, named, dynamic_shapes=shapes, strict=False)
+    except Exception as error:
+        return {**row, "reasons of breaks": describe(error)}
+    return {**row, "graphs": 1}
 
 
 def _counted(name: str, function: Callable[..., object], *args: Any) -> Row:

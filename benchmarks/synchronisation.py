@@ -90,18 +90,17 @@ class Pretended(TorchFunctionMode):
         self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
-        marked = [is_marked(leaf) for leaf in tree_leaves((args, kwargs))]
         name = getattr(func, "__name__", "")
         if func == Tensor.device.__get__:  # pyright: ignore[reportAttributeAccessIssue]
             return DEVICE if is_marked(args[0]) else func(*args)
         if func is torch.device:
             return func(*args, **kwargs)
-        args, kwargs, target = _redirected(args, kwargs)
+        args, kwargs, target = _redirected(name, args, kwargs)
         if name == "to" and len(args) > 1 and isinstance(args[1], Tensor):
             target = DEVICE if is_marked(args[1]) else torch.device("cpu")
         if name == "to" and _inside_torch():  # clip_grad_norm_ groups gradients by device in C++, which sees the CPU
             target = None
-        here = any(marked)
+        here = any(is_marked(leaf) for leaf in tree_leaves(args[:1] if name == "to" else (args, kwargs)))
         if here and (name in READS or (target is not None and target != DEVICE) or _selects(name, args)):
             self._count("read")
         elif not here and target == DEVICE and name in ("to", "tensor", "as_tensor", "asarray"):
@@ -118,20 +117,20 @@ class Pretended(TorchFunctionMode):
 
 
 def _redirected(
-    args: tuple[Any, ...], kwargs: dict[str, Any]
+    name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any], torch.device | None]:
     """Arguments with DEVICE replaced by the CPU, and the device that they name."""
     target = None
 
-    def replaced(value: Any, *, keyword: bool = False) -> Any:
+    def replaced(value: Any, *, named: bool) -> Any:
         nonlocal target
-        if isinstance(value, torch.device) or (keyword and isinstance(value, str)):
+        if isinstance(value, torch.device) or (named and isinstance(value, str)):
             target = torch.device(value)
             return torch.device("cpu")
         return value
 
-    args = tuple(replaced(value) for value in args)
-    kwargs = {key: replaced(value, keyword=key == "device") for key, value in kwargs.items()}
+    args = tuple(replaced(value, named=name == "to") for value in args)
+    kwargs = {key: replaced(value, named=key == "device") for key, value in kwargs.items()}
     return args, kwargs, target
 
 

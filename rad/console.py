@@ -116,9 +116,13 @@ def with_underscores(words: Sequence[str] | None = None) -> list[str]:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """ " (did you mean repaint?)" for "RePaint"; empty if no known word is similar."""
-    words = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(word.lower().replace("-", "_"), words, n=1)
+    words = {_plain(name): name for name in known}
+    close = difflib.get_close_matches(_plain(word), words, n=1)
     return f" (did you mean {words[close[0]]}?)" if close else ""
+
+
+def _plain(word: str) -> str:
+    return word.strip("-").lower().replace("-", "_")
 
 
 def with_hint(message: str, parser: argparse.ArgumentParser) -> str:

@@ -42,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from rad.evaluation.provenance import scoring
     from rad.evaluation.report import write_report
     from rad.evaluation.tables import NAMES
+    from rad.images.lock import EVALUATION, holder, one_at_a_time
     from rad.images.sources import absolute
 
     folders = _folders(options.results)
@@ -72,13 +73,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "on_progress": progress,
         "scoring": how,
     }
-    if tree:
-        comparison = evaluate(first, tables=output, **common)
-    else:
-        comparison = evaluate_folders(
-            folders, output=output, mask=Path(options.mask), mask_polarity=options.mask_polarity, **common
-        )
-    for path in (*(output / name for name in NAMES), *write_report(comparison, output)):
+    if tree and (process := holder(first)):
+        report(f"note: {first} is being written by {process}; the scores cover the files so far")
+    with one_at_a_time(output / EVALUATION, patience=1.0):
+        if tree:
+            comparison = evaluate(first, tables=output, **common)
+        else:
+            comparison = evaluate_folders(
+                folders, output=output, mask=Path(options.mask), mask_polarity=options.mask_polarity, **common
+            )
+        paths = [*(output / name for name in NAMES), *write_report(comparison, output)]
+    for path in paths:
         print_line(path)
     for note in comparison.notes:
         report(f"note: {note}")

@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, get_args
@@ -19,7 +19,7 @@ from rad.images.sources import ImageFile, by_stem, holds_one, is_source, list_im
 from rad.masks import MaskGenerator
 from rad.masks.files import read_mask
 from rad.masks.shapes import MASKS, main_names, make
-from rad.rng import generator
+from rad.rng import check_seed, generator
 
 if TYPE_CHECKING:
     from rad.sampling.method import Method
@@ -53,8 +53,11 @@ class Job:
 
     @property
     def name(self) -> str:
-        """File name of the image without its folder; the key of its noise and mask."""
-        return PurePosixPath(self.image.name).name
+        """Path of the image in its source, with its suffix; the key of its noise and mask.
+
+        As in `identity`, a top folder that holds all of an archive is left out.
+        """
+        return str(PurePosixPath(self.identity).parent / PurePosixPath(self.image.name).name)
 
     def hole(self, size: tuple[int, int], options: SampleOptions) -> Tensor:
         """(1,H,W) in [0,1], 1 = fill, for an image of that (height, width). Raises ValueError without a mask."""
@@ -147,6 +150,7 @@ def make_methods(options: SampleOptions) -> dict[Label, "Method"]:
 
 def make_plan(options: SampleOptions, labels: Sequence[Label]) -> list[MethodRun]:
     """Images, masks and files for each method and mask. Raises ValueError for options that do not fit together."""
+    check_seed(options.seed, "--seed")
     output, names = Path(options.output), {mask: mask_name(mask) for mask in options.mask}
     several = options.tree or len(labels) > 1
     if several and output.suffix.lower() == ".png" and not output.is_dir():
@@ -257,11 +261,29 @@ def _check_files(options: SampleOptions, runs: Sequence[MethodRun]) -> None:
     entries = (entry for run in runs for job in run.jobs for entry in (job.image, job.mask))
     sources = {entry.source for entry in entries if isinstance(entry, ImageFile) and isinstance(entry.source, Path)}
     read = {os.path.realpath(source) for source in sources}  # `Path.resolve` fails for a link to itself
+    _check_lengths(Path(options.output), written)
     lost = sorted(str(path) for path in written if os.path.realpath(path) in read)
     if lost:
         raise ValueError(f"--output {options.output} would write over the input {lost[0]}: give another folder or name")
     if folders := [sheet for sheet in sheets if sheet.is_dir()]:
         raise ValueError(f"the contact sheet {folders[0]} cannot be written, for it is a folder: remove it")
+
+
+def _check_lengths(output: Path, files: Iterable[Path]) -> None:
+    """Raise ValueError for names that the file system of `output` does not take, before anything is computed."""
+    existing = next(path for path in (output.absolute(), *output.absolute().parents) if path.is_dir())
+    try:
+        longest, longest_path = (os.pathconf(existing, name) for name in ("PC_NAME_MAX", "PC_PATH_MAX"))
+    except (AttributeError, OSError, ValueError):  # not on Windows
+        longest, longest_path = 255, 4096
+    start = len(os.fsencode(output.absolute())) - len(os.fsencode(output))
+    for path in files:
+        length = max(len(os.fsencode(part)) for part in path.parts)
+        if length > longest or start + len(os.fsencode(path)) >= longest_path:
+            raise ValueError(
+                f"the result {path.name[:40]}... would have a name of {length} bytes or too long a path; this disk allows "
+                f"{longest} bytes: rename the image, or leave out --raw and --save_mask"
+            )
 
 
 def _inputs(options: SampleOptions, mask: str, images: Sequence[ImageFile]) -> list[tuple[ImageFile, str, MaskSource]]:
