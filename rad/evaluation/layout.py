@@ -9,7 +9,7 @@ from rad.console import counted
 from rad.evaluation.results import Cost
 from rad.evaluation.run_log import RUN, Run, read_costs
 from rad.images.formats import SUFFIXES
-from rad.images.sources import ImageFile, by_stem, holds_one, list_images, stems
+from rad.images.sources import ImageFile, by_stem, holds_one, list_images, match_names, stems
 from rad.masks.files import load_mask, write_mask
 from rad.masks.reading.format import MaskFormat
 
@@ -204,24 +204,21 @@ def read_folders(
     images = sorted({image for files in mask_set.files.values() for image in files})
     folder = output / mask_set.name / "masks"
     if mask is None:
-        masks, source, format = (
-            saved_masks(results.values(), names),
-            "the results",
-            MaskFormat(channel="grey", soft=True),
-        )
+        masks, source = saved_masks(results.values(), names), "the results"
+        format = MaskFormat(channel="grey", soft=True)
     else:
         if mask.exists() and folder.resolve().is_relative_to(mask.resolve()):
             raise ValueError(f"--output {output} would write into the masks in {mask}: give another folder")
         masks, source = by_name(mask), mask
-        if holds_one(mask):
-            masks = dict.fromkeys(images, next(iter(masks.values())))
+    single = mask is not None and holds_one(mask)
+    named = [next(iter(masks.values()))] * len(images) if single else match_names(masks, images)
     messages: dict[str, list[str]] = {}
-    for image in images:
-        if image not in masks:
+    for image, file in zip(images, named, strict=True):
+        if file is None:
             notes.append(f"{image} is left out: no mask of this name in {source}")
             continue
         try:
-            loaded = load_mask(masks[image].file(), format, name=str(masks[image]))
+            loaded = load_mask(file.file(), format, name=str(file))
         except ValueError as error:
             notes.append(f"{image} is left out: {error}")
             continue

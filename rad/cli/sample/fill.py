@@ -19,7 +19,7 @@ from rad.cli.sample.request import Requests
 from rad.evaluation.run_log import Usage
 from rad.images.atomic import replacing
 from rad.images.formats import open_file
-from rad.images.sources import ImageFile, by_stem, holds_one, list_images
+from rad.images.sources import ImageFile, by_stem, holds_one, list_images, match_names
 from rad.inpainting.inpainter import Inpainted, Inpainter
 from rad.masks.files import write_mask
 from rad.masks.reading.format import MaskWarning
@@ -145,7 +145,7 @@ def condition_of(options: SampleOptions, job: Job) -> Condition:
 def _guide(source: str, name: str, option: str) -> Image.Image:
     if holds_one(source):
         return list_images(source)[0].open()
-    image = _by_name(source, option).get(name)
+    (image,) = match_names(_by_name(source, option), [name])
     if image is None:
         raise ValueError(f"{option} {source} has no image for {name}: expected one of the same name")
     return image.open()

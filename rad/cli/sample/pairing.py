@@ -8,7 +8,7 @@ from glob import escape
 from pathlib import Path, PurePosixPath
 
 from rad.console import did_you_mean
-from rad.images.sources import ImageFile, by_stem, holds_one, is_source, list_images, top_folder
+from rad.images.sources import ImageFile, by_stem, holds_one, is_source, list_images, match_names, top_folder
 from rad.masks import MaskGenerator
 from rad.masks.shapes import MASKS, main_names, make
 
@@ -48,7 +48,7 @@ def find_masks(
             raise ValueError(f"--mask {mask} has {masks}: --mask_by order needs one for each, with --limit too")
         return files[: len(names)]
     by_name = by_stem(files, where=f"--mask {mask}", what="masks")
-    return [by_name.get(name) for name in names]
+    return match_names(by_name, names)
 
 
 def mask_name_of(image: ImageFile, pattern: str) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, get_args
+from unicodedata import normalize
 
 from PIL import Image
 from torch import Tensor
@@ -210,7 +211,7 @@ def read_prompts(path: str) -> dict[str, str]:
         raise ValueError(f"--prompts {path} cannot be read ({error}): give a JSON file") from None
     if not (isinstance(prompts, dict) and prompts and all(isinstance(prompt, str) for prompt in prompts.values())):
         raise ValueError(f'--prompts {path} has to hold an object, as {{"cat.png": "a cat", "dog.png": "a dog"}}')
-    return prompts
+    return {normalize("NFC", name): prompt for name, prompt in prompts.items()}
 
 
 def _make_jobs(options: SampleOptions, inputs: Sequence[tuple[ImageFile, str, MaskSource]], output: Path) -> list[Job]:
@@ -225,8 +226,9 @@ def _make_jobs(options: SampleOptions, inputs: Sequence[tuple[ImageFile, str, Ma
         mask_output = Path(f"{stem}-mask.png") if options.save_mask else None
         if options.tree:
             mask_output = output.parent / "masks" / f"{identity}.png"
+        name = normalize("NFC", image.name)
         overlay = Path(f"{output.parent / identity if options.tree else stem}-overlay.png")
-        prompt = prompts.get(image.name, prompts.get(PurePosixPath(image.name).name, options.prompt or None))
+        prompt = prompts.get(name, prompts.get(PurePosixPath(name).name, options.prompt or None))
         if prompt is None and prompts:
             raise ValueError(f"--prompts {options.prompts} has none for {image.name}: add it, or give --prompt")
         jobs.append(Job(image, identity, mask, outputs, raw, mask_output, prompt or "", overlay))
@@ -266,9 +268,9 @@ def _check_files(options: SampleOptions, runs: Sequence[MethodRun]) -> None:
         written |= counts.keys()
     entries = (entry for run in runs for job in run.jobs for entry in (job.image, job.mask))
     sources = {entry.source for entry in entries if isinstance(entry, ImageFile) and isinstance(entry.source, Path)}
-    read = {source.resolve() for source in sources}
+    read = {os.path.realpath(source) for source in sources}  # `Path.resolve` fails for a link to itself
     _check_lengths(Path(options.output), written)
-    lost = sorted(str(path) for path in written if path.resolve() in read)
+    lost = sorted(str(path) for path in written if os.path.realpath(path) in read)
     if lost:
         raise ValueError(f"--output {options.output} would write over the input {lost[0]}: give another folder or name")
     if folders := [sheet for sheet in sheets if sheet.is_dir()]:
