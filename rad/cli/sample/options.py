@@ -37,7 +37,9 @@ class SampleOptions(ReportOptions):
     )
     mask_by: Literal["name", "order"] = option("how masks of a folder are assigned to images", "name")
     limit: int | None = option("number of images, spread evenly over the sorted names", None, low=1)
-    output: str = option("folder, or PNG file for a single image")
+    output: str = option(
+        "folder, or PNG file for a single image; a PNG file contains its settings, without paths and prompts"
+    )
     method: list[str] = option(
         "one (default: rad) or several, each in its own folder with equal noise. rad@50: 50 steps; ddnm@100nfe: at most "
         "100 network calls; rad@10,solver=ddim,spacing=quad,eta=0: another solver; mine.py:Mine: class Mine of your "
@@ -78,7 +80,7 @@ class SampleOptions(ReportOptions):
     raw: bool = option("also write NAME-raw.png, without the known pixels restored", False)
     save_mask: bool = option("also write NAME-mask.png, white = filled", False)
     report: bool = option("then score the results: metrics.csv, summary.md and report.html in --output", False)
-    overwrite: bool = option("recompute finished images", False)
+    overwrite: bool = option("recompute finished images, also those of other settings", False)
 
     grid: GridRule | None = option("how the hole is reduced to the latent grid; default: average", None, group=LATENT)
     dilate: int = option("rings of latent cells added to the hole", 0, low=0, group=LATENT)
