@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rad.console import Parser, Progress, guarded, program, report
+from rad.console import Parser, Progress, guarded, print_line, program, report
 from rad.data.module import ImageDataModule
 from rad.images.atomic import replacing
 from rad.images.codecs import blank, open_image, to_uint8
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     output = Path(options.output)
     with replacing(output) as temporary:
         panel.save(temporary)
-    print(output)
+    print_line(output)
     return 0
 
 

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rad.console import EXIT_OK, EXIT_SOME, Parser, guarded, program, report
+from rad.console import EXIT_OK, EXIT_SOME, Parser, guarded, print_line, program, report
 from rad.evaluation.options import add_options
 
 
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         paths = [*(output / name for name in NAMES), *write_report(comparison, output)]
     for path in paths:
-        print(path)
+        print_line(path)
     for note in comparison.notes:
         report(f"note: {note}")
     unscored = progress.total - len(comparison.results)

@@ -14,6 +14,7 @@ from rad.evaluation.run_log import Run, read_run
 from rad.evaluation.scoring import has_features, reference_features, score
 from rad.evaluation.tables import write_tables
 from rad.images.sources import ImageFile
+from rad.rng import check_seed
 
 if TYPE_CHECKING:
     from rad.evaluation.features import Extractor
@@ -134,6 +135,7 @@ def _compare(
 ) -> Comparison:
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: give at least 1")
+    seed = check_seed(seed)
     baseline = _choose_baseline(baseline, list(dict.fromkeys(label for mask_set in files for label in mask_set.files)))
     digests: dict[str, str] = {}
     sets: dict[int, ReferenceFeatures] = {}

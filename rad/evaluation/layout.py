@@ -9,7 +9,8 @@ from typing import Literal
 from rad.console import counted
 from rad.evaluation.results import Cost
 from rad.evaluation.run_log import RUN, Run, read_costs
-from rad.images.sources import SUFFIXES, ImageFile, by_stem, holds_one, list_images, stems
+from rad.images.formats import SUFFIXES
+from rad.images.sources import ImageFile, by_stem, holds_one, list_images, stems
 from rad.masks.files import looks_inverted, read_mask, write_mask
 
 Polarity = Literal["white_is_fill", "white_is_known"]

@@ -26,7 +26,7 @@ from rad.masks.base import MaskGenerator
 from rad.masks.files import Polarity, read_mask, same_mask, write_mask
 from rad.masks.names import ALIASES
 from rad.masks.shapes import make
-from rad.rng import generator
+from rad.rng import check_seed, generator
 
 MANIFEST, FORMAT = "manifest.json", "rad-masks-1"
 SMALLEST, MOST, SHOWN, COLUMNS = 8, 1_000_000, 24, 6
@@ -103,7 +103,7 @@ def holes(name: str, size: tuple[int, int], count: int, seed: int) -> Iterator[t
 
     Raises ValueError before the first mask is drawn.
     """
-    masks, main, (height, width) = make(name), ALIASES.get(name, name), size
+    masks, main, (height, width), seed = make(name), ALIASES.get(name, name), size, check_seed(seed)
     if min(height, width) < SMALLEST:
         raise ValueError(f"size {height}x{width}: give a height and a width of at least {SMALLEST} pixels")
     if not 1 <= count <= MOST:
@@ -151,7 +151,7 @@ def write_set(folder: str | Path, name: str, *, size: tuple[int, int], count: in
         "settings": {field: _to_json(value) for field, value in vars(make(name)).items()},
         "height": size[0],
         "width": size[1],
-        "seed": seed,
+        "seed": check_seed(seed),
     }
     with locked(folder):
         _check_folder(folder, head, count)

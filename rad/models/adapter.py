@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from rad.diffusion.processes import TimeOrigin
 from rad.images.atomic import replacing, write_text
 from rad.models.guided_diffusion import QkvOrder
+from rad.models.weights import require_finite_weights
 
 FORMAT = 1
 
@@ -145,6 +146,7 @@ def load_adapter(
         state = load_file(weights)
     except Exception as error:  # a damaged header can raise almost anything
         raise ValueError(f"{weights} is corrupt ({error}): copy it again, or export the adapter again") from None
+    require_finite_weights(state, weights)
     try:
         config = replace(_read_peft_config(config_file, state), inference_mode=not trained)
         with torch.random.fork_rng():

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from rad.console import did_you_mean
 from rad.diffusion.schedules import karras_sigmas
 from rad.diffusion.step import Prediction
 from rad.images.atomic import replacing
@@ -36,7 +37,8 @@ from rad.models.weights import (
     weights_hash,
     with_new_names,
 )
-from rad.resources import located
+from rad.modes import building
+from rad.resources import checkpoint_names, located
 
 if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d import UNet2DModel
@@ -70,6 +72,7 @@ class Base:
     sigma_data: float = 0.5
 
 
+@building()
 def load_base(
     source: str | Path,
     *,
@@ -202,9 +205,10 @@ def _locate(source: str | Path, revision: str | None) -> tuple[Path, str | None]
             warnings.warn(f"revision={revision!r} is unused: {path} is a local path", stacklevel=3)
         return path, None
     if not is_hub_id(source):
+        hint = did_you_mean(path.name, checkpoint_names())
         raise FileNotFoundError(
-            f"no base model at {str(source)!r}: give a diffusers folder, a guided-diffusion .pt file or a hub"
-            " id 'organisation/name'"
+            f"no model at {str(source)!r}{hint}: give an adapter folder, a diffusers folder, a guided-diffusion .pt file or a "
+            "hub id 'organisation/name'"
         )
     settings = ["config.json", "unet/config.json", "scheduler_config.json", "scheduler/scheduler_config.json"]
     for weights in WEIGHT_FILES:
@@ -303,7 +307,8 @@ def _karras(config: Config) -> tuple[Tensor, float]:
     numbers = {"sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5, "rho": 7.0}
     low, high, data, rho = (config.get(name, default) for name, default in numbers.items())
     steps = config.get("num_train_timesteps", 1000)
-    if not (isinstance(steps, int) and 2 <= steps <= MOST_STEPS and 0 < low < high < math.inf and rho > 0 and data > 0):
+    right = 0 < low < high < math.inf and 0 < rho < math.inf and 0 < data < math.inf
+    if not (isinstance(steps, int) and 2 <= steps <= MOST_STEPS and right):
         raise ValueError("the levels of noise do not rise from above 0: fetch the file again")
     if config.get("prediction_type", "epsilon") != "epsilon":
         raise ValueError(

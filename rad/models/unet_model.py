@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torch import nn
+
 from rad.diffusion.denoiser import Denoiser, EDMDenoiser, UNetDenoiser
 from rad.diffusion.processes import EDM, Uniform
 from rad.images.atomic import replacing_folder
@@ -80,12 +82,15 @@ class UNetModel(LoadedModel):
         if self.base.sigmas is not None:
             channels = self.autoencoder.channels
             return EDMDenoiser(lambda x, c: self.unet(x, c).sample, sigma_data=self.base.sigma_data, channels=channels)
-        info = self.info if adapter or self.peft is None else None
-        return self.training_denoiser((), learned_variance=info is None or info.learned_variance)
+        info = self.info if adapter or self.adapted is None else None
+        return self._denoiser(self.sampled_network(adapter=adapter), info is None or info.learned_variance)
 
     def training_denoiser(self, prompts: Sequence[str], *, learned_variance: bool) -> Denoiser:
+        return self._denoiser(self.unet, learned_variance)
+
+    def _denoiser(self, network: nn.Module, learned_variance: bool) -> UNetDenoiser:
         return UNetDenoiser(
-            self.unet,
+            network,
             prediction_type=self.prediction,
             channels=self.autoencoder.channels,
             clip=self.autoencoder.factor == 1,

@@ -14,8 +14,9 @@ from diffusers import AutoencoderKL
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
+from rad.modes import building
 from rad.rng import generator
-from rad.training.module import Batch, TrainingModule, on_cpu
+from rad.training.module import Batch, TrainingModule
 from rad.training.settings import Schedule
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class AutoencoderTraining(TrainingModule):
         """Create the autoencoder once, and load the feature network."""
         self._load_features()
         if not hasattr(self, "autoencoder"):
-            with on_cpu(), torch.random.fork_rng():
+            with building(), torch.random.fork_rng():
                 torch.manual_seed(self.seed)
                 self.autoencoder = AutoencoderKL(**self.fields).train()
 
@@ -94,7 +95,7 @@ class AutoencoderTraining(TrainingModule):
         from rad.evaluation.features import feature_net
 
         if self.perceptual is not None and self._features_device != self.device:
-            with on_cpu(), torch.random.fork_rng():
+            with building(), torch.random.fork_rng():
                 self._features, self._features_device = feature_net(self.perceptual, device=self.device), self.device
 
     def identity(self) -> dict[str, str]:

@@ -15,11 +15,11 @@ from torch import Tensor
 from rad.data.module import ImageDataModule
 from rad.images.atomic import replace_link, replacing_folder
 from rad.models.adapter import save_adapter
-from rad.models.lora import swapped, trainable
+from rad.models.lora import trainable
 from rad.training.autoencoder import MEASURED, AutoencoderTraining
 from rad.training.diffusion import Diffusion
-from rad.training.ema import find_averages
-from rad.training.module import TrainingModule, get_setting
+from rad.training.ema import find_averages, replaced
+from rad.training.module import HALF, TrainingModule, get_setting
 from rad.training.resume import WholeCheckpointIO
 
 
@@ -96,10 +96,12 @@ class Checkpoint(callbacks.Checkpoint):
 
 def _export(trainer: L.Trainer, module: TrainingModule, folder: Path) -> None:
     try:
-        export(module, trainer, folder, ema=False)
+        weights = {name: weight.detach() for name, weight in trainable(module).items()}
+        with replaced(module, {name: weight.float() for name, weight in weights.items() if weight.dtype in HALF}):
+            export(module, trainer, folder, ema=False)
         for average in find_averages(trainer):
             if average.weights:
-                with swapped(module, average.weights):
+                with replaced(module, average.weights):
                     export(module, trainer, folder.with_name(f"{folder.name}-{average.suffix}"), ema=True)
     except SafetensorError as error:
         raise OSError(f"{folder} cannot be written: {error}; make room and go on with --ckpt_path last") from error
@@ -158,6 +160,7 @@ def card(module: Diffusion, trainer: L.Trainer, *, ema: bool) -> str:
         f"{type(optimizer).__name__} {optimizer.param_groups[0]['initial_lr']:g}, seed {module.seed}"
         f"{', averaged weights (EMA)' if ema else ''}.",
         f"- Trained parameters: {sum(weight.numel() for weight in trainable(module).values()):,}.",
+        *(f"- Changed when the run resumed at {change}." for change in module.changes),
         *(f"- {name}: {value:.5f}" for name, value in sorted(metrics.items())),
         "",
     ]

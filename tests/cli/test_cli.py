@@ -356,7 +356,7 @@ def test_an_unwritable_output_is_a_failure(sample):
         ({"device": "nonsense"}, ["nonsense", "cpu"]),
         ({"device": "meta"}, ["meta"]),
         ({"checkpoint": "nowhere"}, ["nowhere"]),
-        ({"checkpoint": "runs/x/checkpoints/step=3.ckpt"}, ["step=3.ckpt", "adapter folder"]),
+        ({"checkpoint": "runs/x/checkpoints/step=3.ckpt"}, ["step=3.ckpt", "does not exist", "models beside it: none"]),
         ({"checkpoint": "empty"}, ["empty"]),
         ({"base": "nowhere"}, ["nowhere"]),
         ({"colour": "blue"}, ["--colour"]),
@@ -718,7 +718,7 @@ def test_a_model_trained_as_a_whole_is_for_rad_alone(config, train, sample, base
     with pytest.raises(ValueError, match="has no effect"):
         Inpainter.from_pretrained(whole, base=base)
     inpainter = Inpainter.from_pretrained(whole)
-    assert inpainter.model.peft is None
+    assert inpainter.model.adapted is None
     assert inpainter.model.info.size == (SIZE, SIZE)
     filled = np.asarray(Image.open("out/a.png"))
     again = inpainter("in/a.png", "masks/a.png", steps=1, names=["a.png"]).images[0]

@@ -17,6 +17,7 @@ from rad.cli.sample.plan import Job, Label, MethodRun
 from rad.cli.sample.request import Requests
 from rad.evaluation.run_log import Usage
 from rad.images.atomic import replacing
+from rad.images.formats import open_file
 from rad.images.sources import ImageFile, by_stem, holds_one, list_images
 from rad.inpainting.inpainter import Inpainted, Inpainter
 from rad.masks.files import write_mask
@@ -165,7 +166,7 @@ def write_image(path: Path, image: Image.Image, text: PngInfo | None = None) -> 
 
 def check_known(path: Path, image: Image.Image, hole: Tensor, *, feather: int = 0) -> None:
     """Assert that a written file equals `image` bit for bit, farther than `feather` pixels from the hole."""
-    with Image.open(path) as written:
+    with open_file(path) as written:
         differ = (np.asarray(written) != np.asarray(image)).any(2)
     near = F.max_pool2d((hole > 0).float(), 2 * feather + 1, stride=1, padding=feather)[0].numpy() > 0
     assert not (differ & ~near).any(), f"known pixels differ in {path}"

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from rad.cli.names import Solver, Spacing
 from rad.cli.sample.options import GUIDES, SampleOptions
+from rad.console import did_you_mean
 from rad.images.sources import ImageFile, by_stem, holds_one, is_source, list_images, stems
 from rad.masks import MaskGenerator
 from rad.masks.files import read_mask
 from rad.masks.shapes import MASKS, main_names, make
-from rad.rng import generator
+from rad.rng import check_seed, generator
 
 if TYPE_CHECKING:
     from rad.sampling.method import Method
@@ -51,8 +52,11 @@ class Job:
 
     @property
     def name(self) -> str:
-        """File name of the image without its folder; the key of its noise and mask."""
-        return PurePosixPath(self.image.name).name
+        """Path of the image in its source, with its suffix; the key of its noise and mask.
+
+        As in `identity`, a top folder that holds all of an archive is left out.
+        """
+        return str(PurePosixPath(self.identity).parent / PurePosixPath(self.image.name).name)
 
     def hole(self, size: tuple[int, int], options: SampleOptions) -> Tensor:
         """(1,H,W) in [0,1], 1 = fill, for an image of that (height, width). Raises ValueError without a mask."""
@@ -116,7 +120,8 @@ def _sampler_words(text: str, words: Sequence[str]) -> dict[str, Any]:
         raise ValueError(f"{text!r}: after a comma give solver=, spacing= or eta=, each once, as in rad@10,solver=ddim")
     for name, choices in {"solver": get_args(Solver), "spacing": get_args(Spacing)}.items():
         if values.get(name, choices[0]) not in choices:
-            raise ValueError(f"{text!r}: {name} is {values[name]!r}; allowed are {', '.join(choices)}")
+            hint = did_you_mean(values[name], choices)
+            raise ValueError(f"{text!r}: {name} is {values[name]!r}{hint}; allowed are {', '.join(choices)}")
     try:
         return values | ({"eta": float(values["eta"])} if "eta" in values else {})
     except ValueError:
@@ -144,6 +149,7 @@ def make_methods(options: SampleOptions) -> dict[Label, "Method"]:
 
 def make_plan(options: SampleOptions, labels: Sequence[Label]) -> list[MethodRun]:
     """Images, masks and files for each method and mask. Raises ValueError for options that do not fit together."""
+    check_seed(options.seed, "--seed")
     output, names = Path(options.output), {mask: mask_name(mask) for mask in options.mask}
     several = options.tree or len(labels) > 1
     if several and output.suffix.lower() == ".png" and not output.is_dir():
@@ -291,7 +297,8 @@ def _find_masks(mask: str, names: Sequence[str], *, in_order: bool) -> Sequence[
     if not is_source(mask):
         if mask not in MASKS:
             known = ", ".join(main_names())
-            raise ValueError(f"--mask {mask} is neither a file, a folder, an archive nor a generator ({known})")
+            hint = did_you_mean(mask, MASKS)
+            raise ValueError(f"--mask {mask} is neither a file, a folder, an archive nor a generator ({known}){hint}")
         return [make(mask)] * len(names)
     files = list_images(mask)
     if holds_one(mask):

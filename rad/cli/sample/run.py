@@ -18,15 +18,18 @@ from rad.cli.sample.record import Record
 from rad.cli.sample.request import Finished, Requests, text_hash
 from rad.cli.sample.run_log import Failures, RunLog
 from rad.cli.sample.workers import Setup, fill_by_processes
-from rad.console import EXIT_INPUT, EXIT_OK, EXIT_SOME, Progress, counted, program, report
+from rad.console import EXIT_INPUT, EXIT_OK, EXIT_SOME, Progress, counted, print_line, program, report
 from rad.device import find_devices
 from rad.evaluation.provenance import scoring
 from rad.images.atomic import remove_temporaries
 from rad.images.codecs import blank, images_up_to, to_tensor
+from rad.images.formats import open_file
 from rad.images.grid import contact_sheet
 from rad.images.lock import EVALUATION, locked, one_at_a_time
 from rad.images.sources import is_source
+from rad.inpainting.runs import find_trained
 from rad.methods.own import loaded_from
+from rad.resources import located
 
 if TYPE_CHECKING:
     from rad.evaluation.features import Extractor
@@ -52,6 +55,7 @@ def run(options: SampleOptions) -> int:
 
 def _run(options: SampleOptions) -> int:
     methods = make_methods(options)
+    options = _find_model(options)
     runs = make_plan(options, list(methods))
     sheets, reporting = contact_sheets(runs) if options.part is None else [], options.report and options.part is None
     if options.part is not None:
@@ -97,6 +101,16 @@ def _run_held(
         report(f"{len(failures.images)} of {counted(len(images), 'image')} failed")
     some = failures.written or sum(len(run.jobs) for run in missing) < sum(len(run.jobs) for run in runs)
     return EXIT_SOME if some or not failures.images else EXIT_INPUT
+
+
+def _find_model(options: SampleOptions) -> SampleOptions:
+    """The options with the model of a training run, if --checkpoint is one."""
+    given = located(options.checkpoint)
+    model = find_trained(given)
+    if model == given:
+        return options
+    report(f"--checkpoint {options.checkpoint}: using {model}")
+    return replace(options, checkpoint=str(model))
 
 
 @contextmanager
@@ -227,14 +241,14 @@ def _write_sheet(options: SampleOptions, path: Path, runs: Sequence[MethodRun], 
             image = image_file.open()
             hole = job.hole((image.height, image.width), options)
             results = [jobs[image_file].outputs[0] for jobs in columns]
-            shown = [Image.open(result) if result.exists() else None for result in results]
+            shown = [open_file(result) if result.exists() else None for result in results]
             rows.append([image and _shrunk(image) for image in (blank(to_tensor(image), hole), *shown, image)])
         if rows:
             side = max(max(image.size) for row in rows for image in row if image is not None)
             side = max(SMALLEST_CELL, min(LARGEST_CELL, side))
             labels = ["input", *(run.label.text for run in runs), "as given"]
             write_image(path, contact_sheet(rows, column_labels=labels, cell_size=side))
-            print(path)
+            print_line(path)
     except (ValueError, OSError) as error:
         failures.add(f"{path} cannot be written: {error}")
 
@@ -271,7 +285,7 @@ def _write_report(options: SampleOptions, networks: list["Extractor"], failures:
             )
             paths = write_report(comparison, output)
         for path in paths:
-            print(path)
+            print_line(path)
         for note in comparison.notes:
             report(f"note: {note}")
     except (ValueError, OSError) as error:

@@ -10,9 +10,10 @@ from rad.cli.sample.fill import Batch
 from rad.cli.sample.options import SampleOptions
 from rad.cli.sample.plan import MethodRun
 from rad.cli.sample.record import OtherSettings, Record
-from rad.console import counted, report
+from rad.console import counted, print_line, report
 from rad.evaluation.run_log import Costs, Usage
 from rad.images.sources import ImageFile
+from rad.sampling.finite import NotFiniteError
 
 if TYPE_CHECKING:
     from rad.sampling.method import Schedule
@@ -109,11 +110,11 @@ class RunLog:
                 continue
             self.failures.written += 1
             for path in job.outputs:
-                print(path, flush=True)
+                print_line(path)
 
     def failed(self, batch: Batch, error: Exception) -> None:
-        """Note the error of a batch; without a record, raise it."""
-        if self.record is None:
+        """Note the error of a batch; without a record, raise it unless it concerns the images of this batch alone."""
+        if self.record is None and not isinstance(error, NotFiniteError):
             raise error
         if os.environ.get("RAD_DEBUG"):
             traceback.print_exception(error)

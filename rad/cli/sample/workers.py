@@ -27,6 +27,7 @@ from rad.device import threads_of_each
 from rad.evaluation.run_log import Usage
 from rad.images.codecs import images_up_to
 from rad.methods.own import load
+from rad.sampling.finite import NotFiniteError
 
 if TYPE_CHECKING:
     from rad.sampling.method import Schedule
@@ -193,7 +194,7 @@ def _run(task: Callable[..., T], *arguments: object) -> T:
     except SystemExit:
         os._exit(1)  # the executor would catch it and go on
     except Exception as error:
-        kinds = (torch.OutOfMemoryError, *EXPECTED)
+        kinds = (torch.OutOfMemoryError, NotFiniteError, *EXPECTED)
         kind = next((kind for kind in kinds if isinstance(error, kind)), RuntimeError)
         raise kind(describe(error)) from error
 
