@@ -264,6 +264,25 @@ def test_long_names_work_up_to_the_limit_and_are_refused_beforehand(sample):
     assert os.listdir("out") == [f"{name}.png"]
 
 
+def test_leftovers_of_killed_runs_are_removed_and_modes_follow_the_umask(sample):
+    Path("out").mkdir()
+    left = Path("out/.0123abcd.rad-tmp.png")
+    left.touch()
+    os.utime(left, (0, 0))
+    before = os.umask(0o007)
+    try:
+        assert sample("--shard 1/2 --batch_size 1")[0] == 0
+        assert left.exists(), "other shards may be writing"
+        assert sample("--save_mask --raw", mask="mask.png")[0] == 0
+        assert sample("--report", output="tree", image="in")[0] == 0
+    finally:
+        os.umask(before)
+    assert not left.exists()
+    paths = [path for folder in ("out", "tree") for path in Path(folder).rglob("*")]
+    assert {path.stat().st_mode & 0o777 for path in paths if path.is_file()} == {0o660}
+    assert {path.stat().st_mode & 0o777 for path in paths if path.is_dir()} == {0o770}
+
+
 def test_a_torn_line_of_costs_is_repaired(sample, monkeypatch):
     words = "--mask mask.png other.png"
     assert sample(words)[0] == 0

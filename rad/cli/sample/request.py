@@ -34,7 +34,7 @@ OF_EACH = {"image", "num_samples", "prompts", "prompt"}
 """Options that differ from result to result, or do not change one."""
 
 FILES = ("controlnet", "t2i_adapter", "ip_adapter", "control_image", "adapter_image", "style_image")
-HASHED = {"model", "image", "mask", "prompt", "lora", "negative_prompt", *FILES}
+HASHED = {"model", "name", "image", "mask", "prompt", "lora", "negative_prompt", *FILES}
 """Entries of a request that are hashes."""
 
 EDGE = 2**16
@@ -74,7 +74,7 @@ class Requests:
     def of(self, label: Label, job: Job) -> Request:
         """The request of a result, of JSON values. An input that cannot be read is null."""
         mask = self._hash(job.mask) if isinstance(job.mask, ImageFile) else _mask_hash(job.mask)
-        request = {**self._common[label], "image": self._hash(job.image), "mask": mask}
+        request = {**self._common[label], "name": text_hash(job.name), "image": self._hash(job.image), "mask": mask}
         request |= {"prompt": text_hash(job.prompt)} if job.prompt else {}
         return json.loads(json.dumps(request, default=str))
 
