@@ -156,6 +156,9 @@ def test_results_without_a_request_are_kept_with_a_remark(sample):
     code, out, err = sample("--seed 1")
     assert (code, out) == (0, ["out/b.png"])
     assert "skipped 1 of 2 images, finished before; 1 of them do not record their settings" in err
+    assert "warning" not in err
+    os.utime("mask.png", (time.time() + 100,) * 2)
+    assert "edited after 1 result, such as out/a.png" in sample("--seed 1")[2]
 
 
 @pytest.mark.parametrize("size", [0, 5, 60, 200])

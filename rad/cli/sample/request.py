@@ -180,7 +180,8 @@ class Finished:
 
     Args:
         missing: by run, the jobs to fill.
-        different: results of other requests, with the differences; edited: results whose inputs have changed since.
+        different: results of other requests, with the differences; edited: results whose inputs have changed since, or may
+            have, by the time of the file.
         unrecorded: by run, the number of results without a request.
     """
 
@@ -204,13 +205,13 @@ class Finished:
         whole = [path for path in existing if not is_incomplete(path)]
         for path in (path for path in job.outputs if path in whole):
             request = read_request(path)
+            newer = {name for name, file in (("image", job.image), ("mask", job.mask)) if _is_newer(file, path)}
             if request is None:
                 self.unrecorded[-1] += path == job.outputs[0]
+                self.edited += [path] if newer else []
                 continue
             names = differences(request, new := requests.of(label, job))
-            if set(names) <= {
-                name for name, file in (("image", job.image), ("mask", job.mask)) if _is_newer(file, path)
-            }:
+            if set(names) <= newer:
                 self.edited += [path] if names else []
             else:
                 self.different.append((path, ", ".join(_describe(name, request, new) for name in names)))
