@@ -24,9 +24,9 @@ from rad.console import Progress
 from rad.diffusion.denoiser import UNetDenoiser
 from rad.diffusion.schedules import linear_betas
 from rad.images.codecs import open_image
-from rad.images.lock import locked
 from rad.inpainting.filling import WindowFiller
 from rad.inpainting.inpainter import Inpainter
+from rad.lock import locked
 from rad.models.base import save_base
 from rad.training import Diffusion
 from tests.conftest import SIZE, box_hole, random_image

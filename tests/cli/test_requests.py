@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from rad import lock
 from rad.cli import main as cli
 from rad.cli.sample.options import SampleOptions, read_options
 from rad.cli.sample.plan import make_methods, mask_name
 from rad.cli.sample.request import Requests, is_incomplete, read_request
-from rad.images import lock
-from rad.images.lock import locked
+from rad.lock import locked
 from rad.masks.names import main_names
 from rad.masks.shapes import make
 from tests.conftest import SIZE, random_image

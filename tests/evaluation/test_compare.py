@@ -27,7 +27,7 @@ from rad.evaluation.metrics import pixels, sets
 from rad.evaluation.results import Comparison, Interval, Row
 from rad.evaluation.statistics import set_interval
 from rad.images.codecs import to_tensor, to_uint8
-from rad.images.lock import EVALUATION, InUse, locked, one_at_a_time
+from rad.lock import EVALUATION, InUse, locked, one_at_a_time
 from rad.masks.files import write_mask
 from tests.cli.test_import import loaded_by
 from tests.conftest import box_hole

@@ -14,8 +14,8 @@ from PIL import Image
 from scipy import ndimage
 
 from rad.console import guarded
-from rad.images.lock import InUse, locked
 from rad.images.sources import list_images
+from rad.lock import InUse, locked
 from rad.masks.__main__ import ABOUT, main
 from rad.masks.files import read_mask, write_mask
 from rad.masks.sets import MANIFEST, hash_holes, holes, overview, read_set, write_set

@@ -12,8 +12,6 @@ from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
 
-from rad.console import report
-
 WHOLE, EVALUATION, RECORD = ".rad.lock", ".rad.evaluate.lock", ".rad.record.lock"
 """Lock files: of all results, of the tables and report, and of run.json."""
 
@@ -111,7 +109,8 @@ def _acquire(path: Path, folder: Path, option: str, patience: float) -> BaseFile
             ) from None
         if error.errno not in NO_LOCKS:
             raise
-        report(f"warning: {folder} is on a disk without locks ({error.strerror}): start no second run on it")
+        message = f"warning: {folder} is on a disk without locks ({error.strerror}): start no second run on it"
+        print(message, file=sys.stderr, flush=True)
         return None
     return lock
 
