@@ -311,7 +311,14 @@ def test_the_whole_request_is_compared():
     elsewhere = {"checkpoint", "base", "mask", "method", "set", "steps", "budget_nfe", "solver", "spacing", "eta"}
     elsewhere |= {"precision", "prompt", "prompts", *ONLY_IF_GIVEN, *OF_EACH}
     without_effect = {"mask_by", "limit", "output", "batch_size", "device", "devices", "shard", "max_megapixels"}
-    without_effect |= {"raw", "save_mask", "report", "overwrite", *(f.name for f in dataclasses.fields(ReportOptions))}
+    without_effect |= {
+        "raw",
+        "save_mask",
+        "preview_masks",
+        "report",
+        "overwrite",
+        *(f.name for f in dataclasses.fields(ReportOptions)),
+    }
     names = {field.name for field in dataclasses.fields(SampleOptions)}
     assert names - set(COMMON) - elsewhere - without_effect == set()
     assert mask_name("box") == "box"
