@@ -49,8 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from rad.evaluation.provenance import scoring
     from rad.evaluation.report import write_report
     from rad.evaluation.tables import NAMES
-    from rad.images.lock import EVALUATION, holder, one_at_a_time
     from rad.images.sources import absolute
+    from rad.lock import EVALUATION, holder, one_at_a_time
 
     folders = _folders(options.results)
     first = next(iter(folders.values()))

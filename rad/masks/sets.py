@@ -20,8 +20,8 @@ from torch import Tensor
 from rad import __version__
 from rad.images.atomic import remove_temporaries, replacing, write_text
 from rad.images.grid import contact_sheet
-from rad.images.lock import locked
 from rad.images.sources import ImageFile, Zip, by_stem, list_images, top_folder
+from rad.lock import locked
 from rad.masks.base import MaskGenerator
 from rad.masks.files import load_mask, same_mask, write_mask
 from rad.masks.names import ALIASES

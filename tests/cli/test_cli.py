@@ -26,6 +26,7 @@ from rad.diffusion.schedules import linear_betas
 from rad.images.codecs import open_image
 from rad.inpainting.filling import WindowFiller
 from rad.inpainting.inpainter import Inpainter
+from rad.lock import locked
 from rad.models.base import save_base
 from rad.training import Diffusion
 from tests.conftest import SIZE, box_hole, random_image
@@ -688,6 +689,23 @@ def test_a_run_its_folder_and_its_end_to_end_use(config, train, sample):
     assert code == 2
     assert_one_error(err, "damaged")
     assert not Path("runs/other").exists()
+
+
+def test_a_second_run_of_a_name_is_refused(config, train):
+    with locked(Path("runs/c")):
+        code, err = train("--config", "c.yaml")
+        assert code == 2
+        assert_one_error(err, f"runs/c is in use by process {os.getpid()} on ", "another --name")
+        assert not (Path("runs/c/config.yaml")).exists()
+    before = os.umask(0o007)
+    try:
+        assert train("--config", "c.yaml", "--trainer.max_steps", "1")[0] == 0
+    finally:
+        os.umask(before)
+    assert not list(Path("runs/c").glob(".rad*"))
+    adapter = Path("runs/c/checkpoints/step=1-ema")
+    assert adapter.stat().st_mode & 0o777 == 0o770
+    assert {path.stat().st_mode & 0o777 for path in (*adapter.iterdir(), *adapter.parent.glob("*.ckpt"))} == {0o660}
 
 
 def test_a_resumed_run_keeps_its_optimiser(config, train):

@@ -26,9 +26,9 @@ from rad.images.atomic import remove_temporaries
 from rad.images.codecs import blank, images_up_to, to_tensor
 from rad.images.formats import open_file
 from rad.images.grid import contact_sheet
-from rad.images.lock import EVALUATION, locked, one_at_a_time
 from rad.images.sources import is_source
 from rad.inpainting.runs import find_trained
+from rad.lock import EVALUATION, locked, one_at_a_time
 from rad.masks.reading.format import DEFAULT
 from rad.methods.own import loaded_from
 from rad.resources import located
