@@ -15,7 +15,7 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from rad.modes import building
+from rad.modes import float32_modes
 from rad.rng import check_seed
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "conv_in", "conv_out", "conv1", "conv2")
@@ -66,7 +66,7 @@ class LoRA:
         )
 
 
-@building()
+@float32_modes()
 def inject(network: nn.Module, lora: LoRA, *, seed: int = 0) -> PeftModel:
     """Add a new adapter to `network` in place and freeze the rest. B = 0, so the output stays the same.
 
