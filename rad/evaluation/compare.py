@@ -16,6 +16,7 @@ from rad.evaluation.scoring import has_features, reference_features, score
 from rad.evaluation.tables import write_tables
 from rad.images.sources import ImageFile
 from rad.masks.reading.format import DEFAULT, MaskFormat
+from rad.modes import float32_modes
 from rad.rng import check_seed
 
 if TYPE_CHECKING:
@@ -125,6 +126,7 @@ def _listed(references: References) -> list[ImageFile] | str | Path:
     return references if isinstance(references, str | Path) else list(references)
 
 
+@float32_modes()
 def _compare(
     output: Path,
     files: list[MaskResults],

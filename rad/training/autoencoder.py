@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from rad.modes import building
+from rad.modes import float32_modes
 from rad.rng import generator
 from rad.training.module import Batch, TrainingModule
 from rad.training.settings import Schedule
@@ -82,7 +82,7 @@ class AutoencoderTraining(TrainingModule):
         """Create the autoencoder once, and load the feature network."""
         self._load_features()
         if not hasattr(self, "autoencoder"):
-            with building(), torch.random.fork_rng():
+            with float32_modes(), torch.random.fork_rng():
                 torch.manual_seed(self.seed)
                 self.autoencoder = AutoencoderKL(**self.fields).train()
 
@@ -96,7 +96,7 @@ class AutoencoderTraining(TrainingModule):
         from rad.evaluation.features import feature_net
 
         if self.perceptual is not None and self._features_device != self.device:
-            with building(), torch.random.fork_rng():
+            with float32_modes(), torch.random.fork_rng():
                 self._features, self._features_device = feature_net(self.perceptual, device=self.device), self.device
 
     def identity(self) -> dict[str, str]:

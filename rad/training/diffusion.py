@@ -25,7 +25,7 @@ from rad.models.latent_mask import Grid, Prefill, encode_training
 from rad.models.load import load_model
 from rad.models.loaded_model import LoadedModel, RegionAwareNetwork
 from rad.models.lora import LoRA, inject
-from rad.modes import building
+from rad.modes import float32_modes
 from rad.resources import located
 from rad.rng import generator
 from rad.sampling.task import Task
@@ -147,7 +147,7 @@ class Diffusion(TrainingModule):
         """
         if self._model is not None:
             return
-        with building():
+        with float32_modes():
             model = self._load()
             self.loss.require_fit(model.prediction)
             model.require_trainable(self.process.kind, whole=self.whole)

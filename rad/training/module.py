@@ -48,7 +48,7 @@ def _default_optimizer(module: type["TrainingModule"]) -> Any:
 class TrainingModule(L.LightningModule):
     """Base class of `Diffusion` and `AutoencoderTraining`.
 
-    A subclass builds its networks in `configure_model`, within `rad.modes.building`; checkpoints hold only trained weights.
+    A subclass builds its networks in `configure_model`, within `rad.modes.float32_modes`; checkpoints hold only trained weights.
 
     Args:
         optimizer, schedule, lr_scheduler, seed: see `Diffusion`; shard_optimizer: see `rad.training.settings.Execution`.
