@@ -179,6 +179,7 @@ def read_folders(
     if holds_one(mask):
         masks = dict.fromkeys(images, next(iter(masks.values())))
     messages: dict[str, list[str]] = {}
+    unread: list[str] = []
     for image in images:
         if image not in masks:
             notes.append(f"{image} is left out: no mask of this name in {mask}")
@@ -186,12 +187,15 @@ def read_folders(
         try:
             loaded = load_mask(masks[image].file(), format, name=str(masks[image]))
         except ValueError as error:
-            notes.append(f"{image} is left out: {error}")
+            unread.append(f"{image} is left out: {error}")
             continue
         for message in loaded.notes + loaded.warnings:
             messages.setdefault(message, []).append(image)
         mask_set.holes[image] = folder / f"{image}.png"
         write_mask(mask_set.holes[image], loaded.hole)
+    if unread and not mask_set.holes:
+        raise ValueError(f"no mask in {mask} can be used: {unread[0]}")
+    notes += unread
     if not mask_set.holes:
         raise ValueError(f"no mask in {mask} is named like a result, such as {images[0]}.png")
     for message, images in messages.items():
