@@ -213,6 +213,7 @@ def read_folders(
     single = mask is not None and holds_one(mask)
     named = [next(iter(masks.values()))] * len(images) if single else match_names(masks, images)
     messages: dict[str, list[str]] = {}
+    unread: list[str] = []
     for image, file in zip(images, named, strict=True):
         if file is None:
             notes.append(f"{image} is left out: no mask of this name in {source}")
@@ -220,12 +221,15 @@ def read_folders(
         try:
             loaded = load_mask(file.file(), format, name=str(file))
         except ValueError as error:
-            notes.append(f"{image} is left out: {error}")
+            unread.append(f"{image} is left out: {error}")
             continue
         for message in loaded.notes + loaded.warnings:
             messages.setdefault(message, []).append(image)
         mask_set.holes[image] = folder / f"{image}.png"
         write_mask(mask_set.holes[image], loaded.hole)
+    if unread and not mask_set.holes:
+        raise ValueError(f"no mask in {source} can be used: {unread[0]}")
+    notes += unread
     if not mask_set.holes:
         raise ValueError(f"no mask in {source} is named like a result, such as {images[0]}.png")
     for message, images in messages.items():

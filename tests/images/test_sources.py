@@ -249,7 +249,7 @@ def test_the_command_line_takes_the_names(tmp_path: Path) -> None:
     ):
         assert parser.parse_args(["--data.path", text]).data.path == path
     page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
-    commands = [shlex.split(line) for line in page.splitlines() if line.startswith("rad ")]
+    commands = [shlex.split(line) for line in page.splitlines() if line.startswith("rad train ")]
     assert len(commands) == 3
     for _, command, option, config, *words in commands:
         assert (command, option) == ("train", "--config")
@@ -393,7 +393,9 @@ def test_names_cannot_leave_the_output(tmp_path: Path, monkeypatch: pytest.Monke
     pattern = str(tmp_path / "in-{0..1}.tar")
     sources = (("in-0.tar", 3), ("in-{0..1}.tar", 6), ("...tar", 3), ("db", 10), ("hf:deep/rows:train", 2))
     for source, count in sources:
-        words = f"--checkpoint any --image {source} --mask {pattern} hf:deep/rows --output out".split()
+        words = (
+            f"--checkpoint any --image {source} --mask {pattern} hf:deep/rows --mask_channel alpha --output out".split()
+        )
         cells = make_plan(read_options(words), [Label.of("mean")])
         files = [file for cell in cells for job in cell.jobs for file in job.files]
         assert len(files) == 4 * count, source

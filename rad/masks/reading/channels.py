@@ -7,7 +7,7 @@ from PIL import Image
 from scipy import ndimage
 
 from rad.masks.reading.format import MaskFormat
-from rad.masks.reading.values import END, is_clean
+from rad.masks.reading.values import END, is_clean, levels_of
 
 COLOURLESS = 24
 """Largest difference of the channels of a grey pixel."""
@@ -108,11 +108,10 @@ def _colours(image: Image.Image, format: MaskFormat, reference: np.ndarray | Non
     pixels = np.asarray(rgb)
     if reference is not None and rgb.getcolors(1) is None and np.array_equal(pixels, reference):
         raise ValueError("it is the image itself: give its mask; for masks beside the images see --mask_pattern")
-    if np.ptp(pixels, axis=2).max() <= COLOURLESS:
+    if image.mode in ("1", "L") or np.ptp(pixels, axis=2).max() <= COLOURLESS:
         by_index = image.mode == "P" and image.getcolors(1) is None and rgb.getcolors(1) is not None
         grey = np.asarray(image if by_index else rgb.convert("L"))
-        levels = np.unique(grey)
-        plain = levels.size < VARIED or is_clean(grey, levels, top=255, lossy=lossy)
+        plain = levels_of(grey).size < VARIED or is_clean(grey, top=255, lossy=lossy)
         painted = None if plain or reference is None else _over_image(pixels, format, reference)
         return painted or Channel(grey)
     painted = _on_black(pixels, lossy) or (None if reference is None else _over_image(pixels, format, reference))
@@ -163,7 +162,7 @@ def _on_black(pixels: np.ndarray, lossy: bool) -> Channel | None:
         return None
     values = np.rint(255 * amount).astype(np.uint8)
     # A photograph of little colour also lies along its brightest grey.
-    if np.ptp(colour) < 0.5 * colour.max() and not is_clean(values, np.unique(values), top=255, lossy=lossy):
+    if np.ptp(colour) < 0.5 * colour.max() and not is_clean(values, top=255, lossy=lossy):
         return None
     return Channel(values, message=f"its colour {_named(colour)} is white")
 

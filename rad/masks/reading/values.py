@@ -1,6 +1,7 @@
 """Grey values of a mask file to black and white. Files with almost no greys are split; others need a choice."""
 
 import numpy as np
+from PIL import Image
 from scipy import ndimage
 
 END = 16 / 255
@@ -29,7 +30,7 @@ def to_white(
 
     Raises ValueError for values outside [0, top], and for greys without `threshold` or `soft`.
     """
-    levels = np.unique(values)
+    levels = levels_of(values)
     if not np.isfinite(levels).all():
         raise ValueError("it has values that are not finite numbers")
     low, high = float(levels[0]), float(levels[-1])
@@ -50,7 +51,7 @@ def to_white(
         if low not in (0, top):
             raise ValueError(f"it has one value, {low:g} of {top:g}, neither black nor white: {CHOICES}")
         return values == top, ""
-    if not is_clean(values, levels, top=top, lossy=lossy):
+    if not is_clean(values, top=top, lossy=lossy):
         raise ValueError(
             f"it has {levels.size} values, {low:g} to {high:g} of {top:g}, not only black and white: {CHOICES}"
         )
@@ -58,8 +59,16 @@ def to_white(
     return values >= top / 2, f"{100 * between:.2g} % of its pixels are grey, split at a half (--soft_mask keeps them)"
 
 
-def is_clean(values: np.ndarray, levels: np.ndarray, *, top: float, lossy: bool) -> bool:
-    """Whether nearly all pixels (H,W) are black, white, or on an edge between both; `levels`: the distinct values."""
+def levels_of(values: np.ndarray) -> np.ndarray:
+    """The distinct values (H,W), sorted."""
+    if values.dtype != np.uint8:
+        return np.unique(values)
+    return np.flatnonzero(Image.fromarray(values).histogram()).astype(np.uint8)  # much quicker
+
+
+def is_clean(values: np.ndarray, *, top: float, lossy: bool) -> bool:
+    """Whether nearly all pixels (H,W) are black, white, or on an edge between both."""
+    levels = levels_of(values)
     if levels[0] > END * top or levels[-1] < (1 - END) * top:
         return False
     few = levels.size <= FEW and not lossy
@@ -71,5 +80,5 @@ def is_clean(values: np.ndarray, levels: np.ndarray, *, top: float, lossy: bool)
     if grey.mean() > 0.5:
         return False
     width = 9 if lossy else 5  # JPEG stores colour in blocks of 16 pixels
-    edge = ndimage.maximum_filter(black, width) & ndimage.maximum_filter(white, width)
-    return bool((grey & ~edge).mean() <= most)
+    edge = np.logical_and(ndimage.maximum_filter(black, width), ndimage.maximum_filter(white, width))
+    return bool(np.mean(grey & ~edge) <= most)
