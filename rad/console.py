@@ -8,7 +8,9 @@ import os
 import re
 import sys
 import types
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
@@ -33,12 +35,31 @@ def guarded(run: Callable[[], int]) -> int:
     """
     code = EXIT_OK
     try:
-        with tolerant_streams():
+        with tolerant_streams(), short_warnings():
             code = _guarded(run)
     except OSError as error:
         print(f"error: {error.strerror}", file=sys.stderr)
         return code or EXIT_FAILED
     return code
+
+
+@contextmanager
+def short_warnings() -> Iterator[None]:
+    """Print warnings of rad as one line, without file and source line; those of other packages stay as they are."""
+    full, package = warnings.formatwarning, f"{Path(__file__).resolve().parent}{os.sep}"
+
+    def show(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        if filename.startswith(package):
+            return f"warning: {printable(message)}\n"
+        return full(message, category, filename, lineno, line)
+
+    warnings.formatwarning = show
+    try:
+        yield
+    finally:
+        warnings.formatwarning = full
 
 
 def _guarded(run: Callable[[], int]) -> int:

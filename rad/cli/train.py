@@ -22,7 +22,7 @@ from rad.cli.train_errors import explain, without_types
 from rad.console import EXIT_INTERRUPTED, EXIT_OK, program, with_hint
 from rad.data.module import ImageDataModule
 from rad.images.atomic import remove_temporaries, write_text
-from rad.images.lock import locked
+from rad.lock import locked
 from rad.training.autoencoder import AutoencoderTraining
 from rad.training.checkpoint import Checkpoint
 from rad.training.diffusion import Diffusion

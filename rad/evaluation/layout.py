@@ -4,16 +4,15 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from rad.console import counted
 from rad.evaluation.results import Cost
 from rad.evaluation.run_log import RUN, Run, read_costs
 from rad.images.formats import SUFFIXES
-from rad.images.sources import ImageFile, by_stem, holds_one, list_images, stems
-from rad.masks.files import looks_inverted, read_mask, write_mask
+from rad.images.sources import ImageFile, by_stem, holds_one, list_images, match_names, stems
+from rad.masks.files import load_mask, write_mask
+from rad.masks.reading.format import MaskFormat
 
-Polarity = Literal["white_is_fill", "white_is_known"]
 Files = dict[str, dict[int, Path]]
 """Files by image and sample."""
 
@@ -184,7 +183,7 @@ def read_folders(
     names: set[str],
     mask: Path | None,
     *,
-    polarity: Polarity,
+    format: MaskFormat,
     output: Path,
     notes: list[str],
 ) -> MaskResults:
@@ -205,31 +204,30 @@ def read_folders(
     images = sorted({image for files in mask_set.files.values() for image in files})
     folder = output / mask_set.name / "masks"
     if mask is None:
-        masks, source, polarity = saved_masks(results.values(), names), "the results", "white_is_fill"
+        masks, source = saved_masks(results.values(), names), "the results"
+        format = MaskFormat(channel="grey", soft=True)
     else:
         if mask.exists() and folder.resolve().is_relative_to(mask.resolve()):
             raise ValueError(f"--output {output} would write into the masks in {mask}: give another folder")
         masks, source = by_name(mask), mask
-        if holds_one(mask):
-            masks = dict.fromkeys(images, next(iter(masks.values())))
-    inverted = []
-    for image in images:
-        if image not in masks:
+    single = mask is not None and holds_one(mask)
+    named = [next(iter(masks.values()))] * len(images) if single else match_names(masks, images)
+    messages: dict[str, list[str]] = {}
+    for image, file in zip(images, named, strict=True):
+        if file is None:
             notes.append(f"{image} is left out: no mask of this name in {source}")
             continue
         try:
-            hole = read_mask(masks[image].file(), polarity=polarity)
+            loaded = load_mask(file.file(), format, name=str(file))
         except ValueError as error:
             notes.append(f"{image} is left out: {error}")
             continue
-        inverted += [image] if looks_inverted(hole) else []
+        for message in loaded.notes + loaded.warnings:
+            messages.setdefault(message, []).append(image)
         mask_set.holes[image] = folder / f"{image}.png"
-        write_mask(mask_set.holes[image], hole)
+        write_mask(mask_set.holes[image], loaded.hole)
     if not mask_set.holes:
         raise ValueError(f"no mask in {source} is named like a result, such as {images[0]}.png")
-    if inverted:
-        notes.append(
-            f"{mask_set.name}: {len(inverted)} of {len(mask_set.holes)} masks look inverted, such as {inverted[0]} (masks for "
-            f"outpainting look the same): check --mask_polarity {polarity}"
-        )
+    for message, images in messages.items():
+        notes.append(f"{mask_set.name}: {len(images)} of {len(mask_set.holes)} masks, such as {images[0]}: {message}")
     return mask_set

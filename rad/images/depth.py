@@ -11,10 +11,11 @@ def check_samples(image: Image.Image) -> None:
     if image.mode == "F":
         raise ValueError("float pixels have no agreed range: convert it to 8 or 16 bits")
     tags = getattr(image, "tag_v2", {})
-    if max(tags.get(_BITS, (1,))) > 16 or (image.mode == "I" and image.format not in ("PNG", "PPM")):
-        raise ValueError("32-bit pixels have no agreed range: convert it to 8 or 16 bits")
-    if any(kind == 2 for kind in tags.get(_SAMPLE_FORMAT, ())):
+    bits = max(tags.get(_BITS, (1,)))
+    if bits <= 16 and any(kind == 2 for kind in tags.get(_SAMPLE_FORMAT, ())):
         raise ValueError("signed pixels have no agreed range: convert it to 8 or 16 bits without sign")
+    if bits > 16 or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+        raise ValueError("32-bit pixels have no agreed range: convert it to 8 or 16 bits")
     if len(tags.get(_BITS, ())) > 1 and 16 in tags[_BITS] and _most(tags) < 65535:
         raise ValueError(f"16-bit colours with a maximum of {_most(tags)} cannot be read: scale them to 65535")
 

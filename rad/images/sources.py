@@ -18,6 +18,7 @@ from PIL import Image
 from rad.images.archives import Database, Reader, Rows, Zip
 from rad.images.choice import Choice, walk
 from rad.images.codecs import naming_errors, open_image
+from rad.images.depth import check_samples
 from rad.images.formats import SUFFIXES, open_file
 from rad.images.tars import TARS, Tars, expand
 
@@ -52,12 +53,12 @@ class ImageFile:
     def check(self) -> None:
         """Read the header only, which is quick and misses truncation; errors as in `open_image`."""
         if isinstance(self.source, Zip):
-            with naming_errors(str(self)), self.source.open(self.number) as stream:
-                open_file(stream).close()
+            with naming_errors(str(self)), self.source.open(self.number) as stream, open_file(stream) as image:
+                check_samples(image)
             return
         file = self.file()
-        with naming_errors(str(self)):
-            open_file(file).close()
+        with naming_errors(str(self)), open_file(file) as image:
+            check_samples(image)
 
 
 @dataclass(frozen=True)

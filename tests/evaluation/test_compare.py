@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -26,7 +27,9 @@ from rad.evaluation.metrics import pixels, sets
 from rad.evaluation.results import Comparison, Interval, Row
 from rad.evaluation.statistics import set_interval
 from rad.images.codecs import to_tensor, to_uint8
+from rad.lock import EVALUATION, InUse, locked, one_at_a_time
 from rad.masks.files import write_mask
+from rad.masks.reading.format import MaskFormat
 from tests.cli.test_import import loaded_by
 from tests.conftest import box_hole
 
@@ -723,7 +726,7 @@ def test_polarity_of_others_masks(tree: tuple[Path, Path], tmp_path: Path):
         folders,
         references=tree[1],
         mask=tmp_path / "known",
-        mask_polarity="white_is_known",
+        mask_format=MaskFormat(polarity="white_is_known"),
         output=tmp_path / "right",
     )
     wrong = evaluate_folders(folders, references=tree[1], mask=tmp_path / "known", output=tmp_path / "wrong")
@@ -735,8 +738,7 @@ def test_polarity_of_others_masks(tree: tuple[Path, Path], tmp_path: Path):
     message = "\n".join(wrong.notes)
     assert "known: ARE THE MASKS INVERTED? Known pixels of rad differ" in message
     assert "and 0 grey levels): check --mask_polarity" in message
-    assert "known: 8 of 8 masks look inverted, such as 0" in message
-    assert "check --mask_polarity white_is_fill" in message
+    assert "known: 8 of 8 masks, such as 0: it looks inverted" in message
     written = (tmp_path / "right/known/masks/0.png").read_bytes()
     assert written == (tree[0] / "wide/masks/0.png").read_bytes()
 
@@ -795,6 +797,13 @@ def test_command_on_a_tree(tree: tuple[Path, Path], tmp_path: Path, capsys: pyte
     assert all((results / name).is_file() for name in names)
     assert "pixel metrics only" in output.err
     assert "64 of 64 files scored" in output.err
+    assert not list(results.glob(".rad*"))
+    with locked(results):
+        assert command.main(["--results", str(results)]) == 0
+    note = f"note: {results} is being written by process {os.getpid()}"
+    assert note in capsys.readouterr().err
+    with one_at_a_time(results / EVALUATION), pytest.raises(InUse, match="in use by process"):
+        command.main(["--results", str(results)])
     (results / "wide/rad/0.png").write_bytes(b"")
     assert command.main(["--results", str(results), "--output", str(tmp_path / "tables")]) == 3
     assert (tmp_path / "tables/report.html").is_file()
