@@ -84,7 +84,7 @@ class WindowFiller:
         names = [canvas.job_name(window) for canvas, window in batch]
         autoencoder = self.model.autoencoder
         with (
-            _naming([canvas.name for canvas, _ in batch]),
+            _naming([str(canvas.name) for canvas, _ in batch]),
             KeyedNoise(self.seed, names, [canvas.sample for canvas, _ in batch]) as noise,
             self._autocast(),
         ):
