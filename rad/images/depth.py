@@ -51,4 +51,4 @@ def is_dark(image: Image.Image) -> bool:
     if image.mode.startswith("I"):
         return 0 < np.asarray(image).max(initial=0) <= max(black_and_white(image)) // 16
     sixteen = image.info.get("bits") == 16 or 16 in tags.get(_BITS, ())
-    return sixteen and image.mode in ("RGB", "RGBA") and max(high for _, high in image.getextrema()) < 16
+    return sixteen and image.mode in ("RGB", "RGBA") and np.asarray(image)[..., :3].max(initial=0) < 16

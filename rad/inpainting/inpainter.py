@@ -20,12 +20,13 @@ from rad.images.codecs import to_tensor
 from rad.inpainting.arrays import ImageLike, MaskLike
 from rad.inpainting.composite import Canvas, composite, pad, restore_size
 from rad.inpainting.filling import WindowFiller
-from rad.inpainting.inputs import Inputs, Polarity
+from rad.inpainting.inputs import Inputs
 from rad.inpainting.keywords import understood
 from rad.inpainting.memory import peak_memory, reset_peak_memory
 from rad.inpainting.prepare import build_sampler, check_method, load_coarse
 from rad.inpainting.runs import find_trained
 from rad.inpainting.windows import Window, plan_windows
+from rad.masks.reading.format import MaskChannel, MaskFormat, MaskResize, Polarity
 from rad.methods.registry import find
 from rad.models.adapter import AdapterInfo
 from rad.models.latent_mask import Grid, Prefill
@@ -179,6 +180,11 @@ class Inpainter:
         seed: int = 0,
         num_samples: int = 1,
         mask_polarity: Polarity = "white_is_fill",
+        mask_channel: MaskChannel = "auto",
+        mask_threshold: float | None = None,
+        soft_mask: bool = False,
+        mask_resize: MaskResize = "error",
+        mask_dilate: int = 0,
         size_policy: SizePolicy = "error",
         margin: int | None = None,
         batch_size: int = 8,
@@ -197,6 +203,7 @@ class Inpainter:
             mask: one for each image or one for all; white / 1 = fill. As `image`, with arrays (H,W) and tensors (1,H,W); or
                 a generator, such as "wide" or `Box()`, whose hole depends on the seed and on the image's name.
             seed: whole number; fixes the noise with `names`. Batch size and order have no effect (except `share` of VIPaint).
+            mask_polarity, mask_channel, mask_threshold, soft_mask, mask_resize, mask_dilate: see `MaskFormat`.
             num_samples: results per image; batch_size: windows per forward pass, halved when memory runs out.
             size_policy: for images of another size: "error"; "resize" and back; "crop" windows around each hole.
             margin: context around a window's core in pixels, for "crop"; None: an eighth of the model's size.
@@ -209,13 +216,22 @@ class Inpainter:
 
         num_inference_steps, mask_image and num_images_per_prompt of diffusers are steps, mask and num_samples.
         Raises ValueError or FileNotFoundError for an unsuitable input or option, before any network call.
+        Warns about a mask that is empty, full, or not plain black and white.
         """
         seed = check_seed(seed)
         _check_counts(num_samples, batch_size, feather, margin)
+        format = MaskFormat(
+            polarity=mask_polarity,
+            channel=mask_channel,
+            threshold=mask_threshold,
+            soft=soft_mask,
+            resize=mask_resize,
+            dilate=mask_dilate,
+        )
         inputs = Inputs.align(image, mask, names=names, condition=condition)
         self.check(inputs.conditions, grid=grid, fill=fill)
         sampler = self.sampler(method, steps=steps, eta=eta, solver=solver, spacing=spacing)
-        images, holes = inputs.images, inputs.read(mask_polarity, seed)
+        images, holes = inputs.images, inputs.read(format, seed)
         rows = zip(images, holes, inputs.names, inputs.conditions, strict=True)
         canvases = [c for row in rows for c in self._canvases(*row, num_samples, size_policy, margin)]
         bf16 = self.precision == "bf16"

@@ -23,8 +23,9 @@ from rad.images.grid import contact_sheet
 from rad.images.lock import locked
 from rad.images.sources import ImageFile, Zip, by_stem, list_images, top_folder
 from rad.masks.base import MaskGenerator
-from rad.masks.files import Polarity, read_mask, same_mask, write_mask
+from rad.masks.files import load_mask, same_mask, write_mask
 from rad.masks.names import ALIASES
+from rad.masks.reading.format import MaskFormat, Polarity
 from rad.masks.shapes import make
 from rad.rng import check_seed, generator
 
@@ -184,7 +185,7 @@ def _write_set(folder: Path, masks: Iterable[tuple[str, Tensor]], head: Manifest
 
 
 def read_set(source: str | Path, *, polarity: Polarity = "white_is_fill") -> MaskSet:
-    """Read and hash any masks in a folder or zip; `polarity` as in `rad.masks.files.read_mask`.
+    """Read and hash any masks in a folder or zip; `polarity` as in `MaskFormat`. Grey values stay.
 
     A mask is named by its path without ending, and without a top folder that holds all of a zip. Hidden files are ignored.
     Raises ValueError for a source without images, an unreadable image, a repeated name, or a manifest that does not match.
@@ -264,10 +265,7 @@ def _check_folder(folder: Path, head: Manifest, count: int) -> None:
 
 
 def _read(image: ImageFile, polarity: Polarity) -> Tensor:
-    try:
-        return read_mask(image.file(), polarity=polarity)
-    except ValueError as error:  # the stream of a zip has no name of its own
-        raise ValueError(str(error) if str(image) in str(error) else f"{image}: {error}") from error
+    return load_mask(image.file(), MaskFormat(polarity=polarity, soft=True), name=str(image)).hole
 
 
 def _read_manifest(path: Path, image: ImageFile, top: str) -> Manifest | None:

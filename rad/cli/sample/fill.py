@@ -1,5 +1,6 @@
 """Filling in batches of images: a worker holds a model, fills the images of a batch, then writes their files."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,6 +22,7 @@ from rad.images.formats import open_file
 from rad.images.sources import ImageFile, by_stem, holds_one, list_images, match_names
 from rad.inpainting.inpainter import Inpainted, Inpainter
 from rad.masks.files import write_mask
+from rad.masks.reading.format import MaskWarning
 from rad.models.latent_mask import Grid
 from rad.models.loaded_model import PLAIN, Condition
 
@@ -92,18 +94,20 @@ class Worker:
         """Fill the images of a batch; `on_step` receives the number of finished network calls."""
         options, jobs, method = self.options, batch.jobs, self.methods[batch.label]
         images = [job.image.open() for job in jobs]
-        holes = [job.hole((image.height, image.width), options) for job, image in zip(jobs, images, strict=True)]
-        result = self.inpainter(
-            images,
-            holes,
-            method=method,
-            **vars(self.schedules[batch.label]),
-            **{name: getattr(options, name) for name in SAMPLING},
-            **encoding(options),
-            names=[job.name for job in jobs],
-            condition=PLAIN if method.weights == "none" else [condition_of(options, job) for job in jobs],
-            on_step=lambda done, _: on_step(done),
-        )
+        holes = [job.hole(image, options) for job, image in zip(jobs, images, strict=True)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", MaskWarning)  # reported before, for all masks in one line
+            result = self.inpainter(
+                images,
+                holes,
+                method=method,
+                **vars(self.schedules[batch.label]),
+                **{name: getattr(options, name) for name in SAMPLING},
+                **encoding(options),
+                names=[job.name for job in jobs],
+                condition=PLAIN if method.weights == "none" else [condition_of(options, job) for job in jobs],
+                on_step=lambda done, _: on_step(done),
+            )
         self._filled = batch, images, holes, result
         return Usage(result.nfe, result.vjp, result.seconds, result.peak_memory)
 

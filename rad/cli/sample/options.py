@@ -8,9 +8,10 @@ from typing import Literal, NoReturn
 
 import jsonargparse
 
-from rad.cli.names import MASKS, METHODS, GridRule, Polarity, Precision, SizePolicy, Solver, Spacing
+from rad.cli.names import MASKS, METHODS, GridRule, Precision, SizePolicy, Solver, Spacing
 from rad.console import SEEDS, add_options, check_options, option, program, with_hint, with_underscores
 from rad.evaluation.options import ReportOptions
+from rad.masks.reading.format import MaskChannel, MaskFormat, MaskResize, Polarity
 from rad.resources import PACKAGE
 
 METHODS_TABLE = PACKAGE / "methods" / "methods.txt"
@@ -22,7 +23,7 @@ GUIDES = {"control": "controlnet", "adapter": "t2i_adapter", "style": "ip_adapte
 PIXELS, MANY = 2**16, 2**31
 """Upper limits that exclude typing errors: of lengths in pixels, and of counts."""
 
-LATENT, TEXT = "latent models", "text-to-image models"
+MASK_FILES, LATENT, TEXT = "mask files", "latent models", "text-to-image models"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +68,6 @@ class SampleOptions(ReportOptions):
     eta: float | None = option("fresh noise, 0 (DDIM) to 1 (DDPM); default: by solver or method", None, low=0, high=1)
     seed: int = option("seed of noise and generated masks", 0, low=SEEDS[0], high=SEEDS[1])
     num_samples: int = option("results per image", 1, low=1, high=10**4)
-    mask_polarity: Polarity = option("what white means in mask files", "white_is_fill")
     size_policy: SizePolicy = option("images of another size than the model's; crop: windows around each hole", "error")
     margin: int | None = option(
         "context of a window in pixels, for crop; default: an eighth of its size", None, low=0, high=PIXELS
@@ -90,8 +90,34 @@ class SampleOptions(ReportOptions):
     max_megapixels: float = option("largest accepted image, against decompression bombs", 179.0, low=1e-6, high=1e6)
     raw: bool = option("also write NAME-raw.png, without the known pixels restored", False)
     save_mask: bool = option("also write NAME-mask.png, white = filled", False)
+    preview_masks: bool = option("only write NAME-overlay.png, the image with its hole in red; loads no model", False)
     report: bool = option("then score the results: metrics.csv, summary.md and report.html in --output", False)
     overwrite: bool = option("recompute finished images", False)
+
+    mask_polarity: Polarity = option("what white means", "white_is_fill", group=MASK_FILES)
+    mask_channel: MaskChannel = option(
+        "part of the file; auto: transparency where it varies, a painted colour, or grey values, and says what it took",
+        "auto",
+        group=MASK_FILES,
+    )
+    mask_threshold: float | None = option(
+        "brighter pixels, of 0 to 1, are white; default: a half where nearly all are black or white, else an error",
+        None,
+        low=0,
+        high=1,
+        group=MASK_FILES,
+    )
+    soft_mask: bool = option("keep grey values; such pixels are filled in part", False, group=MASK_FILES)
+    mask_resize: MaskResize = option(
+        "masks of another size than their image; nearest needs an equal aspect ratio", "error", group=MASK_FILES
+    )
+    mask_dilate: int = option("pixels by which holes grow in each direction (a square)", 0, low=0, group=MASK_FILES)
+    mask_pattern: str | None = option(
+        "name of the mask of an image in the folder --mask, which may also hold the images, such as '{stem}_mask.*' or "
+        "'{name}.png'; {name} is the image's file name, {stem} without its ending",
+        None,
+        group=MASK_FILES,
+    )
 
     grid: GridRule | None = option("how the hole is reduced to the latent grid; default: average", None, group=LATENT)
     dilate: int = option("rings of latent cells added to the hole", 0, low=0, high=PIXELS, group=LATENT)
@@ -119,12 +145,28 @@ class SampleOptions(ReportOptions):
         for kind, network in GUIDES.items():
             if getattr(self, f"{kind}_image") is not None and getattr(self, network) is None:
                 raise ValueError(f"--{kind}_image {getattr(self, f'{kind}_image')} needs --{network}")
-        _ = self.part, self.loras
+        _ = self.part, self.loras, self.mask_format
+        if self.mask_pattern is not None and not ("{stem}" in self.mask_pattern or "{name}" in self.mask_pattern):
+            raise ValueError(f"--mask_pattern {self.mask_pattern!r}: put {{stem}} or {{name}} for the image's name")
+        if self.mask_pattern is not None and self.mask_by == "order":
+            raise ValueError("--mask_pattern and --mask_by order both choose the masks: give one of them")
 
     @property
     def tree(self) -> bool:
         """Whether results lie in OUTPUT/MASK/METHOD/, for a comparison; otherwise in OUTPUT, or OUTPUT/METHOD/."""
         return self.report or len(set(self.mask)) > 1
+
+    @property
+    def mask_format(self) -> MaskFormat:
+        """How mask files are read."""
+        return MaskFormat(
+            polarity=self.mask_polarity,
+            channel=self.mask_channel,
+            threshold=self.mask_threshold,
+            soft=self.soft_mask,
+            resize=self.mask_resize,
+            dilate=self.mask_dilate,
+        )
 
     @property
     def part(self) -> tuple[int, int] | None:

@@ -10,21 +10,19 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, get_args
 from unicodedata import normalize
 
+from PIL import Image
 from torch import Tensor
 
 from rad.cli.names import Solver, Spacing
 from rad.cli.sample.options import GUIDES, SampleOptions
+from rad.cli.sample.pairing import MaskSource, check_not_itself, find_masks, mask_name_of, without_masks
 from rad.console import did_you_mean
-from rad.images.sources import ImageFile, by_stem, holds_one, is_source, list_images, match_names, stems
-from rad.masks import MaskGenerator
-from rad.masks.files import read_mask
-from rad.masks.shapes import MASKS, main_names, make
+from rad.images.sources import ImageFile, holds_one, is_source, list_images, stems
+from rad.masks.files import LoadedMask, load_mask
 from rad.rng import check_seed, generator
 
 if TYPE_CHECKING:
     from rad.sampling.method import Method
-
-MaskSource = ImageFile | MaskGenerator | None
 
 
 @dataclass(frozen=True)
@@ -33,9 +31,10 @@ class Job:
 
     Args:
         identity: name of the results, see `rad.images.sources.stems`.
-        mask: None: there is no mask of the image's name.
+        mask: None: there is none for the image.
         outputs, raw: a file for each sample.
         prompt: what to show, for text-to-image models.
+        overlay: written for --preview_masks only.
     """
 
     image: ImageFile
@@ -45,6 +44,7 @@ class Job:
     raw: list[Path]
     mask_output: Path | None
     prompt: str = ""
+    overlay: Path = Path()
 
     @property
     def files(self) -> list[Path]:
@@ -59,13 +59,20 @@ class Job:
         """
         return str(PurePosixPath(self.identity).parent / PurePosixPath(self.image.name).name)
 
-    def hole(self, size: tuple[int, int], options: SampleOptions) -> Tensor:
-        """(1,H,W) in [0,1], 1 = fill, for an image of that (height, width). Raises ValueError without a mask."""
+    def hole(self, image: Image.Image, options: SampleOptions) -> Tensor:
+        """(1,H,W) in [0,1], 1 = fill, for the image. Raises ValueError without a mask."""
+        return self.load_mask(image, options).hole
+
+    def load_mask(self, image: Image.Image, options: SampleOptions) -> LoadedMask:
+        """`hole`, with the notes and warnings about its file."""
         if self.mask is None:
-            raise ValueError(f"no mask for {self.image.name}: expected one of the same name, or use --mask_by order")
+            wanted = "one of the same name, or use --mask_by order or --mask_pattern"
+            if options.mask_pattern is not None:
+                wanted = f"{mask_name_of(self.image, options.mask_pattern)} by --mask_pattern"
+            raise ValueError(f"no mask for {self.image.name}: expected {wanted}")
         if isinstance(self.mask, ImageFile):
-            return read_mask(self.mask.file(), polarity=options.mask_polarity, size=size)
-        return self.mask([generator(options.seed, "mask", self.name)], *size)[0]
+            return load_mask(self.mask.file(), options.mask_format, image=image, name=str(self.mask))
+        return LoadedMask(self.mask([generator(options.seed, "mask", self.name)], image.height, image.width)[0])
 
 
 @dataclass(frozen=True)
@@ -219,11 +226,12 @@ def _make_jobs(options: SampleOptions, inputs: Sequence[tuple[ImageFile, str, Ma
         mask_output = Path(f"{stem}-mask.png") if options.save_mask else None
         if options.tree:
             mask_output = output.parent / "masks" / f"{identity}.png"
+        overlay = Path(f"{output.parent / identity if options.tree else stem}-overlay.png")
         name = normalize("NFC", image.name)
         prompt = prompts.get(name, prompts.get(PurePosixPath(name).name, options.prompt or None))
         if prompt is None and prompts:
             raise ValueError(f"--prompts {options.prompts} has none for {image.name}: add it, or give --prompt")
-        jobs.append(Job(image, identity, mask, outputs, raw, mask_output, prompt or ""))
+        jobs.append(Job(image, identity, mask, outputs, raw, mask_output, prompt or "", overlay))
     return jobs
 
 
@@ -251,7 +259,7 @@ def _check_files(options: SampleOptions, runs: Sequence[MethodRun]) -> None:
     sheets = contact_sheets(runs)
     written = set(sheets)
     for run in runs:
-        counts = Counter(path for job in run.jobs for path in job.files)
+        counts = Counter(path for job in run.jobs for path in ([job.overlay] if options.preview_masks else job.files))
         double = sorted(str(path) for path, count in counts.items() if count > 1)
         if double:
             raise ValueError(
@@ -289,26 +297,11 @@ def _check_lengths(output: Path, files: Iterable[Path]) -> None:
 def _inputs(options: SampleOptions, mask: str, images: Sequence[ImageFile]) -> list[tuple[ImageFile, str, MaskSource]]:
     """(Image, name of its results, mask) of at most --limit images; only lists of names are read."""
     names = stems(images)
-    inputs = list(zip(images, names, _find_masks(mask, names, in_order=options.mask_by == "order"), strict=True))
+    masks = find_masks(mask, images, names, pattern=options.mask_pattern, in_order=options.mask_by == "order")
+    inputs = list(zip(images, names, masks, strict=True))
+    if options.mask_pattern is not None:
+        inputs = without_masks(inputs)
+    if options.mask_channel != "alpha":
+        check_not_itself(inputs, mask)
     count = len(inputs) if options.limit is None else min(options.limit, len(inputs))
     return [inputs[number * len(inputs) // count] for number in range(count)]  # evenly, to cover all folders
-
-
-def _find_masks(mask: str, names: Sequence[str], *, in_order: bool) -> Sequence[MaskSource]:
-    """The mask of each name."""
-    if not is_source(mask):
-        if mask not in MASKS:
-            known = ", ".join(main_names())
-            hint = did_you_mean(mask, MASKS)
-            raise ValueError(f"--mask {mask} is neither a file, a folder, an archive nor a generator ({known}){hint}")
-        return [make(mask)] * len(names)
-    files = list_images(mask)
-    if holds_one(mask):
-        return [files[0]] * len(names)
-    if in_order:
-        if len(files) < len(names):
-            masks = f"{len(files)} masks for {len(names)} images"
-            raise ValueError(f"--mask {mask} has {masks}: --mask_by order needs one for each, with --limit too")
-        return files[: len(names)]
-    by_name = by_stem(files, where=f"--mask {mask}", what="masks")
-    return match_names(by_name, names)

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from rad.sampling.method import Method
 
 COMMON = (
-    *("image", "seed", "num_samples", "size_policy", "margin", "mask_polarity", "prompts", "size", "prompt"),
+    *("image", "seed", "num_samples", "size_policy", "margin", "prompts", "size", "prompt"),
+    *("mask_polarity", "mask_channel", "mask_threshold", "soft_mask", "mask_resize", "mask_dilate", "mask_pattern"),
     *("negative_prompt", "guidance", *(f"{kind}_{part}" for kind in GUIDES for part in ("image", "scale"))),
     *(*GUIDES.values(), "lora"),
 )
@@ -126,8 +127,12 @@ class Record:
         if self.path.is_file() and ENTRIES.keys() - self.before.keys():
             raise ValueError(f"{self.path} is not the record of a comparison: give another --output")
         self.before = self.before or {name: outer() for name, (outer, _) in ENTRIES.items()}
+        # Records from before an option match its default.
+        defaults = (
+            {field.name: field.default for field in fields(SampleOptions)} if self.before["options"] else self.options
+        )
         for name in COMMON:
-            self._compare(f"--{name}", self.before["options"].get(name, self.options[name]), self.options[name])
+            self._compare(f"--{name}", self.before["options"].get(name, defaults[name]), self.options[name])
         for name, source in self.masks.items():
             self._compare(f"masks {name}", self.before["mask_sources"].get(name, source), source)
         for label in self.settings:

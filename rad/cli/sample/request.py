@@ -30,7 +30,7 @@ CHUNK = "rad"
 
 Request = dict[str, object]
 
-OF_EACH = {"image", "num_samples", "prompts", "prompt"}
+OF_EACH = {"image", "num_samples", "prompts", "prompt", "mask_pattern"}
 """Options that differ from result to result, or do not change one."""
 
 FILES = ("controlnet", "t2i_adapter", "ip_adapter", "control_image", "adapter_image", "style_image")

@@ -14,6 +14,7 @@ from rad.cli.sample.fill import Worker, load_inpainter, make_batches, write_imag
 from rad.cli.sample.options import SampleOptions
 from rad.cli.sample.plan import Label, MethodRun, contact_sheets, make_methods, make_plan, select_part
 from rad.cli.sample.prepare import check_model, count_windows, prepare_method
+from rad.cli.sample.preview import preview
 from rad.cli.sample.record import Record
 from rad.cli.sample.request import Finished, Requests, text_hash
 from rad.cli.sample.run_log import Failures, RunLog
@@ -28,6 +29,7 @@ from rad.images.grid import contact_sheet
 from rad.images.lock import EVALUATION, locked, one_at_a_time
 from rad.images.sources import is_source
 from rad.inpainting.runs import find_trained
+from rad.masks.reading.format import DEFAULT
 from rad.methods.own import loaded_from
 from rad.resources import located
 
@@ -60,6 +62,11 @@ def _run(options: SampleOptions) -> int:
     sheets, reporting = contact_sheets(runs) if options.part is None else [], options.report and options.part is None
     if options.part is not None:
         runs = select_part(runs, options.part, options.batch_size)
+    if options.preview_masks:
+        _warn(options, runs)
+        failures = Failures()
+        preview(options, runs, failures)
+        return _exit_code(runs, runs, failures)
     with _held(options) as problem:
         return _run_held(options, methods, runs, sheets, reporting, problem)
 
@@ -92,6 +99,11 @@ def _run_held(
         _write_sheet(options, sheet, [run for run in runs if run.folder.parent == sheet.parent], failures)
     if reporting:
         _write_report(options, networks, failures)
+    return _exit_code(runs, missing, failures)
+
+
+def _exit_code(runs: Sequence[MethodRun], missing: Sequence[MethodRun], failures: Failures) -> int:
+    """Report the failures. The code says whether images failed, and whether others have their files."""
     for message in failures.messages:
         report(f"failed: {' '.join(message.split())}")
     if not failures.messages:
@@ -173,8 +185,11 @@ def _unfinished(options: SampleOptions, runs: Sequence[MethodRun], requests: Req
 def _warn(options: SampleOptions, runs: Sequence[MethodRun]) -> None:
     if options.margin is not None and options.size_policy != "crop":
         report("warning: --margin has no effect without --size_policy crop")
-    if options.mask_polarity != "white_is_fill" and not is_source(options.mask[0]):
-        report(f"warning: --mask_polarity has no effect on the generator {runs[0].mask}")
+    generators, default = [mask for mask in options.mask if not is_source(mask)], DEFAULT
+    unused = [name for name in vars(default) if getattr(options.mask_format, name) != getattr(default, name)]
+    if generators and unused:
+        names = ", ".join("--soft_mask" if name == "soft" else f"--mask_{name}" for name in unused)
+        report(f"warning: {names} has no effect on the generator {generators[0]}")
     if not options.report and (options.feature_net or options.lpips or options.fid or options.baseline):
         report("warning: --feature_net, --lpips, --fid and --baseline have no effect without --report")
 
@@ -239,7 +254,7 @@ def _write_sheet(options: SampleOptions, path: Path, runs: Sequence[MethodRun], 
         rows: list[list[Image.Image | None]] = []
         for image_file, job in [pair for pair in columns[0].items() if pair[0] in finished][:SHEET_ROWS]:
             image = image_file.open()
-            hole = job.hole((image.height, image.width), options)
+            hole = job.hole(image, options)
             results = [jobs[image_file].outputs[0] for jobs in columns]
             shown = [open_file(result) if result.exists() else None for result in results]
             rows.append([image and _shrunk(image) for image in (blank(to_tensor(image), hole), *shown, image)])
