@@ -27,14 +27,13 @@ another error, is a row with the reason.
 
 import argparse
 import contextlib
-import json
 import os
 import platform
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -44,8 +43,9 @@ from diffusers import UNet2DModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import gpu_counts, numerics
-from benchmarks.accelerator import (
+from benchmarks import gpu_counts, gpu_numerics
+from benchmarks.gpu_report import Report, Row
+from benchmarks.gpu_timing import (
     PRECISIONS,
     OutOfTimeError,
     Precision,
@@ -56,14 +56,14 @@ from benchmarks.accelerator import (
     free,
     time_limit,
 )
+from benchmarks.gpu_waits import quietly
 from benchmarks.gpu_work import Options, Sampling, Setting, TrainingStep, network_step
 from benchmarks.networks import ConfigName, Variant
 from rad.cli.environment import cores, cpu
 from rad.evaluation.provenance import call
 
-Row = dict[str, str | float | int | None]
 CASE_SECONDS = 60.0
-"""Time limit of a case; the compiling cases have twice as much."""
+"""Time limit of a case; the compiling cases and the graphs have twice as much."""
 CHECKPOINTED: dict[ConfigName, bool] = {"ffhq": False, "imagenet": True}
 """Gradient checkpointing in configs/rad_ffhq.yaml and configs/rad_imagenet.yaml."""
 TINY = {
@@ -75,52 +75,6 @@ TINY = {
 }
 """The network of a dry run, of one level, as changes to a configuration."""
 PACKAGES = ("torch", "torchvision", "lightning", "diffusers", "peft", "triton", "numpy")
-
-
-@dataclass
-class Report:
-    """Tables by title, written after every case."""
-
-    folder: Path
-    head: dict[str, object]
-    tables: dict[str, list[Row]] = field(default_factory=dict)
-    unfinished: dict[str, str] = field(default_factory=dict)
-    """Cases that failed or did not run, and why."""
-
-    def add(self, title: str, rows: Sequence[Row]) -> None:
-        self.tables.setdefault(title, []).extend(rows)
-
-    def write(self) -> None:
-        """Replace OUTPUT/gpu.json and OUTPUT/gpu.md."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        content = {**self.head, "tables": self.tables, "unfinished": self.unfinished}
-        texts = {"gpu.json": json.dumps(content, indent=2) + "\n", "gpu.md": self.markdown()}
-        for name, text in texts.items():
-            temporary = self.folder / f"{name}.tmp"
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(self.folder / name)
-
-    def markdown(self) -> str:
-        lines = [f"# Speed on {self.head['device']}", "", "| | |", "|---|---|"]
-        lines += [f"| {name} | {value} |" for name, value in self.head.items()]
-        for title, rows in self.tables.items():
-            headings = list(dict.fromkeys(name for row in rows for name in row))
-            lines += ["", f"## {title}", "", _line(headings), _line(["---"] * len(headings))]
-            lines += [_line([_cell(row.get(name)) for name in headings]) for row in rows]
-        if self.unfinished:
-            lines += ["", "## Not measured", "", "| case | reason |", "|---|---|"]
-            lines += [f"| {name} | {reason} |" for name, reason in self.unfinished.items()]
-        return "\n".join(lines) + "\n"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
-def _cell(value: str | float | int | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 class Bench:
@@ -268,8 +222,8 @@ class Bench:
 
     def numerics(self, seconds: float) -> tuple[str, list[Row]]:
         changes = TINY if self.dry else {"block_out_channels": (64, 128, 256)}
-        rows = numerics.errors(Setting("nature32", 32 if self.dry else 64, 2, self.device, changes))
-        return "Relative errors of a small network", [dict(row) for row in rows]
+        rows = gpu_numerics.errors(Setting("nature32", 32 if self.dry else 64, 2, self.device, changes))
+        return "Relative errors of a small network", rows
 
     def waits(self, seconds: float) -> tuple[str, list[Row]]:
         return "Waits for the device", gpu_counts.waits(self.setting("ffhq"), self.unet("ffhq"))
@@ -286,7 +240,7 @@ def shared_cells(timing: Timing, to: Timing, *, scale: float = 1.0) -> Row:
         return {"remark": timing.error}
     return {
         "ms": 1000 * timing.median,
-        "spread": f"{timing.spread:.0%}",
+        "spread": timing.spread,
         "blocks": len(timing.seconds),
         "relative time": scale * timing.ratio(to) if to.seconds else None,
         "peak GiB": None if timing.peak is None else timing.peak / 2**30,
@@ -311,7 +265,7 @@ def cases(bench: Bench) -> dict[str, tuple[float, Callable[[float], tuple[str, l
         "compile-ffhq": (twice, partial(bench.compiled, "ffhq")),
         "sample-compile-ffhq": (twice, partial(bench.sample_compiled, "ffhq")),
         "options-imagenet": (once, partial(bench.options, "imagenet")),
-        "graphs": (once, bench.graphs),
+        "graphs": (twice, bench.graphs),
     }
 
 
@@ -327,7 +281,7 @@ def measure(report: Report, bench: Bench, chosen: Sequence[str], *, seconds: flo
             report.unfinished[name] = "the time was over"
             continue
         try:
-            with time_limit(min(left, 1.5 * limit)):
+            with time_limit(min(left, 1.5 * limit)), quietly():
                 title, rows = case(min(left, limit))
                 report.add(title, rows)
         except (Exception, OutOfTimeError) as error:
@@ -374,13 +328,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if given.device == "cuda" and not torch.cuda.is_available():
         parser.error("there is no CUDA device: use --dry-run --device cpu --size 32 to check the script without one")
-    if given.device == "cpu" and not given.dry_run:
-        parser.error("the networks are too large for a CPU: add --dry-run")
     bench = Bench(given.device, size=given.size, batch=given.batch, rounds=given.rounds, dry=given.dry_run)
     chosen = given.cases or list(cases(bench))
     unknown = sorted(set(chosen) - set(cases(bench)))
     if unknown:
         parser.error(f"unknown cases {', '.join(unknown)}; there are {', '.join(cases(bench))}")
+    if given.device == "cpu" and not given.dry_run and set(chosen) != {"graphs"}:
+        parser.error("the networks are too large for a CPU: add --dry-run, or choose --cases graphs")
     setting = f"{given.size}x{given.size}, batch {given.batch}, random weights (speed does not depend on them)"
     if given.dry_run:
         setting += "; DRY RUN of a tiny network: the times mean nothing"

@@ -6,12 +6,11 @@ from typing import Any
 import torch
 from diffusers import UNet2DModel
 
-from benchmarks.accelerator import describe
+from benchmarks.gpu_report import Row
+from benchmarks.gpu_timing import describe
+from benchmarks.gpu_waits import count_compilations, count_graphs, count_synchronisations, mark_all
 from benchmarks.gpu_work import Options, Sampling, Setting, TrainingStep
 from benchmarks.networks import forward, variant_of
-from benchmarks.synchronisation import count_compilations, count_graphs, count_synchronisations, mark_all
-
-Row = dict[str, str | float | int | None]
 
 
 def waits(setting: Setting, unet: UNet2DModel) -> list[Row]:

@@ -11,7 +11,7 @@ from diffusers import UNet2DModel
 from peft import PeftModel
 from torch import Tensor, nn
 
-from benchmarks.accelerator import Precision, Work, computing
+from benchmarks.gpu_timing import Precision, Work, autocast, computing
 from benchmarks.networks import CONFIGS, ConfigName, Variant, forward, image, variant_of
 from rad.diffusion.schedules import linear_betas
 from rad.methods import METHODS
@@ -103,8 +103,10 @@ def network_step(
     optimizer = torch.optim.AdamW(weights, lr=1e-4)
 
     def step() -> None:
-        with computing(precision, setting.device):
-            (call()[:, :3] - target).square().mean().backward()
+        with computing(precision):
+            with autocast(precision, setting.device):
+                loss = (call()[:, :3] - target).square().mean()
+            loss.backward()
             nn.utils.clip_grad_norm_(weights, 1.0)
             optimizer.step()
         optimizer.zero_grad()
@@ -122,7 +124,8 @@ class TrainingStep:
     """
 
     def __init__(self, setting: Setting, unet: UNet2DModel, precision: Precision, options: Options) -> None:
-        self.setting, self.precision, self.tuned = setting, precision, options.tuned
+        self.setting, self.tuned = setting, options.tuned
+        self.precision: Precision = precision
         model = model_of(setting, unet, channels_last=options.channels_last != "")
         self.module = RandomWeights(setting, model, Execution(gradient_checkpointing=options.checkpointing))
         self.module.configure_model()
@@ -156,8 +159,9 @@ class TrainingStep:
         """One optimiser step."""
         trainer = cast(Any, SimpleNamespace(accumulate_grad_batches=1, precision_plugin=None, world_size=1))
         self.guard.on_train_batch_start(trainer, self.module, batch, self.steps)
-        with computing(self.precision, self.setting.device, tuned=self.tuned):
-            loss = self.module.losses(batch, "train")[0].total.mean()
+        with computing(self.precision, tuned=self.tuned):
+            with autocast(self.precision, self.setting.device):
+                loss = self.module.losses(batch, "train")[0].total.mean()
             self.guard.on_before_backward(trainer, self.module, loss)
             loss.backward()
         self.guard.on_before_optimizer_step(trainer, self.module, self.optimizer)
@@ -188,7 +192,8 @@ class Sampling:
         steps: int = 4,
         mode: str | None = None,
     ) -> None:
-        self.setting, self.precision, self.steps = setting, precision, steps
+        self.setting, self.steps = setting, steps
+        self.precision: Precision = precision
         self.nfe = self.vjp = 0
         channels_last = options.channels_last != ""
         self.model = model_of(setting, unet, channels_last=channels_last)
@@ -201,6 +206,8 @@ class Sampling:
         if channels_last:
             known = known.to(memory_format=torch.channels_last)
         self.task = Task.from_image(known, hole)
+        if self.method.needs_grad:
+            self.model.checkpoint_gradients()
         self.denoiser = self.model.denoiser([PLAIN] * setting.batch, adapter=False)
         if options.compile:
             compiled = torch.compile(self.model.network, backend=options.compile, mode=mode)
@@ -210,9 +217,8 @@ class Sampling:
         return Work(self.run, self.model.network)
 
     def run(self) -> None:
-        weights = self.model.weights(adapter=False, differentiated=self.method.needs_grad)
         noise = KeyedNoise(0, range(self.setting.batch))
-        with computing(self.precision, self.setting.device), weights, noise:
+        with computing(self.precision), autocast(self.precision, self.setting.device), noise:
             sample = self.sampler(self.denoiser, self.task, noise=noise)
         self.nfe, self.vjp = sample.nfe, sample.vjp
 

@@ -144,7 +144,11 @@ class Parser(argparse.ArgumentParser):
     def parse_args(
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:  # type: ignore[override]
-        return super().parse_args(with_underscores(args), namespace)
+        words = with_underscores(args)
+        for option, word in zip(["", *words], words, strict=False):
+            if not word or (word.startswith("--") and word.endswith("=")):
+                raise ValueError(f"{word or option} has an empty value: give one, or leave the option out")
+        return super().parse_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{with_hint(message, self)}; `{self.prog} --help` lists the options")
@@ -200,6 +204,9 @@ def check_options(options: "DataclassInstance") -> None:
     hints = get_type_hints(type(options))
     for field in dataclasses.fields(options):
         value, low, high = getattr(options, field.name), field.metadata["low"], field.metadata["high"]
+        words = value if isinstance(value, list) else [value]
+        if any(isinstance(word, str) and "\0" in word for word in words) or ("" in words and field.default != ""):
+            raise ValueError(f"--{field.name} {value!r}: empty; give a value, or leave the option out")
         if hints[field.name] is bool and not isinstance(value, bool):
             raise ValueError(f"--{field.name} {value!r}: allowed are true and false")
         if get_origin(hints[field.name]) is list and not (

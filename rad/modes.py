@@ -28,8 +28,8 @@ def plain_modes() -> Iterator[None]:
 
 
 @contextmanager
-def building() -> Iterator[None]:
-    """`plain_modes` with float32 as default dtype, as new networks need it. Not for threads that compute meanwhile."""
+def float32_modes() -> Iterator[None]:
+    """`plain_modes` with float32 as default dtype, for code of other libraries. Other threads see this dtype too."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:

@@ -12,6 +12,7 @@ UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2
 """Control characters, line and paragraph separators, changes of the writing direction, and surrogates."""
 
 SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+ESCAPE = re.compile(r"\\(\\|n|r|t|x[0-9a-f]{2}|u[0-9a-f]{4})")
 
 NO_READER = {errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO}
 """Errors of a stream that nobody reads any more: a closed pipe, a terminal that is gone."""
@@ -20,16 +21,39 @@ NO_READER = {errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO}
 def printable(text: object) -> str:
     """`text` on one line: characters of `UNPRINTABLE` as escapes, which `printf '%b'` reverses.
 
-    A byte of a file name that is not UTF-8, a surrogate in Python, becomes "\\xe9".
+    A byte of a file name that is not UTF-8, a surrogate in Python (PEP 383), becomes "\\xe9".
     """
     return UNPRINTABLE.sub(_escaped, str(text))
 
 
 def _escaped(match: re.Match[str]) -> str:
     code = ord(match[0])
-    if 0xDC80 <= code <= 0xDCFF:  # PEP 383: a byte that could not be decoded
-        code -= 0xDC00
-    return SHORT.get(match[0]) or (f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}")
+    if 0xDC80 <= code <= 0xDCFF:
+        return f"\\x{code - 0xDC00:02x}"
+    return SHORT.get(match[0]) or (f"\\x{code:02x}" if code < 128 else f"\\u{code:04x}")
+
+
+def to_cell(name: str) -> str:
+    """A name as a cell of a CSV file, which `from_cell` reads again. Ordinary names stay as they are.
+
+    Others become "'" and the escaped name: names that cannot be printed, and those that a spreadsheet takes for a formula.
+    """
+    if UNPRINTABLE.search(name) is None and not name.startswith(("=", "+", "-", "@", "'")):
+        return name
+    return "'" + printable(name.replace("\\", r"\\"))
+
+
+def from_cell(cell: str) -> str:
+    """The name in a cell of `to_cell`."""
+    return ESCAPE.sub(_character, cell[1:]) if cell.startswith("'") else cell
+
+
+def _character(match: re.Match[str]) -> str:
+    letter, digits = match[1][0], match[1][1:]
+    if not digits:
+        return {"\\": "\\", "n": "\n", "r": "\r", "t": "\t"}[letter]
+    code = int(digits, 16)
+    return chr(code + 0xDC00 if letter == "x" and code >= 128 else code)
 
 
 class Stream:

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from benchmarks import gpu
-from benchmarks.accelerator import OutOfTimeError, Timing, Work, alternate, time_limit
+from benchmarks.gpu_numerics import relative_max, relative_rms
+from benchmarks.gpu_report import Report, Row
+from benchmarks.gpu_timing import OutOfTimeError, Timing, Work, alternate, time_limit
+from benchmarks.gpu_waits import DEVICE, count_compilations, count_graphs, count_synchronisations, mark, mark_all
 from benchmarks.gpu_work import Options, Setting, TrainingStep
-from benchmarks.numerics import relative_max, relative_rms
-from benchmarks.synchronisation import DEVICE, count_compilations, count_graphs, count_synchronisations, mark, mark_all
 
 
 def counted(call: Callable[[], object]) -> dict[str, int]:
@@ -170,16 +171,16 @@ def test_errors_are_relative():
 def test_report_is_complete_after_each_case(tmp_path, monkeypatch):
     written = []
 
-    def table(name: str, value: float) -> Callable[[float], tuple[str, list[gpu.Row]]]:
+    def table(name: str, value: float) -> Callable[[float], tuple[str, list[Row]]]:
         return lambda seconds: (name, [{"variant": "a|b", "ms": value}])
 
-    def broken(seconds: float) -> tuple[str, list[gpu.Row]]:
+    def broken(seconds: float) -> tuple[str, list[Row]]:
         written.append(json.loads((tmp_path / "gpu.json").read_text()))
         raise ValueError("no kernel")
 
     listed = {"first": (1, table("A", 1.23456)), "second": (1, broken), "third": (1e9, table("B", 2.0))}
     monkeypatch.setattr(gpu, "cases", lambda bench: listed)
-    report = gpu.Report(tmp_path, {"device": "CPU"})
+    report = Report(tmp_path, {"device": "CPU"})
     bench = gpu.Bench("cpu", size=32, batch=1, rounds=1, dry=True)
     gpu.measure(report, bench, list(listed), seconds=5)
     assert written[0]["tables"] == {"A": [{"variant": "a|b", "ms": 1.23456}]}

@@ -33,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=48, help="network calls per crop")
     parser.add_argument("--seed", type=int, default=0, help="of holes and noise")
     options = parser.parse_args(arguments)
+    if options.steps < 1:
+        raise ValueError(f"--steps {options.steps}: give at least 1")
 
     crops = held_out_crops(2 * len(SHOWN), size=32)
     holes = torch.cat(

@@ -4,6 +4,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+from rad.cli.config import check_config
 from rad.console import EXIT_OK, did_you_mean, guarded, program, with_underscores
 from rad.resources import config_names, find_data
 
@@ -14,7 +15,9 @@ Train a RAD adapter, a diffusion model or an autoencoder from a configuration.
 common settings:
   --config FILE          a YAML file, or a name listed below
   --name RUN             write to runs/RUN/ (default: the name of the configuration)
-  --ckpt_path last       resume from the newest checkpoint of this run; also `auto` or a .ckpt file
+  --ckpt_path last       resume from the newest checkpoint of this run; also `auto` or a .ckpt file. New settings take
+                         effect and are reported. Each resume writes its own config-step=N.yaml.
+  --trainer.default_root_dir DIR  write to DIR/RUN/ instead of runs/RUN/
   --data.path PATH       training images: a folder, zip, tar, LMDB, hf:ID:SPLIT:COLUMN, or skimage
   --data.val_path PATH   validation images; null holds out --data.val_count of the training images
   --data.batch_size N    images per step and device
@@ -79,6 +82,7 @@ def find_config(name: str) -> str:
         raise FileNotFoundError(
             f"configuration {name!r} is neither a file nor in configs/{hint}: use one of {', '.join(known)}"
         )
+    check_config(path)
     return str(path)
 
 

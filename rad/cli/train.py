@@ -1,5 +1,6 @@
 """Training from a configuration: LightningCLI that always fits, with one folder per run and an explicit resume."""
 
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from rad.cli.train_errors import explain, without_types
 from rad.console import EXIT_INTERRUPTED, EXIT_OK, program
 from rad.data.module import ImageDataModule
 from rad.images.atomic import remove_temporaries, write_text
-from rad.images.lock import locked
+from rad.lock import locked
 from rad.training.autoencoder import AutoencoderTraining
 from rad.training.checkpoint import Checkpoint
 from rad.training.diffusion import Diffusion
@@ -175,7 +176,7 @@ def run_folder(config: Namespace) -> Path:
     problem = None
     if not name:
         problem = "is empty"
-    elif len(name.encode()) > LONGEST_NAME:
+    elif len(os.fsencode(name)) > LONGEST_NAME:
         problem = f"has more than {LONGEST_NAME} bytes"
     elif (
         any(letter in FORBIDDEN or not letter.isprintable() for letter in name) or name[0] in ".-~ " or name[-1] in ". "

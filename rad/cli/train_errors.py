@@ -6,9 +6,14 @@ from types import TracebackType
 TYPE_LISTS = {
     r"Type typing\.Callable\[\[.*?\], [\w.]+\] expects a function or a callable class: ": "",
     r"- Expected a path but .*? either not accessible or invalid - ": "",
+    r"Errors: (?:- Expected a <class '[\w.]+'> )+(?=- (?!Expected a <class))": "Errors: ",
     r"Does not validate against any of the Union subtypes Subtypes: \[.*?\] Errors: - (.*?) - Expected a .*?(?=;|$)": r"\1",
     r"Problem with given class_path '[\w.]+': ": "",
     r"Parser key \"([\w.]+)\": Unable to load config '(.*?)' - .*?(?=;|$)": r"\1 is a group, not '\2': give --\1.SETTING",
+    r" - Not a valid subclass of .*?(?=;|$)": "",
+    r"Parser key \"([\w.]+)\": the following arguments are required: (\w+)": r"\1 needs \2: give --\1.\2",
+    r"Expected a dot import path string: (\S+)": r"no class is called \1: give its import path, such as rad.training.EMA",
+    r"(trainer\.precision\": )Expected a typing\.Literal\[64, 32, 16\]": r"\1allowed are 32-true, bf16-mixed, 16-mixed, 64-true",
     r"ambiguous option: (--[\w.]+) could match (?:--[\w.]+\.help, )?(.*)": r"unknown option \1: did you mean \2?",
 }
 """Parts of jsonargparse's messages, as regular expressions, and what replaces them; applied in this order."""

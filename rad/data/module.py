@@ -56,6 +56,15 @@ def hold_out(images: Sequence[Source], count: int) -> tuple[np.ndarray, np.ndarr
     return np.sort(ranked[count:]), np.sort(ranked[:count])
 
 
+def _hash_images(images: Sequence[Source], *, files: bool) -> dict[str, str]:
+    """Hashes of all names, and with `files` of the content of up to `CHECKED` images."""
+    hashes = {"names_hash": f"{key_of(image.name for image in images):016x}"}
+    if files:
+        numbers = np.linspace(0, len(images) - 1, min(CHECKED, len(images))).astype(int)
+        hashes["content_hash"] = f"{key_of(_digest(images[number]) for number in numbers.tolist()):016x}"
+    return hashes
+
+
 def _digest(image: Source) -> str:
     """Hash of an image's file; "" if it cannot be read."""
     try:
@@ -159,7 +168,7 @@ class ImageDataModule(LightningDataModule):
         self._counts: tuple[int, ...] = ()
         self._val_counts: tuple[int, ...] = ()
         self._hash: int | None = None
-        self._content_hash: str | None = None
+        self._hashes: dict[str, str] = {}
         self._resumed = _FRESH
 
     def setup(self, stage: str) -> None:
@@ -244,7 +253,7 @@ class ImageDataModule(LightningDataModule):
 
     def settings(self) -> dict[str, object]:
         """What the samples depend on; checkpoints record it, and a resumed run reports the differences."""
-        content = {} if self.in_memory else {"content_hash": self._content()}
+        self._hashes = self._hashes or _hash_images(self.train_images, files=not self.in_memory)
         return {
             **vars(self.framing),
             "path": self.paths,
@@ -256,17 +265,8 @@ class ImageDataModule(LightningDataModule):
             "masks": self.masks,
             "captions": None if self.captions is None else self.captions.source,
             "images": len(self.train_images),
-            "names_hash": f"{key_of(image.name for image in self.train_images):016x}",
-            **content,
+            **self._hashes,
         }
-
-    def _content(self) -> str:
-        """Hash of the bytes of up to `CHECKED` training images, computed once."""
-        if self._content_hash is None:
-            numbers = np.linspace(0, len(self.train_images) - 1, min(CHECKED, len(self.train_images))).astype(int)
-            digests = (_digest(self.train_images[number]) for number in numbers.tolist())
-            self._content_hash = f"{key_of(digests):016x}"
-        return self._content_hash
 
     def state_dict(self) -> dict[str, int]:
         """The position, valid for any batch size, and a hash of the images, weights and seed that it depends on."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rad.images.atomic import write_text
+from rad.streams import from_cell, to_cell
 
 COSTS = ("image", "nfe", "vjp", "seconds", "peak_mib")
 RUN = "run.json"
@@ -98,7 +99,7 @@ class Costs:
 
 def _lines(rows: Mapping[str, tuple[object, ...]]) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([image, *row] for image, row in rows.items())
+    csv.writer(text, lineterminator="\n").writerows([to_cell(image), *row] for image, row in rows.items())
     return text.getvalue()
 
 
@@ -113,6 +114,6 @@ def read_costs(path: Path) -> dict[str, dict[str, float]]:
         rows = list(csv.DictReader(io.StringIO(text, newline="")))
         if rows and None in rows[-1].values():  # ends within a name
             rows.pop()
-        return {row["image"]: {name: float(row[name]) for name in COSTS[1:]} for row in rows}
-    except (KeyError, TypeError, ValueError) as error:
+        return {from_cell(row["image"]): {name: float(row[name]) for name in COSTS[1:]} for row in rows}
+    except (KeyError, TypeError, ValueError, AttributeError, csv.Error) as error:
         raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error}): delete it") from None

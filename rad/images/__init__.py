@@ -15,11 +15,10 @@ if TYPE_CHECKING:
     from rad.images.codecs import open_image, round_to_uint8, to_rgb, to_tensor, to_uint8
     from rad.images.formats import open_file, read_file
     from rad.images.grid import contact_sheet
-    from rad.images.lock import locked
     from rad.images.sources import ImageFile, is_source, list_images
 
 __all__ = [
-    "ImageFile", "contact_sheet", "is_source", "list_images", "locked", "open_file", "open_image", "read_file",
+    "ImageFile", "contact_sheet", "is_source", "list_images", "open_file", "open_image", "read_file",
     "replacing", "replacing_folder", "round_to_uint8", "to_rgb", "to_tensor", "to_uint8", "write_text",
 ]  # fmt: skip
 
@@ -30,7 +29,6 @@ __getattr__ = lazy_names(
         "codecs": "open_image round_to_uint8 to_rgb to_tensor to_uint8",
         "formats": "open_file read_file",
         "grid": "contact_sheet",
-        "lock": "locked",
         "sources": "ImageFile is_source list_images",
     },
 )

@@ -4,6 +4,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -22,8 +23,9 @@ ABANDONED = 60.0
 def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """A hidden name with the same suffix to write to. It becomes `path` at the end, and is removed after an error.
 
-    Missing folders are created. The umask sets the permissions, whatever the writer's library chooses. Several processes may
-    write the same file: the last one wins. `durable`: content reaches the disk before the name, against power cuts.
+    Missing folders are created. The umask sets the permissions, not the writer's library nor an earlier file. Several
+    processes may write the same file: the last one wins. `durable`: content reaches the disk before the name, against power
+    cuts.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _unique(path)
@@ -64,7 +66,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 def write_text(path: Path, text: str, *, durable: bool = False) -> Path:
     """Write UTF-8 and return the path; `durable` as in `replacing`."""
     with replacing(path, durable=durable) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # file names may be no UTF-8
     return path
 
 
@@ -111,8 +113,9 @@ def _create(path: Path) -> int:
 
 
 def _set_mode(path: Path, mode: int) -> None:
-    if path.stat().st_mode & 0o777 != mode:
-        path.chmod(mode)
+    now = stat.S_IMODE(path.stat().st_mode)
+    if now & 0o777 != mode:
+        path.chmod(now & ~0o777 | mode)  # keeps the bit by which folders hand on their group
 
 
 def _set_modes(folder: Path) -> None:

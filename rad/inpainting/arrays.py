@@ -2,8 +2,9 @@
 
 import os
 import warnings
+from collections.abc import Sequence
 from io import BytesIO
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, overload
 
 import numpy as np
 import torch
@@ -22,7 +23,11 @@ CHANNELS = (1, 3, 4)
 """Grey, RGB, RGBA."""
 
 
-def to_list(value: object, what: Literal["image", "mask"]) -> list[MaskLike]:
+@overload
+def to_list(value: object, what: Literal["image"]) -> Sequence[ImageLike]: ...
+@overload
+def to_list(value: object, what: Literal["mask"]) -> Sequence[MaskLike]: ...
+def to_list(value: object, what: Literal["image", "mask"]) -> Sequence[MaskLike]:
     """The entries of a list, tuple or batch; a single image or mask as a list of one. Raises ValueError for other types."""
     entries = list(value) if isinstance(value, list | tuple) else [value]
     if isinstance(value, np.ndarray | Tensor):

@@ -133,7 +133,7 @@ class Inpainter:
         """
         if not isinstance(path, str | os.PathLike):
             raise ValueError(f"path is {describe(path)}; give a folder, a file or a name")
-        if not Path(path).exists() and (shipped := find_data(path)) is not None:
+        if not Path(path).exists() and (shipped := find_data(str(path))) is not None:
             path = str(shipped)
         path = _trained(path)
         folder = Path(path)

@@ -1,11 +1,12 @@
 """Inputs of an inpainter: images, masks, names and conditions, aligned and converted."""
 
 import os
+import threading
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 import numpy as np
 import torch
@@ -22,6 +23,12 @@ from rad.masks.shapes import MASKS, main_names, make
 from rad.models.loaded_model import Condition
 from rad.rng import Part, generator, identity
 
+_READING = threading.Lock()
+"""Threads take turns to load images, as Pillow loads an opened file at its first use."""
+
+Mask = Tensor | Image.Image | Path | bytes | MaskGenerator
+"""A mask as a hole (1,H,W), an image, a file, its bytes, or its generator."""
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -33,9 +40,9 @@ class Inputs:
     """
 
     images: list[Image.Image]
-    masks: list[Tensor | MaskLike]
-    names: list[int | str]
-    mask_names: list[int | str]
+    masks: list[Mask]
+    names: Sequence[int | str]
+    mask_names: Sequence[int | str]
     conditions: list[Condition]
 
     @classmethod
@@ -57,13 +64,16 @@ class Inputs:
             raise ValueError(
                 f"{count} images, {len(masks)} masks, {len(keys)} names: give one mask and one name per image"
             )
-        mask_names = keys if names is not None else [_file_name(entry) for entry in images]
+        mask_names = [_file_name(entry) for entry in images] if names is None else keys
         drawn = [name for name, entry in zip(mask_names, masks, strict=True) if isinstance(entry, MaskGenerator)]
         if names is None and len(set(drawn)) < len(drawn):
             raise ValueError(
                 f"mask is drawn from the name of each image, and {count} images lack one: give names=[...]"
             )
-        return cls([to_image(entry) for entry in images], masks, keys, mask_names, _conditions(condition, count))
+        conditions = _conditions(condition, count)
+        with _READING:
+            _load(masks, conditions)
+            return cls([to_image(entry) for entry in images], masks, keys, mask_names, conditions)
 
     def read(self, format: MaskFormat, seed: int) -> list[Tensor]:
         """The holes (1,H,W) in [0,1]; those of generators as `rad sample` draws them."""
@@ -76,26 +86,33 @@ class Inputs:
         return holes
 
 
-def _mask(mask: MaskLike) -> Tensor | MaskLike:
+def _load(masks: Sequence[Mask], conditions: Sequence[Condition]) -> None:
+    for image in (*masks, *(guide for condition in conditions for guide in condition.images)):
+        if isinstance(image, Image.Image):
+            image.load()
+
+
+def _mask(mask: MaskLike) -> Mask:
     if isinstance(mask, np.ndarray | Tensor):
         return to_mask(mask)
-    if not isinstance(mask, str) or is_source(mask):
+    if isinstance(mask, Image.Image | bytes | MaskGenerator):
         return mask
+    assert isinstance(mask, str | os.PathLike)  # `to_list` has read open files
+    if not isinstance(mask, str) or is_source(mask):
+        return Path(mask)
     if mask not in MASKS and "." not in mask and os.sep not in mask:
         raise ValueError(f"mask {describe(mask)} is neither a file nor a generator ({', '.join(main_names())})")
-    return make(mask) if mask in MASKS else mask  # a missing file
+    return make(mask) if mask in MASKS else Path(mask)  # a missing file
 
 
 def _file_name(image: ImageLike) -> str:
     return PurePath(image).name if isinstance(image, str | os.PathLike) else ""
 
 
-def _names(names: Sequence[Part] | Part | None, count: int) -> list[int | str]:
+def _names(names: Sequence[Part] | Part | None, count: int) -> Sequence[int | str]:
     if names is None:
         return [""] * count
-    if isinstance(names, str | os.PathLike) or not hasattr(names, "__len__"):
-        names = [names]  # pyright: ignore[reportAssignmentType]
-    return [identity(name) for name in names]  # pyright: ignore[reportGeneralTypeIssues]
+    return [identity(name) for name in ([names] if isinstance(names, int | str | os.PathLike) else names)]
 
 
 def _conditions(condition: Condition | Sequence[Condition], count: int) -> list[Condition]:
@@ -109,7 +126,7 @@ def _conditions(condition: Condition | Sequence[Condition], count: int) -> list[
     return list(conditions)
 
 
-def read_hole(mask: Tensor | ImageLike, image: Image.Image, format: MaskFormat) -> Tensor:
+def read_hole(mask: Tensor | Image.Image | Path | bytes, image: Image.Image, format: MaskFormat) -> Tensor:
     """The hole (1,H,W) in [0,1], 1 = fill, in the size of its image. Greys of a tensor are exact, and stay.
 
     Raises ValueError for an unsuitable mask. Warns as `rad.masks.files.load_mask` describes.

@@ -20,8 +20,8 @@ from torch import Tensor
 from rad import __version__
 from rad.images.atomic import remove_temporaries, replacing, write_text
 from rad.images.grid import contact_sheet
-from rad.images.lock import locked
 from rad.images.sources import ImageFile, Zip, by_stem, list_images, top_folder
+from rad.lock import locked
 from rad.masks.base import MaskGenerator
 from rad.masks.files import load_mask, same_mask, write_mask
 from rad.masks.names import ALIASES
@@ -134,7 +134,7 @@ def hash_entries(entries: Iterable[Entry]) -> str:
     if double:
         raise ValueError(f"two masks are called {double[0]}: give each its own name")
     lines = (f"{entry.name}\t{entry.height}\t{entry.width}\t{entry.sha256}\n" for entry in ordered)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
+    return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def write_set(folder: str | Path, name: str, *, size: tuple[int, int], count: int, seed: int) -> MaskSet:

@@ -37,7 +37,7 @@ from rad.models.weights import (
     weights_hash,
     with_new_names,
 )
-from rad.modes import building
+from rad.modes import float32_modes
 from rad.resources import checkpoint_names, located
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Base:
     sigma_data: float = 0.5
 
 
-@building()
+@float32_modes()
 def load_base(
     source: str | Path,
     *,

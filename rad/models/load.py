@@ -21,7 +21,7 @@ from rad.models.text_to_image.folders import Pipeline, find_pipeline, require_tr
 from rad.models.unet_model import UNetModel
 from rad.models.vae import AUTOENCODERS, IDENTITY, Autoencoder, PretrainedAutoencoder
 from rad.models.weights import Config, UNetT, empty_unet, require_run, weights_hash
-from rad.modes import building
+from rad.modes import float32_modes
 from rad.rng import check_seed
 
 STABLE_DIFFUSION = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
@@ -30,7 +30,7 @@ UNTRAINED = ("StableDiffusionXLPipeline", "FluxPipeline")
 """Pipelines that training does not support."""
 
 
-@building()
+@float32_modes()
 def load_model(
     source: str | Path,
     *,
@@ -140,7 +140,7 @@ def _require_none(source: str | Path, kind: str, options: Mapping[str, object]) 
             raise ValueError(f"{source} is not {kind}, so {name}={value!r} has no effect")
 
 
-@building()
+@float32_modes()
 def new_model(
     fields: Config,
     *,

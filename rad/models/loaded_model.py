@@ -73,6 +73,10 @@ class Condition:
             if value is not None and not math.isfinite(value):
                 raise ValueError(f"{name} is {value}; give a finite number")
 
+    @property
+    def images(self) -> tuple[Image.Image | None, ...]:
+        return self.control_image, self.adapter_image, self.style_image
+
     def resized(self, size: tuple[int, int]) -> Condition:
         """With control and adapter image resized to (width, height)."""
         return self._changed(lambda image: image if image.size == size else image.resize(size, _SMOOTH))

@@ -16,7 +16,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from rad.modes import building
+from rad.modes import float32_modes
 from rad.rng import check_seed
 
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
@@ -71,7 +71,7 @@ class LoRA:
         )
 
 
-@building()
+@float32_modes()
 def inject(network: nn.Module, lora: LoRA, *, seed: int = 0) -> PeftModel:
     """Add a new adapter to `network` in place and freeze the rest. B = 0, so the output stays the same.
 

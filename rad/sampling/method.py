@@ -84,9 +84,10 @@ class Method:
             number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
             if kinds[name] in (int, float) and not number:
                 raise ValueError(f"{name} is {value!r}; expected {'a whole' if whole else 'a'} number")
-            if number and not (math.isfinite(value) and low <= value <= high):
-                help = f" ({item.metadata['help']})" if "help" in item.metadata else ""
-                raise ValueError(f"{name} is {value}; allowed are {_range(low, high)}{help}")
+            if number and not math.isfinite(value):
+                raise ValueError(f"{name} is {value}; give a finite number")
+            if number and not low <= value <= high:
+                raise ValueError(f"{name} is {value}; allowed are {_range(low, high)} ({item.metadata['help']})")
 
     @property
     def name(self) -> str:
@@ -119,7 +120,12 @@ class Method:
         spacing: Spacing | None = None,
         eta: float | None = None,
     ) -> Schedule:
-        """The preset with the given changes, but not `unused` ones. Another solver brings its spacing and eta from `DEFAULTS`."""
+        """The preset with the given changes, but not `unused` ones. Another solver brings its spacing and eta from `DEFAULTS`.
+
+        Raises ValueError for an eta outside [0,1].
+        """
+        if eta is not None and not 0 <= eta <= 1:
+            raise ValueError(f"eta is {eta}; allowed are 0 (DDIM, no fresh noise) to 1 (DDPM)")
         solver = self.preset_solver if solver is None or not self.takes(solver) else solver
         preset = self.preset_spacing, self.preset_eta
         default_spacing, default_eta = preset if solver == self.preset_solver else DEFAULTS.get(solver, preset)
@@ -164,8 +170,6 @@ def name_of(kind: type[Method]) -> str:
 
 
 def _range(low: float, high: float) -> str:
-    if math.isinf(low) and math.isinf(high):
-        return "finite numbers"
     if math.isinf(high):
         return f"{low:g} or more"
     return f"{high:g} or less" if math.isinf(low) else f"{low:g} to {high:g}"

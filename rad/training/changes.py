@@ -9,6 +9,7 @@ import lightning as L
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 if TYPE_CHECKING:
     from rad.training.module import TrainingModule
@@ -216,6 +217,7 @@ def _set_optimizer(
         return []
     base, base_before = float(fresh["lr"]), float(groups[0].get("initial_lr", groups[0]["lr"]))
     schedule, step = module.schedule.build(optimizer, trainer.max_steps), checkpoint["global_step"]
+    assert isinstance(schedule, LambdaLR), "all schedules of `Schedule` are closed forms of the step"
     state = checkpoint["lr_schedulers"][0]
     rate, before = base * schedule.lr_lambdas[0](state["last_epoch"]), float(groups[0]["lr"])
     words = [] if base == base_before else [f"learning rate {base_before:g} -> {base:g}"]

@@ -13,9 +13,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from rad.data.module import ImageDataModule
-from rad.images.atomic import replace_link, replacing_folder
+from rad.images.atomic import replace_link, replacing_folder, write_text
 from rad.models.adapter import save_adapter
 from rad.models.lora import trainable
+from rad.streams import printable
 from rad.training.autoencoder import MEASURED, AutoencoderTraining
 from rad.training.diffusion import Diffusion
 from rad.training.ema import find_averages, replaced
@@ -132,7 +133,7 @@ def export_diffusion(module: Diffusion, trainer: L.Trainer, folder: Path, *, ema
     module.model.save_trained(folder)
     if module.process.has_holes:
         info.write(folder)
-    (folder / "README.md").write_text(text)
+    write_text(folder / "README.md", text)
 
 
 def export_autoencoder(module: AutoencoderTraining, trainer: L.Trainer, folder: Path) -> None:
@@ -164,4 +165,4 @@ def card(module: Diffusion, trainer: L.Trainer, *, ema: bool) -> str:
         *(f"- {name}: {value:.5f}" for name, value in sorted(metrics.items())),
         "",
     ]
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))

@@ -25,7 +25,7 @@ from rad.models.latent_mask import Grid, Prefill, encode_training
 from rad.models.load import load_model
 from rad.models.loaded_model import LoadedModel, RegionAwareNetwork
 from rad.models.lora import LoRA, inject
-from rad.modes import building
+from rad.modes import float32_modes
 from rad.resources import located
 from rad.rng import generator
 from rad.sampling.task import Task
@@ -100,7 +100,7 @@ class Diffusion(TrainingModule):
             means=("loss", "simple", "vlb"),
             shard_optimizer=execution.shard_optimizer,
         )
-        self.save_hyperparameters(logger=False)
+        self.save_hyperparameters(logger=False, ignore=self.not_saved)
         if (base is None) == (scratch is None):
             raise ValueError("give either model.base (a trained model to start from) or model.scratch (a new network)")
         self.base, self.revision, self.head_channels, self.scratch = base, revision, head_channels, scratch
@@ -147,7 +147,7 @@ class Diffusion(TrainingModule):
         """
         if self._model is not None:
             return
-        with building():
+        with float32_modes():
             model = self._load()
             self.loss.require_fit(model.prediction)
             model.require_trainable(self.process.kind, whole=self.whole)

@@ -1,5 +1,6 @@
 """Exponential moving averages of the trained weights."""
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -28,7 +29,7 @@ class EMA(Callback):
     """
 
     def __init__(self, decay: float = 0.9999, inv_gamma: float = 1.0, power: float = 0.75, suffix: str = "ema") -> None:
-        if not 0 <= decay < 1 or inv_gamma <= 0 or power <= 0:
+        if not (0 <= decay < 1 and 0 < inv_gamma < math.inf and 0 < power < math.inf):
             raise ValueError(
                 f"EMA has decay {decay}, inv_gamma {inv_gamma}, power {power}; allowed are [0,1), > 0, > 0"
             )

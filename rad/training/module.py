@@ -1,18 +1,20 @@
 """Base class of our LightningModules: optimiser, hyperparameters, checkpoints of the trained weights, validation means."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
+from inspect import signature
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MeanMetric
 
+from rad.console import report
 from rad.models.lora import trainable
 from rad.rng import check_seed
 from rad.training.changes import OBJECTS, continue_run, run_settings
@@ -28,10 +30,25 @@ HALF = (torch.bfloat16, torch.float16)
 """Dtypes of the trained weights at precision "bf16-true" and "16-true"."""
 
 
+class DefaultOptimizer:
+    """The default `optimizer` of a module class; unlike the lambda itself, it can be sent to other processes."""
+
+    def __init__(self, module: type["TrainingModule"]) -> None:
+        self.module = module
+
+    def __call__(self, weights: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        return _default_optimizer(self.module)(weights)
+
+
+def _default_optimizer(module: type["TrainingModule"]) -> Any:
+    parameter = signature(module.__init__).parameters.get("optimizer")
+    return None if parameter is None else parameter.default
+
+
 class TrainingModule(L.LightningModule):
     """Base class of `Diffusion` and `AutoencoderTraining`.
 
-    A subclass builds its networks in `configure_model`, within `rad.modes.building`; checkpoints hold only trained weights.
+    A subclass builds its networks in `configure_model`, within `rad.modes.float32_modes`; checkpoints hold only trained weights.
 
     Args:
         optimizer, schedule, lr_scheduler, seed: see `Diffusion`; shard_optimizer: see `rad.training.settings.Execution`.
@@ -56,7 +73,9 @@ class TrainingModule(L.LightningModule):
                 "model.lr_scheduler replaces model.schedule: set model.schedule.name to constant and "
                 "model.schedule.warmup_steps to 0, or remove model.lr_scheduler"
             )
-        self.optimizer, self.schedule, self.lr_scheduler = optimizer, schedule, lr_scheduler
+        default = optimizer is _default_optimizer(type(self))
+        self.optimizer: OptimizerCallable = DefaultOptimizer(type(self)) if default else optimizer
+        self.schedule, self.lr_scheduler = schedule, lr_scheduler
         self.seed, self.shard_optimizer = check_seed(seed), shard_optimizer
         self.changes: list[str] = []
         """What resumes have changed, each with its step; kept in checkpoints."""
@@ -64,6 +83,11 @@ class TrainingModule(L.LightningModule):
         self.strict_loading = False  # a checkpoint lacks the frozen weights; `on_load_checkpoint` compares the others
         # Lightning's mean over processes is wrong when they hold unequal numbers of images.
         self.val_means = nn.ModuleDict({name: MeanMetric() for name in means})
+
+    @property
+    def not_saved(self) -> Sequence[str]:
+        """Arguments that `save_hyperparameters` has to ignore."""
+        return ["optimizer"] if isinstance(self.optimizer, DefaultOptimizer) else []
 
     def identity(self) -> Mapping[str, str]:
         """Settings that a checkpoint and the run that resumes it share."""
@@ -148,8 +172,8 @@ class TrainingModule(L.LightningModule):
             )
 
     def on_train_start(self) -> None:
-        if self._resumed is not None:
-            rank_zero_info(self._resumed)
+        if self._resumed is not None and self.trainer.is_global_zero:
+            report(self._resumed)
 
     def _resumes(self) -> bool:
         """Whether a trainer continues a run; `load_from_checkpoint` has no trainer."""

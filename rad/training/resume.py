@@ -1,5 +1,6 @@
 """Checkpoint files: written whole, and found again after a run was stopped."""
 
+import errno
 import re
 import zipfile
 from collections.abc import Sequence
@@ -31,9 +32,9 @@ class WholeCheckpointIO(TorchCheckpointIO):
             with replacing(Path(path), durable=True) as temporary:
                 torch.save(checkpoint, temporary)
         except (OSError, RuntimeError) as error:  # torch raises RuntimeError when the disk is full
-            raise OSError(
-                f"checkpoint {path} cannot be written: {error}; make room and continue with --ckpt_path last"
-            ) from error
+            full = not isinstance(error, OSError) or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            advice = "make room and continue" if full else "mend this and continue"
+            raise OSError(f"checkpoint {path} cannot be written: {error}; {advice} with --ckpt_path last") from error
 
 
 def find_checkpoint(ckpt_path: str | None, folder: Path, *, elsewhere: Sequence[Path] = ()) -> str | None:

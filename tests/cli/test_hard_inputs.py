@@ -400,11 +400,11 @@ def test_an_unwritable_folder_is_reported_before_the_model_loads(sample, monkeyp
     save_mask("a", HOLE)
     Path("locked").mkdir()
 
-    def refuse(*, dir):
-        assert str(dir).endswith("locked")
+    def refuse(lock):
+        assert Path("locked") in Path(lock.lock_file).parents
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    monkeypatch.setattr("rad.lock.FileLock.acquire", refuse)
     code, out, err = sample(image="in/a.png", mask="masks/a.png", output=output, checkpoint="nowhere")
     assert (code, out, len(err)) == (2, [], 1)
     assert f"--output {output} cannot be written" in err[0]

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from rad import lock
 from rad.cli import main as cli
 from rad.cli.sample.options import SampleOptions, read_options
 from rad.cli.sample.plan import make_methods, mask_name
 from rad.cli.sample.request import Requests, is_incomplete, read_request
-from rad.images import lock
-from rad.images.lock import locked
+from rad.lock import locked
 from rad.masks.names import main_names
 from rad.masks.shapes import make
 from tests.conftest import SIZE, random_image
@@ -156,6 +156,9 @@ def test_results_without_a_request_are_kept_with_a_remark(sample):
     code, out, err = sample("--seed 1")
     assert (code, out) == (0, ["out/b.png"])
     assert "skipped 1 of 2 images, finished before; 1 of them do not record their settings" in err
+    assert "warning" not in err
+    os.utime("mask.png", (time.time() + 100,) * 2)
+    assert "edited after 1 result, such as out/a.png" in sample("--seed 1")[2]
 
 
 @pytest.mark.parametrize("size", [0, 5, 60, 200])
@@ -264,6 +267,25 @@ def test_long_names_work_up_to_the_limit_and_are_refused_beforehand(sample):
     assert os.listdir("out") == [f"{name}.png"]
 
 
+def test_leftovers_of_killed_runs_are_removed_and_modes_follow_the_umask(sample):
+    Path("out").mkdir()
+    left = Path("out/.0123abcd.rad-tmp.png")
+    left.touch()
+    os.utime(left, (0, 0))
+    before = os.umask(0o007)
+    try:
+        assert sample("--shard 1/2 --batch_size 1")[0] == 0
+        assert left.exists(), "other shards may be writing"
+        assert sample("--save_mask --raw", mask="mask.png")[0] == 0
+        assert sample("--report", output="tree", image="in")[0] == 0
+    finally:
+        os.umask(before)
+    assert not left.exists()
+    paths = [path for folder in ("out", "tree") for path in Path(folder).rglob("*")]
+    assert {path.stat().st_mode & 0o777 for path in paths if path.is_file()} == {0o660}
+    assert {path.stat().st_mode & 0o777 for path in paths if path.is_dir()} == {0o770}
+
+
 def test_a_torn_line_of_costs_is_repaired(sample, monkeypatch):
     words = "--mask mask.png other.png"
     assert sample(words)[0] == 0
@@ -289,7 +311,14 @@ def test_the_whole_request_is_compared():
     elsewhere = {"checkpoint", "base", "mask", "method", "set", "steps", "budget_nfe", "solver", "spacing", "eta"}
     elsewhere |= {"precision", "prompt", "prompts", *ONLY_IF_GIVEN, *OF_EACH}
     without_effect = {"mask_by", "limit", "output", "batch_size", "device", "devices", "shard", "max_megapixels"}
-    without_effect |= {"raw", "save_mask", "report", "overwrite", *(f.name for f in dataclasses.fields(ReportOptions))}
+    without_effect |= {
+        "raw",
+        "save_mask",
+        "preview_masks",
+        "report",
+        "overwrite",
+        *(f.name for f in dataclasses.fields(ReportOptions)),
+    }
     names = {field.name for field in dataclasses.fields(SampleOptions)}
     assert names - set(COMMON) - elsewhere - without_effect == set()
     assert mask_name("box") == "box"

@@ -1,16 +1,21 @@
 """Calls of one inpainter from several threads equal calls one after another, bit for bit."""
 
 import asyncio
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from diffusers.utils import logging
+from PIL import Image
 
 from rad.inpainting.inpainter import Inpainter
 from rad.methods.blended_latent import BlendedLatent
+from rad.methods.own import load
 from rad.models.loaded_model import PLAIN, Condition
+from rad.models.text_to_image.folders import quietly
 from rad.models.weights import weights_hash
 from tests.conftest import SIZE, box_hole, random_image
 from tests.tiny_pipelines import write_pipeline
@@ -75,3 +80,51 @@ def test_both_networks_move_and_share_what_the_adapter_leaves(inpainters):
     names = {name for name, parameter in model.adapted.named_parameters() if id(parameter) not in shared}
     assert "conv_in.weight" in names
     assert not any("norm" in name for name in names)
+
+
+def test_threads_may_share_an_image_that_is_not_loaded_yet(inpainters, tmp_path):
+    IMAGE.save(tmp_path / "a.png")
+    Image.fromarray((HOLE[0].numpy() * 255).astype(np.uint8)).save(tmp_path / "mask.png")
+    inpainter = inpainters["pixels"]
+    for _ in range(8):
+        with (
+            Image.open(tmp_path / "a.png") as image,
+            Image.open(tmp_path / "mask.png") as mask,
+            ThreadPoolExecutor(8) as pool,
+        ):
+            results = pool.map(
+                lambda _, *pair: inpainter(*pair, steps=1).images[0].tobytes(), range(8), [image] * 8, [mask] * 8
+            )
+            assert len(set(results)) == 1
+
+
+@pytest.mark.usefixtures("forget_methods")
+def test_threads_that_load_a_method_get_one_class(tmp_path):
+    file = tmp_path / "slow.py"
+    file.write_text(
+        "import time\nfrom dataclasses import dataclass\nfrom rad.sampling.method import SamplingMethod\ntime.sleep(0.1)\n\n\n"
+        "@dataclass(frozen=True)\nclass Slow(SamplingMethod):\n    pass\n"
+    )
+    with ThreadPoolExecutor(4) as pool:
+        kinds = list(pool.map(load, [f"{file}:Slow"] * 4))
+    assert all(kind is kinds[0] for kind in kinds)
+
+
+def test_threads_leave_the_log_level_of_diffusers_as_it_was():
+    before = logging.get_verbosity()
+
+    def work(seconds):
+        with quietly():
+            time.sleep(seconds)
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(work, [0.02, 0.05, 0.01]))
+    assert logging.get_verbosity() == before != logging.ERROR
+
+
+def test_prompts_are_encoded_again_after_a_move(inpainters):
+    model = inpainters["text"].model
+    first = model.text.single("a boat")
+    assert model.text.single("a boat") is first
+    model.to("cpu")
+    assert model.text.single("a boat") is not first

@@ -8,6 +8,7 @@ from typing import Literal, NoReturn
 
 import jsonargparse
 
+from rad.cli.config import check_config
 from rad.cli.names import MASKS, METHODS, GridRule, Precision, SizePolicy, Solver, Spacing
 from rad.console import SEEDS, add_options, check_options, option, program, with_hint, with_underscores
 from rad.evaluation.options import ReportOptions
@@ -41,7 +42,9 @@ class SampleOptions(ReportOptions):
     )
     mask_by: Literal["name", "order"] = option("how masks of a folder are assigned to images", "name")
     limit: int | None = option("number of images, spread evenly over the sorted names", None, low=1, high=MANY)
-    output: str = option("folder, or PNG file for a single image")
+    output: str = option(
+        "folder, or PNG file for a single image; a PNG file contains its settings, without paths and prompts"
+    )
     method: list[str] = option(
         "one (default: rad) or several, each in its own folder with equal noise. rad@50: 50 steps; ddnm@100nfe: at most "
         "100 network calls; rad@10,solver=ddim,spacing=quad,eta=0: another solver; mine.py:Mine: class Mine of your "
@@ -92,7 +95,7 @@ class SampleOptions(ReportOptions):
     save_mask: bool = option("also write NAME-mask.png, white = filled", False)
     preview_masks: bool = option("only write NAME-overlay.png, the image with its hole in red; loads no model", False)
     report: bool = option("then score the results: metrics.csv, summary.md and report.html in --output", False)
-    overwrite: bool = option("recompute finished images", False)
+    overwrite: bool = option("recompute finished images, also those of other settings", False)
 
     mask_polarity: Polarity = option("what white means", "white_is_fill", group=MASK_FILES)
     mask_channel: MaskChannel = option(
@@ -236,6 +239,10 @@ def parser() -> jsonargparse.ArgumentParser:
 
 def read_options(arguments: Sequence[str] | None = None) -> SampleOptions:
     """The options on the command line, or in `arguments`. Raises ValueError for unusable ones."""
-    values = vars(parser().parse_args(with_underscores(arguments)))
+    words = with_underscores(arguments)
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        if word == "--config" or word.startswith("--config="):
+            check_config(word.partition("=")[2] or after)
+    values = vars(parser().parse_args(words))
     values.pop("config")
     return SampleOptions(**values)

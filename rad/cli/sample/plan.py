@@ -207,7 +207,7 @@ def read_prompts(path: str) -> dict[str, str]:
     """The prompts in a JSON file, by the name of the image, with its folder in the source or without."""
     try:
         prompts = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"--prompts {path} cannot be read ({error}): give a JSON file") from None
     if not (isinstance(prompts, dict) and prompts and all(isinstance(prompt, str) for prompt in prompts.values())):
         raise ValueError(f'--prompts {path} has to hold an object, as {{"cat.png": "a cat", "dog.png": "a dog"}}')
@@ -226,8 +226,8 @@ def _make_jobs(options: SampleOptions, inputs: Sequence[tuple[ImageFile, str, Ma
         mask_output = Path(f"{stem}-mask.png") if options.save_mask else None
         if options.tree:
             mask_output = output.parent / "masks" / f"{identity}.png"
-        overlay = Path(f"{output.parent / identity if options.tree else stem}-overlay.png")
         name = normalize("NFC", image.name)
+        overlay = Path(f"{output.parent / identity if options.tree else stem}-overlay.png")
         prompt = prompts.get(name, prompts.get(PurePosixPath(name).name, options.prompt or None))
         if prompt is None and prompts:
             raise ValueError(f"--prompts {options.prompts} has none for {image.name}: add it, or give --prompt")

@@ -14,8 +14,8 @@ from rad.cli.sample.plan import Label, mask_name, read_prompts
 from rad.evaluation.provenance import call, versions
 from rad.evaluation.run_log import ENTRIES, RUN, Run, read_run
 from rad.images.atomic import write_text
-from rad.images.lock import RECORD, one_at_a_time
 from rad.images.sources import absolute, is_source
+from rad.lock import RECORD, one_at_a_time
 from rad.resources import located
 
 if TYPE_CHECKING:

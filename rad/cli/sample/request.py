@@ -34,7 +34,7 @@ OF_EACH = {"image", "num_samples", "prompts", "prompt", "mask_pattern"}
 """Options that differ from result to result, or do not change one."""
 
 FILES = ("controlnet", "t2i_adapter", "ip_adapter", "control_image", "adapter_image", "style_image")
-HASHED = {"model", "image", "mask", "prompt", "lora", "negative_prompt", *FILES}
+HASHED = {"model", "name", "image", "mask", "prompt", "lora", "negative_prompt", *FILES}
 """Entries of a request that are hashes."""
 
 EDGE = 2**16
@@ -74,7 +74,7 @@ class Requests:
     def of(self, label: Label, job: Job) -> Request:
         """The request of a result, of JSON values. An input that cannot be read is null."""
         mask = self._hash(job.mask) if isinstance(job.mask, ImageFile) else _mask_hash(job.mask)
-        request = {**self._common[label], "image": self._hash(job.image), "mask": mask}
+        request = {**self._common[label], "name": text_hash(job.name), "image": self._hash(job.image), "mask": mask}
         request |= {"prompt": text_hash(job.prompt)} if job.prompt else {}
         return json.loads(json.dumps(request, default=str))
 
@@ -180,7 +180,8 @@ class Finished:
 
     Args:
         missing: by run, the jobs to fill.
-        different: results of other requests, with the differences; edited: results whose inputs have changed since.
+        different: results of other requests, with the differences; edited: results whose inputs have changed since, or may
+            have, by the time of the file.
         unrecorded: by run, the number of results without a request.
     """
 
@@ -204,13 +205,13 @@ class Finished:
         whole = [path for path in existing if not is_incomplete(path)]
         for path in (path for path in job.outputs if path in whole):
             request = read_request(path)
+            newer = {name for name, file in (("image", job.image), ("mask", job.mask)) if _is_newer(file, path)}
             if request is None:
                 self.unrecorded[-1] += path == job.outputs[0]
+                self.edited += [path] if newer else []
                 continue
             names = differences(request, new := requests.of(label, job))
-            if set(names) <= {
-                name for name, file in (("image", job.image), ("mask", job.mask)) if _is_newer(file, path)
-            }:
+            if set(names) <= newer:
                 self.edited += [path] if names else []
             else:
                 self.different.append((path, ", ".join(_describe(name, request, new) for name in names)))

@@ -19,16 +19,16 @@ from rad.cli.sample.record import Record
 from rad.cli.sample.request import Finished, Requests, text_hash
 from rad.cli.sample.run_log import Failures, RunLog
 from rad.cli.sample.workers import Setup, fill_by_processes
-from rad.console import EXIT_INPUT, EXIT_OK, EXIT_SOME, Progress, counted, print_line, program, report
+from rad.console import EXIT_INPUT, EXIT_OK, EXIT_SOME, Progress, counted, did_you_mean, print_line, program, report
 from rad.device import find_devices
 from rad.evaluation.provenance import scoring
 from rad.images.atomic import remove_temporaries
 from rad.images.codecs import blank, images_up_to, to_tensor
 from rad.images.formats import open_file
 from rad.images.grid import contact_sheet
-from rad.images.lock import EVALUATION, locked, one_at_a_time
 from rad.images.sources import is_source
 from rad.inpainting.runs import find_trained
+from rad.lock import EVALUATION, locked, one_at_a_time
 from rad.masks.reading.format import DEFAULT
 from rad.methods.own import loaded_from
 from rad.resources import located
@@ -279,7 +279,8 @@ def _load_metrics(options: SampleOptions, methods: Sequence[str]) -> list["Extra
     from rad.evaluation.compare import extractors
 
     if options.baseline is not None and options.baseline not in methods:
-        raise ValueError(f"--baseline {options.baseline}: give one of {', '.join(methods)}")
+        hint = did_you_mean(options.baseline, methods)
+        raise ValueError(f"--baseline {options.baseline}{hint}: give one of {', '.join(methods)}")
     return extractors(options.feature_net, options.lpips, options.fid, device=options.device)
 
 

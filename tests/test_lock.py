@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from rad.images import lock
-from rad.images.lock import InUse, holder, locked, one_at_a_time
+from rad import lock
+from rad.lock import InUse, holder, locked, one_at_a_time
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from benchmarks.accelerator import PRECISIONS, computing
+from benchmarks.gpu_report import Row
+from benchmarks.gpu_timing import PRECISIONS, Precision, autocast, computing
 from benchmarks.gpu_work import Setting
 from benchmarks.networks import Variant, forward, variant_of
 
@@ -14,7 +15,7 @@ Outcome = tuple[Tensor, Tensor]
 """The output, and the gradients of all weights as one vector; both float64."""
 
 
-def errors(setting: Setting) -> list[dict[str, str | float]]:
+def errors(setting: Setting) -> list[Row]:
     """Rows of relative errors: each precision against float64, and in float64 what holds exactly in exact arithmetic."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -23,10 +24,9 @@ def errors(setting: Setting) -> list[dict[str, str | float]]:
     exact = copy.deepcopy(unet).double()
     wide = {name: value.double() if value.is_floating_point() else value for name, value in inputs.items()}
     reference = outcome(variant_of(exact, "factorised"), "factorised", wide)
-    rows = []
+    rows: list[Row] = []
     for precision in PRECISIONS:
-        with computing(precision, setting.device):
-            result = outcome(variant_of(unet, "factorised"), "factorised", inputs)
+        result = outcome(variant_of(unet, "factorised"), "factorised", inputs, precision)
         rows.append(_row(f"{precision} and float64", result, reference))
     dense = outcome(variant_of(exact, "dense"), "dense", wide)
     rows.append(_row("float64: factorised and dense", reference, dense))
@@ -37,11 +37,16 @@ def errors(setting: Setting) -> list[dict[str, str | float]]:
     return rows
 
 
-def outcome(network: nn.Module, variant: Variant, inputs: Mapping[str, Tensor]) -> Outcome:
+def outcome(
+    network: nn.Module, variant: Variant, inputs: Mapping[str, Tensor], precision: Precision = "float32"
+) -> Outcome:
     """Output and gradients of the mean square of the output."""
     weights = list(network.parameters())
-    output = forward(network, variant, dict(inputs))()
-    gradients = torch.autograd.grad(output.square().mean(), weights)
+    with computing(precision):
+        with autocast(precision, inputs["x"].device.type):
+            output = forward(network, variant, dict(inputs))()
+            loss = output.square().mean()
+        gradients = torch.autograd.grad(loss, weights)
     return output.detach().double(), torch.cat([gradient.flatten().double() for gradient in gradients])
 
 
@@ -55,8 +60,8 @@ def relative_max(result: Tensor, reference: Tensor) -> float:
     return float((result - reference).abs().max() / reference.abs().max())
 
 
-def _row(name: str, result: Outcome, reference: Outcome) -> dict[str, str | float]:
-    row: dict[str, str | float] = {"compared": name}
+def _row(name: str, result: Outcome, reference: Outcome) -> Row:
+    row: Row = {"compared": name}
     for part, mine, theirs in zip(("output", "gradient"), result, reference, strict=True):
         row |= {f"{part}, rms error": relative_rms(mine, theirs), f"{part}, max error": relative_max(mine, theirs)}
     return row

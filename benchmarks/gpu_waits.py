@@ -8,6 +8,7 @@ tensors seem to lie on an accelerator, so that code with a path for each device 
 """
 
 import dataclasses
+import logging
 import sys
 import warnings
 from collections import Counter
@@ -144,6 +145,8 @@ def _selects(name: str, args: tuple[Any, ...]) -> bool:
 class _Generator(torch.Generator):
     """A CPU generator that names the device it was created for."""
 
+    named: torch.device
+
     def __new__(cls, device: Any = "cpu") -> "_Generator":
         self = super().__new__(cls)
         self.named = torch.device(device)
@@ -181,6 +184,20 @@ def _place() -> str:
 def _relative(file: str) -> str:
     path = Path(file)
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else "/".join(path.parts[-3:])
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Within the context torch.compile prints no advice on graph breaks, which are counted."""
+    logger = logging.getLogger("torch._dynamo")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Dynamo ")
+            yield
+    finally:
+        logger.setLevel(before)
 
 
 def count_graphs(function: Callable[..., object], *args: Any) -> tuple[int, list[str]]:

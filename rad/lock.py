@@ -12,8 +12,6 @@ from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
 
-from rad.console import report
-
 WHOLE, EVALUATION, RECORD = ".rad.lock", ".rad.evaluate.lock", ".rad.record.lock"
 """Lock files: of all results, of the tables and report, and of run.json."""
 
@@ -100,18 +98,19 @@ def _held(
 
 def _acquire(path: Path, folder: Path, option: str, patience: float) -> BaseFileLock | None:
     """None on a disk without locks."""
-    lock = FileLock(path, timeout=patience, mode=0o666, thread_local=False, fallback_to_soft=False)
+    lock = FileLock(path, timeout=patience, thread_local=False, fallback_to_soft=False)
     try:
         lock.acquire()
-    except Timeout:
-        raise InUse(
-            f"{folder} is in use by {_described(path)}: wait for its end, or give another {option}. If its computer has "
-            f"crashed, delete {path}"
-        ) from None
-    except OSError as error:
+    except OSError as error:  # Timeout is one
+        if isinstance(error, Timeout) or (isinstance(error, PermissionError) and path.exists()):  # of another user
+            raise InUse(
+                f"{folder} is in use by {_described(path)}: wait for its end, or give another {option}. If it no longer runs, "
+                f"delete {path}"
+            ) from None
         if error.errno not in NO_LOCKS:
             raise
-        report(f"warning: {folder} is on a disk without locks ({error.strerror}): start no second run on it")
+        message = f"warning: {folder} is on a disk without locks ({error.strerror}): start no second run on it"
+        print(message, file=sys.stderr, flush=True)
         return None
     return lock
 

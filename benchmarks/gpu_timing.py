@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -177,14 +177,18 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 
 @contextmanager
-def computing(precision: Precision, device: str, *, tuned: bool = False) -> Iterator[None]:
-    """Within the context products have this precision. `tuned`: torch.backends.cudnn.benchmark."""
-    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+def computing(precision: Precision, *, tuned: bool = False) -> Iterator[None]:
+    """Within the context products of float32 have this precision. `tuned`: torch.backends.cudnn.benchmark."""
+    products, convolutions = torch.backends.cuda.matmul, cast(Any, torch.backends.cudnn)
     before = products.allow_tf32, convolutions.allow_tf32, convolutions.benchmark
     products.allow_tf32, convolutions.allow_tf32 = precision == "tf32", precision != "float32"
     convolutions.benchmark = tuned
     try:
-        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16-mixed"):
-            yield
+        yield
     finally:
         products.allow_tf32, convolutions.allow_tf32, convolutions.benchmark = before
+
+
+def autocast(precision: Precision, device: str) -> torch.autocast:
+    """Context of the forward pass: bfloat16 for "bf16-mixed"."""
+    return torch.autocast(device, torch.bfloat16, enabled=precision == "bf16-mixed")
