@@ -17,8 +17,7 @@ from PIL import Image
 
 from rad.images.archives import Database, Reader, Rows, Zip
 from rad.images.choice import Choice, walk
-from rad.images.codecs import naming_errors, open_image
-from rad.images.depth import check_samples
+from rad.images.codecs import check_samples, naming_errors, open_image
 from rad.images.formats import SUFFIXES, open_file
 from rad.images.tars import TARS, Tars, expand
 

@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from rad.images.atomic import replacing
+from rad.images.formats import open_file
 from rad.masks.reading.channels import find_channel
 from rad.masks.reading.format import DEFAULT, MaskFormat, MaskWarning
 from rad.masks.reading.values import to_white
@@ -181,7 +182,7 @@ def _decode(source: MaskSource, name: str) -> _Decoded:
     try:
         if isinstance(source, Image.Image):
             return _Decoded(ImageOps.exif_transpose(source))
-        with Image.open(source) as image:
+        with open_file(source) as image:
             white_is_zero = image.mode in WHITE_IS_ZERO and getattr(image, "tag_v2", {}).get(262) == 0
             lossy, pages = image.format in ("JPEG", "MPO"), getattr(image, "n_frames", 1)
             halved = image.mode[0] not in "IF" and ";16" in str(getattr(image, "tile", ""))  # 16-bit colour

@@ -383,14 +383,14 @@ def test_a_million_images_are_no_million_objects(tmp_path: Path) -> None:
 def test_names_cannot_leave_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     bad = ["../../up.png", str(tmp_path / "stolen.png"), "a/../../b.png", "/c.png", "ok.png"]
-    write_tar(tmp_path / "in-0.tar", dict.fromkeys(bad, b"data"))
-    write_tar(tmp_path / "in-1.tar", dict.fromkeys(bad, b"data"))
+    for tar in ("in-0.tar", "in-1.tar", "mask-0.tar", "mask-1.tar"):
+        write_tar(tmp_path / tar, dict.fromkeys(bad, b"data"))
     (tmp_path / "...tar").write_bytes((tmp_path / "in-0.tar").read_bytes())
     write_lmdb(
         tmp_path / "db", dict.fromkeys([*map(str.encode, bad), b"\xff\x00", b"x/", b"a.1", b"a.2", b"."], b"data")
     )
     write_rows(tmp_path / "deep" / "rows", plain_rows(2))
-    pattern = str(tmp_path / "in-{0..1}.tar")
+    pattern = str(tmp_path / "mask-{0..1}.tar")
     sources = (("in-0.tar", 3), ("in-{0..1}.tar", 6), ("...tar", 3), ("db", 10), ("hf:deep/rows:train", 2))
     for source, count in sources:
         words = (

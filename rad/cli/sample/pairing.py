@@ -1,11 +1,13 @@
 """Which mask belongs to which image: by name, by a pattern, in order, one for all, or a generator."""
 
+import os
 import re
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from glob import escape
 from pathlib import Path, PurePosixPath
+from unicodedata import normalize
 
 from rad.console import did_you_mean
 from rad.images.sources import ImageFile, by_stem, holds_one, is_source, list_images, match_names, top_folder
@@ -77,11 +79,12 @@ def _by_pattern(
     mask: str, files: Sequence[ImageFile], images: Sequence[ImageFile], names: Sequence[str], pattern: str
 ) -> Iterator[MaskSource]:
     top = top_folder(files)
-    by_name = {file.name.removeprefix(top): file for file in files}
+    by_name = {normalize("NFC", file.name.removeprefix(top)): file for file in files}
     ordered = sorted(by_name)
     for image, name in zip(images, names, strict=True):
         parent = PurePosixPath(name).parent
         wanted = (PurePosixPath(escape(str(parent))) / _filled(pattern, PurePosixPath(image.name))).as_posix()
+        wanted = normalize("NFC", wanted)
         start = re.split(r"[*?[]", wanted, maxsplit=1)[0]  # only names that begin so can match
         matches = []
         for candidate in ordered[bisect_left(ordered, start) :]:
@@ -103,7 +106,7 @@ def _filled(pattern: str, name: PurePosixPath, *, plain: bool = False) -> str:
 
 def _identity(file: ImageFile) -> tuple[object, int]:
     path = file.source if isinstance(file.source, Path) else file.source.path
-    return Path(path).resolve(), file.number
+    return os.path.realpath(path), file.number  # `Path.resolve` fails for a link to itself
 
 
 def _equal(image: ImageFile, mask: ImageFile) -> bool:
