@@ -141,14 +141,14 @@ def with_hint(message: str, parser: argparse.ArgumentParser) -> str:
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are ValueErrors of one line, without the usage text; `--a-b` is `--a_b`."""
 
-    def parse_args(
+    def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
-    ) -> argparse.Namespace:  # type: ignore[override]
+    ) -> argparse.Namespace:
         words = with_underscores(args)
         for option, word in zip(["", *words], words, strict=False):
             if not word or (word.startswith("--") and word.endswith("=")):
                 raise ValueError(f"{word or option} has an empty value: give one, or leave the option out")
-        return super().parse_args(words, namespace)
+        return super().parse_args(words, namespace or argparse.Namespace())
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{with_hint(message, self)}; `{self.prog} --help` lists the options")

@@ -132,9 +132,9 @@ def _methods(options: argparse.Namespace, folders: dict[str, Path]) -> dict[str,
         options.mask = options.mask or str(first / "masks")
         options.reference = options.reference or _reference(first.parent)
     if options.reference is None:
+        missing = "--reference" if options.mask else "--reference and --mask"
         raise ValueError(
-            f"--results {first} has no record of its images (run.json of rad sample --report): give --reference, the original "
-            "images"
+            f"--results {first} has no record of its images and masks (run.json of rad sample --report): give {missing} too"
         )
     names = set(by_name(Path(options.reference)))
     methods: dict[str, Path] = {}

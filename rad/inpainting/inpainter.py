@@ -360,10 +360,11 @@ def _finish(
     return finished, raw
 
 
-def _trained(source: str | Path) -> str | Path:
+def _trained(source: str | os.PathLike[str]) -> str | os.PathLike[str]:
     """The model of a training run; another source unchanged, for it may be a hub id."""
-    model = find_trained(located(source))
-    return source if model == located(source) else str(model)
+    given = located(os.fspath(source))
+    model = find_trained(given)
+    return source if model == given else str(model)
 
 
 def find_base(folder: Path, info: AdapterInfo) -> str:

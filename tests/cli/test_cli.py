@@ -808,14 +808,14 @@ def test_untrainable_settings_give_one_line_and_exit_2(config, train, arguments,
 def test_a_bare_name_is_found_in_configs(tmp_path):
     assert cli.find_config("rad_nature32.yaml") == str(ROOT / "configs" / "rad_nature32.yaml")
     Path("configs").mkdir()
-    Path("configs/rad_nature32.yaml").write_text("")
+    Path("configs/rad_nature32.yaml").write_text("seed_everything: 0\n")
     assert cli.find_config("rad_nature32.yaml") == "configs/rad_nature32.yaml", "the working folder goes first"
-    Path("rad_nature32.yaml").write_text("")
+    Path("rad_nature32.yaml").write_text("seed_everything: 0\n")
     assert cli.find_config("rad_nature32.yaml") == "rad_nature32.yaml", "a file as given goes before all"
 
 
 def test_a_run_has_the_name_of_its_configuration_by_default():
-    Path("x.yaml").write_text("")
+    Path("x.yaml").write_text("seed_everything: 0\n")
     resolve = cli.resolve_train_arguments
     assert resolve(["--config=x.yaml", "--a", "1"]) == ["--name", "x", "--config", "x.yaml", "--a", "1"]
     assert resolve(["-c", "x.yaml", "--name", "y"]) == ["--name", "x", "--config", "x.yaml", "--name", "y"]

@@ -58,7 +58,7 @@ def test_a_comparison_with_one_mask_is_scored_from_its_folder(tree: tuple[Path, 
 
 def test_what_plain_outputs_lack_is_named(tree: tuple[Path, Path], tmp_path: Path):
     folder = one_mask(tree, tmp_path / "out", masks=False)
-    with pytest.raises(ValueError, match="give --reference"):
+    with pytest.raises(ValueError, match="give --reference and --mask too"):
         command.main(["--results", str(folder)])
     with pytest.raises(ValueError, match="holds no masks: give --mask, or call rad sample with --save_mask"):
         command.main(["--results", str(folder), "--reference", str(tree[1])])
