@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rad.console import Parser, Progress, guarded, program, report
+from rad.console import Parser, Progress, guarded, print_line, program, report
 from rad.data.module import ImageDataModule
+from rad.images.atomic import replacing
 from rad.images.codecs import blank, open_image, to_uint8
 from rad.images.grid import contact_sheet
 from rad.inpainting.inpainter import Inpainter
@@ -32,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=48, help="network calls per crop")
     parser.add_argument("--seed", type=int, default=0, help="of holes and noise")
     options = parser.parse_args(arguments)
+    if options.steps < 1:
+        raise ValueError(f"--steps {options.steps}: give at least 1")
 
     crops = held_out_crops(2 * len(SHOWN), size=32)
     holes = torch.cat(
@@ -57,9 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     labels = ["512x512, scratches and lettering", "restored by the shipped adapter, size_policy crop"]
     panel = stack([tiles, contact_sheet([[damaged, restored]], column_labels=labels, cell_size=512)])
     output = Path(options.output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    panel.save(output)
-    print(output)
+    with replacing(output) as temporary:
+        panel.save(temporary)
+    print_line(output)
     return 0
 
 

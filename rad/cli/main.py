@@ -1,11 +1,11 @@
 """`rad train` and `rad sample`, also train.py and sample.py. An error is one line and an exit code."""
 
-import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from rad.console import EXIT_OK, guarded, program
+from rad.cli.config import check_config
+from rad.console import EXIT_OK, did_you_mean, guarded, program, with_underscores
 from rad.resources import config_names, find_data
 
 TRAIN_HELP = """usage: {program} --config NAME.yaml [--name RUN] [--SETTING VALUE ...]
@@ -15,7 +15,9 @@ Train a RAD adapter, a diffusion model or an autoencoder from a configuration.
 common settings:
   --config FILE          a YAML file, or a name listed below
   --name RUN             write to runs/RUN/ (default: the name of the configuration)
-  --ckpt_path last       resume from the newest checkpoint of this run; also `auto` or a .ckpt file
+  --ckpt_path last       resume from the newest checkpoint of this run; also `auto` or a .ckpt file. New settings take
+                         effect and are reported. Each resume writes its own config-step=N.yaml.
+  --trainer.default_root_dir DIR  write to DIR/RUN/ instead of runs/RUN/
   --data.path PATH       training images: a folder, zip, tar, LMDB, hf:ID:SPLIT:COLUMN, or skimage
   --data.val_path PATH   validation images; null holds out --data.val_count of the training images
   --data.batch_size N    images per step and device
@@ -35,7 +37,7 @@ def train(arguments: Sequence[str] | None = None) -> int:
     """`rad train --config NAME.yaml [--name RUN] [--ckpt_path last|FILE] [--data.path DIR] [--trainer.max_steps N] ...`"""
 
     def run() -> int:
-        words = sys.argv[1:] if arguments is None else arguments
+        words = with_underscores(arguments)
         if words and set(words) <= {"-h", "--help"}:
             configs = textwrap.fill(", ".join(config_names()), 100, initial_indent="  ", subsequent_indent="  ")
             print(TRAIN_HELP.format(program=program("train"), configs=configs), end="")
@@ -75,8 +77,12 @@ def find_config(name: str) -> str:
     """The path of a configuration: a file, or a name that `rad.resources.find_data` finds in `configs/`."""
     path = find_data(name)
     if path is None or not path.is_file():
-        known = ", ".join(config_names())
-        raise FileNotFoundError(f"configuration {name!r} is neither a file nor in configs/: use one of {known}")
+        known = config_names()
+        hint = did_you_mean(name, known)
+        raise FileNotFoundError(
+            f"configuration {name!r} is neither a file nor in configs/{hint}: use one of {', '.join(known)}"
+        )
+    check_config(path)
     return str(path)
 
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from unicodedata import normalize
 
 from rad.resources import located
 
@@ -14,7 +15,8 @@ class Captions:
 
     Args:
         source: the option, for messages.
-        texts: by image path (as in batches), file name or folder name, in this order. None: the folder's name.
+        texts: by image path (as in batches), file name or folder name, in this order; in Unicode's form NFC. None: the
+            folder's name.
     """
 
     source: str
@@ -22,6 +24,7 @@ class Captions:
 
     def __call__(self, name: str) -> str:
         """Raises ValueError for an image without a text."""
+        name = normalize("NFC", name)
         path = PurePosixPath(name)
         if self.texts is None:
             if path.parent.name in ("", ".", ".."):
@@ -67,4 +70,4 @@ def read_captions(source: str) -> Captions:
     wrong = [name for name, text in texts.items() if not (isinstance(name, str) and isinstance(text, str))]
     if wrong:
         raise ValueError(f"{path}: the text of {wrong[0]!r} is no text, but {type(texts[wrong[0]]).__name__}")
-    return Captions(source, texts)
+    return Captions(source, {normalize("NFC", name): text for name, text in texts.items()})

@@ -74,7 +74,7 @@ class Framing:
 
     def __call__(self, image: Image.Image, random: torch.Generator) -> Tensor:
         """(3,size,size) float32 in [-1, 1]; always four draws, which no setting shifts."""
-        draws = torch.rand(4, generator=random, dtype=torch.float64).tolist()
+        draws = torch.rand(4, generator=random, device=random.device, dtype=torch.float64).tolist()
         left, top, side = self.box(*image.size, draws)
         image = image.crop((left, top, left + side, top + side))
         if side != self.size:

@@ -3,7 +3,9 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from hashlib import sha256
 from importlib.resources import files
+from io import BytesIO
 from itertools import chain
 from pathlib import Path
 from typing import TypedDict
@@ -19,11 +21,14 @@ from rad.data.framing import SCALE_RANGE, Crop, Framing, Resize, ScaleDraw
 from rad.data.stream import HeldOut, PositionSampler, Source, Stream, StreamLoader, Turns
 from rad.images.sources import Gathered, ImageFile, Listing, find_readable, list_images
 from rad.masks import MaskGenerator
-from rad.rng import key, key_of
+from rad.rng import check_seed, key, key_of
 
 # Colour photographs inside the scikit-image wheel; the motorcycles are two views of one scene.
 SKIMAGE_TRAIN = ("astronaut.png", "chelsea.png", "hubble_deep_field.jpg", "motorcycle_left.png", "motorcycle_right.png")
 SKIMAGE_HELD_OUT = ("coffee.png", "rocket.jpg")
+
+CHECKED = 64
+"""Number of training images whose content is compared with the checkpoint's at a resume."""
 
 _FRESH = {"position": 0, "batches": 0}  # state of a run that was not resumed
 
@@ -49,6 +54,24 @@ def hold_out(images: Sequence[Source], count: int) -> tuple[np.ndarray, np.ndarr
     hashes = np.fromiter((key("held out", image.name) for image in images), np.int64, len(images))
     ranked = np.argsort(hashes, kind="stable")
     return np.sort(ranked[count:]), np.sort(ranked[:count])
+
+
+def _hash_images(images: Sequence[Source], *, files: bool) -> dict[str, str]:
+    """Hashes of all names, and with `files` of the content of up to `CHECKED` images."""
+    hashes = {"names_hash": f"{key_of(image.name for image in images):016x}"}
+    if files:
+        numbers = np.linspace(0, len(images) - 1, min(CHECKED, len(images))).astype(int)
+        hashes["content_hash"] = f"{key_of(_digest(images[number]) for number in numbers.tolist()):016x}"
+    return hashes
+
+
+def _digest(image: Source) -> str:
+    """Hash of an image's file; "" if it cannot be read."""
+    try:
+        file = image.file() if isinstance(image, ImageFile) else BytesIO()
+        return sha256(file.read_bytes() if isinstance(file, Path) else file.getvalue()).hexdigest()
+    except (OSError, ValueError):
+        return ""
 
 
 def _choose(images: Sequence[Source], numbers: np.ndarray) -> Sequence[Source]:
@@ -137,13 +160,15 @@ class ImageDataModule(LightningDataModule):
         self.val_paths = [val_path] if isinstance(val_path, str) else val_path
         self.val_count = val_count
         self.framing = Framing(size, resize, crop, scale_range, flip, side_range, scale_draw)
-        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, check_seed(seed)
         self.strict, self.masks, self.in_memory = strict, masks, in_memory
         self.captions = None if captions is None else read_captions(captions)
         self.train_images: Sequence[Source] = []
         self.val_images: Sequence[Source] = []
         self._counts: tuple[int, ...] = ()
+        self._val_counts: tuple[int, ...] = ()
         self._hash: int | None = None
+        self._hashes: dict[str, str] = {}
         self._resumed = _FRESH
 
     def setup(self, stage: str) -> None:
@@ -153,11 +178,13 @@ class ImageDataModule(LightningDataModule):
             if self.val_paths is None:
                 rest, held = hold_out(images, self.val_count)
                 self.train_images, self.val_images = _choose(images, rest), _choose(images, held)
-                counts = np.diff(np.searchsorted(rest, [0, *counts.cumsum()]))
+                ends = [0, *counts.cumsum()]
+                counts, val_counts = (np.diff(np.searchsorted(part, ends)) for part in (rest, held))
             else:
                 held_out = self._readable([list_source(path, held_out=True) for path in self.val_paths])
                 self.train_images, self.val_images = images, self._join(held_out)
-            self._counts = tuple(counts.tolist())
+                val_counts = np.array([len(source) for source in held_out])
+            self._counts, self._val_counts = tuple(counts.tolist()), tuple(val_counts.tolist())
             if self.weights is not None and 0 in self._counts:
                 empty = self.paths[self._counts.index(0)]
                 raise ValueError(f"{empty} has a weight and no image left to train on: leave it out or lower val_count")
@@ -224,6 +251,23 @@ class ImageDataModule(LightningDataModule):
             self._hash = key_of(chain([self.seed], (image.name for image in self.train_images), weights))
         return self._hash
 
+    def settings(self) -> dict[str, object]:
+        """What the samples depend on; checkpoints record it, and a resumed run reports the differences."""
+        self._hashes = self._hashes or _hash_images(self.train_images, files=not self.in_memory)
+        return {
+            **vars(self.framing),
+            "path": self.paths,
+            "val_path": self.val_paths,
+            "val_count": self.val_count,
+            "weights": self.weights,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "masks": self.masks,
+            "captions": None if self.captions is None else self.captions.source,
+            "images": len(self.train_images),
+            **self._hashes,
+        }
+
     def state_dict(self) -> dict[str, int]:
         """The position, valid for any batch size, and a hash of the images, weights and seed that it depends on."""
         return {"position": self.position(), "batches": self._batches_done(), "images": self._fingerprint()}
@@ -240,7 +284,8 @@ class ImageDataModule(LightningDataModule):
 
     def train_dataloader(self) -> StreamLoader:
         """The rest of the run, from `position()`; without a trainer, one pass over the images."""
-        if self._resumed is not _FRESH and self._resumed["images"] != self._fingerprint():
+        reports = getattr(getattr(self.trainer, "lightning_module", None), "reports_changes", False)
+        if not reports and self._resumed is not _FRESH and self._resumed["images"] != self._fingerprint():
             rank_zero_warn(
                 "the training images, their weights or the seed are not those of the checkpoint: "
                 f"the stream goes on at position {self.position()} in its new order"
@@ -273,7 +318,7 @@ class ImageDataModule(LightningDataModule):
                 f"{length} validation images for {world_size} devices: give at least one for each, or none"
             )
         framing = replace(self.framing, crop=crop, flip=False)
-        held_out = HeldOut(self.val_images, framing, length, self.masks, self.strict, self.captions)
+        held_out = HeldOut(self.val_images, framing, length, self.masks, self.strict, self.captions, self._val_counts)
         positions = list(range(rank, length, world_size))
         batches = [positions[start : start + self.batch_size] for start in range(0, len(positions), self.batch_size)]
         return DataLoader(held_out, batch_sampler=batches, **self._loader_options())

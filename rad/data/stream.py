@@ -7,10 +7,12 @@ step k of W processes with batches of B takes positions k*B*W to (k+1)*B*W - 1.
 Several sources with weights take turns in a fixed pattern, see `Turns`; each has its own epochs.
 """
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -97,7 +99,11 @@ class Stream(Dataset[Sample]):
 
 @dataclass(frozen=True)
 class HeldOut(Dataset[Sample]):
-    """The fixed validation list, `length` long, in rounds over the images; keyed by image name, not by a seed."""
+    """The fixed validation list, `length` long, in rounds over the images; keyed by image name, not by a seed.
+
+    Args:
+        counts: images of each source; of several, the key holds the source too, for equal names in two of them.
+    """
 
     images: Sequence[Source]
     framing: Framing
@@ -105,13 +111,16 @@ class HeldOut(Dataset[Sample]):
     masks: MaskGenerator | None = None
     strict: bool = False
     captions: Captions | None = None
+    counts: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, index: int) -> Sample:
         turn, number = divmod(index, len(self.images))
-        return _read(self, number, index, lambda purpose, name: generator("validation", purpose, name, turn))
+        source = bisect_right(list(accumulate(self.counts)), number) if len(self.counts) > 1 else 0
+        place = (turn, source) if source else (turn,)  # a single source keeps its draws
+        return _read(self, number, index, lambda purpose, name: generator("validation", purpose, name, *place))
 
 
 def _read(data: Stream | HeldOut, number: int, position: int, keyed: Callable[[str, str], torch.Generator]) -> Sample:
@@ -128,7 +137,7 @@ def _read(data: Stream | HeldOut, number: int, position: int, keyed: Callable[[s
 @lru_cache(maxsize=8)  # a batch may span two epochs of each of several sources
 def _order(seed: int, epoch: int, count: int, source: int) -> Tensor:
     keys = ("order", epoch, source) if source else ("order", epoch)
-    return torch.randperm(count, generator=generator(seed, *keys))
+    return torch.randperm(count, generator=generator(seed, *keys), dtype=torch.int64, device="cpu")
 
 
 @dataclass(kw_only=True, eq=False)

@@ -246,7 +246,8 @@ class Bands:
         band = (regions.values * self.bands - 1e-6).ceil().clamp(min=1) - 1  # 0 (first) to B - 1
         duration = self.overlap + (1 - self.overlap) / self.bands
         begin = band * (1 - duration) / max(1, self.bands - 1)
-        progress = ((self.steps - 1 - t[:, None]) / self.steps - begin) / duration  # 0 at the first level of the band
+        passed = (self.steps - 1 - t[:, None]).to(torch.float32) / self.steps
+        progress = (passed - begin) / duration  # 0 at the first level of the band
         t_of_bands = (self.steps - 1 - (progress * self.steps).round()).clamp(CLEAN, self.steps - 1).long()
         t_of_pixels = torch.where((regions.values > 0) & (t[:, None] > CLEAN), t_of_bands, CLEAN)
         return _per_pixel(self.log_A, t_of_pixels, regions, self.time_origin)

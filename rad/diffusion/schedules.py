@@ -6,7 +6,7 @@ from torch import Tensor
 
 def linear_betas(steps: int = 1000, first: float = 1e-4, last: float = 0.02) -> Tensor:
     """DDPM's linear schedule (Ho et al. 2020, arXiv 2006.11239): (steps,) float64."""
-    return torch.linspace(first, last, steps, dtype=torch.float64)
+    return torch.linspace(first, last, steps, dtype=torch.float64, device="cpu")
 
 
 def log_cumulative(betas: Tensor) -> Tensor:
@@ -17,13 +17,13 @@ def log_cumulative(betas: Tensor) -> Tensor:
 
 def shifted_sigmas(steps: int = 1000, *, shift: float = 3.0) -> Tensor:
     """Stable Diffusion 3's schedule: sigma = shift tau / (1 + (shift - 1) tau) at tau = 1/T .. 1 (arXiv 2403.03206, eq. 23)."""
-    tau = torch.arange(1, steps + 1, dtype=torch.float64) / steps
+    tau = torch.arange(1, steps + 1, dtype=torch.float64, device="cpu") / steps
     return shift * tau / (1 + (shift - 1) * tau)
 
 
 def karras_sigmas(steps: int = 1000, *, low: float = 0.002, high: float = 80.0, rho: float = 7.0) -> Tensor:
     """EDM's schedule: (steps,) increasing, even in sigma^(1/rho) (arXiv 2206.00364, eq. 5)."""
-    roots = torch.linspace(low ** (1 / rho), high ** (1 / rho), steps, dtype=torch.float64)
+    roots = torch.linspace(low ** (1 / rho), high ** (1 / rho), steps, dtype=torch.float64, device="cpu")
     return roots**rho
 
 

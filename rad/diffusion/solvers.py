@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from rad.arguments import number
 from rad.diffusion.levels import NoiseLevel
 from rad.diffusion.spacings import Spacing
 from rad.diffusion.step import unchanged
@@ -40,7 +41,7 @@ def check_solver(solver: Solver, eta: float, spacing: Spacing) -> None:
     """Raise ValueError for an unknown solver, or an eta or a spacing that the solver does not support."""
     if solver not in DEFAULTS:
         raise ValueError(f"solver is {solver!r}; allowed are {', '.join(DEFAULTS)}")
-    if not 0 <= eta <= 1:
+    if not 0 <= number("eta", eta) <= 1:
         raise ValueError(f"eta is {eta}; allowed are 0 (DDIM, no fresh noise) to 1 (DDPM)")
     if solver == "ddim" and eta != 0:
         raise ValueError(f"eta is {eta}; solver 'ddim' allows 0: use eta 0, or solver 'ddpm'")

@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 import torch
 
+from rad.arguments import integer
 from rad.diffusion.levels import CLEAN, NoiseRegions
 from rad.diffusion.processes import Invertible, Process
 
@@ -51,7 +52,7 @@ def sampling_timesteps(
 
     Raises ValueError for a count outside [1, sampled_steps], an unknown spacing, or "logsnr" on a process without `time_of`.
     """
-    total = process.sampled_steps
+    total, count = process.sampled_steps, integer("steps", count)
     if spacing not in get_args(Spacing):
         raise ValueError(f"spacing is {spacing!r}; allowed are {', '.join(get_args(Spacing))}")
     if spacing != "logsnr" or count == 1 or not 1 <= count <= total:
@@ -61,14 +62,16 @@ def sampling_timesteps(
             "spacing 'logsnr' needs one noise level for the whole hole; this process has several: "
             "use 'even', 'trailing' or 'quad'"
         )
-    ends = process.noise(torch.tensor([total - 1, 0]), ALL_HOLE)
+    ends = process.noise(torch.tensor([total - 1, 0], device="cpu"), ALL_HOLE)
     noisiest, cleanest = (ends.alpha / ends.sigma).log()[:, -1].tolist()
-    inner = torch.linspace(noisiest, cleanest, count, dtype=torch.float64)[1:-1]
+    inner = torch.linspace(noisiest, cleanest, count, dtype=torch.float64, device="cpu")[1:-1]
     timesteps = [float(total - 1), *process.time_of(inner).tolist(), 0.0]
     return [*(timesteps if fractional else _whole(timesteps)), CLEAN]
 
 
-ALL_HOLE = NoiseRegions(torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, 1, 1, dtype=torch.int64))
+ALL_HOLE = NoiseRegions(
+    torch.ones(1, 1, dtype=torch.float64, device="cpu"), torch.zeros(1, 1, 1, dtype=torch.int64, device="cpu")
+)
 """Regions of an image without known pixels."""
 
 

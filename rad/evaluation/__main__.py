@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from rad.console import EXIT_OK, EXIT_SOME, Parser, guarded, program, report
+from rad.console import EXIT_OK, EXIT_SOME, Parser, guarded, print_line, program, report
 from rad.evaluation.options import add_options
 from rad.masks.reading.format import MaskChannel, MaskFormat, Polarity
 
@@ -23,10 +23,12 @@ def parser() -> Parser:
         required=True,
         nargs="+",
         metavar="LABEL=DIR",
-        help="--output folder of rad sample, or a folder for each of several other systems (LABEL= is optional)",
+        help="--output folder of rad sample, or a folder for each of several systems or runs (LABEL= is optional)",
     )
     options.add_argument("--reference", help="folder, zip or file of the originals; default: --image of rad sample")
-    options.add_argument("--mask", help="for other systems: one image for all, or a folder or zip of masks by name")
+    options.add_argument(
+        "--mask", help="one image for all, or a folder or zip by name; default: the masks in the results"
+    )
     options.add_argument("--mask_polarity", default="white_is_fill", choices=get_args(Polarity))
     options.add_argument("--mask_channel", default="auto", choices=get_args(MaskChannel), help="part of the files")
     options.add_argument("--mask_threshold", type=float, help="brighter pixels, of 0 to 1, are white")
@@ -48,28 +50,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from rad.evaluation.report import write_report
     from rad.evaluation.tables import NAMES
     from rad.images.sources import absolute
+    from rad.lock import EVALUATION, holder, one_at_a_time
 
     folders = _folders(options.results)
     first = next(iter(folders.values()))
-    tree = not options.mask and len(folders) == 1 and is_tree(first)
-    missing = [f"--{name}" for name in ("reference", "mask") if getattr(options, name) is None]
-    if not tree and missing:
-        raise ValueError(
-            f"--results {first} is not a folder of rad sample with several masks: give {' and '.join(missing)} too"
-        )
-    if tree and (options.mask_polarity, options.mask_channel) != ("white_is_fill", "auto"):
+    written_masks = not options.mask
+    tree = written_masks and len(folders) == 1 and is_tree(first)
+    if not tree:
+        folders = _methods(options, folders)
+    if written_masks and (options.mask_polarity, options.mask_channel) != ("white_is_fill", "auto"):
         report("warning: --mask_polarity and --mask_channel have no effect on the masks written by rad sample")
     mask_format = MaskFormat(
         polarity=options.mask_polarity,
-        channel=options.mask_channel,
+        channel="grey" if written_masks else options.mask_channel,
         threshold=options.mask_threshold,
-        soft=options.soft_mask,
+        soft=options.soft_mask or written_masks,
     )
     reference = Path(_reference(first) if options.reference is None else options.reference)
     networks = extractors(options.feature_net, options.lpips, options.fid, device=options.device)
     if not networks:
         report("note: pixel metrics only; --feature_net, --lpips and --fid add perceptual metrics")
     output = Path(options.output or (first if tree else "evaluation"))
+    if output.is_file():
+        raise ValueError(f"--output {output} is a file: give a folder")
     progress = _Progress()
     how = scoring(
         reference=absolute(str(reference)), mask=options.mask, mask_polarity=options.mask_polarity, seed=options.seed
@@ -83,14 +86,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "on_progress": progress,
         "scoring": how,
     }
-    if tree:
-        comparison = evaluate(first, tables=output, **common)
-    else:
-        comparison = evaluate_folders(
-            folders, output=output, mask=Path(options.mask), mask_format=mask_format, **common
-        )
-    for path in (*(output / name for name in NAMES), *write_report(comparison, output)):
-        print(path)
+    if tree and (process := holder(first)):
+        report(f"note: {first} is being written by {process}; the scores cover the files so far")
+    with one_at_a_time(output / EVALUATION, patience=1.0):
+        if tree:
+            comparison = evaluate(first, tables=output, **common)
+        else:
+            mask = None if options.mask is None else Path(options.mask)
+            comparison = evaluate_folders(folders, output=output, mask=mask, mask_format=mask_format, **common)
+        paths = [*(output / name for name in NAMES), *write_report(comparison, output)]
+    for path in paths:
+        print_line(path)
     for note in comparison.notes:
         report(f"note: {note}")
     unscored = progress.total - len(comparison.results)
@@ -112,6 +118,36 @@ def _folders(results: Sequence[str]) -> dict[str, Path]:
             raise ValueError(f"--results: two folders are called {label}; give them labels, as in other={path}")
         folders[label] = path
     return folders
+
+
+def _methods(options: argparse.Namespace, folders: dict[str, Path]) -> dict[str, Path]:
+    """The folder of each method. Sets a missing --reference and --mask of a mask set of rad sample.
+
+    Raises ValueError if the originals or the masks are unknown.
+    """
+    from rad.evaluation.layout import by_name, method_folders, saved_masks
+
+    first = next(iter(folders.values()))
+    if (first / "masks").is_dir():
+        options.mask = options.mask or str(first / "masks")
+        options.reference = options.reference or _reference(first.parent)
+    if options.reference is None:
+        raise ValueError(
+            f"--results {first} has no record of its images (run.json of rad sample --report): give --reference, the original "
+            "images"
+        )
+    names = set(by_name(Path(options.reference)))
+    methods: dict[str, Path] = {}
+    for label, folder in folders.items():
+        inside = method_folders(folder, names) or {"": folder}
+        methods |= {
+            (f"{label}-{name}" if name and len(folders) > 1 else name or label): path for name, path in inside.items()
+        }
+    if options.mask is None and not saved_masks(methods.values(), names):
+        raise ValueError(
+            f"--results {first} holds no masks: give --mask, or call rad sample with --save_mask, which writes NAME-mask.png"
+        )
+    return methods
 
 
 def _reference(folder: Path) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rad.console import did_you_mean
 from rad.device import find_device
 from rad.evaluation.layout import MaskResults, by_name, different_machines, read_folders, read_tree
 from rad.evaluation.metrics import ReferenceFeatures
@@ -15,6 +16,8 @@ from rad.evaluation.scoring import has_features, reference_features, score
 from rad.evaluation.tables import write_tables
 from rad.images.sources import ImageFile
 from rad.masks.reading.format import DEFAULT, MaskFormat
+from rad.modes import float32_modes
+from rad.rng import check_seed
 
 if TYPE_CHECKING:
     from rad.evaluation.features import Extractor
@@ -68,7 +71,7 @@ def evaluate_folders(
     results: Mapping[str, Path],
     *,
     references: References,
-    mask: Path,
+    mask: Path | None,
     output: Path,
     mask_format: MaskFormat = DEFAULT,
     extractors: Sequence["Extractor"] = (),
@@ -83,7 +86,8 @@ def evaluate_folders(
     Args:
         results: a folder per method, by label. Files are named like the references, with any image suffix; without NAME,
             the files NAME-0, NAME-1 ... are its samples.
-        mask: one image for all, or a folder or zip of masks named like the references.
+        mask: one image for all, or a folder or zip of masks named like the references; None: NAME-mask.png beside the
+            results, white = fill.
         mask_format: how the masks are read.
         output: folder of the written files, and of the holes as read, MASK/masks/NAME.png, white = fill.
     """
@@ -122,6 +126,7 @@ def _listed(references: References) -> list[ImageFile] | str | Path:
     return references if isinstance(references, str | Path) else list(references)
 
 
+@float32_modes()
 def _compare(
     output: Path,
     files: list[MaskResults],
@@ -136,6 +141,7 @@ def _compare(
 ) -> Comparison:
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: give at least 1")
+    seed = check_seed(seed)
     baseline = _choose_baseline(baseline, list(dict.fromkeys(label for mask_set in files for label in mask_set.files)))
     digests: dict[str, str] = {}
     sets: dict[int, ReferenceFeatures] = {}
@@ -175,7 +181,8 @@ def _choose_baseline(baseline: str | None, methods: list[str]) -> str:
     if baseline is None:
         return BASELINE if BASELINE in methods else methods[0]
     if baseline not in methods:
-        raise ValueError(f"baseline {baseline} has no results: choose one of {', '.join(methods)}")
+        hint = did_you_mean(baseline, methods)
+        raise ValueError(f"baseline {baseline} has no results{hint}: choose one of {', '.join(methods)}")
     return baseline
 
 

@@ -1,14 +1,15 @@
 """Pairs results, holes and costs by name, in a folder of rad sample or in the folders of other systems."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rad.console import counted
 from rad.evaluation.results import Cost
 from rad.evaluation.run_log import RUN, Run, read_costs
-from rad.images.sources import SUFFIXES, ImageFile, by_stem, holds_one, list_images, stems
+from rad.images.formats import SUFFIXES
+from rad.images.sources import ImageFile, by_stem, holds_one, list_images, match_names, stems
 from rad.masks.files import load_mask, write_mask
 from rad.masks.reading.format import MaskFormat
 
@@ -155,15 +156,44 @@ def _sample_costs(folder: Path, samples: int, notes: list[str]) -> dict[str, Cos
     }
 
 
+def method_folders(folder: Path, names: set[str]) -> dict[str, Path]:
+    """The folder of each method in a folder of rad sample with one mask; empty if `folder` holds results itself.
+
+    `names`: of the references.
+    """
+    if find_results(folder, names, notes=[])[0]:
+        return {}
+    parts = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return {path.name: path for path in parts if path.name != "masks" and find_results(path, names, notes=[])[0]}
+
+
+def saved_masks(folders: Iterable[Path], names: set[str]) -> dict[str, ImageFile]:
+    """The masks NAME-mask.png beside the results, which rad sample writes with --save_mask."""
+    masks: dict[str, ImageFile] = {}
+    for folder in folders:
+        for name, file in by_name(folder).items():
+            image = name.removesuffix("-mask")
+            if image != name and image in names and name not in names:
+                masks.setdefault(image, file)
+    return masks
+
+
 def read_folders(
-    results: Mapping[str, Path], names: set[str], mask: Path, *, format: MaskFormat, output: Path, notes: list[str]
+    results: Mapping[str, Path],
+    names: set[str],
+    mask: Path | None,
+    *,
+    format: MaskFormat,
+    output: Path,
+    notes: list[str],
 ) -> MaskResults:
     """The results of other systems as one mask set; writes their holes to output/MASK/masks, white = fill.
 
-    `results`: a folder per method; `mask`: one image for all, or a folder or zip. Files are named like the references, `names`.
-    Raises ValueError if a folder has no matching image, or no mask fits.
+    `results`: a folder per method; `mask`: one image for all, or a folder or zip; None: `saved_masks`, white = fill. Files are
+    named like the references, `names`. Raises ValueError if a folder has no matching image, or no mask fits.
     """
-    mask_set = MaskResults(mask.parent.name if mask.name == "masks" and mask.parent.name else mask.stem, {}, {})
+    name = "masks" if mask is None else mask.parent.name if mask.name == "masks" and mask.parent.name else mask.stem
+    mask_set = MaskResults(name, {}, {})
     for label, folder in results.items():
         if not folder.is_dir():
             raise ValueError(f"{folder} is not a folder: give the folder with the results of {label}")
@@ -173,19 +203,23 @@ def read_folders(
             raise ValueError(f"{folder} holds no image named like a reference, such as {min(names)}.png")
     images = sorted({image for files in mask_set.files.values() for image in files})
     folder = output / mask_set.name / "masks"
-    if mask.exists() and folder.resolve().is_relative_to(mask.resolve()):
-        raise ValueError(f"--output {output} would write into the masks in {mask}: give another folder")
-    masks = by_name(mask)
-    if holds_one(mask):
-        masks = dict.fromkeys(images, next(iter(masks.values())))
+    if mask is None:
+        masks, source = saved_masks(results.values(), names), "the results"
+        format = MaskFormat(channel="grey", soft=True)
+    else:
+        if mask.exists() and folder.resolve().is_relative_to(mask.resolve()):
+            raise ValueError(f"--output {output} would write into the masks in {mask}: give another folder")
+        masks, source = by_name(mask), mask
+    single = mask is not None and holds_one(mask)
+    named = [next(iter(masks.values()))] * len(images) if single else match_names(masks, images)
     messages: dict[str, list[str]] = {}
     unread: list[str] = []
-    for image in images:
-        if image not in masks:
-            notes.append(f"{image} is left out: no mask of this name in {mask}")
+    for image, file in zip(images, named, strict=True):
+        if file is None:
+            notes.append(f"{image} is left out: no mask of this name in {source}")
             continue
         try:
-            loaded = load_mask(masks[image].file(), format, name=str(masks[image]))
+            loaded = load_mask(file.file(), format, name=str(file))
         except ValueError as error:
             unread.append(f"{image} is left out: {error}")
             continue
@@ -194,10 +228,10 @@ def read_folders(
         mask_set.holes[image] = folder / f"{image}.png"
         write_mask(mask_set.holes[image], loaded.hole)
     if unread and not mask_set.holes:
-        raise ValueError(f"no mask in {mask} can be used: {unread[0]}")
+        raise ValueError(f"no mask in {source} can be used: {unread[0]}")
     notes += unread
     if not mask_set.holes:
-        raise ValueError(f"no mask in {mask} is named like a result, such as {images[0]}.png")
+        raise ValueError(f"no mask in {source} is named like a result, such as {images[0]}.png")
     for message, images in messages.items():
         notes.append(f"{mask_set.name}: {len(images)} of {len(mask_set.holes)} masks, such as {images[0]}: {message}")
     return mask_set

@@ -54,7 +54,7 @@ def mask_rows(files: MaskResults, scored: Scored, settings: Settings) -> list[Ro
 def hash_json(content: object) -> str:
     """Sixteen hex digits of any JSON content; the order of keys does not matter."""
     text = json.dumps(content, sort_keys=True, ensure_ascii=False)
-    return blake2b(text.encode(), digest_size=8).hexdigest()
+    return blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
 
 
 def _by_image(results: Iterable[Result], name: str) -> dict[str, float]:

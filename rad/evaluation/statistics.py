@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rad.arguments import integer
 from rad.evaluation.results import Difference, Interval
 
 LEVEL = 0.95
@@ -36,9 +37,13 @@ def interval(values: Sequence[float], *, seed: int) -> Interval:
         confidence_level=1 - 2 * ends(len(numbers)),
         method="percentile",
         vectorized=True,
-        rng=np.random.default_rng(seed),
+        rng=_random(seed),
     ).confidence_interval
     return Interval(mean, float(bounds.low), float(bounds.high))
+
+
+def _random(seed: int) -> np.random.Generator:
+    return np.random.default_rng(integer("seed", seed, low=0))
 
 
 def ends(count: int) -> float:
@@ -86,7 +91,7 @@ def sign_flip(values: np.ndarray, *, seed: int) -> float:
                 (scaled,), magnitude, permutation_type="samples", alternative="greater", n_resamples=FLIPS
             ).pvalue
         )
-    random = np.random.default_rng(seed)
+    random = _random(seed)
 
     def flip(size: tuple[int, ...]) -> np.ndarray:
         return random.choice([-1.0, 1.0], size) * scaled
@@ -129,8 +134,8 @@ def set_interval(
     """
     names = sorted(set(images))
     place = {name: number for number, name in enumerate(names)}
-    owner = torch.tensor([place[name] for name in images])
-    random = np.random.default_rng(seed)
+    owner = torch.tensor([place[name] for name in images], device="cpu")
+    random = _random(seed)
     distances = np.empty(resamples)
     for number in range(resamples):
         counts = random.multinomial(len(names), np.full(len(names), 1 / len(names)))

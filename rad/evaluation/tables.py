@@ -12,6 +12,7 @@ from rad.evaluation.layout import MaskResults
 from rad.evaluation.results import Comparison, Cost
 from rad.evaluation.run_log import COSTS
 from rad.images.atomic import write_text
+from rad.streams import to_cell
 
 NAMES = ("metrics.csv", "sets.csv", "provenance.json")
 
@@ -30,7 +31,8 @@ def _metrics(comparison: Comparison, files: Sequence[MaskResults]) -> str:
     for result in comparison.results:
         cost = costs[result.mask].get(result.method, {}).get(result.image, Cost())
         values = [result.values.get(name) for name in names]
-        lines.append([result.mask, result.method, result.image, result.sample, *values, *_costs(cost)])
+        names_of = map(to_cell, (result.mask, result.method, result.image))
+        lines.append([*names_of, result.sample, *values, *_costs(cost)])
     return _csv(lines)
 
 
@@ -41,7 +43,7 @@ def _sets(comparison: Comparison) -> str:
     for row in comparison.rows:
         bounds = [asdict(row.values[name]) if name in row.values else {} for name in names]
         values = [interval.get(part) for interval in bounds for part in ("value", "low", "high")]
-        line = [row.mask, row.method, row.group, row.images, row.samples, row.missing]
+        line = [to_cell(row.mask), to_cell(row.method), row.group, row.images, row.samples, row.missing]
         lines.append([*line, *_costs(row.cost), *values])
     return _csv(lines)
 

@@ -30,7 +30,7 @@ class Canvas:
 
     def __init__(
         self,
-        name: str,
+        name: int | str,
         sample: int,
         pixels: Tensor,
         hole: Tensor,
@@ -43,7 +43,7 @@ class Canvas:
         self.filled = torch.from_numpy(np.zeros(tuple(pixels.shape), np.float32))
         self.raw = pixels.clone()
 
-    def job_name(self, window: Window) -> str:
+    def job_name(self, window: Window) -> int | str:
         """Identity of a window's noise; the name alone for a window that covers the image."""
         top, left, bottom, right = window.window
         whole = self.hole.shape[1:] == (bottom - top, right - left)

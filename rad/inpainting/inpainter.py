@@ -1,5 +1,6 @@
 """Inpainting pipeline for images of any size: `Inpainter.from_pretrained(path)(image, mask, steps=20, seed=0)`."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,17 +10,21 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
+from rad.arguments import describe, integer
 from rad.device import find_device
 from rad.diffusion.solvers import Solver
 from rad.diffusion.spacings import Spacing
 from rad.images.codecs import to_tensor
+from rad.inpainting.arrays import ImageLike, MaskLike
 from rad.inpainting.composite import Canvas, composite, pad, restore_size
 from rad.inpainting.filling import WindowFiller
-from rad.inpainting.inputs import ImageLike, Inputs
+from rad.inpainting.inputs import Inputs
+from rad.inpainting.keywords import understood
 from rad.inpainting.memory import peak_memory, reset_peak_memory
 from rad.inpainting.prepare import build_sampler, check_method, load_coarse
+from rad.inpainting.runs import find_trained
 from rad.inpainting.windows import Window, plan_windows
 from rad.masks.reading.format import MaskChannel, MaskFormat, MaskResize, Polarity
 from rad.methods.registry import find
@@ -28,7 +33,9 @@ from rad.models.latent_mask import Grid, Prefill
 from rad.models.load import load_model
 from rad.models.loaded_model import PLAIN, Condition, LoadedModel
 from rad.models.vae import IDENTITY
+from rad.modes import Evaluation, plain_modes
 from rad.resources import find_data, located
+from rad.rng import Part, check_seed
 from rad.sampling.method import Method
 from rad.sampling.sampler import Sampler
 
@@ -71,15 +78,34 @@ class Inpainter:
     """
 
     def __init__(self, model: LoadedModel, *, device: str | torch.device = "cpu", precision: Precision = "32") -> None:
+        if not isinstance(model, LoadedModel):
+            raise ValueError(f"model is {describe(model)}; give a loaded model, or use Inpainter.from_pretrained(PATH)")
         if precision not in get_args(Precision):
-            raise ValueError(f"precision is {precision!r}; allowed are {', '.join(get_args(Precision))}")
+            raise ValueError(f"precision is {describe(precision)}; allowed are '32' and 'bf16'")
         self.model, self.device, self.precision = model, torch.device(device), precision
-        self.size = model.size
+        self.size, self._evaluation = model.size, Evaluation()
+
+    def __repr__(self) -> str:
+        (height, width), info = self.size, self.model.info
+        adapter = None if info is None else info.process
+        return (
+            f"Inpainter({str(self.model.source)!r}, size={width}x{height}, device={str(self.device)!r}, "
+            f"precision={self.precision!r}, adapter={adapter!r})"
+        )
+
+    def to(self, device: str | torch.device) -> "Inpainter":
+        """Move the model in place, and return the inpainter. Raises ValueError for a device that cannot be used."""
+        if not isinstance(device, str | torch.device):
+            raise ValueError(f"device is {describe(device)}; give a name such as 'cuda', 'cpu' or 'auto'")
+        self.device = torch.device(find_device(str(device)))
+        self.model.to(self.device)
+        return self
 
     @classmethod
+    @understood
     def from_pretrained(
         cls,
-        path: str | Path,
+        path: str | os.PathLike[str],
         *,
         base: str | Path | None = None,
         device: str = "auto",
@@ -94,7 +120,8 @@ class Inpainter:
 
         Args:
             path: a folder, hub id, guided-diffusion .pt, or the name of a shipped checkpoint ("rad-nature32"). Adapters
-                exist for all kinds of models but Stable Diffusion XL and Flux.
+                exist for all kinds of models but Stable Diffusion XL and Flux. For the folder of a training run: its newest
+                model, see `rad.inpainting.runs.find_trained`.
             base: base model of an adapter, checked by its hash. None: the path or hub id in the adapter, or a folder of that
                 name beside it.
             device: "auto" picks an accelerator if there is one.
@@ -104,18 +131,19 @@ class Inpainter:
 
         Raises FileNotFoundError for a missing file, ValueError for an unsuitable one or an unsuitable option.
         """
-        if not Path(path).exists() and (shipped := find_data(path)) is not None:
+        if not isinstance(path, str | os.PathLike):
+            raise ValueError(f"path is {describe(path)}; give a folder, a file or a name")
+        if not Path(path).exists() and (shipped := find_data(str(path))) is not None:
             path = str(shipped)
+        path = _trained(path)
         folder = Path(path)
         target = find_device(device)
         described = any((folder / name).exists() for name in ("adapter_config.json", "rad_config.json"))
-        if folder.suffix == ".ckpt":
-            raise ValueError(f"{folder} resumes training; to sample give an adapter folder beside it, step=N-ema")
         whole = (folder / "unet").is_dir()  # a base model, or a fully trained one
         info = AdapterInfo.read(folder) if described else None
-        adapter, revision, source = None, None, path
+        adapter, revision, source = None, None, path if isinstance(path, str) else folder
         if info is not None and not whole:
-            source = _find_base(folder, info) if base is None else str(base)
+            source = find_base(folder, info) if base is None else str(_trained(base))
             adapter, revision = folder, None if base else info.base_revision
         elif base is not None:
             raise ValueError(
@@ -136,10 +164,13 @@ class Inpainter:
         )
         return cls(model, device=target, precision=precision)
 
+    @understood
+    @plain_modes()
+    @torch.no_grad()
     def __call__(
         self,
         image: ImageLike | Sequence[ImageLike],
-        mask: ImageLike | Sequence[ImageLike],
+        mask: MaskLike | Sequence[MaskLike],
         *,
         method: str | Method = "rad",
         steps: int | None = None,
@@ -157,7 +188,7 @@ class Inpainter:
         size_policy: SizePolicy = "error",
         margin: int | None = None,
         batch_size: int = 8,
-        names: Sequence[str] | None = None,
+        names: Sequence[Part] | Part | None = None,
         condition: Condition | Sequence[Condition] = PLAIN,
         grid: Grid | None = None,
         fill: Prefill = "smooth",
@@ -167,22 +198,28 @@ class Inpainter:
         """Fill the holes of one image or several. For method, steps, eta, solver and spacing see `sampler`.
 
         Args:
-            image: PIL image, file, or float tensor (3,H,W) in [0,1]; or a list of these.
-            mask: one for each image or one for all; white / 1 = fill. A tensor is (1,H,W) in [0,1], and keeps its greys.
-            seed: fixes the noise together with `names`. Batch size and order have no effect (except `share` of VIPaint).
+            image: PIL image; path, bytes or binary file; array (H,W,3) or tensor (3,H,W), uint8 or float in [0,1], see
+                `rad.inpainting.arrays.to_image`; a batch or a list of these.
+            mask: one for each image or one for all; white / 1 = fill. As `image`, with arrays (H,W) and tensors (1,H,W); or
+                a generator, such as "wide" or `Box()`, whose hole depends on the seed and on the image's name.
+            seed: whole number; fixes the noise with `names`. Batch size and order have no effect (except `share` of VIPaint).
             mask_polarity, mask_channel, mask_threshold, soft_mask, mask_resize, mask_dilate: see `MaskFormat`.
             num_samples: results per image; batch_size: windows per forward pass, halved when memory runs out.
             size_policy: for images of another size: "error"; "resize" and back; "crop" windows around each hole.
             margin: context around a window's core in pixels, for "crop"; None: an eighth of the model's size.
-            names: identity of each image's noise; None: equal noise for all.
+            names: identity of each image's noise; None: equal noise for all, so that a result does not depend on the place
+                in the list. Generated masks then take the file name of the image, which equals `rad sample`.
             condition: prompt and guidance images, one for each image or one for all.
             grid, fill: for latent models, see `Task.encoded`.
             feather: width in pixels of a blend into the known pixels around the hole; 0: known pixels stay exact.
             on_step: called with (network calls done, planned), counted per window.
 
+        num_inference_steps, mask_image and num_images_per_prompt of diffusers are steps, mask and num_samples.
         Raises ValueError or FileNotFoundError for an unsuitable input or option, before any network call.
         Warns about a mask that is empty, full, or not plain black and white.
         """
+        seed = check_seed(seed)
+        _check_counts(num_samples, batch_size, feather, margin)
         format = MaskFormat(
             polarity=mask_polarity,
             channel=mask_channel,
@@ -192,16 +229,16 @@ class Inpainter:
             dilate=mask_dilate,
         )
         inputs = Inputs.align(image, mask, names=names, condition=condition)
-        _check_counts(num_samples, batch_size, feather)
         self.check(inputs.conditions, grid=grid, fill=fill)
         sampler = self.sampler(method, steps=steps, eta=eta, solver=solver, spacing=spacing)
-        images, holes = inputs.read(format)
+        images, holes = inputs.images, inputs.read(format, seed)
         rows = zip(images, holes, inputs.names, inputs.conditions, strict=True)
         canvases = [c for row in rows for c in self._canvases(*row, num_samples, size_policy, margin)]
         bf16 = self.precision == "bf16"
         filler = WindowFiller(self.model, sampler, self.device, grid, fill, seed, batch_size, bf16)
         reset_peak_memory(self.device)
-        cost, seconds = filler.run(canvases, on_step)
+        with self._evaluation(_networks(self.model)):
+            cost, seconds = filler.run(canvases, on_step)
         finished, raw = _finish(canvases, images, holes, feather)
         return Inpainted(finished, raw, cost.nfe, cost.vjp, seconds, peak_memory(self.device))
 
@@ -235,9 +272,14 @@ class Inpainter:
         None is the method's preset. With another solver, eta and spacing default to the solver's own.
         Raises ValueError for a choice that the model or the method does not support.
         """
+        if not isinstance(method, str | Method):
+            raise ValueError(f"method is {describe(method)}; give a name, or an instance such as RePaint()")
         method = self.complete(find(method)() if isinstance(method, str) else method)
-        check_method(method, self.model, bf16=self.precision == "bf16")
-        return build_sampler(method, self.model, steps=steps, eta=eta, solver=solver, spacing=spacing, stacklevel=3)
+        bf16 = self.precision == "bf16"
+        check_method(method, self.model, bf16=bf16)
+        return build_sampler(
+            method, self.model, steps=steps, eta=eta, solver=solver, spacing=spacing, bf16=bf16, stacklevel=3
+        )
 
     def complete(self, method: Method) -> Method:
         """The method with its other models loaded: the coarse model of M2S."""
@@ -274,7 +316,7 @@ class Inpainter:
         self,
         image: Image.Image,
         hole: Tensor,
-        name: str,
+        name: int | str,
         condition: Condition,
         samples: int,
         policy: SizePolicy,
@@ -291,11 +333,16 @@ class Inpainter:
         return [Canvas(name, sample, pixels, hole, windows, condition) for sample in range(samples)]
 
 
-def _check_counts(num_samples: int, batch_size: int, feather: int) -> None:
-    if num_samples < 1 or batch_size < 1:
-        raise ValueError(f"num_samples is {num_samples} and batch_size {batch_size}; both must be at least 1")
-    if feather < 0:
-        raise ValueError(f"feather is {feather} pixels; it must be 0 (known pixels stay exact) or more")
+def _check_counts(num_samples: int, batch_size: int, feather: int, margin: int | None) -> None:
+    integer("num_samples", num_samples, low=1)
+    integer("batch_size", batch_size, low=1)
+    integer("feather", feather, low=0)
+    if margin is not None:
+        integer("margin", margin, low=0)
+
+
+def _networks(model: LoadedModel) -> list[nn.Module]:
+    return [part for part in vars(model).values() if isinstance(part, nn.Module)] + model.frozen_modules()
 
 
 def _finish(
@@ -313,7 +360,13 @@ def _finish(
     return finished, raw
 
 
-def _find_base(folder: Path, info: AdapterInfo) -> str:
+def _trained(source: str | Path) -> str | Path:
+    """The model of a training run; another source unchanged, for it may be a hub id."""
+    model = find_trained(located(source))
+    return source if model == located(source) else str(model)
+
+
+def find_base(folder: Path, info: AdapterInfo) -> str:
     """The base that an adapter names: that path, a folder of that name beside the adapter or among ours, or a hub id."""
     for path in (Path(info.base), folder.resolve().parent / Path(info.base).name, located(info.base)):
         if path.exists():

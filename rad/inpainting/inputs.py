@@ -1,87 +1,139 @@
 """Inputs of an inpainter: images, masks, names and conditions, aligned and converted."""
 
+import os
+import threading
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from io import BytesIO
+from pathlib import Path, PurePath
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from rad.images.codecs import open_image, to_rgb, to_uint8
+from rad.arguments import describe
+from rad.images.sources import is_source
+from rad.inpainting.arrays import ImageLike, MaskLike, to_image, to_list, to_mask
+from rad.masks.base import MaskGenerator
 from rad.masks.files import check_hole, dilate, read_mask
 from rad.masks.reading.format import MaskFormat, MaskWarning
+from rad.masks.shapes import MASKS, main_names, make
 from rad.models.loaded_model import Condition
+from rad.rng import Part, generator, identity
 
-ImageLike = Image.Image | Tensor | str | Path
+_READING = threading.Lock()
+"""Threads take turns to load images, as Pillow loads an opened file at its first use."""
+
+Mask = Tensor | Image.Image | Path | bytes | MaskGenerator
+"""A mask as a hole (1,H,W), an image, a file, its bytes, or its generator."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """One image, mask, name and condition per entry."""
+    """One image, mask, name and condition per entry.
 
-    images: list[ImageLike]
-    masks: list[ImageLike]
-    names: list[str]
+    Args:
+        names: keys of the noise.
+        mask_names: keys of generated masks, those of `rad sample`: the names, or else the file names of the images.
+    """
+
+    images: list[Image.Image]
+    masks: list[Mask]
+    names: Sequence[int | str]
+    mask_names: Sequence[int | str]
     conditions: list[Condition]
 
     @classmethod
     def align(
         cls,
         image: ImageLike | Sequence[ImageLike],
-        mask: ImageLike | Sequence[ImageLike],
+        mask: MaskLike | Sequence[MaskLike],
         *,
-        names: Sequence[str] | None,
+        names: Sequence[Part] | Part | None,
         condition: Condition | Sequence[Condition],
     ) -> "Inputs":
-        """Repeat a single mask or condition for each image. Raises ValueError if the numbers differ."""
-        images = [image] if isinstance(image, str) or not isinstance(image, Sequence) else list(image)
+        """Repeat a single mask or condition for each image. Raises ValueError if types or numbers do not fit."""
+        images = to_list(image, "image")
         count = len(images)
-        masks = [mask] * count if isinstance(mask, str) or not isinstance(mask, Sequence) else list(mask)
-        names = [""] * count if names is None else list(names)
-        if len(masks) != count or len(names) != count:
+        masks = [_mask(entry) for entry in to_list(mask, "mask")]
+        masks = masks * count if len(masks) == 1 and not isinstance(mask, list | tuple) else masks
+        keys = _names(names, count)
+        if len(masks) != count or len(keys) != count:
             raise ValueError(
-                f"{count} images, {len(masks)} masks, {len(names)} names: give one mask and one name per image"
+                f"{count} images, {len(masks)} masks, {len(keys)} names: give one mask and one name per image"
             )
-        conditions = [condition] * count if isinstance(condition, Condition) else list(condition)
-        if len(conditions) != count:
+        mask_names = [_file_name(entry) for entry in images] if names is None else keys
+        drawn = [name for name, entry in zip(mask_names, masks, strict=True) if isinstance(entry, MaskGenerator)]
+        if names is None and len(set(drawn)) < len(drawn):
             raise ValueError(
-                f"{count} images and {len(conditions)} conditions: give one condition for all, or one per image"
+                f"mask is drawn from the name of each image, and {count} images lack one: give names=[...]"
             )
-        return cls(images, masks, names, conditions)
+        conditions = _conditions(condition, count)
+        with _READING:
+            _load(masks, conditions)
+            return cls([to_image(entry) for entry in images], masks, keys, mask_names, conditions)
 
-    def read(self, format: MaskFormat) -> tuple[list[Image.Image], list[Tensor]]:
-        """Images in RGB, and their holes (1,H,W) in [0,1]."""
-        images = [read_image(image) for image in self.images]
-        return images, [read_hole(mask, image, format) for mask, image in zip(self.masks, images, strict=True)]
+    def read(self, format: MaskFormat, seed: int) -> list[Tensor]:
+        """The holes (1,H,W) in [0,1]; those of generators as `rad sample` draws them."""
+        holes = []
+        for image, mask, name in zip(self.images, self.masks, self.mask_names, strict=True):
+            if isinstance(mask, MaskGenerator):
+                holes.append(mask([generator(seed, "mask", name)], image.height, image.width)[0])
+            else:
+                holes.append(read_hole(mask, image, format))
+        return holes
 
 
-def read_image(image: ImageLike) -> Image.Image:
-    """An image in RGB from an image, a file, or a float tensor (3,H,W) in [0,1]. Raises ValueError for any other."""
-    if isinstance(image, Tensor):
-        if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():
-            raise ValueError(f"image is a tensor {tuple(image.shape)} {image.dtype}; expected (3,H,W) float in [0,1]")
-        if not bool(((image >= 0) & (image <= 1)).all()):
-            raise ValueError("image is a tensor with values outside [0,1]: scale it to [0,1]")
-        return to_uint8(image)
-    if not isinstance(image, Image.Image):
-        return open_image(image)
-    if image.mode[0] in "IF":
+def _load(masks: Sequence[Mask], conditions: Sequence[Condition]) -> None:
+    for image in (*masks, *(guide for condition in conditions for guide in condition.images)):
+        if isinstance(image, Image.Image):
+            image.load()
+
+
+def _mask(mask: MaskLike) -> Mask:
+    if isinstance(mask, np.ndarray | Tensor):
+        return to_mask(mask)
+    if isinstance(mask, Image.Image | bytes | MaskGenerator):
+        return mask
+    assert isinstance(mask, str | os.PathLike)  # `to_list` has read open files
+    if not isinstance(mask, str) or is_source(mask):
+        return Path(mask)
+    if mask not in MASKS and "." not in mask and os.sep not in mask:
+        raise ValueError(f"mask {describe(mask)} is neither a file nor a generator ({', '.join(main_names())})")
+    return make(mask) if mask in MASKS else Path(mask)  # a missing file
+
+
+def _file_name(image: ImageLike) -> str:
+    return PurePath(image).name if isinstance(image, str | os.PathLike) else ""
+
+
+def _names(names: Sequence[Part] | Part | None, count: int) -> Sequence[int | str]:
+    if names is None:
+        return [""] * count
+    return [identity(name) for name in ([names] if isinstance(names, int | str | os.PathLike) else names)]
+
+
+def _conditions(condition: Condition | Sequence[Condition], count: int) -> list[Condition]:
+    conditions = [condition] * count if isinstance(condition, Condition) else condition
+    if not isinstance(conditions, list | tuple) or not all(isinstance(each, Condition) for each in conditions):
+        raise ValueError(f"condition is {describe(condition)}; give Condition(prompt=...), or a list of them")
+    if len(conditions) != count:
         raise ValueError(
-            f"image has mode {image.mode!r}, whose range is unknown: give its file, or convert it to 'RGB'"
+            f"{count} images and {len(conditions)} conditions: give one condition for all, or one per image"
         )
-    return to_rgb(image)
+    return list(conditions)
 
 
-def read_hole(mask: ImageLike, image: Image.Image, format: MaskFormat) -> Tensor:
+def read_hole(mask: Tensor | Image.Image | Path | bytes, image: Image.Image, format: MaskFormat) -> Tensor:
     """The hole (1,H,W) in [0,1], 1 = fill, in the size of its image. Greys of a tensor are exact, and stay.
 
     Raises ValueError for an unsuitable mask. Warns as `rad.masks.files.load_mask` describes.
     """
     size = (image.height, image.width)
     if not isinstance(mask, Tensor):
-        return read_mask(mask, format, image=image)
+        return read_mask(BytesIO(mask) if isinstance(mask, bytes) else mask, format, image=image)
     if format.channel != "auto" or format.resize != "error":
         raise ValueError("mask is a tensor: mask_channel and mask_resize have no effect on it; leave them out")
     if mask.shape != (1, *size):

@@ -111,7 +111,7 @@ def write_mask(path: str | Path, hole: Tensor) -> None:
     if not ((hole >= 0) & (hole <= 1)).all():
         raise ValueError(f"{path}: a hole lies in [0,1], this one in [{hole.min():.3g},{hole.max():.3g}]")
     grey = (255 * hole[0].float()).round().to(torch.uint8).cpu().numpy()
-    with replacing(Path(path), shared=True) as temporary:  # methods in several processes have one mask
+    with replacing(Path(path)) as temporary:
         Image.fromarray(grey).save(temporary, format="PNG")
 
 

@@ -8,7 +8,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from rad.masks.base import MaskGenerator, check_range, draw_uniform
+from rad.masks.base import MaskGenerator, check_draw, check_range, draw_uniform
 
 TRIES = 100
 """Holes that a part may draw in a row outside its area range."""
@@ -62,6 +62,7 @@ class Mixture(MaskGenerator):
             raise ValueError("parts=(): give at least one part with a generator")
 
     def __call__(self, generators: Sequence[torch.Generator], height: int, width: int) -> Tensor:
+        check_draw(generators, height, width)
         ends = list(accumulate(part.weight for part in self.parts))
         holes = []
         for generator in generators:

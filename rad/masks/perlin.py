@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rad.masks.base import MaskGenerator, check_range, draw_integer, draw_uniform
+from rad.masks.base import MaskGenerator, check_draw, check_range, draw_integer, draw_uniform
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,9 @@ class Perlin(MaskGenerator):
 
     def _draw_noise(self, generator: torch.Generator, scale: float, height: int, width: int) -> Tensor:
         nodes = (math.ceil(height / scale) + 1, math.ceil(width / scale) + 1)
-        angles = 2 * math.pi * torch.rand(nodes, generator=generator, device=generator.device).cpu()
+        angles = (
+            2 * math.pi * torch.rand(nodes, generator=generator, device=generator.device, dtype=torch.float32).cpu()
+        )
         return perlin_noise(scale, angles, height=height, width=width)
 
 
@@ -68,7 +70,8 @@ class Pnoise(MaskGenerator):
 
         top, left = 256 * draw_uniform(generator), 256 * draw_uniform(generator)
         columns = [left + x / scale for x in range(width)]
-        return torch.tensor([[pnoise2(x, top + y / scale, self.octaves) for x in columns] for y in range(height)])
+        rows = [[pnoise2(x, top + y / scale, self.octaves) for x in columns] for y in range(height)]
+        return torch.tensor(rows, dtype=torch.float32, device="cpu")
 
 
 def perlin_noise(scale: float, angles: Tensor, *, height: int, width: int) -> Tensor:
@@ -101,8 +104,8 @@ def threshold_by_rank(noise: Tensor, counts: Tensor) -> Tensor:
 
 def _lattice_axis(length: int, scale: float) -> tuple[Tensor, Tensor]:
     """Fade weight and fade weight times signed distance of every pixel to every node: two (length, nodes)."""
-    position = torch.arange(length, dtype=torch.float64)[:, None] / scale
-    distance = position - torch.arange(math.ceil(length / scale) + 1)
+    position = torch.arange(length, dtype=torch.float64, device="cpu")[:, None] / scale
+    distance = position - torch.arange(math.ceil(length / scale) + 1, device="cpu")
     t = distance.abs().clamp(max=1)
     fade = 1 - t**3 * (t * (6 * t - 15) + 10)
     return fade, fade * distance
@@ -121,6 +124,7 @@ def _lowest(plane: Tensor, count: int) -> Tensor:
 
 
 def _threshold_noise(masks: Perlin | Pnoise, generators: Sequence[torch.Generator], height: int, width: int) -> Tensor:
+    check_draw(generators, height, width)
     planes, counts, pixels = [], [], height * width
     for generator in generators:
         low, high = masks.scale_range
@@ -133,7 +137,7 @@ def _threshold_noise(masks: Perlin | Pnoise, generators: Sequence[torch.Generato
         planes.append(masks._draw_noise(generator, scale, height, width))
         least = math.ceil(masks.area_range[0] * pixels)
         counts.append(least + draw_integer(generator, max(0, math.floor(masks.area_range[1] * pixels) - least)))
-    return threshold_by_rank(torch.stack(planes), torch.tensor(counts)).to(generators[0].device)
+    return threshold_by_rank(torch.stack(planes), torch.tensor(counts, device="cpu")).to(generators[0].device)
 
 
 def _check_ranges(area_range: tuple[float, float], scale_range: tuple[float, float | None]) -> None:

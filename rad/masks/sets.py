@@ -18,15 +18,16 @@ from PIL import Image
 from torch import Tensor
 
 from rad import __version__
-from rad.images.atomic import replacing, write_text
+from rad.images.atomic import remove_temporaries, replacing, write_text
 from rad.images.grid import contact_sheet
 from rad.images.sources import ImageFile, Zip, by_stem, list_images, top_folder
+from rad.lock import locked
 from rad.masks.base import MaskGenerator
 from rad.masks.files import load_mask, same_mask, write_mask
 from rad.masks.names import ALIASES
 from rad.masks.reading.format import MaskFormat, Polarity
 from rad.masks.shapes import make
-from rad.rng import generator
+from rad.rng import check_seed, generator
 
 MANIFEST, FORMAT = "manifest.json", "rad-masks-1"
 SMALLEST, MOST, SHOWN, COLUMNS = 8, 1_000_000, 24, 6
@@ -103,7 +104,7 @@ def holes(name: str, size: tuple[int, int], count: int, seed: int) -> Iterator[t
 
     Raises ValueError before the first mask is drawn.
     """
-    masks, main, (height, width) = make(name), ALIASES.get(name, name), size
+    masks, main, (height, width), seed = make(name), ALIASES.get(name, name), size, check_seed(seed)
     if min(height, width) < SMALLEST:
         raise ValueError(f"size {height}x{width}: give a height and a width of at least {SMALLEST} pixels")
     if not 1 <= count <= MOST:
@@ -133,7 +134,7 @@ def hash_entries(entries: Iterable[Entry]) -> str:
     if double:
         raise ValueError(f"two masks are called {double[0]}: give each its own name")
     lines = (f"{entry.name}\t{entry.height}\t{entry.width}\t{entry.sha256}\n" for entry in ordered)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
+    return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def write_set(folder: str | Path, name: str, *, size: tuple[int, int], count: int, seed: int) -> MaskSet:
@@ -151,10 +152,15 @@ def write_set(folder: str | Path, name: str, *, size: tuple[int, int], count: in
         "settings": {field: _to_json(value) for field, value in vars(make(name)).items()},
         "height": size[0],
         "width": size[1],
-        "seed": seed,
+        "seed": check_seed(seed),
     }
-    _check_folder(folder, head, count)
-    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        _check_folder(folder, head, count)
+        remove_temporaries([folder])
+        return _write_set(folder, masks, head, count)
+
+
+def _write_set(folder: Path, masks: Iterable[tuple[str, Tensor]], head: Manifest, count: int) -> MaskSet:
     entries, shown = [], []
     for mask, hole in masks:
         entries.append(Entry.from_hole(mask, hole))
@@ -169,7 +175,8 @@ def write_set(folder: str | Path, name: str, *, size: tuple[int, int], count: in
         "rad_version": __version__,
         "files": {entry.name: {"sha256": entry.sha256, "share": entry.share} for entry in entries},
     }
-    title = f"{head['set']}, {size[0]}x{size[1]}, seed {seed}: {len(shown)} of {count} masks, hash {manifest['hash']}"
+    size = f"{head['height']}x{head['width']}"
+    title = f"{head['set']}, {size}, seed {head['seed']}: {len(shown)} of {count} masks, hash {manifest['hash']}"
     with replacing(folder.resolve().with_name(f"{folder.resolve().name}-overview.png")) as temporary:
         overview(shown, title=title).save(temporary)
     write_text(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")

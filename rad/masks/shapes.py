@@ -7,7 +7,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from rad.masks.base import MaskGenerator, check_share, draw_integer, draw_uniform
+from rad.arguments import describe, integer
+from rad.console import did_you_mean
+from rad.masks.base import MaskGenerator, check_draw, check_share, draw_integer, draw_uniform
 from rad.masks.damage import Polylines, Text
 from rad.masks.mixture import Mixture, Part
 from rad.masks.names import ALIASES, main_names
@@ -30,7 +32,8 @@ class Box(MaskGenerator):
         check_share("side", self.side)
 
     def __call__(self, generators: Sequence[torch.Generator], height: int, width: int) -> Tensor:
-        hole = torch.zeros(len(generators), 1, height, width, device=generators[0].device)
+        check_draw(generators, height, width)
+        hole = torch.zeros(len(generators), 1, height, width, dtype=torch.float32, device=generators[0].device)
         for image, generator in zip(hole, generators, strict=True):
             box_height, box_width = self._draw_size(generator, height, width)
             top = draw_integer(generator, height - box_height)
@@ -95,7 +98,7 @@ class Half(MaskGenerator):
     """The right half, without the middle column of an odd width: RePaint's "half"."""
 
     def __call__(self, generators: Sequence[torch.Generator], height: int, width: int) -> Tensor:
-        hole = torch.zeros(height, width)
+        hole = _filled(0, height, width)
         hole[:, (width + 1) // 2 :] = 1
         return _repeat(hole, generators)
 
@@ -105,7 +108,8 @@ class Halves(MaskGenerator):
     """One of the four halves, right, left, bottom or top, with the middle row or column of an odd side."""
 
     def __call__(self, generators: Sequence[torch.Generator], height: int, width: int) -> Tensor:
-        hole = torch.zeros(len(generators), 1, height, width, device=generators[0].device)
+        check_draw(generators, height, width)
+        hole = torch.zeros(len(generators), 1, height, width, dtype=torch.float32, device=generators[0].device)
         rows, columns = (height + 1) // 2, (width + 1) // 2
         for image, generator in zip(hole[:, 0], generators, strict=True):
             side = draw_integer(generator, 3)
@@ -118,7 +122,7 @@ class Everything(MaskGenerator):
     """The whole image, which trains the unconditional model."""
 
     def __call__(self, generators: Sequence[torch.Generator], height: int, width: int) -> Tensor:
-        return _repeat(torch.ones(height, width), generators)
+        return _repeat(_filled(1, height, width), generators)
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,7 @@ class EveryOtherLine(MaskGenerator):
     """Rows 0, 2, 4 and so on: RePaint's "alternating lines"."""
 
     def __call__(self, generators: Sequence[torch.Generator], height: int, width: int) -> Tensor:
-        hole = torch.zeros(height, width)
+        hole = _filled(0, height, width)
         hole[::2] = 1
         return _repeat(hole, generators)
 
@@ -136,7 +140,7 @@ class SuperResolve(MaskGenerator):
     """All but the pixels of odd row and odd column, 3/4 of the image: RePaint's "super-resolve 2x"."""
 
     def __call__(self, generators: Sequence[torch.Generator], height: int, width: int) -> Tensor:
-        hole = torch.ones(height, width)
+        hole = _filled(1, height, width)
         hole[1::2, 1::2] = 0
         return _repeat(hole, generators)
 
@@ -156,11 +160,12 @@ class RandomPixels(MaskGenerator):
         check_share("fraction", self.fraction)
 
     def __call__(self, generators: Sequence[torch.Generator], height: int, width: int) -> Tensor:
-        noise = torch.stack([torch.rand(height, width, generator=g, device=g.device) for g in generators])
+        check_draw(generators, height, width)
+        planes = [torch.rand(height, width, generator=g, device=g.device, dtype=torch.float32) for g in generators]
         low, high = self.fraction if isinstance(self.fraction, tuple) else (self.fraction, self.fraction)
         draws = [draw_uniform(g, torch.float64) if low < high else 0.0 for g in generators]
-        shares = low + (high - low) * torch.tensor(draws, dtype=torch.float64)
-        return threshold_by_rank(noise, (shares * height * width).round().long())
+        shares = low + (high - low) * torch.tensor(draws, dtype=torch.float64, device="cpu")
+        return threshold_by_rank(torch.stack(planes), (shares * height * width).round().long())
 
 
 def photos() -> Mixture:
@@ -198,12 +203,19 @@ MASKS.update({alias: MASKS[name] for alias, name in ALIASES.items()})
 
 def make(name: str) -> MaskGenerator:
     """The generator `name` of `MASKS` with its default settings. Raises ValueError for an unknown name."""
-    if name not in MASKS:
-        raise ValueError(f"no mask is called {name!r}: give one of {', '.join(main_names())}")
+    if not isinstance(name, str) or name not in MASKS:
+        meant = did_you_mean(name, MASKS) if isinstance(name, str) else ""
+        raise ValueError(f"no mask is called {describe(name)}{meant}: give one of {', '.join(main_names())}")
     return MASKS[name]()
 
 
+def _filled(value: int, height: int, width: int) -> Tensor:
+    sides = integer("height", height, low=1), integer("width", width, low=1)
+    return torch.full(sides, value, dtype=torch.float32, device="cpu")
+
+
 def _repeat(hole: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    check_draw(generators, *hole.shape)
     return hole.to(generators[0].device).repeat(len(generators), 1, 1, 1)
 
 
@@ -214,6 +226,6 @@ def _box_size(down: float, across: float, height: int, width: int) -> tuple[int,
 def _center_box(side: float, height: int, width: int) -> Tensor:
     box_height, box_width = _box_size(side, side, height, width)
     top, left = (height - box_height) // 2, (width - box_width) // 2
-    hole = torch.zeros(height, width)
+    hole = _filled(0, height, width)
     hole[top : top + box_height, left : left + box_width] = 1
     return hole

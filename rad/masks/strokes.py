@@ -12,7 +12,17 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from rad.masks.base import MOST, SET_SEEDS, MaskGenerator, check_range, check_share, draw_integer, draw_uniform, paint
+from rad.masks.base import (
+    MOST,
+    SET_SEEDS,
+    MaskGenerator,
+    check_draw,
+    check_range,
+    check_share,
+    draw_integer,
+    draw_uniform,
+    paint,
+)
 
 Hole = TypeVar("Hole", np.ndarray, Tensor)
 TRIES = 100
@@ -119,6 +129,7 @@ class Blobs(MaskGenerator):
         check_share("max_area", self.max_area)
 
     def __call__(self, generators: Sequence[torch.Generator], height: int, width: int) -> Tensor:
+        check_draw(generators, height, width)
         return torch.stack([self._draw(generator, height, width)[None] for generator in generators])
 
     def _draw(self, generator: torch.Generator, height: int, width: int) -> Tensor:
@@ -134,8 +145,8 @@ class Blobs(MaskGenerator):
         )
         share = draw_uniform(generator)
         radius = min(height, width) * (self.radius[0] + share * (self.radius[1] - self.radius[0]))
-        waves = torch.randn(2, 6, generator=generator, device=generator.device).cpu().double()
-        u, v = self.irregularity * waves / torch.arange(2, 8)
+        waves = torch.randn(2, 6, generator=generator, device=generator.device, dtype=torch.float32).cpu().double()
+        u, v = self.irregularity * waves / torch.arange(2, 8, device="cpu")
 
         def log_radius(direction: Tensor) -> Tensor:
             """By Horner's rule in e^it: six multiplications a pixel and no sine."""
@@ -145,11 +156,11 @@ class Blobs(MaskGenerator):
             return (total * direction).real
 
         # The area is the integral of r^2 / 2 over all angles. It becomes that of the disc.
-        angles = torch.arange(256, dtype=torch.float64) * (2 * math.pi / 256)
+        angles = torch.arange(256, dtype=torch.float64, device="cpu") * (2 * math.pi / 256)
         circle = torch.polar(torch.ones_like(angles), angles)
         radius = radius / (2 * log_radius(circle)).exp().mean().sqrt()
-        down = torch.arange(height, dtype=torch.float64)[:, None].expand(height, width) - top
-        right = torch.arange(width, dtype=torch.float64).expand(height, width) - left
+        down = torch.arange(height, dtype=torch.float64, device="cpu")[:, None].expand(height, width) - top
+        right = torch.arange(width, dtype=torch.float64, device="cpu").expand(height, width) - left
         distance = torch.hypot(right, down)
         direction = torch.complex(right, down) / distance.clamp(min=1)
         return distance <= radius * log_radius(direction).exp()

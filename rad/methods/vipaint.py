@@ -171,5 +171,5 @@ def _on(image: Tensor, level: Tensor) -> Tensor:
 
 def _time_of(process: Process, ratio: float) -> int:
     """The noisiest timestep with a / s of at least `ratio`."""
-    noise = process.noise(torch.arange(process.steps), None)
+    noise = process.noise(torch.arange(process.steps, device="cpu"), None)
     return max(0, int((noise.alpha >= ratio * noise.sigma).sum()) - 1)

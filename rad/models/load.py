@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rad.arguments import describe
 from rad.diffusion.schedules import linear_betas
 from rad.diffusion.step import Prediction
 from rad.models.adapter import AdapterInfo
@@ -19,6 +21,8 @@ from rad.models.text_to_image.folders import Pipeline, find_pipeline, require_tr
 from rad.models.unet_model import UNetModel
 from rad.models.vae import AUTOENCODERS, IDENTITY, Autoencoder, PretrainedAutoencoder
 from rad.models.weights import Config, UNetT, empty_unet, require_run, weights_hash
+from rad.modes import float32_modes
+from rad.rng import check_seed
 
 STABLE_DIFFUSION = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 FLOWS = ("StableDiffusion3Pipeline", "FluxPipeline")
@@ -26,6 +30,7 @@ UNTRAINED = ("StableDiffusionXLPipeline", "FluxPipeline")
 """Pipelines that training does not support."""
 
 
+@float32_modes()
 def load_model(
     source: str | Path,
     *,
@@ -58,6 +63,8 @@ def load_model(
 
     Raises FileNotFoundError for a missing file, ValueError for an unsuitable one or an option without effect on this kind.
     """
+    if not isinstance(source, str | os.PathLike):
+        raise ValueError(f"source is {describe(source)}; give a folder, a file or a hub id")
     if adapter is not None:
         info = AdapterInfo.read(adapter) if info is None else info
         qkv_order = info.qkv_order
@@ -77,6 +84,8 @@ def load_model(
             model.require_inpainting()
         if adapter is not None:
             model.add_adapter(adapter)
+    if not training:
+        model.checkpoint_gradients()
     model.to(device)
     return model
 
@@ -131,6 +140,7 @@ def _require_none(source: str | Path, kind: str, options: Mapping[str, object]) 
             raise ValueError(f"{source} is not {kind}, so {name}={value!r} has no effect")
 
 
+@float32_modes()
 def new_model(
     fields: Config,
     *,
@@ -200,7 +210,7 @@ def _new_unet(kind: type[UNetT], fields: Config, cells: int, *, image_size: int,
         )
     settings = {**fields, "sample_size": cells}
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.manual_seed(check_seed(seed))
         try:
             require_run(empty_unet(settings, kind))
             network = kind(**settings)

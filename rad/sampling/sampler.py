@@ -12,11 +12,14 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from rad.arguments import describe
 from rad.diffusion.denoiser import Denoiser
 from rad.diffusion.processes import Process
 from rad.diffusion.solvers import DEFAULTS, History, Solver, check_solver, multistep
 from rad.diffusion.spacings import Spacing, sampling_timesteps
 from rad.diffusion.step import noised, renoise, reverse_step
+from rad.modes import plain_modes
+from rad.sampling.finite import FiniteRecord
 from rad.sampling.method import CustomSampler, SamplingMethod
 from rad.sampling.state import Cost, CountedDenoiser, RunContext, State
 from rad.sampling.task import Task
@@ -72,6 +75,7 @@ class Sampler:
         eta: 1 adds DDPM's noise, 0 none. None: the solver's default (1 for "ddpm", otherwise 0).
         solver, spacing: see `rad.diffusion.solvers` and `rad.diffusion.spacings`.
         on_step: called with (steps done, total steps) after each step.
+        bf16: run the network in bfloat16 (autocast). An autocast around the call has no effect.
 
     Raises ValueError if a number is outside its range, or the solver does not support the spacing or the method.
     """
@@ -86,6 +90,7 @@ class Sampler:
         solver: Solver = "ddpm",
         spacing: Spacing = "even",
         on_step: Callable[[int, int], None] | None = None,
+        bf16: bool = False,
     ) -> None:
         method = _NoHooks() if method is None else method
         eta = DEFAULTS.get(solver, ("even", 1.0))[1] if eta is None else eta
@@ -98,6 +103,7 @@ class Sampler:
         if spacing not in ("even", "official") and not method.uses_spacing:
             raise ValueError(f"spacing {spacing!r} has no effect on method {method.name!r}: use 'even'")
         self.process, self.method, self.eta, self.solver, self.on_step = process, method, eta, solver, on_step
+        self.bf16 = bf16
         self.timesteps = method.plan(sampling_timesteps(process, steps, spacing=spacing, fractional=method.fractional))
         if solver == "dpm++2m" and any(nxt > now for now, nxt in pairwise(self.timesteps)):
             raise ValueError(
@@ -111,9 +117,16 @@ class Sampler:
         return self.method.cost(self.timesteps)
 
     def __call__(self, denoiser: Denoiser, task: Task, *, noise: NoiseSource) -> Sample:
-        """Fill the holes of `task`. Row i of each draw of `noise` belongs to image i."""
+        """Fill the holes of `task`. Row i of each draw of `noise` belongs to image i.
+
+        Raises NotFiniteError, with the network call, if the network's output or x is not finite.
+        """
+        if not isinstance(task, Task) or not hasattr(noise, "randn"):
+            raise ValueError(f"task is {describe(task)} and noise {describe(noise)}; give a Task and a KeyedNoise")
         began, method = time.perf_counter(), self.method
-        counted, drawn = CountedDenoiser(method.view(denoiser, task)), 0
+        record = FiniteRecord(len(task.known), self.cost.nfe)
+        counted, drawn = CountedDenoiser(method.view(denoiser, task), record=record), 0
+        assert counted.record is not None
 
         def randn() -> Tensor:
             nonlocal drawn
@@ -126,9 +139,13 @@ class Sampler:
 
         task = replace(task, regions=method.regions(task))
         run = RunContext(task, self.process, counted, self.timesteps, self.eta, randn, report)
-        with torch.inference_mode(not method.needs_grad), torch.no_grad():
+        kind, within = task.known.device.type, isinstance(denoiser, CountedDenoiser)  # within: a sampler in a sampler
+        bf16 = torch.is_autocast_enabled(kind) if within else self.bf16
+        autocast = torch.autocast(kind, torch.bfloat16, enabled=bf16)
+        with plain_modes(), torch.inference_mode(not method.needs_grad), torch.no_grad(), autocast:
             x = method.run(run) if isinstance(method, CustomSampler) else self._reverse(run, method)
             x = x.detach()
+            counted.record.check(x, task.known, method)
             image = torch.where(task.hole == 0, task.known, x)
         return Sample(image, x, counted.nfe, counted.vjp, time.perf_counter() - began)
 

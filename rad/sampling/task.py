@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rad.arguments import describe
 from rad.diffusion.levels import NoiseRegions
 from rad.models.latent_mask import Grid, Prefill, encode_known
 from rad.models.vae import IDENTITY, Autoencoder
@@ -39,6 +40,8 @@ class Task:
     @classmethod
     def from_image(cls, image: Tensor, hole: Tensor) -> "Task":
         """Task of a pixel model: image (B,C,H,W) in [-1,1], hole (B,1,H,W) in [0,1]. Raises ValueError for unequal sizes."""
+        if not (isinstance(image, Tensor) and isinstance(hole, Tensor)):
+            raise ValueError(f"image is {describe(image)} and hole {describe(hole)}; give tensors, or use Inpainter")
         if image.shape[0] != hole.shape[0] or image.shape[2:] != hole.shape[2:]:
             raise ValueError(
                 f"image is {tuple(image.shape)} and hole {tuple(hole.shape)}; expected (B,C,H,W) and (B,1,H,W)"

@@ -6,6 +6,7 @@ as in Rombach et al. 2022 (arXiv 2112.10752, section 3.1 and appendix G), withou
 therefore smoother. The KL sum over the latents is divided by the number of image values, which keeps their relative weight.
 """
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,8 +15,9 @@ from diffusers import AutoencoderKL
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
+from rad.modes import float32_modes
 from rad.rng import generator
-from rad.training.module import Batch, TrainingModule, on_cpu
+from rad.training.module import Batch, TrainingModule
 from rad.training.settings import Schedule
 
 if TYPE_CHECKING:
@@ -66,8 +68,8 @@ class AutoencoderTraining(TrainingModule):
         seed: int = 0,
     ) -> None:
         super().__init__(optimizer, schedule, lr_scheduler, seed=seed, means=("loss", "l1", "distance", "kl", "psnr"))
-        self.save_hyperparameters(logger=False)
-        if kl_weight < 0 or perceptual_weight < 0:
+        self.save_hyperparameters(logger=False, ignore=self.not_saved)
+        if not (0 <= kl_weight < math.inf and 0 <= perceptual_weight < math.inf):
             raise ValueError(f"kl_weight is {kl_weight} and perceptual_weight {perceptual_weight}; both must be >= 0")
         self.fields = {**autoencoder, "sample_size": image_size}
         _require_images(self.fields, image_size)
@@ -80,7 +82,7 @@ class AutoencoderTraining(TrainingModule):
         """Create the autoencoder once, and load the feature network."""
         self._load_features()
         if not hasattr(self, "autoencoder"):
-            with on_cpu(), torch.random.fork_rng():
+            with float32_modes(), torch.random.fork_rng():
                 torch.manual_seed(self.seed)
                 self.autoencoder = AutoencoderKL(**self.fields).train()
 
@@ -94,7 +96,7 @@ class AutoencoderTraining(TrainingModule):
         from rad.evaluation.features import feature_net
 
         if self.perceptual is not None and self._features_device != self.device:
-            with on_cpu(), torch.random.fork_rng():
+            with float32_modes(), torch.random.fork_rng():
                 self._features, self._features_device = feature_net(self.perceptual, device=self.device), self.device
 
     def identity(self) -> dict[str, str]:

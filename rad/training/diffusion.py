@@ -25,10 +25,11 @@ from rad.models.latent_mask import Grid, Prefill, encode_training
 from rad.models.load import load_model
 from rad.models.loaded_model import LoadedModel, RegionAwareNetwork
 from rad.models.lora import LoRA, inject
+from rad.modes import float32_modes
 from rad.resources import located
 from rad.rng import generator
 from rad.sampling.task import Task
-from rad.training.module import Batch, Frozen, TrainingModule, on_cpu
+from rad.training.module import Batch, Frozen, TrainingModule
 from rad.training.settings import Execution, Schedule, Scratch, TrainingLoss, TrainingProcess
 
 BUCKETS = 4
@@ -99,7 +100,7 @@ class Diffusion(TrainingModule):
             means=("loss", "simple", "vlb"),
             shard_optimizer=execution.shard_optimizer,
         )
-        self.save_hyperparameters(logger=False)
+        self.save_hyperparameters(logger=False, ignore=self.not_saved)
         if (base is None) == (scratch is None):
             raise ValueError("give either model.base (a trained model to start from) or model.scratch (a new network)")
         self.base, self.revision, self.head_channels, self.scratch = base, revision, head_channels, scratch
@@ -146,7 +147,7 @@ class Diffusion(TrainingModule):
         """
         if self._model is not None:
             return
-        with on_cpu():
+        with float32_modes():
             model = self._load()
             self.loss.require_fit(model.prediction)
             model.require_trainable(self.process.kind, whole=self.whole)
@@ -249,7 +250,8 @@ class Diffusion(TrainingModule):
         now, previous = self.noise_process.noise(t, regions), self.noise_process.noise(t - 1, regions)
         x = noised(x0, now, noise=eps)
         prompts = self._encode_prompts(batch, purpose)
-        output = self.forward_network(x, timestep=now.timesteps.to(x.dtype), index=now.index, **prompts).sample
+        times = now.timesteps.to(torch.promote_types(x.dtype, torch.float32))  # bfloat16 would round 999 to 1000
+        output = self.forward_network(x, timestep=times, index=now.index, **prompts).sample
         losses = self.loss(output, x0=x0, x=x, eps=eps, now=now, previous=previous, prediction=self.model.prediction)
         return losses, t, hole
 

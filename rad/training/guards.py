@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from rad.images.atomic import replacing_folder
 from rad.images.codecs import to_uint8
 from rad.training.diffusion import Diffusion
 from rad.training.module import Batch
@@ -117,7 +118,8 @@ class FiniteGuard(Callback):
             return
         folder = Path(trainer.default_root_dir) / "nonfinite" / f"step={trainer.global_step}-rank={trainer.global_rank}"
         if isinstance(pl_module, Diffusion):
-            self._write_batches(pl_module, folder)
+            with trainer.precision_plugin.train_step_context():
+                self._write_batches(pl_module, folder)
         self.skipped += 1
         message = f"loss or gradient of step {trainer.global_step} is not finite"
         if folder.is_dir():
@@ -132,25 +134,25 @@ class FiniteGuard(Callback):
 
     @torch.no_grad()
     def _write_batches(self, module: Diffusion, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        samples = []
-        for batch in self._batches:
-            losses, t, hole = module.losses(batch, "train")
-            for row, position in enumerate(batch["position"].tolist()):
-                image, name = folder / f"{position}.png", batch.get("name")
-                to_uint8(batch["image"][row].nan_to_num() / 2 + 0.5).save(image)
-                to_uint8(hole[row].expand(3, -1, -1)).save(image.with_name(f"{position}-hole.png"))
-                samples.append(
-                    {
-                        "position": position,
-                        "name": None if name is None else name[row],
-                        "t": int(t[row]),
-                        "loss": float(losses.total[row]),
-                        "image": [float(batch["image"][row].min()), float(batch["image"][row].max())],
-                    }
-                )
-        content = {"seed": module.seed, "samples": samples}
-        (folder / "batch.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        with replacing_folder(folder) as place:
+            samples = []
+            for batch in self._batches:
+                losses, t, hole = module.losses(batch, "train")
+                for row, position in enumerate(batch["position"].tolist()):
+                    image, name = place / f"{position}.png", batch.get("name")
+                    to_uint8(batch["image"][row].nan_to_num() / 2 + 0.5).save(image)
+                    to_uint8(hole[row].expand(3, -1, -1)).save(image.with_name(f"{position}-hole.png"))
+                    samples.append(
+                        {
+                            "position": position,
+                            "name": None if name is None else name[row],
+                            "t": int(t[row]),
+                            "loss": float(losses.total[row]),
+                            "image": [float(batch["image"][row].min()), float(batch["image"][row].max())],
+                        }
+                    )
+            content = {"seed": module.seed, "samples": samples}
+            (place / "batch.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     def state_dict(self) -> dict[str, int]:
         return {"skipped": self.skipped}

@@ -1,19 +1,23 @@
 """Base class of our LightningModules: optimiser, hyperparameters, checkpoints of the trained weights, validation means."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
+from inspect import signature
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MeanMetric
 
+from rad.console import report
 from rad.models.lora import trainable
+from rad.rng import check_seed
+from rad.training.changes import OBJECTS, continue_run, run_settings
 from rad.training.settings import Schedule
 
 Batch = Mapping[str, Any]
@@ -22,19 +26,36 @@ Batch = Mapping[str, Any]
 INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
 """With this entry, hyperparameters of plain values become arguments in `load_from_checkpoint`, as for runs of LightningCLI."""
 
-OBJECTS = ("optimizer", "lr_scheduler", "masks")
-"""Arguments that a run of LightningCLI describes by plain values; a run started from Python leaves them out of checkpoints."""
+HALF = (torch.bfloat16, torch.float16)
+"""Dtypes of the trained weights at precision "bf16-true" and "16-true"."""
+
+
+class DefaultOptimizer:
+    """The default `optimizer` of a module class; unlike the lambda itself, it can be sent to other processes."""
+
+    def __init__(self, module: type["TrainingModule"]) -> None:
+        self.module = module
+
+    def __call__(self, weights: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        return _default_optimizer(self.module)(weights)
+
+
+def _default_optimizer(module: type["TrainingModule"]) -> Any:
+    parameter = signature(module.__init__).parameters.get("optimizer")
+    return None if parameter is None else parameter.default
 
 
 class TrainingModule(L.LightningModule):
     """Base class of `Diffusion` and `AutoencoderTraining`.
 
-    A subclass builds its networks in `configure_model`, within `on_cpu`; checkpoints hold only weights that require a gradient.
+    A subclass builds its networks in `configure_model`, within `rad.modes.float32_modes`; checkpoints hold only trained weights.
 
     Args:
         optimizer, schedule, lr_scheduler, seed: see `Diffusion`; shard_optimizer: see `rad.training.settings.Execution`.
         means: names of the validation losses, logged as val/NAME.
     """
+
+    reports_changes = True  # on resume; `ImageDataModule` then leaves the report to this module
 
     def __init__(
         self,
@@ -52,11 +73,21 @@ class TrainingModule(L.LightningModule):
                 "model.lr_scheduler replaces model.schedule: set model.schedule.name to constant and "
                 "model.schedule.warmup_steps to 0, or remove model.lr_scheduler"
             )
-        self.optimizer, self.schedule, self.lr_scheduler = optimizer, schedule, lr_scheduler
-        self.seed, self.shard_optimizer = seed, shard_optimizer
+        default = optimizer is _default_optimizer(type(self))
+        self.optimizer: OptimizerCallable = DefaultOptimizer(type(self)) if default else optimizer
+        self.schedule, self.lr_scheduler = schedule, lr_scheduler
+        self.seed, self.shard_optimizer = check_seed(seed), shard_optimizer
+        self.changes: list[str] = []
+        """What resumes have changed, each with its step; kept in checkpoints."""
+        self._resumed: str | None = None
         self.strict_loading = False  # a checkpoint lacks the frozen weights; `on_load_checkpoint` compares the others
         # Lightning's mean over processes is wrong when they hold unequal numbers of images.
         self.val_means = nn.ModuleDict({name: MeanMetric() for name in means})
+
+    @property
+    def not_saved(self) -> Sequence[str]:
+        """Arguments that `save_hyperparameters` has to ignore."""
+        return ["optimizer"] if isinstance(self.optimizer, DefaultOptimizer) else []
 
     def identity(self) -> Mapping[str, str]:
         """Settings that a checkpoint and the run that resumes it share."""
@@ -64,6 +95,11 @@ class TrainingModule(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         weights = list(trainable(self).values())
+        if any(weight.dtype in HALF for weight in weights):
+            rank_zero_warn(
+                f"trainer.precision {self.trainer.precision} keeps weights and the optimiser's moments in half precision, which "
+                "rounds small updates away: use bf16-mixed"
+            )
         split = self.shard_optimizer and self.trainer.world_size > 1
         optimizer = _sharded(self.optimizer, weights) if split else self.optimizer(weights)
         if self.lr_scheduler is None:
@@ -104,6 +140,8 @@ class TrainingModule(L.LightningModule):
         checkpoint["rad"] = {
             **self.identity(),
             "optimizer": _class_name(self.optimizer([nn.Parameter(torch.zeros(1))])),
+            "settings": run_settings(self, self.trainer),
+            "changes": self.changes,
         }
         plain = {name: _plain(value) for name, value in self.hparams.items()}
         settings = {name: value for name, value in plain.items() if name not in OBJECTS or isinstance(value, dict)}
@@ -126,7 +164,16 @@ class TrainingModule(L.LightningModule):
                 f"the checkpoint trains other layers: {len(wrong)} tensors differ, the first {wrong[0]}; use its config.yaml"
             )
         if self._resumes():
-            self._require_optimizer(saved.get("optimizer"), checkpoint)
+            self._require_optimizer(saved.get("optimizer"))
+            step, changes = checkpoint["global_step"], continue_run(self, self.trainer, checkpoint)
+            self.changes = [*saved.get("changes", []), *([f"step {step}: {', '.join(changes)}"] if changes else [])]
+            self._resumed = f"resumed at step {step}; " + (
+                f"changed since the checkpoint: {', '.join(changes)}" if changes else "settings as in the checkpoint"
+            )
+
+    def on_train_start(self) -> None:
+        if self._resumed is not None and self.trainer.is_global_zero:
+            report(self._resumed)
 
     def _resumes(self) -> bool:
         """Whether a trainer continues a run; `load_from_checkpoint` has no trainer."""
@@ -135,21 +182,13 @@ class TrainingModule(L.LightningModule):
         except RuntimeError:
             return False
 
-    def _require_optimizer(self, saved: str | None, checkpoint: Mapping[str, Any]) -> None:
-        """Raise ValueError if the optimiser or its learning rate differ, since the checkpoint's would be used."""
-        optimizer = self.optimizer(list(trainable(self).values()))
-        if saved is not None and saved != _class_name(optimizer):
+    def _require_optimizer(self, saved: str | None) -> None:
+        """Raise ValueError if the optimiser is of another class than the checkpoint's."""
+        name = _class_name(self.optimizer([nn.Parameter(torch.zeros(1))]))
+        if saved is not None and saved != name:
             raise ValueError(
-                f"the checkpoint was trained with {saved}, this configuration has {_class_name(optimizer)}: use its config.yaml"
-            )
-        states = checkpoint.get("optimizer_states")
-        if self.lr_scheduler is not None or not states:
-            return
-        rate, before = optimizer.param_groups[0]["lr"], states[0]["param_groups"][0].get("initial_lr")
-        if before is not None and float(rate) != float(before):
-            raise ValueError(
-                f"the checkpoint was trained with learning rate {before:g}, this configuration has {rate:g}: "
-                "use its config.yaml, or start a new run from its weights with model.adapter or model.base"
+                f"the checkpoint was trained with {saved}, this configuration has {name}: use its config.yaml, or start a new "
+                "run from its weights with model.adapter or model.base"
             )
 
 
@@ -186,18 +225,3 @@ def _sharded(optimizer: OptimizerCallable, weights: Sequence[nn.Parameter]) -> t
     from torch.distributed.optim import ZeroRedundancyOptimizer
 
     return ZeroRedundancyOptimizer(weights, optimizer_class=optimizer)  # pyright: ignore[reportArgumentType]
-
-
-@contextmanager
-def on_cpu() -> Iterator[None]:
-    """Within the context tensors are created on the CPU in float32.
-
-    Lightning calls `configure_model` with the run's device and dtype as torch's defaults, which would change random weights.
-    """
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        with torch.device("cpu"):
-            yield
-    finally:
-        torch.set_default_dtype(before)

@@ -117,7 +117,7 @@ class TrainingLoss:
         _require_choice("loss.vlb_boundary", self.vlb_boundary, VlbBoundary)
         _require_choice("loss.region", self.region, LossRegion)
         _require_choice("loss.timestep_weight", self.timestep_weight, TimestepWeight)
-        if self.vlb_weight < 0 or self.weight_limit < 1:
+        if not (0 <= self.vlb_weight < math.inf and 1 <= self.weight_limit < math.inf):
             raise ValueError(
                 f"loss.vlb_weight is {self.vlb_weight} and loss.weight_limit {self.weight_limit}; allowed are >= 0 and >= 1"
             )

@@ -26,6 +26,7 @@ from rad.diffusion.schedules import linear_betas
 from rad.images.codecs import open_image
 from rad.inpainting.filling import WindowFiller
 from rad.inpainting.inpainter import Inpainter
+from rad.lock import locked
 from rad.models.base import save_base
 from rad.training import Diffusion
 from tests.conftest import SIZE, box_hole, random_image
@@ -222,7 +223,7 @@ def test_the_polarity_is_that_of_the_file(sample):
     sample(output="one")
     _, _, err = sample(mask="inverted", output="two", mask_polarity="white_is_known")
     assert "inverted" not in err.replace("masks", "")
-    assert Path("one/a.png").read_bytes() == Path("two/a.png").read_bytes()
+    assert np.array_equal(read("one/a.png"), read("two/a.png"))
     assert "looks inverted" in sample(mask="inverted", output="three")[2]
 
 
@@ -252,8 +253,9 @@ def test_finished_files_are_skipped_unless_overwritten(sample):
     assert (code, out) == (0, ["out/b.png"])
     assert "skipped 1 of 2 images" in err
     assert Path("out/a.png").stat().st_mtime_ns == before
-    code, out, err = sample(checkpoint="not-even-looked-at")
+    code, out, err = sample()
     assert (code, out) == (0, [])
+    assert "skipped 2 of 2 images, finished before\n" in err
     code, out, _ = sample("--overwrite")
     assert (code, out) == (0, ["out/a.png", "out/b.png"])
     code, out, _ = sample("--raw")
@@ -355,7 +357,7 @@ def test_an_unwritable_output_is_a_failure(sample):
         ({"device": "nonsense"}, ["nonsense", "cpu"]),
         ({"device": "meta"}, ["meta"]),
         ({"checkpoint": "nowhere"}, ["nowhere"]),
-        ({"checkpoint": "runs/x/checkpoints/step=3.ckpt"}, ["step=3.ckpt", "adapter folder"]),
+        ({"checkpoint": "runs/x/checkpoints/step=3.ckpt"}, ["step=3.ckpt", "does not exist", "models beside it: none"]),
         ({"checkpoint": "empty"}, ["empty"]),
         ({"base": "nowhere"}, ["nowhere"]),
         ({"colour": "blue"}, ["--colour"]),
@@ -689,19 +691,37 @@ def test_a_run_its_folder_and_its_end_to_end_use(config, train, sample):
     assert not Path("runs/other").exists()
 
 
+def test_a_second_run_of_a_name_is_refused(config, train):
+    with locked(Path("runs/c")):
+        code, err = train("--config", "c.yaml")
+        assert code == 2
+        assert_one_error(err, f"runs/c is in use by process {os.getpid()} on ", "another --name")
+        assert not (Path("runs/c/config.yaml")).exists()
+    before = os.umask(0o007)
+    try:
+        assert train("--config", "c.yaml", "--trainer.max_steps", "1")[0] == 0
+    finally:
+        os.umask(before)
+    assert not list(Path("runs/c").glob(".rad*"))
+    adapter = Path("runs/c/checkpoints/step=1-ema")
+    assert adapter.stat().st_mode & 0o777 == 0o770
+    assert {path.stat().st_mode & 0o777 for path in (*adapter.iterdir(), *adapter.parent.glob("*.ckpt"))} == {0o660}
+
+
 def test_a_resumed_run_keeps_its_optimiser(config, train):
     code, err = train("--config", "c.yaml", "--model.optimizer.lr", "0.01")
     assert code == 0, err
     resume = ("--config", "c.yaml", "--ckpt_path", "last", "--trainer.max_steps", "3", "--model.optimizer.lr")
-    code, err = train(*resume, "0.001")
-    assert code == 2
-    assert_one_error(err, "learning rate 0.01,", "has 0.001")
     code, err = train(*resume, "0.01", "--model.optimizer", "torch.optim.SGD")
     assert code == 2
     assert_one_error(err, "AdamW", "SGD")
-    assert train(*resume, "0.01")[0] == 0
+    code, err = train(*resume, "0.001")
+    assert code == 0, err
+    assert (
+        "resumed at step 2; changed since the checkpoint: learning rate 0.01 -> 0.001, trainer.max_steps 2 -> 3" in err
+    )
     restored = Diffusion.load_from_checkpoint("runs/c/checkpoints/step=3.ckpt", weights_only=True)
-    assert restored.optimizer([torch.nn.Parameter(torch.zeros(1))]).param_groups[0]["lr"] == 0.01
+    assert restored.optimizer([torch.nn.Parameter(torch.zeros(1))]).param_groups[0]["lr"] == 0.001
 
 
 def test_a_model_trained_as_a_whole_is_for_rad_alone(config, train, sample, base):
@@ -717,7 +737,7 @@ def test_a_model_trained_as_a_whole_is_for_rad_alone(config, train, sample, base
     with pytest.raises(ValueError, match="has no effect"):
         Inpainter.from_pretrained(whole, base=base)
     inpainter = Inpainter.from_pretrained(whole)
-    assert inpainter.model.peft is None
+    assert inpainter.model.adapted is None
     assert inpainter.model.info.size == (SIZE, SIZE)
     filled = np.asarray(Image.open("out/a.png"))
     again = inpainter("in/a.png", "masks/a.png", steps=1, names=["a.png"]).images[0]

@@ -308,7 +308,7 @@ def test_a_photograph_is_written_upright_with_its_profile_and_nothing_else(sampl
     save_mask("x", hole)
     assert sample(size_policy="crop")[0] == 0
     with Image.open("out/x.png") as result:
-        assert set(result.info) == {"icc_profile"}
+        assert set(result.info) == {"icc_profile", "rad"}
         assert not result.getexif()
         upright = np.rot90(np.asarray(image), -1)
         assert np.array_equal(np.asarray(result)[5:], upright[5:])
@@ -400,11 +400,11 @@ def test_an_unwritable_folder_is_reported_before_the_model_loads(sample, monkeyp
     save_mask("a", HOLE)
     Path("locked").mkdir()
 
-    def refuse(*, dir):
-        assert str(dir).endswith("locked")
+    def refuse(lock):
+        assert Path("locked") in Path(lock.lock_file).parents
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    monkeypatch.setattr("rad.lock.FileLock.acquire", refuse)
     code, out, err = sample(image="in/a.png", mask="masks/a.png", output=output, checkpoint="nowhere")
     assert (code, out, len(err)) == (2, [], 1)
     assert f"--output {output} cannot be written" in err[0]
@@ -453,7 +453,9 @@ def test_many_images_some_of_them_broken_and_a_run_that_is_interrupted(sample, q
     written = []
     whole = record.write_text
     for module in (record, run_log):  # run.json and costs.csv
-        monkeypatch.setattr(module, "write_text", lambda path, text: written.append(path.name) or whole(path, text))
+        monkeypatch.setattr(
+            module, "write_text", lambda path, text, **how: written.append(path.name) or whole(path, text, **how)
+        )
     fill = WindowFiller._fill_batch
     interrupted = iter([False] * 5 + [True] + [False] * 100)
 

@@ -21,7 +21,7 @@ from rad.data.module import SKIMAGE_HELD_OUT, SKIMAGE_TRAIN, ImageDataModule, ho
 from rad.data.stream import PositionSampler, Stream, Turns
 from rad.images.codecs import open_image, to_tensor, to_uint8
 from rad.images.sources import list_images
-from rad.masks import MaskGenerator
+from rad.masks import Box, MaskGenerator
 from rad.rng import generator
 
 COLOURS = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3) * 3
@@ -578,3 +578,24 @@ def test_photographs_of_scikit_image(tmp_path: Path) -> None:
     assert len({image.numpy().tobytes() for image in batch["image"]}) == 5
     assert torch.equal(batch["image"], next(iter(data.val_dataloader()))["image"])
     assert not set(SKIMAGE_TRAIN) & set(SKIMAGE_HELD_OUT)
+
+
+def test_equal_names_in_two_validation_sources_have_independent_draws(tmp_path):
+    for source in ("first", "second"):
+        (tmp_path / source).mkdir()
+        for name in ("1.png", "2.png"):
+            Image.new("RGB", (64, 64)).save(tmp_path / source / name)
+    paths = [str(tmp_path / source) for source in ("first", "second")]
+
+    def holes(val_path):
+        data = ImageDataModule(paths[0], val_path=val_path, size=32, masks=Box(side=(0.2, 0.8)))
+        data.setup("validate")
+        dataset = data.val_dataloader().dataset
+        return [dataset[number]["hole"] for number in range(len(dataset))]
+
+    alone, both = holes(paths[0]), holes(paths)
+    assert all(torch.equal(one, other) for one, other in zip(alone, both, strict=False)), (
+        "a single source keeps its draws"
+    )
+    assert not torch.equal(both[0], both[2])
+    assert not torch.equal(both[1], both[3])

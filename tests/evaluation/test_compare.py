@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -26,6 +27,7 @@ from rad.evaluation.metrics import pixels, sets
 from rad.evaluation.results import Comparison, Interval, Row
 from rad.evaluation.statistics import set_interval
 from rad.images.codecs import to_tensor, to_uint8
+from rad.lock import EVALUATION, InUse, locked, one_at_a_time
 from rad.masks.files import write_mask
 from rad.masks.reading.format import MaskFormat
 from tests.cli.test_import import loaded_by
@@ -795,6 +797,13 @@ def test_command_on_a_tree(tree: tuple[Path, Path], tmp_path: Path, capsys: pyte
     assert all((results / name).is_file() for name in names)
     assert "pixel metrics only" in output.err
     assert "64 of 64 files scored" in output.err
+    assert not list(results.glob(".rad*"))
+    with locked(results):
+        assert command.main(["--results", str(results)]) == 0
+    note = f"note: {results} is being written by process {os.getpid()}"
+    assert note in capsys.readouterr().err
+    with one_at_a_time(results / EVALUATION), pytest.raises(InUse, match="in use by process"):
+        command.main(["--results", str(results)])
     (results / "wide/rad/0.png").write_bytes(b"")
     assert command.main(["--results", str(results), "--output", str(tmp_path / "tables")]) == 3
     assert (tmp_path / "tables/report.html").is_file()

@@ -15,6 +15,7 @@ from scipy import ndimage
 
 from rad.console import guarded
 from rad.images.sources import list_images
+from rad.lock import InUse, locked
 from rad.masks.__main__ import ABOUT, main
 from rad.masks.files import read_mask, write_mask
 from rad.masks.sets import MANIFEST, hash_holes, holes, overview, read_set, write_set
@@ -288,6 +289,12 @@ def test_an_interrupted_set_is_continued(tmp_path, monkeypatch):
     assert written(tmp_path / "set", count=5).hash == whole.hash
     assert (tmp_path / "set" / "000001.png").stat().st_mtime_ns == before
     assert not list((tmp_path / "set").glob(".*"))
+
+
+def test_a_set_has_one_writer(tmp_path):
+    with locked(tmp_path / "set"), pytest.raises(InUse, match="set is in use by process"):
+        written(tmp_path / "set")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_set_grows_but_does_not_shrink(tmp_path):

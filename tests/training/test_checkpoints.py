@@ -157,3 +157,10 @@ def test_a_folder_takes_the_place_of_another_as_a_whole(tmp_path):
 def test_intervals_and_numbers_of_checkpoints_are_positive(settings):
     with pytest.raises(ValueError, match="allowed are >= 1"):
         Checkpoint(**settings)
+
+
+def test_the_reason_of_a_failed_checkpoint_is_given(tmp_path):
+    (tmp_path / "checkpoints").touch()
+    with pytest.raises(OSError, match="checkpoints") as failure:
+        WholeCheckpointIO().save_checkpoint({"weights": torch.zeros(1)}, tmp_path / "checkpoints" / "step=1.ckpt")
+    assert "make room" not in str(failure.value)

@@ -1,10 +1,12 @@
 """Guards: signals stop after a step with a checkpoint; batches without a finite loss are saved and skipped."""
 
 import json
+import math
 import os
 import signal
 import stat
 from dataclasses import replace
+from types import SimpleNamespace
 
 import lightning as L
 import numpy as np
@@ -15,10 +17,13 @@ from PIL import Image
 from rad.data.module import ImageDataModule
 from rad.masks.shapes import Box
 from rad.models.lora import LoRA, trainable
+from rad.sampling.finite import NotFiniteError
 from rad.training.checkpoint import Checkpoint
 from rad.training.diffusion import Diffusion
 from rad.training.ema import EMA
 from rad.training.guards import FiniteGuard, StopOnSignal, requeue_job
+from rad.training.panel import Panel
+from rad.training.settings import TrainingLoss
 from tests.conftest import SIZE, random_image
 from tests.training.test_module import adamw
 
@@ -192,3 +197,27 @@ def test_gradients_that_are_not_finite_count_too(world, base):
 def test_the_cap_is_a_number_of_updates():
     with pytest.raises(ValueError, match="skip is -1"):
         FiniteGuard(skip=-1)
+
+
+def test_a_panel_that_is_not_finite_is_left_out_with_a_warning(tmp_path, monkeypatch):
+    def fails(*_):
+        raise NotFiniteError("the network's output is not finite", [0])
+
+    monkeypatch.setattr(Panel, "image", fails)
+    trainer = SimpleNamespace(global_step=5, is_global_zero=True, default_root_dir=tmp_path)
+    module = Diffusion.__new__(Diffusion)
+    with pytest.warns(
+        UserWarning, match="no panel of step 5: image 1 of the batch: the network's output is not finite"
+    ):
+        Panel(every_n_steps=5).on_train_batch_end(trainer, module, None, None, 0)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_numbers_of_training_are_finite(value):
+    for name in ("decay", "inv_gamma", "power"):
+        with pytest.raises(ValueError, match=f"{name} {value}"):
+            EMA(**{name: value})
+    for name in ("vlb_weight", "weight_limit"):
+        with pytest.raises(ValueError, match=f"loss.{name} .*{value}"):
+            TrainingLoss(**{name: value})

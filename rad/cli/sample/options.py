@@ -8,8 +8,9 @@ from typing import Literal, NoReturn
 
 import jsonargparse
 
+from rad.cli.config import check_config
 from rad.cli.names import MASKS, METHODS, GridRule, Precision, SizePolicy, Solver, Spacing
-from rad.console import add_options, check_options, option, program
+from rad.console import SEEDS, add_options, check_options, option, program, with_hint, with_underscores
 from rad.evaluation.options import ReportOptions
 from rad.masks.reading.format import MaskChannel, MaskFormat, MaskResize, Polarity
 from rad.resources import PACKAGE
@@ -19,6 +20,9 @@ METHODS_TABLE = PACKAGE / "methods" / "methods.txt"
 
 GUIDES = {"control": "controlnet", "adapter": "t2i_adapter", "style": "ip_adapter"}
 """Kinds of guiding images, with the option of their network."""
+
+PIXELS, MANY = 2**16, 2**31
+"""Upper limits that exclude typing errors: of lengths in pixels, and of counts."""
 
 MASK_FILES, LATENT, TEXT = "mask files", "latent models", "text-to-image models"
 
@@ -37,8 +41,10 @@ class SampleOptions(ReportOptions):
         f"image for all, folder or archive by name, or generator; each of several gets a folder: {', '.join(MASKS)}"
     )
     mask_by: Literal["name", "order"] = option("how masks of a folder are assigned to images", "name")
-    limit: int | None = option("number of images, spread evenly over the sorted names", None, low=1)
-    output: str = option("folder, or PNG file for a single image")
+    limit: int | None = option("number of images, spread evenly over the sorted names", None, low=1, high=MANY)
+    output: str = option(
+        "folder, or PNG file for a single image; a PNG file contains its settings, without paths and prompts"
+    )
     method: list[str] = option(
         "one (default: rad) or several, each in its own folder with equal noise. rad@50: 50 steps; ddnm@100nfe: at most "
         "100 network calls; rad@10,solver=ddim,spacing=quad,eta=0: another solver; mine.py:Mine: class Mine of your "
@@ -46,8 +52,12 @@ class SampleOptions(ReportOptions):
         [],
     )
     set: list[str] = option("setting of a method, see --list_methods", [], metavar="METHOD.SETTING=VALUE")
-    steps: int | None = option("noise levels, 1 to those of the model (1000); default: by method", None, low=1)
-    budget_nfe: int | None = option("most network calls per image, in place of --steps; a VJP counts as two", None)
+    steps: int | None = option(
+        "noise levels, 1 to those of the model (1000); default: by method", None, low=1, high=10**5
+    )
+    budget_nfe: int | None = option(
+        "most network calls per image, in place of --steps; a VJP counts as two", None, low=1, high=MANY
+    )
     solver: Solver | None = option(
         "ddpm: first order, with noise by --eta; ddim: the same without noise; dpm++2m: second order, an ODE (--eta 0) or "
         "SDE (1). dpm++2m is for few steps of rad and tdpaint, with --spacing logsnr or quad. Default: by method",
@@ -59,16 +69,22 @@ class SampleOptions(ReportOptions):
         None,
     )
     eta: float | None = option("fresh noise, 0 (DDIM) to 1 (DDPM); default: by solver or method", None, low=0, high=1)
-    seed: int = option("seed of noise and generated masks", 0)
-    num_samples: int = option("results per image", 1, low=1)
+    seed: int = option("seed of noise and generated masks", 0, low=SEEDS[0], high=SEEDS[1])
+    num_samples: int = option("results per image", 1, low=1, high=10**4)
     size_policy: SizePolicy = option("images of another size than the model's; crop: windows around each hole", "error")
-    margin: int | None = option("context of a window in pixels, for crop; default: an eighth of its size", None, low=0)
-    feather: int = option("width in pixels of the blend from known pixels into the filling; 0: off", 0, low=0)
-    size: int | None = option("image size in pixels, for SD3 and Flux; default: the model's", None)
-    batch_size: int = option("windows per network call", 8, low=1)
+    margin: int | None = option(
+        "context of a window in pixels, for crop; default: an eighth of its size", None, low=0, high=PIXELS
+    )
+    feather: int = option(
+        "width in pixels of the blend from known pixels into the filling; 0: off", 0, low=0, high=PIXELS
+    )
+    size: int | None = option("image size in pixels, for SD3 and Flux; default: the model's", None, low=8, high=PIXELS)
+    batch_size: int = option("windows per network call", 8, low=1, high=PIXELS)
     precision: Precision = option("precision of the networks", "32")
     device: str = option("auto (an accelerator if there is one), cpu, cuda, ...", "auto")
-    devices: int = option("processes that share the images: one per accelerator, or all on the CPU", 1, low=1)
+    devices: int = option(
+        "processes that share the images: one per accelerator, or all on the CPU", 1, low=1, high=1024
+    )
     shard: str | None = option(
         "one part of the images, such as 2/4; a last call without it writes contact sheet and report",
         None,
@@ -79,7 +95,7 @@ class SampleOptions(ReportOptions):
     save_mask: bool = option("also write NAME-mask.png, white = filled", False)
     preview_masks: bool = option("only write NAME-overlay.png, the image with its hole in red; loads no model", False)
     report: bool = option("then score the results: metrics.csv, summary.md and report.html in --output", False)
-    overwrite: bool = option("recompute finished images", False)
+    overwrite: bool = option("recompute finished images, also those of other settings", False)
 
     mask_polarity: Polarity = option("what white means", "white_is_fill", group=MASK_FILES)
     mask_channel: MaskChannel = option(
@@ -107,7 +123,7 @@ class SampleOptions(ReportOptions):
     )
 
     grid: GridRule | None = option("how the hole is reduced to the latent grid; default: average", None, group=LATENT)
-    dilate: int = option("rings of latent cells added to the hole", 0, low=0, group=LATENT)
+    dilate: int = option("rings of latent cells added to the hole", 0, low=0, high=PIXELS, group=LATENT)
     encode_full: bool = option("let the encoder see the hole's content, which leaks it", False, group=LATENT)
 
     prompt: str = option("what to show in the holes", "", group=TEXT)
@@ -181,7 +197,7 @@ class SampleOptions(ReportOptions):
 class _Parser(jsonargparse.ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         message = re.sub(r'Parser key "(\w+)":', r"--\1:", re.sub(r"<class '(\w+)'>", r"\1", message))
-        raise ValueError(f"{message}; `{self.prog} --help` lists the options")
+        raise ValueError(f"{with_hint(message, self)}; `{self.prog} --help` lists the options")
 
 
 class _ListMethods(argparse.Action):
@@ -223,6 +239,10 @@ def parser() -> jsonargparse.ArgumentParser:
 
 def read_options(arguments: Sequence[str] | None = None) -> SampleOptions:
     """The options on the command line, or in `arguments`. Raises ValueError for unusable ones."""
-    values = vars(parser().parse_args(arguments))
+    words = with_underscores(arguments)
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        if word == "--config" or word.startswith("--config="):
+            check_config(word.partition("=")[2] or after)
+    values = vars(parser().parse_args(words))
     values.pop("config")
     return SampleOptions(**values)

@@ -7,7 +7,8 @@ from fnmatch import fnmatchcase
 from glob import escape
 from pathlib import Path, PurePosixPath
 
-from rad.images.sources import ImageFile, by_stem, holds_one, is_source, list_images, top_folder
+from rad.console import did_you_mean
+from rad.images.sources import ImageFile, by_stem, holds_one, is_source, list_images, match_names, top_folder
 from rad.masks import MaskGenerator
 from rad.masks.shapes import MASKS, main_names, make
 
@@ -33,7 +34,8 @@ def find_masks(
     if not is_source(mask):
         if mask not in MASKS:
             known = ", ".join(main_names())
-            raise ValueError(f"--mask {mask} is neither a file, a folder, an archive nor a generator ({known})")
+            hint = did_you_mean(mask, MASKS)
+            raise ValueError(f"--mask {mask} is neither a file, a folder, an archive nor a generator ({known}){hint}")
         return [make(mask)] * len(names)
     files = list_images(mask)
     if holds_one(mask):
@@ -46,7 +48,7 @@ def find_masks(
             raise ValueError(f"--mask {mask} has {masks}: --mask_by order needs one for each, with --limit too")
         return files[: len(names)]
     by_name = by_stem(files, where=f"--mask {mask}", what="masks")
-    return [by_name.get(name) for name in names]
+    return match_names(by_name, names)
 
 
 def mask_name_of(image: ImageFile, pattern: str) -> str:

@@ -1,12 +1,14 @@
 """What `rad sample` fills, as files: images, masks, methods, and the names of the results. Nothing is computed here."""
 
 import json
+import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, get_args
+from unicodedata import normalize
 
 from PIL import Image
 from torch import Tensor
@@ -14,9 +16,10 @@ from torch import Tensor
 from rad.cli.names import Solver, Spacing
 from rad.cli.sample.options import GUIDES, SampleOptions
 from rad.cli.sample.pairing import MaskSource, check_not_itself, find_masks, mask_name_of, without_masks
+from rad.console import did_you_mean
 from rad.images.sources import ImageFile, holds_one, is_source, list_images, stems
 from rad.masks.files import LoadedMask, load_mask
-from rad.rng import generator
+from rad.rng import check_seed, generator
 
 if TYPE_CHECKING:
     from rad.sampling.method import Method
@@ -50,8 +53,11 @@ class Job:
 
     @property
     def name(self) -> str:
-        """File name of the image without its folder; the key of its noise and mask."""
-        return PurePosixPath(self.image.name).name
+        """Path of the image in its source, with its suffix; the key of its noise and mask.
+
+        As in `identity`, a top folder that holds all of an archive is left out.
+        """
+        return str(PurePosixPath(self.identity).parent / PurePosixPath(self.image.name).name)
 
     def hole(self, image: Image.Image, options: SampleOptions) -> Tensor:
         """(1,H,W) in [0,1], 1 = fill, for the image. Raises ValueError without a mask."""
@@ -122,7 +128,8 @@ def _sampler_words(text: str, words: Sequence[str]) -> dict[str, Any]:
         raise ValueError(f"{text!r}: after a comma give solver=, spacing= or eta=, each once, as in rad@10,solver=ddim")
     for name, choices in {"solver": get_args(Solver), "spacing": get_args(Spacing)}.items():
         if values.get(name, choices[0]) not in choices:
-            raise ValueError(f"{text!r}: {name} is {values[name]!r}; allowed are {', '.join(choices)}")
+            hint = did_you_mean(values[name], choices)
+            raise ValueError(f"{text!r}: {name} is {values[name]!r}{hint}; allowed are {', '.join(choices)}")
     try:
         return values | ({"eta": float(values["eta"])} if "eta" in values else {})
     except ValueError:
@@ -150,6 +157,7 @@ def make_methods(options: SampleOptions) -> dict[Label, "Method"]:
 
 def make_plan(options: SampleOptions, labels: Sequence[Label]) -> list[MethodRun]:
     """Images, masks and files for each method and mask. Raises ValueError for options that do not fit together."""
+    check_seed(options.seed, "--seed")
     output, names = Path(options.output), {mask: mask_name(mask) for mask in options.mask}
     several = options.tree or len(labels) > 1
     if several and output.suffix.lower() == ".png" and not output.is_dir():
@@ -199,11 +207,11 @@ def read_prompts(path: str) -> dict[str, str]:
     """The prompts in a JSON file, by the name of the image, with its folder in the source or without."""
     try:
         prompts = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"--prompts {path} cannot be read ({error}): give a JSON file") from None
     if not (isinstance(prompts, dict) and prompts and all(isinstance(prompt, str) for prompt in prompts.values())):
         raise ValueError(f'--prompts {path} has to hold an object, as {{"cat.png": "a cat", "dog.png": "a dog"}}')
-    return prompts
+    return {normalize("NFC", name): prompt for name, prompt in prompts.items()}
 
 
 def _make_jobs(options: SampleOptions, inputs: Sequence[tuple[ImageFile, str, MaskSource]], output: Path) -> list[Job]:
@@ -218,8 +226,9 @@ def _make_jobs(options: SampleOptions, inputs: Sequence[tuple[ImageFile, str, Ma
         mask_output = Path(f"{stem}-mask.png") if options.save_mask else None
         if options.tree:
             mask_output = output.parent / "masks" / f"{identity}.png"
+        name = normalize("NFC", image.name)
         overlay = Path(f"{output.parent / identity if options.tree else stem}-overlay.png")
-        prompt = prompts.get(image.name, prompts.get(PurePosixPath(image.name).name, options.prompt or None))
+        prompt = prompts.get(name, prompts.get(PurePosixPath(name).name, options.prompt or None))
         if prompt is None and prompts:
             raise ValueError(f"--prompts {options.prompts} has none for {image.name}: add it, or give --prompt")
         jobs.append(Job(image, identity, mask, outputs, raw, mask_output, prompt or "", overlay))
@@ -259,12 +268,30 @@ def _check_files(options: SampleOptions, runs: Sequence[MethodRun]) -> None:
         written |= counts.keys()
     entries = (entry for run in runs for job in run.jobs for entry in (job.image, job.mask))
     sources = {entry.source for entry in entries if isinstance(entry, ImageFile) and isinstance(entry.source, Path)}
-    read = {source.resolve() for source in sources}
-    lost = sorted(str(path) for path in written if path.resolve() in read)
+    read = {os.path.realpath(source) for source in sources}  # `Path.resolve` fails for a link to itself
+    _check_lengths(Path(options.output), written)
+    lost = sorted(str(path) for path in written if os.path.realpath(path) in read)
     if lost:
         raise ValueError(f"--output {options.output} would write over the input {lost[0]}: give another folder or name")
     if folders := [sheet for sheet in sheets if sheet.is_dir()]:
         raise ValueError(f"the contact sheet {folders[0]} cannot be written, for it is a folder: remove it")
+
+
+def _check_lengths(output: Path, files: Iterable[Path]) -> None:
+    """Raise ValueError for names that the file system of `output` does not take, before anything is computed."""
+    existing = next(path for path in (output.absolute(), *output.absolute().parents) if path.is_dir())
+    try:
+        longest, longest_path = (os.pathconf(existing, name) for name in ("PC_NAME_MAX", "PC_PATH_MAX"))
+    except (AttributeError, OSError, ValueError):  # not on Windows
+        longest, longest_path = 255, 4096
+    start = len(os.fsencode(output.absolute())) - len(os.fsencode(output))
+    for path in files:
+        length = max(len(os.fsencode(part)) for part in path.parts)
+        if length > longest or start + len(os.fsencode(path)) >= longest_path:
+            raise ValueError(
+                f"the result {path.name[:40]}... would have a name of {length} bytes or too long a path; this disk allows "
+                f"{longest} bytes: rename the image, or leave out --raw and --save_mask"
+            )
 
 
 def _inputs(options: SampleOptions, mask: str, images: Sequence[ImageFile]) -> list[tuple[ImageFile, str, MaskSource]]:

@@ -11,6 +11,7 @@ from rad.cli.sample.run_log import Failures
 from rad.console import counted, report
 from rad.images.sources import ImageFile
 from rad.inpainting.inpainter import Inpainter
+from rad.inpainting.prepare import check_method
 from rad.masks.files import LoadedMask, same_mask
 from rad.methods.registry import cost, steps_within
 from rad.models.loaded_model import Condition
@@ -60,6 +61,7 @@ def prepare_method(
 
     Raises ValueError for a method that cannot run on this model, or not within its budget.
     """
+    check_method(method, inpainter.model, bf16=options.precision == "bf16")
     given = label.given(options)
     schedule = method.choose(steps=_choose_steps(label, method, options, inpainter.model.base_process), **given)
     try:

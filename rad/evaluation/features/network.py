@@ -106,14 +106,14 @@ class FeatureNet(Extractor):
     def _forward(self, images: Tensor) -> Outputs:
         images = resize(images, self._description.size, self._description.resize)
         mean, std = (
-            torch.tensor(values, device=self._device).view(-1, 1, 1)
+            torch.tensor(values, dtype=torch.float32, device=self._device).view(-1, 1, 1)
             for values in (self._description.mean, self._description.std)
         )
         return self._outputs((images - mean) / std)
 
     def _count_maps(self, weights: Path) -> int:
         """Number of feature maps; checks all outputs on a grey image."""
-        grey = torch.full((2, 3, *(self._description.size or (64, 64))), 0.5)
+        grey = torch.full((2, 3, *(self._description.size or (64, 64))), 0.5, dtype=torch.float32, device="cpu")
         try:
             maps, features = self._run(grey)
         except (RuntimeError, TypeError) as error:

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
+from rad.modes import float32_modes
+
 SMALLEST = 11
 """Smallest side of a crop in pixels: the Gaussian window of SSIM."""
 
@@ -51,6 +53,7 @@ def crop(image: Tensor, box: Box) -> Tensor:
     return image[..., top:bottom, left:right]
 
 
+@float32_modes()
 def psnr(image: Tensor, reference: Tensor, hole: Tensor | None = None) -> Tensor:
     """(B) float64 in dB, of the whole image, or of the hole with at most `PSNR_LIMIT`; NaN for an empty hole.
 
@@ -66,6 +69,7 @@ def psnr(image: Tensor, reference: Tensor, hole: Tensor | None = None) -> Tensor
     return value.clamp(max=10 * math.log10(255**2 * image[0].numel()) if hole is None else PSNR_LIMIT)
 
 
+@float32_modes()
 def ssim(image: Tensor, reference: Tensor) -> Tensor:
     """(B) float32: structural similarity (Wang et al. 2004), Gaussian window of 11 pixels, sigma 1.5."""
     value = structural_similarity_index_measure(

@@ -16,6 +16,7 @@ from rad.evaluation.report.plots import family, plot_quality
 from rad.evaluation.results import Comparison, Metric, Result, Row
 from rad.evaluation.run_log import Run
 from rad.images.atomic import write_text
+from rad.streams import printable
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -122,9 +123,17 @@ def _templates() -> "Environment":
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        finalize=_printable,
     )
     environment.filters["plain"] = _plain
     return environment
+
+
+def _printable(value: object) -> object:
+    """Text with its lines, and escapes in place of other control characters and broken letters of file names."""
+    if not isinstance(value, str) or hasattr(value, "__html__"):
+        return value
+    return "\n".join(map(printable, value.split("\n")))
 
 
 def _plain(text: object) -> str:

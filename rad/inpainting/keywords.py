@@ -1,0 +1,66 @@
+"""Keyword arguments under the names of diffusers' pipelines, and errors that name ours."""
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+EQUAL = {"mask_image": "mask", "num_inference_steps": "steps", "num_images_per_prompt": "num_samples"}
+"""Arguments of diffusers that mean exactly the same."""
+
+CONDITION = "condition=Condition({}) of rad.models"
+OURS = {
+    "generator": "seed=, a whole number",
+    "prompt": CONDITION.format("prompt=...") + ", for text-to-image models",
+    "negative_prompt": CONDITION.format("negative=..."),
+    "guidance_scale": CONDITION.format("guidance=..."),
+    "ip_adapter_image": CONDITION.format("style_image=..."),
+    "control_image": CONDITION.format("control_image=..."),
+    "controlnet_conditioning_scale": CONDITION.format("control_scale=..."),
+    "strength": "a soft mask, with values between 0 and 1; a hole of 1 starts from pure noise",
+    "output_type": "no such choice: `images` of the result are PIL images",
+    "return_dict": "no such choice: the result is an `Inpainted`",
+    "latents": "seed= and names=, which fix the noise",
+    "height": "size_policy=, for images of another size than the model's",
+    "width": "size_policy=, for images of another size than the model's",
+    "padding_mask_crop": "size_policy='crop' and margin=",
+    "callback_on_step_end": "on_step=",
+    "callback": "on_step=",
+    "scheduler": "solver= and spacing=",
+    "torch_dtype": "precision='bf16' or '32'",
+    "dtype": "precision='bf16' or '32'",
+    "pretrained_model_name_or_path": "path=",
+    "device_map": "device=",
+}
+"""Arguments of diffusers that have no exact counterpart, and what to give in their place."""
+
+
+def understood(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """`function`, which also takes the names in `EQUAL`. Raises TypeError that explains any other unknown name."""
+    names = [name for name in inspect.signature(function).parameters if name not in ("self", "cls")]
+
+    @functools.wraps(function)
+    def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        for word in [word for word in kwargs if word not in names]:
+            name = EQUAL.get(word)
+            if name not in names:
+                raise TypeError(_explain(word, names))
+            if name in kwargs:
+                raise TypeError(f"{word} is another name of {name}: give one of them")
+            kwargs[name] = kwargs.pop(word)
+        return function(*args, **kwargs)
+
+    return call
+
+
+def _explain(word: str, names: list[str]) -> str:
+    if word in OURS:
+        return f"there is no argument {word}: give {OURS[word]}"
+    close = difflib.get_close_matches(word, [*names, *EQUAL], 1)
+    return f"there is no argument {word}: " + (
+        f"did you mean {close[0]}?" if close else f"allowed are {', '.join(names)}"
+    )
