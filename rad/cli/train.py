@@ -1,5 +1,6 @@
 """Training from a configuration: LightningCLI that always fits, with one folder per run and an explicit resume."""
 
+import argparse
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from rad.cli.train_errors import explain, without_types
-from rad.console import EXIT_INTERRUPTED, EXIT_OK, program
+from rad.console import EXIT_INTERRUPTED, EXIT_OK, program, with_hint
 from rad.data.module import ImageDataModule
 from rad.images.atomic import remove_temporaries, write_text
 from rad.lock import locked
@@ -88,7 +89,11 @@ class TrainCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse without the parent's warning about explicit `args`, and reject empty entries."""
         assert isinstance(args, list)
-        self.config = parser.parse_args(args)
+        try:
+            self.config = parser.parse_args(args)
+        except argparse.ArgumentError as error:
+            error.message = with_hint(error.message, parser)
+            raise
         _require_values(self.config, MODULES[self.config.trains])
 
     def instantiate_trainer(self, **kwargs: object) -> Trainer:

@@ -178,4 +178,6 @@ def test_pilot_and_prompts_need_text(desk, base, capsys):
     ):
         arguments = ["--checkpoint", str(base), *LEAST[2:], "--size_policy", "resize", "--steps", "1", *words]
         assert cli.sample(arguments) == 2
-        assert message in capsys.readouterr().err
+        shown = capsys.readouterr().err
+        assert message in shown
+        assert "network call" not in shown, "nothing is counted before"

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch.nn.functional as F
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
@@ -172,5 +171,9 @@ def check_known(path: Path, image: Image.Image, hole: Tensor, *, feather: int = 
     """Assert that a written file equals `image` bit for bit, farther than `feather` pixels from the hole."""
     with open_file(path) as written:
         differ = (np.asarray(written) != np.asarray(image)).any(2)
-    near = F.max_pool2d((hole > 0).float(), 2 * feather + 1, stride=1, padding=feather)[0].numpy() > 0
+    near = (hole[0] > 0).numpy()
+    if feather and near.any():
+        from scipy.ndimage import distance_transform_cdt
+
+        near = np.asarray(distance_transform_cdt(~near, metric="chessboard")) <= feather
     assert not (differ & ~near).any(), f"known pixels differ in {path}"
