@@ -491,7 +491,7 @@ def sample_files(data: st.DataObject, place: Place) -> str:
         if data.draw(st.booleans()):
             Path("in.zip").write_bytes(damaged(data, Path("in.zip").read_bytes()))
     Path("out").mkdir()
-    Path("out/a.png").write_bytes(b"of an earlier run")
+    random_image(12, 9).save("out/a.png")  # of an earlier run
     before = _files()
     words = ["--checkpoint", place.models / "adapter", "--image", sources[0], "--mask", sources[1], "--output", "out"]
     policy = data.draw(st.sampled_from(("crop", "resize")))

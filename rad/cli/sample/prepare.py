@@ -1,20 +1,28 @@
-"""Checks before anything is filled: prompts, schedules and costs of methods, and the windows of each image."""
+"""Before anything is filled: checks of prompts and methods, the windows of each image, and previews of its hole."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from rad.cli.sample.fill import WindowCount, encoding
+import torch
+from PIL import Image
+from torch import Tensor
+
+from rad.cli.sample.fill import WindowCount, encoding, write_image
 from rad.cli.sample.options import SampleOptions
-from rad.cli.sample.plan import Job, Label
+from rad.cli.sample.plan import Job, Label, MethodRun
 from rad.cli.sample.run_log import Failures
 from rad.console import counted, report
+from rad.images.codecs import to_tensor, to_uint8
 from rad.images.sources import ImageFile
 from rad.inpainting.inpainter import Inpainter
 from rad.inpainting.prepare import check_method
 from rad.masks.files import LoadedMask, same_mask
 from rad.methods.registry import cost, steps_within
 from rad.models.loaded_model import Condition
+
+COLOUR, STRENGTH = (1.0, 0.0, 0.0), 0.6
+"""Of the overlay on the hole."""
 
 if TYPE_CHECKING:
     from rad.diffusion.processes import Process
@@ -127,3 +135,27 @@ def count_windows(
         counts[job.image] = WindowCount(windows, image.width * image.height)
     messages.report()
     return counts
+
+
+def preview(options: SampleOptions, runs: Sequence[MethodRun], failures: Failures) -> None:
+    """For --preview_masks: write the overlay of each image and mask; print its path."""
+    for run in {run.mask: run for run in runs}.values():
+        messages = MaskMessages()
+        for job in run.jobs:
+            try:
+                image = job.image.open()
+                mask = job.load_mask(image, options)
+                write_image(job.overlay, overlay(image, mask.hole))
+            except (ValueError, OSError) as error:
+                failures.add(f"{job.image}: {error}", job.image)
+                continue
+            messages.add(str(job.mask), mask)
+            failures.written += 1
+            print(job.overlay, flush=True)
+        messages.report()
+
+
+def overlay(image: Image.Image, hole: Tensor) -> Image.Image:
+    """The RGB image, tinted red where it is filled; grey parts of the hole (1,H,W) in [0,1] are tinted in part."""
+    colour = torch.tensor(COLOUR).view(3, 1, 1)
+    return to_uint8(torch.lerp(to_tensor(image), colour.expand(3, *hole.shape[1:]), STRENGTH * hole))

@@ -13,8 +13,7 @@ from PIL import Image
 from rad.cli.sample.fill import Worker, load_inpainter, make_batches, write_image
 from rad.cli.sample.options import SampleOptions
 from rad.cli.sample.plan import Label, MethodRun, contact_sheets, make_methods, make_plan, select_part
-from rad.cli.sample.prepare import check_model, count_windows, prepare_method
-from rad.cli.sample.preview import preview
+from rad.cli.sample.prepare import check_model, count_windows, prepare_method, preview
 from rad.cli.sample.record import Record
 from rad.cli.sample.request import Finished, Requests, text_hash
 from rad.cli.sample.run_log import Failures, RunLog
