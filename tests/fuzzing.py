@@ -473,10 +473,12 @@ def load_bases(data: st.DataObject, place: Place) -> str:
 
 def sample_files(data: st.DataObject, place: Place) -> str:
     """sample.py on three images: one that exists in the output, one with a damaged image or mask, one valid."""
-    for folder in ("in", "masks"):
+    hole = np.zeros((12, 9), np.uint8)
+    hole[2:7, 3:8] = 255
+    for folder, image in (("in", random_image(12, 9)), ("masks", Image.fromarray(hole))):
         Path(folder).mkdir()
         for name in ("a.png", "b.png", "c.png"):
-            random_image(12, 9).save(f"{folder}/{name}")
+            image.save(f"{folder}/{name}")
     broken = Path(data.draw(st.sampled_from(("in", "masks"))), "b.png")
     name, content = draw_image(data)
     broken.unlink()
@@ -489,7 +491,7 @@ def sample_files(data: st.DataObject, place: Place) -> str:
         if data.draw(st.booleans()):
             Path("in.zip").write_bytes(damaged(data, Path("in.zip").read_bytes()))
     Path("out").mkdir()
-    Path("out/a.png").write_bytes(b"of an earlier run")
+    random_image(12, 9).save("out/a.png")  # of an earlier run
     before = _files()
     words = ["--checkpoint", place.models / "adapter", "--image", sources[0], "--mask", sources[1], "--output", "out"]
     policy = data.draw(st.sampled_from(("crop", "resize")))

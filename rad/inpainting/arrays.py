@@ -71,7 +71,8 @@ def to_mask(mask: Array) -> Tensor | Image.Image:
     values = _values(mask)
     colours = values.ndim == 3 and values.shape[2] in CHANNELS[1:] and isinstance(mask, np.ndarray)
     if values.ndim == 3 and not colours:
-        values = values[..., 0] if values.shape[2] == 1 else values[0] if values.shape[0] == 1 else values
+        channel_first = values.shape[0] == 1 and (isinstance(mask, Tensor) or values.shape[2] != 1)
+        values = values[0] if channel_first else values[..., 0] if values.shape[2] == 1 else values
     kind = values.dtype.kind
     if 0 in values.shape or not (values.ndim == 2 or colours) or kind not in "buif":
         raise ValueError(f"mask is {describe(mask)}; give (H,W) of bool, 0 and 1, 0 and 255, or float in [0,1]")

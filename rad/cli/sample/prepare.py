@@ -1,4 +1,4 @@
-"""Before anything is filled: prompts, schedules and costs of methods, windows and previews of the images."""
+"""Before anything is filled: checks of prompts and methods, the windows of each image, and previews of its hole."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +20,9 @@ from rad.inpainting.prepare import check_method
 from rad.masks.files import LoadedMask, same_mask
 from rad.methods.registry import cost, steps_within
 from rad.models.loaded_model import Condition
+
+COLOUR, STRENGTH = (1.0, 0.0, 0.0), 0.6
+"""Of the overlay on the hole."""
 
 if TYPE_CHECKING:
     from rad.diffusion.processes import Process
@@ -138,7 +141,7 @@ def count_windows(
 
 
 def preview(options: SampleOptions, runs: Sequence[MethodRun], failures: Failures) -> None:
-    """Write the overlay of each image and mask; print its path."""
+    """For --preview_masks: write the overlay of each image and mask; print its path."""
     for run in {run.mask: run for run in runs}.values():
         messages = MaskMessages()
         for job in run.jobs:
