@@ -5,7 +5,7 @@ CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test test-core slow numerical lint type methods-table bench clean
+.PHONY: help setup demo test test-core slow numerical lint type methods-table bench gpu-wheels clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -50,6 +50,10 @@ methods-table: setup ## regenerate the stored table of `rad sample --list_method
 
 bench: setup ## measure what benchmarks/results.md reports
 	for script in embedding memory perlin loop import_time; do $(BIN)/python benchmarks/$$script.py || exit 1; done
+
+gpu-wheels: setup ## download into .wheels/ what benchmarks/gpu.py needs on a GPU machine that has PyTorch, Lightning and peft but no network
+	rm -rf .wheels
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --python-version 3.12 --dest .wheels -c $(CONSTRAINTS) diffusers importlib-metadata lazy-importer jsonargparse docstring-parser typeshed-client
 
 clean: ## remove the outputs of the other targets
 	rm -rf $(VENV) runs build *.egg-info .pytest_cache .ruff_cache

@@ -100,15 +100,14 @@ def error(model: UNetModel, x0: Tensor, hole: Tensor, t: int, *, noise: bool = F
     process = region_aware(model.base_process, time_origin="adm" if model.info is None else model.info.time_origin)
     eps = torch.randn(x0.shape, generator=generator(0, "noise", t))
     differences = []
-    with model.weights(adapter=adapter, differentiated=False):
-        denoiser = model.denoiser([], adapter=adapter)
-        for clean, e, h in zip(x0.split(50), eps.split(50), hole.split(50), strict=True):
-            now = process.noise(torch.full((len(clean),), t), NoiseRegions.from_mask(h))
-            x = noised(clean, now, noise=e)
-            if noise:
-                differences.append(model.unet(x, now.timesteps.float(), index=now.index).sample[:, :3] - e)
-            else:
-                differences.append(denoiser.denoise(x, now).x0 - clean)
+    denoiser, network = model.denoiser([], adapter=adapter), model.sampled_network(adapter=adapter)
+    for clean, e, h in zip(x0.split(50), eps.split(50), hole.split(50), strict=True):
+        now = process.noise(torch.full((len(clean),), t), NoiseRegions.from_mask(h))
+        x = noised(clean, now, noise=e)
+        if noise:
+            differences.append(network(x, now.timesteps.float(), index=now.index).sample[:, :3] - e)
+        else:
+            differences.append(denoiser.denoise(x, now).x0 - clean)
     return mean_in_hole(torch.cat(differences), hole)
 
 

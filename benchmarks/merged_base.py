@@ -17,7 +17,6 @@ from diffusers import UNet2DModel
 
 from rad.inpainting.inpainter import Inpainter
 from rad.models.base import save_base
-from rad.models.lora import merge
 from rad.models.unet_model import UNetModel
 
 
@@ -28,11 +27,11 @@ def main() -> None:
     parser.add_argument("--output", required=True)
     options = parser.parse_args()
     model = Inpainter.from_pretrained(options.checkpoint, base=options.base).model
-    if not isinstance(model, UNetModel) or model.kind != "pixel" or model.peft is None or model.info is None:
+    if not isinstance(model, UNetModel) or model.kind != "pixel" or model.adapted is None or model.info is None:
         parser.error(
             f"{options.checkpoint} is not a RAD adapter for a pixel model: give one, such as checkpoints/rad-nature32"
         )
-    weights, config = merge(model.peft).state_dict(), dict(model.unet.config)
+    weights, config = model.adapted.state_dict(), dict(model.unet.config)
     if not model.info.learned_variance:  # an untrained variance is not exported
         config["out_channels"] = model.autoencoder.channels
         weights |= {name: weights[name][: model.autoencoder.channels] for name in ("conv_out.weight", "conv_out.bias")}

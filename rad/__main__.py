@@ -1,12 +1,11 @@
 """The command `rad`, also `python -m rad`: `rad sample | train | evaluate | masks | doctor | demo`, each loaded when called."""
 
-import difflib
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from rad.console import EXIT_INPUT, EXIT_OK, guarded
+from rad.console import EXIT_OK, did_you_mean, guarded
 
 COMMANDS = {
     "sample": ("rad.cli.main", "sample", "fill holes in images, with RAD or with zero-shot methods"),
@@ -21,7 +20,11 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command. Returns the exit code: 2 for an unknown command."""
-    name, *rest = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
+    return guarded(lambda: _run(sys.argv[1:] if arguments is None else list(arguments)))
+
+
+def _run(arguments: Sequence[str]) -> int:
+    name, *rest = arguments or ["--help"]
     if name in ("-h", "--help"):
         print(usage())
         return EXIT_OK
@@ -31,12 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"rad {__version__}")
         return EXIT_OK
     if name not in COMMANDS:
-        close = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        print(f"error: rad has no command {name!r}: {hint}Commands are {', '.join(COMMANDS)}", file=sys.stderr)
-        return EXIT_INPUT
+        raise ValueError(
+            f"rad has no command {name!r}{did_you_mean(name, COMMANDS)}: commands are {', '.join(COMMANDS)}"
+        )
     module, function, _ = COMMANDS[name]
-    return guarded(lambda: getattr(import_module(module), function)(rest))
+    return getattr(import_module(module), function)(rest)
 
 
 def usage() -> str:

@@ -2,16 +2,23 @@
 
 import argparse
 import dataclasses
+import difflib
 import math
 import os
+import re
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
+from rad.streams import printable, tolerant_streams
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+
+SEEDS = -(2**63), 2**64 - 1
+"""Smallest and largest seed."""
 
 EXIT_OK, EXIT_FAILED, EXIT_INPUT, EXIT_SOME, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -19,21 +26,45 @@ EXIT_OK, EXIT_FAILED, EXIT_INPUT, EXIT_SOME, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 def guarded(run: Callable[[], int]) -> int:
     """Run a command; print an error that the user can correct as one line on stderr.
 
-    The environment variable RAD_DEBUG=1 shows the traceback instead.
+    The environment variable RAD_DEBUG=1 shows the traceback instead. Output follows `rad.streams`.
 
     Returns:
-        The exit code: 2 for wrong input, 130 for Ctrl-C.
+        The exit code: 2 for wrong input, 130 for Ctrl-C, 1 if stdout does not take the output, as on a full disk.
     """
+    code = EXIT_OK
+    try:
+        with tolerant_streams():
+            code = _guarded(run)
+    except OSError as error:
+        print(f"error: {error.strerror}", file=sys.stderr)
+        return code or EXIT_FAILED
+    return code
+
+
+def _guarded(run: Callable[[], int]) -> int:
     try:
         return run()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError, RecursionError) as error:
         if os.environ.get("RAD_DEBUG"):
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        report(f"error: {_reason(error)}")
         return EXIT_INPUT
     except KeyboardInterrupt:
-        print("interrupted: finished files are kept", file=sys.stderr)
+        report("interrupted: finished files are kept")
         return EXIT_INTERRUPTED
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return "not enough memory: give smaller or fewer images, or lower the numbers in the options"
+    if isinstance(error, RecursionError):
+        return "an input is nested too deeply (RAD_DEBUG=1 shows where)"
+    return one_line(error) or type(error).__name__
+
+
+def one_line(message: object) -> str:
+    """A message with its lines joined. Other runs of spaces stay, for they may belong to a file name."""
+    return re.sub(r"\s*[\n\r]\s*", " ", str(message)).strip()
 
 
 def program(command: str) -> str:
@@ -50,11 +81,52 @@ def program(command: str) -> str:
     return f"rad {command}"
 
 
+def with_underscores(words: Sequence[str] | None = None) -> list[str]:
+    """The arguments (default: of this process), with `--num-samples` as `--num_samples`; values stay as they are."""
+    result = list(sys.argv[1:] if words is None else words)
+    for place, word in enumerate(result):
+        if word == "--":
+            break
+        name, equals, value = word.partition("=")
+        if name.startswith("--"):
+            result[place] = f"--{name[2:].replace('-', '_')}{equals}{value}"
+    return result
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """ " (did you mean repaint?)" for "RePaint"; empty if no known word is similar."""
+    words = {_plain(name): name for name in known}
+    close = difflib.get_close_matches(_plain(word), words, n=1)
+    return f" (did you mean {words[close[0]]}?)" if close else ""
+
+
+def _plain(word: str) -> str:
+    return word.strip("-").lower().replace("-", "_")
+
+
+def with_hint(message: str, parser: argparse.ArgumentParser) -> str:
+    """A message of a parser, with the most similar option or choice."""
+    options = {text: action for text, action in parser._option_string_actions.items() if text.startswith("--")}
+    if unknown := re.search(r"unrecognized arguments: (-\S*)", message):
+        return message + did_you_mean(unknown[1].partition("=")[0], options)
+    if unknown := re.search(r"Option '(.*?)' is not accepted", message):  # in a file
+        return message + did_you_mean(unknown[1], (text[2:] for text in options))
+    if choice := re.search(r"(--\w+): (?:invalid choice: )?'(.*?)' (?:\(choose from|not among choices)", message):
+        choices = options[choice[1]].choices if choice[1] in options else None
+        return message + did_you_mean(choice[2], map(str, choices or ()))
+    return message
+
+
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are ValueErrors of one line, without the usage text."""
+    """An argument parser whose errors are ValueErrors of one line, without the usage text; `--a-b` is `--a_b`."""
+
+    def parse_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:  # type: ignore[override]
+        return super().parse_args(with_underscores(args), namespace)
 
     def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; `{self.prog} --help` lists the options")
+        raise ValueError(f"{with_hint(message, self)}; `{self.prog} --help` lists the options")
 
 
 def option(
@@ -113,8 +185,9 @@ def check_options(options: "DataclassInstance") -> None:
             isinstance(value, list) and all(type(v) is str for v in value)
         ):
             raise ValueError(f"--{field.name} {value!r}: give a list of words")
-        if isinstance(value, int | float) and not (math.isfinite(value) and low <= value <= high):
-            allowed = f"{low:g} or more" if math.isinf(high) else f"{low:g} to {high:g}"
+        finite = not isinstance(value, float) or math.isfinite(value)
+        if isinstance(value, int | float) and not (finite and low <= value <= high):
+            allowed = f"{low} or more" if math.isinf(high) else f"{low} to {high}"
             raise ValueError(f"--{field.name} {value}: allowed are {allowed} ({field.metadata['help']})")
 
 
@@ -125,9 +198,14 @@ def _without_none(hint: object) -> object:
     return hint
 
 
-def report(message: str) -> None:
-    """Print a message on stderr."""
-    print(message, file=sys.stderr, flush=True)
+def report(message: object) -> None:
+    """Print one line on stderr."""
+    print(printable(message), file=sys.stderr, flush=True)
+
+
+def print_line(line: object) -> None:
+    """Print one line on stdout, such as the path of a result."""
+    print(printable(line), flush=True)
 
 
 def counted(number: int, what: str) -> str:
@@ -143,7 +221,7 @@ class Progress:
         self.total, self.done, self._bar, self._tenths = total, 0, None, 0
 
     def __enter__(self) -> "Progress":
-        if sys.stderr.isatty() and self.total:
+        if sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and self.total:
             from rich.console import Console
             from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 

@@ -32,13 +32,18 @@ def located(source: str | Path) -> Path:
 
 
 def is_data_name(source: str | Path) -> bool:
-    """Whether `source` begins with one of `FOLDERS`, as "checkpoints/mine", and is no hub id."""
-    return Path(source).parts[:1] in {(folder,) for folder in FOLDERS}
+    """Whether `source` begins with one of `FOLDERS` or runs/, as "checkpoints/mine", and is no hub id."""
+    return Path(source).parts[:1] in {(folder,) for folder in (*FOLDERS, "runs")}
 
 
 def config_names() -> list[str]:
     """The configurations of the working folder, the checkout and the package, sorted."""
     return sorted({path.name for root in _roots() for path in (root / "configs").glob("*.yaml")})
+
+
+def checkpoint_names() -> list[str]:
+    """The folders in checkpoints/ of the working folder, the checkout and the package, sorted."""
+    return sorted({path.name for root in _roots() for path in (root / "checkpoints").glob("*/")})
 
 
 def pip_install(extra: str) -> str:

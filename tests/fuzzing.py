@@ -38,6 +38,7 @@ from rad.inpainting.inpainter import Inpainter
 from rad.masks import MaskGenerator, Mixture
 from rad.masks.files import read_mask
 from rad.masks.perlin import Perlin, Pnoise
+from rad.masks.reading.format import MaskChannel, MaskFormat, MaskResize, MaskWarning, Polarity
 from rad.masks.sets import read_set, write_set
 from rad.masks.shapes import MASKS, photos
 from rad.methods import METHODS
@@ -315,14 +316,21 @@ def read_image(data: st.DataObject, place: Place) -> str:
 def read_hole(data: st.DataObject, place: Place) -> str:
     name, content = draw_image(data)
     Path(name).write_bytes(content)
-    options = {
-        "polarity": data.draw(st.sampled_from(("white_is_fill", "white_is_known"))),
-        "channel": data.draw(st.sampled_from(("grey", "alpha"))),
-        "size": data.draw(st.sampled_from((None, (9, 12)))),
-    }
+    threshold = data.draw(st.none() | st.floats(0, 1))
+    chosen = MaskFormat(
+        polarity=data.draw(st.sampled_from(typing.get_args(Polarity))),
+        channel=data.draw(st.sampled_from(typing.get_args(MaskChannel))),
+        threshold=threshold,
+        soft=threshold is None and data.draw(st.booleans()),
+        resize=data.draw(st.sampled_from(typing.get_args(MaskResize))),
+        dilate=data.draw(st.integers(0, 20)),
+    )
+    size = data.draw(st.sampled_from((None, (9, 12))))
 
     def call() -> None:
-        hole = read_mask(name, **options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", MaskWarning)
+            hole = read_mask(name, chosen, size=size)
         assert hole.ndim == 3
         assert bool(((hole >= 0) & (hole <= 1)).all())
 

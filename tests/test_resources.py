@@ -94,7 +94,7 @@ def test_names_in_help_texts_match_the_registries():
 
     from rad.diffusion.solvers import Solver
     from rad.diffusion.spacings import Spacing
-    from rad.inpainting.inpainter import Polarity, Precision, SizePolicy
+    from rad.inpainting.inpainter import Precision, SizePolicy
     from rad.masks.shapes import main_names
     from rad.methods import METHODS
     from rad.models.latent_mask import GridRule
@@ -104,7 +104,6 @@ def test_names_in_help_texts_match_the_registries():
     for mine, theirs in (
         (names.Solver, Solver),
         (names.Spacing, Spacing),
-        (names.Polarity, Polarity),
         (names.SizePolicy, SizePolicy),
         (names.Precision, Precision),
         (names.GridRule, GridRule),

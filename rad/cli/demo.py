@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rad.console import Parser, Progress, guarded, program, report
+from rad.console import Parser, Progress, guarded, print_line, program, report
 from rad.data.module import ImageDataModule
+from rad.images.atomic import replacing
 from rad.images.codecs import blank, open_image, to_uint8
 from rad.images.grid import contact_sheet
 from rad.inpainting.inpainter import Inpainter
@@ -57,9 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     labels = ["512x512, scratches and lettering", "restored by the shipped adapter, size_policy crop"]
     panel = stack([tiles, contact_sheet([[damaged, restored]], column_labels=labels, cell_size=512)])
     output = Path(options.output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    panel.save(output)
-    print(output)
+    with replacing(output) as temporary:
+        panel.save(temporary)
+    print_line(output)
     return 0
 
 

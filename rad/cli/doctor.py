@@ -21,7 +21,7 @@ from typing import IO
 
 from rad.cli import environment
 from rad.cli.environment import format_bytes
-from rad.console import EXIT_FAILED, EXIT_OK, Parser, counted, guarded, program
+from rad.console import EXIT_FAILED, EXIT_OK, Parser, counted, guarded, print_line, program
 from rad.evaluation import provenance
 from rad.evaluation.provenance import ROOT
 
@@ -91,10 +91,10 @@ class Report:
             text = str(error) if known else f"{name}: {type(error).__name__}: {error}; {REPORT_IT}"
             self._line("FAILED", " ".join(text.split()))
             for line in (error.details if known else "").splitlines():
-                print(without_home(f"        | {line}"), flush=True)
+                print_line(without_home(f"        | {line}"))
 
     def _line(self, state: str, text: str) -> None:
-        print(without_home(f"{state:<8}{text}"), flush=True)
+        print_line(without_home(f"{state:<8}{text}"))
 
 
 def without_home(text: str) -> str:
@@ -114,9 +114,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prove(report)
     checks = counted(report.checks, "check")
     if report.failed:
-        print(f"{report.failed} of {checks} failed; include all lines of this output in a bug report")
+        print_line(f"{report.failed} of {checks} failed; include all lines of this output in a bug report")
         return EXIT_FAILED
-    print(f"all {checks} passed")
+    print_line(f"all {checks} passed")
     return EXIT_OK
 
 

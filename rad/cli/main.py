@@ -1,11 +1,10 @@
 """`rad train` and `rad sample`, also train.py and sample.py. An error is one line and an exit code."""
 
-import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from rad.console import EXIT_OK, guarded, program
+from rad.console import EXIT_OK, did_you_mean, guarded, program, with_underscores
 from rad.resources import config_names, find_data
 
 TRAIN_HELP = """usage: {program} --config NAME.yaml [--name RUN] [--SETTING VALUE ...]
@@ -35,7 +34,7 @@ def train(arguments: Sequence[str] | None = None) -> int:
     """`rad train --config NAME.yaml [--name RUN] [--ckpt_path last|FILE] [--data.path DIR] [--trainer.max_steps N] ...`"""
 
     def run() -> int:
-        words = sys.argv[1:] if arguments is None else arguments
+        words = with_underscores(arguments)
         if words and set(words) <= {"-h", "--help"}:
             configs = textwrap.fill(", ".join(config_names()), 100, initial_indent="  ", subsequent_indent="  ")
             print(TRAIN_HELP.format(program=program("train"), configs=configs), end="")
@@ -75,8 +74,11 @@ def find_config(name: str) -> str:
     """The path of a configuration: a file, or a name that `rad.resources.find_data` finds in `configs/`."""
     path = find_data(name)
     if path is None or not path.is_file():
-        known = ", ".join(config_names())
-        raise FileNotFoundError(f"configuration {name!r} is neither a file nor in configs/: use one of {known}")
+        known = config_names()
+        hint = did_you_mean(name, known)
+        raise FileNotFoundError(
+            f"configuration {name!r} is neither a file nor in configs/{hint}: use one of {', '.join(known)}"
+        )
     return str(path)
 
 

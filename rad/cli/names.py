@@ -15,7 +15,6 @@ MASKS = (
 
 Solver = Literal["ddpm", "ddim", "dpm++2m"]
 Spacing = Literal["even", "trailing", "quad", "logsnr", "official"]
-Polarity = Literal["white_is_fill", "white_is_known"]
 SizePolicy = Literal["error", "resize", "crop"]
 Precision = Literal["32", "bf16"]
 GridRule = Literal["average", "bilinear", "nearest"]

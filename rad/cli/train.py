@@ -1,21 +1,28 @@
 """Training from a configuration: LightningCLI that always fits, with one folder per run and an explicit resume."""
 
-import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import is_dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Literal, cast, get_args, get_type_hints
 
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from rad.cli.train_errors import explain, without_types
 from rad.console import EXIT_INTERRUPTED, EXIT_OK, program
 from rad.data.module import ImageDataModule
+from rad.images.atomic import remove_temporaries, write_text
+from rad.images.lock import locked
 from rad.training.autoencoder import AutoencoderTraining
+from rad.training.checkpoint import Checkpoint
 from rad.training.diffusion import Diffusion
 from rad.training.ema import EMA
 from rad.training.guards import FiniteGuard, StopOnSignal
@@ -27,14 +34,32 @@ Trained = Literal["diffusion", "autoencoder"]
 MODULES: dict[str, type[LightningModule]] = {"diffusion": Diffusion, "autoencoder": AutoencoderTraining}
 
 
-TYPE_LISTS = {
-    r"Type typing\.Callable\[\[.*?\], [\w.]+\] expects a function or a callable class: ": "",
-    r"- Expected a path but .*? either not accessible or invalid - ": "",
-    r"Does not validate against any of the Union subtypes Subtypes: \[.*?\] Errors: - (.*?) - Expected a .*?(?=;|$)": r"\1",
-    r"Problem with given class_path '[\w.]+': ": "",
-    r"Parser key \"([\w.]+)\": Unable to load config '(.*?)' - .*?(?=;|$)": r"\1 is a group, not '\2': give --\1.SETTING",
-}
-"""Parts of jsonargparse's messages, as regular expressions, and what replaces them; applied in this order."""
+LONGEST_NAME = 200
+"""Longest name of a run, in bytes; file systems allow 255."""
+
+FORBIDDEN = '/\\:*?"<>|'
+"""Characters that some file system forbids in a file name."""
+
+
+class RunConfig(SaveConfigCallback):
+    """Writes the configuration of each start to the run folder when training begins, and overwrites none.
+
+    The first is config.yaml. A resumed run adds config-step=N.yaml, with the step that it resumed at. `ckpt_path` is left out,
+    so that each file starts a new run.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None: ...
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        folder, config = Path(trainer.default_root_dir), self.config.clone()
+        resumed, config.ckpt_path = trainer.ckpt_path, None
+        stem = f"config-step={trainer.global_step}"
+        names = chain(("config", stem), (f"{stem}-{number}" for number in count(2)))
+        path = next(path for name in names if not (path := folder / f"{name}.yaml").exists())
+        origin = f"# Resumed at step {trainer.global_step} from {resumed}\n" if resumed else ""
+        write_text(path, origin + self.parser.dump(config, skip_none=False))
 
 
 class TrainCLI(LightningCLI):
@@ -69,20 +94,29 @@ class TrainCLI(LightningCLI):
         """The trainer with guards, and with the run's folder, which a saved configuration does not contain."""
         config = self.config_init
         assert isinstance(config, Namespace)
-        if not config.name:
-            raise ValueError("--name is empty: give the run a name, or leave the option out")
-        if config.trainer.default_root_dir is None:
-            kwargs["default_root_dir"] = str(Path("runs") / config.name)
+        folder = run_folder(config)
+        kwargs["default_root_dir"] = str(folder)
         if config.trainer.logger in (None, True):
-            kwargs["logger"] = TensorBoardLogger("runs", name=config.name, version="")
+            kwargs["logger"] = TensorBoardLogger(folder.parent, name=folder.name, version="")
         given = config.trainer.callbacks or []
         callbacks = list(given) if isinstance(given, list) else [given]
         suffixes = [callback.suffix for callback in callbacks if isinstance(callback, EMA)]
         if len(set(suffixes)) < len(suffixes):
             raise ValueError(f"the EMA callbacks have the suffixes {', '.join(suffixes)}: give each its own")
+        if any(isinstance(callback, StochasticWeightAveraging | WeightAveraging) for callback in callbacks):
+            raise ValueError(
+                "Lightning's callbacks for averaged weights count epochs, and exported models would not have the average: use "
+                "rad.training.EMA"
+            )
         for guard in (StopOnSignal, FiniteGuard):
             if not any(isinstance(callback, guard) for callback in callbacks):
                 callbacks.append(guard())
+        checkpoints = [callback for callback in callbacks if isinstance(callback, LightningCheckpoint)]
+        if not checkpoints and config.trainer.enable_checkpointing is not False:
+            callbacks.append(Checkpoint())
+        for callback in checkpoints:
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                callback.dirpath = str(folder / "checkpoints")  # Lightning's place depends on the logger
         self.stop_guards = [callback for callback in callbacks if isinstance(callback, StopOnSignal)]
         kwargs["callbacks"] = callbacks
         return super().instantiate_trainer(**kwargs)
@@ -135,12 +169,23 @@ def _trains(config: Path, default: str) -> str:
     return trains if isinstance(trains, str) else default
 
 
-def _without_types(error: Exception) -> str:
-    """The message of jsonargparse without its lists of types, which hide the reason."""
-    message = " ".join(str(error).split())
-    for pattern, short in TYPE_LISTS.items():
-        message = re.sub(pattern, short, message)
-    return message
+def run_folder(config: Namespace) -> Path:
+    """runs/NAME, or NAME in trainer.default_root_dir. Raises ValueError unless the name is that of one folder."""
+    name = config.name
+    problem = None
+    if not name:
+        problem = "is empty"
+    elif len(name.encode()) > LONGEST_NAME:
+        problem = f"has more than {LONGEST_NAME} bytes"
+    elif (
+        any(letter in FORBIDDEN or not letter.isprintable() for letter in name) or name[0] in ".-~ " or name[-1] in ". "
+    ):
+        problem = (
+            f"is not the name of one folder: {FORBIDDEN} are not allowed, nor '.', '-', '~' or a space at the start"
+        )
+    if problem is not None:
+        raise ValueError(f"--name {name[:80]!r} {problem}; the run is stored in runs/NAME: give another name")
+    return Path(config.trainer.default_root_dir or "runs") / name
 
 
 def fit(arguments: Sequence[str]) -> int:
@@ -157,7 +202,7 @@ def fit(arguments: Sequence[str]) -> int:
             parser_kwargs={"exit_on_error": False, "prog": program("train")},
             auto_configure_optimizers=False,
             seed_everything_default=0,
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=RunConfig,
             trainer_defaults={
                 "use_distributed_sampler": False,
                 "gradient_clip_val": 1.0,
@@ -167,12 +212,30 @@ def fit(arguments: Sequence[str]) -> int:
     except OSError:
         raise
     except ValueError as error:
-        raise ValueError(_without_types(error)) from error
+        raise ValueError(without_types(error)) from error
     except Exception as error:  # jsonargparse accepts some wrong types, which fail later with any exception
-        message = f"{_without_types(error)}; `{program('train')} --config NAME --help` lists the settings"
+        message = f"{without_types(error)}; `{program('train')} --config NAME --help` lists the settings"
         raise ValueError(message) from error
+    with _held(cli.trainer):
+        return _fit(cli)
+
+
+@contextmanager
+def _held(trainer: Trainer) -> Iterator[None]:
+    """Hold the run folder in the first process of a run. Raises ValueError if another run writes to it."""
+    folder = Path(trainer.default_root_dir)
+    if not trainer.is_global_zero or "://" in trainer.default_root_dir:
+        yield
+        return
+    with locked(folder, option="--name"):
+        remove_temporaries([folder, folder / "checkpoints", folder / "panels"])
+        yield
+
+
+def _fit(cli: TrainCLI) -> int:
     config: Namespace = cli.config
-    ckpt = find_checkpoint(config.ckpt_path, Path("runs") / config.name)
+    elsewhere = [getattr(callback, "dirpath", None) for callback in cli.trainer.checkpoint_callbacks]
+    ckpt = find_checkpoint(config.ckpt_path, run_folder(config), elsewhere=[Path(path) for path in elsewhere if path])
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".* in eval mode")  # autoencoders and text encoders are frozen
@@ -181,5 +244,12 @@ def fit(arguments: Sequence[str]) -> int:
         raise KeyboardInterrupt from None
     except FloatingPointError as error:
         raise ValueError(error) from None
+    except (ValueError, OSError):
+        raise
+    except Exception as error:
+        reason = explain(error)
+        if reason is None:
+            raise
+        raise ValueError(reason) from error
     stopped = any(guard.received for guard in cli.stop_guards)
     return EXIT_INTERRUPTED if stopped and cli.trainer.is_global_zero else EXIT_OK  # launchers treat others as crashes

@@ -3,7 +3,9 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from hashlib import sha256
 from importlib.resources import files
+from io import BytesIO
 from itertools import chain
 from pathlib import Path
 from typing import TypedDict
@@ -24,6 +26,9 @@ from rad.rng import check_seed, key, key_of
 # Colour photographs inside the scikit-image wheel; the motorcycles are two views of one scene.
 SKIMAGE_TRAIN = ("astronaut.png", "chelsea.png", "hubble_deep_field.jpg", "motorcycle_left.png", "motorcycle_right.png")
 SKIMAGE_HELD_OUT = ("coffee.png", "rocket.jpg")
+
+CHECKED = 64
+"""Number of training images whose content is compared with the checkpoint's at a resume."""
 
 _FRESH = {"position": 0, "batches": 0}  # state of a run that was not resumed
 
@@ -49,6 +54,15 @@ def hold_out(images: Sequence[Source], count: int) -> tuple[np.ndarray, np.ndarr
     hashes = np.fromiter((key("held out", image.name) for image in images), np.int64, len(images))
     ranked = np.argsort(hashes, kind="stable")
     return np.sort(ranked[count:]), np.sort(ranked[:count])
+
+
+def _digest(image: Source) -> str:
+    """Hash of an image's file; "" if it cannot be read."""
+    try:
+        file = image.file() if isinstance(image, ImageFile) else BytesIO()
+        return sha256(file.read_bytes() if isinstance(file, Path) else file.getvalue()).hexdigest()
+    except (OSError, ValueError):
+        return ""
 
 
 def _choose(images: Sequence[Source], numbers: np.ndarray) -> Sequence[Source]:
@@ -145,6 +159,7 @@ class ImageDataModule(LightningDataModule):
         self._counts: tuple[int, ...] = ()
         self._val_counts: tuple[int, ...] = ()
         self._hash: int | None = None
+        self._content_hash: str | None = None
         self._resumed = _FRESH
 
     def setup(self, stage: str) -> None:
@@ -227,6 +242,32 @@ class ImageDataModule(LightningDataModule):
             self._hash = key_of(chain([self.seed], (image.name for image in self.train_images), weights))
         return self._hash
 
+    def settings(self) -> dict[str, object]:
+        """What the samples depend on; checkpoints record it, and a resumed run reports the differences."""
+        content = {} if self.in_memory else {"content_hash": self._content()}
+        return {
+            **vars(self.framing),
+            "path": self.paths,
+            "val_path": self.val_paths,
+            "val_count": self.val_count,
+            "weights": self.weights,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "masks": self.masks,
+            "captions": None if self.captions is None else self.captions.source,
+            "images": len(self.train_images),
+            "names_hash": f"{key_of(image.name for image in self.train_images):016x}",
+            **content,
+        }
+
+    def _content(self) -> str:
+        """Hash of the bytes of up to `CHECKED` training images, computed once."""
+        if self._content_hash is None:
+            numbers = np.linspace(0, len(self.train_images) - 1, min(CHECKED, len(self.train_images))).astype(int)
+            digests = (_digest(self.train_images[number]) for number in numbers.tolist())
+            self._content_hash = f"{key_of(digests):016x}"
+        return self._content_hash
+
     def state_dict(self) -> dict[str, int]:
         """The position, valid for any batch size, and a hash of the images, weights and seed that it depends on."""
         return {"position": self.position(), "batches": self._batches_done(), "images": self._fingerprint()}
@@ -243,7 +284,8 @@ class ImageDataModule(LightningDataModule):
 
     def train_dataloader(self) -> StreamLoader:
         """The rest of the run, from `position()`; without a trainer, one pass over the images."""
-        if self._resumed is not _FRESH and self._resumed["images"] != self._fingerprint():
+        reports = getattr(getattr(self.trainer, "lightning_module", None), "reports_changes", False)
+        if not reports and self._resumed is not _FRESH and self._resumed["images"] != self._fingerprint():
             rank_zero_warn(
                 "the training images, their weights or the seed are not those of the checkpoint: "
                 f"the stream goes on at position {self.position()} in its new order"

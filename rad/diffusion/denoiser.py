@@ -56,11 +56,11 @@ class TextDenoiser(Denoiser, Protocol):
 
 
 class _ClampPassingGradients(torch.autograd.Function):
-    """Clamp to [-1,1] with the gradient of the identity, which keeps guidance alive outside the range."""
+    """Clamp to [-1,1] with the gradient of the identity, which keeps guidance alive outside the range. Infinity becomes NaN."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, values: Tensor) -> Tensor:
-        return values.clamp(-1, 1)
+        return values.clamp(-1, 1) + 0 * values
 
     @staticmethod
     def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> Tensor:

@@ -4,9 +4,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
-from rad.console import EXIT_OK, EXIT_SOME, Parser, guarded, program, report
+from rad.console import EXIT_OK, EXIT_SOME, Parser, guarded, print_line, program, report
 from rad.evaluation.options import add_options
+from rad.masks.reading.format import MaskChannel, MaskFormat, Polarity
 
 
 def parser() -> Parser:
@@ -25,7 +27,10 @@ def parser() -> Parser:
     )
     options.add_argument("--reference", help="folder, zip or file of the originals; default: --image of rad sample")
     options.add_argument("--mask", help="for other systems: one image for all, or a folder or zip of masks by name")
-    options.add_argument("--mask_polarity", default="white_is_fill", choices=["white_is_fill", "white_is_known"])
+    options.add_argument("--mask_polarity", default="white_is_fill", choices=get_args(Polarity))
+    options.add_argument("--mask_channel", default="auto", choices=get_args(MaskChannel), help="part of the files")
+    options.add_argument("--mask_threshold", type=float, help="brighter pixels, of 0 to 1, are white")
+    options.add_argument("--soft_mask", action="store_true", help="keep grey values; such pixels count as hole")
     add_options(options)
     options.add_argument("--output", help="folder of the tables; default: the folder of rad sample, or `evaluation`")
     options.add_argument("--seed", type=int, default=0, help="seed of the bootstrap and of the tests")
@@ -42,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from rad.evaluation.provenance import scoring
     from rad.evaluation.report import write_report
     from rad.evaluation.tables import NAMES
+    from rad.images.lock import EVALUATION, holder, one_at_a_time
     from rad.images.sources import absolute
 
     folders = _folders(options.results)
@@ -52,8 +58,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise ValueError(
             f"--results {first} is not a folder of rad sample with several masks: give {' and '.join(missing)} too"
         )
-    if tree and options.mask_polarity != "white_is_fill":
-        report("warning: --mask_polarity has no effect: the masks written by rad sample are white = fill")
+    if tree and (options.mask_polarity, options.mask_channel) != ("white_is_fill", "auto"):
+        report("warning: --mask_polarity and --mask_channel have no effect on the masks written by rad sample")
+    mask_format = MaskFormat(
+        polarity=options.mask_polarity,
+        channel=options.mask_channel,
+        threshold=options.mask_threshold,
+        soft=options.soft_mask,
+    )
     reference = Path(_reference(first) if options.reference is None else options.reference)
     networks = extractors(options.feature_net, options.lpips, options.fid, device=options.device)
     if not networks:
@@ -72,14 +84,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "on_progress": progress,
         "scoring": how,
     }
-    if tree:
-        comparison = evaluate(first, tables=output, **common)
-    else:
-        comparison = evaluate_folders(
-            folders, output=output, mask=Path(options.mask), mask_polarity=options.mask_polarity, **common
-        )
-    for path in (*(output / name for name in NAMES), *write_report(comparison, output)):
-        print(path)
+    if tree and (process := holder(first)):
+        report(f"note: {first} is being written by {process}; the scores cover the files so far")
+    with one_at_a_time(output / EVALUATION, patience=1.0):
+        if tree:
+            comparison = evaluate(first, tables=output, **common)
+        else:
+            comparison = evaluate_folders(
+                folders, output=output, mask=Path(options.mask), mask_format=mask_format, **common
+            )
+        paths = [*(output / name for name in NAMES), *write_report(comparison, output)]
+    for path in paths:
+        print_line(path)
     for note in comparison.notes:
         report(f"note: {note}")
     unscored = progress.total - len(comparison.results)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rad.device import find_device
-from rad.evaluation.layout import MaskResults, Polarity, by_name, different_machines, read_folders, read_tree
+from rad.evaluation.layout import MaskResults, by_name, different_machines, read_folders, read_tree
 from rad.evaluation.metrics import ReferenceFeatures
 from rad.evaluation.metrics.columns import cropped, distance_metrics, pixel_metrics, set_metrics
 from rad.evaluation.results import Comparison, Metric, Result
@@ -14,6 +14,7 @@ from rad.evaluation.run_log import Run, read_run
 from rad.evaluation.scoring import has_features, reference_features, score
 from rad.evaluation.tables import write_tables
 from rad.images.sources import ImageFile
+from rad.masks.reading.format import DEFAULT, MaskFormat
 from rad.modes import float32_modes
 from rad.rng import check_seed
 
@@ -71,7 +72,7 @@ def evaluate_folders(
     references: References,
     mask: Path,
     output: Path,
-    mask_polarity: Polarity = "white_is_fill",
+    mask_format: MaskFormat = DEFAULT,
     extractors: Sequence["Extractor"] = (),
     baseline: str | None = None,
     seed: int = 0,
@@ -85,10 +86,11 @@ def evaluate_folders(
         results: a folder per method, by label. Files are named like the references, with any image suffix; without NAME,
             the files NAME-0, NAME-1 ... are its samples.
         mask: one image for all, or a folder or zip of masks named like the references.
+        mask_format: how the masks are read.
         output: folder of the written files, and of the holes as read, MASK/masks/NAME.png, white = fill.
     """
     originals, notes = by_name(_listed(references)), []
-    files = read_folders(results, set(originals), mask, polarity=mask_polarity, output=output, notes=notes)
+    files = read_folders(results, set(originals), mask, format=mask_format, output=output, notes=notes)
     run: Run = {"scoring": scoring} if scoring else {}
     return _compare(output, [files], originals, extractors, baseline, seed, batch_size, on_progress, run, notes)
 

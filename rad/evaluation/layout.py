@@ -4,15 +4,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from rad.console import counted
 from rad.evaluation.results import Cost
 from rad.evaluation.run_log import RUN, Run, read_costs
-from rad.images.sources import SUFFIXES, ImageFile, by_stem, holds_one, list_images, stems
-from rad.masks.files import looks_inverted, read_mask, write_mask
+from rad.images.formats import SUFFIXES
+from rad.images.sources import ImageFile, by_stem, holds_one, list_images, stems
+from rad.masks.files import load_mask, write_mask
+from rad.masks.reading.format import MaskFormat
 
-Polarity = Literal["white_is_fill", "white_is_known"]
 Files = dict[str, dict[int, Path]]
 """Files by image and sample."""
 
@@ -157,7 +157,7 @@ def _sample_costs(folder: Path, samples: int, notes: list[str]) -> dict[str, Cos
 
 
 def read_folders(
-    results: Mapping[str, Path], names: set[str], mask: Path, *, polarity: Polarity, output: Path, notes: list[str]
+    results: Mapping[str, Path], names: set[str], mask: Path, *, format: MaskFormat, output: Path, notes: list[str]
 ) -> MaskResults:
     """The results of other systems as one mask set; writes their holes to output/MASK/masks, white = fill.
 
@@ -179,24 +179,22 @@ def read_folders(
     masks = by_name(mask)
     if holds_one(mask):
         masks = dict.fromkeys(images, next(iter(masks.values())))
-    inverted = []
+    messages: dict[str, list[str]] = {}
     for image in images:
         if image not in masks:
             notes.append(f"{image} is left out: no mask of this name in {mask}")
             continue
         try:
-            hole = read_mask(masks[image].file(), polarity=polarity)
+            loaded = load_mask(masks[image].file(), format, name=str(masks[image]))
         except ValueError as error:
             notes.append(f"{image} is left out: {error}")
             continue
-        inverted += [image] if looks_inverted(hole) else []
+        for message in loaded.notes + loaded.warnings:
+            messages.setdefault(message, []).append(image)
         mask_set.holes[image] = folder / f"{image}.png"
-        write_mask(mask_set.holes[image], hole)
+        write_mask(mask_set.holes[image], loaded.hole)
     if not mask_set.holes:
         raise ValueError(f"no mask in {mask} is named like a result, such as {images[0]}.png")
-    if inverted:
-        notes.append(
-            f"{mask_set.name}: {len(inverted)} of {len(mask_set.holes)} masks look inverted, such as {inverted[0]} (masks for "
-            f"outpainting look the same): check --mask_polarity {polarity}"
-        )
+    for message, images in messages.items():
+        notes.append(f"{mask_set.name}: {len(images)} of {len(mask_set.holes)} masks, such as {images[0]}: {message}")
     return mask_set

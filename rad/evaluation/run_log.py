@@ -85,13 +85,14 @@ class Costs:
             part = share / max(1, sum(windows))
             seconds, peak = round(effort.seconds * part, 6), round(effort.peak_memory / 2**20)
             rows[image] = (round(effort.nfe * part), round(effort.vjp * part), seconds, peak)
-        if self._begun:
+        begun, self._begun = self._begun, False
+        if begun:
             with self.path.open("a", encoding="utf-8", newline="") as file:
                 file.write(_lines(rows))
-            return
-        before = read_costs(self.path) if self.path.exists() else {}
-        known = {image: tuple(cost.values()) for image, cost in before.items()}
-        write_text(self.path, ",".join(COSTS) + "\n" + _lines({**known, **rows}))
+        else:  # without an incomplete line at the end, which a full disk or a killed process leaves
+            before = read_costs(self.path) if self.path.exists() else {}
+            known = {image: tuple(cost.values()) for image, cost in before.items()}
+            write_text(self.path, ",".join(COSTS) + "\n" + _lines({**known, **rows}))
         self._begun = True
 
 
@@ -102,9 +103,16 @@ def _lines(rows: Mapping[str, tuple[object, ...]]) -> str:
 
 
 def read_costs(path: Path) -> dict[str, dict[str, float]]:
-    """By image: NFE, VJPs and seconds for all its samples, and the peak memory in MiB. Raises ValueError if damaged."""
+    """By image: NFE, VJPs and seconds for all its samples, and the peak memory in MiB.
+
+    A last line without its end, of a stopped process, is left out. Raises ValueError for other damage.
+    """
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return {row["image"]: {name: float(row[name]) for name in COSTS[1:]} for row in csv.DictReader(file)}
+        content = path.read_bytes()
+        text = content[: content.rfind(b"\n") + 1].decode("utf-8")
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
+        if rows and None in rows[-1].values():  # ends within a name
+            rows.pop()
+        return {row["image"]: {name: float(row[name]) for name in COSTS[1:]} for row in rows}
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error}): delete it") from None

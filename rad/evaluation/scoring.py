@@ -17,7 +17,7 @@ from rad.evaluation.metrics.columns import cropped, renamed
 from rad.evaluation.results import Result
 from rad.images.codecs import open_image, round_to_uint8, to_tensor
 from rad.images.sources import ImageFile
-from rad.masks.files import read_mask
+from rad.masks.files import read_written_mask
 from rad.masks.sets import Entry
 
 Element = TypeVar("Element")
@@ -213,7 +213,7 @@ def _read_truth(files: MaskResults, references: Mapping[str, ImageFile], name: s
         if name not in references:
             raise ValueError("there is no reference of this name")
         image = to_tensor(references[name].open())
-        hole = read_mask(files.holes[name], size=(image.shape[-2], image.shape[-1]))
+        hole = read_written_mask(files.holes[name], size=(image.shape[-2], image.shape[-1]))
         truth = _Truth(image, hole, pixels.crop_box(hole))
     except (ValueError, OSError) as error:
         scored.notes.append(f"{files.name}: image {name} is left out: {error}")

@@ -13,12 +13,14 @@ from rad.lazy import lazy_names
 if TYPE_CHECKING:
     from rad.images.atomic import replacing, replacing_folder, write_text
     from rad.images.codecs import open_image, round_to_uint8, to_rgb, to_tensor, to_uint8
+    from rad.images.formats import open_file, read_file
     from rad.images.grid import contact_sheet
+    from rad.images.lock import locked
     from rad.images.sources import ImageFile, is_source, list_images
 
 __all__ = [
-    "ImageFile", "contact_sheet", "is_source", "list_images", "open_image", "replacing", "replacing_folder",
-    "round_to_uint8", "to_rgb", "to_tensor", "to_uint8", "write_text",
+    "ImageFile", "contact_sheet", "is_source", "list_images", "locked", "open_file", "open_image", "read_file",
+    "replacing", "replacing_folder", "round_to_uint8", "to_rgb", "to_tensor", "to_uint8", "write_text",
 ]  # fmt: skip
 
 __getattr__ = lazy_names(
@@ -26,7 +28,9 @@ __getattr__ = lazy_names(
     {
         "atomic": "replacing replacing_folder write_text",
         "codecs": "open_image round_to_uint8 to_rgb to_tensor to_uint8",
+        "formats": "open_file read_file",
         "grid": "contact_sheet",
+        "lock": "locked",
         "sources": "ImageFile is_source list_images",
     },
 )

@@ -56,6 +56,9 @@ class Packed:
 class Zip:
     """The images of a zip, sorted by name; `wanted` selects members by name.
 
+    Backslashes in names are separators if no name has a slash, as some programs of Windows write. Of two members with one name
+    the last counts.
+
     Each process opens its own handle: forked loader workers would share the file position of an inherited one.
     """
 
@@ -64,7 +67,10 @@ class Zip:
         self._handle: zipfile.ZipFile | None = None
         self._process = -1
         try:
-            self._names = sorted(filter(wanted, self.handle().namelist()))
+            members = dict.fromkeys(self.handle().namelist())
+            separator = "/" if any("/" in member for member in members) else "\\"
+            named = {member.replace(separator, "/"): member for member in members}
+            self._members = [(name, named[name]) for name in sorted(filter(wanted, named))]
         except Exception as error:  # a damaged table of contents makes zipfile raise almost anything
             raise ValueError(f"cannot read zip {path}: {error}") from error
 
@@ -77,22 +83,23 @@ class Zip:
         return self._handle
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._members)
 
     def name(self, number: int) -> str:
-        return self._names[number]
+        return self._members[number][0]
 
     def open(self, number: int) -> IO[bytes]:
-        return self.handle().open(self._names[number])
+        return self.handle().open(self._members[number][1])
 
     def read(self, number: int) -> bytes:
         """Raises for a member larger than 8 bytes a pixel of the largest image that Pillow opens."""
-        size, most = self.handle().getinfo(self._names[number]).file_size, Image.MAX_IMAGE_PIXELS
+        member = self._members[number][1]
+        size, most = self.handle().getinfo(member).file_size, Image.MAX_IMAGE_PIXELS
         if most is not None and size > 2 * 8 * most:
             raise ValueError(
                 f"it unpacks to {size / 1e6:.0f} MB, more than an image of {2 * most / 1e6:.0f} megapixels has"
             )
-        return self.handle().read(self._names[number])
+        return self.handle().read(member)
 
 
 _ENVIRONMENTS: "dict[tuple[int, int], tuple[int, lmdb.Environment]]" = {}

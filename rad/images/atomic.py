@@ -1,25 +1,36 @@
-"""Files that are always whole: written under a hidden name, then renamed."""
+"""Files that are always whole: written under a hidden name of their own, then renamed."""
 
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+MARK = ".rad-tmp"
+TEMPORARY = re.compile(rf"\.[0-9a-f]{{8}}{re.escape(MARK)}(\.\w+)?")
+"""Names of unfinished files and folders: unique, hidden, and short even where the final name is long."""
+
+LONGEST_SUFFIX = 16
+ABANDONED = 60.0
+"""Seconds after which the unfinished files of an earlier process are removed."""
 
 
 @contextmanager
-def replacing(path: Path, *, durable: bool = False, shared: bool = False) -> Iterator[Path]:
+def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """A hidden name with the same suffix to write to. It becomes `path` at the end, and is removed after an error.
 
-    Missing folders are created. `durable`: content reaches the disk before the name, against power cuts. `shared`: the
-    hidden name is unique, for processes that write the same file at once.
+    Missing folders are created. The umask sets the permissions, whatever the writer's library chooses. Several processes may
+    write the same file: the last one wins. `durable`: content reaches the disk before the name, against power cuts.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unique = f".{secrets.token_hex(4)}" if shared else ""
-    temporary = path.with_name(f".{path.stem}{unique}.tmp{path.suffix}")
+    temporary = _unique(path)
+    mode = _create(temporary)
     try:
         yield temporary
+        _set_mode(temporary, mode)
         if durable:
             with temporary.open("rb") as written:
                 os.fsync(written.fileno())
@@ -30,20 +41,87 @@ def replacing(path: Path, *, durable: bool = False, shared: bool = False) -> Ite
 
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder to write to, which replaces `folder` and its content at the end."""
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    """An empty folder to write to, which replaces `folder` and its content at the end. Permissions as in `replacing`."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary, old = _unique(folder), _unique(folder)
+    temporary.mkdir()
     try:
         yield temporary
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(temporary, folder)
+        _set_modes(temporary)
+        with suppress(FileNotFoundError):
+            os.replace(folder, old)
+        try:
+            os.replace(temporary, folder)
+        except OSError:
+            with suppress(OSError):
+                os.replace(old, folder)
+            raise
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for leftover in (temporary, old):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
-def write_text(path: Path, text: str) -> Path:
-    """Write UTF-8 and return the path."""
-    with replacing(path) as temporary:
+def write_text(path: Path, text: str, *, durable: bool = False) -> Path:
+    """Write UTF-8 and return the path; `durable` as in `replacing`."""
+    with replacing(path, durable=durable) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
+
+
+def replace_link(link: Path, target: str) -> None:
+    """Let `link` point to `target` in its folder; there is no moment without it."""
+    temporary = _unique(link)
+    temporary.symlink_to(target)
+    try:
+        os.replace(temporary, link)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove_temporaries(folders: Iterable[Path]) -> None:
+    """Remove what killed processes left unfinished directly in `folders`. Call it while no other process writes there."""
+    for folder in folders:
+        with suppress(OSError):
+            for entry in list(os.scandir(folder)):
+                if not TEMPORARY.fullmatch(entry.name):
+                    continue
+                with suppress(OSError):
+                    if time.time() - entry.stat(follow_symlinks=False).st_mtime < ABANDONED:
+                        continue
+                    if entry.is_dir(follow_symlinks=False):
+                        shutil.rmtree(entry.path, ignore_errors=True)
+                    else:
+                        os.unlink(entry.path)
+
+
+def _unique(path: Path) -> Path:
+    suffix = (
+        path.suffix if re.fullmatch(r"\.\w+", path.suffix) and len(os.fsencode(path.suffix)) <= LONGEST_SUFFIX else ""
+    )
+    return path.with_name(f".{secrets.token_hex(4)}{MARK}{suffix}")
+
+
+def _create(path: Path) -> int:
+    """Create an empty file and return the permissions that the system gives it, by umask or by the folder's rules."""
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    try:
+        return os.fstat(descriptor).st_mode & 0o777
+    finally:
+        os.close(descriptor)
+
+
+def _set_mode(path: Path, mode: int) -> None:
+    if path.stat().st_mode & 0o777 != mode:
+        path.chmod(mode)
+
+
+def _set_modes(folder: Path) -> None:
+    """Give everything in `folder` the permissions of new files and folders."""
+    probe = _unique(folder / "probe")
+    mode, folder_mode = _create(probe), folder.stat().st_mode & 0o777
+    probe.unlink()
+    for root, folders, names in os.walk(folder):
+        for name in (*folders, *names):
+            path = Path(root, name)
+            if not path.is_symlink():
+                _set_mode(path, folder_mode if path.is_dir() else mode)

@@ -9,8 +9,12 @@ from typing import IO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
+
+from rad.images.colour import is_uncalibrated, named_space, to_profile
+from rad.images.depth import black_and_white, check_samples, is_dark, to_8_bits
+from rad.images.formats import read_file
 
 
 @contextmanager
@@ -19,9 +23,7 @@ def naming_errors(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # damaged input makes Pillow and zipfile raise almost anything
-        if isinstance(error, UnidentifiedImageError):
-            reason = "not an image"
-        elif isinstance(error, Image.DecompressionBombError):
+        if isinstance(error, Image.DecompressionBombError):
             reason = f"{str(error).partition(',')[0]} (rad sample --max_megapixels, PIL.Image.MAX_IMAGE_PIXELS)"
         else:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
@@ -43,27 +45,46 @@ def images_up_to(megapixels: float) -> Iterator[None]:
 def open_image(file: str | Path | IO[bytes], *, name: str | None = None) -> Image.Image:
     """The first frame of the image in a path or binary stream, converted by `to_rgb`.
 
+    Warns, once in a process, of 16-bit images that are nearly black, and of colours that EXIF calls uncalibrated.
     `name` identifies the image in errors; None: the path or the stream's own name.
-    Raises ValueError if the file is missing, truncated, no image, too large for Pillow, or has float pixels.
+    Raises ValueError if the file is missing, truncated, no image or too large for Pillow, and as `to_rgb`.
     """
-    with naming_errors(name or str(getattr(file, "name", file))), Image.open(file) as image:
-        return to_rgb(image)
+    with naming_errors(name or str(getattr(file, "name", file))):
+        image = read_file(file)
+        rgb = to_rgb(image)
+    remarks = (
+        (is_dark, "a 16-bit image uses less than a sixteenth of its range: scale it if its values have 8 or 12 bits"),
+        (
+            is_uncalibrated,
+            "an image has EXIF's colour space 'uncalibrated' and no profile: its colours are taken for sRGB",
+        ),
+    )
+    for applies, remark in remarks:
+        if applies(image):
+            warnings.warn(remark, stacklevel=1)  # without the image's name, so that Python shows it once
+    return rgb
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """8-bit RGB, upright by its EXIF orientation.
 
-    16-bit grey is divided by 257 (65535 -> 255). Alpha is dropped, not composited. An RGB profile stays in
-    `info["icc_profile"]`, which Pillow writes into a PNG; grey and CMYK profiles are converted to sRGB.
-    Raises ValueError for float pixels (no agreed range), or a damaged profile of grey or CMYK.
+    16-bit grey is divided by 257 (65535 -> 255), or scaled from the range in the file (`rad.images.depth`); of 16-bit
+    colours the high byte stays. Alpha is dropped, not composited. An RGB profile stays in `info["icc_profile"]`, which Pillow
+    writes into a PNG; a colour space that a file names otherwise becomes a profile there (`rad.images.colour`). Grey and CMYK
+    profiles are converted to sRGB.
+
+    Raises ValueError for pixels without an agreed range (float, signed, 32 bits), HDR, or a damaged profile of grey or CMYK.
     """
-    if image.mode == "F":
-        raise ValueError("float pixels have no agreed range: convert it to 8 or 16 bits")
-    image = ImageOps.exif_transpose(image)
+    check_samples(image)
     profile = image.info.get("icc_profile") or b""
+    named = named_space(image)
+    if not profile and named is not None and not named.is_srgb() and image.mode not in ("CMYK", "LAB"):
+        profile = to_profile(named)
     space = profile[16:20]
-    if image.mode.startswith("I"):  # Pillow's own conversion of 16 bits clips at 255
-        image = Image.fromarray(np.uint8(np.rint(np.clip(np.asarray(image), 0, 65535) / 257)))
+    levels = black_and_white(image) if image.mode.startswith("I") else None
+    image = ImageOps.exif_transpose(image)
+    if levels is not None:  # Pillow's own conversion of 16 bits clips at 255
+        image = to_8_bits(image, *levels)
     if image.mode in ("1", "LA"):
         image = image.convert("L")
     if (image.mode, space) in (("L", b"GRAY"), ("CMYK", b"CMYK")):

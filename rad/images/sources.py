@@ -1,23 +1,25 @@
 """Image sources: files, folders, zips, tars, LMDB and Hugging Face datasets; listed, named and opened."""
 
-import os
 import warnings
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import TypeVar, overload
+from unicodedata import normalize
 
 import numpy as np
 from PIL import Image
 
 from rad.images.archives import Database, Reader, Rows, Zip
+from rad.images.choice import Choice, walk
 from rad.images.codecs import naming_errors, open_image
+from rad.images.formats import SUFFIXES, open_file
 from rad.images.tars import TARS, Tars, expand
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,11 @@ class ImageFile:
         """Read the header only, which is quick and misses truncation; errors as in `open_image`."""
         if isinstance(self.source, Zip):
             with naming_errors(str(self)), self.source.open(self.number) as stream:
-                Image.open(stream).close()
+                open_file(stream).close()
             return
         file = self.file()
         with naming_errors(str(self)):
-            Image.open(file).close()
+            open_file(file).close()
 
 
 @dataclass(frozen=True)
@@ -119,8 +121,9 @@ class Gathered(_Numbered[ImageFile | Decoded]):
 def list_images(source: str | Path) -> Sequence[ImageFile]:
     """All images of a folder of any depth or of an archive, sorted by name; or a single file.
 
-    Folders, zips and tars are searched for the endings in `SUFFIXES`, in any case; hidden files are ignored. A folder
-    without images may hold tars instead. Tars, LMDB and datasets give a `Listing`.
+    Folders, zips and tars are searched for the endings in `SUFFIXES`, in any case; hidden files are ignored. Links are followed
+    as in `rad.images.choice.walk`. One warning counts images of other kinds, such as .heic. A folder without images may hold
+    tars instead. Tars, LMDB and datasets give a `Listing`.
 
     Args:
         source: folder, folder of an LMDB, .zip, .tar, tars as SHARD-{0000..0099}.tar, "hf:ID:SPLIT:COLUMN", or a file.
@@ -132,26 +135,38 @@ def list_images(source: str | Path) -> Sequence[ImageFile]:
         return _list(Rows(name))
     if not path.exists():
         if shards := expand(name):
-            return _list(Tars(name, shards, wanted=_is_image))
+            return _list_tars(name, shards)
         raise ValueError(f"no such file or folder: {path}; give a folder of images, an archive or a single image")
     if (path / "data.mdb").is_file():
         return _list(Database(path))
+    if not path.is_dir() and not path.is_file():
+        raise ValueError(f"{path} is a pipe, socket or device: give a folder of images, an archive or a single image")
+    choice = Choice()
     if path.is_dir():
-        files = [Path(folder, file) for folder, _, names in os.walk(path, followlinks=True) for file in names]
-        names = {file.relative_to(path).as_posix(): file for file in files}
-        images = [ImageFile(name, names[name]) for name in sorted(filter(_is_image, names))]
-        tars = [file for name, file in names.items() if name.lower().endswith(TARS) and not _is_hidden(name)]
+        files, left_out = walk(path)
+        images = [ImageFile(name, files[name]) for name in sorted(filter(choice, files))]
+        tars = [file for name, file in files.items() if name.lower().endswith(TARS)]
         if tars and not images:
-            return _list(Tars(str(path), tars, wanted=_is_image))
+            return _list_tars(str(path), tars)
+        if left_out:
+            warnings.warn(f"left out of {path}: {left_out}", stacklevel=2)
     elif name.lower().endswith(TARS):
-        return _list(Tars(name, [path], wanted=_is_image))
+        return _list_tars(name, [path])
     elif path.suffix.lower() == ".zip":
-        images = list(Listing(Zip(path, wanted=_is_image)))
+        images = list(Listing(Zip(path, wanted=choice)))
     else:
         return [ImageFile(path.name, path)]
+    choice.warn(path, images)
     if not images:
         raise ValueError(f"no images in {path}: looked at any depth for files ending in {', '.join(SUFFIXES)}")
     return images
+
+
+def _list_tars(source: str, shards: Sequence[Path]) -> Listing:
+    choice = Choice()
+    listing = _list(Tars(source, shards, wanted=choice))
+    choice.warn(source, listing if choice.unread else [])
+    return listing
 
 
 def _list(source: Reader) -> Listing:
@@ -218,12 +233,24 @@ def _top(names: Sequence[str]) -> str:
     return "" if at_top or len(tops) != 1 or "" in tops else f"{tops.pop()}/"
 
 
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES) and not _is_hidden(name)
+def match_names(named: Mapping[str, ImageFile], names: Sequence[str]) -> list[ImageFile | None]:
+    """The image of `named` for each name; None for none.
 
-
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+    An exact name comes first. The others match in another Unicode form (NFC, as macOS writes NFD) or another case, if exactly
+    one name on either side does.
+    """
+    result = {name: named[name] for name in names if name in named}
+    for form in (partial(normalize, "NFC"), lambda name: normalize("NFC", name).casefold()):
+        free, missing = defaultdict(list), defaultdict(list)
+        for name in named.keys() - result.keys():
+            free[form(name)].append(name)
+        for name in names:
+            if name not in result:
+                missing[form(name)].append(name)
+        for key, (name, *others) in missing.items():
+            if not others and len(free[key]) == 1:
+                result[name] = named[free[key][0]]
+    return [result.get(name) for name in names]
 
 
 def find_readable(images: Sequence[ImageFile], *, decode: bool = False) -> tuple[list[ImageFile | Decoded], list[str]]:

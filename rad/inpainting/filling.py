@@ -1,7 +1,7 @@
 """Filling the windows of canvases with a model, in batches."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,7 @@ from rad.models.latent_mask import Grid, Prefill
 from rad.models.loaded_model import LoadedModel
 from rad.models.vae import IDENTITY
 from rad.rng import KeyedNoise
+from rad.sampling.finite import NotFiniteError, require_finite
 from rad.sampling.sampler import Sample, Sampler
 from rad.sampling.state import Cost
 from rad.sampling.task import Task
@@ -46,13 +47,12 @@ class WindowFiller:
         planned = self.sampler.cost.nfe
         total = planned * sum(len(canvas.windows) for canvas in canvases)
         cost, seconds, finished = Cost(0), 0.0, 0
-        with self.model.weights(adapter=self._with_adapter, differentiated=self.sampler.method.needs_grad):
-            while any(canvas.windows for canvas in canvases):
-                jobs = [(c, w) for c in canvases if c.windows for w in next_wave(c.unknown, list(c.windows))]
-                wave_cost, wave_seconds = self._fill_wave(
-                    jobs, lambda done, before=finished: on_step(before + done, total) if on_step else None
-                )
-                cost, seconds, finished = cost + wave_cost, seconds + wave_seconds, finished + planned * len(jobs)
+        while any(canvas.windows for canvas in canvases):
+            jobs = [(c, w) for c in canvases if c.windows for w in next_wave(c.unknown, list(c.windows))]
+            wave_cost, wave_seconds = self._fill_wave(
+                jobs, lambda done, before=finished: on_step(before + done, total) if on_step else None
+            )
+            cost, seconds, finished = cost + wave_cost, seconds + wave_seconds, finished + planned * len(jobs)
         return cost, seconds
 
     def _fill_wave(self, jobs: Sequence[Job], on_calls: Callable[[int], None]) -> tuple[Cost, float]:
@@ -83,14 +83,21 @@ class WindowFiller:
         pixels, hole = (torch.stack(part).to(self.device) for part in zip(*cuts, strict=True))
         names = [canvas.job_name(window) for canvas, window in batch]
         autoencoder = self.model.autoencoder
-        with KeyedNoise(self.seed, names, [canvas.sample for canvas, _ in batch]) as noise, self._autocast():
+        with (
+            _naming([str(canvas.name) for canvas, _ in batch]),
+            KeyedNoise(self.seed, names, [canvas.sample for canvas, _ in batch]) as noise,
+            self._autocast(),
+        ):
             with torch.no_grad():
                 task = Task.encoded(pixels, hole, autoencoder, grid=self.grid, fill=self.fill)
+            if autoencoder is not IDENTITY:
+                require_finite(task.known, "the encoder's output is not finite: check the weights of the autoencoder")
             result = self.sampler(self.model.denoiser(conditions, adapter=self._with_adapter), task, noise=noise)
             with torch.no_grad():
                 x = result.raw if autoencoder is IDENTITY else result.image
-                outputs = self.sampler.method.decode(x, task)
-        for (canvas, window), output in zip(batch, outputs.float().cpu(), strict=True):
+                outputs = self.sampler.method.decode(x, task).float().cpu()
+            require_finite(outputs, "the decoded image is not finite: check the weights of the autoencoder")
+        for (canvas, window), output in zip(batch, outputs, strict=True):
             canvas.paste(window, output)
         return result
 
@@ -100,3 +107,12 @@ class WindowFiller:
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+
+@contextlib.contextmanager
+def _naming(names: Sequence[str]) -> Iterator[None]:
+    """Context whose NotFiniteErrors name the images of a batch."""
+    try:
+        yield
+    except NotFiniteError as error:
+        raise NotFiniteError(error.reason, error.rows, names) from None

@@ -20,11 +20,13 @@ from rad.images.codecs import to_tensor
 from rad.inpainting.arrays import ImageLike, MaskLike
 from rad.inpainting.composite import Canvas, composite, pad, restore_size
 from rad.inpainting.filling import WindowFiller
-from rad.inpainting.inputs import Inputs, Polarity
+from rad.inpainting.inputs import Inputs
 from rad.inpainting.keywords import understood
 from rad.inpainting.memory import peak_memory, reset_peak_memory
 from rad.inpainting.prepare import build_sampler, check_method, load_coarse
+from rad.inpainting.runs import find_trained
 from rad.inpainting.windows import Window, plan_windows
+from rad.masks.reading.format import MaskChannel, MaskFormat, MaskResize, Polarity
 from rad.methods.registry import find
 from rad.models.adapter import AdapterInfo
 from rad.models.latent_mask import Grid, Prefill
@@ -118,7 +120,8 @@ class Inpainter:
 
         Args:
             path: a folder, hub id, guided-diffusion .pt, or the name of a shipped checkpoint ("rad-nature32"). Adapters
-                exist for all kinds of models but Stable Diffusion XL and Flux.
+                exist for all kinds of models but Stable Diffusion XL and Flux. For the folder of a training run: its newest
+                model, see `rad.inpainting.runs.find_trained`.
             base: base model of an adapter, checked by its hash. None: the path or hub id in the adapter, or a folder of that
                 name beside it.
             device: "auto" picks an accelerator if there is one.
@@ -132,16 +135,15 @@ class Inpainter:
             raise ValueError(f"path is {describe(path)}; give a folder, a file or a name")
         if not Path(path).exists() and (shipped := find_data(str(path))) is not None:
             path = str(shipped)
+        path = _trained(os.fspath(path))
         folder = Path(path)
         target = find_device(device)
         described = any((folder / name).exists() for name in ("adapter_config.json", "rad_config.json"))
-        if folder.suffix == ".ckpt":
-            raise ValueError(f"{folder} resumes training; to sample give an adapter folder beside it, step=N-ema")
         whole = (folder / "unet").is_dir()  # a base model, or a fully trained one
         info = AdapterInfo.read(folder) if described else None
-        adapter, revision, source = None, None, path if isinstance(path, str) else folder
+        adapter, revision, source = None, None, path
         if info is not None and not whole:
-            source = _find_base(folder, info) if base is None else str(base)
+            source = find_base(folder, info) if base is None else str(_trained(base))
             adapter, revision = folder, None if base else info.base_revision
         elif base is not None:
             raise ValueError(
@@ -178,6 +180,11 @@ class Inpainter:
         seed: int = 0,
         num_samples: int = 1,
         mask_polarity: Polarity = "white_is_fill",
+        mask_channel: MaskChannel = "auto",
+        mask_threshold: float | None = None,
+        soft_mask: bool = False,
+        mask_resize: MaskResize = "error",
+        mask_dilate: int = 0,
         size_policy: SizePolicy = "error",
         margin: int | None = None,
         batch_size: int = 8,
@@ -196,6 +203,7 @@ class Inpainter:
             mask: one for each image or one for all; white / 1 = fill. As `image`, with arrays (H,W) and tensors (1,H,W); or
                 a generator, such as "wide" or `Box()`, whose hole depends on the seed and on the image's name.
             seed: whole number; fixes the noise with `names`. Batch size and order have no effect (except `share` of VIPaint).
+            mask_polarity, mask_channel, mask_threshold, soft_mask, mask_resize, mask_dilate: see `MaskFormat`.
             num_samples: results per image; batch_size: windows per forward pass, halved when memory runs out.
             size_policy: for images of another size: "error"; "resize" and back; "crop" windows around each hole.
             margin: context around a window's core in pixels, for "crop"; None: an eighth of the model's size.
@@ -208,15 +216,24 @@ class Inpainter:
 
         num_inference_steps, mask_image and num_images_per_prompt of diffusers are steps, mask and num_samples.
         Raises ValueError or FileNotFoundError for an unsuitable input or option, before any network call.
+        Warns about a mask that is empty, full, or not plain black and white.
         """
         seed = check_seed(seed)
         _check_counts(num_samples, batch_size, feather, margin)
+        format = MaskFormat(
+            polarity=mask_polarity,
+            channel=mask_channel,
+            threshold=mask_threshold,
+            soft=soft_mask,
+            resize=mask_resize,
+            dilate=mask_dilate,
+        )
         inputs = Inputs.align(image, mask, names=names, condition=condition)
         self.check(inputs.conditions, grid=grid, fill=fill)
         sampler = self.sampler(method, steps=steps, eta=eta, solver=solver, spacing=spacing)
-        images, holes = inputs.images, inputs.read(mask_polarity, seed)
+        images, holes = inputs.images, inputs.read(format, seed)
         rows = zip(images, holes, inputs.names, inputs.conditions, strict=True)
-        canvases = [c for row in rows for c in self._canvases(*row, num_samples, size_policy, margin)]
+        canvases = [c for row in rows for c in _canvases(self, *row, num_samples, size_policy, margin)]
         bf16 = self.precision == "bf16"
         filler = WindowFiller(self.model, sampler, self.device, grid, fill, seed, batch_size, bf16)
         reset_peak_memory(self.device)
@@ -295,25 +312,26 @@ class Inpainter:
             hole = F.adaptive_max_pool2d(hole, (height, width))
         return hole, [whole] if bool((hole > 0).any()) else []
 
-    def _canvases(
-        self,
-        image: Image.Image,
-        hole: Tensor,
-        name: int | str,
-        condition: Condition,
-        samples: int,
-        policy: SizePolicy,
-        margin: int | None,
-    ) -> list[Canvas]:
-        hole, windows = self._plan(hole, policy, margin)
-        model_size = (self.size[1], self.size[0])
-        condition = condition.resized(image.size if policy == "crop" else model_size)
-        if policy == "resize" and image.size != model_size:
-            # Both poolings have the same windows: no known pixel of the small image depends on the hole's content.
-            pixels = F.adaptive_avg_pool2d(to_tensor(image).mul_(2).sub_(1), self.size)
-        else:
-            pixels = pad(torch.from_numpy(np.array(image)).permute(2, 0, 1), self.size, 0)
-        return [Canvas(name, sample, pixels, hole, windows, condition) for sample in range(samples)]
+
+def _canvases(
+    inpainter: Inpainter,
+    image: Image.Image,
+    hole: Tensor,
+    name: int | str,
+    condition: Condition,
+    samples: int,
+    policy: SizePolicy,
+    margin: int | None,
+) -> list[Canvas]:
+    hole, windows = inpainter._plan(hole, policy, margin)
+    model_size = (inpainter.size[1], inpainter.size[0])
+    condition = condition.resized(image.size if policy == "crop" else model_size)
+    if policy == "resize" and image.size != model_size:
+        # Both poolings have the same windows: no known pixel of the small image depends on the hole's content.
+        pixels = F.adaptive_avg_pool2d(to_tensor(image).mul_(2).sub_(1), inpainter.size)
+    else:
+        pixels = pad(torch.from_numpy(np.array(image)).permute(2, 0, 1), inpainter.size, 0)
+    return [Canvas(name, sample, pixels, hole, windows, condition) for sample in range(samples)]
 
 
 def _check_counts(num_samples: int, batch_size: int, feather: int, margin: int | None) -> None:
@@ -343,7 +361,13 @@ def _finish(
     return finished, raw
 
 
-def _find_base(folder: Path, info: AdapterInfo) -> str:
+def _trained(source: str | Path) -> str | Path:
+    """The model of a training run; another source unchanged, for it may be a hub id."""
+    model = find_trained(located(source))
+    return source if model == located(source) else str(model)
+
+
+def find_base(folder: Path, info: AdapterInfo) -> str:
     """The base that an adapter names: that path, a folder of that name beside the adapter or among ours, or a hub id."""
     for path in (Path(info.base), folder.resolve().parent / Path(info.base).name, located(info.base)):
         if path.exists():

@@ -1,11 +1,11 @@
 """Inputs of an inpainter: images, masks, names and conditions, aligned and converted."""
 
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path, PurePath
-from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -16,12 +16,11 @@ from rad.arguments import describe
 from rad.images.sources import is_source
 from rad.inpainting.arrays import ImageLike, MaskLike, to_image, to_list, to_mask
 from rad.masks.base import MaskGenerator
-from rad.masks.files import read_mask
+from rad.masks.files import check_hole, dilate, read_mask
+from rad.masks.reading.format import MaskFormat, MaskWarning
 from rad.masks.shapes import MASKS, main_names, make
 from rad.models.loaded_model import Condition
 from rad.rng import Part, generator, identity
-
-Polarity = Literal["white_is_fill", "white_is_known"]
 
 Mask = Tensor | Image.Image | Path | bytes | MaskGenerator
 """A mask as a hole (1,H,W), an image, a file, its bytes, or its generator."""
@@ -69,14 +68,14 @@ class Inputs:
             )
         return cls([to_image(entry) for entry in images], masks, keys, mask_names, _conditions(condition, count))
 
-    def read(self, polarity: Polarity, seed: int) -> list[Tensor]:
+    def read(self, format: MaskFormat, seed: int) -> list[Tensor]:
         """The holes (1,H,W) in [0,1]; those of generators as `rad sample` draws them."""
         holes = []
         for image, mask, name in zip(self.images, self.masks, self.mask_names, strict=True):
             if isinstance(mask, MaskGenerator):
                 holes.append(mask([generator(seed, "mask", name)], image.height, image.width)[0])
             else:
-                holes.append(read_hole(mask, image, polarity))
+                holes.append(read_hole(mask, image, format))
         return holes
 
 
@@ -100,7 +99,7 @@ def _file_name(image: ImageLike) -> str:
 def _names(names: Sequence[Part] | Part | None, count: int) -> Sequence[int | str]:
     if names is None:
         return [""] * count
-    return [identity(name) for name in ([names] if isinstance(names, int | str | os.PathLike) else names)]
+    return [identity(name) for name in ([names] if isinstance(names, int | np.integer | str | os.PathLike) else names)]
 
 
 def _conditions(condition: Condition | Sequence[Condition], count: int) -> list[Condition]:
@@ -114,16 +113,24 @@ def _conditions(condition: Condition | Sequence[Condition], count: int) -> list[
     return list(conditions)
 
 
-def read_hole(mask: Tensor | Image.Image | Path | bytes, image: Image.Image, polarity: Polarity) -> Tensor:
-    """The hole (1,H,W) in [0,1], 1 = fill, in the size of its image. Raises ValueError for an unsuitable mask."""
+def read_hole(mask: Tensor | Image.Image | Path | bytes, image: Image.Image, format: MaskFormat) -> Tensor:
+    """The hole (1,H,W) in [0,1], 1 = fill, in the size of its image. Greys of a tensor are exact, and stay.
+
+    Raises ValueError for an unsuitable mask. Warns as `rad.masks.files.load_mask` describes.
+    """
     size = (image.height, image.width)
-    if polarity not in get_args(Polarity):
-        raise ValueError(f"mask_polarity is {polarity!r}; allowed are {', '.join(get_args(Polarity))}")
     if not isinstance(mask, Tensor):
-        return read_mask(BytesIO(mask) if isinstance(mask, bytes) else mask, polarity=polarity, size=size)
+        return read_mask(BytesIO(mask) if isinstance(mask, bytes) else mask, format, image=image)
+    if format.channel != "auto" or format.resize != "error":
+        raise ValueError("mask is a tensor: mask_channel and mask_resize have no effect on it; leave them out")
     if mask.shape != (1, *size):
         raise ValueError(f"mask is a tensor {tuple(mask.shape)}; expected {(1, *size)}, as large as its image")
-    hole = mask.to(torch.float32)
-    if not bool(((hole >= 0) & (hole <= 1)).all()):
+    white = mask.to(torch.float32)
+    if not bool(((white >= 0) & (white <= 1)).all()):
         raise ValueError("mask is a tensor with values outside [0,1]: give 1 where to fill and 0 elsewhere")
-    return hole if polarity == "white_is_fill" else 1 - hole
+    if format.threshold is not None:
+        white = ((white > format.threshold) | (white == 1)).float()
+    hole = dilate(white if format.polarity == "white_is_fill" else 1 - white, format.dilate)
+    for message in check_hole(hole, format):
+        warnings.warn(f"the mask given: {message}", MaskWarning, stacklevel=2)
+    return hole

@@ -15,6 +15,9 @@ from rad.models.vae import IDENTITY
 from rad.sampling.method import CustomSampler, Method, SamplingMethod
 from rad.sampling.sampler import Sampler
 
+WITH_ATTENTION = ("stable", "stable_xl")
+"""Kinds of models whose denoisers are a `TextDenoiser`."""
+
 
 def load_coarse(method: Method, model: LoadedModel, device: torch.device) -> Method:
     """The method; for M2S with its coarse model, loaded from its path.
@@ -52,6 +55,11 @@ def check_method(method: Method, model: LoadedModel, *, bf16: bool) -> None:
             f"method {name!r} needs a base model. {model.source} was trained on per-pixel noise only "
             f"(model.process.unconditional_share is 0): use rad, or its own base model, {model.info.base!r}"
         )
+    if method.needs_text and model.kind not in WITH_ATTENTION:
+        raise ValueError(
+            f"method {name!r} reads the attention of a prompt, which {model.source} does not have: it needs a text-to-image "
+            "model with cross-attention (Stable Diffusion 1, 2, XL)"
+        )
     if method.needs_grad and bf16:
         free = ", ".join(other for other, kind in others.items() if not kind.needs_grad)
         raise ValueError(
@@ -59,6 +67,7 @@ def check_method(method: Method, model: LoadedModel, *, bf16: bool) -> None:
             f"use precision '32', or one of {free}"
         )
     method.check()
+    method.check_autoencoder(model.autoencoder)
 
 
 def build_sampler(

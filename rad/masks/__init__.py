@@ -15,14 +15,15 @@ if TYPE_CHECKING:
     from rad.masks.files import read_mask, write_mask
     from rad.masks.mixture import Mixture, Part
     from rad.masks.perlin import Perlin, Pnoise
+    from rad.masks.reading.format import MaskFormat, MaskWarning
     from rad.masks.sets import read_set, write_set
     from rad.masks.shapes import Box, CenterBox, Everything, Half, Halves, RandomPixels, make, photos
     from rad.masks.strokes import Blobs, Lettering, Strokes
 
 __all__ = [
-    "Blobs", "Box", "CenterBox", "Everything", "Half", "Halves", "Lettering", "MaskGenerator", "Mixture", "Part",
-    "Perlin", "Pnoise", "Polylines", "RandomPixels", "Strokes", "Text", "make", "photos", "read_mask", "read_set",
-    "write_mask", "write_set",
+    "Blobs", "Box", "CenterBox", "Everything", "Half", "Halves", "Lettering", "MaskFormat", "MaskGenerator",
+    "MaskWarning", "Mixture", "Part", "Perlin", "Pnoise", "Polylines", "RandomPixels", "Strokes", "Text", "make",
+    "photos", "read_mask", "read_set", "write_mask", "write_set",
 ]  # fmt: skip
 
 __getattr__ = lazy_names(
@@ -31,6 +32,7 @@ __getattr__ = lazy_names(
         "base": "MaskGenerator",
         "damage": "Polylines Text",
         "files": "read_mask write_mask",
+        "reading.format": "MaskFormat MaskWarning",
         "mixture": "Mixture Part",
         "perlin": "Perlin Pnoise",
         "sets": "read_set write_set",

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rad.console import Parser, guarded, program, report
+from rad.console import Parser, guarded, print_line, program, report
 from rad.masks.names import ABOUT, ALIASES, main_names
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def _write(options: argparse.Namespace) -> None:
     for name in names:
         folder = Path(options.output) / name if len(names) > 1 else Path(options.output)
         masks = write_set(folder, name, size=(size[0], size[-1]), count=count, seed=seed)
-        print(folder)
+        print_line(folder)
         report("; ".join(_describe(masks)[1:]))
 
 
@@ -87,7 +87,8 @@ def _check(options: argparse.Namespace) -> None:
 
     for source in options.check:
         masks = read_set(source, polarity=options.mask_polarity or "white_is_fill")
-        print("\n".join(_describe(masks)))
+        for line in _describe(masks):
+            print_line(line)
         if options.mask_polarity is None and masks.manifest is None:
             inverted = sum(looks_inverted(hole) for _, hole in masks.holes())
             if inverted:
@@ -105,7 +106,7 @@ def _list_names() -> None:
         shares = [hole.mean().item() for _, hole in holes(name, (128, 128), 20, 0)]
         others = [alias for alias, main in ALIASES.items() if main == name]
         also = f"; also called {', '.join(others)}" if others else ""
-        print(f"{name:<10} {ABOUT[name]}{also}; hole {_range(shares)}")
+        print_line(f"{name:<10} {ABOUT[name]}{also}; hole {_range(shares)}")
 
 
 def _describe(masks: "MaskSet") -> list[str]:

@@ -1,55 +1,105 @@
-"""Mask files: read, write, compare, detect a wrong polarity. Polarity is flipped only here."""
+"""Mask files: read, write, compare, detect mistakes. Polarity is flipped only here."""
 
+import warnings
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
 from rad.images.atomic import replacing
+from rad.masks.reading.channels import find_channel
+from rad.masks.reading.format import DEFAULT, MaskFormat, MaskWarning
+from rad.masks.reading.values import to_white
 
-Polarity = Literal["white_is_fill", "white_is_known"]
+MaskSource = str | Path | BinaryIO | Image.Image
+
+WHITE_IS_ZERO = {"I;16", "I;16B", "F"}
+"""Modes of TIFFs that Pillow leaves inverted."""
+
+
+@dataclass(frozen=True)
+class LoadedMask:
+    """A hole (1,H,W) in [0,1], notes on how its file was read, and warnings of possible mistakes."""
+
+    hole: Tensor
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 def read_mask(
-    source: str | Path | BinaryIO | Image.Image,
+    source: MaskSource,
+    format: MaskFormat = DEFAULT,
     *,
-    polarity: Polarity = "white_is_fill",
-    channel: Literal["grey", "alpha"] = "grey",
     size: tuple[int, int] | None = None,
+    image: Image.Image | None = None,
 ) -> Tensor:
-    """Read a mask from a file name, binary file or image: 8-bit grey / 255 or 16-bit grey / 65535.
+    """Read a mask from a file name, binary file or image. Warns as `load_mask` describes.
 
-    Grey values stay (soft masks). Colours become luma. EXIF rotation is applied.
+    Example:
+        hole = read_mask("strokes.png", MaskFormat(channel="alpha", dilate=2))
 
     Args:
-        polarity: meaning of white in the file; with `channel="alpha"`, of opaque.
-        channel: "alpha" reads transparency. To fill the transparent part, add `polarity="white_is_known"`.
         size: required (height, width); `None` accepts any.
+        image: the image to fill in RGB, which shows where a copy of it was painted over; its size is required.
 
-    Returns (1,H,W) float32 in [0,1], 1 = fill. Raises FileNotFoundError, or ValueError for a file that is no image, has
-    another size or lacks the channel.
+    Returns (1,H,W) float32 in [0,1], 1 = fill; with `format.soft` also between. Raises FileNotFoundError, or ValueError for
+    a file that is no image, has another size, or is not clearly a mask.
     """
-    if polarity not in ("white_is_fill", "white_is_known"):
-        raise ValueError(f"polarity={polarity!r}: give white_is_fill or white_is_known")
-    if channel not in ("grey", "alpha"):
-        raise ValueError(f"channel={channel!r}: give grey or alpha")
-    if isinstance(source, str | Path):
-        name = str(source)
-    else:
-        name = str(getattr(source, "filename", "") or getattr(source, "name", "") or "the mask given")
-    image = _decode(source, name)
-    if size is not None and (image.height, image.width) != tuple(size):
-        raise ValueError(
-            f"{name}: the mask is {image.height}x{image.width} (height x width), not {size[0]}x{size[1]}; "
-            "resize it with nearest-neighbour or give the mask that belongs to the image"
+    name = name_of(source)
+    mask = load_mask(source, format, size=size, image=image, name=name)
+    for message in mask.notes + mask.warnings:
+        warnings.warn(f"{name}: {message}", MaskWarning, stacklevel=2)
+    return mask.hole
+
+
+def load_mask(
+    source: MaskSource,
+    format: MaskFormat = DEFAULT,
+    *,
+    size: tuple[int, int] | None = None,
+    image: Image.Image | None = None,
+    name: str | None = None,
+) -> LoadedMask:
+    """As `read_mask`, with messages in place of warnings.
+
+    Notes name a choice of "auto", and values that are not plain black and white. Warnings name further pages, and what
+    `check_hole` finds. `name` identifies the mask in errors.
+    """
+    name = name_of(source) if name is None else name
+    decoded = _decode(source, name)
+    size = (image.height, image.width) if image is not None else size
+    picture = decoded.picture if size is None else _fit(decoded.picture, size, format, name)
+    reference = None if image is None else np.asarray(image)
+    try:
+        channel = find_channel(
+            picture, format, reference=reference, white_is_zero=decoded.white_is_zero, lossy=decoded.lossy
         )
-    white = _grey(image, name) if channel == "grey" else _alpha(image, name)
+        white, message = to_white(
+            channel.values, top=channel.top, threshold=format.threshold, soft=format.soft, lossy=decoded.lossy
+        )
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    if decoded.halved and np.ptp(picture.getextrema()) == 0:
+        raise ValueError(f"{name}: its 16-bit colours are alike in the 8 bits that are read: save it as grey")
+    notes = [note for note in (channel.message, message) if note]
+    more = [f"it has {decoded.pages} pages, of which the first is used"] if decoded.pages > 1 else []
     # Flipped in float64: the float32 of a grey is the same in both polarities.
-    hole = white if polarity == "white_is_fill" else 1 - white
-    return torch.from_numpy(hole.astype(np.float32))[None]
+    white = white.astype(np.float64) if format.soft else white
+    hole = white if format.polarity == "white_is_fill" else 1 - white if format.soft else np.logical_not(white)
+    filled = dilate(torch.from_numpy(hole.astype(np.float32))[None], format.dilate)
+    return LoadedMask(filled, notes, more + check_hole(filled, format, white=not channel.message))
+
+
+def read_written_mask(path: str | Path, *, size: tuple[int, int] | None = None) -> Tensor:
+    """The hole (1,H,W) in a file of `write_mask`, exactly. Raises ValueError for another size."""
+    picture = _decode(path, str(path)).picture
+    picture = picture if size is None else _fit(picture, size, DEFAULT, str(path))
+    return torch.from_numpy((np.asarray(picture.convert("L")) / 255).astype(np.float32))[None]
 
 
 def write_mask(path: str | Path, hole: Tensor) -> None:
@@ -61,13 +111,48 @@ def write_mask(path: str | Path, hole: Tensor) -> None:
     if not ((hole >= 0) & (hole <= 1)).all():
         raise ValueError(f"{path}: a hole lies in [0,1], this one in [{hole.min():.3g},{hole.max():.3g}]")
     grey = (255 * hole[0].float()).round().to(torch.uint8).cpu().numpy()
-    with replacing(Path(path), shared=True) as temporary:  # methods in several processes have one mask
+    with replacing(Path(path)) as temporary:
         Image.fromarray(grey).save(temporary, format="PNG")
 
 
 def same_mask(path: str | Path, hole: Tensor) -> bool:
     """Whether a mask file (white = fill) equals what `write_mask` writes for this hole."""
-    return torch.equal(read_mask(path), hole.mul(255).round().div(255))
+    return torch.equal(read_written_mask(path), hole.mul(255).round().div(255))
+
+
+def dilate(hole: Tensor, pixels: int) -> Tensor:
+    """The hole (1,H,W), grown by `pixels` in each direction (a square)."""
+    for side, kernel in enumerate(((1, 0), (0, 1))):
+        reach = min(pixels, hole.shape[side + 1])
+        padding = (reach * kernel[0], reach * kernel[1])
+        window = (2 * padding[0] + 1, 2 * padding[1] + 1)
+        hole = F.max_pool2d(hole, window, stride=1, padding=padding) if reach else hole
+    return hole
+
+
+def check_hole(hole: Tensor, format: MaskFormat, *, white: bool = True) -> list[str]:
+    """Messages about a hole (1,H,W) that may be a mistake: empty, full, inverted (if `white` was read), or mostly grey."""
+    share = float((hole > 0).float().mean())
+    if share == 0:
+        return ["it is empty: nothing is filled"]
+    if bool((hole == 1).all()):
+        return ["it is full: the whole image is filled"]
+    messages = []
+    if white and format.polarity == "white_is_fill" and looks_inverted(hole):
+        messages.append(
+            "it looks inverted (as masks for outpainting do): for white = known use --mask_polarity white_is_known"
+        )
+    grey = float(((hole > 0) & (hole < 1)).float().mean()) / share
+    if format.soft and grey > 0.5:
+        messages.append(f"{100 * grey:.0f} % of its hole is grey, and filled only in part")
+    return messages
+
+
+def name_of(source: object) -> str:
+    """How messages call a mask: by its file."""
+    if isinstance(source, str | Path):
+        return str(source)
+    return str(getattr(source, "filename", "") or getattr(source, "name", "") or "the mask given")
 
 
 def looks_inverted(hole: Tensor) -> bool:
@@ -81,32 +166,44 @@ def looks_inverted(hole: Tensor) -> bool:
     return bool(fill.float().mean() > 0.5 and ring.all() and not fill.all())
 
 
-def _decode(source: str | Path | BinaryIO | Image.Image, name: str) -> Image.Image:
+@dataclass(frozen=True)
+class _Decoded:
+    """The first page of a file, upright."""
+
+    picture: Image.Image
+    white_is_zero: bool = False
+    lossy: bool = False
+    halved: bool = False
+    pages: int = 1
+
+
+def _decode(source: MaskSource, name: str) -> _Decoded:
     try:
         if isinstance(source, Image.Image):
-            return ImageOps.exif_transpose(source)
+            return _Decoded(ImageOps.exif_transpose(source))
         with Image.open(source) as image:
-            return ImageOps.exif_transpose(image)
+            white_is_zero = image.mode in WHITE_IS_ZERO and getattr(image, "tag_v2", {}).get(262) == 0
+            lossy, pages = image.format in ("JPEG", "MPO"), getattr(image, "n_frames", 1)
+            halved = image.mode[0] not in "IF" and ";16" in str(getattr(image, "tile", ""))  # 16-bit colour
+            return _Decoded(ImageOps.exif_transpose(image), white_is_zero, lossy, halved, pages)
     except (FileNotFoundError, PermissionError):
         raise
     except Exception as error:  # damaged input makes Pillow raise almost anything
         raise ValueError(f"{name}: not a readable image ({error}); give a PNG or another image file") from error
 
 
-def _grey(image: Image.Image, name: str) -> np.ndarray:
-    # 16 bits by hand: Pillow has clipped them to 8 in some versions and scaled them in others.
-    if image.mode.startswith("I"):
-        grey = np.divide(np.asarray(image), 65535, dtype=np.float64)
-    else:
-        grey = np.divide(np.asarray(image.convert("L")), 255, dtype=np.float64)
-    if image.mode == "F" or grey.min() < 0 or grey.max() > 1:
-        raise ValueError(f"{name}: a mask of mode {image.mode} has no defined white; save it with 8 or 16 bits")
-    if image.has_transparency_data and np.ptp(grey) == 0 and np.ptp(_alpha(image, name)) > 0:
-        raise ValueError(f"{name}: one colour everywhere, the mask is in its transparency; use channel=alpha")
-    return grey
-
-
-def _alpha(image: Image.Image, name: str) -> np.ndarray:
-    if not image.has_transparency_data:
-        raise ValueError(f"{name}: channel=alpha, but an image of mode {image.mode} has none; use channel=grey")
-    return np.asarray(image.convert("RGBA").getchannel("A")).astype(np.float64) / 255
+def _fit(picture: Image.Image, size: tuple[int, int], format: MaskFormat, name: str) -> Image.Image:
+    """The picture in that (height, width). Raises ValueError for another size without `format.resize`, or another aspect."""
+    height, width = size
+    if picture.size == (width, height):
+        return picture
+    # Rounding one side of an equal aspect ratio moves it by less than a pixel, in either size.
+    error = abs(picture.width * height - picture.height * width)
+    similar = error <= max(picture.width, picture.height, width, height)
+    if similar and format.resize == "nearest":
+        return picture.resize((width, height), Image.Resampling.NEAREST)
+    raise ValueError(
+        f"{name}: the mask is {picture.height}x{picture.width} (height x width), not {height}x{width}; "
+        + ("give --mask_resize nearest, or " if similar else "")
+        + "give the mask that belongs to the image"
+    )

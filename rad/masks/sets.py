@@ -18,12 +18,14 @@ from PIL import Image
 from torch import Tensor
 
 from rad import __version__
-from rad.images.atomic import replacing, write_text
+from rad.images.atomic import remove_temporaries, replacing, write_text
 from rad.images.grid import contact_sheet
+from rad.images.lock import locked
 from rad.images.sources import ImageFile, Zip, by_stem, list_images, top_folder
 from rad.masks.base import MaskGenerator
-from rad.masks.files import Polarity, read_mask, same_mask, write_mask
+from rad.masks.files import load_mask, same_mask, write_mask
 from rad.masks.names import ALIASES
+from rad.masks.reading.format import MaskFormat, Polarity
 from rad.masks.shapes import make
 from rad.rng import check_seed, generator
 
@@ -152,8 +154,13 @@ def write_set(folder: str | Path, name: str, *, size: tuple[int, int], count: in
         "width": size[1],
         "seed": check_seed(seed),
     }
-    _check_folder(folder, head, count)
-    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        _check_folder(folder, head, count)
+        remove_temporaries([folder])
+        return _write_set(folder, masks, head, count)
+
+
+def _write_set(folder: Path, masks: Iterable[tuple[str, Tensor]], head: Manifest, count: int) -> MaskSet:
     entries, shown = [], []
     for mask, hole in masks:
         entries.append(Entry.from_hole(mask, hole))
@@ -168,7 +175,8 @@ def write_set(folder: str | Path, name: str, *, size: tuple[int, int], count: in
         "rad_version": __version__,
         "files": {entry.name: {"sha256": entry.sha256, "share": entry.share} for entry in entries},
     }
-    title = f"{head['set']}, {size[0]}x{size[1]}, seed {seed}: {len(shown)} of {count} masks, hash {manifest['hash']}"
+    size = f"{head['height']}x{head['width']}"
+    title = f"{head['set']}, {size}, seed {head['seed']}: {len(shown)} of {count} masks, hash {manifest['hash']}"
     with replacing(folder.resolve().with_name(f"{folder.resolve().name}-overview.png")) as temporary:
         overview(shown, title=title).save(temporary)
     write_text(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
@@ -177,7 +185,7 @@ def write_set(folder: str | Path, name: str, *, size: tuple[int, int], count: in
 
 
 def read_set(source: str | Path, *, polarity: Polarity = "white_is_fill") -> MaskSet:
-    """Read and hash any masks in a folder or zip; `polarity` as in `rad.masks.files.read_mask`.
+    """Read and hash any masks in a folder or zip; `polarity` as in `MaskFormat`. Grey values stay.
 
     A mask is named by its path without ending, and without a top folder that holds all of a zip. Hidden files are ignored.
     Raises ValueError for a source without images, an unreadable image, a repeated name, or a manifest that does not match.
@@ -257,10 +265,7 @@ def _check_folder(folder: Path, head: Manifest, count: int) -> None:
 
 
 def _read(image: ImageFile, polarity: Polarity) -> Tensor:
-    try:
-        return read_mask(image.file(), polarity=polarity)
-    except ValueError as error:  # the stream of a zip has no name of its own
-        raise ValueError(str(error) if str(image) in str(error) else f"{image}: {error}") from error
+    return load_mask(image.file(), MaskFormat(polarity=polarity, soft=True), name=str(image)).hole
 
 
 def _read_manifest(path: Path, image: ImageFile, top: str) -> Manifest | None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rad.arguments import describe, integer
+from rad.console import did_you_mean
 from rad.masks.base import MaskGenerator, check_draw, check_share, draw_integer, draw_uniform
 from rad.masks.damage import Polylines, Text
 from rad.masks.mixture import Mixture, Part
@@ -203,7 +204,8 @@ MASKS.update({alias: MASKS[name] for alias, name in ALIASES.items()})
 def make(name: str) -> MaskGenerator:
     """The generator `name` of `MASKS` with its default settings. Raises ValueError for an unknown name."""
     if not isinstance(name, str) or name not in MASKS:
-        raise ValueError(f"no mask is called {describe(name)}: give one of {', '.join(main_names())}")
+        meant = did_you_mean(name, MASKS) if isinstance(name, str) else ""
+        raise ValueError(f"no mask is called {describe(name)}{meant}: give one of {', '.join(main_names())}")
     return MASKS[name]()
 
 

@@ -11,6 +11,7 @@ decoder's weights, to
     mean (hole (Dec_0(z_0) - Dec(z)))^2 + 100 mean (known (image - Dec(z)))^2
 """
 
+import copy
 from dataclasses import dataclass
 from typing import Literal
 
@@ -55,8 +56,11 @@ class BlendedLatent(Blended):
     reconstruct: Reconstruct = setting("none", "what to fit to the known pixels after decoding; weights: the decoder's")
     iterations: int = setting(75, "Adam steps of that fit", low=1)
 
+    def check_autoencoder(self, autoencoder: Autoencoder) -> None:
+        _check(self.reconstruct, autoencoder)
+
     def on_start(self, state: State) -> Tensor:
-        _check(self.reconstruct, state.task.autoencoder)
+        self.check_autoencoder(state.task.autoencoder)
         return super().on_start(state)
 
     def before_denoise(self, state: State) -> Tensor:
@@ -95,25 +99,21 @@ class BlendedLatent(Blended):
 
     def _repaired(self, autoencoder: Autoencoder, z: Tensor, image: Tensor, hole: Tensor) -> Tensor:
         """Image (1,3,H,W) decoded from z (1,C,h,w) after the fit to the known pixels of `image`."""
-        fitted = [z] if self.reconstruct == "latent" else list(_decoder(autoencoder).parameters())
-        before = [(parameter.detach().clone(), parameter.requires_grad) for parameter in fitted]
         decoded = autoencoder.decode(z).detach().to(image.dtype)
-        try:
-            for parameter in fitted:
-                parameter.requires_grad_()
-            optimiser = torch.optim.Adam(fitted, lr=RATES[self.reconstruct])
-            for _ in range(self.iterations):
-                now = autoencoder.decode(z)
-                known = ((1 - hole) * (image - now)).square().mean()
-                loss = (hole * (decoded - now)).square().mean() + KNOWN_WEIGHT * known
-                for parameter, gradient in zip(fitted, torch.autograd.grad(loss, fitted), strict=True):
-                    parameter.grad = gradient
-                optimiser.step()
-            return autoencoder.decode(z).detach().clamp(-1, 1)
-        finally:
-            for parameter, (value, differentiated) in zip(fitted, before, strict=True):
-                parameter.requires_grad_(differentiated).grad = None
-                parameter.data.copy_(value)
+        if self.reconstruct == "weights":  # of a copy: other calls may use this decoder now
+            autoencoder = copy.deepcopy(autoencoder)
+        fitted = [z] if self.reconstruct == "latent" else list(_decoder(autoencoder).parameters())
+        for parameter in fitted:
+            parameter.requires_grad_()
+        optimiser = torch.optim.Adam(fitted, lr=RATES[self.reconstruct])
+        for _ in range(self.iterations):
+            now = autoencoder.decode(z)
+            known = ((1 - hole) * (image - now)).square().mean()
+            loss = (hole * (decoded - now)).square().mean() + KNOWN_WEIGHT * known
+            for parameter, gradient in zip(fitted, torch.autograd.grad(loss, fitted), strict=True):
+                parameter.grad = gradient
+            optimiser.step()
+        return autoencoder.decode(z).detach().clamp(-1, 1)
 
 
 def _decoder(autoencoder: Autoencoder) -> nn.Module:

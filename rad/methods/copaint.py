@@ -74,11 +74,11 @@ class CoPaint(SamplingMethod):
         rate = self.rate * self.rate_growth**state.index * signal * scale.square()
         weight = self.prior * self.prior_growth**state.index
 
-        def evaluate(x: Tensor, *, differentiable: bool) -> tuple[Tensor, Tensor]:
+        def evaluate(x: Tensor, *, differentiable: bool, trial: bool = False) -> tuple[Tensor, Tensor]:
             """x, as the tensor that the denoiser gets, and F of it, (B,)."""
             with torch.set_grad_enabled(differentiable):
                 x = x.detach().requires_grad_(differentiable)
-                x0 = state.denoiser.denoise(x, state.now, keep=not differentiable).x0
+                x0 = state.denoiser.denoise(x, state.now, keep=not differentiable, trial=trial).x0
                 return x, squared_norm(residual(state.task, x0)) + weight * squared_norm((x - start) / scale)
 
         for descent in range(self.descents):
@@ -93,7 +93,7 @@ class CoPaint(SamplingMethod):
                 # Accepted images keep their trial, so the last trial holds the result of all images.
                 moved = before - factor * move if factor else before  # factor 0 must not multiply an infinite move
                 trial = torch.where(per_image(accepted), trial, moved)
-                x, loss = evaluate(trial, differentiable=descent < self.descents - 1)
+                x, loss = evaluate(trial, differentiable=descent < self.descents - 1, trial=True)
                 accepted = accepted | (loss <= value)
                 if bool(accepted.all()):
                     break

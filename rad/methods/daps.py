@@ -18,7 +18,7 @@ from torch import Tensor
 from rad.diffusion.levels import CLEAN, per_image
 from rad.diffusion.step import Denoised, noised, reverse_step
 from rad.methods.guidance import Space, data_gradient, squared_norm
-from rad.models.vae import IDENTITY
+from rad.models.vae import IDENTITY, Autoencoder
 from rad.sampling.method import SamplingMethod, setting
 from rad.sampling.state import Cost, State
 
@@ -64,9 +64,12 @@ class DAPS(SamplingMethod):
     def cost(self, timesteps: list[float]) -> Cost:
         return Cost(sum(len(self.ode_timesteps(t)) for t in timesteps[:-1]))
 
-    def on_start(self, state: State) -> Tensor:
-        if self.mcmc == "exact" and self.space == "pixels" and state.task.autoencoder is not IDENTITY:
+    def check_autoencoder(self, autoencoder: Autoencoder) -> None:
+        if self.mcmc == "exact" and self.space == "pixels" and autoencoder is not IDENTITY:
             raise ValueError('daps: mcmc is "exact", which a decoder rules out: use mcmc "langevin", or space "latent"')
+
+    def on_start(self, state: State) -> Tensor:
+        self.check_autoencoder(state.task.autoencoder)
         return state.x
 
     def ode_timesteps(self, t: float) -> list[int]:

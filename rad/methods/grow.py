@@ -12,10 +12,11 @@ from typing import Literal, TypeVar, cast
 import torch
 from torch import Tensor
 
+from rad.console import did_you_mean
 from rad.diffusion.processes import Process, TimeOrigin
 from rad.diffusion.spacings import spaced_timesteps
 from rad.masks.fill_order import fill_order
-from rad.models.vae import IDENTITY
+from rad.models.vae import IDENTITY, Autoencoder
 from rad.sampling.method import CustomSampler, Method, SamplingMethod, setting
 from rad.sampling.sampler import Sampler
 from rad.sampling.state import Cost, RunContext
@@ -69,7 +70,8 @@ class Grow(CustomSampler):
 
         kinds = [name for name, kind in METHODS.items() if issubclass(kind, SamplingMethod) and not kind.needs_text]
         if self.method not in kinds:
-            raise ValueError(f"method is {self.method!r}; allowed are {', '.join(kinds)}")
+            hint = did_you_mean(self.method, kinds)
+            raise ValueError(f"method is {self.method!r}{hint}; allowed are {', '.join(kinds)}")
 
     @property
     def inner(self) -> SamplingMethod:
@@ -78,6 +80,9 @@ class Grow(CustomSampler):
         inner = METHODS[self.method]()
         assert isinstance(inner, SamplingMethod)
         return inner
+
+    def check_autoencoder(self, autoencoder: Autoencoder) -> None:
+        self.inner.check_autoencoder(autoencoder)
 
     def process(self, base_process: Process, time_origin: TimeOrigin) -> Process:
         return self.inner.process(base_process, time_origin)

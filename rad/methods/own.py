@@ -4,6 +4,7 @@ import hashlib
 import inspect
 import re
 import sys
+import threading
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +25,9 @@ class MethodFile:
 
 _loaded: dict[str, MethodFile] = {}
 """The files that `load` ran, by the name of their module."""
+
+_loading = threading.RLock()
+"""Held by `load`, so that no other thread sees a file that has not run to its end."""
 
 
 def register(kind: Kind, *, name: str | None = None) -> Kind:
@@ -75,6 +79,11 @@ def load(text: str, *, sha256: str | None = None) -> type[Method]:
     Raises:
         ValueError: missing file, class or method; failing code; a taken name; a hash other than `sha256`.
     """
+    with _loading:
+        return _load(text, sha256)
+
+
+def _load(text: str, sha256: str | None) -> type[Method]:
     from rad.methods import METHODS
 
     file, _, class_name = text.rpartition(":")

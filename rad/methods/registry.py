@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Literal, get_args, get_origin, get_type_hints
 
+from rad.console import did_you_mean
 from rad.diffusion.processes import Process, Uniform
 from rad.diffusion.schedules import linear_betas
 from rad.diffusion.spacings import Spacing, sampling_timesteps
@@ -25,6 +26,7 @@ def find(text: str) -> type[Method]:
         return load(text)
     if text not in METHODS:
         hint = f": give its class too, as {text}:CLASS" if text.endswith(".py") else ""
+        hint = hint or did_you_mean(text, METHODS)
         raise ValueError(f"method {text!r} is not known{hint}; allowed are {', '.join(METHODS)}, or FILE.py:CLASS")
     return METHODS[text]
 
@@ -39,7 +41,8 @@ def create(name: str, settings: Mapping[str, str] | None = None) -> Method:
     known = [item.name for item in fields(kind)]
     for key, text in (settings or {}).items():
         if key not in known:
-            raise ValueError(f"method {name} has no setting {key!r}; it has {', '.join(known) or 'none'}")
+            hint = did_you_mean(key, known)
+            raise ValueError(f"method {name} has no setting {key!r}{hint}; it has {', '.join(known) or 'none'}")
         values[key] = _parse(f"{name}.{key}", text, get_type_hints(kind)[key])
     try:
         return kind(**values)
@@ -56,14 +59,16 @@ def parse_settings(words: Sequence[str], names: Sequence[str]) -> dict[str, dict
         if not (equals and dot and key):
             raise ValueError(f"--set {word}: expected METHOD.SETTING=VALUE, such as repaint.jump_length=5")
         if name not in settings:
-            raise ValueError(f"--set {word}: method {name!r} is not among those of --method, {', '.join(names)}")
+            hint = did_you_mean(name, names)
+            raise ValueError(f"--set {word}: method {name!r}{hint} is not among those of --method, {', '.join(names)}")
         settings[name][key] = value
     return settings
 
 
 def _parse(name: str, text: str, kind: object) -> str | bool | float:
     if get_origin(kind) is Literal and text not in get_args(kind):
-        raise ValueError(f"{name} is {text!r}; allowed are {', '.join(map(str, get_args(kind)))}")
+        hint = did_you_mean(text, map(str, get_args(kind)))
+        raise ValueError(f"{name} is {text!r}{hint}; allowed are {', '.join(map(str, get_args(kind)))}")
     if kind is bool:
         if text.lower() not in ("true", "false"):
             raise ValueError(f"{name} is {text!r}; allowed are true and false")

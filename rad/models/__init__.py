@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rad.models.latent_mask import Grid, latent_hole, prefill
     from rad.models.load import load_model, new_model
     from rad.models.loaded_model import Condition, LoadedModel
-    from rad.models.lora import LoRA, inject, merge, merged, trainable
+    from rad.models.lora import LoRA, inject, merge, trainable
     from rad.models.unet_model import UNetModel
     from rad.models.vae import IDENTITY, Autoencoder, IdentityAutoencoder, PretrainedAutoencoder
 
@@ -37,7 +37,6 @@ __all__ = [
     "load_base",
     "load_model",
     "merge",
-    "merged",
     "new_model",
     "prefill",
     "save_adapter",
@@ -53,7 +52,7 @@ __getattr__ = lazy_names(
         "latent_mask": "Grid latent_hole prefill",
         "load": "load_model new_model",
         "loaded_model": "Condition LoadedModel",
-        "lora": "LoRA inject merge merged trainable",
+        "lora": "LoRA inject merge trainable",
         "unet_model": "UNetModel",
         "vae": "IDENTITY Autoencoder IdentityAutoencoder PretrainedAutoencoder",
     },

@@ -13,7 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rad.diffusion.processes import TimeOrigin
+from rad.images.atomic import replacing, write_text
 from rad.models.guided_diffusion import QkvOrder
+from rad.models.weights import require_finite_weights
 
 FORMAT = 1
 
@@ -79,7 +81,7 @@ class AdapterInfo:
             raise ValueError(f"{path} is incomplete ({error}): export the adapter again") from None
 
     def write(self, folder: Path) -> None:
-        (folder / "rad_config.json").write_text(json.dumps(asdict(self), indent=2) + "\n")
+        write_text(folder / "rad_config.json", json.dumps(asdict(self), indent=2) + "\n")
 
 
 def _is_count(value: object) -> bool:
@@ -109,17 +111,15 @@ _INFO: dict[str, Callable[[object], bool]] = {
 def save_adapter(model: PeftModel, folder: str | Path, info: AdapterInfo, *, card: str, half: bool = False) -> Path:
     """Write the adapter folder; in float16 if `half`. Returns the folder."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     state = _adapter_state(model)
     dtype = torch.float16 if half else torch.float32
-    save_file(
-        {name: w.detach().to("cpu", dtype).contiguous() for name, w in state.items()},
-        folder / "adapter_model.safetensors",
-    )
+    weights = {name: w.detach().to("cpu", dtype).contiguous() for name, w in state.items()}
+    with replacing(folder / "adapter_model.safetensors") as temporary:
+        save_file(weights, temporary)
     config = _peft_settings(model.peft_config["default"], info.base)
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    write_text(folder / "adapter_config.json", json.dumps(config, indent=2) + "\n")
     info.write(folder)
-    (folder / "README.md").write_text(card)
+    write_text(folder / "README.md", card)
     return folder
 
 
@@ -146,6 +146,7 @@ def load_adapter(
         state = load_file(weights)
     except Exception as error:  # a damaged header can raise almost anything
         raise ValueError(f"{weights} is corrupt ({error}): copy it again, or export the adapter again") from None
+    require_finite_weights(state, weights)
     try:
         config = replace(_read_peft_config(config_file, state), inference_mode=not trained)
         with torch.random.fork_rng():

@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from rad.console import did_you_mean
 from rad.diffusion.schedules import karras_sigmas
 from rad.diffusion.step import Prediction
+from rad.images.atomic import replacing
 from rad.models.guided_diffusion import ADM_TIME, QkvOrder, adm_config, rename_adm, split_qkv
 from rad.models.weights import (
     MOST_STEPS,
@@ -36,7 +38,7 @@ from rad.models.weights import (
     with_new_names,
 )
 from rad.modes import float32_modes
-from rad.resources import located
+from rad.resources import checkpoint_names, located
 
 if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d import UNet2DModel
@@ -161,7 +163,8 @@ def save_base(
     place.mkdir(parents=True, exist_ok=True)
     named = {**config, "_class_name": kind.__name__, "_diffusers_version": __version__}
     (place / "config.json").write_text(json.dumps(named, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    save_file(weights, place / WEIGHT_FILES[0], metadata={"format": "pt"})
+    with replacing(place / WEIGHT_FILES[0]) as temporary:
+        save_file(weights, temporary, metadata={"format": "pt"})
 
     betas = betas.detach().to("cpu", torch.float64)
     first, last, steps = betas[0].item(), betas[-1].item(), len(betas)
@@ -202,9 +205,10 @@ def _locate(source: str | Path, revision: str | None) -> tuple[Path, str | None]
             warnings.warn(f"revision={revision!r} is unused: {path} is a local path", stacklevel=3)
         return path, None
     if not is_hub_id(source):
+        hint = did_you_mean(path.name, checkpoint_names())
         raise FileNotFoundError(
-            f"no base model at {str(source)!r}: give a diffusers folder, a guided-diffusion .pt file or a hub"
-            " id 'organisation/name'"
+            f"no model at {str(source)!r}{hint}: give an adapter folder, a diffusers folder, a guided-diffusion .pt file or a "
+            "hub id 'organisation/name'"
         )
     settings = ["config.json", "unet/config.json", "scheduler_config.json", "scheduler/scheduler_config.json"]
     for weights in WEIGHT_FILES:
@@ -303,7 +307,8 @@ def _karras(config: Config) -> tuple[Tensor, float]:
     numbers = {"sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5, "rho": 7.0}
     low, high, data, rho = (config.get(name, default) for name, default in numbers.items())
     steps = config.get("num_train_timesteps", 1000)
-    if not (isinstance(steps, int) and 2 <= steps <= MOST_STEPS and 0 < low < high < math.inf and rho > 0 and data > 0):
+    right = 0 < low < high < math.inf and 0 < rho < math.inf and 0 < data < math.inf
+    if not (isinstance(steps, int) and 2 <= steps <= MOST_STEPS and right):
         raise ValueError("the levels of noise do not rise from above 0: fetch the file again")
     if config.get("prediction_type", "epsilon") != "epsilon":
         raise ValueError(

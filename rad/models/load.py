@@ -84,6 +84,8 @@ def load_model(
             model.require_inpainting()
         if adapter is not None:
             model.add_adapter(adapter)
+    if not training:
+        model.checkpoint_gradients()
     model.to(device)
     return model
 

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
-from peft import PeftModel
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from rad.diffusion.denoiser import Denoiser
 from rad.diffusion.processes import Process
 from rad.diffusion.step import Prediction
 from rad.models.adapter import AdapterInfo, Kind, load_adapter
-from rad.models.lora import merged
+from rad.models.lora import merge, twin
 from rad.models.text_to_image.folders import quietly
 from rad.models.vae import IDENTITY, Autoencoder, PretrainedAutoencoder
-from rad.models.weights import weights_hash
+from rad.models.weights import describing, weights_hash
 from rad.networks.sd3_transformer import RegionAwareTransformer
 from rad.networks.unet import EmbeddingKind, RegionAwareUNet
 from rad.networks.unet_condition import RegionAwareConditionalUNet
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 RegionAwareNetwork = RegionAwareUNet | RegionAwareConditionalUNet | RegionAwareTransformer
 
 CHECKPOINTED_SIZE = 128
-"""Network inputs of at least this side use gradient checkpointing while they are differentiated; latents: half of it."""
+"""Network inputs of at least this side use gradient checkpointing where they are differentiated; latents: half of it."""
 
 _SMOOTH = Image.Resampling.LANCZOS
 
@@ -52,6 +53,8 @@ class Condition:
         control_image, adapter_image: the whole image as the ControlNet or the T2I-Adapter expects it (edges, depth, ...).
         style_image: reference image of any size for the IP-Adapter.
         control_scale, adapter_scale, style_scale: weight of each image; 0 disables it.
+
+    Raises ValueError for a number that is not finite.
     """
 
     prompt: str = ""
@@ -63,6 +66,12 @@ class Condition:
     adapter_scale: float = 1.0
     style_image: Image.Image | None = None
     style_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("guidance", "control_scale", "adapter_scale", "style_scale"):
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(value):
+                raise ValueError(f"{name} is {value}; give a finite number")
 
     def resized(self, size: tuple[int, int]) -> Condition:
         """With control and adapter image resized to (width, height)."""
@@ -101,16 +110,17 @@ class LoadedModel(ABC):
 
     Example:
         model = load_model("checkpoints/base-nature32")
-        with model.weights(adapter=False, differentiated=False):
-            estimate = model.denoiser([PLAIN], adapter=False).denoise(x, model.base_process.noise(t))
+        estimate = model.denoiser([PLAIN], adapter=False).denoise(x, model.base_process.noise(t))
+
+    Sampling changes nothing in a model, so that threads can share it.
 
     Attributes:
-        network: the denoiser network. Patches and adapters change it in place.
+        network: the denoiser network, without RAD's adapter; training patches and adapts it in place.
+        adapted: a second network with the adapter in its weights, which shares all other weights; None without an adapter.
         autoencoder: between pixels and the network's input; `IDENTITY` for pixel models.
         base_process, prediction: noise process and prediction of the pretrained network.
         size: (height, width) of the images in pixels, multiples of side_multiple.
         info: of the adapter, or of per-pixel training of all weights; None for a base model.
-        peft: the network with its adapter; None without one.
         text: None for a model without text.
     """
 
@@ -138,7 +148,7 @@ class LoadedModel(ABC):
         self.size, self.side_multiple = size, side_multiple
         self.prediction: Prediction = prediction
         self.info, self.text = info, text
-        self.peft: PeftModel | None = None
+        self.adapted: Network | None = None
         height, width = size
         if height % side_multiple or width % side_multiple:
             raise ValueError(
@@ -155,7 +165,7 @@ class LoadedModel(ABC):
     @property
     def has_base(self) -> bool:
         """Whether zero-shot methods can run."""
-        return self.info is None or self.peft is not None or self.info.unconditional
+        return self.info is None or self.adapted is not None or self.info.unconditional
 
     @property
     def has_adapter(self) -> bool:
@@ -170,38 +180,40 @@ class LoadedModel(ABC):
 
     @abstractmethod
     def denoiser(self, conditions: Sequence[Condition], *, adapter: bool) -> Denoiser:
-        """The denoiser of a batch, with or without the adapter. Call it within `weights`. Raises ValueError as `check`."""
+        """The denoiser of a batch, with or without the adapter. Raises ValueError as `check`."""
 
-    @contextlib.contextmanager
-    def weights(self, *, adapter: bool, differentiated: bool) -> Iterator[None]:
-        """Context of sampling: adapter merged or disabled; gradient checkpointing for large networks if `differentiated`."""
-        least = CHECKPOINTED_SIZE if self.autoencoder is IDENTITY else CHECKPOINTED_SIZE // 2
-        large = differentiated and min(self.size) // self.autoencoder.factor >= least
-        networks = self._differentiated() if large else []
-        for network in networks:
-            network.enable_gradient_checkpointing(self._checkpoint())
-        try:
-            with _adapted(self.peft, adapter=adapter):
-                yield
-        finally:
-            for network in networks:
-                network.disable_gradient_checkpointing()
+    def sampled_network(self, *, adapter: bool) -> Network:
+        """The network with or without RAD's adapter; a model that was trained as a whole has one for both."""
+        return self.adapted if adapter and self.adapted is not None else self.network
 
     def add_adapter(self, folder: Path) -> None:
-        """Put the RAD adapter of `folder` on the network. Raises as `rad.models.adapter.load_adapter`."""
+        """Load the RAD adapter of `folder` into `adapted`. Raises as `rad.models.adapter.load_adapter`."""
         base_hash = self.hash
-        self.peft = load_adapter(self.region_aware_network(), folder, base_hash=base_hash)
+        peft = load_adapter(twin(self.region_aware_network()), folder, base_hash=base_hash)
+        with describing(folder):
+            self.adapted = cast("Network", merge(peft))
+
+    def checkpoint_gradients(self) -> None:
+        """Recompute activations of large networks in backward passes, to save memory. Other calls stay as they are."""
+        least = CHECKPOINTED_SIZE if self.autoencoder is IDENTITY else CHECKPOINTED_SIZE // 2
+        if min(self.size) // self.autoencoder.factor >= least:
+            for network in self._differentiated():  # eval mode draws no random numbers, whose state needs no copy
+                network.enable_gradient_checkpointing(
+                    functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+                )
 
     def to(self, device: torch.device | str) -> None:
-        modules: list[nn.Module] = [self.network, *self.frozen_modules()]
+        modules: list[nn.Module] = [*self._networks(), *self.frozen_modules()]
         for module in modules:
             module.to(device)
+        if self.text is not None:
+            self.text.forget()
 
-    def _differentiated(self) -> list[Network | ControlNetModel]:
-        return [self.network]
+    def _networks(self) -> list[Network]:
+        return [self.network] if self.adapted is None else [self.network, self.adapted]
 
-    def _checkpoint(self) -> Callable[..., object] | None:
-        return None
+    def _differentiated(self) -> Sequence[Network | ControlNetModel]:
+        return self._networks()
 
     # ---- training -------------------------------------------------------------------------------
 
@@ -282,15 +294,3 @@ def scaled_size(cells: int | Sequence[int] | None, factor: int) -> tuple[int, in
         raise ValueError("the base model does not give its image size: set sample_size in its config.json")
     height, width = (cells, cells) if isinstance(cells, int) else cells
     return height * factor, width * factor
-
-
-@contextlib.contextmanager
-def _adapted(peft: PeftModel | None, *, adapter: bool) -> Iterator[None]:
-    if peft is None:
-        yield
-        return
-    try:
-        with merged(peft) if adapter else peft.disable_adapter():
-            yield
-    finally:
-        peft.requires_grad_(False)  # peft makes a layer that it switches on trainable

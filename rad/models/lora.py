@@ -3,20 +3,23 @@
 RAD trains rank 16 on the layers below, and the time layers fully.
 """
 
+import copy
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
-from diffusers import SD3Transformer2DModel, UNet2DModel
+from diffusers import SD3Transformer2DModel
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from rad.modes import float32_modes
 from rad.rng import check_seed
+
+NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "conv_in", "conv_out", "conv1", "conv2")
 
@@ -47,6 +50,8 @@ class LoRA:
     time_layers: Literal["full", "lora"] = "full"
 
     def __post_init__(self) -> None:
+        if not math.isfinite(self.alpha):
+            raise ValueError(f"lora.alpha is {self.alpha}; it must be finite")
         if self.rank < 1:
             raise ValueError(f"lora.rank is {self.rank}; it must be at least 1")
         if self.time_layers not in ("full", "lora"):
@@ -88,25 +93,22 @@ def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def merge(model: PeftModel) -> UNet2DModel:
-    """The network with the adapter added into its weights: W <- W + (alpha / r) B A. `model` loses the adapter."""
+def merge(model: PeftModel) -> nn.Module:
+    """The network with the adapter added into its weights: W <- W + (alpha / r) B A. `model` loses the adapter.
+
+    Merged weights are new parameters, so a network that shares the old ones does not change. Raises ValueError for weights that
+    are not finite.
+    """
+    layers: list[Any] = [layer.get_base_layer() for layer in model.modules() if isinstance(layer, LoraLayer)]
+    for layer in layers:  # peft replaces the data of the parameter
+        layer.weight = nn.Parameter(layer.weight.data, requires_grad=False)
     wrapped: Any = model
-    return wrapped.merge_and_unload()
+    return wrapped.merge_and_unload(safe_merge=True)
 
 
-@contextmanager
-def merged(model: PeftModel) -> Iterator[None]:
-    """Context with the adapter merged into the weights. Afterwards the base weights are back, bit for bit."""
-    layers: list[Any] = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
-    before = [layer.get_base_layer().weight.data for layer in layers]
-    try:
-        for layer in layers:
-            layer.merge(safe_merge=True)  # a new tensor; refuses weights that are not finite
-        yield
-    finally:
-        for layer, weight in zip(layers, before, strict=True):
-            layer.get_base_layer().weight.data = weight
-            layer.merged_adapters.clear()
+def twin(network: NetworkT) -> NetworkT:
+    """A copy of the modules of `network` that shares its parameters and buffers."""
+    return copy.deepcopy(network, {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())})
 
 
 @contextmanager
@@ -125,8 +127,3 @@ def _copy(parameters: Mapping[str, torch.nn.Parameter], weights: Mapping[str, Te
     with torch.no_grad():
         for name, weight in weights.items():
             parameters[name].copy_(weight)
-
-
-def enabled(model: PeftModel) -> bool:
-    """Whether the adapter takes part in the forward pass."""
-    return not any(module.disable_adapters for module in model.modules() if isinstance(module, BaseTunerLayer))

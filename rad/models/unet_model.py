@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torch import nn
+
 from rad.diffusion.denoiser import Denoiser, EDMDenoiser, UNetDenoiser
 from rad.diffusion.processes import EDM, Uniform
+from rad.images.atomic import replacing_folder
 from rad.models.adapter import AdapterInfo, Kind
 from rad.models.base import INDEX, Base, save_base
 from rad.models.loaded_model import PLAIN, Condition, LoadedModel, Origin, scaled_size
@@ -79,12 +82,15 @@ class UNetModel(LoadedModel):
         if self.base.sigmas is not None:
             channels = self.autoencoder.channels
             return EDMDenoiser(lambda x, c: self.unet(x, c).sample, sigma_data=self.base.sigma_data, channels=channels)
-        info = self.info if adapter or self.peft is None else None
-        return self.training_denoiser((), learned_variance=info is None or info.learned_variance)
+        info = self.info if adapter or self.adapted is None else None
+        return self._denoiser(self.sampled_network(adapter=adapter), info is None or info.learned_variance)
 
     def training_denoiser(self, prompts: Sequence[str], *, learned_variance: bool) -> Denoiser:
+        return self._denoiser(self.unet, learned_variance)
+
+    def _denoiser(self, network: nn.Module, learned_variance: bool) -> UNetDenoiser:
         return UNetDenoiser(
-            self.unet,
+            network,
             prediction_type=self.prediction,
             channels=self.autoencoder.channels,
             clip=self.autoencoder.factor == 1,
@@ -99,7 +105,8 @@ class UNetModel(LoadedModel):
         latent = isinstance(autoencoder, PretrainedAutoencoder)
         save_base(folder, self.unet, betas=betas, prediction_type=self.prediction, half=False, latent=latent)
         if isinstance(autoencoder, PretrainedAutoencoder):
-            autoencoder.network.save_pretrained(folder / "vqvae")
+            with replacing_folder(folder / "vqvae") as place:
+                autoencoder.network.save_pretrained(place)
             index = {
                 "_class_name": "LDMPipeline",
                 "scheduler": ["diffusers", "DDPMScheduler"],

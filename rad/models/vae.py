@@ -1,5 +1,6 @@
 """Autoencoders between images and latents; the identity for pixel models."""
 
+import math
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -73,6 +74,11 @@ class PretrainedAutoencoder:
             self.channels = config["vq_embed_dim"]
         self.scale = float(config["scaling_factor"])
         self.shift = float(config.get("shift_factor") or 0)
+        if not (math.isfinite(self.scale) and self.scale != 0 and math.isfinite(self.shift)):
+            raise ValueError(
+                f"the autoencoder has scaling_factor {self.scale} and shift_factor {self.shift}; "
+                "both must be finite, and the first not 0"
+            )
 
     @classmethod
     def load(cls, folder: Path) -> "PretrainedAutoencoder":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -84,7 +85,28 @@ def read_json(path: Path) -> Config:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Name -> tensor, from a .safetensors or a torch file; pickled code is never run."""
+    """Name -> tensor, from a .safetensors or a torch file; pickled code is never run. Raises ValueError if one is not finite."""
+    state = _read_weights(path)
+    require_finite_weights(state, path)
+    return state
+
+
+def require_finite_weights(state: Mapping[str, Tensor], path: Path) -> None:
+    """Raise ValueError for a tensor with NaN or infinity. `path`: of the file, for the message."""
+    for name, value in state.items():
+        if value.is_floating_point() and value.numel() and not _is_finite(value):
+            count = int((~value.isfinite()).sum())
+            raise ValueError(
+                f"{path} is damaged: {count} of {value.numel()} values of {name} are NaN or infinite; fetch or export it again"
+            )
+
+
+def _is_finite(value: Tensor) -> bool:
+    low, high = torch.aminmax(value)  # NaN if a value is; much quicker than a test of each value
+    return math.isfinite(low) and math.isfinite(high)
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     try:

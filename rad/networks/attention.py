@@ -7,41 +7,43 @@ Semantic boundary control (PILOT, `rad/methods/pilot.py`) limits the other token
 
 without normalising again: outside, a layer gives P[q, 0] v_0. This equals attention with all values but v_0 set to zero, so P is
 computed explicitly only for measuring.
+
+A call passes its settings as an argument, so calls in several threads can share a network:
+
+    patch_attention(unet)
+    unet(x, timesteps, encoder_hidden_states=text, cross_attention_kwargs={"focus": Focus(...)})
 """
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
-    from diffusers.models.attention_processor import Attention, AttnProcessor, IPAdapterAttnProcessor2_0
+    from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
 
 
-@dataclass(frozen=True)
-class Layer:
-    """A cross-attention layer of a UNet; `depth`: number of times that its cells were halved."""
+def patch_attention(unet: "UNet2DConditionModel") -> int:
+    """Make the attention layers of `unet` read a `Focus`, in place. Returns the least depth of a cross-attention layer.
 
-    depth: int
-    attention: "Attention"
-
-
-def cross_attentions(unet: "UNet2DConditionModel") -> list[Layer]:
-    """The cross-attention layers, in the order of the modules."""
-    deepest = len(unet.config["block_out_channels"]) - 1
-    layers = []
+    The depth of a layer is the number of times that its cells were halved. Parameters keep their names.
+    """
+    deepest, depths = len(unet.config["block_out_channels"]) - 1, []
     for name, module in unet.named_modules():
-        if name.endswith(".attn2"):
-            part, number = name.split(".")[:2]
-            depth = {"down_blocks": int, "up_blocks": lambda text: deepest - int(text)}.get(part, lambda _: deepest)
-            layers.append(Layer(depth(number), cast("Attention", module)))
-    return layers
+        if isinstance(module, Attention):
+            module.__class__ = FocusedAttention
+            layer = cast(FocusedAttention, module)
+            layer.depth = None
+            if name.endswith(".attn2"):
+                part, number = name.split(".")[:2]
+                depth = {"down_blocks": int, "up_blocks": lambda text: deepest - int(text)}.get(part, lambda _: deepest)
+                layer.depth = depth(number)
+                depths.append(layer.depth)
+    return min(depths, default=0)
 
 
 def grids(size: tuple[int, int], depths: int) -> list[tuple[int, int]]:
@@ -75,49 +77,55 @@ class Focus:
     kept: list[Tensor] = field(default_factory=list)
 
 
-class _Focused:
-    """An attention processor, in diffusers' interface."""
+class FocusedAttention(Attention):
+    """diffusers' Attention, with a `Focus` for cross-attention; see `patch_attention`."""
 
-    def __init__(self, layer: Layer, focus: Focus) -> None:
-        self.focus, self.original = focus, cast("IPAdapterAttnProcessor2_0", layer.attention.processor)
-        self.keeps = focus.tokens is not None and layer.depth >= focus.shallowest
+    depth: int | None
+    """None for self-attention, which ignores the focus."""
 
-    def __call__(
+    def forward(
         self,
-        attn: "Attention",
         hidden_states: Tensor,
-        encoder_hidden_states: Tensor | tuple[Tensor, list[Tensor]],
-        attention_mask: None = None,
-        temb: None = None,
+        encoder_hidden_states: Tensor | tuple[Tensor, list[Tensor]] | None = None,
+        attention_mask: Tensor | None = None,
+        focus: Focus | None = None,
+        **cross_attention_kwargs: object,
     ) -> Tensor:
         """(B, cells, channels). An IP-Adapter adds its tokens to the text's (B,T,C) in a tuple."""
-        assert attn.to_k is not None
-        assert attn.to_v is not None
-        assert attn.to_out is not None
+        if focus is None or self.depth is None:
+            text = cast("Tensor | None", encoder_hidden_states)
+            return super().forward(hidden_states, text, attention_mask, **cross_attention_kwargs)
+        assert self.to_k is not None
+        assert self.to_v is not None
+        assert self.to_out is not None
+        assert encoder_hidden_states is not None
         text, styles = encoder_hidden_states, []
         if isinstance(text, tuple):
             text, styles = text
-        query, key, value = _heads(attn, attn.to_q, hidden_states), *_keys_values(attn, attn.to_k, attn.to_v, text)
-        where = None if self.focus.inside is None else self.focus.inside[query.shape[2]][:, None, :, None]
-        output = self._kept(query, key, value, where) if self.keeps else _bounded(query, key, value, where)
-        if self.focus.style is not None:
-            scale = self.focus.style[:, None, None, None].to(output.dtype)
-            for tokens, to_key, to_value in zip(styles, self.original.to_k_ip, self.original.to_v_ip, strict=True):
-                key, value = _keys_values(attn, to_key, to_value, tokens.flatten(1, -2))
+        query, key, value = _heads(self, self.to_q, hidden_states), *_keys_values(self, self.to_k, self.to_v, text)
+        where = None if focus.inside is None else focus.inside[query.shape[2]][:, None, :, None]
+        keeps = focus.tokens is not None and self.depth >= focus.shallowest
+        output = _kept(focus, query, key, value, where) if keeps else _bounded(query, key, value, where)
+        if focus.style is not None:
+            scale = focus.style[:, None, None, None].to(output.dtype)
+            of_adapter = cast("IPAdapterAttnProcessor2_0", self.processor)
+            for tokens, to_key, to_value in zip(styles, of_adapter.to_k_ip, of_adapter.to_v_ip, strict=True):
+                key, value = _keys_values(self, to_key, to_value, tokens.flatten(1, -2))
                 output = output + scale * F.scaled_dot_product_attention(query, key, value)
         output = output.transpose(1, 2).flatten(2).to(hidden_states.dtype)
-        return attn.to_out[1](attn.to_out[0](output)) / attn.rescale_output_factor
+        return self.to_out[1](self.to_out[0](output)) / self.rescale_output_factor
 
-    def _kept(self, query: Tensor, key: Tensor, value: Tensor, where: Tensor | None) -> Tensor:
-        assert self.focus.tokens is not None
-        exact = torch.promote_types(query.dtype, torch.float32)
-        scores = query.to(exact) @ key.to(exact).transpose(-1, -2) * query.shape[-1] ** -0.5
-        probabilities = scores.softmax(-1)  # (B, heads, cells, T)
-        self.focus.kept.append((probabilities @ self.focus.tokens[:, None, :, None].to(scores)).mean(1)[..., 0])
-        if where is not None:
-            first = torch.arange(key.shape[2], device=key.device) == 0
-            probabilities = probabilities * (where | first)
-        return probabilities.to(value.dtype) @ value
+
+def _kept(focus: Focus, query: Tensor, key: Tensor, value: Tensor, where: Tensor | None) -> Tensor:
+    assert focus.tokens is not None
+    exact = torch.promote_types(query.dtype, torch.float32)
+    scores = query.to(exact) @ key.to(exact).transpose(-1, -2) * query.shape[-1] ** -0.5
+    probabilities = scores.softmax(-1)  # (B, heads, cells, T)
+    focus.kept.append((probabilities @ focus.tokens[:, None, :, None].to(scores)).mean(1)[..., 0])
+    if where is not None:
+        first = torch.arange(key.shape[2], device=key.device) == 0
+        probabilities = probabilities * (where | first)
+    return probabilities.to(value.dtype) @ value
 
 
 def _bounded(query: Tensor, key: Tensor, value: Tensor, where: Tensor | None) -> Tensor:
@@ -129,40 +137,10 @@ def _bounded(query: Tensor, key: Tensor, value: Tensor, where: Tensor | None) ->
     return torch.where(where, attended, F.scaled_dot_product_attention(query, key, first))
 
 
-def _heads(attn: "Attention", layer: nn.Module, values: Tensor) -> Tensor:
+def _heads(attn: Attention, layer: nn.Module, values: Tensor) -> Tensor:
     """layer(values) of (B,N,C) in heads: (B, heads, N, C / heads)."""
     return layer(values).unflatten(2, (attn.heads, -1)).transpose(1, 2)
 
 
-def _keys_values(attn: "Attention", to_k: nn.Module, to_v: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor]:
+def _keys_values(attn: Attention, to_k: nn.Module, to_v: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor]:
     return _heads(attn, to_k, tokens), _heads(attn, to_v, tokens)
-
-
-@contextlib.contextmanager
-def focused(layers: Sequence[Layer], focus: Focus) -> Iterator[None]:
-    """Context in which the layers follow `focus`."""
-    with _processors(layers, [_Focused(layer, focus) for layer in layers]):
-        yield
-
-
-@contextlib.contextmanager
-def _processors(layers: Sequence[Layer], processors: Sequence[object]) -> Iterator[None]:
-    before = [layer.attention.processor for layer in layers]
-    for layer, processor in zip(layers, processors, strict=True):
-        layer.attention.set_processor(cast("AttnProcessor", processor))
-    try:
-        yield
-    finally:
-        for layer, processor in zip(layers, before, strict=True):
-            layer.attention.set_processor(processor)
-
-
-def recomputing(layers: Sequence[Layer]) -> Callable[..., object]:
-    """Function for `enable_gradient_checkpointing` that recomputes with the processors of the first computation."""
-
-    def run(module: Callable[..., object], *inputs: object) -> object:
-        processors = [layer.attention.processor for layer in layers]
-        contexts = lambda: (contextlib.nullcontext(), _processors(layers, processors))  # noqa: E731
-        return checkpoint(module, *inputs, use_reentrant=False, context_fn=contexts)
-
-    return run

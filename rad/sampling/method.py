@@ -4,6 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
+from numbers import Integral, Real
 from typing import ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from torch import Tensor
@@ -14,6 +15,7 @@ from rad.diffusion.processes import Process, TimeOrigin
 from rad.diffusion.solvers import DEFAULTS, Solver
 from rad.diffusion.spacings import Spacing
 from rad.diffusion.step import Denoised
+from rad.models.vae import Autoencoder
 from rad.sampling.state import Cost, RunContext, State
 from rad.sampling.task import Task
 
@@ -74,11 +76,17 @@ class Method:
             choices = get_args(kinds[name]) if get_origin(kinds[name]) is Literal else ()
             if choices and value not in choices:
                 raise ValueError(f"{name} is {value!r}; allowed are {', '.join(map(repr, choices))}")
-            low, high = item.metadata.get("low"), item.metadata.get("high")
-            if low is None or high is None or isinstance(value, str):
-                continue
-            if not low <= value <= high:
-                raise ValueError(f"{name} is {value}; allowed are {_range(low, high)} ({item.metadata['help']})")
+            whole, low, high = (
+                kinds[name] is int,
+                item.metadata.get("low", -math.inf),
+                item.metadata.get("high", math.inf),
+            )
+            number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+            if kinds[name] in (int, float) and not number:
+                raise ValueError(f"{name} is {value!r}; expected {'a whole' if whole else 'a'} number")
+            if number and not (math.isfinite(value) and low <= value <= high):
+                help = f" ({item.metadata['help']})" if "help" in item.metadata else ""
+                raise ValueError(f"{name} is {value}; allowed are {_range(low, high)}{help}")
 
     @property
     def name(self) -> str:
@@ -87,6 +95,9 @@ class Method:
     def check(self) -> object:
         """Called before any network call. Raises ValueError for a missing requirement."""
         return None
+
+    def check_autoencoder(self, autoencoder: Autoencoder) -> None:
+        """Called before any network call. Raises ValueError for a model with this autoencoder."""
 
     def process(self, base_process: Process, time_origin: TimeOrigin) -> Process:
         """The method's noise process on a model with `base_process`."""
@@ -153,6 +164,8 @@ def name_of(kind: type[Method]) -> str:
 
 
 def _range(low: float, high: float) -> str:
+    if math.isinf(low) and math.isinf(high):
+        return "finite numbers"
     if math.isinf(high):
         return f"{low:g} or more"
     return f"{high:g} or less" if math.isinf(low) else f"{low:g} to {high:g}"

@@ -19,6 +19,7 @@ from rad.diffusion.solvers import DEFAULTS, History, Solver, check_solver, multi
 from rad.diffusion.spacings import Spacing, sampling_timesteps
 from rad.diffusion.step import noised, renoise, reverse_step
 from rad.modes import plain_modes
+from rad.sampling.finite import FiniteRecord
 from rad.sampling.method import CustomSampler, SamplingMethod
 from rad.sampling.state import Cost, CountedDenoiser, RunContext, State
 from rad.sampling.task import Task
@@ -116,11 +117,16 @@ class Sampler:
         return self.method.cost(self.timesteps)
 
     def __call__(self, denoiser: Denoiser, task: Task, *, noise: NoiseSource) -> Sample:
-        """Fill the holes of `task`. Row i of each draw of `noise` belongs to image i."""
+        """Fill the holes of `task`. Row i of each draw of `noise` belongs to image i.
+
+        Raises NotFiniteError, with the network call, if the network's output or x is not finite.
+        """
         if not isinstance(task, Task) or not hasattr(noise, "randn"):
             raise ValueError(f"task is {describe(task)} and noise {describe(noise)}; give a Task and a KeyedNoise")
         began, method = time.perf_counter(), self.method
-        counted, drawn = CountedDenoiser(method.view(denoiser, task)), 0
+        record = FiniteRecord(len(task.known), self.cost.nfe)
+        counted, drawn = CountedDenoiser(method.view(denoiser, task), record=record), 0
+        assert counted.record is not None
 
         def randn() -> Tensor:
             nonlocal drawn
@@ -139,6 +145,7 @@ class Sampler:
         with plain_modes(), torch.inference_mode(not method.needs_grad), torch.no_grad(), autocast:
             x = method.run(run) if isinstance(method, CustomSampler) else self._reverse(run, method)
             x = x.detach()
+            counted.record.check(x, task.known, method)
             image = torch.where(task.hole == 0, task.known, x)
         return Sample(image, x, counted.nfe, counted.vjp, time.perf_counter() - began)
 

@@ -10,6 +10,7 @@ from rad.diffusion.denoiser import Denoiser, Semantics, TextDenoiser
 from rad.diffusion.levels import NoiseLevel
 from rad.diffusion.processes import Process
 from rad.diffusion.step import Denoised
+from rad.sampling.finite import FiniteRecord
 from rad.sampling.task import Task
 
 
@@ -32,20 +33,26 @@ class Cost:
 class CountedDenoiser:
     """A denoiser that counts its work: network calls `nfe`, and backward passes `vjp`.
 
-    A wrapped `CountedDenoiser` counts this work too, as does `within`, for a second denoiser in the run.
+    A wrapped `CountedDenoiser` counts this work too, as does `within`, for a second denoiser in the run. `record` notes the first
+    call whose values are not finite; that of `within` is used where it has one.
     """
 
-    def __init__(self, denoiser: Denoiser, *, within: "CountedDenoiser | None" = None) -> None:
+    def __init__(
+        self, denoiser: Denoiser, *, within: "CountedDenoiser | None" = None, record: FiniteRecord | None = None
+    ) -> None:
         if isinstance(denoiser, CountedDenoiser):
             denoiser, within = denoiser.denoiser, denoiser
         self.denoiser, self.channels, self._within = denoiser, denoiser.channels, within
+        self.record = record if within is None or within.record is None else within.record
         self.nfe = self.vjp = 0
         self._kept: tuple[Tensor, NoiseLevel, Denoised] | None = None
 
-    def denoise(self, x: Tensor, noise: NoiseLevel, *, keep: bool = False) -> Denoised:
-        """See `Denoiser.denoise`. With `keep`, the next `reuse` may return this estimate."""
+    def denoise(self, x: Tensor, noise: NoiseLevel, *, keep: bool = False, trial: bool = False) -> Denoised:
+        """See `Denoiser.denoise`. With `keep`, the next `reuse` may return this estimate. A `trial` need not be finite."""
         self._count(nfe=1)
         denoised = self.denoiser.denoise(x, noise)
+        if not trial:
+            self._note(x, noise, denoised)
         if keep:
             self._kept = (x.detach().clone(), noise, denoised)
         return denoised
@@ -62,7 +69,9 @@ class CountedDenoiser:
         """See `TextDenoiser.semantic`; 1 NFE."""
         assert isinstance(self.denoiser, TextDenoiser)
         self._count(nfe=1)
-        return self.denoiser.semantic(x, noise, fine=fine)
+        semantics = self.denoiser.semantic(x, noise, fine=fine)
+        self._note(x, noise, semantics.estimate)
+        return semantics
 
     def gradient(self, loss: Tensor, x: Tensor, *, passes: int = 1) -> Tensor:
         """d loss / d x, `passes` network calls (1 VJP each) after x. Each entry of loss (B,) depends on its own image alone."""
@@ -74,6 +83,13 @@ class CountedDenoiser:
         self.nfe, self.vjp = self.nfe + nfe, self.vjp + vjp
         if self._within is not None:
             self._within._count(nfe=nfe, vjp=vjp)
+
+    def _note(self, x: Tensor, noise: NoiseLevel, denoised: Denoised) -> None:
+        root = self
+        while root._within is not None:
+            root = root._within
+        if self.record is not None:
+            self.record.add(root.nfe, x, noise, denoised)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Checkpoints in optimiser steps, with models ready for use beside them."""
 
-import os
 import shutil
 from pathlib import Path
 from weakref import proxy
@@ -14,13 +13,13 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from rad.data.module import ImageDataModule
-from rad.images.atomic import replacing_folder
+from rad.images.atomic import replace_link, replacing_folder
 from rad.models.adapter import save_adapter
-from rad.models.lora import swapped, trainable
+from rad.models.lora import trainable
 from rad.training.autoencoder import MEASURED, AutoencoderTraining
 from rad.training.diffusion import Diffusion
-from rad.training.ema import find_averages
-from rad.training.module import TrainingModule, get_setting
+from rad.training.ema import find_averages, replaced
+from rad.training.module import HALF, TrainingModule, get_setting
 from rad.training.resume import WholeCheckpointIO
 
 
@@ -88,7 +87,7 @@ class Checkpoint(callbacks.Checkpoint):
         trainer.save_checkpoint(path, weights_only=False)
         self.best_model_path, self.best_model_score = str(path), float(step)
         if trainer.is_global_zero:
-            _link(folder / "last.ckpt", path.name)
+            replace_link(folder / "last.ckpt", path.name)
             for logger in trainer.loggers:
                 logger.after_save_checkpoint(proxy(self))
             for old in dropped:
@@ -97,21 +96,15 @@ class Checkpoint(callbacks.Checkpoint):
 
 def _export(trainer: L.Trainer, module: TrainingModule, folder: Path) -> None:
     try:
-        export(module, trainer, folder, ema=False)
+        weights = {name: weight.detach() for name, weight in trainable(module).items()}
+        with replaced(module, {name: weight.float() for name, weight in weights.items() if weight.dtype in HALF}):
+            export(module, trainer, folder, ema=False)
         for average in find_averages(trainer):
             if average.weights:
-                with swapped(module, average.weights):
+                with replaced(module, average.weights):
                     export(module, trainer, folder.with_name(f"{folder.name}-{average.suffix}"), ema=True)
     except SafetensorError as error:
         raise OSError(f"{folder} cannot be written: {error}; make room and go on with --ckpt_path last") from error
-
-
-def _link(link: Path, target: str) -> None:
-    """Let `link` point to `target` in its folder; there is no moment without it."""
-    temporary = link.with_name(f".{link.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target)
-    os.replace(temporary, link)
 
 
 def _remove(trainer: L.Trainer, path: Path) -> None:
@@ -167,6 +160,7 @@ def card(module: Diffusion, trainer: L.Trainer, *, ema: bool) -> str:
         f"{type(optimizer).__name__} {optimizer.param_groups[0]['initial_lr']:g}, seed {module.seed}"
         f"{', averaged weights (EMA)' if ema else ''}.",
         f"- Trained parameters: {sum(weight.numel() for weight in trainable(module).values()):,}.",
+        *(f"- Changed when the run resumed at {change}." for change in module.changes),
         *(f"- {name}: {value:.5f}" for name, value in sorted(metrics.items())),
         "",
     ]

@@ -250,7 +250,8 @@ class Diffusion(TrainingModule):
         now, previous = self.noise_process.noise(t, regions), self.noise_process.noise(t - 1, regions)
         x = noised(x0, now, noise=eps)
         prompts = self._encode_prompts(batch, purpose)
-        output = self.forward_network(x, timestep=now.timesteps.to(x.dtype), index=now.index, **prompts).sample
+        times = now.timesteps.to(torch.promote_types(x.dtype, torch.float32))  # bfloat16 would round 999 to 1000
+        output = self.forward_network(x, timestep=times, index=now.index, **prompts).sample
         losses = self.loss(output, x0=x0, x=x, eps=eps, now=now, previous=previous, prediction=self.model.prediction)
         return losses, t, hole
 

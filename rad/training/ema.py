@@ -1,12 +1,13 @@
 """Exponential moving averages of the trained weights."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from rad.models.lora import swapped, trainable
@@ -16,7 +17,8 @@ from rad.training.module import get_setting
 class EMA(Callback):
     """Exponential moving average of the trained weights, with warm-up: decay = min(decay, 1 - (1 + step/inv_gamma)^-power).
 
-    Several averages may run in one training, each with its own `suffix`; validation and panels use the first.
+    The average of weights in half precision is float32, since half precision rounds its small updates away. Several averages may
+    run in one training, each with its own `suffix`; validation and panels use the first.
 
     Args:
         decay: largest decay per optimiser step, in [0,1).
@@ -50,7 +52,7 @@ class EMA(Callback):
         parameters = trainable(pl_module)
         if not self.weights:
             self.weights = {name: p.detach().clone() for name, p in parameters.items()}
-        self.weights = {name: w.to(parameters[name].device) for name, w in self.weights.items()}
+        self.weights = {name: _wide(w, parameters[name]) for name, w in self.weights.items()}
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: object, batch_idx: int
@@ -62,7 +64,8 @@ class EMA(Callback):
         self.step = step
         parameters = trainable(pl_module)
         averages = [self.weights[name] for name in parameters]
-        get_ema_multi_avg_fn(self.decay_at(step))(averages, [p.detach() for p in parameters.values()], step)
+        weights = [p.detach().to(average.dtype) for p, average in zip(parameters.values(), averages, strict=True)]
+        get_ema_multi_avg_fn(self.decay_at(step))(averages, weights, step)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.weights and self is find_averages(trainer)[0]:
@@ -74,11 +77,38 @@ class EMA(Callback):
             self._swap.__exit__(None, None, None)
             self._swap = None
 
+    def settings(self) -> dict[str, object]:
+        """Recorded in checkpoints; a resumed run reports the differences."""
+        return {"decay": self.decay, "inv_gamma": self.inv_gamma, "power": self.power}
+
     def state_dict(self) -> dict[str, Any]:
         return {"step": self.step, "weights": self.weights}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.step, self.weights = state_dict["step"], state_dict["weights"]
+
+
+def _wide(average: Tensor, weight: Tensor) -> Tensor:
+    """`average` on the device of `weight`, in its dtype or in float32 if that is wider."""
+    return average.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
+
+
+@contextmanager
+def replaced(module: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Context in which new parameters with `weights`, in their own dtype, stand in for the named ones; for exports."""
+    before = {name: module.get_parameter(name) for name in weights}
+    try:
+        for name, weight in weights.items():
+            _set_parameter(module, name, nn.Parameter(weight))
+        yield
+    finally:
+        for name, parameter in before.items():
+            _set_parameter(module, name, parameter)
+
+
+def _set_parameter(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    owner, _, leaf = name.rpartition(".")
+    setattr(module.get_submodule(owner), leaf, parameter)
 
 
 @contextmanager

@@ -117,7 +117,8 @@ class FiniteGuard(Callback):
             return
         folder = Path(trainer.default_root_dir) / "nonfinite" / f"step={trainer.global_step}-rank={trainer.global_rank}"
         if isinstance(pl_module, Diffusion):
-            self._write_batches(pl_module, folder)
+            with trainer.precision_plugin.train_step_context():
+                self._write_batches(pl_module, folder)
         self.skipped += 1
         message = f"loss or gradient of step {trainer.global_step} is not finite"
         if folder.is_dir():

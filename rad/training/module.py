@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -14,6 +15,7 @@ from torchmetrics import MeanMetric
 
 from rad.models.lora import trainable
 from rad.rng import check_seed
+from rad.training.changes import OBJECTS, continue_run, run_settings
 from rad.training.settings import Schedule
 
 Batch = Mapping[str, Any]
@@ -22,8 +24,8 @@ Batch = Mapping[str, Any]
 INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
 """With this entry, hyperparameters of plain values become arguments in `load_from_checkpoint`, as for runs of LightningCLI."""
 
-OBJECTS = ("optimizer", "lr_scheduler", "masks")
-"""Arguments that a run of LightningCLI describes by plain values; a run started from Python leaves them out of checkpoints."""
+HALF = (torch.bfloat16, torch.float16)
+"""Dtypes of the trained weights at precision "bf16-true" and "16-true"."""
 
 
 class TrainingModule(L.LightningModule):
@@ -35,6 +37,8 @@ class TrainingModule(L.LightningModule):
         optimizer, schedule, lr_scheduler, seed: see `Diffusion`; shard_optimizer: see `rad.training.settings.Execution`.
         means: names of the validation losses, logged as val/NAME.
     """
+
+    reports_changes = True  # on resume; `ImageDataModule` then leaves the report to this module
 
     def __init__(
         self,
@@ -54,6 +58,9 @@ class TrainingModule(L.LightningModule):
             )
         self.optimizer, self.schedule, self.lr_scheduler = optimizer, schedule, lr_scheduler
         self.seed, self.shard_optimizer = check_seed(seed), shard_optimizer
+        self.changes: list[str] = []
+        """What resumes have changed, each with its step; kept in checkpoints."""
+        self._resumed: str | None = None
         self.strict_loading = False  # a checkpoint lacks the frozen weights; `on_load_checkpoint` compares the others
         # Lightning's mean over processes is wrong when they hold unequal numbers of images.
         self.val_means = nn.ModuleDict({name: MeanMetric() for name in means})
@@ -64,6 +71,11 @@ class TrainingModule(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         weights = list(trainable(self).values())
+        if any(weight.dtype in HALF for weight in weights):
+            rank_zero_warn(
+                f"trainer.precision {self.trainer.precision} keeps weights and the optimiser's moments in half precision, which "
+                "rounds small updates away: use bf16-mixed"
+            )
         split = self.shard_optimizer and self.trainer.world_size > 1
         optimizer = _sharded(self.optimizer, weights) if split else self.optimizer(weights)
         if self.lr_scheduler is None:
@@ -104,6 +116,8 @@ class TrainingModule(L.LightningModule):
         checkpoint["rad"] = {
             **self.identity(),
             "optimizer": _class_name(self.optimizer([nn.Parameter(torch.zeros(1))])),
+            "settings": run_settings(self, self.trainer),
+            "changes": self.changes,
         }
         plain = {name: _plain(value) for name, value in self.hparams.items()}
         settings = {name: value for name, value in plain.items() if name not in OBJECTS or isinstance(value, dict)}
@@ -126,7 +140,16 @@ class TrainingModule(L.LightningModule):
                 f"the checkpoint trains other layers: {len(wrong)} tensors differ, the first {wrong[0]}; use its config.yaml"
             )
         if self._resumes():
-            self._require_optimizer(saved.get("optimizer"), checkpoint)
+            self._require_optimizer(saved.get("optimizer"))
+            step, changes = checkpoint["global_step"], continue_run(self, self.trainer, checkpoint)
+            self.changes = [*saved.get("changes", []), *([f"step {step}: {', '.join(changes)}"] if changes else [])]
+            self._resumed = f"resumed at step {step}; " + (
+                f"changed since the checkpoint: {', '.join(changes)}" if changes else "settings as in the checkpoint"
+            )
+
+    def on_train_start(self) -> None:
+        if self._resumed is not None:
+            rank_zero_info(self._resumed)
 
     def _resumes(self) -> bool:
         """Whether a trainer continues a run; `load_from_checkpoint` has no trainer."""
@@ -135,21 +158,13 @@ class TrainingModule(L.LightningModule):
         except RuntimeError:
             return False
 
-    def _require_optimizer(self, saved: str | None, checkpoint: Mapping[str, Any]) -> None:
-        """Raise ValueError if the optimiser or its learning rate differ, since the checkpoint's would be used."""
-        optimizer = self.optimizer(list(trainable(self).values()))
-        if saved is not None and saved != _class_name(optimizer):
+    def _require_optimizer(self, saved: str | None) -> None:
+        """Raise ValueError if the optimiser is of another class than the checkpoint's."""
+        name = _class_name(self.optimizer([nn.Parameter(torch.zeros(1))]))
+        if saved is not None and saved != name:
             raise ValueError(
-                f"the checkpoint was trained with {saved}, this configuration has {_class_name(optimizer)}: use its config.yaml"
-            )
-        states = checkpoint.get("optimizer_states")
-        if self.lr_scheduler is not None or not states:
-            return
-        rate, before = optimizer.param_groups[0]["lr"], states[0]["param_groups"][0].get("initial_lr")
-        if before is not None and float(rate) != float(before):
-            raise ValueError(
-                f"the checkpoint was trained with learning rate {before:g}, this configuration has {rate:g}: "
-                "use its config.yaml, or start a new run from its weights with model.adapter or model.base"
+                f"the checkpoint was trained with {saved}, this configuration has {name}: use its config.yaml, or start a new "
+                "run from its weights with model.adapter or model.base"
             )
 
 

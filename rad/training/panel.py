@@ -1,6 +1,7 @@
 """Panels of inpainted images, and throughput, during training."""
 
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from rad.images.atomic import replacing
 from rad.images.codecs import to_uint8
 from rad.masks.shapes import make
 from rad.rng import KeyedNoise, generator
+from rad.sampling.finite import NotFiniteError
 from rad.training.diffusion import Diffusion
 from rad.training.ema import averaged
 from rad.training.module import Batch, get_setting
@@ -76,7 +78,11 @@ class Panel(Callback):
         if not due or not isinstance(pl_module, Diffusion) or not trainer.is_global_zero:
             return
         self._latest = step
-        image = self.image(trainer, pl_module)
+        try:
+            image = self.image(trainer, pl_module)
+        except NotFiniteError as error:  # a look at the weights does not end their training
+            warnings.warn(f"no panel of step {step}: {error}", stacklevel=2)
+            return
         with replacing(Path(trainer.default_root_dir) / "panels" / f"step={step}.png") as temporary:
             to_uint8(image).save(temporary, format="PNG")
         if isinstance(trainer.logger, TensorBoardLogger):
@@ -100,8 +106,10 @@ class Panel(Callback):
         with averaged(trainer, module), KeyedNoise(module.seed, range(len(image)), device=module.device) as noise:
             training = module.network.training
             module.network.eval()
-            result = self.sampler(module)(module.denoiser(prompts), module.task(image, hole), noise=noise)
-            module.network.train(training)
+            try:
+                result = self.sampler(module)(module.denoiser(prompts), module.task(image, hole), noise=noise)
+            finally:
+                module.network.train(training)
             filled = module.model.autoencoder.decode(result.image)
         rows = [image * (1 - hole), torch.where(hole == 1, filled, image), image]
         return make_grid(torch.stack(rows, 1).flatten(0, 1).cpu() / 2 + 0.5, nrow=3, padding=2).clamp(0, 1)

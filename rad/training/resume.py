@@ -1,6 +1,8 @@
 """Checkpoint files: written whole, and found again after a run was stopped."""
 
+import re
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,33 +36,31 @@ class WholeCheckpointIO(TorchCheckpointIO):
             ) from error
 
 
-def find_checkpoint(ckpt_path: str | None, folder: Path) -> str | None:
+def find_checkpoint(ckpt_path: str | None, folder: Path, *, elsewhere: Sequence[Path] = ()) -> str | None:
     """Checkpoint to resume from; None for a new run.
 
     Args:
         ckpt_path: a file; "last": the newest intact one in `folder`/checkpoints; "auto": the same, or None if there is none;
             None: a new run.
         folder: run folder.
+        elsewhere: other folders that the run keeps checkpoints in.
 
     Raises FileNotFoundError without a checkpoint, ValueError if all are damaged or a new run would overwrite an earlier one.
     """
-    checkpoints = folder / "checkpoints"
-    paths = sorted(checkpoints.glob("step=*.ckpt"), key=_step, reverse=True)
-    if not paths and (checkpoints / "last.ckpt").exists():
-        paths = [checkpoints / "last.ckpt"]
+    folders = [folder / "checkpoints", *(path for path in elsewhere if path != folder / "checkpoints")]
+    checkpoints = " or ".join(map(str, folders))
+    found = [path for place in folders for path in place.glob("*step=*.ckpt") if not path.name.startswith(".")]
+    paths = sorted(found, key=_step, reverse=True)
+    if not paths:
+        paths = [place / "last.ckpt" for place in folders if (place / "last.ckpt").exists()]
     if ckpt_path is None:
         if paths:
             raise ValueError(
-                f"{checkpoints} holds an earlier run: continue it with --ckpt_path last, or give this one another --name"
+                f"{paths[0].parent} holds an earlier run: continue it with --ckpt_path last, or give this one another --name"
             )
         return None
     if ckpt_path not in ("last", "auto"):
-        path = Path(ckpt_path)
-        if not path.exists():
-            raise FileNotFoundError(f"checkpoint {path} does not exist: leave out --ckpt_path to start a new run")
-        if damage := find_damage(path):
-            raise ValueError(f"checkpoint {path} is damaged ({damage}): resume from an older one of {path.parent}")
-        return str(path)
+        return _require_file(Path(ckpt_path), paths)
     for path in paths:
         damage = find_damage(path)
         if damage is None:
@@ -76,6 +76,23 @@ def find_checkpoint(ckpt_path: str | None, folder: Path) -> str | None:
             "only if there is none"
         )
     return None
+
+
+def _require_file(path: Path, others: Sequence[Path]) -> str:
+    """The checkpoint `path`, with a warning if its run has later ones. Raises FileNotFoundError or ValueError."""
+    if path.is_dir():
+        raise ValueError(f"--ckpt_path {path} is a folder: give a checkpoint, runs/NAME/checkpoints/step=N.ckpt")
+    if not path.exists():
+        raise FileNotFoundError(f"checkpoint {path} does not exist: leave out --ckpt_path to start a new run")
+    if damage := find_damage(path):
+        raise ValueError(f"checkpoint {path} is damaged ({damage}): resume from an older one of {path.parent}")
+    later = [other for other in others if other.parent.samefile(path.parent) and _step(other) > _step(path.resolve())]
+    if later:
+        rank_zero_warn(
+            f"{path.parent} also holds later checkpoints, up to {later[0].name}: they are replaced as this run reaches their "
+            "steps; give another --name to keep them"
+        )
+    return str(path)
 
 
 def find_damage(path: Path) -> str | None:
@@ -98,5 +115,5 @@ def find_damage(path: Path) -> str | None:
 
 
 def _step(path: Path) -> int:
-    number = path.stem.removeprefix("step=")
-    return int(number) if number.isdecimal() else -1
+    number = re.search(r"step=(\d+)", path.stem)  # Lightning's names begin with the epoch
+    return int(number[1]) if number else -1

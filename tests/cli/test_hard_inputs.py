@@ -308,7 +308,7 @@ def test_a_photograph_is_written_upright_with_its_profile_and_nothing_else(sampl
     save_mask("x", hole)
     assert sample(size_policy="crop")[0] == 0
     with Image.open("out/x.png") as result:
-        assert set(result.info) == {"icc_profile"}
+        assert set(result.info) == {"icc_profile", "rad"}
         assert not result.getexif()
         upright = np.rot90(np.asarray(image), -1)
         assert np.array_equal(np.asarray(result)[5:], upright[5:])
@@ -453,7 +453,9 @@ def test_many_images_some_of_them_broken_and_a_run_that_is_interrupted(sample, q
     written = []
     whole = record.write_text
     for module in (record, run_log):  # run.json and costs.csv
-        monkeypatch.setattr(module, "write_text", lambda path, text: written.append(path.name) or whole(path, text))
+        monkeypatch.setattr(
+            module, "write_text", lambda path, text, **how: written.append(path.name) or whole(path, text, **how)
+        )
     fill = WindowFiller._fill_batch
     interrupted = iter([False] * 5 + [True] + [False] * 100)
 

@@ -79,7 +79,7 @@ def test_the_printed_configuration_is_read_again(capsys):
     ("content", "parts"),
     [
         ("steps: many", ["--steps", "many"]),
-        ("steps: 0", ["--steps 0", "1 or more"]),
+        ("steps: 0", ["--steps 0", "1 to 100000"]),
         ("colour: blue", ["colour"]),
         ("mask: box", ["--mask 'box'", "list"]),
         ("raw: 7", ["--raw 7", "true and false"]),

@@ -27,6 +27,7 @@ from rad.evaluation.results import Comparison, Interval, Row
 from rad.evaluation.statistics import set_interval
 from rad.images.codecs import to_tensor, to_uint8
 from rad.masks.files import write_mask
+from rad.masks.reading.format import MaskFormat
 from tests.cli.test_import import loaded_by
 from tests.conftest import box_hole
 
@@ -723,7 +724,7 @@ def test_polarity_of_others_masks(tree: tuple[Path, Path], tmp_path: Path):
         folders,
         references=tree[1],
         mask=tmp_path / "known",
-        mask_polarity="white_is_known",
+        mask_format=MaskFormat(polarity="white_is_known"),
         output=tmp_path / "right",
     )
     wrong = evaluate_folders(folders, references=tree[1], mask=tmp_path / "known", output=tmp_path / "wrong")
@@ -735,8 +736,7 @@ def test_polarity_of_others_masks(tree: tuple[Path, Path], tmp_path: Path):
     message = "\n".join(wrong.notes)
     assert "known: ARE THE MASKS INVERTED? Known pixels of rad differ" in message
     assert "and 0 grey levels): check --mask_polarity" in message
-    assert "known: 8 of 8 masks look inverted, such as 0" in message
-    assert "check --mask_polarity white_is_fill" in message
+    assert "known: 8 of 8 masks, such as 0: it looks inverted" in message
     written = (tmp_path / "right/known/masks/0.png").read_bytes()
     assert written == (tree[0] / "wide/masks/0.png").read_bytes()
 

@@ -1,6 +1,5 @@
 """Blended Latent Diffusion: its limits among the other methods, wider holes, pixel blending, and the repair after decoding."""
 
-import contextlib
 from dataclasses import replace
 
 import pytest
@@ -214,9 +213,6 @@ class Latent:
 
     def denoiser(self, conditions, *, adapter):
         return Independent()
-
-    def weights(self, *, adapter, differentiated):
-        return contextlib.nullcontext()
 
 
 def test_the_inpainter_lets_the_method_decode():

@@ -88,7 +88,7 @@ def whole(count):
 
 def denoise(inpainter, noise, *conditions, adapter):
     x = torch.randn(len(conditions), 4, SIDE // 2, SIDE // 2, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad(), inpainter.model.weights(adapter=adapter, differentiated=False):
+    with torch.no_grad():
         return inpainter.model.denoiser(conditions, adapter=adapter).denoise(x, noise).x0
 
 

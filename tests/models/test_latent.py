@@ -210,7 +210,7 @@ def test_rad_keeps_known_latents_as_they_are(adapter):
     known = torch.rand(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1)) * 2 - 1
     task = Task.encoded(known, HOLE[None], rad.model.autoencoder)
     sampler = rad.sampler("rad", steps=3)
-    with rad.model.weights(adapter=True, differentiated=False), KeyedNoise(0, ["a"]) as noise:
+    with KeyedNoise(0, ["a"]) as noise:
         sample = sampler(rad.model.denoiser([Condition()], adapter=True), task, noise=noise)
     kept = (task.hole == 0).expand_as(sample.raw)
     assert torch.equal(sample.raw[kept], task.known[kept])

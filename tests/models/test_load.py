@@ -389,7 +389,7 @@ def one_line(caught: pytest.ExceptionInfo) -> str:
 
 @pytest.mark.parametrize("source", ["no-such-folder", "a/b/c", "models/gone.pt", Path("some/folder"), "./x/y"])
 def test_a_missing_source_is_an_error(source):
-    with pytest.raises(FileNotFoundError, match="no base model at") as caught:
+    with pytest.raises(FileNotFoundError, match="no model at") as caught:
         load_base(source)
     assert str(source) in one_line(caught)
 

@@ -9,7 +9,7 @@ import torch
 from diffusers import UNet2DModel
 
 from rad.models.adapter import AdapterInfo, load_adapter, save_adapter
-from rad.models.lora import TARGETS, LoRA, inject, merge, merged, swapped, trainable
+from rad.models.lora import TARGETS, LoRA, inject, merge, swapped, trainable, twin
 from rad.models.weights import weights_hash
 from rad.networks.unet import patch
 from tests.rounding import assert_same
@@ -111,24 +111,23 @@ def test_merged_equals_unmerged(time_layers):
 
 
 @BOTH
-def test_merged_for_a_while(time_layers):
-    model = adapted(time_layers, dtype=torch.float64)
-    before, expected = {name: p.clone() for name, p in model.named_parameters()}, output(model)
-    for _ in range(2):
-        with merged(model):
-            assert_same(output(model), expected)
-            changed = [not torch.equal(p, before[name]) for name, p in model.named_parameters() if "base_layer" in name]
-            assert any(changed), "the adapter is in the weights"
-        assert torch.equal(output(model), expected)
-
-    def fails():
-        with merged(model):
-            raise RuntimeError("inside")
-
-    with pytest.raises(RuntimeError, match="inside"):
-        fails()
-    assert torch.equal(output(model), expected)
-    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+def test_the_adapted_twin_shares_all_weights_without_adapter_and_changes_none(time_layers):
+    model, network = adapted(time_layers), patch(small_unet())
+    expected, trained = output(model), trainable(model)
+    before = {name: parameter.clone() for name, parameter in network.named_parameters()}
+    other = inject(twin(network), LoRA(rank=4, alpha=8, time_layers=time_layers)).eval()
+    for name, parameter in trainable(other).items():
+        parameter.data.copy_(trained[name])
+    second = merge(other)
+    assert_same(output(second), expected, gain=10)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in network.named_parameters())
+    assert torch.equal(output(network), output(patch(small_unet())))
+    assert second.state_dict().keys() == network.state_dict().keys()
+    shared = {id(parameter) for parameter in network.parameters()}
+    own = [name for name, parameter in second.named_parameters() if id(parameter) not in shared]
+    time = [name for name in before if "time_embedding" in name or "time_emb_proj" in name]
+    low_rank = [name for name in before if any(name.endswith(f"{target}.weight") for target in TARGETS)]
+    assert set(own) == set(low_rank) | {name for name in time if time_layers == "full" or "weight" in name}
 
 
 def test_merged_convolution_is_base_plus_scaled_product():

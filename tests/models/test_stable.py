@@ -362,22 +362,30 @@ def test_control_images_are_cut_with_their_windows(folder):
     assert np.array_equal(np.array(condition.control_image), np.array(want))
 
 
-def test_gradients_through_a_large_model_are_the_same(folder, guided, monkeypatch):
+def test_gradients_through_a_large_model_are_the_same(guided, monkeypatch):
     """With activations computed again: text bounded, shares kept, all controls."""
     condition = replace(CAT, control_image=IMAGE, style_image=IMAGE)
     noise, hole = guided.base_process.noise(torch.tensor([700])), torch.zeros(1, 1, 16, 16)
     hole[..., :8] = 1
-    found = []
-    for least in (10_000, 1):
-        monkeypatch.setattr("rad.models.loaded_model.CHECKPOINTED_SIZE", least)
-        with guided.weights(adapter=False, differentiated=True):
-            assert guided.unet.is_gradient_checkpointing == (least == 1)
-            x = X[:1].clone().requires_grad_()
-            said = guided.denoiser([condition], adapter=False).bounded(hole).semantic(x, noise, fine=False)
-            loss = said.estimate.x0.square().sum() + 100 * sum(share.sum() for share in said.shares)
-            found.append(torch.autograd.grad(loss, x)[0])
-    assert not guided.unet.is_gradient_checkpointing
-    assert_same(found[0], found[1], gain=7.5)
+
+    def gradient():
+        x = X[:1].clone().requires_grad_()
+        semantics = guided.denoiser([condition], adapter=False).bounded(hole).semantic(x, noise, fine=False)
+        loss = semantics.estimate.x0.square().sum() + 100 * sum(share.sum() for share in semantics.shares)
+        return torch.autograd.grad(loss, x)[0]
+
+    guided.checkpoint_gradients()
+    assert not guided.unet.is_gradient_checkpointing, "a small model"
+    expected = gradient()
+    monkeypatch.setattr("rad.models.loaded_model.CHECKPOINTED_SIZE", 1)
+    guided.checkpoint_gradients()
+    try:
+        assert guided.unet.is_gradient_checkpointing
+        assert guided.controls.controlnet.is_gradient_checkpointing
+        assert_same(gradient(), expected, gain=7.5)
+    finally:
+        guided.unet.disable_gradient_checkpointing()
+        guided.controls.controlnet.disable_gradient_checkpointing()
 
 
 # ---- what is refused -------------------------------------------------------------------------------

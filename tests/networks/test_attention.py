@@ -1,9 +1,11 @@
 """Cross-attention that is kept or bounded to a hole, in the smallest Stable Diffusion."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
-from rad.networks.attention import Focus, cross_attentions, focused, grids, recomputing, shrunk
+from rad.networks.attention import Focus, FocusedAttention, grids, patch_attention, shrunk
 from tests.rounding import assert_same
 from tests.tiny_stable import make_unet
 
@@ -12,7 +14,13 @@ DEPTHS = 4
 
 @pytest.fixture(scope="module")
 def unet():
-    return make_unet().double().requires_grad_(False)
+    unet = make_unet().double().requires_grad_(False)
+    assert patch_attention(unet) == 0
+    return unet
+
+
+def cross_attentions(unet):
+    return [layer for layer in unet.modules() if isinstance(layer, FocusedAttention) and layer.depth is not None]
 
 
 def inputs(seed=0):
@@ -39,10 +47,9 @@ def outputs_of(unet, focus, x, times, text):
     """The network's output, and the output of each cross-attention."""
     layers, given, hooks = cross_attentions(unet), [], []
     for layer in layers:
-        hooks.append(layer.attention.register_forward_hook(lambda _, __, made: given.append(made)))
+        hooks.append(layer.register_forward_hook(lambda _, __, made: given.append(made)))
     try:
-        with focused(layers, focus):
-            return unet(x, times, encoder_hidden_states=text).sample, given
+        return unet(x, times, encoder_hidden_states=text, cross_attention_kwargs={"focus": focus}).sample, given
     finally:
         for hook in hooks:
             hook.remove()
@@ -107,10 +114,9 @@ def test_outside_the_hole_a_layer_gives_the_first_value_times_its_probability(un
     """By the formula, with the probabilities written out; both ways in which a layer may be computed."""
     layer, random = cross_attentions(unet)[0], torch.Generator().manual_seed(3)
     hidden, text = (torch.randn(2, count, 16, generator=random, dtype=torch.float64) for count in (256, 12))
-    where, attn = places(two_holes())[256], layer.attention
+    where, attn = places(two_holes())[256], layer
     focus = Focus({256: where}, torch.ones(2, 12) if keeping else None)
-    with focused([layer], focus):
-        made = attn(hidden, encoder_hidden_states=text)
+    made = attn(hidden, encoder_hidden_states=text, focus=focus)
 
     def heads(values):
         return values.view(2, -1, attn.heads, 16 // attn.heads).transpose(1, 2)
@@ -133,10 +139,10 @@ def test_garbage_in_the_values_of_other_tokens_changes_nothing_outside(unet, kee
         def garbage(_, __, values):
             return values + extra * torch.arange(12.0)[None, :, None]  # nothing is added to token 0
 
-        hook = layer.attention.to_v.register_forward_hook(garbage)
+        hook = layer.to_v.register_forward_hook(garbage)
         try:
-            with focused([layer], Focus({256: where}, torch.ones(2, 12) if keeping else None)):
-                return layer.attention(hidden, encoder_hidden_states=text)
+            focus = Focus({256: where}, torch.ones(2, 12) if keeping else None)
+            return layer(hidden, encoder_hidden_states=text, focus=focus)
         finally:
             hook.remove()
 
@@ -156,22 +162,37 @@ def test_each_image_of_a_batch_has_its_own_bound(unet):
     assert float((both[1:] - outputs_of(unet, Focus(places(hole.flip(0))), x, times, text)[0][1:]).abs().max()) > 1e-3
 
 
-def test_patches_are_removed_even_after_an_error(unet):
-    layers = cross_attentions(unet)
-    before = [layer.attention.processor for layer in layers]
+def test_a_network_without_focus_is_diffusers_own_with_equal_names(unet):
     x, times, text = inputs()
-    with pytest.raises(KeyError), focused(layers, Focus({})):  # no bound for so many cells
-        unet(x, times, encoder_hidden_states=text)
-    assert [layer.attention.processor for layer in layers] == before
+    stock = make_unet().double()
+    assert unet.state_dict().keys() == stock.state_dict().keys()
+    assert torch.equal(unet(x, times, encoder_hidden_states=text).sample, stock(x, times, text).sample)
+
+
+def test_calls_in_threads_have_their_own_focus(unet):
+    """One bounded, one kept and one plain call at a time equal those one after another, bit for bit."""
+    x, times, text = inputs()
+
+    def call(number):
+        focus = [Focus(places(two_holes())), Focus(tokens=torch.ones(2, 12)), Focus()][number % 3]
+        output = unet(x, times, encoder_hidden_states=text, cross_attention_kwargs={"focus": focus}).sample
+        return output, len(focus.kept)
+
+    with torch.no_grad():
+        expected = [call(number) for number in range(3)]
+    assert [count for _, count in expected] == [0, 10, 0]
+    with ThreadPoolExecutor(3) as pool:
+        for number, (output, count) in enumerate(pool.map(torch.no_grad()(call), range(9))):
+            assert torch.equal(output, expected[number % 3][0])
+            assert count == expected[number % 3][1]
 
 
 def test_gradients_are_the_same_when_activations_are_computed_again(unet):
-    """They are wanted after the layers are as before."""
     x, times, text = inputs()
-    layers, found = cross_attentions(unet), []
+    found = []
     for again in (False, True):
         if again:
-            unet.enable_gradient_checkpointing(recomputing(layers))
+            unet.enable_gradient_checkpointing()
         try:
             at = x.clone().requires_grad_()
             focus = Focus(places(two_holes()), torch.eye(12)[1].expand(2, -1), shallowest=1)

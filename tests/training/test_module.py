@@ -187,9 +187,9 @@ def test_checkpoints_have_only_trained_weights_and_adapters_lie_beside_them(worl
     index = (torch.rand(1, 16, 16) > 0.5).long()
     with torch.no_grad():
         raw = model.model.network.eval()(x, times, index=index).sample
-        loaded = Inpainter.from_pretrained(folder / "step=13").model.unet(x, times, index=index).sample
+        loaded = Inpainter.from_pretrained(folder / "step=13").model.adapted(x, times, index=index).sample
         assert_same(loaded, raw)
-        averaged = Inpainter.from_pretrained(folder / "step=13-ema").model.unet(x, times, index=index).sample
+        averaged = Inpainter.from_pretrained(folder / "step=13-ema").model.adapted(x, times, index=index).sample
         assert (averaged - raw).abs().max() > 1e-4
         for name, weight in trainable(model).items():
             weight.copy_(ema.weights[name])

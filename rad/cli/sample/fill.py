@@ -1,5 +1,6 @@
 """Filling in batches of images: a worker holds a model, fills the images of a batch, then writes their files."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -9,15 +10,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch.nn.functional as F
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from rad.cli.sample.options import GUIDES, SampleOptions
 from rad.cli.sample.plan import Job, Label, MethodRun
+from rad.cli.sample.request import Requests
 from rad.evaluation.run_log import Usage
 from rad.images.atomic import replacing
+from rad.images.formats import open_file
 from rad.images.sources import ImageFile, by_stem, holds_one, list_images
 from rad.inpainting.inpainter import Inpainted, Inpainter
 from rad.masks.files import write_mask
+from rad.masks.reading.format import MaskWarning
 from rad.models.latent_mask import Grid
 from rad.models.loaded_model import PLAIN, Condition
 
@@ -82,40 +87,44 @@ class Worker:
     methods: Mapping[Label, "Method"]
     schedules: Mapping[Label, "Schedule"]
     options: SampleOptions
-    _filled: tuple[list[Job], list[Image.Image], list[Tensor], Inpainted] | None = None
+    requests: Requests
+    _filled: tuple[Batch, list[Image.Image], list[Tensor], Inpainted] | None = None
 
     def fill(self, batch: Batch, on_step: Callable[[int], None]) -> Usage:
         """Fill the images of a batch; `on_step` receives the number of finished network calls."""
         options, jobs, method = self.options, batch.jobs, self.methods[batch.label]
         images = [job.image.open() for job in jobs]
-        holes = [job.hole((image.height, image.width), options) for job, image in zip(jobs, images, strict=True)]
-        result = self.inpainter(
-            images,
-            holes,
-            method=method,
-            **vars(self.schedules[batch.label]),
-            **{name: getattr(options, name) for name in SAMPLING},
-            **encoding(options),
-            names=[job.name for job in jobs],
-            condition=PLAIN if method.weights == "none" else [condition_of(options, job) for job in jobs],
-            on_step=lambda done, _: on_step(done),
-        )
-        self._filled = jobs, images, holes, result
+        holes = [job.hole(image, options) for job, image in zip(jobs, images, strict=True)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", MaskWarning)  # reported before, for all masks in one line
+            result = self.inpainter(
+                images,
+                holes,
+                method=method,
+                **vars(self.schedules[batch.label]),
+                **{name: getattr(options, name) for name in SAMPLING},
+                **encoding(options),
+                names=[job.name for job in jobs],
+                condition=PLAIN if method.weights == "none" else [condition_of(options, job) for job in jobs],
+                on_step=lambda done, _: on_step(done),
+            )
+        self._filled = batch, images, holes, result
         return Usage(result.nfe, result.vjp, result.seconds, result.peak_memory)
 
     def write(self) -> list[str]:
         """Write the files of the batch. Returns an error message for each image, empty on success."""
         assert self._filled is not None
-        (jobs, images, holes, result), self._filled = self._filled, None
-        samples, problems = self.options.num_samples, [""] * len(jobs)
+        (batch, images, holes, result), self._filled = self._filled, None
+        jobs, samples, problems = batch.jobs, self.options.num_samples, [""] * len(batch.jobs)
         for number, (job, image, hole) in enumerate(zip(jobs, images, holes, strict=True)):
+            text = self.requests.stored(batch.label, job)
             try:
                 for sample, path in enumerate(job.outputs):
                     index = number * samples + sample
-                    write_image(path, result.images[index])
+                    write_image(path, result.images[index], text)
                     check_known(path, image, hole, feather=self.options.feather)
                     if job.raw:
-                        write_image(job.raw[sample], result.raw[index])
+                        write_image(job.raw[sample], result.raw[index], text)
                 if job.mask_output is not None:
                     write_mask(job.mask_output, hole)
             except OSError as error:
@@ -153,15 +162,15 @@ def encoding(options: SampleOptions) -> dict[str, Any]:
     return {"grid": grid, "fill": "none" if options.encode_full else "smooth"}
 
 
-def write_image(path: Path, image: Image.Image) -> None:
-    """Write a PNG file, whole or not at all."""
+def write_image(path: Path, image: Image.Image, text: PngInfo | None = None) -> None:
+    """Write a PNG file with text chunks, whole or not at all."""
     with replacing(path) as temporary:
-        image.save(temporary, format="PNG")
+        image.save(temporary, format="PNG", pnginfo=text)
 
 
 def check_known(path: Path, image: Image.Image, hole: Tensor, *, feather: int = 0) -> None:
     """Assert that a written file equals `image` bit for bit, farther than `feather` pixels from the hole."""
-    with Image.open(path) as written:
+    with open_file(path) as written:
         differ = (np.asarray(written) != np.asarray(image)).any(2)
     near = F.max_pool2d((hole > 0).float(), 2 * feather + 1, stride=1, padding=feather)[0].numpy() > 0
     assert not (differ & ~near).any(), f"known pixels differ in {path}"

@@ -8,9 +8,10 @@ from typing import Literal, NoReturn
 
 import jsonargparse
 
-from rad.cli.names import MASKS, METHODS, GridRule, Polarity, Precision, SizePolicy, Solver, Spacing
-from rad.console import add_options, check_options, option, program
+from rad.cli.names import MASKS, METHODS, GridRule, Precision, SizePolicy, Solver, Spacing
+from rad.console import SEEDS, add_options, check_options, option, program, with_hint, with_underscores
 from rad.evaluation.options import ReportOptions
+from rad.masks.reading.format import MaskChannel, MaskFormat, MaskResize, Polarity
 from rad.resources import PACKAGE
 
 METHODS_TABLE = PACKAGE / "methods" / "methods.txt"
@@ -19,7 +20,10 @@ METHODS_TABLE = PACKAGE / "methods" / "methods.txt"
 GUIDES = {"control": "controlnet", "adapter": "t2i_adapter", "style": "ip_adapter"}
 """Kinds of guiding images, with the option of their network."""
 
-LATENT, TEXT = "latent models", "text-to-image models"
+PIXELS, MANY = 2**16, 2**31
+"""Upper limits that exclude typing errors: of lengths in pixels, and of counts."""
+
+MASK_FILES, LATENT, TEXT = "mask files", "latent models", "text-to-image models"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +40,7 @@ class SampleOptions(ReportOptions):
         f"image for all, folder or archive by name, or generator; each of several gets a folder: {', '.join(MASKS)}"
     )
     mask_by: Literal["name", "order"] = option("how masks of a folder are assigned to images", "name")
-    limit: int | None = option("number of images, spread evenly over the sorted names", None, low=1)
+    limit: int | None = option("number of images, spread evenly over the sorted names", None, low=1, high=MANY)
     output: str = option("folder, or PNG file for a single image")
     method: list[str] = option(
         "one (default: rad) or several, each in its own folder with equal noise. rad@50: 50 steps; ddnm@100nfe: at most "
@@ -45,8 +49,12 @@ class SampleOptions(ReportOptions):
         [],
     )
     set: list[str] = option("setting of a method, see --list_methods", [], metavar="METHOD.SETTING=VALUE")
-    steps: int | None = option("noise levels, 1 to those of the model (1000); default: by method", None, low=1)
-    budget_nfe: int | None = option("most network calls per image, in place of --steps; a VJP counts as two", None)
+    steps: int | None = option(
+        "noise levels, 1 to those of the model (1000); default: by method", None, low=1, high=10**5
+    )
+    budget_nfe: int | None = option(
+        "most network calls per image, in place of --steps; a VJP counts as two", None, low=1, high=MANY
+    )
     solver: Solver | None = option(
         "ddpm: first order, with noise by --eta; ddim: the same without noise; dpm++2m: second order, an ODE (--eta 0) or "
         "SDE (1). dpm++2m is for few steps of rad and tdpaint, with --spacing logsnr or quad. Default: by method",
@@ -58,17 +66,22 @@ class SampleOptions(ReportOptions):
         None,
     )
     eta: float | None = option("fresh noise, 0 (DDIM) to 1 (DDPM); default: by solver or method", None, low=0, high=1)
-    seed: int = option("seed of noise and generated masks", 0)
-    num_samples: int = option("results per image", 1, low=1)
-    mask_polarity: Polarity = option("what white means in mask files", "white_is_fill")
+    seed: int = option("seed of noise and generated masks", 0, low=SEEDS[0], high=SEEDS[1])
+    num_samples: int = option("results per image", 1, low=1, high=10**4)
     size_policy: SizePolicy = option("images of another size than the model's; crop: windows around each hole", "error")
-    margin: int | None = option("context of a window in pixels, for crop; default: an eighth of its size", None, low=0)
-    feather: int = option("width in pixels of the blend from known pixels into the filling; 0: off", 0, low=0)
-    size: int | None = option("image size in pixels, for SD3 and Flux; default: the model's", None)
-    batch_size: int = option("windows per network call", 8, low=1)
+    margin: int | None = option(
+        "context of a window in pixels, for crop; default: an eighth of its size", None, low=0, high=PIXELS
+    )
+    feather: int = option(
+        "width in pixels of the blend from known pixels into the filling; 0: off", 0, low=0, high=PIXELS
+    )
+    size: int | None = option("image size in pixels, for SD3 and Flux; default: the model's", None, low=8, high=PIXELS)
+    batch_size: int = option("windows per network call", 8, low=1, high=PIXELS)
     precision: Precision = option("precision of the networks", "32")
     device: str = option("auto (an accelerator if there is one), cpu, cuda, ...", "auto")
-    devices: int = option("processes that share the images: one per accelerator, or all on the CPU", 1, low=1)
+    devices: int = option(
+        "processes that share the images: one per accelerator, or all on the CPU", 1, low=1, high=1024
+    )
     shard: str | None = option(
         "one part of the images, such as 2/4; a last call without it writes contact sheet and report",
         None,
@@ -77,11 +90,37 @@ class SampleOptions(ReportOptions):
     max_megapixels: float = option("largest accepted image, against decompression bombs", 179.0, low=1e-6, high=1e6)
     raw: bool = option("also write NAME-raw.png, without the known pixels restored", False)
     save_mask: bool = option("also write NAME-mask.png, white = filled", False)
+    preview_masks: bool = option("only write NAME-overlay.png, the image with its hole in red; loads no model", False)
     report: bool = option("then score the results: metrics.csv, summary.md and report.html in --output", False)
     overwrite: bool = option("recompute finished images", False)
 
+    mask_polarity: Polarity = option("what white means", "white_is_fill", group=MASK_FILES)
+    mask_channel: MaskChannel = option(
+        "part of the file; auto: transparency where it varies, a painted colour, or grey values, and says what it took",
+        "auto",
+        group=MASK_FILES,
+    )
+    mask_threshold: float | None = option(
+        "brighter pixels, of 0 to 1, are white; default: a half where nearly all are black or white, else an error",
+        None,
+        low=0,
+        high=1,
+        group=MASK_FILES,
+    )
+    soft_mask: bool = option("keep grey values; such pixels are filled in part", False, group=MASK_FILES)
+    mask_resize: MaskResize = option(
+        "masks of another size than their image; nearest needs an equal aspect ratio", "error", group=MASK_FILES
+    )
+    mask_dilate: int = option("pixels by which holes grow in each direction (a square)", 0, low=0, group=MASK_FILES)
+    mask_pattern: str | None = option(
+        "name of the mask of an image in the folder --mask, which may also hold the images, such as '{stem}_mask.*' or "
+        "'{name}.png'; {name} is the image's file name, {stem} without its ending",
+        None,
+        group=MASK_FILES,
+    )
+
     grid: GridRule | None = option("how the hole is reduced to the latent grid; default: average", None, group=LATENT)
-    dilate: int = option("rings of latent cells added to the hole", 0, low=0, group=LATENT)
+    dilate: int = option("rings of latent cells added to the hole", 0, low=0, high=PIXELS, group=LATENT)
     encode_full: bool = option("let the encoder see the hole's content, which leaks it", False, group=LATENT)
 
     prompt: str = option("what to show in the holes", "", group=TEXT)
@@ -106,12 +145,28 @@ class SampleOptions(ReportOptions):
         for kind, network in GUIDES.items():
             if getattr(self, f"{kind}_image") is not None and getattr(self, network) is None:
                 raise ValueError(f"--{kind}_image {getattr(self, f'{kind}_image')} needs --{network}")
-        _ = self.part, self.loras
+        _ = self.part, self.loras, self.mask_format
+        if self.mask_pattern is not None and not ("{stem}" in self.mask_pattern or "{name}" in self.mask_pattern):
+            raise ValueError(f"--mask_pattern {self.mask_pattern!r}: put {{stem}} or {{name}} for the image's name")
+        if self.mask_pattern is not None and self.mask_by == "order":
+            raise ValueError("--mask_pattern and --mask_by order both choose the masks: give one of them")
 
     @property
     def tree(self) -> bool:
         """Whether results lie in OUTPUT/MASK/METHOD/, for a comparison; otherwise in OUTPUT, or OUTPUT/METHOD/."""
         return self.report or len(set(self.mask)) > 1
+
+    @property
+    def mask_format(self) -> MaskFormat:
+        """How mask files are read."""
+        return MaskFormat(
+            polarity=self.mask_polarity,
+            channel=self.mask_channel,
+            threshold=self.mask_threshold,
+            soft=self.soft_mask,
+            resize=self.mask_resize,
+            dilate=self.mask_dilate,
+        )
 
     @property
     def part(self) -> tuple[int, int] | None:
@@ -139,7 +194,7 @@ class SampleOptions(ReportOptions):
 class _Parser(jsonargparse.ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         message = re.sub(r'Parser key "(\w+)":', r"--\1:", re.sub(r"<class '(\w+)'>", r"\1", message))
-        raise ValueError(f"{message}; `{self.prog} --help` lists the options")
+        raise ValueError(f"{with_hint(message, self)}; `{self.prog} --help` lists the options")
 
 
 class _ListMethods(argparse.Action):
@@ -181,6 +236,6 @@ def parser() -> jsonargparse.ArgumentParser:
 
 def read_options(arguments: Sequence[str] | None = None) -> SampleOptions:
     """The options on the command line, or in `arguments`. Raises ValueError for unusable ones."""
-    values = vars(parser().parse_args(arguments))
+    values = vars(parser().parse_args(with_underscores(arguments)))
     values.pop("config")
     return SampleOptions(**values)

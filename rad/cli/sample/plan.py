@@ -1,27 +1,27 @@
 """What `rad sample` fills, as files: images, masks, methods, and the names of the results. Nothing is computed here."""
 
 import json
+import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, get_args
 
+from PIL import Image
 from torch import Tensor
 
 from rad.cli.names import Solver, Spacing
 from rad.cli.sample.options import GUIDES, SampleOptions
-from rad.images.sources import ImageFile, by_stem, holds_one, is_source, list_images, stems
-from rad.masks import MaskGenerator
-from rad.masks.files import read_mask
-from rad.masks.shapes import MASKS, main_names, make
+from rad.cli.sample.pairing import MaskSource, check_not_itself, find_masks, mask_name_of, without_masks
+from rad.console import did_you_mean
+from rad.images.sources import ImageFile, holds_one, is_source, list_images, stems
+from rad.masks.files import LoadedMask, load_mask
 from rad.rng import check_seed, generator
 
 if TYPE_CHECKING:
     from rad.sampling.method import Method
-
-MaskSource = ImageFile | MaskGenerator | None
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,10 @@ class Job:
 
     Args:
         identity: name of the results, see `rad.images.sources.stems`.
-        mask: None: there is no mask of the image's name.
+        mask: None: there is none for the image.
         outputs, raw: a file for each sample.
         prompt: what to show, for text-to-image models.
+        overlay: written for --preview_masks only.
     """
 
     image: ImageFile
@@ -42,6 +43,7 @@ class Job:
     raw: list[Path]
     mask_output: Path | None
     prompt: str = ""
+    overlay: Path = Path()
 
     @property
     def files(self) -> list[Path]:
@@ -56,13 +58,20 @@ class Job:
         """
         return str(PurePosixPath(self.identity).parent / PurePosixPath(self.image.name).name)
 
-    def hole(self, size: tuple[int, int], options: SampleOptions) -> Tensor:
-        """(1,H,W) in [0,1], 1 = fill, for an image of that (height, width). Raises ValueError without a mask."""
+    def hole(self, image: Image.Image, options: SampleOptions) -> Tensor:
+        """(1,H,W) in [0,1], 1 = fill, for the image. Raises ValueError without a mask."""
+        return self.load_mask(image, options).hole
+
+    def load_mask(self, image: Image.Image, options: SampleOptions) -> LoadedMask:
+        """`hole`, with the notes and warnings about its file."""
         if self.mask is None:
-            raise ValueError(f"no mask for {self.image.name}: expected one of the same name, or use --mask_by order")
+            wanted = "one of the same name, or use --mask_by order or --mask_pattern"
+            if options.mask_pattern is not None:
+                wanted = f"{mask_name_of(self.image, options.mask_pattern)} by --mask_pattern"
+            raise ValueError(f"no mask for {self.image.name}: expected {wanted}")
         if isinstance(self.mask, ImageFile):
-            return read_mask(self.mask.file(), polarity=options.mask_polarity, size=size)
-        return self.mask([generator(options.seed, "mask", self.name)], *size)[0]
+            return load_mask(self.mask.file(), options.mask_format, image=image, name=str(self.mask))
+        return LoadedMask(self.mask([generator(options.seed, "mask", self.name)], image.height, image.width)[0])
 
 
 @dataclass(frozen=True)
@@ -118,7 +127,8 @@ def _sampler_words(text: str, words: Sequence[str]) -> dict[str, Any]:
         raise ValueError(f"{text!r}: after a comma give solver=, spacing= or eta=, each once, as in rad@10,solver=ddim")
     for name, choices in {"solver": get_args(Solver), "spacing": get_args(Spacing)}.items():
         if values.get(name, choices[0]) not in choices:
-            raise ValueError(f"{text!r}: {name} is {values[name]!r}; allowed are {', '.join(choices)}")
+            hint = did_you_mean(values[name], choices)
+            raise ValueError(f"{text!r}: {name} is {values[name]!r}{hint}; allowed are {', '.join(choices)}")
     try:
         return values | ({"eta": float(values["eta"])} if "eta" in values else {})
     except ValueError:
@@ -215,10 +225,11 @@ def _make_jobs(options: SampleOptions, inputs: Sequence[tuple[ImageFile, str, Ma
         mask_output = Path(f"{stem}-mask.png") if options.save_mask else None
         if options.tree:
             mask_output = output.parent / "masks" / f"{identity}.png"
+        overlay = Path(f"{output.parent / identity if options.tree else stem}-overlay.png")
         prompt = prompts.get(image.name, prompts.get(PurePosixPath(image.name).name, options.prompt or None))
         if prompt is None and prompts:
             raise ValueError(f"--prompts {options.prompts} has none for {image.name}: add it, or give --prompt")
-        jobs.append(Job(image, identity, mask, outputs, raw, mask_output, prompt or ""))
+        jobs.append(Job(image, identity, mask, outputs, raw, mask_output, prompt or "", overlay))
     return jobs
 
 
@@ -246,7 +257,7 @@ def _check_files(options: SampleOptions, runs: Sequence[MethodRun]) -> None:
     sheets = contact_sheets(runs)
     written = set(sheets)
     for run in runs:
-        counts = Counter(path for job in run.jobs for path in job.files)
+        counts = Counter(path for job in run.jobs for path in ([job.overlay] if options.preview_masks else job.files))
         double = sorted(str(path) for path, count in counts.items() if count > 1)
         if double:
             raise ValueError(
@@ -256,6 +267,7 @@ def _check_files(options: SampleOptions, runs: Sequence[MethodRun]) -> None:
     entries = (entry for run in runs for job in run.jobs for entry in (job.image, job.mask))
     sources = {entry.source for entry in entries if isinstance(entry, ImageFile) and isinstance(entry.source, Path)}
     read = {source.resolve() for source in sources}
+    _check_lengths(Path(options.output), written)
     lost = sorted(str(path) for path in written if path.resolve() in read)
     if lost:
         raise ValueError(f"--output {options.output} would write over the input {lost[0]}: give another folder or name")
@@ -263,28 +275,31 @@ def _check_files(options: SampleOptions, runs: Sequence[MethodRun]) -> None:
         raise ValueError(f"the contact sheet {folders[0]} cannot be written, for it is a folder: remove it")
 
 
+def _check_lengths(output: Path, files: Iterable[Path]) -> None:
+    """Raise ValueError for names that the file system of `output` does not take, before anything is computed."""
+    existing = next(path for path in (output.absolute(), *output.absolute().parents) if path.is_dir())
+    try:
+        longest, longest_path = (os.pathconf(existing, name) for name in ("PC_NAME_MAX", "PC_PATH_MAX"))
+    except (AttributeError, OSError, ValueError):  # not on Windows
+        longest, longest_path = 255, 4096
+    start = len(os.fsencode(output.absolute())) - len(os.fsencode(output))
+    for path in files:
+        length = max(len(os.fsencode(part)) for part in path.parts)
+        if length > longest or start + len(os.fsencode(path)) >= longest_path:
+            raise ValueError(
+                f"the result {path.name[:40]}... would have a name of {length} bytes or too long a path; this disk allows "
+                f"{longest} bytes: rename the image, or leave out --raw and --save_mask"
+            )
+
+
 def _inputs(options: SampleOptions, mask: str, images: Sequence[ImageFile]) -> list[tuple[ImageFile, str, MaskSource]]:
     """(Image, name of its results, mask) of at most --limit images; only lists of names are read."""
     names = stems(images)
-    inputs = list(zip(images, names, _find_masks(mask, names, in_order=options.mask_by == "order"), strict=True))
+    masks = find_masks(mask, images, names, pattern=options.mask_pattern, in_order=options.mask_by == "order")
+    inputs = list(zip(images, names, masks, strict=True))
+    if options.mask_pattern is not None:
+        inputs = without_masks(inputs)
+    if options.mask_channel != "alpha":
+        check_not_itself(inputs, mask)
     count = len(inputs) if options.limit is None else min(options.limit, len(inputs))
     return [inputs[number * len(inputs) // count] for number in range(count)]  # evenly, to cover all folders
-
-
-def _find_masks(mask: str, names: Sequence[str], *, in_order: bool) -> Sequence[MaskSource]:
-    """The mask of each name."""
-    if not is_source(mask):
-        if mask not in MASKS:
-            known = ", ".join(main_names())
-            raise ValueError(f"--mask {mask} is neither a file, a folder, an archive nor a generator ({known})")
-        return [make(mask)] * len(names)
-    files = list_images(mask)
-    if holds_one(mask):
-        return [files[0]] * len(names)
-    if in_order:
-        if len(files) < len(names):
-            masks = f"{len(files)} masks for {len(names)} images"
-            raise ValueError(f"--mask {mask} has {masks}: --mask_by order needs one for each, with --limit too")
-        return files[: len(names)]
-    by_name = by_stem(files, where=f"--mask {mask}", what="masks")
-    return [by_name.get(name) for name in names]

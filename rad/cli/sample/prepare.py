@@ -1,6 +1,7 @@
 """Checks before anything is filled: prompts, schedules and costs of methods, and the windows of each image."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from rad.cli.sample.fill import WindowCount, encoding
@@ -10,7 +11,8 @@ from rad.cli.sample.run_log import Failures
 from rad.console import counted, report
 from rad.images.sources import ImageFile
 from rad.inpainting.inpainter import Inpainter
-from rad.masks.files import looks_inverted, same_mask
+from rad.inpainting.prepare import check_method
+from rad.masks.files import LoadedMask, same_mask
 from rad.methods.registry import cost, steps_within
 from rad.models.loaded_model import Condition
 
@@ -18,6 +20,23 @@ if TYPE_CHECKING:
     from rad.diffusion.processes import Process
     from rad.sampling.method import Method, Schedule
     from rad.sampling.state import Cost
+
+
+@dataclass
+class MaskMessages:
+    """Messages about mask files; equal ones become one line."""
+
+    masks: dict[tuple[str, str], dict[str, None]] = field(default_factory=dict)
+
+    def add(self, name: str, mask: LoadedMask) -> None:
+        for kind, messages in {"note": mask.notes, "warning": mask.warnings}.items():
+            for message in messages:
+                self.masks.setdefault((kind, message), {})[name] = None
+
+    def report(self) -> None:
+        for (kind, message), names in self.masks.items():
+            first = next(iter(names))
+            report(f"{kind}: {first if len(names) == 1 else f'{len(names)} masks, such as {first}'}: {message}")
 
 
 def check_model(
@@ -42,6 +61,7 @@ def prepare_method(
 
     Raises ValueError for a method that cannot run on this model, or not within its budget.
     """
+    check_method(method, inpainter.model, bf16=options.precision == "bf16")
     given = label.given(options)
     schedule = method.choose(steps=_choose_steps(label, method, options, inpainter.model.base_process), **given)
     try:
@@ -82,15 +102,17 @@ def _choose_steps(label: Label, method: "Method", options: SampleOptions, base_p
 def count_windows(
     inpainter: Inpainter, jobs: Iterable[Job], options: SampleOptions, failures: Failures
 ) -> dict[ImageFile, WindowCount]:
-    """Windows of each readable image; the others are added to `failures`.
+    """Windows of each readable image; the others are added to `failures`. Reports what its mask file leaves open.
 
     Raises ValueError if the folder of a comparison holds results of another mask.
     """
     counts: dict[ImageFile, WindowCount] = {}
+    messages = MaskMessages()
     for job in jobs:
         try:
             image = job.image.open()
-            hole = job.hole((image.height, image.width), options)
+            mask = job.load_mask(image, options)
+            hole = mask.hole
             windows = inpainter.count_windows(hole, size_policy=options.size_policy, margin=options.margin)
             written = job.mask_output if options.tree and job.mask_output and job.mask_output.exists() else None
             same = written is None or same_mask(written, hole)
@@ -101,7 +123,7 @@ def count_windows(
             raise ValueError(
                 f"{written} differs from the mask of {job.image}: give another --output, or delete the results"
             )
-        if options.mask_polarity == "white_is_fill" and isinstance(job.mask, ImageFile) and looks_inverted(hole):
-            report(f"warning: the mask of {job.image.name} looks inverted: try --mask_polarity white_is_known")
+        messages.add(str(job.mask), mask)
         counts[job.image] = WindowCount(windows, image.width * image.height)
+    messages.report()
     return counts

@@ -12,8 +12,9 @@ from rad.cli.environment import cpu
 from rad.cli.sample.options import GUIDES, SampleOptions
 from rad.cli.sample.plan import Label, mask_name, read_prompts
 from rad.evaluation.provenance import call, versions
-from rad.evaluation.run_log import ENTRIES, RUN, read_run
+from rad.evaluation.run_log import ENTRIES, RUN, Run, read_run
 from rad.images.atomic import write_text
+from rad.images.lock import RECORD, one_at_a_time
 from rad.images.sources import absolute, is_source
 from rad.resources import located
 
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from rad.sampling.method import Method
 
 COMMON = (
-    *("image", "seed", "num_samples", "size_policy", "margin", "mask_polarity", "prompts", "size", "prompt"),
+    *("image", "seed", "num_samples", "size_policy", "margin", "prompts", "size", "prompt"),
+    *("mask_polarity", "mask_channel", "mask_threshold", "soft_mask", "mask_resize", "mask_dilate", "mask_pattern"),
     *("negative_prompt", "guidance", *(f"{kind}_{part}" for kind in GUIDES for part in ("image", "scale"))),
     *(*GUIDES.values(), "lora"),
 )
@@ -38,42 +40,37 @@ FIRST_SOLVER = {"solver": "ddpm", "spacing": "even"}
 """Solver of results from before there was a choice."""
 
 
+class OtherSettings(ValueError):
+    """The results in --output come from other settings."""
+
+
 class Record:
-    """OUTPUT/run.json: the runs before, and this one after its first result.
+    """OUTPUT/run.json: the runs before, and this one after its first result. Shards may write it at the same time.
 
     Args:
         methods: with their settings.
 
     Raises:
-        ValueError: the results in the folder come from other images, masks or settings.
+        OtherSettings: the results in the folder come from other images, masks or settings.
+        ValueError: run.json is broken.
     """
 
     def __init__(self, options: SampleOptions, methods: Mapping[Label, "Method"]) -> None:
         self.path, self.part = Path(options.output) / RUN, options.part
-        self.before = read_run(self.path.parent)
-        if self.path.is_file() and ENTRIES.keys() - self.before.keys():
-            raise ValueError(f"{self.path} is not the record of a comparison: give another --output")
-        self.before = self.before or {name: outer() for name, (outer, _) in ENTRIES.items()}
         recorded = {"image": absolute(options.image), "prompts": _prompts(options.prompts), "lora": options.loras}
         self.options = {**asdict(options), **recorded, "shard": options.part}
         self.masks = {
             mask_name(mask): {"mask": absolute(mask) if is_source(mask) else mask, "mask_by": options.mask_by}
             for mask in dict.fromkeys(options.mask)
         }
-        self.settings = {label.text: _settings(options, label, method) for label, method in methods.items()}
+        self.settings = {label.text: method_settings(options, label, method) for label, method in methods.items()}
         self.model: dict[str, str] = {}
         self.environment: dict[str, object] = {}
         self._written = False
-        for name in COMMON:
-            self._compare(f"--{name}", self.before["options"].get(name, self.options[name]), self.options[name])
-        for name, source in self.masks.items():
-            self._compare(f"masks {name}", self.before["mask_sources"].get(name, source), source)
-        for label in self.settings:
-            self._compare_settings(label, ignore={"steps"})  # known with the model only
         adapter = located(options.checkpoint) / "adapter_model.safetensors"
         if adapter.is_file():
             self.model["adapter_hash"] = _hash(adapter)
-            self._compare_model()
+        self._read(ignore={"steps"})  # known with the model only
 
     @property
     def methods(self) -> list[str]:
@@ -85,21 +82,36 @@ class Record:
         self.model.update(
             checkpoint=self.options["checkpoint"], base=inpainter.model.source, base_hash=inpainter.model.hash
         )
-        self._compare_model()
         for label, count in steps.items():
             if "eta" in self.settings[label.text]:
                 self.settings[label.text]["steps"] = count
-            self._compare_settings(label.text)
         self.environment = _environment(devices)
+        self._read()
 
     def write(self) -> None:
-        """Add this run to run.json once; of the parts of a --shard, the first one does."""
-        if self._written or (self.part is not None and self.part[0] > 1):
+        """Add this run to run.json once; a --shard only if no other has on an equal machine. Raises as the class."""
+        if self._written:
             return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with one_at_a_time(self.path.with_name(RECORD)):
+            self._read()
+            if self.part is None or not self._is_known():
+                write_text(self.path, json.dumps(self._content(), indent=2, default=str) + "\n", durable=True)
         self._written = True
+
+    def _is_known(self) -> bool:
+        """Whether run.json has a run with these options on such a machine, except for --shard."""
+        runs = ({**entry, "options": {**entry.get("options", {}), "shard": None}} for entry in self.before["runs"])
+        options = {**self.options, "shard": None}
+        return any(
+            _as_json((entry.get("environment"), entry["options"])) == _as_json((self.environment, options))
+            for entry in runs
+        )
+
+    def _content(self) -> Run:
         run = {**call(), "environment": self.environment, "options": self.options}
         before, number = self.before, len(self.before["runs"])
-        content = {
+        return {
             "runs": [*before["runs"], run],
             "options": before["options"] or self.options,
             "model": {**before["model"], **self.model},
@@ -108,7 +120,24 @@ class Record:
             "methods": self.methods,
             "settings": before["settings"] | {n: {"run": number, **values} for n, values in self.settings.items()},
         }
-        write_text(self.path, json.dumps(content, indent=2, default=str) + "\n")
+
+    def _read(self, *, ignore: Set[str] = frozenset()) -> None:
+        """Read the runs before, and compare this one with them, except for the settings in `ignore`."""
+        self.before = read_run(self.path.parent)
+        if self.path.is_file() and ENTRIES.keys() - self.before.keys():
+            raise ValueError(f"{self.path} is not the record of a comparison: give another --output")
+        self.before = self.before or {name: outer() for name, (outer, _) in ENTRIES.items()}
+        # Records from before an option match its default.
+        defaults = (
+            {field.name: field.default for field in fields(SampleOptions)} if self.before["options"] else self.options
+        )
+        for name in COMMON:
+            self._compare(f"--{name}", self.before["options"].get(name, defaults[name]), self.options[name])
+        for name, source in self.masks.items():
+            self._compare(f"masks {name}", self.before["mask_sources"].get(name, source), source)
+        for label in self.settings:
+            self._compare_settings(label, ignore=ignore)
+        self._compare_model()
 
     def _compare_settings(self, label: str, *, ignore: Set[str] = frozenset()) -> None:
         now = self.settings[label]
@@ -125,9 +154,13 @@ class Record:
                 self._compare(f"the model's {name}", self.before["model"].get(name, new), new)
 
     def _compare(self, what: str, old: object, new: object) -> None:
-        if json.dumps(old, default=str, sort_keys=True) != json.dumps(new, default=str, sort_keys=True):
+        if _as_json(old) != _as_json(new):
             there = f"{self.path.parent} holds results of {what} {old}, this is {new}"
-            raise ValueError(f"{there}: give another --output, or delete those")
+            raise OtherSettings(f"{there}: give another --output, or delete those")
+
+
+def _as_json(value: object) -> str:
+    return json.dumps(value, default=str, sort_keys=True)
 
 
 def _hash(adapter: Path) -> str:
@@ -138,7 +171,7 @@ def _hash(adapter: Path) -> str:
     return weights_hash(load_file(adapter))
 
 
-def _settings(options: SampleOptions, label: Label, method: "Method") -> dict[str, object]:
+def method_settings(options: SampleOptions, label: Label, method: "Method") -> dict[str, object]:
     """The settings of a method, without its number of steps."""
     from rad.methods.own import file_of
 

@@ -1,7 +1,8 @@
 """The program `rad sample`. Finished files are kept, and failures are listed at the end."""
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,16 +14,24 @@ from rad.cli.sample.fill import Worker, load_inpainter, make_batches, write_imag
 from rad.cli.sample.options import SampleOptions
 from rad.cli.sample.plan import Label, MethodRun, contact_sheets, make_methods, make_plan, select_part
 from rad.cli.sample.prepare import check_model, count_windows, prepare_method
+from rad.cli.sample.preview import preview
 from rad.cli.sample.record import Record
+from rad.cli.sample.request import Finished, Requests, text_hash
 from rad.cli.sample.run_log import Failures, RunLog
 from rad.cli.sample.workers import Setup, fill_by_processes
-from rad.console import EXIT_INPUT, EXIT_OK, EXIT_SOME, Progress, counted, program, report
+from rad.console import EXIT_INPUT, EXIT_OK, EXIT_SOME, Progress, counted, print_line, program, report
 from rad.device import find_devices
 from rad.evaluation.provenance import scoring
+from rad.images.atomic import remove_temporaries
 from rad.images.codecs import blank, images_up_to, to_tensor
+from rad.images.formats import open_file
 from rad.images.grid import contact_sheet
+from rad.images.lock import EVALUATION, locked, one_at_a_time
 from rad.images.sources import is_source
+from rad.inpainting.runs import find_trained
+from rad.masks.reading.format import DEFAULT
 from rad.methods.own import loaded_from
+from rad.resources import located
 
 if TYPE_CHECKING:
     from rad.evaluation.features import Extractor
@@ -48,24 +57,53 @@ def run(options: SampleOptions) -> int:
 
 def _run(options: SampleOptions) -> int:
     methods = make_methods(options)
+    options = _find_model(options)
     runs = make_plan(options, list(methods))
     sheets, reporting = contact_sheets(runs) if options.part is None else [], options.report and options.part is None
     if options.part is not None:
         runs = select_part(runs, options.part, options.batch_size)
+    if options.preview_masks:
+        _warn(options, runs)
+        failures = Failures()
+        preview(options, runs, failures)
+        return _exit_code(runs, runs, failures)
+    with _held(options) as problem:
+        return _run_held(options, methods, runs, sheets, reporting, problem)
+
+
+def _run_held(
+    options: SampleOptions,
+    methods: Mapping[Label, "Method"],
+    runs: Sequence[MethodRun],
+    sheets: Sequence[Path],
+    reporting: bool,
+    problem: str,
+) -> int:
+    """Fill what is missing, while no other process writes to --output; `problem`: why it cannot be written."""
     record = Record(options, methods) if options.tree else None
-    missing = _unfinished(options, runs)
+    requests = Requests(options, methods)
+    missing = _unfinished(options, runs, requests)
     if not missing and not reporting and all(sheet.exists() for sheet in sheets):
         return EXIT_OK
+    if problem:
+        raise ValueError(problem)
     _warn(options, runs)
     networks = _load_metrics(options, record.methods) if reporting and record else []
     failures = Failures()
     if missing:
         _check_writable(missing[0].folder, options.output)
+        if options.part is None:
+            remove_temporaries({path.parent for run in missing for job in run.jobs for path in job.files})
         _fill(options, methods, missing, record, failures)
     for sheet in sheets:
         _write_sheet(options, sheet, [run for run in runs if run.folder.parent == sheet.parent], failures)
     if reporting:
         _write_report(options, networks, failures)
+    return _exit_code(runs, missing, failures)
+
+
+def _exit_code(runs: Sequence[MethodRun], missing: Sequence[MethodRun], failures: Failures) -> int:
+    """Report the failures. The code says whether images failed, and whether others have their files."""
     for message in failures.messages:
         report(f"failed: {' '.join(message.split())}")
     if not failures.messages:
@@ -77,28 +115,36 @@ def _run(options: SampleOptions) -> int:
     return EXIT_SOME if some or not failures.images else EXIT_INPUT
 
 
-def _unfinished(options: SampleOptions, runs: Sequence[MethodRun]) -> list[MethodRun]:
-    """The runs with the jobs whose files are not all there; with --overwrite all jobs."""
-    missing = []
-    for run in runs:
-        jobs = [job for job in run.jobs if options.overwrite or not all(path.exists() for path in job.files)]
-        missing += [replace(run, jobs=jobs)] if jobs else []
-        if done := len(run.jobs) - len(jobs):
-            name, images = (
-                f"{run.label.text}{f' on {run.mask}' if options.tree else ''}",
-                counted(len(run.jobs), "image"),
-            )
-            report(f"{name}: skipped {done} of {images}, whose files exist; their settings are not compared")
-    return missing
+def _find_model(options: SampleOptions) -> SampleOptions:
+    """The options with the model of a training run, if --checkpoint is one."""
+    given = located(options.checkpoint)
+    model = find_trained(given)
+    if model == given:
+        return options
+    report(f"--checkpoint {options.checkpoint}: using {model}")
+    return replace(options, checkpoint=str(model))
 
 
-def _warn(options: SampleOptions, runs: Sequence[MethodRun]) -> None:
-    if options.margin is not None and options.size_policy != "crop":
-        report("warning: --margin has no effect without --size_policy crop")
-    if options.mask_polarity != "white_is_fill" and not is_source(options.mask[0]):
-        report(f"warning: --mask_polarity has no effect on the generator {runs[0].mask}")
-    if not options.report and (options.feature_net or options.lpips or options.fid or options.baseline):
-        report("warning: --feature_net, --lpips, --fid and --baseline have no effect without --report")
+@contextmanager
+def _held(options: SampleOptions) -> Iterator[str]:
+    """Hold --output, or its part for a shard or a single file; yields why it cannot be written, empty if it can."""
+    folder, part, beside, problem = Path(options.output), "", "", ""
+    if not options.tree and folder.suffix.lower() == ".png" and not folder.is_dir():
+        folder, part, beside = folder.parent, text_hash(folder.name), "*"
+    elif options.part is not None:
+        number, count = options.part
+        part, beside = f"{number}of{count}", f"*of{count}"
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder, part=part, beside=beside))
+        except OSError as error:
+            problem = _unwritable(folder, options.output, error)
+        yield problem
+
+
+def _unwritable(folder: Path, output: str, error: OSError) -> str:
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    return f"--output {output} cannot be written: {existing} takes no files ({error.strerror or error})"
 
 
 def _check_writable(folder: Path, output: str) -> None:
@@ -106,7 +152,46 @@ def _check_writable(folder: Path, output: str) -> None:
     try:
         tempfile.TemporaryFile(dir=existing).close()
     except OSError as error:
-        raise ValueError(f"--output {output} cannot be written: {existing} takes no files ({error.strerror})") from None
+        raise ValueError(_unwritable(folder, output, error)) from None
+
+
+def _unfinished(options: SampleOptions, runs: Sequence[MethodRun], requests: Requests) -> list[MethodRun]:
+    """The runs with the jobs whose files are not all there and whole; with --overwrite all jobs.
+
+    Raises ValueError for results of another request.
+    """
+    if options.overwrite:
+        return [run for run in runs if run.jobs]
+    finished = Finished.find(runs, requests)
+    if finished.different:
+        (path, difference), number = finished.different[0], len(finished.different)
+        few = f"{path} is a result" if number == 1 else f"{number} files, such as {path}, are results"
+        raise ValueError(
+            f"{few} of another request ({difference}): give another --output, or --overwrite to replace them"
+        )
+    if finished.edited:
+        few = counted(len(finished.edited), "result")
+        report(
+            f"warning: image or mask edited after {few}, such as {finished.edited[0]}: --overwrite computes them again"
+        )
+    for run, jobs, unrecorded in zip(runs, finished.missing, finished.unrecorded, strict=True):
+        if done := len(run.jobs) - len(jobs):
+            name = f"{run.label.text}{f' on {run.mask}' if options.tree else ''}"
+            unknown = f"; {unrecorded} of them do not record their settings" if unrecorded and not options.tree else ""
+            report(f"{name}: skipped {done} of {counted(len(run.jobs), 'image')}, finished before{unknown}")
+    return [replace(run, jobs=jobs) for run, jobs in zip(runs, finished.missing, strict=True) if jobs]
+
+
+def _warn(options: SampleOptions, runs: Sequence[MethodRun]) -> None:
+    if options.margin is not None and options.size_policy != "crop":
+        report("warning: --margin has no effect without --size_policy crop")
+    generators, default = [mask for mask in options.mask if not is_source(mask)], DEFAULT
+    unused = [name for name in vars(default) if getattr(options.mask_format, name) != getattr(default, name)]
+    if generators and unused:
+        names = ", ".join("--soft_mask" if name == "soft" else f"--mask_{name}" for name in unused)
+        report(f"warning: {names} has no effect on the generator {generators[0]}")
+    if not options.report and (options.feature_net or options.lpips or options.fid or options.baseline):
+        report("warning: --feature_net, --lpips, --fid and --baseline have no effect without --report")
 
 
 def _fill(
@@ -137,7 +222,7 @@ def _fill(
         cost, schedule = costs[run.label], schedules[run.label]
         logs.append(RunLog(run, batches, cost, schedule, where, options, record, failures))
     if len(devices) == 1:
-        _fill_here(Worker(inpainter, completed, schedules, options), logs)
+        _fill_here(Worker(inpainter, completed, schedules, options, Requests(options, methods)), logs)
         return
     del inpainter, completed
     files = [file for method in methods.values() if (file := loaded_from(type(method)))]
@@ -169,16 +254,16 @@ def _write_sheet(options: SampleOptions, path: Path, runs: Sequence[MethodRun], 
         rows: list[list[Image.Image | None]] = []
         for image_file, job in [pair for pair in columns[0].items() if pair[0] in finished][:SHEET_ROWS]:
             image = image_file.open()
-            hole = job.hole((image.height, image.width), options)
+            hole = job.hole(image, options)
             results = [jobs[image_file].outputs[0] for jobs in columns]
-            shown = [Image.open(result) if result.exists() else None for result in results]
+            shown = [open_file(result) if result.exists() else None for result in results]
             rows.append([image and _shrunk(image) for image in (blank(to_tensor(image), hole), *shown, image)])
         if rows:
             side = max(max(image.size) for row in rows for image in row if image is not None)
             side = max(SMALLEST_CELL, min(LARGEST_CELL, side))
             labels = ["input", *(run.label.text for run in runs), "as given"]
             write_image(path, contact_sheet(rows, column_labels=labels, cell_size=side))
-            print(path)
+            print_line(path)
     except (ValueError, OSError) as error:
         failures.add(f"{path} cannot be written: {error}")
 
@@ -204,16 +289,18 @@ def _write_report(options: SampleOptions, networks: list["Extractor"], failures:
 
     output = Path(options.output)
     try:
-        comparison = evaluate(
-            output,
-            references=options.image,
-            extractors=networks,
-            baseline=options.baseline,
-            scoring=scoring(),
-            remarks=failures.messages,
-        )
-        for path in write_report(comparison, output):
-            print(path)
+        with one_at_a_time(output / EVALUATION):
+            comparison = evaluate(
+                output,
+                references=options.image,
+                extractors=networks,
+                baseline=options.baseline,
+                scoring=scoring(),
+                remarks=failures.messages,
+            )
+            paths = write_report(comparison, output)
+        for path in paths:
+            print_line(path)
         for note in comparison.notes:
             report(f"note: {note}")
     except (ValueError, OSError) as error:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 from rad.cli.sample.fill import Batch
 from rad.cli.sample.options import SampleOptions
 from rad.cli.sample.plan import MethodRun
-from rad.cli.sample.record import Record
-from rad.console import counted, report
+from rad.cli.sample.record import OtherSettings, Record
+from rad.console import counted, print_line, report
 from rad.evaluation.run_log import Costs, Usage
 from rad.images.sources import ImageFile
+from rad.sampling.finite import NotFiniteError
 
 if TYPE_CHECKING:
     from rad.sampling.method import Schedule
@@ -89,13 +90,15 @@ class RunLog:
         )
 
     def filled(self, batch: Batch, usage: Usage) -> None:
-        """Record the cost of a batch, before its files are written."""
+        """Record the cost of a batch, before its files are written. Raises OtherSettings if its results do not fit the folder."""
         self._usage += usage
         if self.record is None:
             return
         try:
             self.record.write()
             self._costs.add([job.identity for job in batch.jobs], usage, batch.windows)
+        except OtherSettings:  # of another shard
+            raise
         except (ValueError, OSError) as error:
             self.failures.add(f"costs of {self.run.label.text} on {self.run.mask}: {error}")
 
@@ -107,11 +110,11 @@ class RunLog:
                 continue
             self.failures.written += 1
             for path in job.outputs:
-                print(path, flush=True)
+                print_line(path)
 
     def failed(self, batch: Batch, error: Exception) -> None:
-        """Note the error of a batch; without a record, raise it."""
-        if self.record is None:
+        """Note the error of a batch; without a record, raise it unless it concerns the images of this batch alone."""
+        if self.record is None and not isinstance(error, NotFiniteError):
             raise error
         if os.environ.get("RAD_DEBUG"):
             traceback.print_exception(error)

@@ -19,12 +19,15 @@ import torch
 from rad.cli.sample.fill import Batch, Worker, load_inpainter
 from rad.cli.sample.options import SampleOptions
 from rad.cli.sample.plan import Label, make_methods
+from rad.cli.sample.record import OtherSettings
+from rad.cli.sample.request import Requests
 from rad.cli.sample.run_log import EXPECTED, Failures, RunLog, describe
 from rad.console import Progress
 from rad.device import threads_of_each
 from rad.evaluation.run_log import Usage
 from rad.images.codecs import images_up_to
 from rad.methods.own import load
+from rad.sampling.finite import NotFiniteError
 
 if TYPE_CHECKING:
     from rad.sampling.method import Schedule
@@ -49,8 +52,9 @@ class Setup:
         for text, sha256 in self.files:
             load(text, sha256=sha256)
         inpainter = load_inpainter(self.options, device)
-        methods = {label: inpainter.complete(method) for label, method in make_methods(self.options).items()}
-        return Worker(inpainter, methods, self.schedules, self.options)
+        methods = make_methods(self.options)
+        completed = {label: inpainter.complete(method) for label, method in methods.items()}
+        return Worker(inpainter, completed, self.schedules, self.options, Requests(self.options, methods))
 
 
 @dataclass
@@ -109,6 +113,8 @@ async def _fill_all(
             except BrokenProcessPool:
                 log.lost(batch, f"the process on {process.device} died, perhaps for lack of memory; rerun to resume")
                 return
+            except OtherSettings:
+                raise
             except EXPECTED as error:
                 log.failed(batch, error)
             finally:
@@ -188,7 +194,7 @@ def _run(task: Callable[..., T], *arguments: object) -> T:
     except SystemExit:
         os._exit(1)  # the executor would catch it and go on
     except Exception as error:
-        kinds = (torch.OutOfMemoryError, *EXPECTED)
+        kinds = (torch.OutOfMemoryError, NotFiniteError, *EXPECTED)
         kind = next((kind for kind in kinds if isinstance(error, kind)), RuntimeError)
         raise kind(describe(error)) from error
 

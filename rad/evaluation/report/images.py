@@ -14,7 +14,7 @@ from rad.evaluation.report.cells import number
 from rad.evaluation.results import Comparison, Metric, Result
 from rad.images.codecs import blank, open_image, to_tensor
 from rad.images.sources import ImageFile
-from rad.masks.files import read_mask
+from rad.masks.files import read_written_mask
 
 PAGE_BYTES = 10_000_000
 """Estimated size of all images in a page."""
@@ -138,7 +138,7 @@ class Images:
     def _encode(self, kind: Kind, result: Result) -> Shown:
         image = open_image(result.file, name=str(result.file)) if kind == "result" else self.open_reference(result)
         if kind == "input":
-            image = blank(to_tensor(image), read_mask(result.hole, size=(image.height, image.width)))
+            image = blank(to_tensor(image), read_written_mask(result.hole, size=(image.height, image.width)))
         longest, quality = self.reduction
         data = BytesIO()
         if quality == 100 and max(image.size) <= longest:

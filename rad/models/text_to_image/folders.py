@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import re
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from rad.models.weights import (
     is_hub_id,
     read_json,
     read_weights,
+    require_finite_weights,
     require_fit,
     with_new_names,
 )
@@ -198,6 +200,7 @@ def load_encoder(kind: type[EncoderT], folder: Path, *, dtype: torch.dtype = tor
         )
         if info["missing_keys"]:
             raise ValueError(f"{len(info['missing_keys'])} weights are missing, as {sorted(info['missing_keys'])[0]}")
+    require_finite_weights(encoder.state_dict(), folder)
     return encoder.to(dtype).eval().requires_grad_(False)
 
 
@@ -209,20 +212,24 @@ def load_tokenizer(kind: type[TokenizerT], folder: Path) -> TokenizerT:
         return kind.from_pretrained(folder, local_files_only=True)
 
 
+_QUIET = threading.RLock()
+
+
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Context without hints and progress bars of diffusers and transformers."""
+    """Context without hints and progress bars of diffusers and transformers. Threads take turns, as both are global settings."""
     from diffusers.utils import logging as ours
     from transformers.utils import logging as theirs
 
-    before, bars = [module.get_verbosity() for module in (ours, theirs)], theirs.is_progress_bar_enabled()
-    ours.set_verbosity_error()
-    theirs.set_verbosity_error()
-    theirs.disable_progress_bar()
-    try:
-        yield
-    finally:
-        ours.set_verbosity(before[0])
-        theirs.set_verbosity(before[1])
-        if bars:
-            theirs.enable_progress_bar()
+    with _QUIET:
+        before, bars = [module.get_verbosity() for module in (ours, theirs)], theirs.is_progress_bar_enabled()
+        ours.set_verbosity_error()
+        theirs.set_verbosity_error()
+        theirs.disable_progress_bar()
+        try:
+            yield
+        finally:
+            ours.set_verbosity(before[0])
+            theirs.set_verbosity(before[1])
+            if bars:
+                theirs.enable_progress_bar()

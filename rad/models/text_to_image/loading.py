@@ -5,6 +5,7 @@ The network classes are named here, so no file of a model decides which code run
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ from rad.models.text_to_image.folders import (
 from rad.models.text_to_image.sd3 import SD3Model
 from rad.models.text_to_image.stable_diffusion import StableDiffusionModel
 from rad.models.vae import PretrainedAutoencoder
-from rad.models.weights import MOST_STEPS, describing, read_json
+from rad.models.weights import MOST_STEPS, describing, read_json, read_weights
 
 Parts = dict[str, Any]
 """Arguments of a pipeline class; diffusers annotates some of them with enumerations."""
@@ -108,14 +109,18 @@ def load_stable_diffusion(
             pipeline, origin, betas=betas, prediction=prediction, controls=controls, info=info, size=size
         )
         if adapter is not None:
-            model.add_adapter(adapter)
-        for number, (path, _) in enumerate(loras):
+            _ = model.hash  # of the base, before an IP-Adapter adds weights
+        for number, (path, weight) in enumerate(loras):
+            if not math.isfinite(weight):
+                raise ValueError(f"the weight of LoRA {path} is {weight}; give a finite number")
             _load_lora(pipeline, Path(path), f"lora{number}")
         if loras:
             names = [f"lora{number}" for number in range(len(loras))]
             pipeline.set_adapters(names, [float(weight) for _, weight in loras])
         if ip_adapter is not None:
             _load_ip_adapter(pipeline, Path(ip_adapter))
+        if adapter is not None:
+            model.add_adapter(adapter)
     for module in (model.network, *model.frozen_modules()):  # LoRAs and the IP-Adapter add layers
         module.eval().requires_grad_(False)
     return model
@@ -255,6 +260,7 @@ def _weights_file(path: Path, what: str) -> Path:
 
 def _load_lora(pipeline: StableDiffusion, path: Path, name: str) -> None:
     file = _weights_file(path, "LoRA")
+    _ = read_weights(file)  # refuses values that are not finite
     with describing(file):
         pipeline.load_lora_weights(
             str(file.parent),
@@ -270,6 +276,7 @@ def _load_lora(pipeline: StableDiffusion, path: Path, name: str) -> None:
 def _load_ip_adapter(pipeline: StableDiffusion, path: Path) -> None:
 
     file = _weights_file(path, "IP-Adapter")
+    _ = read_weights(file)  # refuses values that are not finite
     encoder = load_encoder(CLIPVisionModelWithProjection, file.parent / "image_encoder")
     pipeline.register_modules(image_encoder=encoder)
     with describing(file):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,9 @@ Pipeline = Any
 
 KEPT_PROMPTS = 64
 """Size of the cache of single prompts; a prompt takes 5 MB with SD3 and 8 MB with Flux."""
+
+ENCODING = threading.Lock()
+"""Held while a tokenizer is in use: it changes its own settings during a call, so threads take turns."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,12 @@ class PromptEncoder:
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str]) -> Text:
-        return self._encode(self.pipeline, list(prompts), self.device)
+        with ENCODING:
+            return self._encode(self.pipeline, list(prompts), self.device)
+
+    def forget(self) -> None:
+        """Empty the cache, for example after a move to another device."""
+        self.single.cache_clear()
 
 
 def encode_stable_diffusion(pipeline: Pipeline, prompts: Sequence[str], device: torch.device) -> Text:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
@@ -38,10 +39,13 @@ class SD3Model(FlowModel):
         scheduler.set_timesteps(scheduler.config["num_train_timesteps"], mu=shift)
         return cast(Tensor, scheduler.sigmas)[:-1].flip(0).double()
 
-    def velocity(self, x: Tensor, times: Tensor, text: Text, index: Tensor | None = None) -> Tensor:
-        levels = {"timestep": times[:, 0]} if index is None else {"timestep": times, "index": index}
-        output = self.transformer(x.to(self.transformer.dtype), **levels, **text.arguments(), return_dict=False)
-        return output[0].to(x.dtype)
+    def velocity(
+        self, x: Tensor, times: Tensor, text: Text, index: Tensor | None = None, *, adapter: bool = False
+    ) -> Tensor:
+        network, levels = self.sampled_network(adapter=adapter), {"timestep": times[:, 0]}
+        if index is not None:
+            levels = {"timestep": times, "index": index}
+        return network(x.to(network.dtype), **levels, **text.arguments(), return_dict=False)[0].to(x.dtype)
 
     def check(self, conditions: Sequence[Condition]) -> None:
         super().check(conditions)
@@ -56,7 +60,7 @@ class SD3Model(FlowModel):
         scales = [self._scale(condition) for condition in conditions]
         negatives = [condition.negative for condition, scale in zip(conditions, scales, strict=True) if scale > 1]
         return FlowDenoiser(
-            self.velocity,
+            functools.partial(self.velocity, adapter=adapter),
             self._texts([condition.prompt for condition in conditions]),
             negative=self._texts(negatives) if negatives else None,
             guidance=scales,

@@ -7,7 +7,6 @@ Both branches run as one doubled batch, which counts as one network call.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -19,9 +18,11 @@ from rad.diffusion.denoiser import Semantics
 from rad.diffusion.levels import NoiseLevel, per_image
 from rad.diffusion.step import Denoised, denoised
 from rad.models.text_to_image.prompts import Text
-from rad.networks.attention import Focus, focused, grids, shrunk
+from rad.networks.attention import Focus, grids, shrunk
 
 if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
     from rad.models.text_to_image.stable_diffusion import StableDiffusionModel
 
 
@@ -43,6 +44,7 @@ class StableDiffusionDenoiser:
     """The denoiser for a batch of conditions; a `TextDenoiser`. Estimates are not clipped, as latents have no range.
 
     Args:
+        unet: the network of `model` with or without RAD's adapter.
         words: (B,T) 1 at the words of the prompt, 0 at other tokens.
         guidance: (B,); style: (B,) scales of the IP-Adapter, None: none.
         control: images (B,3,H,W) in [0,1] for the ControlNet, and their scales (B,); features: scaled, of the T2I-Adapter.
@@ -50,6 +52,7 @@ class StableDiffusionDenoiser:
     """
 
     model: StableDiffusionModel
+    unet: UNet2DConditionModel
     prompt: Branch
     negative: Branch
     words: Tensor
@@ -81,7 +84,7 @@ class StableDiffusionDenoiser:
         return replace(self, inside=inside)
 
     def semantic(self, x: Tensor, noise: NoiseLevel, *, fine: bool) -> Semantics:
-        shallowest = min(layer.depth for layer in self.model.layers) + (0 if fine else 1)
+        shallowest = self.model.shallowest + (0 if fine else 1)
         focus = Focus(self.inside, self.words, shallowest, self.style)
         predicted = self._predict(x, noise, self.prompt, focus)
         sizes = {size[0] * size[1]: size for size in grids((x.shape[2], x.shape[3]), self.model.depths)}
@@ -117,15 +120,15 @@ class StableDiffusionDenoiser:
             added = {**added, "image_embeds": branch.styles}
         plain = focus.inside is None and focus.tokens is None and not branch.styles
         levels = (noisiest, {}) if noise.index is None else (times, {"index": rows(noise.index)})
-        with contextlib.nullcontext() if plain else focused(model.layers, focus):
-            return model.unet(
-                x,
-                levels[0],
-                encoder_hidden_states=text.tokens,
-                added_cond_kwargs=added or None,
-                **residuals,
-                **levels[1],
-            ).sample.to(x.dtype)
+        return self.unet(
+            x,
+            levels[0],
+            encoder_hidden_states=text.tokens,
+            cross_attention_kwargs=None if plain else {"focus": focus},
+            added_cond_kwargs=added or None,
+            **residuals,
+            **levels[1],
+        ).sample.to(x.dtype)
 
     def _x0(self, x: Tensor, predicted: Tensor, noise: NoiseLevel) -> Denoised:
         return Denoised(denoised(x, predicted, noise, self.model.prediction))

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
 from rad.diffusion.processes import Uniform
 from rad.diffusion.step import Prediction
+from rad.images.atomic import replacing_folder
 from rad.models.adapter import AdapterInfo, Kind
 from rad.models.base import INDEX, save_base
 from rad.models.loaded_model import Condition, LoadedModel, Origin, scaled_size
 from rad.models.text_to_image.controls import Controls
 from rad.models.text_to_image.folders import quietly
-from rad.models.text_to_image.prompts import PromptEncoder, Text, encode_stable_diffusion, encode_xl
+from rad.models.text_to_image.prompts import ENCODING, PromptEncoder, Text, encode_stable_diffusion, encode_xl
 from rad.models.text_to_image.stable_denoiser import Branch, StableDiffusionDenoiser
 from rad.models.vae import PretrainedAutoencoder
-from rad.networks.attention import Layer, cross_attentions, recomputing
+from rad.networks.attention import patch_attention
 from rad.networks.unet_condition import RegionAwareConditionalUNet, patch_conditional
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class StableDiffusionModel(LoadedModel):
             raise ValueError(f"{origin.source} predicts {prediction!r}; allowed are 'epsilon' and 'v_prediction'")
         self.large = hasattr(pipeline, "text_encoder_2")
         self.kind: Kind = "stable_xl" if self.large else "stable"
-        self.layers: list[Layer] = cross_attentions(self.unet)
+        self.shallowest = patch_attention(self.unet)
         self.depths = len(self.unet.config["block_out_channels"])
         if size is None:
             size = scaled_size(self.unet.config["sample_size"], autoencoder.factor) if info is None else info.size
@@ -111,6 +112,7 @@ class StableDiffusionModel(LoadedModel):
         guidance = [default if condition.guidance is None else float(condition.guidance) for condition in conditions]
         return StableDiffusionDenoiser(
             self,
+            cast("UNet2DConditionModel", self.sampled_network(adapter=adapter)),
             prompt=Branch(Text.cat(texts), [positive for _, positive in styles]),
             negative=Branch(Text.cat(negatives), [negative for negative, _ in styles]),
             words=torch.stack([self._words(condition.prompt, texts[0].tokens.shape[1]) for condition in conditions]),
@@ -130,7 +132,8 @@ class StableDiffusionModel(LoadedModel):
 
     def _words(self, prompt: str, length: int) -> Tensor:
         tokenizer = self.pipeline.tokenizer
-        numbers: list[int] = tokenizer(prompt, padding="max_length", max_length=length, truncation=True).input_ids
+        with ENCODING:
+            numbers: list[int] = tokenizer(prompt, padding="max_length", max_length=length, truncation=True).input_ids
         words = torch.zeros(length, device=self.device)
         words[1 : numbers.index(tokenizer.eos_token_id)] = 1
         return words
@@ -139,6 +142,7 @@ class StableDiffusionModel(LoadedModel):
         text = self.encode_text(prompts)
         return StableDiffusionDenoiser(
             self,
+            self.unet,
             prompt=Branch(text),
             negative=Branch(text),
             words=torch.zeros(text.tokens.shape[:2], device=self.device),
@@ -150,10 +154,8 @@ class StableDiffusionModel(LoadedModel):
         return super().frozen_modules() + self.controls.modules()
 
     def _differentiated(self) -> list[Network | ControlNetModel]:
-        return [self.unet] if self.controls.controlnet is None else [self.unet, self.controls.controlnet]
-
-    def _checkpoint(self) -> Callable[..., object]:
-        return recomputing(self.layers)
+        controlnet = self.controls.controlnet
+        return [*self._networks(), *([] if controlnet is None else [controlnet])]
 
     def _patched(self, embedding: EmbeddingKind) -> RegionAwareConditionalUNet:
         return patch_conditional(self.unet, embedding=embedding)
@@ -161,7 +163,8 @@ class StableDiffusionModel(LoadedModel):
     def save_trained(self, folder: Path) -> None:
         """As a StableDiffusionPipeline. XL is not trained."""
         save_base(folder, self.unet, betas=self.betas, prediction_type=self.prediction, half=False, latent=True)
-        self.pipeline.vae.save_pretrained(folder / "vae")
+        with replacing_folder(folder / "vae") as place:
+            self.pipeline.vae.save_pretrained(place)
         index: dict[str, str | bool | list[str] | list[None]] = {
             "_class_name": "StableDiffusionPipeline",
             "scheduler": ["diffusers", "DDPMScheduler"],
@@ -172,7 +175,8 @@ class StableDiffusionModel(LoadedModel):
         with quietly():
             for name, library in libraries.items():
                 part = getattr(self.pipeline, name)
-                part.save_pretrained(folder / name)
+                with replacing_folder(folder / name) as place:
+                    part.save_pretrained(place)
                 index[name] = [library, type(part).__name__]
         index |= {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")

@@ -1,0 +1,221 @@
+"""The work that gpu.py measures: training steps and sampling of networks with random weights."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any, cast
+
+import torch
+from diffusers import UNet2DModel
+from peft import PeftModel
+from torch import Tensor, nn
+
+from benchmarks.accelerator import Precision, Work, computing
+from benchmarks.networks import CONFIGS, ConfigName, Variant, forward, image, variant_of
+from rad.diffusion.schedules import linear_betas
+from rad.methods import METHODS
+from rad.models.base import Base
+from rad.models.loaded_model import PLAIN
+from rad.models.lora import LoRA, trainable
+from rad.models.unet_model import UNetModel
+from rad.rng import KeyedNoise
+from rad.sampling.sampler import Sampler
+from rad.sampling.task import Task
+from rad.training import EMA, Diffusion, FiniteGuard
+from rad.training.settings import Execution, TrainingProcess
+
+OFFICIAL = TrainingProcess(time_origin="official")
+"""The process of configs/rad_ffhq.yaml and configs/rad_imagenet.yaml."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A network, its images and the device."""
+
+    config: ConfigName
+    size: int
+    batch: int
+    device: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """Fields in place of the configuration's."""
+
+    def network(self) -> UNet2DModel:
+        """The stock network, with diffusers' initial weights."""
+        with torch.device(self.device):
+            return UNet2DModel(**{**CONFIGS[self.config], **self.changes})
+
+    def inputs(self) -> dict[str, Tensor]:
+        """See `benchmarks.networks.image`."""
+        return image(self.config, batch=self.batch, size=self.size, device=self.device)
+
+
+class RandomWeights(Diffusion):
+    """`Diffusion` on a network in memory."""
+
+    def __init__(self, setting: Setting, model: UNetModel, execution: Execution) -> None:
+        super().__init__("random weights", image_size=setting.size, process=OFFICIAL, lora=LoRA(), execution=execution)
+        self._loaded = model
+
+    def _load(self) -> UNetModel:
+        return self._loaded
+
+
+def model_of(setting: Setting, unet: UNet2DModel, *, channels_last: bool = False) -> UNetModel:
+    """A loaded model that shares the weights of `unet`, or has a copy of them in the memory format channels_last."""
+    unet = cast(UNet2DModel, variant_of(unet, "unpatched"))
+    if channels_last:
+        unet = copy.deepcopy(unet)
+        nn.utils.convert_conv2d_weight_memory_format(unet, torch.channels_last)
+    base = Base(unet, linear_betas(), "epsilon", "random weights", None, "random weights")
+    return UNetModel(base, size=(setting.size, setting.size))
+
+
+@dataclass(frozen=True)
+class Options:
+    """Ways to run the network, beside the precision.
+
+    Args:
+        channels_last: "" or "weights" (`execution.channels_last`), or "all": adapters and images too.
+        fused: AdamW with fused=True. compile: backend of torch.compile, or "". tuned: torch.backends.cudnn.benchmark.
+    """
+
+    checkpointing: bool = False
+    channels_last: str = ""
+    fused: bool = False
+    compile: str = ""
+    tuned: bool = False
+
+
+def network_step(
+    setting: Setting, unet: UNet2DModel, variant: Variant, precision: Precision, *, checkpointing: bool
+) -> Work:
+    """Forward, squared error, backward, clipping and AdamW of an adapter, on ready tensors.
+
+    "unpatched" is plain fine-tuning of the same layers, with one timestep for the image.
+    """
+    network = variant_of(unet, variant, lora=True).train()
+    if checkpointing:
+        cast(PeftModel, network).get_base_model().enable_gradient_checkpointing()
+    call = forward(network, variant, setting.inputs())
+    target = torch.randn(setting.batch, 3, setting.size, setting.size, device=setting.device)
+    weights = list(trainable(network).values())
+    optimizer = torch.optim.AdamW(weights, lr=1e-4)
+
+    def step() -> None:
+        with computing(precision, setting.device):
+            (call()[:, :3] - target).square().mean().backward()
+            nn.utils.clip_grad_norm_(weights, 1.0)
+            optimizer.step()
+        optimizer.zero_grad()
+
+    return Work(step, network, optimizer)
+
+
+PLAINLY = Options()
+
+
+class TrainingStep:
+    """A step of `Diffusion` with its masks, noise and losses, then the guard, clipping, AdamW and EMA, as `rad train` runs it.
+
+    Without Lightning's loop, the loader and logging. The images stay on the device, and their positions change at each step.
+    """
+
+    def __init__(self, setting: Setting, unet: UNet2DModel, precision: Precision, options: Options) -> None:
+        self.setting, self.precision, self.tuned = setting, precision, options.tuned
+        model = model_of(setting, unet, channels_last=options.channels_last != "")
+        self.module = RandomWeights(setting, model, Execution(gradient_checkpointing=options.checkpointing))
+        self.module.configure_model()
+        self.module.to(setting.device)
+        self.image = setting.inputs()["x"].clamp(-1, 1)
+        if options.channels_last == "all":
+            nn.utils.convert_conv2d_weight_memory_format(self.module.network, torch.channels_last)
+            self.image = self.image.to(memory_format=torch.channels_last)
+        if options.compile:
+            self.module.forward_network = torch.compile(self.module.network, backend=options.compile)
+        self.weights = trainable(self.module)
+        self.optimizer = torch.optim.AdamW(self.weights.values(), lr=1e-4, fused=options.fused or None)
+        self.guard, self.ema = FiniteGuard(), EMA()
+        self.ema.weights = {name: weight.detach().clone() for name, weight in self.weights.items()}
+        self.steps = 0
+
+    def work(self) -> Work:
+        return Work(self.step, self.module, self.optimizer, tuple(self.ema.weights.values()))
+
+    def batch(self) -> dict[str, Tensor]:
+        """The next batch on the device, as the Trainer hands it over."""
+        first = self.steps * self.setting.batch
+        position = torch.arange(first, first + self.setting.batch)
+        moved = self.module.transfer_batch_to_device({"position": position}, torch.device(self.setting.device), 0)
+        return {"image": self.image, **moved}
+
+    def step(self) -> None:
+        self.optimise(self.batch())
+
+    def optimise(self, batch: dict[str, Tensor]) -> None:
+        """One optimiser step."""
+        trainer = cast(Any, SimpleNamespace(accumulate_grad_batches=1, precision_plugin=None, world_size=1))
+        self.guard.on_train_batch_start(trainer, self.module, batch, self.steps)
+        with computing(self.precision, self.setting.device, tuned=self.tuned):
+            loss = self.module.losses(batch, "train")[0].total.mean()
+            self.guard.on_before_backward(trainer, self.module, loss)
+            loss.backward()
+        self.guard.on_before_optimizer_step(trainer, self.module, self.optimizer)
+        nn.utils.clip_grad_norm_(self.weights.values(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.steps += 1
+        self.ema.update(self.module, self.steps)
+
+
+class Sampling:
+    """Runs of a method with few steps, by `Sampler`, as `sample.py` runs it.
+
+    Args:
+        mode: of torch.compile.
+
+    `nfe` and `vjp`: forward and backward passes of the last run.
+    """
+
+    def __init__(
+        self,
+        setting: Setting,
+        unet: UNet2DModel,
+        method: str,
+        *,
+        precision: Precision = "float32",
+        options: Options = PLAINLY,
+        steps: int = 4,
+        mode: str | None = None,
+    ) -> None:
+        self.setting, self.precision, self.steps = setting, precision, steps
+        self.nfe = self.vjp = 0
+        channels_last = options.channels_last != ""
+        self.model = model_of(setting, unet, channels_last=channels_last)
+        method_class = METHODS[method]
+        self.method = method_class(**SHORT.get(method, {}))
+        process = self.method.process(self.model.base_process, "official")
+        self.sampler = Sampler(process, self.method, **vars(self.method.choose(steps=steps)))
+        inputs = setting.inputs()
+        known, hole = inputs["x"].clamp(-1, 1), inputs["hole"][:, None].float()
+        if channels_last:
+            known = known.to(memory_format=torch.channels_last)
+        self.task = Task.from_image(known, hole)
+        self.denoiser = self.model.denoiser([PLAIN] * setting.batch, adapter=False)
+        if options.compile:
+            compiled = torch.compile(self.model.network, backend=options.compile, mode=mode)
+            cast(Any, self.denoiser).network = compiled
+
+    def work(self) -> Work:
+        return Work(self.run, self.model.network)
+
+    def run(self) -> None:
+        weights = self.model.weights(adapter=False, differentiated=self.method.needs_grad)
+        noise = KeyedNoise(0, range(self.setting.batch))
+        with computing(self.precision, self.setting.device), weights, noise:
+            sample = self.sampler(self.denoiser, self.task, noise=noise)
+        self.nfe, self.vjp = sample.nfe, sample.vjp
+
+
+SHORT = {"repaint": {"jump_length": 2, "resamplings": 2}}
+"""Settings that shorten a method's plan; they do not change the time of a network call."""
