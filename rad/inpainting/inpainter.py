@@ -135,13 +135,13 @@ class Inpainter:
             raise ValueError(f"path is {describe(path)}; give a folder, a file or a name")
         if not Path(path).exists() and (shipped := find_data(str(path))) is not None:
             path = str(shipped)
-        path = _trained(path)
+        path = _trained(os.fspath(path))
         folder = Path(path)
         target = find_device(device)
         described = any((folder / name).exists() for name in ("adapter_config.json", "rad_config.json"))
         whole = (folder / "unet").is_dir()  # a base model, or a fully trained one
         info = AdapterInfo.read(folder) if described else None
-        adapter, revision, source = None, None, path if isinstance(path, str) else folder
+        adapter, revision, source = None, None, path
         if info is not None and not whole:
             source = find_base(folder, info) if base is None else str(_trained(base))
             adapter, revision = folder, None if base else info.base_revision
@@ -233,7 +233,7 @@ class Inpainter:
         sampler = self.sampler(method, steps=steps, eta=eta, solver=solver, spacing=spacing)
         images, holes = inputs.images, inputs.read(format, seed)
         rows = zip(images, holes, inputs.names, inputs.conditions, strict=True)
-        canvases = [c for row in rows for c in self._canvases(*row, num_samples, size_policy, margin)]
+        canvases = [c for row in rows for c in _canvases(self, *row, num_samples, size_policy, margin)]
         bf16 = self.precision == "bf16"
         filler = WindowFiller(self.model, sampler, self.device, grid, fill, seed, batch_size, bf16)
         reset_peak_memory(self.device)
@@ -312,25 +312,26 @@ class Inpainter:
             hole = F.adaptive_max_pool2d(hole, (height, width))
         return hole, [whole] if bool((hole > 0).any()) else []
 
-    def _canvases(
-        self,
-        image: Image.Image,
-        hole: Tensor,
-        name: int | str,
-        condition: Condition,
-        samples: int,
-        policy: SizePolicy,
-        margin: int | None,
-    ) -> list[Canvas]:
-        hole, windows = self._plan(hole, policy, margin)
-        model_size = (self.size[1], self.size[0])
-        condition = condition.resized(image.size if policy == "crop" else model_size)
-        if policy == "resize" and image.size != model_size:
-            # Both poolings have the same windows: no known pixel of the small image depends on the hole's content.
-            pixels = F.adaptive_avg_pool2d(to_tensor(image).mul_(2).sub_(1), self.size)
-        else:
-            pixels = pad(torch.from_numpy(np.array(image)).permute(2, 0, 1), self.size, 0)
-        return [Canvas(name, sample, pixels, hole, windows, condition) for sample in range(samples)]
+
+def _canvases(
+    inpainter: Inpainter,
+    image: Image.Image,
+    hole: Tensor,
+    name: int | str,
+    condition: Condition,
+    samples: int,
+    policy: SizePolicy,
+    margin: int | None,
+) -> list[Canvas]:
+    hole, windows = inpainter._plan(hole, policy, margin)
+    model_size = (inpainter.size[1], inpainter.size[0])
+    condition = condition.resized(image.size if policy == "crop" else model_size)
+    if policy == "resize" and image.size != model_size:
+        # Both poolings have the same windows: no known pixel of the small image depends on the hole's content.
+        pixels = F.adaptive_avg_pool2d(to_tensor(image).mul_(2).sub_(1), inpainter.size)
+    else:
+        pixels = pad(torch.from_numpy(np.array(image)).permute(2, 0, 1), inpainter.size, 0)
+    return [Canvas(name, sample, pixels, hole, windows, condition) for sample in range(samples)]
 
 
 def _check_counts(num_samples: int, batch_size: int, feather: int, margin: int | None) -> None:

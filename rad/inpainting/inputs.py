@@ -112,7 +112,7 @@ def _file_name(image: ImageLike) -> str:
 def _names(names: Sequence[Part] | Part | None, count: int) -> Sequence[int | str]:
     if names is None:
         return [""] * count
-    return [identity(name) for name in ([names] if isinstance(names, int | str | os.PathLike) else names)]
+    return [identity(name) for name in ([names] if isinstance(names, int | np.integer | str | os.PathLike) else names)]
 
 
 def _conditions(condition: Condition | Sequence[Condition], count: int) -> list[Condition]:
