@@ -135,7 +135,7 @@ class Inpainter:
             raise ValueError(f"path is {describe(path)}; give a folder, a file or a name")
         if not Path(path).exists() and (shipped := find_data(str(path))) is not None:
             path = str(shipped)
-        path = _trained(os.fspath(path))
+        path = _trained(path)
         folder = Path(path)
         target = find_device(device)
         described = any((folder / name).exists() for name in ("adapter_config.json", "rad_config.json"))
@@ -143,7 +143,7 @@ class Inpainter:
         info = AdapterInfo.read(folder) if described else None
         adapter, revision, source = None, None, path
         if info is not None and not whole:
-            source = find_base(folder, info) if base is None else str(_trained(base))
+            source = find_base(folder, info) if base is None else _trained(base)
             adapter, revision = folder, None if base else info.base_revision
         elif base is not None:
             raise ValueError(
@@ -361,11 +361,11 @@ def _finish(
     return finished, raw
 
 
-def _trained(source: str | os.PathLike[str]) -> str | os.PathLike[str]:
+def _trained(source: str | os.PathLike[str]) -> str:
     """The model of a training run; another source unchanged, for it may be a hub id."""
     given = located(os.fspath(source))
     model = find_trained(given)
-    return source if model == given else str(model)
+    return os.fspath(source) if model == given else str(model)
 
 
 def find_base(folder: Path, info: AdapterInfo) -> str:
