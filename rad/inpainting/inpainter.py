@@ -78,7 +78,7 @@ class Inpainter:
     """
 
     def __init__(self, model: LoadedModel, *, device: str | torch.device = "cpu", precision: Precision = "32") -> None:
-        if not isinstance(model, LoadedModel):
+        if not hasattr(model, "denoiser"):  # a model of your own may be of another class
             raise ValueError(f"model is {describe(model)}; give a loaded model, or use Inpainter.from_pretrained(PATH)")
         if precision not in get_args(Precision):
             raise ValueError(f"precision is {describe(precision)}; allowed are '32' and 'bf16'")
@@ -343,7 +343,8 @@ def _check_counts(num_samples: int, batch_size: int, feather: int, margin: int |
 
 
 def _networks(model: LoadedModel) -> list[nn.Module]:
-    return [part for part in vars(model).values() if isinstance(part, nn.Module)] + model.frozen_modules()
+    frozen = model.frozen_modules() if isinstance(model, LoadedModel) else []
+    return [part for part in vars(model).values() if isinstance(part, nn.Module)] + frozen
 
 
 def _finish(
