@@ -688,7 +688,7 @@ def test_a_baseline_that_is_asked_for_has_to_be_there(tree: tuple[Path, Path], t
     for mask in ("wide", "half"):
         shutil.rmtree(results / mask / "rad")
     assert evaluate(results, references=references).baseline == "repaint", "the first"
-    with pytest.raises(ValueError, match="baseline rad has no results.*: choose one of repaint, copy, bad"):
+    with pytest.raises(ValueError, match=r"baseline rad has no results.*: choose one of repaint, copy, bad"):
         evaluate(results, references=references, baseline="rad")
 
 
