@@ -148,6 +148,12 @@ class ImageDataModule(LightningDataModule):
         self.paths = [path] if isinstance(path, str) else list(path)
         if not self.paths or val_path == []:
             raise ValueError(f"path={path} and val_path={val_path}: an empty list has no images; val_path may be null")
+        if not all(
+            text.strip() for text in (*self.paths, *([val_path] if isinstance(val_path, str) else val_path or ()))
+        ):
+            raise ValueError(
+                f"path={path!r} and val_path={val_path!r}: an empty text names no source; val_path may be null"
+            )
         if weights is not None:
             Turns(tuple(weights))  # raises ValueError for wrong weights
             if len(weights) != len(self.paths):
@@ -222,6 +228,8 @@ class ImageDataModule(LightningDataModule):
         """Make Lightning stop by steps alone: its own epochs would restart the loader."""
         if getattr(trainer, "overfit_batches", 0):
             raise ValueError("overfit_batches repeats an epoch, which this data has not: give a path with few images")
+        if trainer.accumulate_grad_batches < 1:
+            raise ValueError(f"accumulate_grad_batches is {trainer.accumulate_grad_batches}; allowed are >= 1")
         limits = [trainer.max_steps] if trainer.max_steps >= 0 else []
         if trainer.max_epochs is not None and trainer.max_epochs >= 0:
             epoch = math.ceil(len(self.train_images) / (self.batch_size * trainer.world_size))

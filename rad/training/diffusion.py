@@ -114,6 +114,9 @@ class Diffusion(TrainingModule):
         self._require_consistent()
 
     def _require_consistent(self) -> None:
+        for name, value in (("base", self.base), ("adapter", self.adapter)):
+            if value is not None and not value.strip():
+                raise ValueError(f"model.{name} is {value!r}, which names no folder: give one, or null for none")
         if not self.whole and not self.process.has_holes:
             raise ValueError(
                 f"process.kind {self.process.kind!r} trains a base model, all of it: remove model.lora and model.adapter, or use "
