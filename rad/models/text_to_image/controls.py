@@ -84,7 +84,7 @@ class Controls:
 
 def _scales(images: Sequence[Image.Image | None], scales: Sequence[float], device: torch.device) -> Tensor:
     values = [0.0 if image is None else float(scale) for image, scale in zip(images, scales, strict=True)]
-    return torch.tensor(values, device=device)
+    return torch.tensor(values, dtype=torch.float32, device=device)
 
 
 def _pixels(images: Sequence[Image.Image | None], size: tuple[int, int]) -> Tensor:

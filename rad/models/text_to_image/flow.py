@@ -49,7 +49,7 @@ class FlowDenoiser:
         self, velocity: Velocity, text: Text, *, negative: Text | None, guidance: Sequence[float], channels: int
     ) -> None:
         self.velocity, self.channels = velocity, channels
-        self.guidance = torch.tensor(guidance, device=text.tokens.device)
+        self.guidance = torch.tensor(guidance, dtype=torch.float32, device=text.tokens.device)
         self.guided = (self.guidance > 1).nonzero()[:, 0]
         assert (negative is None) == (len(self.guided) == 0), "a negative text for each guided image"
         self.count, self.text = len(guidance), text if negative is None else Text.cat([text, negative])

@@ -116,7 +116,7 @@ class StableDiffusionModel(LoadedModel):
             prompt=Branch(Text.cat(texts), [positive for _, positive in styles]),
             negative=Branch(Text.cat(negatives), [negative for negative, _ in styles]),
             words=torch.stack([self._words(condition.prompt, texts[0].tokens.shape[1]) for condition in conditions]),
-            guidance=torch.tensor(guidance, device=self.device),
+            guidance=torch.tensor(guidance, dtype=torch.float32, device=self.device),
             control=self.controls.control(conditions, self.size, self.device),
             features=self.controls.features(conditions, self.size, self.device),
             style=scales,
@@ -134,7 +134,7 @@ class StableDiffusionModel(LoadedModel):
         tokenizer = self.pipeline.tokenizer
         with ENCODING:
             numbers: list[int] = tokenizer(prompt, padding="max_length", max_length=length, truncation=True).input_ids
-        words = torch.zeros(length, device=self.device)
+        words = torch.zeros(length, dtype=torch.float32, device=self.device)
         words[1 : numbers.index(tokenizer.eos_token_id)] = 1
         return words
 
@@ -145,8 +145,8 @@ class StableDiffusionModel(LoadedModel):
             self.unet,
             prompt=Branch(text),
             negative=Branch(text),
-            words=torch.zeros(text.tokens.shape[:2], device=self.device),
-            guidance=torch.zeros(len(prompts), device=self.device),
+            words=torch.zeros(text.tokens.shape[:2], dtype=torch.float32, device=self.device),
+            guidance=torch.zeros(len(prompts), dtype=torch.float32, device=self.device),
             channels=self.autoencoder.channels,
         )
 
