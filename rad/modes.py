@@ -62,3 +62,7 @@ class Evaluation:
                     for module in self._training:
                         module.training = True
                     self._training.clear()
+
+    def __reduce__(self) -> tuple[type["Evaluation"], tuple[()]]:
+        """A copy, such as of a pickled model, begins without calls."""
+        return type(self), ()

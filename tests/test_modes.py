@@ -16,6 +16,7 @@ from rad.evaluation.metrics.pixels import psnr, ssim
 from rad.inpainting.inpainter import Inpainter
 from rad.masks.names import main_names
 from rad.masks.shapes import Box, make
+from rad.models.loaded_model import PLAIN, Condition
 from rad.modes import Evaluation
 from rad.networks.unet import patch
 from rad.rng import KeyedNoise, generator
@@ -23,6 +24,7 @@ from rad.sampling.sampler import Sampler
 from rad.sampling.task import Task
 from tests.conftest import SIZE, box_hole, random_image
 from tests.tiny_networks import small_unet
+from tests.tiny_pipelines import write_pipeline
 
 
 @contextmanager
@@ -85,6 +87,20 @@ def test_inpainter(rad, adapter, mode, method):
         assert state() == before
     assert np.array_equal(result, expected)
     assert np.array_equal(loaded, expected)
+
+
+@pytest.mark.parametrize("mode", ["float64", "bfloat16"])
+@pytest.mark.parametrize("kind", ["stable", "stable3", "latent"])
+def test_models_with_an_autoencoder(tmp_path, kind, mode):
+    inpainter = Inpainter.from_pretrained(write_pipeline(tmp_path, kind))
+    guided = PLAIN if kind == "latent" else Condition("a boat", negative="fog", guidance=7.3)
+
+    def filled():
+        return np.asarray(inpainter(IMAGE, HOLE, method="replacement", steps=2, condition=guided).images[0])
+
+    expected = filled()
+    with MODES[mode]():
+        assert np.array_equal(filled(), expected)
 
 
 def test_global_generators_have_no_effect(rad):
@@ -156,6 +172,15 @@ def test_networks_in_training_mode_sample_as_in_evaluation(adapter):
     network.train()
     assert np.array_equal(fill(inpainter, "replacement"), expected)
     assert all(module.training for module in network.modules())
+
+
+def test_inpainters_of_one_model_share_its_mode(adapter):
+    model = Inpainter.from_pretrained(adapter).model
+    model.network.train()
+    with model.in_evaluation():
+        fill(Inpainter(model), "replacement")
+        assert not model.network.training, "the other call still samples"
+    assert model.network.training
 
 
 def test_training_mode_returns_after_the_last_of_several_calls():

@@ -64,12 +64,16 @@ def to_mask(mask: Array) -> Tensor | Image.Image:
 
     Args:
         mask: (H,W), (H,W,1) or (1,H,W): bool; integers of 0 and 1, or 0 and 255; float in [0,1]. An array may also be
-            (H,W,3) or (H,W,4) uint8.
+            (H,W,3) or (H,W,4), uint8 or grey.
 
     Raises ValueError for other shapes, dtypes and values.
     """
-    values = _values(mask)
+    values = _values(mask, "mask")
     colours = values.ndim == 3 and values.shape[2] in CHANNELS[1:] and isinstance(mask, np.ndarray)
+    if (
+        colours and values.dtype != np.uint8 and values.shape[2] == 3 and (values == values[..., :1]).all()
+    ):  # grey as RGB
+        values, colours = values[..., 0], False
     if values.ndim == 3 and not colours:
         channel_first = values.shape[0] == 1 and (isinstance(mask, Tensor) or values.shape[2] != 1)
         values = values[0] if channel_first else values[..., 0] if values.shape[2] == 1 else values
@@ -82,7 +86,9 @@ def to_mask(mask: Array) -> Tensor | Image.Image:
             return torch.from_numpy((values == top).astype(np.float32))[None]
     if values.dtype == np.uint8:
         return Image.fromarray(values)
-    if kind != "f" or colours:
+    if colours:
+        raise ValueError(f"mask is {describe(mask)} of several colours: give one channel (H,W), or uint8")
+    if kind != "f":
         raise ValueError(f"mask is {describe(mask)} with other values than 0 and 1, or 0 and 255: give uint8 or bool")
     _check_range(values, "mask", "give 1 where to fill and 0 elsewhere")
     return torch.from_numpy(values.astype(np.float32))[None]
@@ -108,9 +114,11 @@ def _is_batch(values: Array, what: str) -> bool:
     return values.shape[0] > 1 and (isinstance(values, Tensor) or values.shape[2] not in CHANNELS)
 
 
-def _values(values: Array) -> np.ndarray:
+def _values(values: Array, what: str) -> np.ndarray:
     """A NumPy copy that owns its memory, in the machine's byte order."""
     if isinstance(values, Tensor):
+        if values.layout != torch.strided or values.is_meta or values.is_quantized:
+            raise ValueError(f"{what} is a tensor of layout {values.layout} on {values.device}; give a dense one")
         values = values.detach().cpu()
         values = (values.float() if values.dtype in (torch.bfloat16, torch.float16) else values).numpy()
     kind = np.dtype(np.float64) if values.dtype.kind == "f" and values.dtype.itemsize > 8 else values.dtype
@@ -118,7 +126,7 @@ def _values(values: Array) -> np.ndarray:
 
 
 def _image_of_array(image: Array) -> Image.Image:
-    values = _values(image)
+    values = _values(image, "image")
     if values.ndim == 2:
         values = values[..., None]
     elif values.ndim == 3 and (isinstance(image, Tensor) or values.shape[2] not in CHANNELS):

@@ -1,6 +1,8 @@
-"""Images during inpainting: 8-bit inputs, filled windows in float, and the final composite."""
+"""Images during inpainting: 8-bit inputs of any size, filled windows in float, and the final composite."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -8,9 +10,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from rad.images.codecs import round_to_uint8, to_uint8
-from rad.inpainting.windows import Window
+from rad.arguments import describe, integer
+from rad.images.codecs import round_to_uint8, to_tensor, to_uint8
+from rad.inpainting.windows import Window, plan_windows
 from rad.models.loaded_model import PLAIN, Condition
+
+SizePolicy = Literal["error", "resize", "crop"]
 
 
 class Canvas:
@@ -72,6 +77,64 @@ class Canvas:
 
 def _signed(pixels: Tensor) -> Tensor:
     return pixels if pixels.is_floating_point() else pixels.float() / 255 * 2 - 1
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Maps images to a model of `size` (height, width) in pixels.
+
+    Args:
+        policy: for images of another size: "error"; "resize" and back; "crop" windows around each hole.
+        margin: context around a window's core in pixels, for "crop"; None: an eighth of the model's size.
+
+    Raises ValueError for an unknown policy or a margin outside its range.
+    """
+
+    size: tuple[int, int]
+    policy: SizePolicy = "error"
+    margin: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.policy not in get_args(SizePolicy):
+            raise ValueError(f"size_policy is {describe(self.policy)}; allowed are {', '.join(get_args(SizePolicy))}")
+        if self.margin is not None:
+            integer("margin", self.margin, low=0, high=2**16)
+        height, width = self.size
+        if self.policy == "crop" and height != width:
+            raise ValueError(f"size_policy 'crop' needs a square model; this one is {width}x{height}: use 'resize'")
+
+    def plan(self, hole: Tensor) -> tuple[Tensor, list[Window]]:
+        """The hole (1,H,W) in working size, and its windows. Raises ValueError for another size with "error"."""
+        height, width = self.size
+        if self.policy == "crop":
+            margin = height // 8 if self.margin is None else self.margin
+            padded = pad(hole, self.size, 1.0)  # the outside is unknown too
+            inside = padded[0].numpy() > 0
+            inside[hole.shape[1] :], inside[:, hole.shape[2] :] = False, False
+            return padded, plan_windows(inside, size=height, margin=margin)
+        if hole.shape[1:] != self.size:
+            if self.policy == "error":
+                raise ValueError(
+                    f"the image is {hole.shape[2]}x{hole.shape[1]} and the model takes {width}x{height}: "
+                    "use size_policy 'crop' (a window around each hole) or 'resize'"
+                )
+            hole = F.adaptive_max_pool2d(hole, self.size)
+        whole = Window((0, 0, height, width), (0, 0, height, width))
+        return hole, [whole] if bool((hole > 0).any()) else []
+
+    def canvases(
+        self, image: Image.Image, hole: Tensor, name: int | str, condition: Condition, *, samples: int
+    ) -> list[Canvas]:
+        """One canvas for each sample of an image."""
+        hole, windows = self.plan(hole)
+        model_size = (self.size[1], self.size[0])
+        condition = condition.resized(image.size if self.policy == "crop" else model_size)
+        if self.policy == "resize" and image.size != model_size:
+            # Both poolings have the same windows: no known pixel of the small image depends on the hole's content.
+            pixels = F.adaptive_avg_pool2d(to_tensor(image).mul_(2).sub_(1), self.size)
+        else:
+            pixels = pad(torch.from_numpy(np.array(image)).permute(2, 0, 1), self.size, 0)
+        return [Canvas(name, sample, pixels, hole, windows, condition) for sample in range(samples)]
 
 
 def composite(image: Image.Image, filled: Image.Image, hole: Tensor, *, feather: int = 0) -> Image.Image:

@@ -6,41 +6,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from rad.arguments import describe, integer
 from rad.device import find_device
 from rad.diffusion.solvers import Solver
 from rad.diffusion.spacings import Spacing
-from rad.images.codecs import to_tensor
 from rad.inpainting.arrays import ImageLike, MaskLike
-from rad.inpainting.composite import Canvas, composite, pad, restore_size
+from rad.inpainting.composite import Canvas, Layout, SizePolicy, composite, restore_size
 from rad.inpainting.filling import WindowFiller
 from rad.inpainting.inputs import Inputs
 from rad.inpainting.keywords import understood
 from rad.inpainting.memory import peak_memory, reset_peak_memory
 from rad.inpainting.prepare import build_sampler, check_method, load_coarse
-from rad.inpainting.runs import find_trained
-from rad.inpainting.windows import Window, plan_windows
+from rad.inpainting.runs import find_parts
 from rad.masks.reading.format import MaskChannel, MaskFormat, MaskResize, Polarity
 from rad.methods.registry import find
-from rad.models.adapter import AdapterInfo
 from rad.models.latent_mask import Grid, Prefill
 from rad.models.load import load_model
 from rad.models.loaded_model import PLAIN, Condition, LoadedModel
 from rad.models.vae import IDENTITY
-from rad.modes import Evaluation, plain_modes
-from rad.resources import find_data, located
+from rad.modes import plain_modes
 from rad.rng import Part, check_seed
 from rad.sampling.method import Method
 from rad.sampling.sampler import Sampler
-
-SizePolicy = Literal["error", "resize", "crop"]
-
 
 Precision = Literal["32", "bf16"]
 
@@ -80,10 +71,9 @@ class Inpainter:
     def __init__(self, model: LoadedModel, *, device: str | torch.device = "cpu", precision: Precision = "32") -> None:
         if not hasattr(model, "denoiser"):  # a model of your own may be of another class
             raise ValueError(f"model is {describe(model)}; give a loaded model, or use Inpainter.from_pretrained(PATH)")
-        if precision not in get_args(Precision):
-            raise ValueError(f"precision is {describe(precision)}; allowed are '32' and 'bf16'")
-        self.model, self.device, self.precision = model, torch.device(device), precision
-        self.size, self._evaluation = model.size, Evaluation()
+        _check_precision(precision)
+        self.model, self.device, self.precision = model, _device(device), precision
+        self.size = model.size
 
     def __repr__(self) -> str:
         (height, width), info = self.size, self.model.info
@@ -95,9 +85,7 @@ class Inpainter:
 
     def to(self, device: str | torch.device) -> "Inpainter":
         """Move the model in place, and return the inpainter. Raises ValueError for a device that cannot be used."""
-        if not isinstance(device, str | torch.device):
-            raise ValueError(f"device is {describe(device)}; give a name such as 'cuda', 'cpu' or 'auto'")
-        self.device = torch.device(find_device(str(device)))
+        self.device = _device(device)
         self.model.to(self.device)
         return self
 
@@ -131,30 +119,14 @@ class Inpainter:
 
         Raises FileNotFoundError for a missing file, ValueError for an unsuitable one or an unsuitable option.
         """
-        if not isinstance(path, str | os.PathLike):
-            raise ValueError(f"path is {describe(path)}; give a folder, a file or a name")
-        if not Path(path).exists() and (shipped := find_data(str(path))) is not None:
-            path = str(shipped)
-        path = _trained(path)
-        folder = Path(path)
-        target = find_device(device)
-        described = any((folder / name).exists() for name in ("adapter_config.json", "rad_config.json"))
-        whole = (folder / "unet").is_dir()  # a base model, or a fully trained one
-        info = AdapterInfo.read(folder) if described else None
-        adapter, revision, source = None, None, path
-        if info is not None and not whole:
-            source = find_base(folder, info) if base is None else _trained(base)
-            adapter, revision = folder, None if base else info.base_revision
-        elif base is not None:
-            raise ValueError(
-                f"{path} is not an adapter folder (rad_config.json, no unet), so base={str(base)!r} has no effect"
-            )
+        parts, target = find_parts(path, base), _device(device)
+        _check_precision(precision)
         model = load_model(
-            source,
+            parts.source,
             device=target,
-            revision=revision,
-            adapter=adapter,
-            info=info,
+            revision=parts.revision,
+            adapter=parts.adapter,
+            info=parts.info,
             size=size,
             dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
             controlnet=controlnet,
@@ -218,8 +190,13 @@ class Inpainter:
         Raises ValueError or FileNotFoundError for an unsuitable input or option, before any network call.
         Warns about a mask that is empty, full, or not plain black and white.
         """
-        seed = check_seed(seed)
-        _check_counts(num_samples, batch_size, feather, margin)
+        seed, layout = check_seed(seed), Layout(self.size, size_policy, margin)
+        for name, value, low in (
+            ("num_samples", num_samples, 1),
+            ("batch_size", batch_size, 1),
+            ("feather", feather, 0),
+        ):
+            integer(name, value, low=low, high=10**4 if name == "num_samples" else 2**16)
         format = MaskFormat(
             polarity=mask_polarity,
             channel=mask_channel,
@@ -233,11 +210,11 @@ class Inpainter:
         sampler = self.sampler(method, steps=steps, eta=eta, solver=solver, spacing=spacing)
         images, holes = inputs.images, inputs.read(format, seed)
         rows = zip(images, holes, inputs.names, inputs.conditions, strict=True)
-        canvases = [c for row in rows for c in _canvases(self, *row, num_samples, size_policy, margin)]
+        canvases = [canvas for row in rows for canvas in layout.canvases(*row, samples=num_samples)]
         bf16 = self.precision == "bf16"
         filler = WindowFiller(self.model, sampler, self.device, grid, fill, seed, batch_size, bf16)
         reset_peak_memory(self.device)
-        with self._evaluation(_networks(self.model)):
+        with self.model.in_evaluation():
             cost, seconds = filler.run(canvases, on_step)
         finished, raw = _finish(canvases, images, holes, feather)
         return Inpainted(finished, raw, cost.nfe, cost.vjp, seconds, peak_memory(self.device))
@@ -287,64 +264,18 @@ class Inpainter:
 
     def count_windows(self, hole: Tensor, *, size_policy: SizePolicy = "error", margin: int | None = None) -> int:
         """Number of windows for a hole (1,H,W). Each costs `sampler(...).cost` per sample."""
-        return len(self._plan(hole, size_policy, margin)[1])
-
-    def _plan(self, hole: Tensor, policy: SizePolicy, margin: int | None) -> tuple[Tensor, list[Window]]:
-        """The hole (1,H,W) in working size, and its windows."""
-        height, width = self.size
-        whole = Window((0, 0, height, width), (0, 0, height, width))
-        if policy not in get_args(SizePolicy):
-            raise ValueError(f"size_policy is {policy!r}; allowed are {', '.join(get_args(SizePolicy))}")
-        if policy == "crop":
-            if height != width:
-                raise ValueError(f"size_policy 'crop' needs a square model; this one is {width}x{height}: use 'resize'")
-            margin = height // 8 if margin is None else margin
-            padded = pad(hole, self.size, 1.0)  # the outside is unknown too
-            inside = padded[0].numpy() > 0
-            inside[hole.shape[1] :], inside[:, hole.shape[2] :] = False, False
-            return padded, plan_windows(inside, size=height, margin=margin)
-        if hole.shape[1:] != (height, width):
-            if policy == "error":
-                raise ValueError(
-                    f"the image is {hole.shape[2]}x{hole.shape[1]} and the model takes {width}x{height}: "
-                    "use size_policy 'crop' (a window around each hole) or 'resize'"
-                )
-            hole = F.adaptive_max_pool2d(hole, (height, width))
-        return hole, [whole] if bool((hole > 0).any()) else []
+        return len(Layout(self.size, size_policy, margin).plan(hole)[1])
 
 
-def _canvases(
-    inpainter: Inpainter,
-    image: Image.Image,
-    hole: Tensor,
-    name: int | str,
-    condition: Condition,
-    samples: int,
-    policy: SizePolicy,
-    margin: int | None,
-) -> list[Canvas]:
-    hole, windows = inpainter._plan(hole, policy, margin)
-    model_size = (inpainter.size[1], inpainter.size[0])
-    condition = condition.resized(image.size if policy == "crop" else model_size)
-    if policy == "resize" and image.size != model_size:
-        # Both poolings have the same windows: no known pixel of the small image depends on the hole's content.
-        pixels = F.adaptive_avg_pool2d(to_tensor(image).mul_(2).sub_(1), inpainter.size)
-    else:
-        pixels = pad(torch.from_numpy(np.array(image)).permute(2, 0, 1), inpainter.size, 0)
-    return [Canvas(name, sample, pixels, hole, windows, condition) for sample in range(samples)]
+def _device(device: str | torch.device) -> torch.device:
+    if not isinstance(device, str | torch.device):
+        raise ValueError(f"device is {describe(device)}; give a name such as 'cuda', 'cpu' or 'auto'")
+    return torch.device(find_device(str(device)))
 
 
-def _check_counts(num_samples: int, batch_size: int, feather: int, margin: int | None) -> None:
-    integer("num_samples", num_samples, low=1)
-    integer("batch_size", batch_size, low=1)
-    integer("feather", feather, low=0)
-    if margin is not None:
-        integer("margin", margin, low=0)
-
-
-def _networks(model: LoadedModel) -> list[nn.Module]:
-    frozen = model.frozen_modules() if isinstance(model, LoadedModel) else []
-    return [part for part in vars(model).values() if isinstance(part, nn.Module)] + frozen
+def _check_precision(precision: str) -> None:
+    if precision not in get_args(Precision):
+        raise ValueError(f"precision is {describe(precision)}; allowed are '32' and 'bf16'")
 
 
 def _finish(
@@ -360,22 +291,3 @@ def _finish(
         raw.append(filled)
         finished.append(composite(original, filled, hole, feather=feather))
     return finished, raw
-
-
-def _trained(source: str | os.PathLike[str]) -> str:
-    """The model of a training run; another source unchanged, for it may be a hub id."""
-    given = located(os.fspath(source))
-    model = find_trained(given)
-    return os.fspath(source) if model == given else str(model)
-
-
-def find_base(folder: Path, info: AdapterInfo) -> str:
-    """The base that an adapter names: that path, a folder of that name beside the adapter or among ours, or a hub id."""
-    for path in (Path(info.base), folder.resolve().parent / Path(info.base).name, located(info.base)):
-        if path.exists():
-            return str(path)
-    if info.base_revision is not None:
-        return info.base
-    raise FileNotFoundError(
-        f"{folder} was trained on {info.base!r}, which is neither there nor beside the adapter: give its place with base="
-    )

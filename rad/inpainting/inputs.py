@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path, PurePath
+from typing import cast
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from rad.arguments import describe
 from rad.images.sources import is_source
 from rad.inpainting.arrays import ImageLike, MaskLike, to_image, to_list, to_mask
 from rad.masks.base import MaskGenerator
-from rad.masks.files import check_hole, dilate, read_mask
+from rad.masks.files import check_hole, dilate, fit, name_of, read_mask
 from rad.masks.reading.format import MaskFormat, MaskWarning
 from rad.masks.shapes import MASKS, main_names, make
 from rad.models.loaded_model import Condition
@@ -25,6 +26,9 @@ from rad.rng import Part, generator, identity
 
 _READING = threading.Lock()
 """Threads take turns to load images, as Pillow loads an opened file at its first use."""
+
+GIVEN = name_of(None)
+"""How messages call a mask in memory."""
 
 Mask = Tensor | Image.Image | Path | bytes | MaskGenerator
 """A mask as a hole (1,H,W), an image, a file, its bytes, or its generator."""
@@ -112,7 +116,8 @@ def _file_name(image: ImageLike) -> str:
 def _names(names: Sequence[Part] | Part | None, count: int) -> Sequence[int | str]:
     if names is None:
         return [""] * count
-    return [identity(name) for name in ([names] if isinstance(names, int | np.integer | str | os.PathLike) else names)]
+    several = names.ndim > 0 if isinstance(names, np.ndarray) else isinstance(names, list | tuple)
+    return [identity(name) for name in (cast("Sequence[Part]", names) if several else [cast("Part", names)])]
 
 
 def _conditions(condition: Condition | Sequence[Condition], count: int) -> list[Condition]:
@@ -131,19 +136,15 @@ def read_hole(mask: Tensor | Image.Image | Path | bytes, image: Image.Image, for
 
     Raises ValueError for an unsuitable mask. Warns as `rad.masks.files.load_mask` describes.
     """
-    size = (image.height, image.width)
     if not isinstance(mask, Tensor):
         return read_mask(BytesIO(mask) if isinstance(mask, bytes) else mask, format, image=image)
-    if format.channel != "auto" or format.resize != "error":
-        raise ValueError("mask is a tensor: mask_channel and mask_resize have no effect on it; leave them out")
-    if mask.shape != (1, *size):
-        raise ValueError(f"mask is a tensor {tuple(mask.shape)}; expected {(1, *size)}, as large as its image")
-    white = mask.to(torch.float32)
-    if not bool(((white >= 0) & (white <= 1)).all()):
-        raise ValueError("mask is a tensor with values outside [0,1]: give 1 where to fill and 0 elsewhere")
+    if format.channel != "auto":
+        raise ValueError("mask has one channel, so mask_channel has no effect on it: leave it out")
+    picture = fit(Image.fromarray(mask[0].numpy()), (image.height, image.width), format, GIVEN)
+    white = torch.from_numpy(np.array(picture))[None]
     if format.threshold is not None:
         white = ((white > format.threshold) | (white == 1)).float()
     hole = dilate(white if format.polarity == "white_is_fill" else 1 - white, format.dilate)
     for message in check_hole(hole, format):
-        warnings.warn(f"the mask given: {message}", MaskWarning, stacklevel=2)
+        warnings.warn(f"{GIVEN}: {message}", MaskWarning, stacklevel=2)
     return hole

@@ -1,7 +1,13 @@
-"""Finds the trained model in the folder of a training run."""
+"""Finds a model and its parts: the trained model in the folder of a training run, and the base of an adapter."""
 
+import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
+
+from rad.arguments import describe
+from rad.models.adapter import AdapterInfo
+from rad.resources import find_data, located
 
 MODEL_FILES = ("adapter_config.json", "rad_config.json", "model_index.json", "config.json", "unet")
 """Any of these makes a folder a model; a run folder has none of them."""
@@ -55,3 +61,57 @@ def _models(folder: Path) -> dict[int, Path]:
 def _preference(path: Path) -> tuple[bool, bool, str]:
     _, dash, suffix = path.name.partition("-")
     return not dash, suffix != "ema", suffix
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Where a model is loaded from: base or whole model, its hub commit, the adapter's folder, and `rad_config.json`."""
+
+    source: str
+    revision: str | None = None
+    adapter: Path | None = None
+    info: AdapterInfo | None = None
+
+
+def find_parts(path: str | os.PathLike[str], base: str | os.PathLike[str] | None = None) -> Parts:
+    """The parts of a model, for `Inpainter.from_pretrained`. `base`: of an adapter, in place of the one that it names.
+
+    Raises FileNotFoundError for a missing model or base, ValueError for a base without effect or an argument of another type.
+    """
+    for name, value in (("path", path), ("base", "base" if base is None else base)):
+        if not isinstance(value, str | os.PathLike) or not os.fspath(value):
+            raise ValueError(f"{name} is {describe(value)}; give a folder, a file or a name")
+    if not Path(path).exists() and (shipped := find_data(str(path))) is not None:
+        path = str(shipped)
+    source = _trained(path)
+    folder = Path(source)
+    described = any((folder / name).exists() for name in ("adapter_config.json", "rad_config.json"))
+    info = AdapterInfo.read(folder) if described else None
+    if info is not None and not (folder / "unet").is_dir():  # otherwise a fully trained model
+        if base is None:
+            return Parts(find_base(folder, info), info.base_revision, folder, info)
+        return Parts(_trained(base), None, folder, info)
+    if base is not None:
+        raise ValueError(
+            f"{source} is not an adapter folder (rad_config.json, no unet), so base={str(base)!r} has no effect"
+        )
+    return Parts(source, info=info)
+
+
+def _trained(source: str | os.PathLike[str]) -> str:
+    """The model of a training run; another source unchanged, for it may be a hub id."""
+    given = located(os.fspath(source))
+    model = find_trained(given)
+    return os.fspath(source) if model == given else str(model)
+
+
+def find_base(folder: Path, info: AdapterInfo) -> str:
+    """The base that an adapter names: that path, a folder of that name beside the adapter or among ours, or a hub id."""
+    for path in (Path(info.base), folder.resolve().parent / Path(info.base).name, located(info.base)):
+        if path.exists():
+            return str(path)
+    if info.base_revision is not None:
+        return info.base
+    raise FileNotFoundError(
+        f"{folder} was trained on {info.base!r}, which is neither there nor beside the adapter: give its place with base="
+    )

@@ -74,7 +74,7 @@ def load_mask(
     name = name_of(source) if name is None else name
     decoded = _decode(source, name)
     size = (image.height, image.width) if image is not None else size
-    picture = decoded.picture if size is None else _fit(decoded.picture, size, format, name)
+    picture = decoded.picture if size is None else fit(decoded.picture, size, format, name)
     reference = None if image is None else np.asarray(image)
     try:
         channel = find_channel(
@@ -99,7 +99,7 @@ def load_mask(
 def read_written_mask(path: str | Path, *, size: tuple[int, int] | None = None) -> Tensor:
     """The hole (1,H,W) in a file of `write_mask`, exactly. Raises ValueError for another size."""
     picture = _decode(path, str(path)).picture
-    picture = picture if size is None else _fit(picture, size, DEFAULT, str(path))
+    picture = picture if size is None else fit(picture, size, DEFAULT, str(path))
     return torch.from_numpy((np.asarray(picture.convert("L")) / 255).astype(np.float32))[None]
 
 
@@ -193,7 +193,7 @@ def _decode(source: MaskSource, name: str) -> _Decoded:
         raise ValueError(f"{name}: not a readable image ({error}); give a PNG or another image file") from error
 
 
-def _fit(picture: Image.Image, size: tuple[int, int], format: MaskFormat, name: str) -> Image.Image:
+def fit(picture: Image.Image, size: tuple[int, int], format: MaskFormat, name: str) -> Image.Image:
     """The picture in that (height, width). Raises ValueError for another size without `format.resize`, or another aspect."""
     height, width = size
     if picture.size == (width, height):

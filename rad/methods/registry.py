@@ -22,7 +22,7 @@ OWN = "Your own:"
 
 def find(text: str) -> type[Method]:
     """The method called `text`, or that of `FILE.py:CLASS`, whose code is run. ValueError for an unknown name or class."""
-    if split_file(text)[0] == text:
+    if text and split_file(text)[0] == text:
         return load(text)
     if text not in METHODS:
         hint = f": give its class too, as {text}:CLASS" if text.endswith(".py") else ""

@@ -6,6 +6,7 @@ import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -23,6 +24,7 @@ from rad.models.lora import merge, twin
 from rad.models.text_to_image.folders import quietly
 from rad.models.vae import IDENTITY, Autoencoder, PretrainedAutoencoder
 from rad.models.weights import describing, weights_hash
+from rad.modes import Evaluation
 from rad.networks.sd3_transformer import RegionAwareTransformer
 from rad.networks.unet import EmbeddingKind, RegionAwareUNet
 from rad.networks.unet_condition import RegionAwareConditionalUNet
@@ -153,6 +155,7 @@ class LoadedModel(ABC):
         self.prediction: Prediction = prediction
         self.info, self.text = info, text
         self.adapted: Network | None = None
+        self._evaluation = Evaluation()
         height, width = size
         if height % side_multiple or width % side_multiple:
             raise ValueError(
@@ -206,12 +209,18 @@ class LoadedModel(ABC):
                     functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
                 )
 
+    def in_evaluation(self) -> AbstractContextManager[None]:
+        """Context with all networks in evaluation mode. Training modes return when no call is within it."""
+        return self._evaluation(self._modules())
+
     def to(self, device: torch.device | str) -> None:
-        modules: list[nn.Module] = [*self._networks(), *self.frozen_modules()]
-        for module in modules:
+        for module in self._modules():
             module.to(device)
         if self.text is not None:
             self.text.forget()
+
+    def _modules(self) -> list[nn.Module]:
+        return [*self._networks(), *self.frozen_modules()]
 
     def _networks(self) -> list[Network]:
         return [self.network] if self.adapted is None else [self.network, self.adapted]

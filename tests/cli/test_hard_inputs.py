@@ -20,6 +20,7 @@ from rad.cli import main as cli
 from rad.cli.sample import record
 from rad.evaluation import run_log
 from rad.images.codecs import open_image
+from rad.inpainting.composite import Layout
 from rad.inpainting.filling import WindowFiller
 from rad.inpainting.inpainter import Inpainter
 from rad.masks.shapes import main_names, make
@@ -118,7 +119,7 @@ def test_of_a_large_image_only_windows_around_holes_are_touched(adapter):
     """What is 8 bits stays 8 bits, and samples share it; without margin the line needs three windows."""
     rad, size = Inpainter.from_pretrained(adapter), (600, 800)
     hole, image = spots(*size), random_image(*size)
-    canvases = rad._canvases(image, hole, "x", PLAIN, 3, "crop", 0)
+    canvases = Layout(rad.size, "crop", 0).canvases(image, hole, "x", PLAIN, samples=3)
     assert [len(canvas.windows) for canvas in canvases] == [8, 8, 8]
     assert {canvas.pixels.dtype for canvas in canvases} == {torch.uint8}
     assert len({canvas.pixels.data_ptr() for canvas in canvases}) == len(

@@ -208,6 +208,10 @@ def test_half_precision_is_for_methods_without_gradients(base, name):
     if name == "m2s":
         return
     image, hole = random_image(SIZE, SIZE), box_hole(SIZE, SIZE, 3, 4, 12, 9)
+    if METHODS[name].needs_text:
+        with pytest.raises(ValueError, match=f"'{name}' reads the attention of a prompt"):
+            half(image, hole, method=name, steps=2)
+        return
     if METHODS[name].needs_grad:
         with pytest.raises(ValueError, match=f"'{name}' differentiates the network.*use precision '32', or one of rad"):
             half(image, hole, method=name, steps=2)
@@ -642,7 +646,7 @@ def test_one_mask_serves_all_images(rad):
         ({"size_policy": "crop", "margin": -1}, "margin"),
         ({"image": random_image(SIZE, 20), "mask": torch.zeros(1, SIZE, 20)}, "20x16"),
         ({"image": [random_image(SIZE, SIZE)] * 2, "mask": [torch.zeros(1, SIZE, SIZE)] * 3}, "2 images, 3 masks"),
-        ({"mask": torch.zeros(1, SIZE, 20)}, "as large as"),
+        ({"mask": torch.zeros(1, SIZE, 20)}, "the mask is 16x20"),
         ({"mask": Image.new("L", (20, SIZE))}, "16x20"),
         ({"mask": torch.full((1, SIZE, SIZE), 2.0)}, r"outside \[0,1\]"),
         ({"mask": torch.full((1, SIZE, SIZE), float("nan"))}, r"outside \[0,1\]"),
@@ -674,7 +678,7 @@ def test_rad_needs_an_adapter(plain):
         ({"device": "meta"}, "meta"),
         ({"device": "hpu"}, "hpu"),
         ({"precision": "fp8"}, "bf16"),
-        ({"path": "step=1.ckpt"}, "adapter folder"),
+        ({"path": "step=1.ckpt"}, "models beside it: none"),
         ({"path": "nowhere"}, "nowhere"),
         ({"path": "base", "base": "base"}, "no effect"),
     ],

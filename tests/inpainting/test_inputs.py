@@ -1,5 +1,7 @@
 """Inputs of the inpainter: every common form of an image and a mask is the same input; others are refused in one line."""
 
+import copy
+import pickle
 from io import BytesIO
 from pathlib import Path
 
@@ -88,6 +90,8 @@ def test_files_and_bytes(files):
         tensor(HOLE)[None],
         tensor(HOLE) * 255,
         tensor(HOLE).half(),
+        np.dstack([HOLE] * 3),
+        np.dstack([HOLE] * 3).astype(np.float32),
     ],
 )
 def test_forms_of_a_mask(mask):
@@ -158,6 +162,9 @@ def test_other_images_are_refused_in_one_line(rad, image, message):
         (HOLE * 255.0, "from 0 to 255"),
         (np.where(HOLE, np.nan, 0.0), "outside"),
         (np.zeros((2, 2, HEIGHT, WIDTH)), "give"),
+        (np.dstack([HOLE, HOLE, ~HOLE]), "several colours"),
+        (tensor(HOLE * 255).to_sparse(), "give a dense one"),
+        (torch.empty(HEIGHT, WIDTH, device="meta"), "give a dense one"),
         ("widee", "neither a file nor a generator .*wide"),
         ("nowhere.png", "nowhere.png"),
         ([PIXELS[..., 0] > 1] * 2, "1 images, 2 masks"),
@@ -222,10 +229,10 @@ def test_equal_file_names_in_two_folders_have_independent_masks_and_noise(tmp_pa
     )
 
 
-@pytest.mark.parametrize("name", [np.str_("a"), Path("a")])
-def test_names_are_their_text(rad, name):
+@pytest.mark.parametrize("names", [[np.str_("a")], [Path("a")], Path("a"), "a", np.array(["a"]), ("a",)])
+def test_names_are_their_text(rad, names):
     hole = torch.ones(1, SIZE, SIZE)
-    first, second = (rad(random_image(SIZE, SIZE), hole, steps=1, names=[each]).images[0] for each in ("a", name))
+    first, second = (rad(random_image(SIZE, SIZE), hole, steps=1, names=each).images[0] for each in (["a"], names))
     assert np.array_equal(first, second)
 
 
@@ -247,6 +254,14 @@ def test_names_are_their_text(rad, name):
         ({"method": None}, "method is None; give a name"),
         ({"names": ["a", "b"]}, "2 names"),
         ({"names": [1.5]}, "name is 1.5"),
+        ({"names": 1.5}, "name is 1.5"),
+        ({"names": b"a"}, "name is b'a'"),
+        ({"names": {"a"}}, "of type set"),
+        ({"num_samples": 10**12}, "num_samples is 1000000000000; give a whole number from 1 to 10000"),
+        ({"solver": ["ddim"]}, "solver is .* allowed are ddpm, ddim"),
+        ({"spacing": "evn"}, "spacing is 'evn'; allowed are even"),
+        ({"mask_threshold": "half"}, "mask_threshold is 'half'; give a number"),
+        ({"method": ""}, "method '' is not known"),
         ({"condition": "a cat"}, r"give Condition\(prompt="),
     ],
 )
@@ -282,11 +297,34 @@ def test_other_words_are_explained(rad, word, message):
         rad(random_image(SIZE, SIZE), torch.ones(1, SIZE, SIZE), steps=1, **{word: 2})
 
 
+def test_masks_in_memory_can_have_another_size(rad):
+    hole = np.zeros((SIZE, SIZE), bool)
+    hole[4:9, 3:8] = True
+    double, image = np.kron(hole, np.ones((2, 2), bool)), random_image(SIZE, SIZE)
+    for mask in (double, tensor(double), double.astype(np.float32)):
+        result = rad(image, mask, steps=1, mask_resize="nearest").images[0]
+        assert np.array_equal(result, rad(image, hole, steps=1).images[0])
+        with pytest.raises(ValueError, match=r"the mask is 32x32 .* not 16x16"):
+            rad(image, mask, steps=1)
+
+
+def test_copies_equal_the_inpainter(rad):
+    hole = torch.ones(1, SIZE, SIZE)
+    expected = rad(random_image(SIZE, SIZE), hole, steps=1).images[0]
+    for other in (copy.deepcopy(rad), pickle.loads(pickle.dumps(rad))):
+        assert np.array_equal(other(random_image(SIZE, SIZE), hole, steps=1).images[0], expected)
+
+
 def test_words_of_loading():
     with pytest.raises(TypeError, match="precision="):
         Inpainter.from_pretrained("checkpoints/rad-nature32", torch_dtype=torch.float16)
-    with pytest.raises(ValueError, match="path is None"):
-        Inpainter.from_pretrained(None)
+    for path in (None, ""):
+        with pytest.raises(ValueError, match=f"path is {path!r}"):
+            Inpainter.from_pretrained(path)
+    with pytest.raises(ValueError, match="base is 3"):
+        Inpainter.from_pretrained("checkpoints/rad-nature32", base=3)
+    with pytest.raises(ValueError, match="device is None"):
+        Inpainter.from_pretrained("checkpoints/rad-nature32", device=None)
 
 
 def test_repr_and_device(adapter):

@@ -18,7 +18,7 @@ from rad.cli.sample.options import SampleOptions
 from rad.cli.sample.plan import Job, Label, MethodRun
 from rad.cli.sample.record import COMMON, method_settings
 from rad.images.sources import ImageFile
-from rad.inpainting.inpainter import find_base
+from rad.inpainting.runs import find_base
 from rad.models.adapter import AdapterInfo
 from rad.resources import located
 

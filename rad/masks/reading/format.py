@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from rad.arguments import number
+
 Polarity = Literal["white_is_fill", "white_is_known"]
 MaskChannel = Literal["auto", "grey", "alpha", "red", "green", "blue"]
 MaskResize = Literal["error", "nearest"]
@@ -41,7 +43,7 @@ class MaskFormat:
                 )
         if not isinstance(self.soft, bool):
             raise ValueError(f"soft_mask is {self.soft!r}; allowed are True and False")
-        if self.threshold is not None and not 0 <= self.threshold <= 1:
+        if self.threshold is not None and not 0 <= number("mask_threshold", self.threshold) <= 1:
             raise ValueError(f"mask_threshold is {self.threshold!r}; allowed are 0 (black) to 1 (white)")
         if self.threshold is not None and self.soft:
             raise ValueError("mask_threshold and soft_mask exclude each other: give one of them")

@@ -80,9 +80,8 @@ class FluxModel(FlowModel):
         self.check(conditions)
         text, velocity = self._texts([condition.prompt for condition in conditions]), self.velocity
         if self.transformer.config["guidance_embeds"]:
-            scales = torch.tensor(
-                [self._scale(condition) for condition in conditions], dtype=torch.float32, device=text.tokens.device
-            )
+            values = [self._scale(condition) for condition in conditions]
+            scales = torch.tensor(values, dtype=torch.float32, device=text.tokens.device)
             velocity = functools.partial(velocity, guidance=scales)
         return self._unguided(velocity, text)
 
