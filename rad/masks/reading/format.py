@@ -1,6 +1,7 @@
 """How a mask file is read: the options that `read_mask`, `Inpainter` and `rad sample` share."""
 
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Literal, get_args
 
 Polarity = Literal["white_is_fill", "white_is_known"]
@@ -41,12 +42,17 @@ class MaskFormat:
                 )
         if not isinstance(self.soft, bool):
             raise ValueError(f"soft_mask is {self.soft!r}; allowed are True and False")
-        if self.threshold is not None and not 0 <= self.threshold <= 1:
+        if self.threshold is not None and not (_is_number(self.threshold, Real) and 0 <= self.threshold <= 1):
             raise ValueError(f"mask_threshold is {self.threshold!r}; allowed are 0 (black) to 1 (white)")
         if self.threshold is not None and self.soft:
             raise ValueError("mask_threshold and soft_mask exclude each other: give one of them")
-        if isinstance(self.dilate, bool) or not isinstance(self.dilate, int) or self.dilate < 0:
+        if not _is_number(self.dilate, Integral) or self.dilate < 0:
             raise ValueError(f"mask_dilate is {self.dilate!r}; allowed are whole pixels, 0 or more")
+        object.__setattr__(self, "dilate", int(self.dilate))
+
+
+def _is_number(value: object, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 DEFAULT = MaskFormat()
