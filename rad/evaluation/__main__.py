@@ -55,6 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folders = _folders(options.results)
     first = next(iter(folders.values()))
     written_masks = not options.mask
+    if not written_masks and is_tree(first):
+        raise ValueError(
+            f"--results {first} is a comparison with masks of its own: leave out --mask, or give a folder of results in it"
+        )
     tree = written_masks and len(folders) == 1 and is_tree(first)
     if not tree:
         folders = _methods(options, folders)

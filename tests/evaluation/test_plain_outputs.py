@@ -56,6 +56,11 @@ def test_a_comparison_with_one_mask_is_scored_from_its_folder(tree: tuple[Path, 
     assert psnr_of(evaluated).keys() == {"old", "out-rad", "out-repaint"}
 
 
+def test_a_comparison_takes_no_other_masks(tree: tuple[Path, Path]):
+    with pytest.raises(ValueError, match="masks of its own: leave out --mask"):
+        command.main(["--results", str(tree[0]), "--mask", str(tree[0] / "wide/masks")])
+
+
 def test_what_plain_outputs_lack_is_named(tree: tuple[Path, Path], tmp_path: Path):
     folder = one_mask(tree, tmp_path / "out", masks=False)
     with pytest.raises(ValueError, match="give --reference and --mask too"):

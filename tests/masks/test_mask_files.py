@@ -248,6 +248,8 @@ def test_the_first_of_several_pages_is_read(kind: str):
         {"channel": "green channel"},
         {"resize": "bilinear"},
         {"threshold": 1.5},
+        {"threshold": "0.5"},
+        {"threshold": True},
         {"threshold": float("nan")},
         {"threshold": 0.5, "soft": True},
         {"dilate": -1},
@@ -258,6 +260,10 @@ def test_the_first_of_several_pages_is_read(kind: str):
 def test_options_are_checked(options: dict):
     with pytest.raises(ValueError, match=next(iter(options))):
         MaskFormat(**options)
+
+
+def test_numbers_of_numpy_are_options():
+    assert MaskFormat(threshold=np.float32(0.5), dilate=np.int64(2)) == MaskFormat(threshold=0.5, dilate=2)
 
 
 def test_the_inpainter_reads_masks_as_the_files_say(adapter):

@@ -219,10 +219,11 @@ class Finished:
 
 
 def differences(old: Request, new: Request) -> list[str]:
-    """Names of the entries that differ. An input that cannot be read any more does not count."""
+    """Names of the entries that differ; of another method only "method". An input that cannot be read any more does not count."""
     unread = {name for name in ("image", "mask") if new.get(name) is None}
     names = sorted((old.keys() | new.keys()) - unread)
-    return [name for name in names if old.get(name, DEFAULTS.get(name)) != new.get(name, DEFAULTS.get(name))]
+    names = [name for name in names if old.get(name, DEFAULTS.get(name)) != new.get(name, DEFAULTS.get(name))]
+    return ["method"] if "method" in names else names  # its settings differ too
 
 
 def _describe(name: str, old: Request, new: Request) -> str:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from rad.arguments import number
+from rad.arguments import integer, number
 
 Polarity = Literal["white_is_fill", "white_is_known"]
 MaskChannel = Literal["auto", "grey", "alpha", "red", "green", "blue"]
@@ -47,8 +47,7 @@ class MaskFormat:
             raise ValueError(f"mask_threshold is {self.threshold!r}; allowed are 0 (black) to 1 (white)")
         if self.threshold is not None and self.soft:
             raise ValueError("mask_threshold and soft_mask exclude each other: give one of them")
-        if isinstance(self.dilate, bool) or not isinstance(self.dilate, int) or self.dilate < 0:
-            raise ValueError(f"mask_dilate is {self.dilate!r}; allowed are whole pixels, 0 or more")
+        object.__setattr__(self, "dilate", integer("mask_dilate", self.dilate, low=0))
 
 
 DEFAULT = MaskFormat()
