@@ -68,10 +68,8 @@ class Stream:
 
     def write(self, text: str) -> int:
         if self.error is None:
+            encoding = self.stream.encoding or "utf-8"
             try:
-                self.stream.write(text)
-            except UnicodeEncodeError:
-                encoding = self.stream.encoding or "ascii"
                 self.stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
             except OSError as error:
                 self._lose(error)

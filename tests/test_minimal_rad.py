@@ -27,10 +27,10 @@ SOFT = torch.where(HOLE == 1, torch.linspace(0, 1, 4).repeat(4), HOLE)
 def test_sampling_loop_equals_the_sampler(hole: torch.Tensor) -> None:
     process, network, names = minimal_rad.make_process(), patch(small_unet()), ["a", "b"]
     sampler = Sampler(process, steps=5, solver="ddpm", spacing="even")
-    with KeyedNoise(0, names) as noise:
+    with KeyedNoise(0, list(names)) as noise:
         expected = sampler(UNetDenoiser(network), Task.from_image(IMAGES, hole), noise=noise).image
     numbers = count()
-    with KeyedNoise(0, names) as noise, torch.no_grad():
+    with KeyedNoise(0, list(names)) as noise, torch.no_grad():
         drawn = minimal_rad.sample(network, process, IMAGES, hole, 5, lambda: noise.randn(next(numbers), (3, 16, 16)))
     assert torch.equal(drawn, expected)
     assert torch.equal(torch.where(hole == 0, drawn, IMAGES), IMAGES)

@@ -65,7 +65,10 @@ class Failing(io.StringIO):
         super().__init__()
         self.code, self.descriptor = code, descriptor
 
+    encoding = "ascii"  # type: ignore[assignment]
+
     def write(self, text: str) -> int:
+        text.encode(self.encoding)
         raise OSError(self.code, "failed")
 
     def fileno(self) -> int:
@@ -78,7 +81,7 @@ def test_a_lost_stdout_ends_no_run_and_a_full_disk_is_reported(code, expected, m
 
     def run():
         for number in range(3):
-            print_line(number)
+            print_line(f"é{number}.png")
             steps.append(number)
         return 0
 

@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveragi
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from rad.cli.train_errors import explain, without_types
+from rad.cli.train_errors import explain, optimizer_hint, without_types
 from rad.console import EXIT_INTERRUPTED, EXIT_OK, program, with_hint
 from rad.data.module import ImageDataModule
 from rad.images.atomic import remove_temporaries, write_text
@@ -92,7 +92,7 @@ class TrainCLI(LightningCLI):
         try:
             self.config = parser.parse_args(args)
         except argparse.ArgumentError as error:
-            error.message = with_hint(error.message, parser)
+            error.message = optimizer_hint(error.message) or with_hint(error.message, parser)
             raise
         _require_values(self.config, MODULES[self.config.trains])
 
@@ -245,6 +245,7 @@ def _fit(cli: TrainCLI) -> int:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".* in eval mode")  # autoencoders and text encoders are frozen
+            warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")  # Lightning's own use of torch
             cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=ckpt, weights_only=True)
     except SystemExit:  # Lightning's reaction to Ctrl-C
         raise KeyboardInterrupt from None

@@ -4,21 +4,36 @@ import re
 from types import TracebackType
 
 TYPE_LISTS = {
+    r"Does not validate against any of the Union subtypes Subtypes: \[<class 'float'>, <class 'torch\.Tensor'>\] .*? "
+    r"Given value: (\S+?)\.? Got value: .*?(?=;|$)": r"Expected a number, not \1",
     r"Type typing\.Callable\[\[.*?\], [\w.]+\] expects a function or a callable class: ": "",
     r"- Expected a path but .*? either not accessible or invalid - ": "",
     r"Errors: (?:- Expected a <class '[\w.]+'> )+(?=- (?!Expected a <class))": "Errors: ",
     r"Does not validate against any of the Union subtypes Subtypes: \[.*?\] Errors: - (.*?) - Expected a .*?(?=;|$)": r"\1",
     r"Problem with given class_path '[\w.]+': ": "",
     r"Parser key \"([\w.]+)\": Unable to load config '(.*?)' - .*?(?=;|$)": r"\1 is a group, not '\2': give --\1.SETTING",
+    r"Not a valid subclass of \w+ Subclass types expect one of: .*? - (?=the following arguments)": "",
     r" - Not a valid subclass of .*?(?=;|$)": "",
     r"Parser key \"([\w.]+)\": the following arguments are required: (\w+)": r"\1 needs \2: give --\1.\2",
     r"Expected a dot import path string: (\S+)": r"no class is called \1: give its import path, such as rad.training.EMA",
-    r"(trainer\.precision\": )Expected a typing\.Literal\[64, 32, 16\]": r"\1allowed are 32-true, bf16-mixed, 16-mixed, 64-true",
+    r"(trainer\.precision\": )Expected a typing\.Literal\[.*?\](?=;|$)": r"\1allowed are 32-true, bf16-mixed, 16-mixed, 64-true",
     r"ambiguous option: (--[\w.]+) could match (?:--[\w.]+\.help, )?(.*)": r"unknown option \1: did you mean \2?",
 }
 """Parts of jsonargparse's messages, as regular expressions, and what replaces them; applied in this order."""
 
-LIGHTNING = ("lightning.", "lightning_utilities.", "lightning_fabric.", "pytorch_lightning.")
+REPORTED = ("torch.optim.", "lightning.", "lightning_utilities.", "lightning_fabric.", "pytorch_lightning.")
+
+
+OF_OPTIMIZER = {"learning_rate": "lr", **{name: name for name in ("lr", "weight_decay", "betas", "eps", "momentum")}}
+"""Names for settings of the optimiser that users give without its group, and the names there."""
+
+
+def optimizer_hint(message: str) -> str | None:
+    """A message for an unknown option that is a setting of the optimiser; None for other errors of the parser."""
+    unknown = re.search(r"(?:unrecognized arguments|ambiguous option): (--(?:model\.)?(\w+))(?![\w.])", message)
+    if unknown is None or unknown[2] not in OF_OPTIMIZER:
+        return None
+    return f"unknown option {unknown[1]}: did you mean --model.optimizer.{OF_OPTIMIZER[unknown[2]]}?"
 
 
 def without_types(error: Exception) -> str:
@@ -46,7 +61,7 @@ def explain(error: Exception) -> str | None:
         )
     if re.search(r"can't (get|pickle) local|cannot pickle|can't pickle", message, re.IGNORECASE):
         return f"{message}; trainer.strategy ddp_spawn has to copy the run to new processes: use ddp, or a function of a module"
-    return message if _module(error.__traceback__).startswith(LIGHTNING) else None
+    return message if _module(error.__traceback__).startswith(REPORTED) else None
 
 
 def _module(traceback: TracebackType | None) -> str:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import sha256
 from importlib.resources import files
-from io import BytesIO
 from itertools import chain
 from pathlib import Path
 from typing import TypedDict
@@ -19,7 +18,7 @@ from torch.utils.data import DataLoader
 from rad.data.captions import read_captions
 from rad.data.framing import SCALE_RANGE, Crop, Framing, Resize, ScaleDraw
 from rad.data.stream import HeldOut, PositionSampler, Source, Stream, StreamLoader, Turns
-from rad.images.sources import Gathered, ImageFile, Listing, find_readable, list_images
+from rad.images.sources import Decoded, Gathered, ImageFile, Listing, find_readable, list_images
 from rad.masks import MaskGenerator
 from rad.rng import check_seed, key, key_of
 
@@ -56,19 +55,20 @@ def hold_out(images: Sequence[Source], count: int) -> tuple[np.ndarray, np.ndarr
     return np.sort(ranked[count:]), np.sort(ranked[:count])
 
 
-def _hash_images(images: Sequence[Source], *, files: bool) -> dict[str, str]:
-    """Hashes of all names, and with `files` of the content of up to `CHECKED` images."""
-    hashes = {"names_hash": f"{key_of(image.name for image in images):016x}"}
-    if files:
-        numbers = np.linspace(0, len(images) - 1, min(CHECKED, len(images))).astype(int)
-        hashes["content_hash"] = f"{key_of(_digest(images[number]) for number in numbers.tolist()):016x}"
-    return hashes
+def _hash_images(images: Sequence[Source], *, in_memory: bool) -> dict[str, str]:
+    """Hashes of all names, and of up to `CHECKED` images: of their files, or of the pixels of images in memory."""
+    numbers = np.linspace(0, len(images) - 1, min(CHECKED, len(images))).astype(int)
+    content = f"{key_of(_digest(images[number]) for number in numbers.tolist()):016x}"
+    names = f"{key_of(image.name for image in images):016x}"
+    return {"names_hash": names, "pixels_hash" if in_memory else "content_hash": content}
 
 
 def _digest(image: Source) -> str:
-    """Hash of an image's file; "" if it cannot be read."""
+    """Hash of an image's file, or of the pixels of one in memory; "" if it cannot be read."""
+    if isinstance(image, Decoded):
+        return sha256(image.image.tobytes()).hexdigest()
     try:
-        file = image.file() if isinstance(image, ImageFile) else BytesIO()
+        file = image.file()
         return sha256(file.read_bytes() if isinstance(file, Path) else file.getvalue()).hexdigest()
     except (OSError, ValueError):
         return ""
@@ -148,6 +148,12 @@ class ImageDataModule(LightningDataModule):
         self.paths = [path] if isinstance(path, str) else list(path)
         if not self.paths or val_path == []:
             raise ValueError(f"path={path} and val_path={val_path}: an empty list has no images; val_path may be null")
+        if not all(
+            text.strip() for text in (*self.paths, *([val_path] if isinstance(val_path, str) else val_path or ()))
+        ):
+            raise ValueError(
+                f"path={path!r} and val_path={val_path!r}: an empty text names no source; val_path may be null"
+            )
         if weights is not None:
             Turns(tuple(weights))  # raises ValueError for wrong weights
             if len(weights) != len(self.paths):
@@ -222,6 +228,8 @@ class ImageDataModule(LightningDataModule):
         """Make Lightning stop by steps alone: its own epochs would restart the loader."""
         if getattr(trainer, "overfit_batches", 0):
             raise ValueError("overfit_batches repeats an epoch, which this data has not: give a path with few images")
+        if trainer.accumulate_grad_batches < 1:
+            raise ValueError(f"accumulate_grad_batches is {trainer.accumulate_grad_batches}; allowed are >= 1")
         limits = [trainer.max_steps] if trainer.max_steps >= 0 else []
         if trainer.max_epochs is not None and trainer.max_epochs >= 0:
             epoch = math.ceil(len(self.train_images) / (self.batch_size * trainer.world_size))
@@ -253,7 +261,7 @@ class ImageDataModule(LightningDataModule):
 
     def settings(self) -> dict[str, object]:
         """What the samples depend on; checkpoints record it, and a resumed run reports the differences."""
-        self._hashes = self._hashes or _hash_images(self.train_images, files=not self.in_memory)
+        self._hashes = self._hashes or _hash_images(self.train_images, in_memory=self.in_memory)
         return {
             **vars(self.framing),
             "path": self.paths,

@@ -16,14 +16,17 @@ FORMATS = (
 """Pillow's names of the formats that are read, by content. None of them starts another program, as EPS does."""
 
 SUFFIXES = (
-    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".avif", ".jp2", ".j2k", ".jpf", ".jpx",
-    ".tif", ".tiff", ".bmp", ".dib", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".qoi", ".pcx", ".sgi", ".tga",
+    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".avif", ".avifs", ".jp2", ".j2k", ".j2c", ".jpc",
+    ".jpf", ".jpx", ".tif", ".tiff", ".bmp", ".dib", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".qoi", ".pcx", ".sgi", ".rgb",
+    ".rgba", ".bw", ".tga", ".icb", ".vda", ".vst",
 )  # fmt: skip
 """Endings of the images in a folder or archive, in lower case."""
 
 UNREAD_SUFFIXES = (
-    ".heic", ".heif", ".hif", ".jxl", ".psd", ".eps", ".svg", ".exr", ".hdr",
-    ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf",
+    ".heic", ".heics", ".heif", ".heifs", ".hif", ".jxl", ".jxr", ".wdp", ".hdp", ".psd", ".psb", ".xcf", ".kra", ".ora",
+    ".eps", ".ai", ".svg", ".emf", ".wmf", ".exr", ".hdr", ".pfm", ".pam", ".dds", ".ico", ".icns", ".cur", ".ras", ".xbm",
+    ".xpm", ".fit", ".fits", ".dcm", ".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".sr2", ".srf", ".orf", ".rw2",
+    ".raf", ".pef", ".srw", ".rwl", ".3fr", ".iiq", ".x3f", ".erf", ".kdc", ".mrw",
 )  # fmt: skip
 """Endings of images that cannot be read; a folder or archive with such files causes a warning."""
 

@@ -69,7 +69,7 @@ class Inpainter:
     """
 
     def __init__(self, model: LoadedModel, *, device: str | torch.device = "cpu", precision: Precision = "32") -> None:
-        if not isinstance(model, LoadedModel):
+        if not hasattr(model, "denoiser"):  # a model of your own may be of another class
             raise ValueError(f"model is {describe(model)}; give a loaded model, or use Inpainter.from_pretrained(PATH)")
         _check_precision(precision)
         self.model, self.device, self.precision = model, _device(device), precision

@@ -101,7 +101,9 @@ def load_base(
         unet = _read_unet(path, norm_eps=norm_eps, qkv_order=qkv_order)
         stored = (unet.config["sample_size"], unet.config["attention_head_dim"])
         if image_size not in (256, stored[0]) or head_channels not in (64, stored[1]):
-            warnings.warn(f"{path} has image_size, head_channels = {stored}: your values are unused", stacklevel=2)
+            warnings.warn(
+                f"{path} has image_size, head_channels = {stored}: other values do not change the network", stacklevel=2
+            )
         karras = _read_karras(path)
         if karras is None:
             betas, prediction_type = read_schedule(path)

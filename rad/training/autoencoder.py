@@ -109,7 +109,9 @@ class AutoencoderTraining(TrainingModule):
         z = posterior.mean
         if sampled:
             rngs = [generator(self.seed, "posterior", row, device=z.device) for row in batch["position"].tolist()]
-            draws = [torch.randn(z.shape[1:], generator=rng, device=z.device) for rng in rngs]
+            draws = [
+                torch.randn(z.shape[1:], generator=rng, device=z.device, dtype=torch.float32).to(z) for rng in rngs
+            ]
             z = z + posterior.std * torch.stack(draws)
         image = self.autoencoder.decode(cast(torch.FloatTensor, z))[0].float()
         l1 = (image - x).abs().mean((1, 2, 3))

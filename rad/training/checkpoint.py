@@ -78,6 +78,7 @@ class Checkpoint(callbacks.Checkpoint):
         step = trainer.global_step
         if step == 0 or step in self.saved[-1:] or get_setting(trainer, "fast_dev_run"):
             return
+        _require_finite(trainer)
         folder = Path(self.dirpath or Path(trainer.default_root_dir) / "checkpoints")
         path = folder / f"step={step}.ckpt"
         if trainer.is_global_zero and isinstance(trainer.lightning_module, TrainingModule):
@@ -93,6 +94,15 @@ class Checkpoint(callbacks.Checkpoint):
                 logger.after_save_checkpoint(proxy(self))
             for old in dropped:
                 _remove(trainer, folder / f"step={old}.ckpt")
+
+
+def _require_finite(trainer: L.Trainer) -> None:
+    """Raise FloatingPointError for weights of NaN or infinity, which a finite gradient can lead to."""
+    if not all(bool(weight.isfinite().all()) for weight in trainable(trainer.lightning_module).values()):
+        raise FloatingPointError(
+            f"the weights are not finite after step {trainer.global_step}, and no checkpoint is written: continue from the last "
+            "one with a lower learning rate or a larger eps of the optimiser; use bf16-mixed in place of 16-true"
+        )
 
 
 def _export(trainer: L.Trainer, module: TrainingModule, folder: Path) -> None:

@@ -114,6 +114,9 @@ class Diffusion(TrainingModule):
         self._require_consistent()
 
     def _require_consistent(self) -> None:
+        for name, value in (("base", self.base), ("adapter", self.adapter)):
+            if value is not None and not value.strip():
+                raise ValueError(f"model.{name} is {value!r}, which names no folder: give one, or null for none")
         if not self.whole and not self.process.has_holes:
             raise ValueError(
                 f"process.kind {self.process.kind!r} trains a base model, all of it: remove model.lora and model.adapter, or use "
@@ -246,7 +249,9 @@ class Diffusion(TrainingModule):
         t = self.process.draw_timesteps(rngs, self.noise_process)
         hole = self._draw_holes(batch, rngs, purpose)
         x0, regions = self._encode(image, hole, soft="hole" in batch)
-        eps = torch.stack([torch.randn(x0.shape[1:], generator=rng, device=x0.device) for rng in rngs])
+        eps = torch.stack(
+            [torch.randn(x0.shape[1:], generator=rng, device=x0.device, dtype=torch.float32) for rng in rngs]
+        ).to(x0)
         now, previous = self.noise_process.noise(t, regions), self.noise_process.noise(t - 1, regions)
         x = noised(x0, now, noise=eps)
         prompts = self._encode_prompts(batch, purpose)
@@ -289,7 +294,7 @@ class Diffusion(TrainingModule):
 def draw_uniform(batch: Batch, *key: int | str) -> Tensor:
     """(B,) in [0,1), keyed by `key` and the position of each sample."""
     rngs = [generator(*key, position) for position in batch["position"].tolist()]
-    return torch.stack([torch.rand((), generator=rng) for rng in rngs])
+    return torch.stack([torch.rand((), generator=rng, device=rng.device, dtype=torch.float32) for rng in rngs])
 
 
 def bucket_means(values: Tensor, t: Tensor, steps: int) -> dict[str, Tensor]:

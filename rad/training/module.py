@@ -115,8 +115,9 @@ class TrainingModule(L.LightningModule):
 
     @property
     def logs_now(self) -> bool:
-        """Whether the trainer logs this step."""
-        return (self.global_step + 1) % get_setting(self.trainer, "log_every_n_steps") == 0
+        """Whether the trainer logs this step; with an interval of 0 it never does."""
+        interval: int = get_setting(self.trainer, "log_every_n_steps")
+        return interval > 0 and (self.global_step + 1) % interval == 0
 
     def log_means(self, values: Mapping[str, Tensor]) -> None:
         """Log validation means over all images and processes; each value is (B,)."""
@@ -152,9 +153,11 @@ class TrainingModule(L.LightningModule):
         saved, expected = checkpoint.get("rad"), dict(self.identity())
         if not isinstance(saved, dict):
             raise ValueError("the checkpoint was not written by rad: give a .ckpt of runs/NAME/checkpoints")
-        if any(saved.get(name, value) != value for name, value in expected.items()):
+        wrong = [name for name, value in expected.items() if saved.get(name, value) != value]
+        if wrong:
+            pairs = ", ".join(f"{name} {saved[name]} -> {expected[name]}" for name in wrong)
             raise ValueError(
-                f"the checkpoint belongs to {saved}, this configuration to {expected}: use the run's config.yaml"
+                f"the checkpoint belongs to another model, which cannot change at a resume ({pairs}): use the run's config.yaml"
             )
         given = {name: tuple(weight.shape) for name, weight in checkpoint["state_dict"].items()}
         wanted = {name: tuple(weight.shape) for name, weight in trainable(self).items()}

@@ -48,6 +48,8 @@ def find_checkpoint(ckpt_path: str | None, folder: Path, *, elsewhere: Sequence[
 
     Raises FileNotFoundError without a checkpoint, ValueError if all are damaged or a new run would overwrite an earlier one.
     """
+    if ckpt_path is not None and not ckpt_path.strip():
+        raise ValueError(f"--ckpt_path is {ckpt_path!r}: give last, auto or a .ckpt file, or leave it out")
     folders = [folder / "checkpoints", *(path for path in elsewhere if path != folder / "checkpoints")]
     checkpoints = " or ".join(map(str, folders))
     found = [path for place in folders for path in place.glob("*step=*.ckpt") if not path.name.startswith(".")]
@@ -84,7 +86,7 @@ def _require_file(path: Path, others: Sequence[Path]) -> str:
     if path.is_dir():
         raise ValueError(f"--ckpt_path {path} is a folder: give a checkpoint, runs/NAME/checkpoints/step=N.ckpt")
     if not path.exists():
-        raise FileNotFoundError(f"checkpoint {path} does not exist: leave out --ckpt_path to start a new run")
+        raise FileNotFoundError(f"--ckpt_path {path} does not exist: give last, auto or a .ckpt file, or leave it out")
     if damage := find_damage(path):
         raise ValueError(f"checkpoint {path} is damaged ({damage}): resume from an older one of {path.parent}")
     later = [other for other in others if other.parent.samefile(path.parent) and _step(other) > _step(path.resolve())]

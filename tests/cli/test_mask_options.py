@@ -73,6 +73,18 @@ def test_masks_may_lie_beside_the_images(sample, images, masks, pattern):
         assert np.array_equal(changed(f"out/{Path(name).with_suffix('.png')}", image), HOLE)
 
 
+@pytest.mark.parametrize("mask", ["in/masks", "in/masks/a.png"])
+def test_masks_below_the_folder_of_the_images_are_no_images(sample, mask):
+    images = {name: save_image(f"in/{name}.png") for name in ("a", "b")}
+    save_mask("in/masks/a.png")
+    if mask == "in/masks":
+        save_mask("in/masks/b.png")
+    code, out, err = sample(mask=mask)
+    assert (code, out) == (0, ["out/a.png", "out/b.png"]), err
+    for name, image in images.items():
+        assert np.array_equal(changed(f"out/{name}.png", image), HOLE)
+
+
 def test_a_pattern_names_the_mask_that_is_missing_or_double(sample):
     for name in ("a", "b"):
         save_image(f"in/{name}.png")
@@ -97,6 +109,7 @@ def test_an_image_is_not_its_own_mask(sample, same):
     assert (code, out) == (2, [])
     assert "a.png would be its own mask" in err
     assert "--mask_pattern" in err
+    assert "--mask_channel alpha --mask_polarity white_is_known" in err
     assert not Path("out").exists()
 
 

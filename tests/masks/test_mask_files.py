@@ -135,7 +135,7 @@ WHITE_SKY = PHOTO.copy()
 WHITE_SKY[:20] = 255
 
 REFUSED = {
-    "labels": (file(Image.fromarray(LABELS)), {}, "--mask_threshold"),
+    "labels": (file(Image.fromarray(LABELS)), {}, "--mask_threshold 0 to fill all"),
     "labels and 255": (file(Image.fromarray(IGNORED)), {}, "--mask_threshold"),
     "labels as soft": (file(Image.fromarray(LABELS)), {"soft": True}, "as of labels"),
     "one grey": (file(Image.new("L", (SIDE, SIDE), 1)), {}, "one value, 1 of 255"),
@@ -189,6 +189,15 @@ def test_a_chosen_channel_and_threshold_need_no_message():
     assert not erased.notes
     red_on_white = load(file(painted(255, (255, 0, 0))), channel="green", polarity="white_is_known")
     assert np.array_equal(red_on_white.hole[0].numpy(), HOLE)
+
+
+def test_a_threshold_counts_for_two_values_that_use_the_range():
+    grey, labels = GREY // 2, GREY // 255
+    assert np.array_equal(load(file(Image.fromarray(grey)), threshold=0.4).hole[0].numpy(), HOLE)
+    assert not load(file(Image.fromarray(grey)), threshold=0.6).hole.any()
+    assert np.array_equal(load(file(Image.fromarray(labels)), threshold=0.5).hole[0].numpy(), HOLE)
+    several = load(file(Image.fromarray(LABELS)), threshold=0)  # as its error advises
+    assert np.array_equal(several.hole[0].numpy(), LABELS > 0)
 
 
 def test_soft_masks_keep_grey_values():

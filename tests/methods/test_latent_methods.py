@@ -54,7 +54,7 @@ ALLOWED = [(name, own) for own in OWN for name in BLIND if not refused(name, own
 def fill(method: str | Method, own: str, task: Task, *, steps=24, names="ab"):
     method = create(method, SHORT.get(method)) if isinstance(method, str) else method
     sampler = Sampler(method.process(OWN[own], "adm"), method, **vars(method.choose(steps=steps)))  # pyright: ignore[reportArgumentType]
-    with KeyedNoise(0, names) as noise:
+    with KeyedNoise(0, list(names)) as noise:
         return sampler(Single(), task, noise=noise)
 
 

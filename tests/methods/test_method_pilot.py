@@ -69,7 +69,7 @@ def state_of(task, x, *, t=500, step=0, process=None, denoiser=None):
 def run(method, *, denoiser=None, task=None, steps=20, seed=0, process=None, names=("a",)):
     task = task or task_of()
     sampler = Sampler(process or Uniform(BETAS), method, steps=steps, eta=0.0)
-    with KeyedNoise(seed, names) as noise:
+    with KeyedNoise(seed, list(names)) as noise:
         return sampler(denoiser or linear(), task, noise=noise), sampler.cost
 
 
@@ -316,7 +316,7 @@ def box():
 def fill(model, method, task, *conditions, names=("a", "b"), steps=4):
     denoiser = model.denoiser(conditions, adapter=False)
     sampler = Sampler(model.base_process, method, steps=steps, eta=0.0)
-    with KeyedNoise(0, names[: len(conditions)]) as noise:
+    with KeyedNoise(0, list(names[: len(conditions)])) as noise:
         return sampler(denoiser, task, noise=noise)
 
 

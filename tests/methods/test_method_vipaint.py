@@ -240,7 +240,7 @@ def test_each_image_is_fitted_alone_unless_shared():
             return fitted[-1]
 
     def spied(names, task, share):
-        with KeyedNoise(0, names) as noise:
+        with KeyedNoise(0, list(names)) as noise:
             method = Spy(iterations=5, share=share)
             raw = Sampler(method.process(Uniform(BETAS), "adm"), method, steps=5)(WORLD.denoiser, task, noise=noise).raw
         return raw, fitted.pop()
@@ -327,7 +327,7 @@ def spied_fit(task, names, method):
             return fitted[-1][1]
 
     spy = Spy(**{one.name: getattr(method, one.name) for one in fields(method)})
-    with KeyedNoise(0, names) as noise:
+    with KeyedNoise(0, list(names)) as noise:
         raw = Sampler(spy.process(Uniform(BETAS), "adm"), spy, steps=4)(WORLD.denoiser, task, noise=noise).raw
     return raw, *fitted[0]
 

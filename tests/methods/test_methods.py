@@ -56,7 +56,7 @@ def run(name, image, hole, *, names=("a", "b"), scaled=False, seed=0, steps=STEP
         method,
         **vars(method.choose(steps=steps)),
     )
-    with KeyedNoise(seed, names[: len(image)]) as noise:
+    with KeyedNoise(seed, list(names[: len(image)])) as noise:
         return sampler(WORLD.denoiser, Task.from_image(image, hole), noise=noise), sampler.cost
 
 

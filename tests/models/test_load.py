@@ -530,7 +530,7 @@ def test_settings_without_effect_warn(folder):
     for options, message in (
         ({"revision": "main"}, "revision='main' is unused"),
         ({"qkv_order": "naive"}, "qkv_order='naive' is unused"),
-        ({"image_size": 64}, "your values are unused"),
+        ({"image_size": 64}, "other values do not change the network"),
     ):
         with pytest.warns(UserWarning, match=message):
             load_base(folder, **options)

@@ -320,7 +320,7 @@ def test_images_are_filled_from_end_to_end(folder, which, method):
 
     def fill(condition, batch_size=8):
         return inpainter(
-            [image, image], hole, method=method, steps=4, condition=condition, names="ab", batch_size=batch_size
+            [image, image], hole, method=method, steps=4, condition=condition, names=["a", "b"], batch_size=batch_size
         )
 
     made = fill([CAT, Condition("bird")])

@@ -197,18 +197,22 @@ def test_every_change_is_reported(run, tmp_path, changes, words):
     assert len(report.split("; ", 1)[1].split(", ")) <= 1 + 2 * len(words), "nothing else"
 
 
-def test_changed_images_are_reported(run, tmp_path):
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_changed_images_are_reported(run, tmp_path, in_memory):
     folder = tmp_path / "own"
     folder.mkdir()
     for number in range(3):
         random_image(SIZE, SIZE, seed=number).save(folder / f"{number}.png")
-    run(1, data={"path": str(folder)})
+    data = {"path": str(folder), "in_memory": in_memory}
+    run(1, data=data)
+    run(2, resume=1, data=data | {"in_memory": not in_memory})
+    assert run.report.endswith("trainer.max_steps 1 -> 2")
     random_image(SIZE, SIZE, seed=9).save(folder / "1.png")
-    run(2, resume=1, data={"path": str(folder)})
-    assert "data.content_hash" in run.report
+    run(2, resume=1, data=data)
+    assert ("data.pixels_hash" if in_memory else "data.content_hash") in run.report
     assert "names_hash" not in run.report
     Path(folder / "1.png").rename(folder / "8.png")
-    run(2, resume=1, data={"path": str(folder)})
+    run(2, resume=1, data=data)
     assert "data.names_hash" in run.report
 
 

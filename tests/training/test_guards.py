@@ -194,6 +194,24 @@ def test_gradients_that_are_not_finite_count_too(world, base):
         world(model, 5, FiniteGuard())
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_not_saved(world, bad):
+    """A finite gradient can lead to them: eps of AdamW is 0 in float16."""
+
+    class Spoil(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if trainer.global_step == 3:
+                next(iter(trainable(pl_module).values())).data[0] = bad
+
+    with pytest.raises(FloatingPointError, match="weights are not finite after step 3"):
+        world(world.model(), 3, Spoil())
+    assert not list(world.folder.glob("checkpoints/*"))
+
+
+def test_an_interval_of_zero_logs_nothing(world):
+    assert world(world.model(), 2, log_every_n_steps=0).global_step == 2
+
+
 def test_the_cap_is_a_number_of_updates():
     with pytest.raises(ValueError, match="skip is -1"):
         FiniteGuard(skip=-1)

@@ -59,7 +59,7 @@ def mask_name_of(image: ImageFile, pattern: str) -> str:
 
 
 def without_masks(inputs: Sequence[Input]) -> list[Input]:
-    """The inputs whose image is not the mask of another one, for masks that lie beside the images."""
+    """The inputs whose image is not the mask of another one, for masks among the images."""
     masks = {_identity(mask) for image, _, mask in inputs if isinstance(mask, ImageFile) and not _equal(image, mask)}
     kept = [entry for entry in inputs if _identity(entry[0]) not in masks]
     return kept if kept else list(inputs)
@@ -71,7 +71,7 @@ def check_not_itself(inputs: Sequence[Input], mask: str) -> None:
         if isinstance(own, ImageFile) and _equal(image, own):
             raise ValueError(
                 f"--mask {mask}: {image.name} would be its own mask. For masks beside the images give --mask_pattern, such "
-                "as '{stem}_mask.*'; for a hole in the image's transparency give --mask_channel alpha"
+                "as '{stem}_mask.*'; for a transparent hole give --mask_channel alpha --mask_polarity white_is_known"
             )
 
 

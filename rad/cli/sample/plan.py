@@ -298,9 +298,7 @@ def _inputs(options: SampleOptions, mask: str, images: Sequence[ImageFile]) -> l
     """(Image, name of its results, mask) of at most --limit images; only lists of names are read."""
     names = stems(images)
     masks = find_masks(mask, images, names, pattern=options.mask_pattern, in_order=options.mask_by == "order")
-    inputs = list(zip(images, names, masks, strict=True))
-    if options.mask_pattern is not None:
-        inputs = without_masks(inputs)
+    inputs = without_masks(list(zip(images, names, masks, strict=True)))
     if options.mask_channel != "alpha":
         check_not_itself(inputs, mask)
     count = len(inputs) if options.limit is None else min(options.limit, len(inputs))

@@ -12,7 +12,7 @@ from rad.cli.sample.fill import WindowCount, encoding, write_image
 from rad.cli.sample.options import SampleOptions
 from rad.cli.sample.plan import Job, Label, MethodRun
 from rad.cli.sample.run_log import Failures
-from rad.console import counted, report
+from rad.console import counted, print_line, report
 from rad.images.codecs import to_tensor, to_uint8
 from rad.images.sources import ImageFile
 from rad.inpainting.inpainter import Inpainter
@@ -154,7 +154,7 @@ def preview(options: SampleOptions, runs: Sequence[MethodRun], failures: Failure
                 continue
             messages.add(str(job.mask), mask)
             failures.written += 1
-            print(job.overlay, flush=True)
+            print_line(job.overlay)
         messages.report()
 
 

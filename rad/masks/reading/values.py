@@ -13,7 +13,7 @@ FEW = 8
 MOST_GREY, MOST_LABELLED = 0.05, 0.005
 """Largest share of grey pixels away from an edge, in files of many and of few values."""
 
-CHOICES = "give --mask_threshold 0.5 to split them, or --soft_mask to fill grey pixels in part"
+CHOICES = "give --mask_threshold 0.5 to fill the brighter half (0: all that is not black), or --soft_mask to fill grey in part"
 
 
 def to_white(
@@ -21,7 +21,7 @@ def to_white(
 ) -> tuple[np.ndarray, str]:
     """Where a mask is white, (H,W) bool, and a message if its values are not plain black and white.
 
-    Two values are black and white. One value, or more than two, are compared with `top`.
+    Two values are black and white, except with a threshold if they use the range up to `top`. Others are compared with `top`.
 
     Args:
         values: (H,W); top: the value of white.
@@ -34,13 +34,15 @@ def to_white(
     if not np.isfinite(levels).all():
         raise ValueError("it has values that are not finite numbers")
     low, high = float(levels[0]), float(levels[-1])
-    if levels.size == 2 and not soft:
+    is_labels = 0 < high <= END * top
+    compared = threshold is not None and low >= 0 and END * top < high <= top
+    if levels.size == 2 and not soft and not compared:
         plain = (low, high) == (0, top)
         return values == levels[1], "" if plain else f"its two values, {low:g} and {high:g}, are black and white"
     if low < 0 or high > top:
         raise ValueError(f"its values are {low:g} to {high:g}, and white is {top:g}: save it with 8 bits, 0 and 255")
     if soft:
-        if 0 < high / top <= END:
+        if is_labels:
             raise ValueError(
                 f"its values are {low:g} to {high:g} of {top:g}, as of labels: save 0 and 255, or leave out --soft_mask"
             )
@@ -52,8 +54,9 @@ def to_white(
             raise ValueError(f"it has one value, {low:g} of {top:g}, neither black nor white: {CHOICES}")
         return values == top, ""
     if not is_clean(values, top=top, lossy=lossy):
+        choices = "give --mask_threshold 0 to fill all that is not black" if is_labels else CHOICES
         raise ValueError(
-            f"it has {levels.size} values, {low:g} to {high:g} of {top:g}, not only black and white: {CHOICES}"
+            f"it has {levels.size} values, {low:g} to {high:g} of {top:g}, not only black and white: {choices}"
         )
     between = ((values > 0) & (values < top)).mean()
     return values >= top / 2, f"{100 * between:.2g} % of its pixels are grey, split at a half (--soft_mask keeps them)"
