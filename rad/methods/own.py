@@ -145,7 +145,7 @@ def _run(code: bytes, name: str, file: MethodFile) -> None:
     _loaded[name] = file
     try:
         exec(compile(code, str(file.path), "exec"), module.__dict__)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name], _loaded[name]
         raise ValueError(f"{file.path} cannot be loaded: {type(error).__name__}: {error}") from error
 

@@ -96,6 +96,6 @@ class FiniteRecord:
         advice = (
             f"lower the settings of {method.name!r} ({', '.join(settings)})"
             if settings
-            else "check the model's weights"
+            else f"check method {method.name!r}"
         )
         raise NotFiniteError(f"x is not finite {where}, after finite outputs of the network: {advice}", rows)

@@ -1,8 +1,10 @@
 """The interface of a sampling method: its settings, and the hooks of the reverse loop."""
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from itertools import pairwise
 from numbers import Integral, Real
 from typing import ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -76,7 +78,7 @@ class Method:
             name, value = item.name, getattr(self, item.name)
             choices = get_args(kinds[name]) if get_origin(kinds[name]) is Literal else ()
             if choices and value not in choices:
-                raise ValueError(f"{name} is {value!r}; allowed are {', '.join(map(repr, choices))}")
+                raise ValueError(f"{name} is {describe(value)}; allowed are {', '.join(map(repr, choices))}")
             whole, low, high = (
                 kinds[name] is int,
                 item.metadata.get("low", -math.inf),
@@ -84,11 +86,20 @@ class Method:
             )
             number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
             if kinds[name] in (int, float) and not number:
-                raise ValueError(f"{name} is {value!r}; expected {'a whole' if whole else 'a'} number")
+                raise ValueError(f"{name} is {describe(value)}; expected {'a whole' if whole else 'a'} number")
             if number and not math.isfinite(value):
                 raise ValueError(f"{name} is {value}; give a finite number")
             if number and not low <= value <= high:
                 raise ValueError(f"{name} is {value}; allowed are {_range(low, high)} ({item.metadata['help']})")
+
+    def __init_subclass__(cls, **options: object) -> None:
+        """Warn about a misspelt hook or class variable, which would have no effect."""
+        super().__init_subclass__(**options)
+        known = [name for parent in cls.__mro__[1:] for name in vars(parent) if not name.startswith("_")]
+        for name in vars(cls):
+            if not name.startswith("_") and name not in (*known, *vars(cls).get("__annotations__", ())):
+                for close in get_close_matches(name, known, 1, 0.9):
+                    warnings.warn(f"{cls.__name__}.{name} has no effect: did you mean {close}?", stacklevel=2)
 
     @property
     def name(self) -> str:

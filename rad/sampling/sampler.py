@@ -14,10 +14,11 @@ from torch import Tensor
 
 from rad.arguments import describe
 from rad.diffusion.denoiser import Denoiser
+from rad.diffusion.levels import CLEAN
 from rad.diffusion.processes import Process
 from rad.diffusion.solvers import DEFAULTS, History, Solver, check_solver, multistep
 from rad.diffusion.spacings import Spacing, sampling_timesteps
-from rad.diffusion.step import noised, renoise, reverse_step
+from rad.diffusion.step import Denoised, noised, renoise, reverse_step
 from rad.modes import plain_modes
 from rad.sampling.finite import FiniteRecord
 from rad.sampling.method import CustomSampler, SamplingMethod
@@ -105,6 +106,10 @@ class Sampler:
         self.process, self.method, self.eta, self.solver, self.on_step = process, method, eta, solver, on_step
         self.bf16 = bf16
         self.timesteps = method.plan(sampling_timesteps(process, steps, spacing=spacing, fractional=method.fractional))
+        if isinstance(method, SamplingMethod) and (not self.timesteps or self.timesteps[-1] != CLEAN):
+            raise ValueError(
+                f"plan() of method {method.name!r} does not end in {CLEAN}, the clean image: append CLEAN to it"
+            )
         if solver == "dpm++2m" and any(nxt > now for now, nxt in pairwise(self.timesteps)):
             raise ValueError(
                 "solver 'dpm++2m' extrapolates from the previous step; this plan goes back to noisier levels: "
@@ -144,7 +149,7 @@ class Sampler:
         autocast = torch.autocast(kind, torch.bfloat16, enabled=bf16)
         with plain_modes(), torch.inference_mode(not method.needs_grad), torch.no_grad(), autocast:
             x = method.run(run) if isinstance(method, CustomSampler) else self._reverse(run, method)
-            x = x.detach()
+            x = _image(x, task.known, "the result", method).detach()
             counted.record.check(x, task.known, method)
             image = torch.where(task.hole == 0, task.known, x)
         return Sample(image, x, counted.nfe, counted.vjp, time.perf_counter() - began)
@@ -163,20 +168,34 @@ class Sampler:
                 continue
             state = State(task, self.process, run.denoiser, done, total, t, t_next, now, nxt, x, randn, indices[t])
             if number == 0:
-                state = replace(state, x=method.on_start(state))
+                state = replace(state, x=_image(method.on_start(state), x, "on_start()", method))
             differentiated = method.differentiates(state)
             with torch.set_grad_enabled(differentiated):
                 if differentiated:
                     state = replace(state, x=state.x.detach().requires_grad_())
-                state = replace(state, x=method.before_denoise(state))
+                state = replace(state, x=_image(method.before_denoise(state), x, "before_denoise()", method))
                 estimate = method.on_denoised(state, run.denoiser.reuse(state.x, now))
+                if not isinstance(estimate, Denoised):
+                    raise _wrong("on_denoised()", method, estimate, "a Denoised, as of replace(denoised, x0=...)")
+                _image(estimate.x0, x, "x0 of on_denoised()", method)
                 fresh = randn() if self.eta > 0 and t_next >= 0 else None
                 if self.solver == "dpm++2m":
                     x, before = multistep(state.x, estimate.x0, now, nxt, before=before, eta=self.eta, noise=fresh)
                 else:
                     x = reverse_step(state.x, estimate, now, nxt, eta=self.eta, noise=fresh)
-                x = method.after_step(state, estimate, x)
+                x = _image(method.after_step(state, estimate, x), x, "after_step()", method)
             x, now = x.detach(), nxt
             done += 1
             run.report(done, total)
         return x
+
+
+def _image(x: Tensor, like: Tensor, source: str, method: SamplingMethod | CustomSampler) -> Tensor:
+    """`x`, which a method of any author returned. Raises ValueError for another shape or type than `like` has."""
+    if not isinstance(x, Tensor) or x.shape != like.shape:
+        raise _wrong(source, method, x, f"a tensor {tuple(like.shape)}")
+    return x
+
+
+def _wrong(source: str, method: SamplingMethod | CustomSampler, value: object, expected: str) -> ValueError:
+    return ValueError(f"{source} of method {method.name!r} is {describe(value)}; expected {expected}")

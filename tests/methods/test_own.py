@@ -127,6 +127,7 @@ def test_a_class_that_is_no_method_is_refused(file, text, message):
         ("a b.py", CODE, "method name 'a b': allowed are lower-case letters"),
         ("bad.py", "1 / 0", "cannot be loaded: ZeroDivisionError"),
         ("bad.py", "def", "cannot be loaded: SyntaxError"),
+        ("bad.py", "import sys; sys.exit(3)", "cannot be loaded: SystemExit: 3"),
         ("bad.py", CODE.replace("@dataclass(frozen=True)", ""), "Mine is not a dataclass"),
         ("bad.py", NO_DEFAULT, "without a default: give strength a default"),
         ("bad.py", CODE.replace("SamplingMethod", "CustomSampler"), r"Mine has no run\(\)"),
@@ -259,3 +260,47 @@ def test_no_method_changes_its_class_or_the_counter():
     assert vars(dps).keys() == {one.name for one in fields(dps)}
     assert before == {name: getattr(grow, name) for name in before}
     assert issubclass(grow, CustomSampler)
+
+
+@pytest.mark.parametrize(
+    ("hooks", "message"),
+    [
+        ({"after_step": lambda *_: None}, r"after_step\(\) of method 'mine' is None; expected a tensor \(2, 1, 8, 8\)"),
+        ({"after_step": lambda *inputs: inputs[-1].mean(0, keepdim=True)}, r"is Tensor \(1, 1, 8, 8\)"),
+        ({"on_start": lambda _, state: state.x.numpy()}, r"on_start\(\) .* is ndarray"),
+        ({"before_denoise": lambda _, state: state.x[0]}, r"before_denoise\(\)"),
+        ({"on_denoised": lambda _, __, denoised: denoised.x0}, "expected a Denoised"),
+        ({"on_denoised": lambda _, __, denoised: replace(denoised, x0=denoised.x0[:1])}, "x0 of on_denoised"),
+        ({"plan": lambda _, timesteps: timesteps[:-1]}, "does not end in -1"),
+        ({"plan": lambda *_: []}, "does not end in -1"),
+    ],
+)
+def test_wrong_results_of_hooks_are_named(hooks, message):
+    mine = dataclass(frozen=True)(type("Mine", (SamplingMethod,), hooks))
+    mine.registered_name = "mine"
+    with pytest.raises(ValueError, match=message):
+        run_on_zeros(mine())
+
+
+def test_a_wrong_result_of_an_own_loop_is_named():
+    @dataclass(frozen=True)
+    class Loop(CustomSampler):
+        def run(self, run):
+            return run.task.known[0]
+
+    with pytest.raises(ValueError, match=r"the result of method .* is Tensor \(1, 8, 8\)"):
+        run_on_zeros(Loop())
+
+
+def run_on_zeros(method):
+    task = Task.from_image(torch.zeros(2, 1, 8, 8, dtype=DOUBLE), torch.ones(2, 1, 8, 8))
+    with KeyedNoise(0, ["a", "b"]) as noise:
+        return Sampler(Uniform(linear_betas()), method, steps=3)(WORLD.denoiser, task, noise=noise)
+
+
+@pytest.mark.parametrize(
+    ("name", "close"), [("on_denoise", "on_denoised"), ("preset_step", "preset_steps"), ("need_grad", "needs_grad")]
+)
+def test_misspelt_hooks_warn(name, close):
+    with pytest.warns(UserWarning, match=f"{name} has no effect: did you mean {close}"):
+        type("Mine", (SamplingMethod,), {name: None})
