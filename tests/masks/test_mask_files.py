@@ -284,5 +284,5 @@ def test_the_inpainter_reads_masks_as_the_files_say(adapter):
         assert rad(photo, 0 * hole, steps=1).nfe == 0
     with pytest.raises(ValueError, match="the image itself"):
         rad(photo, photo)
-    with pytest.raises(ValueError, match="mask_channel and mask_resize have no effect"):
+    with pytest.raises(ValueError, match="mask_channel has no effect"):
         rad(photo, hole, mask_channel="red")
