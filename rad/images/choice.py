@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a part of the path starts with a dot, or is the folder that macOS adds to zips."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+    """Whether a part of the path starts with a dot, or is the folder that macOS adds to zips; "./" at a start is none."""
+    return any((part.startswith(".") and part != ".") or part == "__MACOSX" for part in name.split("/"))
 
 
 class Choice:

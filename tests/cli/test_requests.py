@@ -112,6 +112,23 @@ def test_a_single_file_has_its_request_too(sample):
     assert sample(image="in/b.png", output="a.png")[0] == 2, "another image"
 
 
+def test_a_newer_file_of_another_name_is_another_mask(sample, tmp_path):
+    size = Image.open("in/a.png").size
+    for number, name in enumerate(("first.png", "second.png")):
+        Image.new("L", size, 255 * number).save(name)
+    os.utime("first.png", (0, 0))
+    one = {"image": "in/a.png", "output": "a.png"}
+    assert sample(**one, mask="first.png")[0] == 0
+    os.utime("second.png", (2e9, 2e9))
+    code, _, err = sample(**one, mask="second.png")
+    assert code == 2
+    assert "another mask" in err
+    os.replace("second.png", "first.png")
+    code, _, err = sample(**one, mask="first.png")
+    assert code == 0
+    assert "edited after 1 result" in err
+
+
 def test_images_may_come_one_by_one_into_a_folder(sample):
     for name in "ab":
         assert sample(image=f"in/{name}.png")[:2] == (0, [f"out/{name}.png"])

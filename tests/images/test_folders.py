@@ -1,6 +1,7 @@
 """Folders with links, files of other kinds and names of other systems; zips of Windows and macOS."""
 
 import os
+import tarfile
 import zipfile
 from pathlib import Path
 from unicodedata import normalize
@@ -164,3 +165,14 @@ def test_masks_and_texts_of_a_mac_belong_to_the_same_images(tmp_path: Path) -> N
     captions = read_captions(str(tmp_path / "prompts.json"))
     assert captions(f"folder/{nfc}.png") == captions(f"{nfd}.png") == "a cup"
     assert list(by_stem(list_images(masks), where="masks")) == ["a", nfd]
+
+
+def test_names_of_archives_may_start_with_a_dot_and_a_slash(tmp_path: Path) -> None:
+    random_image(4, 4, seed=0).save(tmp_path / "a.png")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name in ("./a.png", "x/./b.png", "./.c.png", "../d.png"):
+            archive.write(tmp_path / "a.png", name)
+    assert sorted(stems(list_images(tmp_path / "a.zip"))) == ["a", "x/b"]
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(tmp_path / "a.png", "./a.png")
+    assert stems(list_images(tmp_path / "a.tar")) == ["a"]

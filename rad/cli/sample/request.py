@@ -76,6 +76,7 @@ class Requests:
         mask = self._hash(job.mask) if isinstance(job.mask, ImageFile) else _mask_hash(job.mask)
         request = {**self._common[label], "name": text_hash(job.name), "image": self._hash(job.image), "mask": mask}
         request |= {"prompt": text_hash(job.prompt)} if job.prompt else {}
+        request |= {"image_file": _file_hash(job.image), "mask_file": _file_hash(job.mask)}
         return json.loads(json.dumps(request, default=str))
 
     def stored(self, label: Label, job: Job) -> PngInfo:
@@ -111,6 +112,11 @@ def _length(label: Label, options: SampleOptions) -> Request:
     source = label if label.steps or label.budget else options
     budget = label.budget if source is label else options.budget_nfe
     return {name: value for name, value in (("steps", source.steps), ("budget_nfe", budget)) if value is not None}
+
+
+def _file_hash(file: object) -> str | None:
+    """Hash of a file's name and folder, which tell an edited file from another one."""
+    return text_hash("/".join(Path(str(file)).absolute().parts[-2:])) if isinstance(file, ImageFile) else None
 
 
 def _mask_hash(mask: object) -> str | None:
@@ -211,7 +217,7 @@ class Finished:
                 self.edited += [path] if newer else []
                 continue
             names = differences(request, new := requests.of(label, job))
-            if set(names) <= newer:
+            if set(names) <= {name for name in newer if request.get(f"{name}_file") == new[f"{name}_file"]}:
                 self.edited += [path] if names else []
             else:
                 self.different.append((path, ", ".join(_describe(name, request, new) for name in names)))
@@ -221,7 +227,7 @@ class Finished:
 def differences(old: Request, new: Request) -> list[str]:
     """Names of the entries that differ; of another method only "method". An input that cannot be read any more does not count."""
     unread = {name for name in ("image", "mask") if new.get(name) is None}
-    names = sorted((old.keys() | new.keys()) - unread)
+    names = sorted((old.keys() | new.keys()) - unread - {"image_file", "mask_file"})
     names = [name for name in names if old.get(name, DEFAULTS.get(name)) != new.get(name, DEFAULTS.get(name))]
     return ["method"] if "method" in names else names  # its settings differ too
 
