@@ -262,6 +262,7 @@ class ImageDataModule(LightningDataModule):
     def settings(self) -> dict[str, object]:
         """What the samples depend on; checkpoints record it, and a resumed run reports the differences."""
         self._hashes = self._hashes or _hash_images(self.train_images, in_memory=self.in_memory)
+        texts = None if self.captions is None else self.captions.texts
         return {
             **vars(self.framing),
             "path": self.paths,
@@ -272,6 +273,7 @@ class ImageDataModule(LightningDataModule):
             "seed": self.seed,
             "masks": self.masks,
             "captions": None if self.captions is None else self.captions.source,
+            "texts_hash": None if texts is None else f"{key_of(chain.from_iterable(sorted(texts.items()))):016x}",
             "images": len(self.train_images),
             **self._hashes,
         }

@@ -1,5 +1,6 @@
 """A run that resumes with other settings: they take effect and are reported, or are refused; moments are kept."""
 
+import json
 from functools import partial
 from pathlib import Path
 
@@ -214,6 +215,15 @@ def test_changed_images_are_reported(run, tmp_path, in_memory):
     Path(folder / "1.png").rename(folder / "8.png")
     run(2, resume=1, data=data)
     assert "data.names_hash" in run.report
+
+
+def test_changed_captions_are_reported(images, tmp_path):
+    path, settings = tmp_path / "captions.json", []
+    for text in ("a lake", "a lake", "a hill"):
+        path.write_text(json.dumps({"0.png": text}))
+        settings.append(plain(ImageDataModule(str(images), captions=str(path)).settings()))
+    assert differences(settings[0], settings[1]) == {}
+    assert list(differences(settings[0], settings[2])) == ["texts_hash"]
 
 
 def test_checkpoints_of_earlier_versions_resume(run, tmp_path):
