@@ -197,6 +197,8 @@ class SampleOptions(ReportOptions):
 class _Parser(jsonargparse.ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         message = re.sub(r'Parser key "(\w+)":', r"--\1:", re.sub(r"<class '(\w+)'>", r"\1", message))
+        for kind, words in (("int", "a whole number"), ("float", "a number")):
+            message = re.sub(rf"Expected a {kind}\. Got value: (\S+)", rf"give {words}, not \1", message)
         raise ValueError(f"{with_hint(message, self)}; `{self.prog} --help` lists the options")
 
 
