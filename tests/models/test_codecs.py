@@ -102,7 +102,7 @@ def test_pixels_constrain_more_than_cells_in_fine_holes():
     hole = torch.zeros_like(HOLE)
     hole[..., 3:5, 3:5] = 1
     world, autoencoder = replace(WORLD, hole=hole), Blocks(4, keep=12, colours=1)
-    denoiser, task = encoded_denoiser(world, autoencoder), encoded_task(world, autoencoder)
+    denoiser, task = encoded_denoiser(world, autoencoder), encoded_task(world, autoencoder, rows=2)
     assert float(task.hole.min()) == 1, "all four cells are to be filled"
     misses = []
     for space in ("latent", "pixels"):

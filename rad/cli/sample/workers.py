@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from tqdm import tqdm
 
 from rad.cli.sample.fill import Batch, Worker, load_inpainter
 from rad.cli.sample.options import SampleOptions
@@ -171,6 +172,7 @@ _state: dict[str, Any] = {}
 
 def _begin(threads: int, calls: "c_long") -> None:
     torch.set_num_threads(threads)
+    tqdm.set_lock(threading.RLock())  # used by peft; its own lock is a semaphore, which a stopped process leaves behind
     _state["calls"] = calls
     signal.signal(signal.SIGTERM, _leave)
     threading.Thread(target=_end_with_parent, daemon=True).start()
