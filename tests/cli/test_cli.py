@@ -491,11 +491,12 @@ def test_a_lost_contact_sheet_is_rewritten_without_failed_images(sample):
     assert "1 of 2 images failed" in err
 
 
-def test_finished_images_are_not_read_again(sample):
+def test_a_finished_image_that_cannot_be_read_any_more_is_kept(sample):
     make_inputs()
     assert sample()[0] == 0
     Path("out/a.png").unlink()
-    Path("in/b.png").write_text("no image any more")
+    Path("in/b.png").unlink()
+    Path("in/b.png").symlink_to("missing.png")
     assert sample()[:2] == (0, ["out/a.png"])
 
 

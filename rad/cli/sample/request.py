@@ -76,7 +76,6 @@ class Requests:
         mask = self._hash(job.mask) if isinstance(job.mask, ImageFile) else _mask_hash(job.mask)
         request = {**self._common[label], "name": text_hash(job.name), "image": self._hash(job.image), "mask": mask}
         request |= {"prompt": text_hash(job.prompt)} if job.prompt else {}
-        request |= {"image_file": _file_hash(job.image), "mask_file": _file_hash(job.mask)}
         return json.loads(json.dumps(request, default=str))
 
     def stored(self, label: Label, job: Job) -> PngInfo:
@@ -112,11 +111,6 @@ def _length(label: Label, options: SampleOptions) -> Request:
     source = label if label.steps or label.budget else options
     budget = label.budget if source is label else options.budget_nfe
     return {name: value for name, value in (("steps", source.steps), ("budget_nfe", budget)) if value is not None}
-
-
-def _file_hash(file: object) -> str | None:
-    """Hash of a file's name and folder, which tell an edited file from another one."""
-    return text_hash("/".join(Path(str(file)).absolute().parts[-2:])) if isinstance(file, ImageFile) else None
 
 
 def _mask_hash(mask: object) -> str | None:
@@ -186,14 +180,12 @@ class Finished:
 
     Args:
         missing: by run, the jobs to fill.
-        different: results of other requests, with the differences; edited: results whose inputs have changed since, or may
-            have, by the time of the file.
+        different: results of other requests or of inputs that have changed since, with the differences.
         unrecorded: by run, the number of results without a request.
     """
 
     missing: list[list[Job]] = field(default_factory=list)
     different: list[tuple[Path, str]] = field(default_factory=list)
-    edited: list[Path] = field(default_factory=list)
     unrecorded: list[int] = field(default_factory=list)
 
     @classmethod
@@ -211,15 +203,9 @@ class Finished:
         whole = [path for path in existing if not is_incomplete(path)]
         for path in (path for path in job.outputs if path in whole):
             request = read_request(path)
-            newer = {name for name, file in (("image", job.image), ("mask", job.mask)) if _is_newer(file, path)}
             if request is None:
                 self.unrecorded[-1] += path == job.outputs[0]
-                self.edited += [path] if newer else []
-                continue
-            names = differences(request, new := requests.of(label, job))
-            if set(names) <= {name for name in newer if request.get(f"{name}_file") == new[f"{name}_file"]}:
-                self.edited += [path] if names else []
-            else:
+            elif names := differences(request, new := requests.of(label, job)):
                 self.different.append((path, ", ".join(_describe(name, request, new) for name in names)))
         return len(whole) == len(job.files)
 
@@ -227,7 +213,7 @@ class Finished:
 def differences(old: Request, new: Request) -> list[str]:
     """Names of the entries that differ; of another method only "method". An input that cannot be read any more does not count."""
     unread = {name for name in ("image", "mask") if new.get(name) is None}
-    names = sorted((old.keys() | new.keys()) - unread - {"image_file", "mask_file"})
+    names = sorted((old.keys() | new.keys()) - unread)
     names = [name for name in names if old.get(name, DEFAULTS.get(name)) != new.get(name, DEFAULTS.get(name))]
     return ["method"] if "method" in names else names  # its settings differ too
 
@@ -237,14 +223,3 @@ def _describe(name: str, old: Request, new: Request) -> str:
         return f"another {name}"
     before, now = (request.get(name, DEFAULTS.get(name)) for request in (old, new))
     return f"{name} {'by default' if before is None else before}, now {'by default' if now is None else now}"
-
-
-def _is_newer(file: object, result: Path) -> bool:
-    """Whether an input file has been written after a result."""
-    if not isinstance(file, ImageFile):
-        return False
-    path = file.source if isinstance(file.source, Path) else Path(file.source.path)
-    try:
-        return path.stat().st_mtime > result.stat().st_mtime
-    except OSError:
-        return False

@@ -166,12 +166,7 @@ def _unfinished(options: SampleOptions, runs: Sequence[MethodRun], requests: Req
         (path, difference), number = finished.different[0], len(finished.different)
         few = f"{path} is a result" if number == 1 else f"{number} files, such as {path}, are results"
         raise ValueError(
-            f"{few} of another request ({difference}): give another --output, or --overwrite to replace them"
-        )
-    if finished.edited:
-        few = counted(len(finished.edited), "result")
-        report(
-            f"warning: image or mask edited after {few}, such as {finished.edited[0]}: --overwrite computes them again"
+            f"{few} of another request ({difference}): delete what is to be filled again, or give --overwrite or another --output"
         )
     for run, jobs, unrecorded in zip(runs, finished.missing, finished.unrecorded, strict=True):
         if done := len(run.jobs) - len(jobs):
