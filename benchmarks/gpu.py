@@ -2,10 +2,10 @@
 
     python benchmarks/gpu.py --output runs/gpu
     python benchmarks/gpu.py --output runs/gpu --cases train-ffhq sample-ffhq --seconds 120
-    python benchmarks/gpu.py --dry-run --device cpu --size 32 --output /tmp/dry
+    python benchmarks/gpu.py --dry-run --device cpu --size 32 --output runs/gpu-dry
 
 Writes OUTPUT/gpu.md and OUTPUT/gpu.json after every case, so that an interrupted run leaves valid tables. `--dry-run` runs every
-case with a tiny network in under a minute, to check the script; its times mean nothing.
+case with a tiny network in about a minute, to check the script; its times mean nothing.
 
 The networks have the shapes of configs/rad_ffhq.yaml (93.6 M) and configs/rad_imagenet.yaml (552.8 M) and random weights. Speed
 does not depend on the weights. No data are read. The variants of a case run in alternation in one process; "relative time" is 1

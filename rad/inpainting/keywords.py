@@ -1,10 +1,11 @@
 """Keyword arguments under the names of diffusers' pipelines, and errors that name ours."""
 
-import difflib
 import functools
 import inspect
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
+
+from rad.console import did_you_mean
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -60,7 +61,4 @@ def understood(function: Callable[Parameters, Result]) -> Callable[Parameters, R
 def _explain(word: str, names: list[str]) -> str:
     if word in OURS:
         return f"there is no argument {word}: give {OURS[word]}"
-    close = difflib.get_close_matches(word, [*names, *EQUAL], 1)
-    return f"there is no argument {word}: " + (
-        f"did you mean {close[0]}?" if close else f"allowed are {', '.join(names)}"
-    )
+    return f"there is no argument {word}{did_you_mean(word, [*names, *EQUAL])}: allowed are {', '.join(names)}"

@@ -1,4 +1,4 @@
-"""The model of a training run: the newest step, averaged weights first; and what is said if there is none."""
+"""The model of a training run: the newest step, averaged weights first; and the error if there is none."""
 
 from pathlib import Path
 
