@@ -15,6 +15,7 @@ from rad.networks import patch
 from rad.rng import KeyedNoise, generator
 from rad.sampling import Sampler, Task
 from rad.training import Diffusion
+from rad.training.settings import draw_timesteps
 from tests.tiny_networks import small_unet
 
 IMAGES = 2 * torch.rand(2, 3, 16, 16, generator=generator("images")) - 1
@@ -47,7 +48,7 @@ def test_training_step_equals_the_module(tmp_path) -> None:
     expected, t, hole = module.losses(batch, "train")
 
     sources = [generator(module.seed, "train", number) for number in positions.tolist()]
-    assert torch.equal(module.process.draw_timesteps(sources, module.noise_process), t)
+    assert torch.equal(module.process.timesteps(draw_timesteps(sources), module.noise_process), t)
     assert bool((t >= 1000).any() and (t < 1000).any()), "both phases"
     eps = torch.stack([torch.randn(x0.shape[1:], generator=source) for source in sources])
     found = minimal_rad.training_loss(module.model.network, minimal_rad.make_process(), x0, hole, t, eps)

@@ -30,7 +30,7 @@ from rad.resources import located
 from rad.rng import generator
 from rad.sampling.task import Task
 from rad.training.module import Batch, Frozen, TrainingModule
-from rad.training.settings import Execution, Schedule, Scratch, TrainingLoss, TrainingProcess
+from rad.training.settings import Execution, Schedule, Scratch, TrainingLoss, TrainingProcess, draw_timesteps
 
 BUCKETS = 4
 """Ranges of timesteps whose squared errors are logged separately."""
@@ -246,7 +246,7 @@ class Diffusion(TrainingModule):
         """Losses, timesteps t (B,) and holes (B,1,H,W); all draws are keyed by (seed, purpose, position)."""
         image: Tensor = batch["image"]
         rngs = [generator(self.seed, purpose, position, device=image.device) for position in batch["position"].tolist()]
-        t = self.process.draw_timesteps(rngs, self.noise_process)
+        t = self.process.timesteps(draw_timesteps(rngs), self.noise_process)
         hole = self._draw_holes(batch, rngs, purpose)
         x0, regions = self._encode(image, hole, soft="hole" in batch)
         eps = torch.stack(

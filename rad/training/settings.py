@@ -81,18 +81,22 @@ class TrainingProcess:
             return PerPixel(get_betas(base_process), time_origin=self.time_origin)
         return region_aware(base_process, time_origin=self.time_origin) if self.has_holes else base_process
 
-    def draw_timesteps(self, rngs: Sequence[torch.Generator], process: Process) -> Tensor:
+    def timesteps(self, draws: Tensor, process: Process) -> Tensor:
         """t (B,) int64, uniform over the levels of `process`; for RAD a fraction `phase2` lies in the second phase.
 
         Args:
-            rngs: a generator for each sample.
+            draws: (B,2) float64 in [0,1), see `draw_timesteps`; t is on their device.
         """
         levels = process.sampled_steps
-        draws = torch.stack([torch.rand(2, generator=rng, device=rng.device, dtype=torch.float64) for rng in rngs])
         t = (draws[:, 0] * levels).long().clamp(max=levels - 1)
         if self.kind == "region_aware":
             t = t + levels * (draws[:, 1] < self.phase2)
         return t
+
+
+def draw_timesteps(rngs: Sequence[torch.Generator]) -> Tensor:
+    """(B,2) float64 in [0,1), the input of `TrainingProcess.timesteps`; a generator for each sample."""
+    return torch.stack([torch.rand(2, generator=rng, device=rng.device, dtype=torch.float64) for rng in rngs])
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from rad.training.checkpoint import Checkpoint
 from rad.training.diffusion import Diffusion
 from rad.training.ema import EMA
 from rad.training.panel import Panel, Throughput
-from rad.training.settings import Execution, Schedule, Scratch, TrainingLoss, TrainingProcess
+from rad.training.settings import Execution, Schedule, Scratch, TrainingLoss, TrainingProcess, draw_timesteps
 from tests.rounding import assert_same, doubled
 from tests.tiny_networks import small_unet
 
@@ -163,7 +163,9 @@ def test_an_adapter_trained_on_td_paints_process_samples_with_its_method(world, 
     hole = make("center")([torch.Generator()], 16, 16)[0]
     result = inpainter(Image.new("RGB", (16, 16), (200, 30, 30)), hole, method="tdpaint", steps=2)
     assert result.nfe == 2
-    times = model.process.draw_timesteps([torch.Generator().manual_seed(i) for i in range(64)], model.noise_process)
+    times = model.process.timesteps(
+        draw_timesteps([torch.Generator().manual_seed(i) for i in range(64)]), model.noise_process
+    )
     assert 0 <= int(times.min()) < 100
     assert 900 < int(times.max()) < 1000
 
@@ -276,7 +278,7 @@ def test_times_cover_both_phases_in_the_share_asked_for(world):
     for phase2 in (0.0, 0.25, 1.0):
         model = module(world, process=TrainingProcess(phase2=phase2))
         rngs = [torch.Generator().manual_seed(i) for i in range(4000)]
-        times = model.process.draw_timesteps(rngs, model.noise_process)
+        times = model.process.timesteps(draw_timesteps(rngs), model.noise_process)
         assert float((times >= 1000).double().mean()) == pytest.approx(phase2, abs=0.03)
         inside = (times % 1000).double()
         assert float(inside.mean()) == pytest.approx(499.5, abs=4 * 289 / 4000**0.5)
