@@ -18,7 +18,7 @@ common settings:
   --ckpt_path last       resume from the newest checkpoint of this run; also `auto` or a .ckpt file. New settings take
                          effect and are reported. Each resume writes its own config-step=N.yaml.
   --trainer.default_root_dir DIR  write to DIR/RUN/ instead of runs/RUN/
-  --data.path PATH       training images: a folder, zip, tar, LMDB, hf:ID:SPLIT:COLUMN, or skimage
+  --data.path PATH       training images: a folder, zip, tar, LMDB, URL, hf:ID:SPLIT:COLUMN, or skimage
   --data.val_path PATH   validation images; null holds out --data.val_count of the training images
   --data.batch_size N    images per step and device
   --trainer.max_steps N  number of training steps

@@ -1,4 +1,4 @@
-"""Readers of archives: zip, tar, LMDB and Hugging Face datasets, listed once, then read by number.
+"""Readers of archives: zip, LMDB, remote folders and Hugging Face datasets, listed once, then read by number.
 
 Nothing is extracted. Numbers are stable, so a position in the stream suffices to resume training. Names and places lie
 in flat arrays: loader workers would copy Python objects page by page as their reference counts change.
@@ -8,13 +8,15 @@ import os
 import re
 import zipfile
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol
+from urllib.parse import unquote
 
 import numpy as np
 from PIL import Image
 
+from rad.images.remote import RangeFile, Remote, Unreachable
 from rad.resources import pip_install
 
 if TYPE_CHECKING:
@@ -34,6 +36,10 @@ class Reader(Protocol):
     def read(self, number: int) -> bytes:
         """The file of an image. Raises any exception if it cannot be read."""
         ...
+
+
+_ZIP_HEADER = 30 + 64
+"""Bytes of a member's header in a zip without name and entries of the table; 64 more for entries that only it has."""
 
 
 class Packed:
@@ -59,11 +65,12 @@ class Zip:
     Backslashes in names are separators if no name has a slash, as some programs of Windows write. Of two members with one name
     the last counts.
 
-    Each process opens its own handle: forked loader workers would share the file position of an inherited one.
+    Each process opens its own handle: forked loader workers would share the file position of an inherited one. A remote image
+    takes one request.
     """
 
-    def __init__(self, path: Path, *, wanted: Callable[[str], bool]) -> None:
-        self.path = str(path)
+    def __init__(self, path: Path | Remote, *, wanted: Callable[[str], bool]) -> None:
+        self.path, self._place = str(path), path
         self._handle: zipfile.ZipFile | None = None
         self._process = -1
         try:
@@ -71,6 +78,8 @@ class Zip:
             separator = "/" if any("/" in member for member in members) else "\\"
             named = {member.replace(separator, "/"): member for member in members}
             self._members = [(name, named[name]) for name in sorted(filter(wanted, named))]
+        except Unreachable:
+            raise
         except Exception as error:  # a damaged table of contents makes zipfile raise almost anything
             raise ValueError(f"cannot read zip {path}: {error}") from error
 
@@ -79,7 +88,8 @@ class Zip:
 
     def handle(self) -> zipfile.ZipFile:
         if self._handle is None or self._process != os.getpid():
-            self._handle, self._process = zipfile.ZipFile(self.path), os.getpid()
+            file = RangeFile(self._place) if isinstance(self._place, Remote) else self._place
+            self._handle, self._process = zipfile.ZipFile(file), os.getpid()
         return self._handle
 
     def __len__(self) -> int:
@@ -93,13 +103,41 @@ class Zip:
 
     def read(self, number: int) -> bytes:
         """Raises for a member larger than 8 bytes a pixel of the largest image that Pillow opens."""
-        member = self._members[number][1]
-        size, most = self.handle().getinfo(member).file_size, Image.MAX_IMAGE_PIXELS
+        handle = self.handle()
+        member = handle.getinfo(self._members[number][1])
+        size, most = member.file_size, Image.MAX_IMAGE_PIXELS
         if most is not None and size > 2 * 8 * most:
             raise ValueError(
                 f"it unpacks to {size / 1e6:.0f} MB, more than an image of {2 * most / 1e6:.0f} megapixels has"
             )
-        return self.handle().read(member)
+        if isinstance(handle.fp, RangeFile):
+            header = _ZIP_HEADER + len(os.fsencode(member.orig_filename)) + len(member.extra)
+            handle.fp.prefetch(member.header_offset, member.header_offset + header + member.compress_size)
+        return handle.read(member)
+
+
+class RemoteFolder:
+    """The images of a folder in object storage or on a web server, sorted by name; `wanted` selects files by name.
+
+    An image takes one request. Raises `rad.images.remote.Unreachable`.
+    """
+
+    def __init__(self, folder: Remote, names: Sequence[str], *, wanted: Callable[[str], bool]) -> None:
+        self.path, self._folder = str(folder), folder
+        names = [name for name in names if wanted(self._plain(name))]
+        self._names = Packed(os.fsencode(name) for name in sorted(names, key=self._plain))
+
+    def _plain(self, name: str) -> str:
+        return unquote(name) if self._folder.is_web else name
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def name(self, number: int) -> str:
+        return self._plain(os.fsdecode(self._names[number]))
+
+    def read(self, number: int) -> bytes:
+        return self._folder.child(os.fsdecode(self._names[number])).read_all()
 
 
 _ENVIRONMENTS: "dict[tuple[int, int], tuple[int, lmdb.Environment]]" = {}

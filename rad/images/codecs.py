@@ -14,15 +14,18 @@ from torch import Tensor
 
 from rad.images.colour import is_uncalibrated, named_space, to_profile
 from rad.images.formats import read_file
+from rad.images.remote import Unreachable
 
 _BITS, _WHITE_IS_ZERO, _MOST, _SAMPLE_FORMAT = 258, 262, 281, 339  # tags of TIFF
 
 
 @contextmanager
 def naming_errors(name: str) -> Iterator[None]:
-    """Every error becomes a ValueError of one line that names the image."""
+    """Every error becomes a ValueError of one line that names the image; `Unreachable` stays."""
     try:
         yield
+    except Unreachable:
+        raise
     except Exception as error:  # damaged input makes Pillow and zipfile raise almost anything
         if isinstance(error, Image.DecompressionBombError):
             reason = f"{str(error).partition(',')[0]} (rad sample --max_megapixels, PIL.Image.MAX_IMAGE_PIXELS)"

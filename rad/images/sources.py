@@ -1,4 +1,4 @@
-"""Image sources: files, folders, zips, tars, LMDB and Hugging Face datasets; listed, named and opened."""
+"""Image sources: files, folders, zips, tars (local or remote), LMDB, Hugging Face datasets; listed, named and opened."""
 
 import warnings
 from abc import abstractmethod
@@ -15,11 +15,12 @@ from unicodedata import normalize
 import numpy as np
 from PIL import Image
 
-from rad.images.archives import Database, Reader, Rows, Zip
+from rad.images.archives import Database, Reader, RemoteFolder, Rows, Zip
 from rad.images.choice import Choice, walk
 from rad.images.codecs import check_samples, naming_errors, open_image
 from rad.images.formats import SUFFIXES, open_file
-from rad.images.tars import TARS, Tars, expand
+from rad.images.remote import Remote, Unreachable, is_remote
+from rad.images.tars import TARS, Tars, expand, expand_names, is_pattern
 
 
 @dataclass(frozen=True)
@@ -126,11 +127,17 @@ def list_images(source: str | Path) -> Sequence[ImageFile]:
     tars instead. Tars, LMDB and datasets give a `Listing`.
 
     Args:
-        source: folder, folder of an LMDB, .zip, .tar, tars as SHARD-{0000..0099}.tar, "hf:ID:SPLIT:COLUMN", or a file.
+        source: folder, folder of an LMDB, .zip, .tar, tars as SHARD-{0000..0099}.tar, "hf:ID:SPLIT:COLUMN", or a file;
+            or the URL of a folder, zip, tar, tars or file, such as s3://BUCKET/train.zip. All images of a URL are a `Listing`.
 
-    Raises ValueError if `source` does not exist, is broken, holds no image, or needs a missing package.
+    Raises ValueError if `source` does not exist, is broken, holds no image, needs a missing package, or cannot be reached.
     """
     path, name = Path(source), str(source)
+    if is_remote(name):
+        try:
+            return _list_remote(Remote(name))
+        except Unreachable as error:
+            raise ValueError(str(error)) from error
     if name.startswith("hf:"):
         return _list(Rows(name))
     if not path.exists():
@@ -162,7 +169,32 @@ def list_images(source: str | Path) -> Sequence[ImageFile]:
     return images
 
 
-def _list_tars(source: str, shards: Sequence[Path]) -> Listing:
+def _list_remote(source: Remote) -> Listing:
+    choice, ending = Choice(), source.path.name.lower()
+    is_folder = str(source).endswith("/")
+    if ending.endswith(TARS) and not is_folder:
+        return _list_tars(str(source), [Remote(url) for url in expand_names(source.url)])
+    if is_pattern(str(source)):
+        raise ValueError(f"{source}: a range names tars: end it in .tar, or give the folder")
+    if ending.endswith(".zip") and not is_folder:
+        listing = Listing(Zip(source, wanted=choice))
+    elif ending.endswith(SUFFIXES) and not is_folder:
+        source.info()  # is it there?
+        parent = Remote(source.url.replace(str(source), str(source).rpartition("/")[0], 1))
+        return Listing(RemoteFolder(parent, [str(source).rpartition("/")[2]], wanted=lambda _: True))
+    else:
+        names = source.files()
+        listing = Listing(RemoteFolder(source, names, wanted=choice))
+        tars = [source.child(name) for name in names if name.lower().endswith(TARS)]
+        if tars and not len(listing):
+            return _list_tars(str(source), tars)
+    choice.warn(str(source), listing if choice.unread else [])
+    if not len(listing):
+        raise ValueError(f"no images in {source}: looked at any depth for files ending in {', '.join(SUFFIXES)}")
+    return listing
+
+
+def _list_tars(source: str, shards: Sequence[Path | Remote]) -> Listing:
     choice = Choice()
     listing = _list(Tars(source, shards, wanted=choice))
     choice.warn(source, listing if choice.unread else [])
@@ -177,13 +209,13 @@ def _list(source: Reader) -> Listing:
 
 
 def is_source(source: str | Path) -> bool:
-    """Whether `list_images` could read it: an existing path, a pattern of existing tars, or a dataset."""
-    return str(source).startswith("hf:") or Path(source).exists() or bool(expand(str(source)))
+    """Whether `list_images` could read it: an existing path, a pattern of existing tars, a URL, or a dataset."""
+    return is_remote(source) or str(source).startswith("hf:") or Path(source).exists() or bool(expand(str(source)))
 
 
 def absolute(source: str | Path) -> str:
-    """The source as an absolute path; a dataset unchanged."""
-    return str(source) if str(source).startswith("hf:") else str(Path(source).resolve())
+    """The source as an absolute path; a URL or dataset unchanged."""
+    return str(source) if is_remote(source) or str(source).startswith("hf:") else str(Path(source).resolve())
 
 
 def holds_one(source: str | Path) -> bool:

@@ -4,22 +4,31 @@ import os
 import re
 import tarfile
 import warnings
+import zipfile
+import zlib
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
+from hashlib import sha256
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, cast
 
 import numpy as np
+from filelock import FileLock
 
 from rad.images.archives import Packed
+from rad.images.atomic import replacing
+from rad.images.remote import RangeFile, Remote, cache_folder, is_remote
 
 TARS = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")
 
 _BLOCK, _OPEN_SHARDS = 512, 128
+
+_INDEX_VERSION = 1
+"""Of the files that keep the index of a remote tar."""
 
 
 class _Member(NamedTuple):
@@ -36,9 +45,19 @@ class _Shard:
     def __init__(self, path: str) -> None:
         self.file = os.open(path, os.O_RDONLY)
 
+    def read(self, start: int, end: int) -> bytes:
+        data = os.pread(self.file, end - start, start)
+        if len(data) < end - start:
+            raise EOFError(f"the tar ends {end - start - len(data)} bytes before the image does")
+        return data
+
     def __del__(self) -> None:
         if hasattr(self, "file"):
             os.close(self.file)
+
+
+def _open_shard(path: str) -> _Shard | Remote:
+    return Remote(path) if is_remote(path) else _Shard(path)
 
 
 class Tars:
@@ -54,12 +73,16 @@ class Tars:
     damaged later is used up to there, with a warning.
     """
 
-    def __init__(self, path: str, shards: Sequence[Path], *, wanted: Callable[[str], bool]) -> None:
+    def __init__(self, path: str, shards: Sequence[Path | Remote], *, wanted: Callable[[str], bool]) -> None:
         self.path = path
-        top = os.path.commonpath([shard.parent for shard in shards])
-        labels = {shard: shard.relative_to(top).with_suffix("").as_posix().strip(".") for shard in shards}
+        places = {shard: shard.path if isinstance(shard, Remote) else shard for shard in shards}
+        top = os.path.commonpath([place.parent for place in places.values()])
+        labels = {
+            shard: place.relative_to(top).with_suffix("").as_posix().strip(".") for shard, place in places.items()
+        }
         shards = sorted(shards, key=lambda shard: f"{labels[shard]}/")
-        self._shards, self._labels = [str(shard) for shard in shards], [labels[shard] for shard in shards]
+        self._shards = [shard.url if isinstance(shard, Remote) else str(shard) for shard in shards]
+        self._labels = [labels[shard] for shard in shards]
         first, offsets, sizes, remarks = array("q", [0]), array("q"), array("q"), []
 
         def names() -> Iterator[bytes]:
@@ -75,7 +98,7 @@ class Tars:
 
         self._names = Packed(names())
         self._first, self._offsets, self._sizes = (np.frombuffer(each, np.int64) for each in (first, offsets, sizes))
-        self._open = lru_cache(_OPEN_SHARDS)(_Shard)
+        self._open = lru_cache(_OPEN_SHARDS)(_open_shard)
         for remark in remarks:
             warnings.warn(remark, stacklevel=3)
 
@@ -84,7 +107,7 @@ class Tars:
 
     def __setstate__(self, state: dict[str, object]) -> None:
         vars(self).update(state)
-        self._open = lru_cache(_OPEN_SHARDS)(_Shard)
+        self._open = lru_cache(_OPEN_SHARDS)(_open_shard)
 
     def __len__(self) -> int:
         return len(self._names)
@@ -96,33 +119,87 @@ class Tars:
         return f"{self._labels[self._shard(number)]}/{os.fsdecode(self._names[number])}"
 
     def read(self, number: int) -> bytes:
-        shard, size = self._open(self._shards[self._shard(number)]), int(self._sizes[number])
-        data = os.pread(shard.file, size, int(self._offsets[number]))
-        if len(data) < size:
-            raise EOFError(f"the tar ends {size - len(data)} bytes before the image does")
-        return data
+        start = int(self._offsets[number])
+        return self._open(self._shards[self._shard(number)]).read(start, start + int(self._sizes[number]))
 
 
-def _index(wanted: Callable[[str], bool], path: Path) -> tuple[list[_Member], str]:
+def _index(wanted: Callable[[str], bool], path: Path | Remote) -> tuple[list[_Member], str]:
     """The images of a tar, and a description of its damage, empty for none."""
-    members: list[_Member] = []
-    damage = ""
-    try:
-        with open(path, "rb") as file:
-            if file.read(6).startswith(_COMPRESSED):
-                raise ValueError("it is compressed, so it cannot be read at random: unpack it to a plain .tar")
-            size = os.fstat(file.fileno()).st_size
-            file.seek(0)
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                try:
-                    damage = _walk(tar, file, size, wanted, members)
-                except (tarfile.TarError, ValueError, EOFError) as error:
-                    damage = f"is damaged or cut off ({error})"
-    except (OSError, tarfile.TarError, ValueError) as error:
-        raise ValueError(f"cannot read tar {path}: {error}") from error
+    if isinstance(path, Remote):
+        members, damage = _index_remote(path)
+        members = [member for member in members if wanted(member.name)]
+    else:
+        try:
+            with open(path, "rb") as file:
+                members, damage = _read_headers(file, os.fstat(file.fileno()).st_size, wanted)
+        except (OSError, tarfile.TarError, ValueError) as error:
+            raise ValueError(f"cannot read tar {path}: {error}") from error
     if damage and not members:
         raise ValueError(f"{path} {damage}, and no whole image is left in it: copy it again")
     return members, damage
+
+
+def _read_headers(file: IO[bytes], size: int, wanted: Callable[[str], bool]) -> tuple[list[_Member], str]:
+    """See `_index`, of a tar of `size` bytes."""
+    members: list[_Member] = []
+    if file.read(6).startswith(_COMPRESSED):
+        raise ValueError("it is compressed, so it cannot be read at random: unpack it to a plain .tar")
+    file.seek(0)
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        try:
+            return members, _walk(tar, file, size, wanted, members)
+        except (tarfile.TarError, ValueError, EOFError) as error:
+            return members, f"is damaged or cut off ({error})"
+
+
+def _index_remote(path: Remote) -> tuple[list[_Member], str]:
+    """All plain files of a remote tar and its damage. The headers are read once for each version of the tar and kept."""
+    info = {name: value for name, value in path.info().items() if name != "url"}  # may hold a signature of this request
+    version = sha256(repr((_INDEX_VERSION, str(path), sorted(info.items(), key=str))).encode()).hexdigest()
+    kept = cache_folder() / "tars" / f"{version[:40]}.npz"
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(kept.with_suffix(".lock")):  # other processes of the run wait for one index
+            if (index := _load_index(kept)) is None:
+                index = _build_index(path)
+                with replacing(kept) as temporary:
+                    _save_index(temporary, *index)
+            return index
+    except OSError as error:
+        warnings.warn(f"the index of {path} cannot be kept in {kept.parent}: {error}", stacklevel=2)
+        return _build_index(path)
+
+
+def _build_index(path: Remote) -> tuple[list[_Member], str]:
+    try:
+        file = RangeFile(path)
+        return _read_headers(cast("IO[bytes]", file), file.size, lambda _: True)
+    except (tarfile.TarError, ValueError) as error:
+        raise ValueError(f"cannot read tar {path}: {error}") from error
+
+
+def _save_index(file: Path, members: Sequence[_Member], damage: str) -> None:
+    names = [os.fsencode(member.name) for member in members]
+    np.savez(
+        file,
+        names=np.frombuffer(b"".join(names), np.uint8),
+        lengths=np.array([len(name) for name in names], np.int64),
+        offsets=np.array([member.offset for member in members], np.int64),
+        sizes=np.array([member.size for member in members], np.int64),
+        damage=np.frombuffer(os.fsencode(damage), np.uint8),
+    )
+
+
+def _load_index(file: Path) -> tuple[list[_Member], str] | None:
+    """The index that was kept; None if there is none, or it is damaged."""
+    try:
+        with np.load(file, allow_pickle=False) as kept:
+            names, ends = kept["names"].tobytes(), np.cumsum(kept["lengths"]).tolist()
+            places = zip([0, *ends[:-1]], ends, kept["offsets"].tolist(), kept["sizes"].tolist(), strict=False)
+            members = [_Member(os.fsdecode(names[start:end]), offset, size) for start, end, offset, size in places]
+            return members, os.fsdecode(kept["damage"].tobytes())
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        return None
 
 
 def _walk(
@@ -149,17 +226,23 @@ def expand(pattern: str) -> list[Path]:
 
     Raises ValueError if a file is missing, or a range counts down.
     """
-    if re.search(r"\{\d+\.\.\d+\}", pattern) is None:
+    if not is_pattern(pattern):
         return []
     shards = []
-    for name in _expand(pattern):
+    for name in expand_names(pattern):
         if not os.path.isfile(name):
             raise ValueError(f"no such shard: {name}, of {pattern}; give the range of those that are there")
         shards.append(Path(name))
     return shards
 
 
-def _expand(pattern: str) -> Iterator[str]:
+def is_pattern(name: str) -> bool:
+    """Whether `name` holds a range, such as {0000..0099}."""
+    return re.search(r"\{\d+\.\.\d+\}", name) is not None
+
+
+def expand_names(pattern: str) -> Iterator[str]:
+    """All names of a pattern. Raises ValueError if a range counts down."""
     match = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
     if match is None:
         yield pattern
@@ -169,4 +252,4 @@ def _expand(pattern: str) -> Iterator[str]:
         raise ValueError(f"{pattern}: the range {match[0]} counts down; give the smaller number first")
     width = max(len(low), len(high)) if low.startswith("0") or high.startswith("0") else 0
     for number in range(int(low), int(high) + 1):
-        yield from _expand(f"{pattern[: match.start()]}{number:0{width}d}{pattern[match.end() :]}")
+        yield from expand_names(f"{pattern[: match.start()]}{number:0{width}d}{pattern[match.end() :]}")

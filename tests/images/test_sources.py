@@ -245,12 +245,13 @@ def test_the_command_line_takes_the_names(tmp_path: Path) -> None:
     for text, path in (
         ("x-{0000..0099}.tar", "x-{0000..0099}.tar"),
         ("hf:owner/name:train[:10%]:image", "hf:owner/name:train[:10%]:image"),
+        ("https://host/x-{0..9}.tar?sig=a%20b", "https://host/x-{0..9}.tar?sig=a%20b"),
         ('["x-{0..9}.tar", "hf:a/b"]', ["x-{0..9}.tar", "hf:a/b"]),
     ):
         assert parser.parse_args(["--data.path", text]).data.path == path
     page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
     commands = [shlex.split(line) for line in page.splitlines() if line.startswith("rad train ")]
-    assert len(commands) == 3
+    assert len(commands) == 4
     for _, command, option, config, *words in commands:
         assert (command, option) == ("train", "--config")
         assert (ROOT / "configs" / config).is_file()
