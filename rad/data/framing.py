@@ -1,4 +1,4 @@
-"""From an image to a square: crop, scale, flip."""
+"""From an image to a square, or to the size of a bucket: crop, scale, flip."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,16 +52,29 @@ class Framing:
                     f"side_range={self.side_range} (pixels) and scale_range={self.scale_range} (shares) contradict: give one"
                 )
 
-    def box(self, width: int, height: int, draws: Sequence[float]) -> tuple[int, int, int]:
-        """Left, top and side of the square crop, in pixels of the image; draws: four in [0, 1)."""
-        side = short = min(width, height)
+    def box(
+        self, width: int, height: int, draws: Sequence[float], sides: tuple[int, int] | None = None
+    ) -> tuple[int, int, int, int]:
+        """Left, top, width and height of the crop, in pixels of the image.
+
+        Args:
+            draws: four in [0, 1).
+            sides: (H,W) whose aspect ratio the crop has; None: a square.
+        """
+        if sides is None or sides[0] == sides[1]:
+            wide = high = min(width, height)
+        else:  # the largest rectangle of the aspect ratio
+            wide = min(width, max(1, round(height * sides[1] / sides[0])))
+            high = min(height, max(1, round(width * sides[0] / sides[1])))
         if self.crop == "random_scale":
+            short = min(wide, high)
             side = self._draw_side(short, draws[0])
+            wide, high = max(1, round(wide * side / short)), max(1, round(high * side / short))
         elif self.resize == "none":
-            side = min(self.size, short)
+            wide = high = min(self.size, wide)
         if self.crop == "center":
-            return (width - side) // 2, (height - side) // 2, side
-        return int(draws[1] * (width - side + 1)), int(draws[2] * (height - side + 1)), side
+            return (width - wide) // 2, (height - high) // 2, wide, high
+        return int(draws[1] * (width - wide + 1)), int(draws[2] * (height - high + 1)), wide, high
 
     def _draw_side(self, short: int, draw: float) -> int:
         low, high = self.scale_range
@@ -72,13 +85,14 @@ class Framing:
         scale = low + (high - low) * draw if self.scale_draw == "uniform" else low * (high / low) ** draw
         return max(1, round(scale * unit))
 
-    def __call__(self, image: Image.Image, random: torch.Generator) -> Tensor:
-        """(3,size,size) float32 in [-1, 1]; always four draws, which no setting shifts."""
+    def __call__(self, image: Image.Image, random: torch.Generator, sides: tuple[int, int] | None = None) -> Tensor:
+        """(3,H,W) float32 in [-1, 1], with H,W of `sides`, or `size`; always four draws, which no setting shifts."""
+        height, width = sides or (self.size, self.size)
         draws = torch.rand(4, generator=random, device=random.device, dtype=torch.float64).tolist()
-        left, top, side = self.box(*image.size, draws)
-        image = image.crop((left, top, left + side, top + side))
-        if side != self.size:
-            image = image.resize((self.size, self.size), Image.Resampling.LANCZOS)
+        left, top, wide, high = self.box(*image.size, draws, sides)
+        image = image.crop((left, top, left + wide, top + high))
+        if (wide, high) != (width, height):
+            image = image.resize((width, height), Image.Resampling.LANCZOS)
         if self.flip and draws[3] < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return to_tensor(image) * 2 - 1

@@ -15,6 +15,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
+from rad.data.buckets import Buckets, bucket_sizes, image_sizes, nearest
 from rad.data.captions import read_captions
 from rad.data.framing import SCALE_RANGE, Crop, Framing, Resize, ScaleDraw
 from rad.data.stream import HeldOut, PositionSampler, Source, Stream, StreamLoader, Turns
@@ -113,6 +114,8 @@ class ImageDataModule(LightningDataModule):
         in_memory: decode all images at the start, and keep them at 4 bytes a pixel in every process.
         captions: texts for models that take them: "folder" for folder names, or a .json or .jsonl file, see
             `rad.data.captions.read_captions`. None: no text.
+        buckets: train on sizes close to the aspect ratio of each image: true for sizes of about `size` x `size` pixels, or a list
+            of [height, width]; all samples of an optimiser step have one size. False: squares. Validation has squares.
 
     Raises:
         ValueError: a setting is out of range; at setup, a path is missing or holds no readable image.
@@ -141,6 +144,7 @@ class ImageDataModule(LightningDataModule):
         masks: MaskGenerator | None = None,
         in_memory: bool = False,
         captions: str | None = None,
+        buckets: bool | list[tuple[int, int]] = False,
     ) -> None:
         super().__init__()
         for name, value, least in (("size", size, 1), ("batch_size", batch_size, 1), ("val_count", val_count, 0)):
@@ -166,6 +170,11 @@ class ImageDataModule(LightningDataModule):
             val_path = "skimage"
         self.val_paths = [val_path] if isinstance(val_path, str) else val_path
         self.val_count = val_count
+        self.buckets = bucket_sizes(buckets, size)
+        if self.buckets and resize == "none":
+            raise ValueError(
+                "resize='none' contradicts buckets, which scale images to their size: leave one of them out"
+            )
         self.framing = Framing(size, resize, crop, scale_range, flip, side_range, scale_draw)
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, check_seed(seed)
         self.strict, self.masks, self.in_memory = strict, masks, in_memory
@@ -177,6 +186,7 @@ class ImageDataModule(LightningDataModule):
         self._hash: int | None = None
         self._hashes: dict[str, str] = {}
         self._resumed = _FRESH
+        self._assigned = np.empty(0, np.int32)
 
     def setup(self, stage: str) -> None:
         if not self.train_images:
@@ -197,6 +207,8 @@ class ImageDataModule(LightningDataModule):
                 raise ValueError(f"{empty} has a weight and no image left to train on: leave it out or lower val_count")
             if self.captions is not None:
                 self.captions.require(image.name for image in chain(self.train_images, self.val_images))
+            if self.buckets:
+                self._assigned = nearest(image_sizes(self.train_images), self.buckets)
         if stage == "fit" and self.trainer is not None:
             self._resumed = _FRESH  # Lightning calls `load_state_dict` after `setup`
             self._count_in_steps(self.trainer)
@@ -273,6 +285,7 @@ class ImageDataModule(LightningDataModule):
             "batch_size": self.batch_size,
             "seed": self.seed,
             "masks": self.masks,
+            "buckets": self.buckets,
             "captions": None if self.captions is None else self.captions.source,
             "texts_hash": None if texts is None else f"{key_of(chain.from_iterable(sorted(texts.items()))):016x}",
             "images": len(self.train_images),
@@ -288,10 +301,29 @@ class ImageDataModule(LightningDataModule):
 
     def stream(self) -> Stream:
         """All samples of the run."""
+        buckets = None
+        if self.buckets:
+            buckets = Buckets(self.buckets, self._assigned, self._block(), self.seed, self._counts, self.weights)
         return Stream(
             self.train_images, self.framing, self.seed, self.masks, self.strict, self.captions,
-            self._counts, self.weights,
+            self._counts, self.weights, buckets,
         )  # fmt: skip
+
+    def _block(self) -> int:
+        """Samples of an optimiser step over all devices."""
+        accumulate = 1 if self.trainer is None else self.trainer.accumulate_grad_batches
+        return self.batch_size * self._rank_and_world()[1] * accumulate
+
+    def _start_at_block(self) -> None:
+        """Move the position of a resumed run to the next block of buckets, if an optimiser step has another size now."""
+        position, block = self._resumed["position"], self._block()
+        if self.buckets and position % block:
+            start = math.ceil(position / block) * block
+            rank_zero_warn(
+                f"position {position} is no multiple of the {block} samples of an optimiser step, as buckets need: "
+                f"the stream goes on at {start}"
+            )
+            self._resumed = {**self._resumed, "position": start}
 
     def train_dataloader(self) -> StreamLoader:
         """The rest of the run, from `position()`; without a trainer, one pass over the images."""
@@ -301,6 +333,7 @@ class ImageDataModule(LightningDataModule):
                 "the training images, their weights or the seed are not those of the checkpoint: "
                 f"the stream goes on at position {self.position()} in its new order"
             )
+        self._start_at_block()
         left = math.ceil(len(self.train_images) / self.batch_size)
         if self.trainer is not None:
             steps = max(0, self.trainer.max_steps - self.trainer.global_step)

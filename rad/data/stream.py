@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from itertools import accumulate
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -23,6 +24,9 @@ from rad.data.framing import Framing
 from rad.images.sources import Decoded, ImageFile, open_readable
 from rad.masks import MaskGenerator
 from rad.rng import generator
+
+if TYPE_CHECKING:
+    from rad.data.buckets import Buckets
 
 Source = ImageFile | Decoded
 
@@ -73,6 +77,7 @@ class Stream(Dataset[Sample]):
     Args:
         images: of all sources, one source after another; counts: images of each source, with `weights`.
         weights: relative number of samples of each source, see `Turns`. None: all images are one source.
+        buckets: image and size of each position, see `rad.data.buckets`. None: squares.
     """
 
     images: Sequence[Source]
@@ -83,18 +88,22 @@ class Stream(Dataset[Sample]):
     captions: Captions | None = None
     counts: tuple[int, ...] = ()
     weights: tuple[int, ...] | None = None
+    buckets: "Buckets | None" = None
 
     def number(self, position: int) -> int:
         """Index in `images` of a position."""
+        if self.buckets is not None:
+            return self.buckets(position)[0]
         if self.weights is None:
             source, before, counts = 0, position, (len(self.images),)
         else:
             (source, before), counts = Turns(self.weights)(position), self.counts
         epoch, place = divmod(before, counts[source])
-        return sum(counts[:source]) + int(_order(self.seed, epoch, counts[source], source)[place])
+        return sum(counts[:source]) + int(epoch_order(self.seed, epoch, counts[source], source)[place])
 
     def __getitem__(self, index: int) -> Sample:
-        return _read(self, self.number(index), index, lambda purpose, _: generator(self.seed, purpose, index))
+        sides = None if self.buckets is None else self.buckets(index)[1]
+        return _read(self, self.number(index), index, lambda purpose, _: generator(self.seed, purpose, index), sides)
 
 
 @dataclass(frozen=True)
@@ -123,19 +132,26 @@ class HeldOut(Dataset[Sample]):
         return _read(self, number, index, lambda purpose, name: generator("validation", purpose, name, *place))
 
 
-def _read(data: Stream | HeldOut, number: int, position: int, keyed: Callable[[str, str], torch.Generator]) -> Sample:
-    """Sample of image `number`; `keyed` gives the generator for a purpose and an image name."""
+def _read(
+    data: Stream | HeldOut,
+    number: int,
+    position: int,
+    keyed: Callable[[str, str], torch.Generator],
+    sides: tuple[int, int] | None = None,
+) -> Sample:
+    """Sample of image `number`, of H,W `sides` or square; `keyed` gives the generator for a purpose and an image name."""
     name, image = open_readable(data.images, number, strict=data.strict)
-    sample: Sample = {"image": data.framing(image, keyed("augment", name)), "position": position, "name": name}
+    sample: Sample = {"image": data.framing(image, keyed("augment", name), sides), "position": position, "name": name}
     if data.masks is not None:
-        sample["hole"] = data.masks([keyed("hole", name)], data.framing.size, data.framing.size)[0]
+        sample["hole"] = data.masks([keyed("hole", name)], *(sides or (data.framing.size, data.framing.size)))[0]
     if data.captions is not None:
         sample["text"] = data.captions(name)
     return sample
 
 
 @lru_cache(maxsize=8)  # a batch may span two epochs of each of several sources
-def _order(seed: int, epoch: int, count: int, source: int) -> Tensor:
+def epoch_order(seed: int, epoch: int, count: int, source: int) -> Tensor:
+    """(n,) the numbers of the images of a source in the order of an epoch."""
     keys = ("order", epoch, source) if source else ("order", epoch)
     return torch.randperm(count, generator=generator(seed, *keys), dtype=torch.int64, device="cpu")
 

@@ -9,14 +9,16 @@ import re
 import zipfile
 from array import array
 from collections.abc import Callable, Iterable, Sequence
+from hashlib import sha256
+from io import BytesIO
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Protocol
+from typing import IO, TYPE_CHECKING, Protocol, cast
 from urllib.parse import unquote
 
 import numpy as np
 from PIL import Image
 
-from rad.images.remote import RangeFile, Remote, Unreachable
+from rad.images.remote import HEADER, RangeFile, Remote, Unreachable
 from rad.resources import pip_install
 
 if TYPE_CHECKING:
@@ -32,6 +34,14 @@ class Reader(Protocol):
     def __len__(self) -> int: ...
 
     def name(self, number: int) -> str: ...
+
+    def version(self) -> str:
+        """A text that differs after most changes of the content."""
+        ...
+
+    def open(self, number: int) -> IO[bytes]:
+        """The file of an image, for its header. Raises as `read`."""
+        ...
 
     def read(self, number: int) -> bytes:
         """The file of an image. Raises any exception if it cannot be read."""
@@ -88,7 +98,7 @@ class Zip:
 
     def handle(self) -> zipfile.ZipFile:
         if self._handle is None or self._process != os.getpid():
-            file = RangeFile(self._place) if isinstance(self._place, Remote) else self._place
+            file = RangeFile.of(self._place, ahead=HEADER) if isinstance(self._place, Remote) else self._place
             self._handle, self._process = zipfile.ZipFile(file), os.getpid()
         return self._handle
 
@@ -97,6 +107,9 @@ class Zip:
 
     def name(self, number: int) -> str:
         return self._members[number][0]
+
+    def version(self) -> str:
+        return sha256(repr([self.handle().getinfo(member).CRC for _, member in self._members]).encode()).hexdigest()
 
     def open(self, number: int) -> IO[bytes]:
         return self.handle().open(self._members[number][1])
@@ -135,6 +148,12 @@ class RemoteFolder:
 
     def name(self, number: int) -> str:
         return self._plain(os.fsdecode(self._names[number]))
+
+    def version(self) -> str:
+        return ""
+
+    def open(self, number: int) -> IO[bytes]:
+        return cast("IO[bytes]", RangeFile.of(self._folder.child(os.fsdecode(self._names[number])), ahead=HEADER))
 
     def read(self, number: int) -> bytes:
         return self._folder.child(os.fsdecode(self._names[number])).read_all()
@@ -176,6 +195,13 @@ class Database:
             return key.hex()
         plain = all(part and not part.startswith(".") for part in text.split("/"))
         return text if plain and text.isprintable() else key.hex()
+
+    def version(self) -> str:
+        status = (Path(self.path) / "data.mdb").stat()
+        return f"{status.st_size} {status.st_mtime_ns}"
+
+    def open(self, number: int) -> IO[bytes]:
+        return BytesIO(self.read(number))
 
     def read(self, number: int) -> bytes:
         with _environment(Path(self.path)).begin() as transaction:
@@ -248,6 +274,12 @@ class Rows:
 
     def name(self, number: int) -> str:
         return f"{number:08d}"
+
+    def version(self) -> str:
+        return str(self._rows._fingerprint)
+
+    def open(self, number: int) -> IO[bytes]:
+        return BytesIO(self.read(number))
 
     def read(self, number: int) -> bytes:
         stored = self._rows[number][self._column]

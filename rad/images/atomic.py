@@ -6,13 +6,19 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
+
+from filelock import FileLock
 
 MARK = ".rad-tmp"
 TEMPORARY = re.compile(rf"\.[0-9a-f]{{8}}{re.escape(MARK)}(\.\w+)?")
 """Names of unfinished files and folders: unique, hidden, and short even where the final name is long."""
+
+Result = TypeVar("Result")
 
 LONGEST_SUFFIX = 16
 ABANDONED = 60.0
@@ -61,6 +67,27 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     finally:
         for leftover in (temporary, old):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def built_once(
+    path: Path, build: Callable[[], Result], save: Callable[[Path, Result], object], load: Callable[[Path], Result]
+) -> Result:
+    """The content of a file that is written at the first use; the other processes wait for it.
+
+    A file that `load` cannot read is built again. Without a place to write, a warning says so.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            with suppress(Exception):  # readers of damaged files raise almost anything
+                return load(path)
+            content = build()
+            with replacing(path) as temporary:
+                save(temporary, content)
+            return content
+    except OSError as error:
+        warnings.warn(f"{path} cannot be written, and is computed again at every start: {error}", stacklevel=2)
+        return build()
 
 
 def write_text(path: Path, text: str, *, durable: bool = False) -> Path:

@@ -24,6 +24,9 @@ PAUSES = (0.5, 1.0, 2.0, 4.0)
 AHEAD = 1 << 20
 """Least number of bytes in a request while a table of contents is read."""
 
+HEADER = 1 << 16
+"""Least number of bytes in a request for the header of an image."""
+
 _PASSING = (408, 425, 429)
 """HTTP states between 400 and 499 that a later attempt may not meet."""
 
@@ -158,18 +161,23 @@ def _is_final(error: Exception) -> bool:
 
 
 class RangeFile(RawIOBase):
-    """A remote file as a seekable stream. The last range that was read stays in memory.
+    """A file that is read by ranges, as a seekable stream. The last range stays in memory.
 
     Args:
+        fetch: returns the bytes from a start to an end; size: of the file, in bytes.
         ahead: least number of bytes in a request.
     """
 
-    def __init__(self, remote: Remote, *, ahead: int = AHEAD) -> None:
-        self.remote, self.ahead = remote, ahead
+    def __init__(self, fetch: Callable[[int, int], bytes], size: int, *, ahead: int) -> None:
+        self.fetch, self.size, self.ahead, self._position = fetch, size, ahead, 0
+        self._window: tuple[int, bytes] = (0, b"")  # replaced as a whole: threads may share the file
+
+    @classmethod
+    def of(cls, remote: Remote, *, ahead: int = AHEAD) -> "RangeFile":
+        """A remote file. Raises as `Remote.info`."""
         size = remote.info()["size"]
         assert isinstance(size, int)
-        self.size, self._position = size, 0
-        self._window: tuple[int, bytes] = (0, b"")  # replaced as a whole: threads may share the file
+        return cls(remote.read, size, ahead=ahead)
 
     def readable(self) -> bool:
         return True
@@ -187,7 +195,7 @@ class RangeFile(RawIOBase):
     def prefetch(self, start: int, end: int) -> tuple[int, bytes]:
         """Read the range in one request and keep it; returns its start and bytes."""
         end = min(end, self.size)
-        self._window = window = (start, self.remote.read(start, end) if end > start else b"")
+        self._window = window = (start, self.fetch(start, end) if end > start else b"")
         return window
 
     def read(self, size: int | None = -1) -> bytes:

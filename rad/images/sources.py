@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import TypeVar, overload
+from typing import IO, TypeVar, overload
 from unicodedata import normalize
 
 import numpy as np
@@ -21,6 +21,8 @@ from rad.images.codecs import check_samples, naming_errors, open_image
 from rad.images.formats import SUFFIXES, open_file
 from rad.images.remote import Remote, Unreachable, is_remote
 from rad.images.tars import TARS, Tars, expand, expand_names, is_pattern
+
+_ORIENTATION = 0x0112  # tag of EXIF; values of 5 to 8 swap the sides
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,14 @@ class ImageFile:
         """See `open_image`, errors included."""
         return open_image(self.file(), name=str(self))
 
+    def size(self) -> tuple[int, int]:
+        """Width and height, upright by the EXIF data of the header. Reads only the header; errors as in `open_image`."""
+        with naming_errors(str(self)):
+            if isinstance(self.source, Path):
+                return _upright_size(self.source)
+            with self.source.open(self.number) as stream:
+                return _upright_size(stream)
+
     def check(self) -> None:
         """Read the header only, which is quick and misses truncation; errors as in `open_image`."""
         if isinstance(self.source, Zip):
@@ -70,6 +80,17 @@ class Decoded:
 
     def open(self) -> Image.Image:
         return self.image
+
+    def size(self) -> tuple[int, int]:
+        return self.image.size
+
+
+def _upright_size(file: Path | IO[bytes]) -> tuple[int, int]:
+    with open_file(file) as image:
+        width, height = image.size
+        # A PNG with EXIF data behind its pixels would be decoded to find them.
+        turned = (image.format != "PNG" or "exif" in image.info) and image.getexif().get(_ORIENTATION, 1) >= 5
+        return (height, width) if turned else (width, height)
 
 
 Item = TypeVar("Item", bound=ImageFile | Decoded, covariant=True)

@@ -4,8 +4,6 @@ import os
 import re
 import tarfile
 import warnings
-import zipfile
-import zlib
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,11 +13,10 @@ from pathlib import Path
 from typing import IO, NamedTuple, cast
 
 import numpy as np
-from filelock import FileLock
 
 from rad.images.archives import Packed
-from rad.images.atomic import replacing
-from rad.images.remote import RangeFile, Remote, cache_folder, is_remote
+from rad.images.atomic import built_once
+from rad.images.remote import HEADER, RangeFile, Remote, cache_folder, is_remote
 
 TARS = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
@@ -118,6 +115,17 @@ class Tars:
     def name(self, number: int) -> str:
         return f"{self._labels[self._shard(number)]}/{os.fsdecode(self._names[number])}"
 
+    def version(self) -> str:
+        return sha256(self._offsets.tobytes() + self._sizes.tobytes()).hexdigest()
+
+    def open(self, number: int) -> IO[bytes]:
+        """The file of an image, of which only the parts in use are read."""
+        shard, first = self._open(self._shards[self._shard(number)]), int(self._offsets[number])
+        file = RangeFile(
+            lambda start, end: shard.read(first + start, first + end), int(self._sizes[number]), ahead=HEADER
+        )
+        return cast("IO[bytes]", file)
+
     def read(self, number: int) -> bytes:
         start = int(self._offsets[number])
         return self._open(self._shards[self._shard(number)]).read(start, start + int(self._sizes[number]))
@@ -157,28 +165,19 @@ def _index_remote(path: Remote) -> tuple[list[_Member], str]:
     info = {name: value for name, value in path.info().items() if name != "url"}  # may hold a signature of this request
     version = sha256(repr((_INDEX_VERSION, str(path), sorted(info.items(), key=str))).encode()).hexdigest()
     kept = cache_folder() / "tars" / f"{version[:40]}.npz"
-    try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(kept.with_suffix(".lock")):  # other processes of the run wait for one index
-            if (index := _load_index(kept)) is None:
-                index = _build_index(path)
-                with replacing(kept) as temporary:
-                    _save_index(temporary, *index)
-            return index
-    except OSError as error:
-        warnings.warn(f"the index of {path} cannot be kept in {kept.parent}: {error}", stacklevel=2)
-        return _build_index(path)
+    return built_once(kept, partial(_build_index, path), _save_index, _load_index)
 
 
 def _build_index(path: Remote) -> tuple[list[_Member], str]:
     try:
-        file = RangeFile(path)
+        file = RangeFile.of(path)
         return _read_headers(cast("IO[bytes]", file), file.size, lambda _: True)
     except (tarfile.TarError, ValueError) as error:
         raise ValueError(f"cannot read tar {path}: {error}") from error
 
 
-def _save_index(file: Path, members: Sequence[_Member], damage: str) -> None:
+def _save_index(file: Path, index: tuple[list[_Member], str]) -> None:
+    members, damage = index
     names = [os.fsencode(member.name) for member in members]
     np.savez(
         file,
@@ -190,16 +189,12 @@ def _save_index(file: Path, members: Sequence[_Member], damage: str) -> None:
     )
 
 
-def _load_index(file: Path) -> tuple[list[_Member], str] | None:
-    """The index that was kept; None if there is none, or it is damaged."""
-    try:
-        with np.load(file, allow_pickle=False) as kept:
-            names, ends = kept["names"].tobytes(), np.cumsum(kept["lengths"]).tolist()
-            places = zip([0, *ends[:-1]], ends, kept["offsets"].tolist(), kept["sizes"].tolist(), strict=False)
-            members = [_Member(os.fsdecode(names[start:end]), offset, size) for start, end, offset, size in places]
-            return members, os.fsdecode(kept["damage"].tobytes())
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
-        return None
+def _load_index(file: Path) -> tuple[list[_Member], str]:
+    with np.load(file, allow_pickle=False) as kept:
+        names, ends = kept["names"].tobytes(), np.cumsum(kept["lengths"]).tolist()
+        places = zip([0, *ends[:-1]], ends, kept["offsets"].tolist(), kept["sizes"].tolist(), strict=False)
+        members = [_Member(os.fsdecode(names[start:end]), offset, size) for start, end, offset, size in places]
+        return members, os.fsdecode(kept["damage"].tobytes())
 
 
 def _walk(

@@ -134,6 +134,8 @@ class LoadedModel(ABC):
     """The entry `kind` of an adapter's rad_config.json."""
     whole_processes: tuple[str, ...] = ()
     """Processes for which all weights may be trained; an adapter may be trained for each."""
+    largest_side: float = math.inf
+    """Limit of the sides of an image, in pixels."""
 
     def __init__(
         self,
@@ -261,6 +263,17 @@ class LoadedModel(ABC):
 
     @abstractmethod
     def _patched(self, embedding: EmbeddingKind) -> RegionAwareNetwork: ...
+
+    def require_sides(self, sizes: Sequence[tuple[int, int]]) -> None:
+        """Raise ValueError for sizes (height, width) of training images that the network does not take."""
+        multiple, largest = self.side_multiple, self.largest_side
+        for size in sizes:
+            if max(size) > largest or any(side % multiple for side in size):
+                limit = "" if largest == math.inf else f" of at most {largest:g}"
+                raise ValueError(
+                    f"data.buckets has {size[0]}x{size[1]} (height x width); {self.source} takes sides{limit} that are "
+                    f"multiples of {multiple}: give data.buckets a list of such sizes, or change data.size"
+                )
 
     def require_trainable(self, process: str, *, whole: bool) -> None:
         """Raise ValueError for a network that `process` cannot train; `whole`: without an adapter, all its weights."""

@@ -188,6 +188,7 @@ class Diffusion(TrainingModule):
         return self.model.learns_variance and self.loss.vlb_weight > 0
 
     def on_fit_start(self) -> None:
+        self.model.require_sides(getattr(getattr(self.trainer, "datamodule", None), "buckets", ()))
         captioned = getattr(getattr(self.trainer, "datamodule", None), "captions", None) is not None
         if captioned and not self.model.takes_text:
             rank_zero_warn(f"{self.model.source} takes no text: the captions are unused")

@@ -94,7 +94,7 @@ def server(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ite
     handler = type("Handler", (Ranges,), {"requests": [], "failures": 0, "ignores_ranges": False})
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder.parent))) as running:
         handler.address = f"http://127.0.0.1:{running.server_port}"  # type: ignore[attr-defined]
-        Thread(target=running.serve_forever, daemon=True).start()
+        Thread(target=running.serve_forever, args=(0.02,), daemon=True).start()
         yield handler
         running.shutdown()
 
@@ -222,7 +222,7 @@ def test_urls_are_no_local_paths_and_no_datasets() -> None:
 def test_a_range_file_reads_as_the_file(tmp_path: Path) -> None:
     data = torch.arange(997).to(torch.uint8).numpy().tobytes()
     (tmp_path / "data").write_bytes(data)
-    file, plain = RangeFile(Remote(f"file://{tmp_path}/data"), ahead=50), open(tmp_path / "data", "rb")  # noqa: SIM115
+    file, plain = RangeFile.of(Remote(f"file://{tmp_path}/data"), ahead=50), open(tmp_path / "data", "rb")  # noqa: SIM115
     with plain:
         for offset, whence, size in ((5, 0, 10), (3, 1, 100), (-20, 2, 7), (0, 0, -1), (2000, 0, 4), (-990, 2, 30)):
             assert file.seek(offset, whence) == plain.seek(offset, whence)

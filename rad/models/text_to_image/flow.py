@@ -122,6 +122,7 @@ class FlowModel(LoadedModel):
             torch.cat([sigmas[:-1][sigmas[:-1] < 1 - LEAST_SIGNAL], sigmas[-1:]]),
             scale=scheduler.config["num_train_timesteps"],
         )
+        self.largest_side = layout.largest * factor
         super().__init__(
             self.transformer,
             origin,
