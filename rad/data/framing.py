@@ -52,6 +52,11 @@ class Framing:
                     f"side_range={self.side_range} (pixels) and scale_range={self.scale_range} (shares) contradict: give one"
                 )
 
+    @property
+    def is_fixed(self) -> bool:
+        """Whether an image has always the same pixels, apart from flips."""
+        return self.crop == "center"
+
     def box(
         self, width: int, height: int, draws: Sequence[float], sides: tuple[int, int] | None = None
     ) -> tuple[int, int, int, int]:

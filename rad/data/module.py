@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
 from rad.data.buckets import Buckets, bucket_sizes, image_sizes, nearest
+from rad.data.cache import EncodingCache
 from rad.data.captions import read_captions
 from rad.data.framing import SCALE_RANGE, Crop, Framing, Resize, ScaleDraw
 from rad.data.stream import HeldOut, PositionSampler, Source, Stream, StreamLoader, Turns
@@ -116,6 +117,7 @@ class ImageDataModule(LightningDataModule):
             `rad.data.captions.read_captions`. None: no text.
         buckets: train on sizes close to the aspect ratio of each image: true for sizes of about `size` x `size` pixels, or a list
             of [height, width]; all samples of an optimiser step have one size. False: squares. Validation has squares.
+        cache: folder for latents and text embeddings, which latent models then compute once; needs crop "center". None: no cache.
 
     Raises:
         ValueError: a setting is out of range; at setup, a path is missing or holds no readable image.
@@ -145,6 +147,7 @@ class ImageDataModule(LightningDataModule):
         in_memory: bool = False,
         captions: str | None = None,
         buckets: bool | list[tuple[int, int]] = False,
+        cache: str | None = None,
     ) -> None:
         super().__init__()
         for name, value, least in (("size", size, 1), ("batch_size", batch_size, 1), ("val_count", val_count, 0)):
@@ -176,6 +179,12 @@ class ImageDataModule(LightningDataModule):
                 "resize='none' contradicts buckets, which scale images to their size: leave one of them out"
             )
         self.framing = Framing(size, resize, crop, scale_range, flip, side_range, scale_draw)
+        if cache is not None and not (cache.strip() and self.framing.is_fixed):
+            raise ValueError(
+                f"cache={cache!r} with crop={crop!r}: give a folder, and images whose pixels stay the same (crop='center'), "
+                "or set cache to null"
+            )
+        self.cache = None if cache is None else EncodingCache(Path(cache))
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, check_seed(seed)
         self.strict, self.masks, self.in_memory = strict, masks, in_memory
         self.captions = None if captions is None else read_captions(captions)
@@ -306,7 +315,7 @@ class ImageDataModule(LightningDataModule):
             buckets = Buckets(self.buckets, self._assigned, self._block(), self.seed, self._counts, self.weights)
         return Stream(
             self.train_images, self.framing, self.seed, self.masks, self.strict, self.captions,
-            self._counts, self.weights, buckets,
+            self._counts, self.weights, buckets, hashed=self.cache is not None,
         )  # fmt: skip
 
     def _block(self) -> int:
@@ -362,7 +371,10 @@ class ImageDataModule(LightningDataModule):
                 f"{length} validation images for {world_size} devices: give at least one for each, or none"
             )
         framing = replace(self.framing, crop=crop, flip=False)
-        held_out = HeldOut(self.val_images, framing, length, self.masks, self.strict, self.captions, self._val_counts)
+        held_out = HeldOut(
+            self.val_images, framing, length, self.masks, self.strict, self.captions, self._val_counts,
+            hashed=self.cache is not None,
+        )  # fmt: skip
         positions = list(range(rank, length, world_size))
         batches = [positions[start : start + self.batch_size] for start in range(0, len(positions), self.batch_size)]
         return DataLoader(held_out, batch_sampler=batches, **self._loader_options())

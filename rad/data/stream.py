@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from hashlib import sha256
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 Source = ImageFile | Decoded
 
 Sample = dict[str, Tensor | int | str]
-"""Fields "image", "position" and "name"; with masks "hole", with captions "text"."""
+"""Fields "image", "position" and "name"; with masks "hole", with captions "text", with a cache "pixels_hash"."""
 
 LONGEST_PERIOD = 10_000
 
@@ -78,6 +79,7 @@ class Stream(Dataset[Sample]):
         images: of all sources, one source after another; counts: images of each source, with `weights`.
         weights: relative number of samples of each source, see `Turns`. None: all images are one source.
         buckets: image and size of each position, see `rad.data.buckets`. None: squares.
+        hashed: add a hash of the pixels, by which their latents are cached.
     """
 
     images: Sequence[Source]
@@ -89,6 +91,7 @@ class Stream(Dataset[Sample]):
     counts: tuple[int, ...] = ()
     weights: tuple[int, ...] | None = None
     buckets: "Buckets | None" = None
+    hashed: bool = False
 
     def number(self, position: int) -> int:
         """Index in `images` of a position."""
@@ -112,6 +115,7 @@ class HeldOut(Dataset[Sample]):
 
     Args:
         counts: images of each source; of several, the key holds the source too, for equal names in two of them.
+        hashed: as in `Stream`.
     """
 
     images: Sequence[Source]
@@ -121,6 +125,7 @@ class HeldOut(Dataset[Sample]):
     strict: bool = False
     captions: Captions | None = None
     counts: tuple[int, ...] = ()
+    hashed: bool = False
 
     def __len__(self) -> int:
         return self.length
@@ -141,7 +146,10 @@ def _read(
 ) -> Sample:
     """Sample of image `number`, of H,W `sides` or square; `keyed` gives the generator for a purpose and an image name."""
     name, image = open_readable(data.images, number, strict=data.strict)
-    sample: Sample = {"image": data.framing(image, keyed("augment", name), sides), "position": position, "name": name}
+    pixels = data.framing(image, keyed("augment", name), sides)
+    sample: Sample = {"image": pixels, "position": position, "name": name}
+    if data.hashed:
+        sample["pixels_hash"] = f"{tuple(pixels.shape)} {sha256(pixels.numpy().tobytes()).hexdigest()}"
     if data.masks is not None:
         sample["hole"] = data.masks([keyed("hole", name)], *(sides or (data.framing.size, data.framing.size)))[0]
     if data.captions is not None:

@@ -1,5 +1,6 @@
 """From a hole in pixels to latent cells, and the image that the encoder gets."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -7,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rad.models.vae import IDENTITY, Autoencoder
+from rad.models.vae import IDENTITY, Autoencoder, Cache, PretrainedAutoencoder
 
 Prefill = Literal["smooth", "mean", "none"]
 
@@ -76,16 +77,48 @@ def encode_known(
 
 @torch.no_grad()
 def encode_training(
-    image: Tensor, hole: Tensor, autoencoder: Autoencoder, *, grid: Grid | None = None, fill: Prefill = "smooth"
+    image: Tensor,
+    hole: Tensor,
+    autoencoder: Autoencoder,
+    *,
+    grid: Grid | None = None,
+    fill: Prefill = "smooth",
+    whole: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Clean sample and hole of a training step: known cells as in sampling, cells of the hole from the whole image.
 
-    Pixel models get `image` and `hole` back. Arguments as of `encode_known`.
+    Pixel models get `image` and `hole` back. Other arguments as of `encode_known`.
+
+    Args:
+        whole: (B,c,h,w) latents of the whole images; None: they are computed.
     """
     if autoencoder is IDENTITY:
         return image, hole
+    if whole is not None and fill == "none":
+        return whole, latent_hole(hole, autoencoder.factor, grid or Grid())
     x0, cells = encode_known(image, hole, autoencoder, grid=grid, fill=fill)
-    return x0 if fill == "none" else torch.where(cells == 1, autoencoder.encode(image), x0), cells
+    if fill == "none":
+        return x0, cells
+    return torch.where(cells == 1, autoencoder.encode(image) if whole is None else whole, x0), cells
+
+
+@torch.no_grad()
+def cached_latents(image: Tensor, hashes: Sequence[str], autoencoder: Autoencoder, cache: Cache) -> Tensor | None:
+    """Latents (B,c,h,w) of whole images (B,3,H,W); None for pixel models.
+
+    Each image is encoded alone: its latents depend neither on the batch nor on when they were computed.
+
+    Args:
+        hashes: of the pixels of each image, with their shape.
+    """
+    if not isinstance(autoencoder, PretrainedAutoencoder):
+        return None
+    settings = f"latents {autoencoder.hash} {image.device.type} {image.dtype}"
+    rows = [
+        cache(f"{settings} {hashed}", lambda row=row: [autoencoder.encode(row)])[0]
+        for hashed, row in zip(hashes, image.split(1), strict=True)
+    ]
+    return torch.cat(rows).to(image.device)
 
 
 def prefill(image: Tensor, hole: Tensor, fill: Prefill) -> Tensor:

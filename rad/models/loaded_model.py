@@ -22,7 +22,7 @@ from rad.diffusion.step import Prediction
 from rad.models.adapter import AdapterInfo, Kind, load_adapter
 from rad.models.lora import merge, twin
 from rad.models.text_to_image.folders import quietly
-from rad.models.vae import IDENTITY, Autoencoder, PretrainedAutoencoder
+from rad.models.vae import IDENTITY, Autoencoder, Cache, PretrainedAutoencoder
 from rad.models.weights import describing, weights_hash
 from rad.modes import Evaluation
 from rad.networks.sd3_transformer import RegionAwareTransformer
@@ -252,9 +252,17 @@ class LoadedModel(ABC):
         with quietly(), torch.autocast(self.text.device.type, enabled=False):
             return self.text(prompts).to(self.network.dtype)
 
-    def encode_prompts(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """The network's arguments for a batch of prompts; empty for a model without text."""
-        return {} if self.text is None else self.encode_text(prompts).arguments()
+    def encode_prompts(self, prompts: Sequence[str], *, cache: Cache | None = None) -> dict[str, Tensor]:
+        """The network's arguments for a batch of prompts; empty for a model without text.
+
+        With a cache, each prompt is encoded alone, which differs from a batch by rounding.
+        """
+        if self.text is None:
+            return {}
+        if cache is None:
+            return self.encode_text(prompts).arguments()
+        with quietly(), torch.autocast(self.text.device.type, enabled=False):
+            return self.text.cached(prompts, cache).to(self.network.dtype).arguments()
 
     def region_aware_network(self, *, embedding: EmbeddingKind = "factorised") -> RegionAwareNetwork:
         """Patch the network in place for per-pixel timesteps. Raises ValueError for networks without support."""

@@ -1,6 +1,8 @@
 """Autoencoders between images and latents; the identity for pixel models."""
 
+import functools
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -8,6 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from rad.models.text_to_image.folders import load_network, read_config
+from rad.models.weights import weights_hash
+
+Cache = Callable[[str, Callable[[], Sequence[Tensor]]], Sequence[Tensor]]
+"""The tensors of a key on the CPU: kept from an earlier call, or computed by the function and kept."""
 
 
 class Autoencoder(Protocol):
@@ -98,6 +104,12 @@ class PretrainedAutoencoder:
         if place is None:
             raise FileNotFoundError(f"no autoencoder in {folder}: there is no config.json in it, in vae/ or in vqvae/")
         return cls.load(place)
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """Of the weights and of the settings that latents depend on."""
+        settings = (type(self.network).__name__, self.scale, self.shift)
+        return f"{weights_hash(self.network.state_dict())} {settings}"
 
     @property
     def decoder(self) -> nn.Module:

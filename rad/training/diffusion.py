@@ -21,10 +21,11 @@ from rad.masks import MaskGenerator
 from rad.masks.perlin import Perlin
 from rad.models.adapter import AdapterInfo, load_adapter
 from rad.models.guided_diffusion import QkvOrder
-from rad.models.latent_mask import Grid, Prefill, encode_training
+from rad.models.latent_mask import Grid, Prefill, cached_latents, encode_training
 from rad.models.load import load_model
 from rad.models.loaded_model import LoadedModel, RegionAwareNetwork
 from rad.models.lora import LoRA, inject
+from rad.models.vae import IDENTITY, Cache
 from rad.modes import float32_modes
 from rad.resources import located
 from rad.rng import generator
@@ -111,6 +112,7 @@ class Diffusion(TrainingModule):
         self.grid, self.prompt_dropout = grid, prompt_dropout
         self.fill: Prefill = fill
         self._model: LoadedModel | None = None
+        self.cache: Cache | None = None
         self._require_consistent()
 
     def _require_consistent(self) -> None:
@@ -130,6 +132,9 @@ class Diffusion(TrainingModule):
             raise ValueError(f"model.adapter {self.adapter} has its own rank and layers: set model.lora to null")
         if not 0 <= self.prompt_dropout <= 1:
             raise ValueError(f"model.prompt_dropout is {self.prompt_dropout}; allowed are fractions from 0 to 1")
+
+    def setup(self, stage: str) -> None:
+        self.cache = getattr(getattr(self.trainer, "datamodule", None), "cache", None)
 
     @property
     def whole(self) -> bool:
@@ -189,6 +194,8 @@ class Diffusion(TrainingModule):
 
     def on_fit_start(self) -> None:
         self.model.require_sides(getattr(getattr(self.trainer, "datamodule", None), "buckets", ()))
+        if self.cache is not None and self.model.autoencoder is IDENTITY and not self.model.takes_text:
+            rank_zero_warn(f"{self.model.source} has no autoencoder and takes no text: data.cache has no effect")
         captioned = getattr(getattr(self.trainer, "datamodule", None), "captions", None) is not None
         if captioned and not self.model.takes_text:
             rank_zero_warn(f"{self.model.source} takes no text: the captions are unused")
@@ -249,7 +256,7 @@ class Diffusion(TrainingModule):
         rngs = [generator(self.seed, purpose, position, device=image.device) for position in batch["position"].tolist()]
         t = self.process.timesteps(draw_timesteps(rngs), self.noise_process)
         hole = self._draw_holes(batch, rngs, purpose)
-        x0, regions = self._encode(image, hole, soft="hole" in batch)
+        x0, regions = self._encode(image, hole, soft="hole" in batch, whole=self._cached_latents(batch))
         eps = torch.stack(
             [torch.randn(x0.shape[1:], generator=rng, device=x0.device, dtype=torch.float32) for rng in rngs]
         ).to(x0)
@@ -274,13 +281,25 @@ class Diffusion(TrainingModule):
         return torch.where((draws < share)[:, None, None, None], 1.0, hole)
 
     @torch.no_grad()
-    def _encode(self, image: Tensor, hole: Tensor, *, soft: bool) -> tuple[Tensor, NoiseRegions | None]:
-        """x0 in pixels or latents, and the regions of its grid; `soft`: the hole may have values between 0 and 1."""
+    def _encode(
+        self, image: Tensor, hole: Tensor, *, soft: bool, whole: Tensor | None
+    ) -> tuple[Tensor, NoiseRegions | None]:
+        """x0 in pixels or latents, and the regions of its grid.
+
+        Args:
+            soft: the hole may have values between 0 and 1.
+            whole: latents of the whole images, where they are cached.
+        """
         autoencoder = self.model.autoencoder
         if not self.process.has_holes:
-            return autoencoder.encode(image), None
-        x0, cells = encode_training(image, hole, autoencoder, grid=self.grid, fill=self.fill)
+            return autoencoder.encode(image) if whole is None else whole, None
+        x0, cells = encode_training(image, hole, autoencoder, grid=self.grid, fill=self.fill, whole=whole)
         return x0, NoiseRegions.from_mask(cells) if soft else NoiseRegions.binary(cells)
+
+    def _cached_latents(self, batch: Batch) -> Tensor | None:
+        if self.cache is None or "pixels_hash" not in batch:
+            return None
+        return cached_latents(batch["image"], batch["pixels_hash"], self.model.autoencoder, self.cache)
 
     @torch.no_grad()
     def _encode_prompts(self, batch: Batch, purpose: str) -> dict[str, Tensor]:
@@ -289,7 +308,7 @@ class Diffusion(TrainingModule):
         if purpose == "train" and self.model.takes_text:
             dropped = (draw_uniform(batch, self.seed, "prompt") < self.prompt_dropout).tolist()
             prompts = ["" if drop else prompt for drop, prompt in zip(dropped, prompts, strict=True)]
-        return self.model.encode_prompts(prompts)
+        return self.model.encode_prompts(prompts, cache=self.cache)
 
 
 def draw_uniform(batch: Batch, *key: int | str) -> Tensor:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+from rad.models.weights import weights_hash
+
+if TYPE_CHECKING:
+    from rad.models.vae import Cache
 
 Pipeline = Any
 """A pipeline of diffusers; its annotations of `encode_prompt` are too narrow."""
@@ -63,6 +69,28 @@ class PromptEncoder:
     def __call__(self, prompts: Sequence[str]) -> Text:
         with ENCODING:
             return self._encode(self.pipeline, list(prompts), self.device)
+
+    def cached(self, prompts: Sequence[str], cache: Cache) -> Text:
+        """Prompts that are encoded one by one, at their first use."""
+        device, rows = self.device, []
+        for prompt in prompts:
+            key = f"text {self.hash} {device.type} {prompt}"
+            rows.append(Text(*(part.to(device) for part in cache(key, functools.partial(self._parts, prompt)))))
+        return Text.cat(rows)
+
+    def _parts(self, prompt: str) -> list[Tensor]:
+        text = self([prompt])
+        return [text.tokens] if text.pooled is None else [text.tokens, text.pooled]
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """Of the weights, tokenizers and settings that embeddings depend on; computed once."""
+        weights = [f"{weights_hash(part.state_dict())} {part.dtype}" for part in self.encoders]
+        names = ("tokenizer", "tokenizer_2", "tokenizer_3")
+        tokenizers = [part for name in names if (part := getattr(self.pipeline, name, None)) is not None]
+        vocabularies = [(sorted(part.get_vocab().items()), part.model_max_length) for part in tokenizers]
+        digest = hashlib.sha256(repr((weights, vocabularies)).encode()).hexdigest()
+        return f"{self._encode.__name__} {digest}"
 
     def forget(self) -> None:
         """Empty the cache, for example after a move to another device."""
