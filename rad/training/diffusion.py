@@ -282,7 +282,7 @@ class Diffusion(TrainingModule):
 
     @torch.no_grad()
     def _encode(
-        self, image: Tensor, hole: Tensor, *, soft: bool, whole: Tensor | None
+        self, image: Tensor, hole: Tensor, *, soft: bool, whole: Tensor | None = None
     ) -> tuple[Tensor, NoiseRegions | None]:
         """x0 in pixels or latents, and the regions of its grid.
 
