@@ -47,12 +47,17 @@ Counts = Counter[tuple[str, str]]
 """Number of synchronisations by (kind, place in the code)."""
 
 
-def count_synchronisations(call: Callable[[], object], device: str) -> Counts:
-    """Synchronisations of one call; on a CPU it must work on tensors marked by `mark`."""
+def count_synchronisations(call: Callable[[], object], device: str, *, before: int = 0) -> Counts:
+    """Synchronisations of one call, after `before` others; on a CPU it must work on tensors marked by `mark`."""
     if device != "cuda":
         with _generators(), Pretended() as mode:
+            for _ in range(before):
+                call()
+            mode.counts.clear()
             call()
         return mode.counts
+    for _ in range(before):
+        call()
     counts: Counts = Counter()
 
     def note(message: Warning | str, *where: object) -> None:
@@ -107,6 +112,10 @@ class Pretended(TorchFunctionMode):
         elif not here and target == DEVICE and name in ("to", "tensor", "as_tensor", "asarray"):
             self._count("upload")
         result = func(*args, **kwargs)
+        if name == "copy_" and not is_marked(args[0]):  # into memory of the host, where the result stays
+            if is_marked(args[1]) and not kwargs.get("non_blocking"):
+                self._count("read")
+            return result
         if name == "cpu" or (target is not None and target != DEVICE):
             return result.clone() if is_marked(result) else result
         if not here and target == DEVICE:  # a copy, since the CPU's `to` returns the same tensor

@@ -7,7 +7,7 @@ from hashlib import sha256
 from importlib.resources import files
 from itertools import chain
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from rad.data.captions import read_captions
 from rad.data.framing import SCALE_RANGE, Crop, Framing, Resize, ScaleDraw
-from rad.data.stream import HeldOut, PositionSampler, Source, Stream, StreamLoader, Turns
+from rad.data.stream import Draw, HeldOut, PositionSampler, Source, Stream, StreamLoader, Turns
 from rad.images.sources import Decoded, Gathered, ImageFile, Listing, find_readable, list_images
 from rad.masks import MaskGenerator
 from rad.rng import check_seed, key, key_of
@@ -84,7 +84,8 @@ class ImageDataModule(LightningDataModule):
     """Square images for training and validation, counted in steps instead of epochs.
 
     Batches are dicts: "image" (B,3,size,size) float32 in [-1, 1], "position" (B) int64, "name" list of B. `masks` adds "hole"
-    (B,1,size,size), 1 = fill; `captions` adds "text", list of B. The run is one pass of Lightning, `trainer.max_steps` long, or
+    (B,1,size,size), 1 = fill; `captions` adds "text", list of B. `Diffusion` adds "draws": the random numbers of its samples,
+    drawn by the workers, see `rad.training.draws`. The run is one pass of Lightning, `trainer.max_steps` long, or
     `trainer.max_epochs` times the images. The trainer needs `use_distributed_sampler=False`. One warning lists the unreadable
     images that are skipped. If damage shows only in decoding, the next image stands in. Small images are enlarged (Lanczos).
 
@@ -289,8 +290,13 @@ class ImageDataModule(LightningDataModule):
         """All samples of the run."""
         return Stream(
             self.train_images, self.framing, self.seed, self.masks, self.strict, self.captions,
-            self._counts, self.weights,
+            self._counts, self.weights, self._draw("train"),
         )  # fmt: skip
+
+    def _draw(self, purpose: Literal["train", "val"]) -> Draw | None:
+        """Draws of the module that is trained; None if it offers none."""
+        draws = getattr(getattr(self.trainer, "lightning_module", None), "draws", None)
+        return None if draws is None else draws(purpose, (self.framing.size,) * 2, with_holes=self.masks is None)
 
     def train_dataloader(self) -> StreamLoader:
         """The rest of the run, from `position()`; without a trainer, one pass over the images."""
@@ -328,10 +334,26 @@ class ImageDataModule(LightningDataModule):
                 f"{length} validation images for {world_size} devices: give at least one for each, or none"
             )
         framing = replace(self.framing, crop=crop, flip=False)
-        held_out = HeldOut(self.val_images, framing, length, self.masks, self.strict, self.captions, self._val_counts)
+        held_out = HeldOut(
+            self.val_images,
+            framing,
+            length,
+            self.masks,
+            self.strict,
+            self.captions,
+            self._val_counts,
+            self._draw("val"),
+        )
         positions = list(range(rank, length, world_size))
         batches = [positions[start : start + self.batch_size] for start in range(0, len(positions), self.batch_size)]
         return DataLoader(held_out, batch_sampler=batches, **self._loader_options())
+
+    def transfer_batch_to_device(
+        self, batch: dict[str, Any], device: torch.device, dataloader_idx: int
+    ) -> dict[str, Any]:
+        """As Lightning's, but positions stay on the host: it reads them, and would wait for the device."""
+        moved = {name: value for name, value in batch.items() if name != "position"}
+        return {**batch, **super().transfer_batch_to_device(moved, device, dataloader_idx)}
 
     def _loader_options(self) -> _LoaderOptions:
         return {

@@ -26,8 +26,11 @@ from rad.rng import generator
 
 Source = ImageFile | Decoded
 
-Sample = dict[str, Tensor | int | str]
-"""Fields "image", "position" and "name"; with masks "hole", with captions "text"."""
+Sample = dict[str, Tensor | int | str | dict[str, Tensor]]
+"""Fields "image", "position" and "name"; with masks "hole", with captions "text", with draws "draws"."""
+
+Draw = Callable[[int], dict[str, Tensor]]
+"""Random draws of the model for the sample at a position; it can be pickled."""
 
 LONGEST_PERIOD = 10_000
 
@@ -73,6 +76,7 @@ class Stream(Dataset[Sample]):
     Args:
         images: of all sources, one source after another; counts: images of each source, with `weights`.
         weights: relative number of samples of each source, see `Turns`. None: all images are one source.
+        draw: draws the model's random numbers for a sample, in the worker that reads it.
     """
 
     images: Sequence[Source]
@@ -83,6 +87,7 @@ class Stream(Dataset[Sample]):
     captions: Captions | None = None
     counts: tuple[int, ...] = ()
     weights: tuple[int, ...] | None = None
+    draw: Draw | None = None
 
     def number(self, position: int) -> int:
         """Index in `images` of a position."""
@@ -103,6 +108,7 @@ class HeldOut(Dataset[Sample]):
 
     Args:
         counts: images of each source; of several, the key holds the source too, for equal names in two of them.
+        draw: as in `Stream`.
     """
 
     images: Sequence[Source]
@@ -112,6 +118,7 @@ class HeldOut(Dataset[Sample]):
     strict: bool = False
     captions: Captions | None = None
     counts: tuple[int, ...] = ()
+    draw: Draw | None = None
 
     def __len__(self) -> int:
         return self.length
@@ -131,6 +138,8 @@ def _read(data: Stream | HeldOut, number: int, position: int, keyed: Callable[[s
         sample["hole"] = data.masks([keyed("hole", name)], data.framing.size, data.framing.size)[0]
     if data.captions is not None:
         sample["text"] = data.captions(name)
+    if data.draw is not None:
+        sample["draws"] = data.draw(position)
     return sample
 
 

@@ -1,14 +1,14 @@
 """The LightningModule of diffusion models: base models (one noise level per image) and RAD (one per pixel or latent cell).
 
-Each random draw of a step is keyed by (seed, position of the sample in the run). Losses do not depend on how a batch is split,
-and a resumed run equals an uninterrupted one. Latent models train on the inputs of sampling: holes drawn in pixels are mapped
-to the latent grid, and filled before encoding, which hides their content from known cells.
+Each random draw of a step is keyed by (seed, position of the sample in the run), and drawn on the CPU. Losses do not depend on
+how a batch is split, and a resumed run equals an uninterrupted one. Latent models train on the inputs of sampling: holes drawn
+in pixels are mapped to the latent grid, and filled before encoding, which hides their content from known cells.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
 
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
@@ -27,10 +27,11 @@ from rad.models.loaded_model import LoadedModel, RegionAwareNetwork
 from rad.models.lora import LoRA, inject
 from rad.modes import float32_modes
 from rad.resources import located
-from rad.rng import generator
 from rad.sampling.task import Task
+from rad.training.draws import Draws, Purpose, draw_uniform
 from rad.training.module import Batch, Frozen, TrainingModule
-from rad.training.settings import Execution, Schedule, Scratch, TrainingLoss, TrainingProcess, draw_timesteps
+from rad.training.precision import MatmulPrecisionOfRun
+from rad.training.settings import Execution, Schedule, Scratch, TrainingLoss, TrainingProcess
 
 BUCKETS = 4
 """Ranges of timesteps whose squared errors are logged separately."""
@@ -128,6 +129,11 @@ class Diffusion(TrainingModule):
             )
         if self.lora is not None and self.adapter is not None:
             raise ValueError(f"model.adapter {self.adapter} has its own rank and layers: set model.lora to null")
+        if self.whole and self.execution.base_dtype != "float32":
+            raise ValueError(
+                f"execution.base_dtype is {self.execution.base_dtype!r}, which is for frozen weights: set model.lora or "
+                "model.adapter, or leave it at 'float32'"
+            )
         if not 0 <= self.prompt_dropout <= 1:
             raise ValueError(f"model.prompt_dropout is {self.prompt_dropout}; allowed are fractions from 0 to 1")
 
@@ -157,10 +163,9 @@ class Diffusion(TrainingModule):
             self.noise_process = self.process.build(model.base_process)
             self.sampling_process = self.process.build_sampling(model.base_process)
             self.network = self._trained(self.execution.prepare(model), model.hash).train()
+            self.execution.finish(self.network, model.network)
             self.frozen = Frozen(model.frozen_modules())
-        self.forward_network: Callable[..., Any] = self.network
-        if self.execution.compile:
-            self.forward_network = torch.compile(self.network)
+        self.compiled_losses = self.execution.compiled(self.compute_losses)
         self._model = model
 
     def _load(self) -> LoadedModel:
@@ -193,6 +198,13 @@ class Diffusion(TrainingModule):
             rank_zero_warn(f"{self.model.source} takes no text: the captions are unused")
         if self.model.takes_text and not captioned:
             rank_zero_warn(f"{self.model.source} takes text; without data.captions it is trained on the empty prompt")
+        if self.execution.compile:  # tables of levels go to the device here, outside of the graph
+            t, hole = (torch.zeros(shape, device=self.device) for shape in ((1,), (1, 1, 1, 1)))
+            self.noise_process.noise(t.long(), NoiseRegions.binary(hole))
+
+    def configure_callbacks(self) -> list[Callback]:
+        precision = self.execution.matmul_precision
+        return [] if precision is None else [MatmulPrecisionOfRun(precision)]
 
     def denoiser(self, prompts: Sequence[str]) -> Denoiser:
         """The network as it is now, for sampling one image for each prompt; models without text ignore prompts."""
@@ -242,35 +254,57 @@ class Diffusion(TrainingModule):
         losses, _, _ = self.losses(batch, "val")
         self.log_means({"loss": losses.total, "simple": losses.simple, "vlb": losses.vlb})
 
-    def losses(self, batch: Batch, purpose: Literal["train", "val"]) -> tuple[Losses, Tensor, Tensor]:
+    def losses(self, batch: Batch, purpose: Purpose) -> tuple[Losses, Tensor, Tensor]:
         """Losses, timesteps t (B,) and holes (B,1,H,W); all draws are keyed by (seed, purpose, position)."""
         image: Tensor = batch["image"]
-        rngs = [generator(self.seed, purpose, position, device=image.device) for position in batch["position"].tolist()]
-        t = self.process.timesteps(draw_timesteps(rngs), self.noise_process)
-        hole = self._draw_holes(batch, rngs, purpose)
-        x0, regions = self._encode(image, hole, soft="hole" in batch)
-        eps = torch.stack(
-            [torch.randn(x0.shape[1:], generator=rng, device=x0.device, dtype=torch.float32) for rng in rngs]
-        ).to(x0)
+        draws = batch.get("draws") or self._draw(batch, purpose)
+        t = self.process.timesteps(draws["times"], self.noise_process)
+        hole = self._choose_holes(batch, draws)
+        # Our data module draws no other holes than 0 and 1; others are checked, which waits for the device.
+        x0, regions = self._encode(image, hole, soft="hole" in batch and "draws" not in batch)
+        prompts = self._encode_prompts(batch, purpose)
+        return self.compiled_losses(x0, draws["noise"].to(x0), t, regions, prompts), t, hole
+
+    def compute_losses(
+        self, x0: Tensor, eps: Tensor, t: Tensor, regions: NoiseRegions | None, prompts: Mapping[str, Tensor]
+    ) -> Losses:
+        """Losses of x0 and noise eps (B,C,h,w) at t (B,): noising, network and loss; without draws, so one graph."""
         now, previous = self.noise_process.noise(t, regions), self.noise_process.noise(t - 1, regions)
         x = noised(x0, now, noise=eps)
-        prompts = self._encode_prompts(batch, purpose)
+        if self.execution.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
         times = now.timesteps.to(torch.promote_types(x.dtype, torch.float32))  # bfloat16 would round 999 to 1000
-        output = self.forward_network(x, timestep=times, index=now.index, **prompts).sample
-        losses = self.loss(output, x0=x0, x=x, eps=eps, now=now, previous=previous, prediction=self.model.prediction)
-        return losses, t, hole
+        output = self.network(x, timestep=times, index=now.index, **prompts).sample
+        return self.loss(output, x0=x0, x=x, eps=eps, now=now, previous=previous, prediction=self.model.prediction)
 
-    def _draw_holes(self, batch: Batch, rngs: Sequence[torch.Generator], purpose: str) -> Tensor:
-        """(B,1,H,W) in [0,1]: those of the batch, or drawn; all ones for a base model."""
+    def draws(self, purpose: Purpose, size: tuple[int, int], *, with_holes: bool) -> Draws:
+        """The draws of samples of `size` (height, width), for the workers of a loader; with holes where the batch has none."""
+        autoencoder = self.model.autoencoder
+        height, width = (side // autoencoder.factor for side in size)
+        return Draws(
+            self.seed,
+            purpose,
+            noise=(autoencoder.channels, height, width),
+            size=size,
+            masks=self.masks if with_holes and self.process.has_holes else None,
+            unconditional=self.process.unconditional_share > 0,
+        )
+
+    def _draw(self, batch: Batch, purpose: Purpose) -> dict[str, Tensor]:
+        """The draws of a batch that has none, on the device of its images."""
+        image: Tensor = batch["image"]
+        height, width = image.shape[2:]
+        draws = self.draws(purpose, (height, width), with_holes="hole" not in batch).batch(batch["position"].tolist())
+        return {name: values.to(image.device) for name, values in draws.items()}
+
+    def _choose_holes(self, batch: Batch, draws: Mapping[str, Tensor]) -> Tensor:
+        """(B,1,H,W) in [0,1]: those of the batch, or of its draws; all ones for a base model."""
         image: Tensor = batch["image"]
         if not self.process.has_holes:
             return image.new_ones(len(image), 1, *image.shape[2:])
-        hole: Tensor = batch["hole"] if "hole" in batch else self.masks(rngs, *image.shape[2:]).to(image.device)
+        hole: Tensor = batch["hole"] if "hole" in batch else draws["hole"]
         share = self.process.unconditional_share
-        if share == 0:
-            return hole
-        draws = draw_uniform(batch, self.seed, purpose, "unconditional").to(hole.device)
-        return torch.where((draws < share)[:, None, None, None], 1.0, hole)
+        return hole if share == 0 else torch.where((draws["unconditional"] < share)[:, None, None, None], 1.0, hole)
 
     @torch.no_grad()
     def _encode(self, image: Tensor, hole: Tensor, *, soft: bool) -> tuple[Tensor, NoiseRegions | None]:
@@ -286,15 +320,9 @@ class Diffusion(TrainingModule):
         """Network arguments for the prompts of the batch; in training some are replaced by the empty prompt."""
         prompts = list(batch.get("text", [""] * len(batch["position"])))
         if purpose == "train" and self.model.takes_text:
-            dropped = (draw_uniform(batch, self.seed, "prompt") < self.prompt_dropout).tolist()
+            dropped = (draw_uniform(batch["position"].tolist(), self.seed, "prompt") < self.prompt_dropout).tolist()
             prompts = ["" if drop else prompt for drop, prompt in zip(dropped, prompts, strict=True)]
         return self.model.encode_prompts(prompts)
-
-
-def draw_uniform(batch: Batch, *key: int | str) -> Tensor:
-    """(B,) in [0,1), keyed by `key` and the position of each sample."""
-    rngs = [generator(*key, position) for position in batch["position"].tolist()]
-    return torch.stack([torch.rand((), generator=rng, device=rng.device, dtype=torch.float32) for rng in rngs])
 
 
 def bucket_means(values: Tensor, t: Tensor, steps: int) -> dict[str, Tensor]:

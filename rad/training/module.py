@@ -21,7 +21,8 @@ from rad.training.changes import OBJECTS, continue_run, run_settings
 from rad.training.settings import Schedule
 
 Batch = Mapping[str, Any]
-"""From `rad.data.ImageDataModule`: "image" (B,3,H,W) in [-1,1], "position" (B,) int64 in the run; often "hole" and "text"."""
+"""From `rad.data.ImageDataModule`: "image" (B,3,H,W) in [-1,1], "position" (B,) int64 in the run, on the CPU; often "hole",
+"text" and "draws", see `rad.training.draws.Draws`."""
 
 INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
 """With this entry, hyperparameters of plain values become arguments in `load_from_checkpoint`, as for runs of LightningCLI."""
@@ -80,6 +81,8 @@ class TrainingModule(L.LightningModule):
         self.changes: list[str] = []
         """What resumes have changed, each with its step; kept in checkpoints."""
         self._resumed: str | None = None
+        self._weights: dict[str, nn.Parameter] | None = None
+        self._gradient_norm: Tensor | None = None
         self.strict_loading = False  # a checkpoint lacks the frozen weights; `on_load_checkpoint` compares the others
         # Lightning's mean over processes is wrong when they hold unequal numbers of images.
         self.val_means = nn.ModuleDict({name: MeanMetric() for name in means})
@@ -94,14 +97,20 @@ class TrainingModule(L.LightningModule):
         raise NotImplementedError
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        weights = list(trainable(self).values())
+        weights = list(self.trained.values())
         if any(weight.dtype in HALF for weight in weights):
             rank_zero_warn(
                 f"trainer.precision {self.trainer.precision} keeps weights and the optimiser's moments in half precision, which "
                 "rounds small updates away: use bf16-mixed"
             )
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         split = self.shard_optimizer and self.trainer.world_size > 1
         optimizer = _sharded(self.optimizer, weights) if split else self.optimizer(weights)
+        if scaled and self.trainer.gradient_clip_val and unscales_in_step(optimizer):
+            raise ValueError(
+                "at precision 16-mixed a fused optimiser removes the loss scale in its step, after clipping: set bf16-mixed, "
+                "model.optimizer.fused false, or no trainer.gradient_clip_val"
+            )
         if self.lr_scheduler is None:
             scheduler = self.schedule.build(optimizer, self.trainer.max_steps)
         else:
@@ -129,12 +138,41 @@ class TrainingModule(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.logs_now:
-            grads = [weight.grad for weight in self.parameters() if weight.grad is not None]
-            self.log("train/gradient_norm", nn.utils.get_total_norm(grads))
+            self.log("train/gradient_norm", self.gradient_norm())
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The trained weights by name, found once; empty before `configure_model`."""
+        if not self._weights:
+            self._weights = trainable(self)
+        return self._weights
+
+    def gradient_norm(self) -> Tensor:
+        """Total norm of the gradients before clipping, computed once for each optimiser step."""
+        if self._gradient_norm is None:
+            grads = [weight.grad for weight in self.trained.values() if weight.grad is not None]
+            self._gradient_norm = nn.utils.get_total_norm(grads)
+        return self._gradient_norm
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by the norm that the guard and the log share."""
+        norm = self.gradient_norm() if gradient_clip_val else None
+        self._gradient_norm = None
+        if norm is None or gradient_clip_val is None:
+            return
+        if gradient_clip_algorithm == "value":
+            nn.utils.clip_grad_value_(self.trained.values(), gradient_clip_val)
+        else:
+            nn.utils.clip_grads_with_norm_(self.trained.values(), gradient_clip_val, norm)
 
     def state_dict(self, **options: Any) -> dict[str, Tensor]:
         """Trained weights; frozen ones stay out of the checkpoints."""
-        names = trainable(self).keys()
+        names = self.trained.keys()
         return {name: weight for name, weight in super().state_dict(**options).items() if name in names}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -160,7 +198,7 @@ class TrainingModule(L.LightningModule):
                 f"the checkpoint belongs to another model, which cannot change at a resume ({pairs}): use the run's config.yaml"
             )
         given = {name: tuple(weight.shape) for name, weight in checkpoint["state_dict"].items()}
-        wanted = {name: tuple(weight.shape) for name, weight in trainable(self).items()}
+        wanted = {name: tuple(weight.shape) for name, weight in self.trained.items()}
         wrong = sorted(name for name in given.keys() | wanted.keys() if given.get(name) != wanted.get(name))
         if wrong:
             raise ValueError(
@@ -202,6 +240,11 @@ def _plain(value: object) -> object:
 def get_setting(trainer: L.Trainer, name: str) -> Any:
     """A public attribute of the Trainer that type checkers cannot see, since Lightning sets it from another class."""
     return getattr(trainer, name)
+
+
+def unscales_in_step(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether this is a fused optimiser: one whose step takes `found_inf`, and then changes nothing if it is 1."""
+    return getattr(optimizer, "_step_supports_amp_scaling", False)
 
 
 def _class_name(optimizer: torch.optim.Optimizer) -> str:

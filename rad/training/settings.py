@@ -1,7 +1,8 @@
 """Settings of `Diffusion` in groups, with their behaviour: noise process, loss, a network from scratch, execution, schedule."""
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -17,9 +18,12 @@ from rad.diffusion.step import Prediction
 from rad.models.load import new_model
 from rad.models.loaded_model import LoadedModel, RegionAwareNetwork
 from rad.networks.unet import EmbeddingKind
+from rad.training.precision import MatmulPrecision
 
 ProcessKind = Literal["region_aware", "tdpaint", "uniform"]
 TrainedPrediction = Literal["epsilon", "v_prediction"]
+BaseDtype = Literal["float32", "bfloat16"]
+CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
 ScheduleName = Literal["constant", "linear", "cosine", "warmup_stable_decay"]
 
 
@@ -207,8 +211,13 @@ class Execution:
     Args:
         embedding: per-pixel time embedding: "factorised", or "dense" (the reference, slower).
         gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
-        channels_last: memory format of the network.
-        compile: run the network through torch.compile.
+        channels_last: memory format of the network, with its adapter, and of its input.
+        base_dtype: of the frozen convolutions and linear layers of a base model. "bfloat16" halves their memory, and the network
+            then computes in bfloat16; norms and trained weights stay in float32. It needs an adapter.
+        compile: run noising, network and loss through torch.compile. true is "default"; the others are its modes.
+        dynamic: whether torch.compile keeps sizes symbolic; null: it decides at the second size.
+        matmul_precision: of float32 matrix products during the training, see torch.set_float32_matmul_precision. "high" is TF32.
+            null: as PyTorch is set.
         shard_optimizer: each process keeps the optimiser state of a part of the weights (ZeRO stage 1). For large models that
             are trained as a whole; AdamW's 8 bytes a weight are divided by the number of processes.
     """
@@ -216,11 +225,23 @@ class Execution:
     embedding: EmbeddingKind = "factorised"
     gradient_checkpointing: bool = False
     channels_last: bool = False
-    compile: bool = False
+    base_dtype: BaseDtype = "float32"
+    compile: bool | CompileMode = False
+    dynamic: bool | None = None
+    matmul_precision: MatmulPrecision | None = None
     shard_optimizer: bool = False
 
     def __post_init__(self) -> None:
         _require_choice("execution.embedding", self.embedding, EmbeddingKind)
+        _require_choice("execution.base_dtype", self.base_dtype, BaseDtype)
+        if self.matmul_precision is not None:
+            _require_choice("execution.matmul_precision", self.matmul_precision, MatmulPrecision)
+        if not isinstance(self.compile, bool):
+            _require_choice("execution.compile", self.compile, CompileMode)
+        if self.dynamic is not None and self.compile is False:
+            raise ValueError(
+                f"execution.dynamic is {self.dynamic} and has no effect without execution.compile: remove it"
+            )
 
     def prepare(self, model: LoadedModel) -> RegionAwareNetwork:
         """Patch the network of `model` for per-pixel timesteps, and set it up for training."""
@@ -230,9 +251,38 @@ class Execution:
                 layer.p = 0.0
         if self.gradient_checkpointing:
             network.enable_gradient_checkpointing()
-        if self.channels_last:
-            nn.utils.convert_conv2d_weight_memory_format(network, torch.channels_last)
         return network
+
+    def finish(self, trained: nn.Module, network: nn.Module) -> None:
+        """Set the memory format and the dtype of `network`, after its adapter has been added; `trained` holds both."""
+        if self.channels_last:
+            nn.utils.convert_conv2d_weight_memory_format(trained, torch.channels_last)
+        if self.base_dtype == "float32":
+            return
+        for layer in trained.modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                for weight in layer.parameters(recurse=False):
+                    if not weight.requires_grad:
+                        weight.data = weight.data.to(torch.bfloat16)
+        network.forward = _in_bfloat16(network.forward)
+
+    def compiled(self, function: Callable[..., Losses]) -> Callable[..., Losses]:
+        """`function` through torch.compile, as these settings say."""
+        if self.compile is False:
+            return function
+        mode = "default" if self.compile is True else self.compile
+        return torch.compile(function, mode=mode, dynamic=self.dynamic)
+
+
+def _in_bfloat16(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """`forward` in autocast to bfloat16, on the device of its first argument."""
+
+    @functools.wraps(forward)
+    def inner(sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(sample.device.type, torch.bfloat16):
+            return forward(sample, *args, **kwargs)
+
+    return inner
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,61 @@
+"""Random draws of a training sample, keyed by (seed, purpose, position): timestep, hole, noise.
+
+They are drawn on the CPU, in the workers of a loader, so that results do not depend on the device.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rad.masks import MaskGenerator
+from rad.rng import generator
+from rad.training.settings import draw_timesteps
+
+Purpose = Literal["train", "val"]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Draws of the samples of a run; `draws(position)` are those of one sample.
+
+    "times" (2,) float64 and "unconditional" (), in [0,1), "noise" (C,h,w) standard normal, and "hole" (1,H,W) in {0,1}.
+
+    Args:
+        seed: of the model.
+        purpose: training and validation have different draws.
+        noise: shape (C,h,w) of a network input.
+        size: (height, width) of the image in pixels.
+        masks: generator of the holes; None: the batch has its own, or needs none.
+        unconditional: whether some holes become the whole image.
+    """
+
+    seed: int
+    purpose: Purpose
+    noise: tuple[int, int, int]
+    size: tuple[int, int]
+    masks: MaskGenerator | None = None
+    unconditional: bool = False
+
+    def __call__(self, position: int) -> dict[str, Tensor]:
+        rng = generator(self.seed, self.purpose, position)
+        draws = {"times": draw_timesteps([rng])[0]}
+        if self.masks is not None:
+            draws["hole"] = self.masks([rng], *self.size)[0]
+        draws["noise"] = torch.randn(self.noise, generator=rng, device="cpu", dtype=torch.float32)
+        if self.unconditional:
+            draws["unconditional"] = draw_uniform([position], self.seed, self.purpose, "unconditional")[0]
+        return draws
+
+    def batch(self, positions: Sequence[int]) -> dict[str, Tensor]:
+        """The draws of several samples, stacked."""
+        samples = [self(position) for position in positions]
+        return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
+
+
+def draw_uniform(positions: Sequence[int], *key: int | str) -> Tensor:
+    """(B,) float32 in [0,1) on the CPU, keyed by `key` and each position."""
+    rngs = [generator(*key, position) for position in positions]
+    return torch.stack([torch.rand((), generator=rng, device="cpu", dtype=torch.float32) for rng in rngs])
