@@ -141,19 +141,25 @@ class TrainingStep:
             channels_last=options.channels_last == "all",
             base_dtype=options.base_dtype,
         )
-        self.module = RandomWeights(setting, model, execution)
-        self.module.configure_model()
-        self.module.to(setting.device)
-        self.image = setting.inputs()["x"].clamp(-1, 1)
+        module = RandomWeights(setting, model, execution)
+        module.configure_model()
         if options.compile:
-            self.module.compiled_losses = torch.compile(self.module.compute_losses, backend=options.compile)
+            module.compiled_losses = torch.compile(module.compute_losses, backend=options.compile)
+        self.prepare(module, fused=options.fused)
+
+    def prepare(self, module: Diffusion, *, fused: bool) -> None:
+        """Train this configured module, with a new optimiser, average and images of its size."""
+        size, device = module.image_size, self.setting.device
+        self.module = module.to(device)
+        source = torch.Generator().manual_seed(0)
+        self.image = (2 * torch.rand(self.setting.batch, 3, size, size, generator=source) - 1).to(device)
         self.weights = trainable(self.module)
-        self.optimizer = torch.optim.AdamW(self.weights.values(), lr=1e-4, fused=options.fused or None)
+        self.optimizer = torch.optim.AdamW(self.weights.values(), lr=1e-4, fused=fused or None)
         self.guard, self.ema = FiniteGuard(), EMA()
         self.ema.weights = {name: weight.detach().clone() for name, weight in self.weights.items()}
         self.steps = 0
-        draws = self.module.draws("train", (setting.size, setting.size), with_holes=True)
-        self.drawn = [self._drawn(draws, number * setting.batch) for number in range(DRAWN)]
+        draws = self.module.draws("train", (size, size), with_holes=True)
+        self.drawn = [self._drawn(draws, number * self.setting.batch) for number in range(DRAWN)]
 
     def _drawn(self, draws: Draws, first: int) -> dict[str, Any]:
         positions = range(first, first + self.setting.batch)
@@ -174,19 +180,20 @@ class TrainingStep:
     def step(self) -> None:
         self.optimise(self.batch())
 
-    def optimise(self, batch: dict[str, Any]) -> None:
-        """One optimiser step."""
-        trainer = cast(
-            Any,
-            SimpleNamespace(accumulate_grad_batches=1, precision_plugin=None, world_size=1, global_step=self.steps),
+    def optimise(self, *batches: dict[str, Any]) -> None:
+        """One optimiser step, with the gradients of several batches if there are several."""
+        trainer = SimpleNamespace(
+            accumulate_grad_batches=len(batches), precision_plugin=None, world_size=1, global_step=self.steps
         )
-        self.guard.on_train_batch_start(trainer, self.module, batch, self.steps)
-        with computing(self.precision, tuned=self.tuned):
-            with autocast(self.precision, self.setting.device):
-                loss = self.module.losses(batch, "train")[0].total.mean()
-            self.guard.on_before_backward(trainer, self.module, loss)
-            loss.backward()
-        self.guard.on_before_optimizer_step(trainer, self.module, self.optimizer)
+        hooks = cast(Any, trainer)
+        for number, batch in enumerate(batches):
+            self.guard.on_train_batch_start(hooks, self.module, batch, number)
+            with computing(self.precision, tuned=self.tuned):
+                with autocast(self.precision, self.setting.device):
+                    loss = self.module.losses(batch, "train")[0].total.mean() / len(batches)
+                self.guard.on_before_backward(hooks, self.module, loss)
+                loss.backward()
+        self.guard.on_before_optimizer_step(hooks, self.module, self.optimizer)
         self.module.configure_gradient_clipping(self.optimizer, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()

@@ -91,7 +91,8 @@ def test_the_share_of_unconditional_samples_is_the_one_asked_for():
 
     def holes(positions):
         empty = torch.zeros(len(positions), 1, 16, 16)
-        return module._draw_holes({"image": empty, "position": positions, "hole": empty}, [], "train")
+        draws = module.draws("train", (16, 16), with_holes=False).batch(positions.tolist())
+        return module._choose_holes({"image": empty, "hole": empty}, draws)
 
     drawn = holes(torch.arange(count))
     assert set(drawn.flatten(1).sum(1).tolist()) == {0.0, 256.0}
