@@ -275,12 +275,13 @@ class Execution:
 
 
 def _in_bfloat16(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """`forward` in autocast to bfloat16, on the device of its first argument."""
+    """`forward` in autocast to bfloat16, on the device of its first argument, a tensor."""
 
     @functools.wraps(forward)
-    def inner(sample: Tensor, *args: Any, **kwargs: Any) -> Any:
-        with torch.autocast(sample.device.type, torch.bfloat16):
-            return forward(sample, *args, **kwargs)
+    def inner(*args: Any, **kwargs: Any) -> Any:
+        first: Tensor = args[0] if args else next(iter(kwargs.values()))
+        with torch.autocast(first.device.type, torch.bfloat16):
+            return forward(*args, **kwargs)
 
     return inner
 
