@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks.gpu_timing import Precision, Work, autocast, computing
 from benchmarks.networks import CONFIGS, ConfigName, Variant, forward, image, variant_of
+from rad.data.draws import Draws
 from rad.diffusion.schedules import linear_betas
 from rad.methods import METHODS
 from rad.models.base import Base
@@ -23,7 +24,6 @@ from rad.rng import KeyedNoise
 from rad.sampling.sampler import Sampler
 from rad.sampling.task import Task
 from rad.training import EMA, Diffusion, FiniteGuard
-from rad.training.draws import Draws
 from rad.training.settings import BaseDtype, Execution, TrainingProcess
 
 OFFICIAL = TrainingProcess(time_origin="official")

@@ -7,7 +7,7 @@ from hashlib import sha256
 from importlib.resources import files
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
 from rad.data.captions import read_captions
+from rad.data.draws import Purpose
 from rad.data.framing import SCALE_RANGE, Crop, Framing, Resize, ScaleDraw
 from rad.data.stream import Draw, HeldOut, PositionSampler, Source, Stream, StreamLoader, Turns
 from rad.images.sources import Decoded, Gathered, ImageFile, Listing, find_readable, list_images
@@ -85,7 +86,7 @@ class ImageDataModule(LightningDataModule):
 
     Batches are dicts: "image" (B,3,size,size) float32 in [-1, 1], "position" (B) int64, "name" list of B. `masks` adds "hole"
     (B,1,size,size), 1 = fill; `captions` adds "text", list of B. `Diffusion` adds "draws": the random numbers of its samples,
-    drawn by the workers, see `rad.training.draws`. The run is one pass of Lightning, `trainer.max_steps` long, or
+    drawn by the workers, see `rad.data.draws`. The run is one pass of Lightning, `trainer.max_steps` long, or
     `trainer.max_epochs` times the images. The trainer needs `use_distributed_sampler=False`. One warning lists the unreadable
     images that are skipped. If damage shows only in decoding, the next image stands in. Small images are enlarged (Lanczos).
 
@@ -293,7 +294,7 @@ class ImageDataModule(LightningDataModule):
             self._counts, self.weights, self._draw("train"),
         )  # fmt: skip
 
-    def _draw(self, purpose: Literal["train", "val"]) -> Draw | None:
+    def _draw(self, purpose: Purpose) -> Draw | None:
         """Draws of the module that is trained; None if it offers none."""
         draws = getattr(getattr(self.trainer, "lightning_module", None), "draws", None)
         return None if draws is None else draws(purpose, (self.framing.size,) * 2, with_holes=self.masks is None)

@@ -13,6 +13,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from rad.data.draws import Draws, Purpose, draw_uniform
 from rad.diffusion.denoiser import Denoiser
 from rad.diffusion.levels import NoiseRegions
 from rad.diffusion.losses import Losses
@@ -28,10 +29,8 @@ from rad.models.lora import LoRA, inject
 from rad.modes import float32_modes
 from rad.resources import located
 from rad.sampling.task import Task
-from rad.training.draws import Draws, Purpose, draw_uniform
 from rad.training.module import Batch, Frozen, TrainingModule
-from rad.training.precision import MatmulPrecisionOfRun
-from rad.training.settings import Execution, Schedule, Scratch, TrainingLoss, TrainingProcess
+from rad.training.settings import Execution, MatmulPrecisionOfRun, Schedule, Scratch, TrainingLoss, TrainingProcess
 
 BUCKETS = 4
 """Ranges of timesteps whose squared errors are logged separately."""

@@ -22,7 +22,7 @@ from rad.training.settings import Schedule
 
 Batch = Mapping[str, Any]
 """From `rad.data.ImageDataModule`: "image" (B,3,H,W) in [-1,1], "position" (B,) int64 in the run, on the CPU; often "hole",
-"text" and "draws", see `rad.training.draws.Draws`."""
+"text" and "draws", see `rad.data.draws.Draws`."""
 
 INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
 """With this entry, hyperparameters of plain values become arguments in `load_from_checkpoint`, as for runs of LightningCLI."""

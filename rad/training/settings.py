@@ -2,15 +2,18 @@
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import lightning as L
 import torch
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from rad.data.draws import draw_timesteps as draw_timesteps  # for `TrainingProcess.timesteps`
 from rad.diffusion.levels import NoiseLevel
 from rad.diffusion.losses import Losses, LossRegion, TimestepWeight, VlbBoundary, hybrid_loss
 from rad.diffusion.processes import Flow, PerPixel, Process, TimeOrigin, get_betas, region_aware
@@ -18,11 +21,11 @@ from rad.diffusion.step import Prediction
 from rad.models.load import new_model
 from rad.models.loaded_model import LoadedModel, RegionAwareNetwork
 from rad.networks.unet import EmbeddingKind
-from rad.training.precision import MatmulPrecision
 
 ProcessKind = Literal["region_aware", "tdpaint", "uniform"]
 TrainedPrediction = Literal["epsilon", "v_prediction"]
 BaseDtype = Literal["float32", "bfloat16"]
+MatmulPrecision = Literal["highest", "high", "medium"]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
 ScheduleName = Literal["constant", "linear", "cosine", "warmup_stable_decay"]
 
@@ -96,11 +99,6 @@ class TrainingProcess:
         if self.kind == "region_aware":
             t = t + levels * (draws[:, 1] < self.phase2)
         return t
-
-
-def draw_timesteps(rngs: Sequence[torch.Generator]) -> Tensor:
-    """(B,2) float64 in [0,1), the input of `TrainingProcess.timesteps`; a generator for each sample."""
-    return torch.stack([torch.rand(2, generator=rng, device=rng.device, dtype=torch.float64) for rng in rngs])
 
 
 @dataclass(frozen=True)
@@ -272,6 +270,27 @@ class Execution:
             return function
         mode = "default" if self.compile is True else self.compile
         return torch.compile(function, mode=mode, dynamic=self.dynamic)
+
+
+class MatmulPrecisionOfRun(Callback):
+    """Sets torch.set_float32_matmul_precision while the Trainer runs, and then the precision of before."""
+
+    def __init__(self, precision: MatmulPrecision) -> None:
+        self.precision: MatmulPrecision = precision
+        self._before: str | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if self._before is None:
+            self._before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision(self.precision)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        before, self._before = self._before, None
+        if before is not None:
+            torch.set_float32_matmul_precision(before)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self.teardown(trainer, pl_module, "fit")
 
 
 def _in_bfloat16(forward: Callable[..., Any]) -> Callable[..., Any]:

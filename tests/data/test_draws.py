@@ -5,11 +5,11 @@ import pickle
 import pytest
 import torch
 
+from rad.data.draws import Draws
 from rad.data.module import ImageDataModule
 from rad.masks.shapes import Box
 from rad.models.lora import LoRA, trainable
 from rad.rng import generator
-from rad.training.draws import Draws
 from rad.training.settings import TrainingProcess
 from tests.training.test_module import adamw, data, fit, module, world  # noqa: F401
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from rad.masks import MaskGenerator
 from rad.rng import generator
-from rad.training.settings import draw_timesteps
 
 Purpose = Literal["train", "val"]
 
@@ -53,6 +52,11 @@ class Draws:
         """The draws of several samples, stacked."""
         samples = [self(position) for position in positions]
         return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
+
+
+def draw_timesteps(rngs: Sequence[torch.Generator]) -> Tensor:
+    """(B,2) float64 in [0,1), the input of `TrainingProcess.timesteps`; a generator for each sample."""
+    return torch.stack([torch.rand(2, generator=rng, device=rng.device, dtype=torch.float64) for rng in rngs])
 
 
 def draw_uniform(positions: Sequence[int], *key: int | str) -> Tensor:
