@@ -112,7 +112,9 @@ class Pretended(TorchFunctionMode):
         elif not here and target == DEVICE and name in ("to", "tensor", "as_tensor", "asarray"):
             self._count("upload")
         result = func(*args, **kwargs)
-        if name == "copy_" and not is_marked(args[0]):  # into memory of the host, where the result stays
+        if (
+            name == "copy_" and len(args) > 1 and not is_marked(args[0])
+        ):  # into memory of the host, where the result stays
             if is_marked(args[1]) and not kwargs.get("non_blocking"):
                 self._count("read")
             return result

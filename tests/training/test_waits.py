@@ -58,3 +58,11 @@ def test_the_steps_of_other_optimisers_wait_for_one_check():
 def test_noising_network_and_loss_are_one_graph(step):
     graphs, reasons = count_graphs(step.module.losses, step.batch(), "train")
     assert (graphs, reasons) == (1, [])
+    expected = step.module.losses(step.batch(), "train")[0].total
+    plain, step.module.compiled_losses = (
+        step.module.compiled_losses,
+        torch.compile(step.module.compute_losses, backend="eager", fullgraph=True),
+    )
+    found = step.module.losses(step.batch(), "train")[0].total
+    step.module.compiled_losses = plain
+    assert torch.equal(found, expected)
