@@ -1,6 +1,7 @@
 """`rad export`: an adapter merged into its base, or weights in float16."""
 
 import argparse
+import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,6 +81,8 @@ def _merge(parts: "Parts", folder: Path, output: str) -> None:
     card = parts.adapter / "README.md"
     text = card.read_text(encoding="utf-8") if card.is_file() else f"# {Path(output).name}\n"
     save_merged(model, folder, card=text)
+    for image in sorted(path for path in parts.adapter.iterdir() if path.suffix in (".png", ".jpg", ".webp")):
+        shutil.copyfile(image, folder / image.name)
 
 
 def _folder(source: str, revision: str | None) -> Path:
