@@ -42,7 +42,9 @@ def check_name(name: str) -> str:
 def model_files(folder: Path) -> list[Path]:
     """The files to publish. Raises ValueError for a folder that is no model or holds pickles or optimiser states."""
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no folder: give an adapter, a base model, or the folder of a training run")
+        raise FileNotFoundError(
+            f"{folder} is no folder: give an adapter, a base model, or the folder of a training run"
+        )
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not _hidden(path.relative_to(folder))]
     pickles = [path for path in files if path.suffix in PICKLES]
     if pickles:
@@ -208,7 +210,9 @@ def hub_call(name: str, call: Callable[[], ResultT]) -> ResultT:
 
 def _advice(name: str, code: int | None, error: Exception) -> str:
     if code == 401:
-        return f"{name}: the hub refuses the token, or does not have this model: run `hf auth login`, or correct HF_TOKEN"
+        return (
+            f"{name}: the hub refuses the token, or does not have this model: run `hf auth login`, or correct HF_TOKEN"
+        )
     if code == 403:
         return f"{name}: this token may not write there: give a name of your own, or a token with the right to write"
     if code == 404:
