@@ -129,7 +129,9 @@ def _card(
     card = folder / "README.md"
     text = card.read_text(encoding="utf-8") if card.is_file() else f"# {folder.resolve().name}\n"
     if local is not None:
-        text = text.replace(f"`{local}`", f"`{shown(local, None) if base is None else base.name}`")
+        text = text.replace(f"`{local}`", f"`{shown(local, None)}`")
+        if base is not None:
+            text = text.replace(f"`{shown(local, None)}`, hash", f"`{base.name}`, revision {base.revision}, hash")
     index = folder / "model_index.json"
     kind = read_json(index).get("_class_name", "") if index.is_file() else ""
     known = None if info is None or info.base_revision is None else info.base

@@ -32,7 +32,7 @@ def card(module: Diffusion, trainer: L.Trainer, *, ema: bool, images: tuple[str,
     lines = [
         f"# {kind} on {base}",
         "",
-        f"- Base: `{base}`, revision {model.revision}, hash `{model.hash}`.",
+        f"- Base: `{base}`{'' if model.revision is None else f', revision {model.revision}'}, hash `{model.hash}`.",
         f"- Data: {', '.join(f'`{_data_name(path)}`' for path in data.paths)}, {module.image_size}x{module.image_size} pixels.",
         f"- Training: {module.global_step} steps of batch {data.batch_size} on {trainer.world_size} device(s), "
         f"{type(optimizer).__name__} {optimizer.param_groups[0]['initial_lr']:g}, seed {module.seed}"
