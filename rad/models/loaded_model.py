@@ -296,8 +296,11 @@ class LoadedModel(ABC):
     def training_denoiser(self, prompts: Sequence[str], *, learned_variance: bool) -> Denoiser:
         """The denoiser of the network in training, with one prompt for each image; models without text ignore them."""
 
-    def save_trained(self, folder: Path) -> None:
-        """Write a diffusers folder of a model that is trained as a whole, see `whole_processes`."""
+    def save_trained(self, folder: Path, *, adapter: bool = False, region_aware: bool = False) -> None:
+        """Write a diffusers folder of a model that is trained as a whole, see `whole_processes`.
+
+        `adapter`: of the network with the adapter in its weights; `region_aware`: see `rad.models.base.save_base`.
+        """
         raise NotImplementedError(f"{self.source} is not trained as a whole")
 
 

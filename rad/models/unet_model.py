@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from torch import nn
 
@@ -19,6 +19,8 @@ from rad.models.vae import IDENTITY, Autoencoder, PretrainedAutoencoder
 from rad.networks.unet import RegionAwareUNet, patch
 
 if TYPE_CHECKING:
+    from diffusers import UNet2DModel
+
     from rad.networks.unet import EmbeddingKind
 
 
@@ -100,10 +102,17 @@ class UNetModel(LoadedModel):
     def _patched(self, embedding: EmbeddingKind) -> RegionAwareUNet:
         return patch(self.unet, embedding=embedding)
 
-    def save_trained(self, folder: Path) -> None:
-        autoencoder, betas = self.autoencoder, self.base.betas
-        latent = isinstance(autoencoder, PretrainedAutoencoder)
-        save_base(folder, self.unet, betas=betas, prediction_type=self.prediction, half=False, latent=latent)
+    def save_trained(self, folder: Path, *, adapter: bool = False, region_aware: bool = False) -> None:
+        autoencoder, network = self.autoencoder, self.sampled_network(adapter=adapter)
+        save_base(
+            folder,
+            cast("UNet2DModel", network),
+            betas=self.base.betas,
+            prediction_type=self.prediction,
+            half=False,
+            latent=isinstance(autoencoder, PretrainedAutoencoder),
+            region_aware=region_aware,
+        )
         if isinstance(autoencoder, PretrainedAutoencoder):
             with replacing_folder(folder / "vqvae") as place:
                 autoencoder.network.save_pretrained(place)

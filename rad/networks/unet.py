@@ -20,6 +20,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 
+from rad.networks import REGION_AWARE
+
 if TYPE_CHECKING:
     from rad.networks.unet_condition import RegionAwareConditionalUNet
 
@@ -80,7 +82,11 @@ class RegionAwareUNet(UNet2DModel):
         return_dict: bool = True,
         index: Tensor | None = None,
     ) -> UNet2DOutput | tuple[Tensor, ...]:
-        """As UNet2DModel: sample (B,C,H,W), timestep a number, (B,), or (B,K) with index (B,H,W), the pixels' levels in [0,K)."""
+        """As UNet2DModel: sample (B,C,H,W), timestep a number, (B,), or a map (B,H,W), int or float.
+
+        rad's samplers give a map as its K levels (B,K), with index (B,H,W), the level of each pixel in [0,K). This is quicker.
+        Raises ValueError for a map of another shape, and for one timestep an image if the network was trained with maps alone.
+        """
         if self.config["center_input_sample"]:
             sample = 2 * sample - 1.0
         temb = self._embed(sample, timestep, class_labels, index)
@@ -131,9 +137,16 @@ def embed_timesteps(
     `added` (B,D), for a class, text or sizes, is added to every level. `condition` (B,C): input of time_embedding's cond_proj.
     """
     timesteps = torch.as_tensor(timestep, device=sample.device)
-    if index is None:
+    if index is None and timesteps.ndim < 2 and unet.config.get(REGION_AWARE):
+        raise ValueError(
+            "timestep is one number an image, and this network was trained with a timestep per pixel: give a map (B,H,W), or "
+            "use the base model"
+        )
+    if index is None and timesteps.ndim > 2:
+        timesteps, index = map_levels(timesteps, sample)
+    elif index is None:
         timesteps = timesteps.reshape(-1, 1).expand(len(sample), 1)
-    assert timesteps.ndim == 2, "timestep is a number, (B,), or (B,K) with an index"
+    assert timesteps.ndim == 2, "timestep is a number, (B,), (B,H,W), or (B,K) with an index"
     levels = timesteps.shape[1]
     # With more levels than channels, K indicator maps cost more than the dense embedding.
     dense = unet.embedding == "dense" or levels > unet.time_embedding.linear_2.out_features
@@ -147,6 +160,21 @@ def embed_timesteps(
     if index is not None and dense:
         return TimeEmbedding(image=rearrange(vectors, "b (h w) d -> b d h w", h=sample.shape[2]))
     return TimeEmbedding(vectors=F.silu(vectors), indicators=_indicators(index, levels, sample.dtype))
+
+
+def map_levels(timesteps: Tensor, sample: Tensor) -> tuple[Tensor, Tensor]:
+    """Levels (B,K) and index (B,H,W) of a map of timesteps (B,H,W), K the number of its values in the batch.
+
+    Raises ValueError for another shape than that of `sample` (B,C,H,W).
+    """
+    batch, _, height, width = sample.shape
+    if timesteps.shape != (batch, height, width):
+        raise ValueError(
+            f"timestep is a tensor {tuple(timesteps.shape)} for images {tuple(sample.shape)}: give a number, (B,), or a map "
+            f"(B,H,W), here {(batch, height, width)}"
+        )
+    levels, index = torch.unique(timesteps, return_inverse=True)
+    return levels.expand(batch, -1), index
 
 
 def _indicators(index: Tensor | None, levels: int, dtype: torch.dtype) -> Tensor | None:

@@ -16,10 +16,10 @@ from rad.data.module import ImageDataModule
 from rad.images.atomic import replace_link, replacing_folder, write_text
 from rad.models.adapter import save_adapter
 from rad.models.lora import trainable
-from rad.streams import printable
 from rad.training.autoencoder import MEASURED, AutoencoderTraining
 from rad.training.diffusion import Diffusion
 from rad.training.ema import find_averages, replaced
+from rad.training.export.card import card, newest_panel
 from rad.training.module import HALF, TrainingModule, get_setting
 from rad.training.resume import WholeCheckpointIO
 
@@ -136,11 +136,15 @@ def export(module: TrainingModule, trainer: L.Trainer, folder: Path, *, ema: boo
 
 def export_diffusion(module: Diffusion, trainer: L.Trainer, folder: Path, *, ema: bool) -> None:
     """An adapter folder, or a diffusers folder if all weights are trained; with rad_config.json for per-pixel noise."""
-    info, text = module.adapter_info(ema=ema), card(module, trainer, ema=ema)
+    panel = newest_panel(trainer) if ema or not find_averages(trainer) else None  # panels show averaged weights
+    if panel is not None:
+        shutil.copyfile(panel, folder / panel.name)
+    images = () if panel is None else (panel.name,)
+    info, text = module.adapter_info(ema=ema), card(module, trainer, ema=ema, images=images)
     if isinstance(module.network, PeftModel):
         save_adapter(module.network, folder, info, card=text)
         return
-    module.model.save_trained(folder)
+    module.model.save_trained(folder, region_aware=module.process.has_holes and not info.unconditional)
     if module.process.has_holes:
         info.write(folder)
     write_text(folder / "README.md", text)
@@ -154,25 +158,3 @@ def export_autoencoder(module: AutoencoderTraining, trainer: L.Trainer, folder: 
     images = torch.stack([image for image in samples if isinstance(image, Tensor)])
     module.autoencoder.register_to_config(scaling_factor=module.scaling_factor(images))
     module.autoencoder.save_pretrained(folder)
-
-
-def card(module: Diffusion, trainer: L.Trainer, *, ema: bool) -> str:
-    """A model card in Markdown: base, data, training and validation losses."""
-    data: ImageDataModule = get_setting(trainer, "datamodule")
-    model, optimizer = module.model, getattr(trainer.optimizers[0], "optim", trainer.optimizers[0])  # within ZeRO's
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
-    kind = "RAD adapter" if isinstance(module.network, PeftModel) else f"diffusion model ({module.process.kind})"
-    lines = [
-        f"# {kind} on {model.source}",
-        "",
-        f"- Base: `{model.source}`, revision {model.revision}, hash `{model.hash}`.",
-        f"- Data: {', '.join(f'`{Path(path).name}`' for path in data.paths)}, {module.image_size}x{module.image_size} pixels.",
-        f"- Training: {module.global_step} steps of batch {data.batch_size} on {trainer.world_size} device(s), "
-        f"{type(optimizer).__name__} {optimizer.param_groups[0]['initial_lr']:g}, seed {module.seed}"
-        f"{', averaged weights (EMA)' if ema else ''}.",
-        f"- Trained parameters: {sum(weight.numel() for weight in trainable(module).values()):,}.",
-        *(f"- Changed when the run resumed at {change}." for change in module.changes),
-        *(f"- {name}: {value:.5f}" for name, value in sorted(metrics.items())),
-        "",
-    ]
-    return "\n".join(map(printable, lines))

@@ -22,6 +22,7 @@ from rad.masks import MaskGenerator
 from rad.masks.perlin import Perlin
 from rad.models.adapter import AdapterInfo, load_adapter
 from rad.models.guided_diffusion import QkvOrder
+from rad.models.hub.download import resolve
 from rad.models.latent_mask import Grid, Prefill, encode_training
 from rad.models.load import load_model
 from rad.models.loaded_model import LoadedModel, RegionAwareNetwork
@@ -56,7 +57,8 @@ class Diffusion(TrainingModule):
         process: noise process.
         loss: loss.
         lora: adapter to train; null: all weights.
-        adapter: folder of an adapter to train further, with its own rank and layers; `lora` is then null.
+        adapter: folder of an adapter to train further, or USER/NAME[@REVISION] on the hub. It has its own rank and layers;
+            `lora` is then null.
         masks: generator of training holes; a batch with its own "hole" takes precedence.
         grid: rule that maps holes to the latent grid.
         fill: content of the hole while the encoder runs: "smooth", "mean" or "none" (the original, which leaks).
@@ -182,7 +184,7 @@ class Diffusion(TrainingModule):
     def _trained(self, network: RegionAwareNetwork, base_hash: str) -> nn.Module:
         """The network as a whole, or with its adapter; only trained weights require a gradient."""
         if self.adapter is not None:
-            return load_adapter(network, located(self.adapter), base_hash=base_hash, trained=True)
+            return load_adapter(network, located(resolve(self.adapter)[0]), base_hash=base_hash, trained=True)
         if self.lora is not None:
             return inject(network, self.lora, seed=self.seed)
         return network.requires_grad_(True)

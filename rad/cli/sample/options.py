@@ -34,7 +34,9 @@ class SampleOptions(ReportOptions):
     Raises ValueError for a value out of range, options that exclude each other, or a missing one.
     """
 
-    checkpoint: str = option("adapter folder, or base model: diffusers folder, hub id, .pt file")
+    checkpoint: str = option(
+        "adapter folder, or base model: diffusers folder, .pt file; or USER/NAME[@REVISION] on the hub"
+    )
     base: str | None = option("base model of the adapter; default: the one that the adapter names", None)
     image: str = option("image, folder, zip, tar, LMDB or hf:ID:SPLIT; read as 8-bit RGB, first frame, upright, opaque")
     mask: list[str] = option(

@@ -26,11 +26,10 @@ from rad.images.codecs import blank, images_up_to, to_tensor
 from rad.images.formats import open_file
 from rad.images.grid import contact_sheet
 from rad.images.sources import is_source
-from rad.inpainting.runs import find_trained
+from rad.inpainting.runs import find_model
 from rad.lock import EVALUATION, locked, one_at_a_time
 from rad.masks.reading.format import DEFAULT
 from rad.methods.own import loaded_from
-from rad.resources import located
 
 if TYPE_CHECKING:
     from rad.evaluation.features import Extractor
@@ -115,13 +114,12 @@ def _exit_code(runs: Sequence[MethodRun], missing: Sequence[MethodRun], failures
 
 
 def _find_model(options: SampleOptions) -> SampleOptions:
-    """The options with the model of a training run, if --checkpoint is one."""
-    given = located(options.checkpoint)
-    model = find_trained(given)
-    if model == given:
+    """The options with the model of a training run or the hub, if --checkpoint is one."""
+    model, revision = find_model(options.checkpoint)
+    if revision is not None or model == options.checkpoint:
         return options
     report(f"--checkpoint {options.checkpoint}: using {model}")
-    return replace(options, checkpoint=str(model))
+    return replace(options, checkpoint=model)
 
 
 @contextmanager

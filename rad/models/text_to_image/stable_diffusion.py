@@ -160,9 +160,17 @@ class StableDiffusionModel(LoadedModel):
     def _patched(self, embedding: EmbeddingKind) -> RegionAwareConditionalUNet:
         return patch_conditional(self.unet, embedding=embedding)
 
-    def save_trained(self, folder: Path) -> None:
+    def save_trained(self, folder: Path, *, adapter: bool = False, region_aware: bool = False) -> None:
         """As a StableDiffusionPipeline. XL is not trained."""
-        save_base(folder, self.unet, betas=self.betas, prediction_type=self.prediction, half=False, latent=True)
+        save_base(
+            folder,
+            cast("UNet2DConditionModel", self.sampled_network(adapter=adapter)),
+            betas=self.betas,
+            prediction_type=self.prediction,
+            half=False,
+            latent=True,
+            region_aware=region_aware,
+        )
         with replacing_folder(folder / "vae") as place:
             self.pipeline.vae.save_pretrained(place)
         index: dict[str, str | bool | list[str] | list[None]] = {
