@@ -63,9 +63,14 @@ class StableDiffusionDenoiser:
     inside: dict[int, Tensor] | None = None
     channels: int = 4
 
+    @functools.cached_property
+    def guided(self) -> bool:
+        """Whether an image has a guidance above 1; read from the device once."""
+        return bool((self.guidance > 1).any())
+
     def denoise(self, x: Tensor, noise: NoiseLevel) -> Denoised:
         """x (B,c,h,w). Without a guidance above 1 in the batch only the prompt is evaluated."""
-        if not bool((self.guidance > 1).any()):
+        if not self.guided:
             return self._x0(x, self._predict(x, noise, self.prompt, Focus(self.inside, style=self.style)), noise)
         twice = Focus(
             None if self.inside is None else {cells: _rows(where, 2) for cells, where in self.inside.items()},
