@@ -70,7 +70,7 @@ class WindowFiller:
                 before + rows * planned * done // steps
             )
             try:
-                result = self._fill_batch(batch, most=batch_size)
+                result = self._fill_batch(batch, batch_size)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
@@ -82,7 +82,7 @@ class WindowFiller:
             seconds, start = seconds + result.seconds, start + rows
         return cost, seconds
 
-    def _fill_batch(self, jobs: Sequence[Job], *, most: int) -> Sample:
+    def _fill_batch(self, jobs: Sequence[Job], most: int) -> Sample:
         batch = [*jobs, *[jobs[-1]] * (self._rows(len(jobs), most) - len(jobs))]
         cuts = [canvas.cut(window) for canvas, window in batch]
         conditions = [canvas.condition.cut(window.window) for canvas, window in batch]

@@ -13,6 +13,7 @@ from rad.inpainting.inpainter import Inpainter
 from rad.inpainting.prepare import check_running
 from rad.models.base import Base
 from rad.models.unet_model import UNetModel
+from rad.rng import KeyedNoise
 from rad.sampling.finite import NotFiniteError
 from tests.tiny_networks import small_unet
 
@@ -137,3 +138,18 @@ def test_choices_that_cannot_work_are_errors(device, options, message):
 def test_an_accelerator_may_draw_and_record_graphs():
     check_running(torch.device("cuda"), compile="reduce-overhead", noise_device="device")
     check_running(torch.device("mps"), compile="default", noise_device="device")
+
+
+def test_noise_is_drawn_on_the_chosen_device(monkeypatch):
+    devices = []
+
+    def recorded(*args, device, **options):
+        devices.append(device)
+        return KeyedNoise(*args, device="cpu", **options)
+
+    monkeypatch.setattr("rad.inpainting.filling.KeyedNoise", recorded)
+    inpainter = Inpainter(tiny_model())
+    fill(inpainter, 1)
+    inpainter.noise_device = "device"
+    fill(inpainter, 1)
+    assert devices == ["cpu", inpainter.device]
