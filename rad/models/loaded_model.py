@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Self, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from PIL import Image
@@ -200,7 +200,7 @@ class LoadedModel(ABC):
     def _plain_network(self, *, adapter: bool) -> Network:
         return self.adapted if adapter and self.adapted is not None else self.network
 
-    def compiled(self, mode: CompileMode) -> Self:
+    def compiled(self, mode: CompileMode) -> LoadedModel:
         """A view of the model whose denoisers call compiled networks. It shares all weights; this model stays as it is."""
         view = copy.copy(self)
         view._compiled = {network is self.adapted: CompiledNetwork(network, mode) for network in self._networks()}

@@ -14,7 +14,8 @@ class CompiledNetwork:
     """A network behind torch.compile, compiled at its first call with each kind of input. Other attributes are the network's."""
 
     def __init__(self, network: nn.Module, mode: CompileMode) -> None:
-        self.network, self.mode = network, mode
+        self.network = network
+        self.mode: CompileMode = mode
         self._compiled = torch.compile(network, mode=mode)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

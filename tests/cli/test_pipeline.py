@@ -3,6 +3,7 @@
 import threading
 from collections import defaultdict
 from types import SimpleNamespace
+from typing import Any
 
 from rad.cli.sample.run import Pipeline
 
@@ -50,8 +51,9 @@ class Worker:
 def run(worker, count):
     """The messages of a run, and its error."""
     log, error = Log(count), None
+    pipeline_of: Any = Pipeline
     try:
-        with Pipeline(worker, log) as pipeline:
+        with pipeline_of(worker, log) as pipeline:
             for batch in log.batches:
                 pipeline.fill(batch, lambda done: None)
     except KeyboardInterrupt as interruption:

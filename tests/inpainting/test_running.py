@@ -2,6 +2,7 @@
 
 import functools
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from tests.tiny_networks import small_unet
 SIZE = 16
 
 
-def tiny_model():
+def tiny_model() -> Any:
     return UNetModel(Base(small_unet(), linear_betas(), "epsilon", "tiny", None, "tiny"))
 
 

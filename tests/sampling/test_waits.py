@@ -1,5 +1,7 @@
 """The reverse loop never waits for the device: it reads once at its end, and noise goes up from page-locked memory."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -37,7 +39,7 @@ def test_a_run_reads_the_device_once(method, options):
     hole[:, :, 4:12, 4:12] = 1
     task, denoiser = Task.from_image(image, hole), UNetDenoiser(network)
     settings = {"jump_length": 1, "resamplings": 2} if method == "repaint" else {}
-    chosen = METHODS[method](**settings)
+    chosen: Any = METHODS[method](**settings)
     sampler = Sampler(chosen.process(Uniform(linear_betas()), "adm"), chosen, **vars(chosen.choose(steps=3, **options)))
     with KeyedNoise(0, range(2)) as noise:
         expected = sampler(denoiser, task, noise=noise).image
