@@ -4,7 +4,8 @@ On a GPU, torch's `set_sync_debug_mode` reports each synchronisation. On a CPU, 
 tensors seem to lie on an accelerator, so that code with a path for each device takes the accelerator's. A synchronisation is
 
     a read     a value goes to the host: item(), bool(), tolist(), cpu(), nonzero(), an index of booleans
-    an upload  data from ordinary memory of the host go to the device: torch.tensor(..., device=), to(device)
+    an upload  data from ordinary memory of the host go to the device: torch.tensor(..., device=), to(device);
+               not from page-locked memory with non_blocking=True
 """
 
 import dataclasses
@@ -110,7 +111,13 @@ class Pretended(TorchFunctionMode):
         if here and (name in READS or (target is not None and target != DEVICE) or _selects(name, args)):
             self._count("read")
         elif not here and target == DEVICE and name in ("to", "tensor", "as_tensor", "asarray"):
-            self._count("upload")
+            waits = not (kwargs.get("non_blocking") and getattr(args[0], "page_locked", False))
+            if waits:
+                self._count("upload")
+        if name == "pin_memory":  # fails without a GPU
+            result = args[0].clone()
+            result.page_locked = True
+            return result
         result = func(*args, **kwargs)
         if (
             name == "copy_" and len(args) > 1 and not is_marked(args[0])

@@ -82,8 +82,8 @@ class UNetModel(LoadedModel):
     def denoiser(self, conditions: Sequence[Condition], *, adapter: bool) -> Denoiser:
         self.check(conditions)
         if self.base.sigmas is not None:
-            channels = self.autoencoder.channels
-            return EDMDenoiser(lambda x, c: self.unet(x, c).sample, sigma_data=self.base.sigma_data, channels=channels)
+            network, channels = self.sampled_network(adapter=False), self.autoencoder.channels
+            return EDMDenoiser(lambda x, c: network(x, c).sample, sigma_data=self.base.sigma_data, channels=channels)
         info = self.info if adapter or self.adapted is None else None
         return self._denoiser(self.sampled_network(adapter=adapter), info is None or info.learned_variance)
 

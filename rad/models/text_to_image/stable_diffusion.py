@@ -112,7 +112,8 @@ class StableDiffusionModel(LoadedModel):
         guidance = [default if condition.guidance is None else float(condition.guidance) for condition in conditions]
         return StableDiffusionDenoiser(
             self,
-            cast("UNet2DConditionModel", self.sampled_network(adapter=adapter)),
+            cast("UNet2DConditionModel", self._plain_network(adapter=adapter)),
+            compiled=self.sampled_network(adapter=adapter) if self._compiled else None,
             prompt=Branch(Text.cat(texts), [positive for _, positive in styles]),
             negative=Branch(Text.cat(negatives), [negative for negative, _ in styles]),
             words=torch.stack([self._words(condition.prompt, texts[0].tokens.shape[1]) for condition in conditions]),
