@@ -20,6 +20,7 @@ from rad.diffusion.step import noised
 from rad.masks import MaskGenerator
 from rad.masks.perlin import Perlin
 from rad.models.adapter import AdapterInfo, load_adapter
+from rad.models.dropout import find_keys
 from rad.models.guided_diffusion import QkvOrder
 from rad.models.latent_mask import Grid, Prefill, encode_training
 from rad.models.load import load_model
@@ -157,6 +158,7 @@ class Diffusion(TrainingModule):
             self.noise_process = self.process.build(model.base_process)
             self.sampling_process = self.process.build_sampling(model.base_process)
             self.network = self._trained(self.execution.prepare(model), model.hash).train()
+            self.dropout_keys = find_keys(self.network)
             self.frozen = Frozen(model.frozen_modules())
         self.forward_network: Callable[..., Any] = self.network
         if self.execution.compile:
@@ -255,6 +257,8 @@ class Diffusion(TrainingModule):
         now, previous = self.noise_process.noise(t, regions), self.noise_process.noise(t - 1, regions)
         x = noised(x0, now, noise=eps)
         prompts = self._encode_prompts(batch, purpose)
+        if self.dropout_keys is not None and self.training:
+            self.dropout_keys.set(self.seed, batch["position"].tolist(), device=x.device)
         times = now.timesteps.to(torch.promote_types(x.dtype, torch.float32))  # bfloat16 would round 999 to 1000
         output = self.forward_network(x, timestep=times, index=now.index, **prompts).sample
         losses = self.loss(output, x0=x0, x=x, eps=eps, now=now, previous=previous, prediction=self.model.prediction)
