@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from rad.diffusion.processes import TimeOrigin
 from rad.images.atomic import replacing, write_text
-from rad.models.dropout import key_dropout
 from rad.models.guided_diffusion import QkvOrder
 from rad.models.lora import SD3_TIME_LAYERS, TIME_LAYERS, lora_layers
 from rad.models.weights import require_finite_weights
+from rad.networks.dropout import key_dropout
 
 FORMAT = 1
 

@@ -21,8 +21,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from rad.models.dropout import key_dropout
 from rad.modes import float32_modes
+from rad.networks.dropout import key_dropout
 from rad.rng import check_seed
 
 NetworkT = TypeVar("NetworkT", bound=nn.Module)

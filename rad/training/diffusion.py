@@ -20,13 +20,13 @@ from rad.diffusion.step import noised
 from rad.masks import MaskGenerator
 from rad.masks.perlin import Perlin
 from rad.models.adapter import AdapterInfo, load_adapter
-from rad.models.dropout import find_keys
 from rad.models.guided_diffusion import QkvOrder
 from rad.models.latent_mask import Grid, Prefill, encode_training
 from rad.models.load import load_model
 from rad.models.loaded_model import LoadedModel, RegionAwareNetwork
 from rad.models.lora import LoRA, inject
 from rad.modes import float32_modes
+from rad.networks.dropout import find_keys
 from rad.resources import located
 from rad.rng import generator
 from rad.sampling.task import Task
