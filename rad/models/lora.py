@@ -12,7 +12,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -63,8 +63,8 @@ class LoRA:
     dropout: float = 0.0
     use_rslora: bool = False
     use_dora: bool = False
-    rank_pattern: dict[str, int] | None = None
-    alpha_pattern: dict[str, float] | None = None
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.alpha):
@@ -75,13 +75,13 @@ class LoRA:
             raise ValueError(f"lora.time_layers is {self.time_layers!r}; allowed are 'full' and 'lora'")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"lora.dropout is {self.dropout}; allowed are probabilities from 0 to below 1")
-        for name, rank in (self.rank_pattern or {}).items():
+        for name, rank in self.rank_pattern.items():
             if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
                 raise ValueError(f"lora.rank_pattern has {rank!r} for {name!r}; ranks are whole numbers of at least 1")
-        for name, alpha in (self.alpha_pattern or {}).items():
+        for name, alpha in self.alpha_pattern.items():
             if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
                 raise ValueError(f"lora.alpha_pattern has {alpha!r} for {name!r}; alphas are finite numbers")
-        for name in (*(self.rank_pattern or {}), *(self.alpha_pattern or {})):
+        for name in (*self.rank_pattern, *self.alpha_pattern):
             try:
                 re.compile(name)
             except re.error as error:
@@ -104,8 +104,8 @@ class LoRA:
             lora_dropout=self.dropout,
             use_rslora=self.use_rslora,
             use_dora=self.use_dora,
-            rank_pattern=dict(self.rank_pattern or {}),
-            alpha_pattern=dict(self.alpha_pattern or {}),
+            rank_pattern=dict(self.rank_pattern),
+            alpha_pattern=dict(self.alpha_pattern),
         )
 
 
@@ -141,8 +141,8 @@ def lora_layers(model: nn.Module) -> dict[str, LoraLayer]:
 def _require_matches(model: nn.Module, lora: LoRA) -> None:
     """Raise ValueError for a setting of ranks or alphas that no layer has."""
     layers = lora_layers(model)
-    for setting in ("rank_pattern", "alpha_pattern"):
-        for pattern in getattr(lora, setting) or {}:
+    for setting, patterns in (("rank_pattern", lora.rank_pattern), ("alpha_pattern", lora.alpha_pattern)):
+        for pattern in patterns:
             if not any(re.match(rf"(.*\.)?({pattern})$", name) for name in layers):
                 raise ValueError(
                     f"lora.{setting} has {pattern!r}, which matches none of the {len(layers)} layers: give the end of a name, or "

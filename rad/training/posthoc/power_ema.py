@@ -167,7 +167,7 @@ class Reconstruction:
                     shutil.copyfile(path, place / relative)
             card = place / "README.md"
             lines = card.read_text(encoding="utf-8") if card.exists() else ""
-            write_text(card, f"{lines}- {self.describe()}.\n")
+            write_text(card, f"{lines}- Weights: {self.describe()}.\n")
 
     def describe(self) -> str:
         return (
