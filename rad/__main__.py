@@ -1,4 +1,4 @@
-"""The command `rad`, also `python -m rad`, with `COMMANDS` such as `rad sample` and `rad train`, each loaded when called."""
+"""The command `rad`, also `python -m rad`; `COMMANDS` are loaded when called."""
 
 import sys
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from rad.console import EXIT_OK, did_you_mean, guarded
 COMMANDS = {
     "sample": ("rad.cli.main", "sample", "fill holes in images, with RAD or with zero-shot methods"),
     "train": ("rad.cli.main", "train", "train a RAD adapter or a base model from a configuration"),
+    "ema": ("rad.cli.ema", "main", "average the weights of a training run over another length, after training"),
     "evaluate": ("rad.evaluation.__main__", "main", "score inpainted images, ours or those of other systems"),
     "masks": ("rad.masks.__main__", "main", "write named sets of masks, or check mask files"),
     "export": ("rad.cli.hub.export", "main", "merge an adapter into its base, or write weights in float16"),

@@ -234,7 +234,7 @@ def _held(trainer: Trainer) -> Iterator[None]:
         yield
         return
     with locked(folder, option="--name"):
-        remove_temporaries([folder, folder / "checkpoints", folder / "panels"])
+        remove_temporaries([folder, folder / "checkpoints", folder / "panels", folder / "ema"])
         yield
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rad.training.ema import EMA
     from rad.training.guards import FiniteGuard, StopOnSignal
     from rad.training.panel import Panel, Throughput
+    from rad.training.posthoc.power_ema import PowerEMA
     from rad.training.resume import WholeCheckpointIO
     from rad.training.settings import Execution, Schedule, Scratch, TrainingLoss, TrainingProcess
 
@@ -27,6 +28,7 @@ __all__ = [
     "Execution",
     "FiniteGuard",
     "Panel",
+    "PowerEMA",
     "Schedule",
     "Scratch",
     "StopOnSignal",
@@ -45,6 +47,7 @@ __getattr__ = lazy_names(
         "ema": "EMA",
         "guards": "FiniteGuard StopOnSignal",
         "panel": "Panel Throughput",
+        "posthoc.power_ema": "PowerEMA",
         "resume": "WholeCheckpointIO",
         "settings": "Execution Schedule Scratch TrainingLoss TrainingProcess",
     },

@@ -81,7 +81,9 @@ def differences(before: Mapping[str, Plain], now: Mapping[str, Plain]) -> dict[s
     changed: dict[str, tuple[Plain, Plain]] = {}
     for name in before.keys() & now.keys():
         old, new = before[name], now[name]
-        if isinstance(old, dict) and isinstance(new, dict):
+        if (
+            isinstance(old, dict) and isinstance(new, dict) and not name.endswith("_pattern")
+        ):  # these have names of layers
             if "class" in old and "class" in new and old["class"] != new["class"]:
                 changed[name] = old, new
             else:

@@ -28,6 +28,7 @@ from rad.models.load import load_model
 from rad.models.loaded_model import LoadedModel, RegionAwareNetwork
 from rad.models.lora import LoRA, inject
 from rad.modes import float32_modes
+from rad.networks.dropout import find_keys
 from rad.resources import located
 from rad.sampling.task import Task
 from rad.training.module import Batch, Frozen, TrainingModule
@@ -165,6 +166,7 @@ class Diffusion(TrainingModule):
             self.sampling_process = self.process.build_sampling(model.base_process)
             self.network = self._trained(self.execution.prepare(model), model.hash).train()
             self.execution.finish(self.network, model.network)
+            self.dropout_keys = find_keys(self.network)
             self.frozen = Frozen(model.frozen_modules())
         self.compiled_losses = self.execution.compiled(self.compute_losses)
         self._model = model
@@ -264,6 +266,8 @@ class Diffusion(TrainingModule):
         # Our data module draws no other holes than 0 and 1; others are checked, which waits for the device.
         x0, regions = self._encode(image, hole, soft="hole" in batch and "draws" not in batch)
         prompts = self._encode_prompts(batch, purpose)
+        if self.dropout_keys is not None and self.training:
+            self.dropout_keys.set(self.seed, batch["position"].tolist(), device=x0.device)
         return self.compiled_losses(x0, draws["noise"].to(x0), t, regions, prompts), t, hole
 
     def compute_losses(

@@ -26,6 +26,8 @@ class EMA(Callback):
         inv_gamma: scale of the warm-up in steps, above 0.
         power: exponent of the warm-up, above 0. RAD's code has 3/4; 2/3 suits long runs.
         suffix: the average is exported to `step=N-SUFFIX`.
+
+    `rad.training.PowerEMA` is an average whose length can be chosen after training.
     """
 
     def __init__(self, decay: float = 0.9999, inv_gamma: float = 1.0, power: float = 0.75, suffix: str = "ema") -> None:

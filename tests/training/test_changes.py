@@ -249,6 +249,12 @@ def test_settings_of_other_versions_are_left_out():
     assert shown({"rank": 2}) == "{rank: 2}"
 
 
+def test_patterns_of_layers_are_compared_as_a_whole():
+    before, now = ({"lora": {"alpha_pattern": pattern}} for pattern in ({"conv1": 1}, {"conv1": 1, "conv2": 2}))
+    assert differences(before, now) == {"lora.alpha_pattern": ({"conv1": 1}, {"conv1": 1, "conv2": 2})}
+    assert differences(now, now) == {}
+
+
 def test_objects_are_described_by_class_and_settings():
     assert plain(Box()) == plain(Box())
     assert differences({"masks": plain(Box())}, {"masks": plain(Half())}).keys() == {"masks"}
