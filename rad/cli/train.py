@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import is_dataclass
@@ -14,11 +13,13 @@ import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
-from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from rad.cli.train_errors import explain, optimizer_hint, without_types
+from rad.cli.train_options import placed, require_end, set_intervals, start_from_adapter, with_save_dir
+from rad.cli.train_status import Status, quiet
 from rad.console import EXIT_INTERRUPTED, EXIT_OK, program, with_hint
 from rad.data.module import ImageDataModule
 from rad.images.atomic import remove_temporaries, write_text
@@ -28,7 +29,8 @@ from rad.training.checkpoint import Checkpoint
 from rad.training.diffusion import Diffusion
 from rad.training.ema import EMA
 from rad.training.guards import FiniteGuard, StopOnSignal
-from rad.training.resume import find_checkpoint
+from rad.training.loggers import continue_logs, flatten, log_settings, write_ids
+from rad.training.resume import find_checkpoint, saved_step
 
 Trained = Literal["diffusion", "autoencoder"]
 
@@ -62,6 +64,9 @@ class RunConfig(SaveConfigCallback):
         path = next(path for name in names if not (path := folder / f"{name}.yaml").exists())
         origin = f"# Resumed at step {trainer.global_step} from {resumed}\n" if resumed else ""
         write_text(path, origin + self.parser.dump(config, skip_none=False))
+        for logger in trainer.loggers:
+            log_settings(logger, flat_settings(config))
+        write_ids(trainer.loggers, folder)
 
 
 class TrainCLI(LightningCLI):
@@ -82,6 +87,20 @@ class TrainCLI(LightningCLI):
             help="checkpoint to resume from: a .ckpt file; `last`: the newest complete one of this run, required to exist; "
             "`auto`: like `last`, or a new run if there is none",
         )
+        parser.add_argument(
+            "--every",
+            type=int | None,
+            default=None,
+            help="interval in optimiser steps of checkpoints, panels, other callbacks with such an interval, and validation; "
+            "null: their own settings",
+        )
+        parser.add_argument(
+            "--adapter",
+            type=str | None,
+            default=None,
+            help="adapter to train further: its folder, or runs/NAME for the newest one of a run. It replaces model.lora; its "
+            "base is used if model.base is null",
+        )
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.link_arguments("data.size", "model.image_size")
@@ -90,11 +109,20 @@ class TrainCLI(LightningCLI):
         """Parse without the parent's warning about explicit `args`, and reject empty entries."""
         assert isinstance(args, list)
         try:
-            self.config = parser.parse_args(args)
+            self.config = parser.parse_args(with_save_dir(args))
         except argparse.ArgumentError as error:
             error.message = optimizer_hint(error.message) or with_hint(error.message, parser)
             raise
         _require_values(self.config, MODULES[self.config.trains])
+        require_end(self.config)
+        set_intervals(self.config)
+        start_from_adapter(self.config)
+
+    def instantiate_classes(self) -> None:
+        """Instantiate with loggers in the run folder; the saved configuration keeps `RUN_FOLDER`, for any run."""
+        self.config_init = self.parser.instantiate_classes(placed(self.config, run_folder(self.config)))
+        self.datamodule, self.model = self.config_init["data"], self.config_init["model"]
+        self.trainer = self.instantiate_trainer()
 
     def instantiate_trainer(self, **kwargs: object) -> Trainer:
         """The trainer with guards, and with the run's folder, which a saved configuration does not contain."""
@@ -103,7 +131,7 @@ class TrainCLI(LightningCLI):
         folder = run_folder(config)
         kwargs["default_root_dir"] = str(folder)
         if config.trainer.logger in (None, True):
-            kwargs["logger"] = TensorBoardLogger(folder.parent, name=folder.name, version="")
+            kwargs["logger"] = TensorBoardLogger(folder.parent, name=folder.name, version="", default_hp_metric=False)
         given = config.trainer.callbacks or []
         callbacks = list(given) if isinstance(given, list) else [given]
         suffixes = [callback.suffix for callback in callbacks if isinstance(callback, EMA)]
@@ -123,9 +151,17 @@ class TrainCLI(LightningCLI):
         for callback in checkpoints:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(folder / "checkpoints")  # Lightning's place depends on the logger
+        if not any(isinstance(callback, ProgressBar) for callback in callbacks):
+            callbacks.insert(0, Status(bar=config.trainer.enable_progress_bar is not False))
+            kwargs["enable_progress_bar"] = False  # Lightning's bar counts epochs
         self.stop_guards = [callback for callback in callbacks if isinstance(callback, StopOnSignal)]
         kwargs["callbacks"] = callbacks
         return super().instantiate_trainer(**kwargs)
+
+
+def flat_settings(config: Namespace) -> dict[str, object]:
+    """The settings by dotted name; a list has one entry for each element."""
+    return flatten(config.as_dict())
 
 
 def _require_values(config: Namespace, module: type[LightningModule]) -> None:
@@ -199,8 +235,16 @@ def fit(arguments: Sequence[str]) -> int:
 
     Raises ValueError or FileNotFoundError for an unsuitable argument or file.
     """
+    with quiet():
+        cli = _parse(arguments)
+        with _held(cli.trainer):
+            return _fit(cli)
+
+
+def _parse(arguments: Sequence[str]) -> TrainCLI:
+    """The trainer, model and data of the arguments; errors of the parser have one line."""
     try:
-        cli = TrainCLI(
+        return TrainCLI(
             trained_module(arguments),
             ImageDataModule,
             args=list(arguments),
@@ -222,8 +266,6 @@ def fit(arguments: Sequence[str]) -> int:
     except Exception as error:  # jsonargparse accepts some wrong types, which fail later with any exception
         message = f"{without_types(error)}; `{program('train')} --config NAME --help` lists the settings"
         raise ValueError(message) from error
-    with _held(cli.trainer):
-        return _fit(cli)
 
 
 @contextmanager
@@ -243,10 +285,11 @@ def _fit(cli: TrainCLI) -> int:
     elsewhere = [getattr(callback, "dirpath", None) for callback in cli.trainer.checkpoint_callbacks]
     ckpt = find_checkpoint(config.ckpt_path, run_folder(config), elsewhere=[Path(path) for path in elsewhere if path])
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".* in eval mode")  # autoencoders and text encoders are frozen
-            warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")  # Lightning's own use of torch
-            cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=ckpt, weights_only=True)
+        if ckpt is not None and cli.trainer.is_global_zero:
+            step = saved_step(ckpt)
+            for logger in cli.trainer.loggers:
+                continue_logs(logger, step)
+        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=ckpt, weights_only=True)
     except SystemExit:  # Lightning's reaction to Ctrl-C
         raise KeyboardInterrupt from None
     except FloatingPointError as error:

@@ -1,0 +1,122 @@
+"""Values, images and settings for every logger of a run, and loggers that go on after a resume."""
+
+import csv
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import CometLogger, CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from torch import Tensor
+
+from rad.images.atomic import write_text
+from rad.images.codecs import to_uint8
+
+SHOWN = {"train/loss": 0, "val/loss": 0}
+"""Curves that TensorBoard's table of hyperparameters shows."""
+
+IDS = "loggers.json"
+"""File of the run folder with the ids of remote runs."""
+
+
+def log_values(trainer: L.Trainer, values: Mapping[str, float]) -> None:
+    """Send `values` to all loggers, at the optimiser step that ends now. Callbacks can monitor them too."""
+    if not values:
+        return
+    trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
+    for logger in trainer.loggers:
+        logger.log_metrics(dict(values), step=log_step(trainer))
+        logger.save()
+
+
+def log_step(trainer: L.Trainer) -> int:
+    """Number of the present optimiser step, from 0: Lightning's axis of curves."""
+    return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+def flatten(settings: object, name: str = "") -> dict[str, object]:
+    """Nested settings by dotted name; the elements of a list by their number, those of a class without "init_args"."""
+    if isinstance(settings, Mapping):
+        entries = [("" if key == "init_args" else str(key), value) for key, value in settings.items()]
+    elif isinstance(settings, list) and any(isinstance(value, Mapping) for value in settings):
+        entries = [(str(number), value) for number, value in enumerate(settings)]
+    else:
+        return {name: settings}
+    flat: dict[str, object] = {}
+    for key, value in entries:
+        flat |= flatten(value, ".".join(filter(None, (name, key))))
+    return flat
+
+
+def log_image(logger: Logger, name: str, image: Tensor, step: int) -> None:
+    """Show an image (3,H,W) in [0,1] in TensorBoard, W&B, MLflow or Comet; other loggers have no images."""
+    if isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_image(name, image, step)
+    elif isinstance(logger, WandbLogger):
+        logger.log_image(name, [to_uint8(image)], step=step)
+    elif isinstance(logger, MLFlowLogger):
+        run = logger.run_id
+        logger.experiment.log_image(run, to_uint8(image), artifact_file=f"{name}/step={step}.png")
+    elif isinstance(logger, CometLogger):
+        logger.experiment.log_image(to_uint8(image), name=name, step=step)
+
+
+def log_settings(logger: Logger, settings: Mapping[str, object]) -> None:
+    """Send the resolved settings, by dotted name, to a logger."""
+    if isinstance(logger, MLFlowLogger) and logger.run_id is not None:  # MLflow refuses to change a parameter
+        known = logger.experiment.get_run(logger.run_id).data.params
+        settings = {name: value for name, value in settings.items() if name not in known}
+    logger.log_hyperparams(dict(settings))
+    if isinstance(logger, TensorBoardLogger) and not logger._default_hp_metric:
+        from torch.utils.tensorboard.summary import hparams
+
+        plain = {
+            name: value if isinstance(value, bool | int | float) else str(value) for name, value in settings.items()
+        }
+        for summary in hparams(plain, SHOWN):
+            logger.experiment._get_file_writer().add_summary(summary)
+
+
+def continue_logs(logger: Logger, step: int) -> None:
+    """Remove the values of a run from `step` on, which it resumes at, before the logger opens its files.
+
+    W&B, MLflow and Comet cannot remove values. They get the steps since the checkpoint a second time.
+    """
+    if isinstance(logger, TensorBoardLogger):
+        logger._kwargs["purge_step"] = step
+    elif isinstance(logger, CSVLogger):
+        path = Path(logger.log_dir) / "metrics.csv"
+        rows = _read_rows(path, step)
+        path.unlink(missing_ok=True)
+        if rows:
+            writer = logger.experiment
+            writer.metrics = [{name: value for name, value in row.items() if value != ""} for row in rows]
+            writer.save()
+
+
+def _read_rows(path: Path, step: int) -> list[dict[str, str]]:
+    """Rows of a metrics.csv before `step`."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [row for row in csv.DictReader(file) if int(row["step"]) < step]
+
+
+def read_ids(folder: Path) -> dict[str, str]:
+    """Ids of the remote runs of a run folder, by class of the logger."""
+    path = folder / IDS
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def write_ids(loggers: list[Logger], folder: Path) -> None:
+    """Keep the ids of the W&B and MLflow runs, for resumes."""
+    ids = {
+        type(logger).__name__: str(logger.version)
+        for logger in loggers
+        if isinstance(logger, WandbLogger | MLFlowLogger) and logger.version is not None
+    }
+    if ids and ids != read_ids(folder):
+        os.makedirs(folder, exist_ok=True)
+        write_text(folder / IDS, json.dumps(ids, indent=2) + "\n")
