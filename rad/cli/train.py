@@ -2,6 +2,8 @@
 
 import argparse
 import os
+import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import is_dataclass
@@ -63,9 +65,10 @@ class RunConfig(SaveConfigCallback):
         names = chain(("config", stem), (f"{stem}-{number}" for number in count(2)))
         path = next(path for name in names if not (path := folder / f"{name}.yaml").exists())
         origin = f"# Resumed at step {trainer.global_step} from {resumed}\n" if resumed else ""
-        write_text(path, origin + self.parser.dump(config, skip_none=False))
+        content = self.parser.dump(config, skip_none=False)
+        write_text(path, origin + content)
         for logger in trainer.loggers:
-            log_settings(logger, flat_settings(config))
+            log_settings(logger, flatten(yaml.safe_load(content)))
         write_ids(trainer.loggers, folder)
 
 
@@ -131,7 +134,7 @@ class TrainCLI(LightningCLI):
         folder = run_folder(config)
         kwargs["default_root_dir"] = str(folder)
         if config.trainer.logger in (None, True):
-            kwargs["logger"] = TensorBoardLogger(folder.parent, name=folder.name, version="", default_hp_metric=False)
+            kwargs["logger"] = TensorBoardLogger(folder.parent, name=folder.name, version="")
         given = config.trainer.callbacks or []
         callbacks = list(given) if isinstance(given, list) else [given]
         suffixes = [callback.suffix for callback in callbacks if isinstance(callback, EMA)]
@@ -157,11 +160,6 @@ class TrainCLI(LightningCLI):
         self.stop_guards = [callback for callback in callbacks if isinstance(callback, StopOnSignal)]
         kwargs["callbacks"] = callbacks
         return super().instantiate_trainer(**kwargs)
-
-
-def flat_settings(config: Namespace) -> dict[str, object]:
-    """The settings by dotted name; a list has one entry for each element."""
-    return flatten(config.as_dict())
 
 
 def _require_values(config: Namespace, module: type[LightningModule]) -> None:
@@ -285,6 +283,8 @@ def _fit(cli: TrainCLI) -> int:
     elsewhere = [getattr(callback, "dirpath", None) for callback in cli.trainer.checkpoint_callbacks]
     ckpt = find_checkpoint(config.ckpt_path, run_folder(config), elsewhere=[Path(path) for path in elsewhere if path])
     try:
+        # CSVLogger warns of the run folder, where it removes an earlier metrics.csv alone
+        warnings.filterwarnings("ignore", f"Experiment logs directory {re.escape(cli.trainer.default_root_dir)}/? ")
         if ckpt is not None and cli.trainer.is_global_zero:
             step = saved_step(ckpt)
             for logger in cli.trainer.loggers:

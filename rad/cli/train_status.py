@@ -108,7 +108,7 @@ class Status(Callback):
                 rate = (self._images - self._measured_images) / elapsed
                 parts += [f"{rate:.3g} images/s", f"{duration(elapsed / done * left)} left"]
             memory = peak_memory(pl_module.device) / 2**30
-            report(f"step {step}/{last_step(trainer)}: {', '.join([*parts, f'{memory:.1f} GiB'])}")
+            report(f"step {step}/{last_step(trainer)}: {', '.join([*parts, f'peak memory {memory:.1f} GiB'])}")
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if self._tqdm is not None:

@@ -68,15 +68,17 @@ def log_settings(logger: Logger, settings: Mapping[str, object]) -> None:
     if isinstance(logger, MLFlowLogger) and logger.run_id is not None:  # MLflow refuses to change a parameter
         known = logger.experiment.get_run(logger.run_id).data.params
         settings = {name: value for name, value in settings.items() if name not in known}
-    logger.log_hyperparams(dict(settings))
-    if isinstance(logger, TensorBoardLogger) and not logger._default_hp_metric:
-        from torch.utils.tensorboard.summary import hparams
+    if not isinstance(logger, TensorBoardLogger):
+        logger.log_hyperparams(dict(settings))
+        return
+    from torch.utils.tensorboard.summary import hparams
 
-        plain = {
-            name: value if isinstance(value, bool | int | float) else str(value) for name, value in settings.items()
-        }
-        for summary in hparams(plain, SHOWN):
-            logger.experiment._get_file_writer().add_summary(summary)
+    logger.log_hyperparams(dict(settings), metrics={})  # no curve "hp_metric"
+    Path(logger.log_dir, logger.NAME_HPARAMS_FILE).unlink(missing_ok=True)  # Lightning wrote it without settings
+    logger.save()
+    plain = {name: value if isinstance(value, bool | int | float) else str(value) for name, value in settings.items()}
+    for summary in hparams(plain, SHOWN):
+        logger.experiment._get_file_writer().add_summary(summary)
 
 
 def continue_logs(logger: Logger, step: int) -> None:
