@@ -31,8 +31,8 @@ from rad.training.checkpoint import Checkpoint
 from rad.training.diffusion import Diffusion
 from rad.training.ema import EMA
 from rad.training.guards import FiniteGuard, StopOnSignal
-from rad.training.loggers import continue_logs, flatten, log_settings, write_ids
-from rad.training.resume import find_checkpoint, saved_step
+from rad.training.loggers import drop_steps, flatten, keep_log, log_settings, write_ids
+from rad.training.resume import find_checkpoint
 
 Trained = Literal["diffusion", "autoencoder"]
 
@@ -68,6 +68,8 @@ class RunConfig(SaveConfigCallback):
         content = self.parser.dump(config, skip_none=False)
         write_text(path, origin + content)
         for logger in trainer.loggers:
+            if resumed:
+                drop_steps(logger, trainer.global_step)
             log_settings(logger, flatten(yaml.safe_load(content)))
         write_ids(trainer.loggers, folder)
 
@@ -286,9 +288,8 @@ def _fit(cli: TrainCLI) -> int:
         # CSVLogger warns of the run folder, where it removes an earlier metrics.csv alone
         warnings.filterwarnings("ignore", f"Experiment logs directory {re.escape(cli.trainer.default_root_dir)}/? ")
         if ckpt is not None and cli.trainer.is_global_zero:
-            step = saved_step(ckpt)
             for logger in cli.trainer.loggers:
-                continue_logs(logger, step)
+                keep_log(logger)
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=ckpt, weights_only=True)
     except SystemExit:  # Lightning's reaction to Ctrl-C
         raise KeyboardInterrupt from None

@@ -303,5 +303,5 @@ def draw_uniform(batch: Batch, *key: int | str) -> Tensor:
 def timestep_buckets(t: Tensor, steps: int) -> dict[str, Tensor]:
     """For each range of timesteps out of `steps`, by name, which of t (B,) lie in it: (B,) boolean."""
     bucket = t * BUCKETS // steps
-    edges = [number * steps // BUCKETS for number in range(BUCKETS + 1)]
+    edges = [-(-number * steps // BUCKETS) for number in range(BUCKETS + 1)]  # rounded up
     return {f"t{edges[number]}-{edges[number + 1] - 1}": bucket == number for number in range(BUCKETS)}

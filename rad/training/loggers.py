@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.loggers import CometLogger, CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from torch import Tensor
 
-from rad.images.atomic import write_text
+from rad.images.atomic import replacing, write_text
 from rad.images.codecs import to_uint8
 
 SHOWN = {"train/loss": 0, "val/loss": 0}
@@ -81,29 +81,45 @@ def log_settings(logger: Logger, settings: Mapping[str, object]) -> None:
         logger.experiment._get_file_writer().add_summary(summary)
 
 
-def continue_logs(logger: Logger, step: int) -> None:
-    """Remove the values of a run from `step` on, which it resumes at, before the logger opens its files.
+def keep_log(logger: Logger) -> None:
+    """Open the metrics.csv of a run that resumes; `CSVLogger` itself would delete it."""
+    path = _metrics_file(logger)
+    if path is not None and path.is_file() and isinstance(logger, CSVLogger):
+        content = path.read_bytes()
+        writer = logger.experiment
+        path.write_bytes(content)
+        writer.metrics_keys = _read_rows(path)[0]
+
+
+def drop_steps(logger: Logger, step: int) -> None:
+    """Remove the values from `step` on, which a resumed run logs again.
 
     W&B, MLflow and Comet cannot remove values. They get the steps since the checkpoint a second time.
     """
+    path = _metrics_file(logger)
     if isinstance(logger, TensorBoardLogger):
-        logger._kwargs["purge_step"] = step
-    elif isinstance(logger, CSVLogger):
-        path = Path(logger.log_dir) / "metrics.csv"
-        rows = _read_rows(path, step)
-        path.unlink(missing_ok=True)
-        if rows:
-            writer = logger.experiment
-            writer.metrics = [{name: value for name, value in row.items() if value != ""} for row in rows]
-            writer.save()
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+        start = Event(step=step, session_log=SessionLog(status=SessionLog.START))  # as purge_step of SummaryWriter
+        logger.experiment._get_file_writer().add_event(start, step)
+    elif path is not None and path.is_file():
+        names, rows = _read_rows(path)
+        with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, names)
+            writer.writeheader()
+            writer.writerows(row for row in rows if int(row["step"]) < step)
 
 
-def _read_rows(path: Path, step: int) -> list[dict[str, str]]:
-    """Rows of a metrics.csv before `step`."""
-    if not path.is_file():
-        return []
+def _metrics_file(logger: Logger) -> Path | None:
+    return Path(logger.log_dir, "metrics.csv") if isinstance(logger, CSVLogger) else None
+
+
+def _read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Names and rows of a metrics.csv."""
     with path.open(newline="", encoding="utf-8") as file:
-        return [row for row in csv.DictReader(file) if int(row["step"]) < step]
+        reader = csv.DictReader(file)
+        rows = list(reader)
+        return list(reader.fieldnames or ()), rows
 
 
 def read_ids(folder: Path) -> dict[str, str]:

@@ -117,13 +117,6 @@ def find_damage(path: Path) -> str | None:
     return None if intact else "not written by rad; its checkpoints are runs/NAME/checkpoints/step=N.ckpt"
 
 
-def saved_step(path: str | Path) -> int:
-    """Number of optimiser steps of a checkpoint."""
-    if Path(path).is_dir():  # sharded by a strategy of Lightning
-        return max(0, _step(Path(path)))
-    return torch.load(path, map_location="meta", weights_only=True, mmap=True)["global_step"]
-
-
 def _step(path: Path) -> int:
     number = re.search(r"step=(\d+)", path.stem)  # Lightning's names begin with the epoch
     return int(number[1]) if number else -1
