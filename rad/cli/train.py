@@ -31,7 +31,7 @@ from rad.training.checkpoint import Checkpoint
 from rad.training.diffusion import Diffusion
 from rad.training.ema import EMA
 from rad.training.guards import FiniteGuard, StopOnSignal
-from rad.training.loggers import drop_steps, flatten, keep_log, log_settings, write_ids
+from rad.training.logs.loggers import drop_steps, flatten, keep_log, log_settings, write_ids
 from rad.training.resume import find_checkpoint
 
 Trained = Literal["diffusion", "autoencoder"]
@@ -231,7 +231,7 @@ def run_folder(config: Namespace) -> Path:
 
 
 def fit(arguments: Sequence[str]) -> int:
-    """Train; write config.yaml, TensorBoard events, checkpoints and adapters to `runs/<name>/`. Returns the exit code.
+    """Train; write config.yaml, logs, checkpoints and adapters to `runs/<name>/`. Returns the exit code.
 
     Raises ValueError or FileNotFoundError for an unsuitable argument or file.
     """

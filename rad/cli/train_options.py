@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from rad.inpainting.runs import find_base, find_trained
 from rad.models.adapter import AdapterInfo
 from rad.resources import located
-from rad.training.loggers import read_ids
+from rad.training.logs.loggers import read_ids
 
 RUN_FOLDER = "RUN_FOLDER"
 """`save_dir` of a logger that writes to the run folder, in a configuration."""

@@ -19,8 +19,8 @@ from rad.console import report
 from rad.models.lora import trainable
 from rad.rng import check_seed
 from rad.training.changes import OBJECTS, continue_run, run_settings
-from rad.training.curves import Curves
-from rad.training.loggers import log_values
+from rad.training.logs.curves import Curves
+from rad.training.logs.loggers import log_values
 from rad.training.settings import Schedule
 
 Batch = Mapping[str, Any]

@@ -20,7 +20,7 @@ from rad.rng import KeyedNoise, generator
 from rad.sampling.finite import NotFiniteError
 from rad.training.diffusion import Diffusion
 from rad.training.ema import averaged
-from rad.training.loggers import log_image, log_step, log_values
+from rad.training.logs.loggers import log_image, log_step, log_values
 from rad.training.module import Batch, get_setting, logs_at
 
 if TYPE_CHECKING:

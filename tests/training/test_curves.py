@@ -5,9 +5,9 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 
-from rad.training.curves import Curves
 from rad.training.diffusion import timestep_buckets
-from rad.training.loggers import drop_steps, flatten, keep_log, log_image
+from rad.training.logs.curves import Curves
+from rad.training.logs.loggers import drop_steps, flatten, keep_log, log_image
 
 
 def same(tensor):
