@@ -98,7 +98,7 @@ def drop_steps(logger: Logger, step: int) -> None:
     """
     path = _metrics_file(logger)
     if isinstance(logger, TensorBoardLogger):
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 
         start = Event(step=step, session_log=SessionLog(status=SessionLog.START))  # as purge_step of SummaryWriter
         logger.experiment._get_file_writer().add_event(start, step)
