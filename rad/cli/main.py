@@ -22,6 +22,9 @@ common settings:
   --data.val_path PATH   validation images; null holds out --data.val_count of the training images
   --data.batch_size N    images per step and device
   --trainer.max_steps N  number of training steps
+  --every N              interval of checkpoints, panels and validation, in training steps
+  --adapter FOLDER       train an adapter further; also runs/NAME
+  --trainer.logger NAME  CSVLogger, WandbLogger, MLFlowLogger, or a list (default: TensorBoardLogger)
   --trainer.devices N    devices per node
 
 all settings, after some seconds of loading:

@@ -123,12 +123,10 @@ class AutoencoderTraining(TrainingModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         losses = self.losses(batch, sampled=True)
-        loss, size = losses.total.mean(), len(losses.total)
-        if self.logs_now:
-            self.log("train/loss", loss, prog_bar=True, batch_size=size)
-            for name in ("l1", "distance", "kl"):
-                self.log(f"train/{name}", getattr(losses, name).mean(), batch_size=size)
-        return loss
+        curves = {"loss": losses.total, "l1": losses.l1, "distance": losses.distance, "kl": losses.kl}
+        for name, values in curves.items():
+            self.curves.add(f"train/{name}", values)
+        return losses.total.mean()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         losses = self.losses(batch, sampled=False)

@@ -244,14 +244,17 @@ class Diffusion(TrainingModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         losses, t, hole = self.losses(batch, "train")
-        loss = losses.total.mean()
-        if self.logs_now:
-            means = {"simple": losses.simple.mean(), "vlb": losses.vlb.mean(), "hole_fraction": hole.mean()}
-            for name, mean in bucket_means(losses.simple, t, self.noise_process.steps).items():
-                means[f"simple_{name}"] = mean
-            self.log_dict({f"train/{name}": mean for name, mean in means.items()}, batch_size=len(hole))
-            self.log("train/loss", loss, prog_bar=True, batch_size=len(hole))
-        return loss
+        curves = {
+            "loss": losses.total,
+            "simple": losses.simple,
+            "vlb": losses.vlb,
+            "hole_fraction": hole.mean((1, 2, 3)),
+        }
+        for name, values in curves.items():
+            self.curves.add(f"train/{name}", values)
+        for name, inside in timestep_buckets(t, self.noise_process.steps).items():
+            self.curves.add(f"train/simple_{name}", losses.simple, where=inside)
+        return losses.total.mean()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         losses, _, _ = self.losses(batch, "val")
@@ -330,12 +333,8 @@ class Diffusion(TrainingModule):
         return self.model.encode_prompts(prompts)
 
 
-def bucket_means(values: Tensor, t: Tensor, steps: int) -> dict[str, Tensor]:
-    """Means of `values` (B,) over ranges of timesteps t (B,) out of `steps`; empty ranges are left out."""
-    bucket, means = t * BUCKETS // steps, {}
-    for number in range(BUCKETS):
-        inside = bucket == number
-        if bool(inside.any()):
-            first, last = number * steps // BUCKETS, (number + 1) * steps // BUCKETS - 1
-            means[f"t{first}-{last}"] = values[inside].mean()
-    return means
+def timestep_buckets(t: Tensor, steps: int) -> dict[str, Tensor]:
+    """For each range of timesteps out of `steps`, by name, which of t (B,) lie in it: (B,) boolean."""
+    bucket = t * BUCKETS // steps
+    edges = [-(-number * steps // BUCKETS) for number in range(BUCKETS + 1)]  # rounded up
+    return {f"t{edges[number]}-{edges[number + 1] - 1}": bucket == number for number in range(BUCKETS)}

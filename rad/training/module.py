@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ from rad.console import report
 from rad.models.lora import trainable
 from rad.rng import check_seed
 from rad.training.changes import OBJECTS, continue_run, run_settings
+from rad.training.logs.curves import Curves
+from rad.training.logs.loggers import log_values
 from rad.training.settings import Schedule
 
 Batch = Mapping[str, Any]
@@ -78,6 +81,8 @@ class TrainingModule(L.LightningModule):
         self.optimizer: OptimizerCallable = DefaultOptimizer(type(self)) if default else optimizer
         self.schedule, self.lr_scheduler = schedule, lr_scheduler
         self.seed, self.shard_optimizer = check_seed(seed), shard_optimizer
+        self.curves = Curves()
+        """Means of the training curves; kept in checkpoints, so that a resume does not cut an interval."""
         self.changes: list[str] = []
         """What resumes have changed, each with its step; kept in checkpoints."""
         self._resumed: str | None = None
@@ -125,8 +130,26 @@ class TrainingModule(L.LightningModule):
     @property
     def logs_now(self) -> bool:
         """Whether the trainer logs this step; with an interval of 0 it never does."""
-        interval: int = get_setting(self.trainer, "log_every_n_steps")
-        return interval > 0 and (self.global_step + 1) % interval == 0
+        return logs_at(self.trainer, self.global_step + 1)
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: torch.optim.Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Step, and at the end of an interval log the means of the training curves."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if self.logs_now:
+            log_values(self.trainer, self.curves.take(self._sum_over_processes))
+
+    def _sum_over_processes(self, tensor: Tensor) -> Tensor:
+        if self.trainer.world_size == 1:
+            return tensor
+        total = self.trainer.strategy.reduce(tensor.to(self.device), reduce_op="sum")
+        assert isinstance(total, Tensor)
+        return total
 
     def log_means(self, values: Mapping[str, Tensor]) -> None:
         """Log validation means over all images and processes; each value is (B,)."""
@@ -138,7 +161,7 @@ class TrainingModule(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.logs_now:
-            self.log("train/gradient_norm", self.gradient_norm())
+            self.curves.add("train/gradient_norm", self.gradient_norm())
 
     @property
     def trained(self) -> dict[str, nn.Parameter]:
@@ -181,6 +204,7 @@ class TrainingModule(L.LightningModule):
             "optimizer": _class_name(self.optimizer([nn.Parameter(torch.zeros(1))])),
             "settings": run_settings(self, self.trainer),
             "changes": self.changes,
+            "curves": self.curves.totals(self._sum_over_processes),
         }
         plain = {name: _plain(value) for name, value in self.hparams.items()}
         settings = {name: value for name, value in plain.items() if name not in OBJECTS or isinstance(value, dict)}
@@ -206,6 +230,7 @@ class TrainingModule(L.LightningModule):
             )
         if self._resumes():
             self._require_optimizer(saved.get("optimizer"))
+            self.curves.restore(saved.get("curves", {}), counted=self.trainer.is_global_zero)
             step, changes = checkpoint["global_step"], continue_run(self, self.trainer, checkpoint)
             self.changes = [*saved.get("changes", []), *([f"step {step}: {', '.join(changes)}"] if changes else [])]
             self._resumed = f"resumed at step {step}; " + (
@@ -245,6 +270,12 @@ def get_setting(trainer: L.Trainer, name: str) -> Any:
 def unscales_in_step(optimizer: torch.optim.Optimizer) -> bool:
     """Whether this is a fused optimiser: one whose step takes `found_inf`, and then changes nothing if it is 1."""
     return getattr(optimizer, "_step_supports_amp_scaling", False)
+
+
+def logs_at(trainer: L.Trainer, step: int) -> bool:
+    """Whether the trainer logs optimiser step number `step` = 1, 2, ..."""
+    interval: int = get_setting(trainer, "log_every_n_steps")
+    return interval > 0 and step % interval == 0
 
 
 def _class_name(optimizer: torch.optim.Optimizer) -> str:

@@ -9,7 +9,6 @@ import lightning as L
 import torch
 from lightning.fabric.utilities import throughput
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from rad.diffusion.solvers import Solver
@@ -21,14 +20,16 @@ from rad.rng import KeyedNoise, generator
 from rad.sampling.finite import NotFiniteError
 from rad.training.diffusion import Diffusion
 from rad.training.ema import averaged
-from rad.training.module import Batch, get_setting
+from rad.training.logs.loggers import log_image, log_step, log_values
+from rad.training.module import Batch, get_setting, logs_at
 
 if TYPE_CHECKING:
     from rad.sampling.sampler import Sampler
 
 
 class Panel(Callback):
-    """Inpaints the first held-out images at a fixed seed: hole | result | original, to `panels/step=N.png` and TensorBoard.
+    """Inpaints the first held-out images at a fixed seed: hole | result | original, to `panels/step=N.png`
+    and to every logger that shows images.
 
     Args:
         every_n_steps: interval in optimiser steps; 0: never.
@@ -85,8 +86,8 @@ class Panel(Callback):
             return
         with replacing(Path(trainer.default_root_dir) / "panels" / f"step={step}.png") as temporary:
             to_uint8(image).save(temporary, format="PNG")
-        if isinstance(trainer.logger, TensorBoardLogger):
-            trainer.logger.experiment.add_image("panel", image, step)
+        for logger in trainer.loggers:
+            log_image(logger, "panel", image, log_step(trainer))
 
     @torch.no_grad()
     def image(self, trainer: L.Trainer, module: Diffusion) -> Tensor:
@@ -135,6 +136,7 @@ class Throughput(Callback):
         self._batches += 1
         self._images += len(batch["image"])
         self._meter.update(time=time.perf_counter() - self._start, batches=self._batches, samples=self._images)
+        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         rate = self._meter.compute().get("device/samples_per_sec")
-        if rate is not None:
-            pl_module.log("train/images_per_second", rate * trainer.world_size)
+        if rate is not None and stepped and logs_at(trainer, trainer.global_step):
+            log_values(trainer, {"train/images_per_second": rate * trainer.world_size})

@@ -313,7 +313,7 @@ def test_tensorboard_gets_its_curves_and_a_panel(world, tmp_path):
     assert {f"train/{name}" for name in wanted.split()} | {"val/loss", "val/simple", "val/vlb"} <= scalars
     assert any(name.startswith("train/simple_t") for name in scalars)
     assert any(name.startswith("lr") for name in scalars)
-    assert [image.step for image in events.Images("panel")] == [4, 8]
+    assert [image.step for image in events.Images("panel")] == [3, 7]
     losses = [event.value for event in events.Scalars("val/loss")]
     assert len(losses) == 2
     assert losses[0] != losses[1]
