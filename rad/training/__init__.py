@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rad.training.diffusion import Diffusion
     from rad.training.ema import EMA
     from rad.training.guards import FiniteGuard, StopOnSignal
+    from rad.training.inpainting import InpaintingMetrics
     from rad.training.panel import Panel, Throughput
     from rad.training.resume import WholeCheckpointIO
     from rad.training.settings import Execution, Schedule, Scratch, TrainingLoss, TrainingProcess
@@ -26,6 +27,7 @@ __all__ = [
     "Diffusion",
     "Execution",
     "FiniteGuard",
+    "InpaintingMetrics",
     "Panel",
     "Schedule",
     "Scratch",
@@ -44,6 +46,7 @@ __getattr__ = lazy_names(
         "diffusion": "Diffusion",
         "ema": "EMA",
         "guards": "FiniteGuard StopOnSignal",
+        "inpainting": "InpaintingMetrics",
         "panel": "Panel Throughput",
         "resume": "WholeCheckpointIO",
         "settings": "Execution Schedule Scratch TrainingLoss TrainingProcess",
