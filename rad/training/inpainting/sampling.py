@@ -46,11 +46,15 @@ def draw_holes(masks: Sequence[str], numbers: Iterable[int], *key: Part, height:
 def inpaint(
     module: Diffusion, sampler: "Sampler", image: Tensor, hole: Tensor, prompts: Sequence[str], *, noise: "NoiseSource"
 ) -> Tensor:
-    """Images (B,3,H,W) in [-1,1] with their holes (B,1,H,W) filled by the network as it is now; on the module's device."""
-    training = module.network.training
+    """Images (B,3,H,W) in [-1,1] with their holes (B,1,H,W) filled by the network as it is now; on the module's device.
+
+    Sampling runs in the dtype of the network's weights.
+    """
+    training, dtype = module.network.training, next(module.network.parameters()).dtype
     module.network.eval()
     try:
-        result = sampler(module.denoiser(prompts), module.task(image, hole), noise=noise)
+        task = module.task(image.to(dtype), hole.to(dtype))
+        result = sampler(module.denoiser(prompts), task, noise=noise)
     finally:
         module.network.train(training)
-    return torch.where(hole == 1, module.model.autoencoder.decode(result.image), image)
+    return torch.where(hole == 1, module.model.autoencoder.decode(result.image).to(image), image)

@@ -71,13 +71,12 @@ def score(image: Tensor, original: Tensor, hole: Tensor, networks: Networks) -> 
     """
     from rad.evaluation.metrics import gradient_energy, psnr
 
-    pair = [round_to_uint8(values).float().div_(255) for values in (image, original)]
-    features = [networks.features.features(values) for values in pair]
+    image, original = (round_to_uint8(values).float().div_(255) for values in (image, original))
     columns = [
-        _crop_distances(*pair, hole, networks.distance)[:, None],
-        psnr(*pair, hole)[:, None],
-        *(gradient_energy(values, hole)[:, None] for values in pair),
-        *features,
+        _crop_distances(image, original, hole.cpu(), networks.distance)[:, None],
+        psnr(image, original, hole)[:, None],
+        *(gradient_energy(values, hole)[:, None] for values in (image, original)),
+        *(networks.features.features(values) for values in (image, original)),
     ]
     return torch.cat([column.cpu().double() for column in columns], 1)
 
