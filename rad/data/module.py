@@ -98,6 +98,7 @@ class ImageDataModule(LightningDataModule):
         val_path: source for validation, or a list. None: hold out `val_count` images of `path`, chosen by a hash of their names,
             or the photographs that "skimage" keeps for this.
         val_count: images to hold out without `val_path`; 0: no validation. Number of crops for "skimage" at random scales.
+        val_limit: validate on the first of these images only, as many over all devices together. None: on all.
         size: side of the squares, in pixels.
         resize: "short_side" scales the short side to `size` before the crop, "none" crops unscaled pixels.
         crop: "center"; "random": at a random place; "random_scale": a square at a random place, its side drawn from `scale_range`
@@ -128,6 +129,7 @@ class ImageDataModule(LightningDataModule):
         weights: list[int] | None = None,
         val_path: str | list[str] | None = None,
         val_count: int = 64,
+        val_limit: int | None = None,
         size: int = 256,
         resize: Resize = "short_side",
         crop: Crop = "center",
@@ -144,8 +146,9 @@ class ImageDataModule(LightningDataModule):
         captions: str | None = None,
     ) -> None:
         super().__init__()
-        for name, value, least in (("size", size, 1), ("batch_size", batch_size, 1), ("val_count", val_count, 0)):
-            if value < least:
+        least_values = (("size", size, 1), ("batch_size", batch_size, 1), ("val_count", val_count, 0))
+        for name, value, least in (*least_values, ("val_limit", val_limit, 1)):
+            if value is not None and value < least:
                 raise ValueError(f"{name}={value}: it must be at least {least}")
         self.paths = [path] if isinstance(path, str) else list(path)
         if not self.paths or val_path == []:
@@ -166,7 +169,7 @@ class ImageDataModule(LightningDataModule):
         if val_path is None and self.paths == ["skimage"]:
             val_path = "skimage"
         self.val_paths = [val_path] if isinstance(val_path, str) else val_path
-        self.val_count = val_count
+        self.val_count, self.val_limit = val_count, val_limit
         self.framing = Framing(size, resize, crop, scale_range, flip, side_range, scale_draw)
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, check_seed(seed)
         self.strict, self.masks, self.in_memory = strict, masks, in_memory
@@ -270,6 +273,7 @@ class ImageDataModule(LightningDataModule):
             "path": self.paths,
             "val_path": self.val_paths,
             "val_count": self.val_count,
+            "val_limit": self.val_limit,
             "weights": self.weights,
             "batch_size": self.batch_size,
             "seed": self.seed,
@@ -322,32 +326,30 @@ class ImageDataModule(LightningDataModule):
         )
         return StreamLoader(self.stream(), batch_sampler=sampler, **self._loader_options())
 
-    def val_dataloader(self) -> DataLoader | list[DataLoader]:
-        """Every validation image once over all ranks, in a fixed order; [] when there are none."""
+    def held_out(self) -> HeldOut | None:
+        """All validation images in their fixed order, whatever `val_limit` is; None without any."""
         crop: Crop = "random_scale" if self.framing.crop == "random_scale" else "center"
         few = self.val_paths == ["skimage"] and crop == "random_scale"
         length = self.val_count if few else len(self.val_images)
         if length == 0:
+            return None
+        framing = replace(self.framing, crop=crop, flip=False)
+        return HeldOut(self.val_images, framing, length, self.masks, self.strict, self.captions, self._val_counts)
+
+    def val_dataloader(self) -> DataLoader | list[DataLoader]:
+        """The first `val_limit` validation images once over all ranks, in a fixed order; [] when there are none."""
+        held_out = self.held_out()
+        if held_out is None:
             return []
         rank, world_size = self._rank_and_world()
+        length = len(held_out) if self.val_limit is None else min(self.val_limit, len(held_out))
         if length < world_size:
             raise ValueError(
                 f"{length} validation images for {world_size} devices: give at least one for each, or none"
             )
-        framing = replace(self.framing, crop=crop, flip=False)
-        held_out = HeldOut(
-            self.val_images,
-            framing,
-            length,
-            self.masks,
-            self.strict,
-            self.captions,
-            self._val_counts,
-            self._draw("val"),
-        )
         positions = list(range(rank, length, world_size))
         batches = [positions[start : start + self.batch_size] for start in range(0, len(positions), self.batch_size)]
-        return DataLoader(held_out, batch_sampler=batches, **self._loader_options())
+        return DataLoader(replace(held_out, draw=self._draw("val")), batch_sampler=batches, **self._loader_options())
 
     def transfer_batch_to_device(
         self, batch: dict[str, Any], device: torch.device, dataloader_idx: int

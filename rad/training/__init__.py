@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rad.training.diffusion import Diffusion
     from rad.training.ema import EMA
     from rad.training.guards import FiniteGuard, StopOnSignal
+    from rad.training.inpainting import InpaintingMetrics
     from rad.training.panel import Panel, Throughput
     from rad.training.posthoc.power_ema import PowerEMA
     from rad.training.resume import WholeCheckpointIO
@@ -27,6 +28,7 @@ __all__ = [
     "Diffusion",
     "Execution",
     "FiniteGuard",
+    "InpaintingMetrics",
     "Panel",
     "PowerEMA",
     "Schedule",
@@ -46,6 +48,7 @@ __getattr__ = lazy_names(
         "diffusion": "Diffusion",
         "ema": "EMA",
         "guards": "FiniteGuard StopOnSignal",
+        "inpainting": "InpaintingMetrics",
         "panel": "Panel Throughput",
         "posthoc.power_ema": "PowerEMA",
         "resume": "WholeCheckpointIO",

@@ -15,11 +15,11 @@ from rad.diffusion.solvers import Solver
 from rad.diffusion.spacings import Spacing
 from rad.images.atomic import replacing
 from rad.images.codecs import to_uint8
-from rad.masks.shapes import make
-from rad.rng import KeyedNoise, generator
+from rad.rng import KeyedNoise
 from rad.sampling.finite import NotFiniteError
 from rad.training.diffusion import Diffusion
 from rad.training.ema import averaged
+from rad.training.inpainting.sampling import choose_sampler, draw_holes, inpaint
 from rad.training.logs.loggers import log_image, log_step, log_values
 from rad.training.module import Batch, get_setting, logs_at
 
@@ -62,14 +62,7 @@ class Panel(Callback):
             self.sampler(pl_module)
 
     def sampler(self, module: Diffusion) -> "Sampler":
-        from rad.methods import METHODS
-        from rad.sampling.method import SamplingMethod
-        from rad.sampling.sampler import Sampler
-
-        method = METHODS[module.process.method]()
-        assert isinstance(method, SamplingMethod)
-        choice = method.choose(steps=self.steps, solver=self.solver, spacing=self.spacing, eta=self.eta)
-        return Sampler(module.sampling_process, method, **vars(choice))
+        return choose_sampler(module, steps=self.steps, solver=self.solver, spacing=self.spacing, eta=self.eta)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: object, batch_idx: int
@@ -98,21 +91,11 @@ class Panel(Callback):
         samples = [held_out[number] for number in range(min(self.images, len(held_out)))]
         image = torch.stack([sample["image"] for sample in samples]).to(module.device)
         height, width = image.shape[2:]
-        holes = [
-            make(self.masks[number % len(self.masks)])([generator(module.seed, "panel", number)], height, width)
-            for number in range(len(image))
-        ]
-        hole = torch.cat(holes).to(module.device)
-        prompts = [sample.get("text", "") for sample in samples]
+        hole = draw_holes(self.masks, range(len(image)), module.seed, "panel", height=height, width=width)
+        hole, prompts = hole.to(module.device), [sample.get("text", "") for sample in samples]
         with averaged(trainer, module), KeyedNoise(module.seed, range(len(image)), device=module.device) as noise:
-            training = module.network.training
-            module.network.eval()
-            try:
-                result = self.sampler(module)(module.denoiser(prompts), module.task(image, hole), noise=noise)
-            finally:
-                module.network.train(training)
-            filled = module.model.autoencoder.decode(result.image)
-        rows = [image * (1 - hole), torch.where(hole == 1, filled, image), image]
+            result = inpaint(module, self.sampler(module), image, hole, prompts, noise=noise)
+        rows = [image * (1 - hole), result, image]
         return make_grid(torch.stack(rows, 1).flatten(0, 1).cpu() / 2 + 0.5, nrow=3, padding=2).clamp(0, 1)
 
 

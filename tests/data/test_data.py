@@ -562,6 +562,21 @@ def test_validation_shows_every_image_once_over_all_ranks(folder: Path, tmp_path
     assert sorted(names) == [image.name for image in data.val_images]
 
 
+@pytest.mark.parametrize("world_size", [1, 3, 4])
+def test_a_limit_counts_images_over_all_devices(folder: Path, world_size: int) -> None:
+    data = make(folder, val_path=str(folder), batch_size=2, val_limit=7)
+    seen = []
+    for rank in range(world_size):
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size)  # type: ignore[assignment]
+        seen += [position for batch in data.val_dataloader() for position in batch["position"].tolist()]
+    assert sorted(seen) == list(range(7))
+    held_out = data.held_out()
+    assert held_out is not None
+    assert len(held_out) == 12, "the limit is of validation only"
+    with pytest.raises(ValueError, match="val_limit=0"):
+        make(folder, val_limit=0)
+
+
 def test_fewer_validation_images_than_devices_are_an_error(folder: Path) -> None:
     data = make(folder, val_count=1)
     data.trainer = SimpleNamespace(global_rank=0, world_size=2)  # type: ignore[assignment]
