@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from rad.training.guards import FiniteGuard, StopOnSignal
     from rad.training.panel import Panel, Throughput
     from rad.training.resume import WholeCheckpointIO
-    from rad.training.settings import Execution, Schedule, Scratch, TrainingLoss, TrainingProcess
+    from rad.training.schedules import Schedule
+    from rad.training.settings import Execution, Scratch, TrainingLoss, TrainingProcess
+    from rad.training.timesteps import TimestepDensity
 
 __all__ = [
     "EMA",
@@ -31,6 +33,7 @@ __all__ = [
     "Scratch",
     "StopOnSignal",
     "Throughput",
+    "TimestepDensity",
     "TrainingLoss",
     "TrainingProcess",
     "WholeCheckpointIO",
@@ -46,6 +49,8 @@ __getattr__ = lazy_names(
         "guards": "FiniteGuard StopOnSignal",
         "panel": "Panel Throughput",
         "resume": "WholeCheckpointIO",
-        "settings": "Execution Schedule Scratch TrainingLoss TrainingProcess",
+        "schedules": "Schedule",
+        "settings": "Execution Scratch TrainingLoss TrainingProcess",
+        "timesteps": "TimestepDensity",
     },
 )

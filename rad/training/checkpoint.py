@@ -21,6 +21,7 @@ from rad.training.autoencoder import MEASURED, AutoencoderTraining
 from rad.training.diffusion import Diffusion
 from rad.training.ema import find_averages, replaced
 from rad.training.module import HALF, TrainingModule, get_setting
+from rad.training.optimizers import evaluating
 from rad.training.resume import WholeCheckpointIO
 
 
@@ -107,9 +108,10 @@ def _require_finite(trainer: L.Trainer) -> None:
 
 def _export(trainer: L.Trainer, module: TrainingModule, folder: Path) -> None:
     try:
-        weights = {name: weight.detach() for name, weight in trainable(module).items()}
-        with replaced(module, {name: weight.float() for name, weight in weights.items() if weight.dtype in HALF}):
-            export(module, trainer, folder, ema=False)
+        with evaluating(trainer.optimizers):
+            weights = {name: weight.detach() for name, weight in trainable(module).items()}
+            with replaced(module, {name: weight.float() for name, weight in weights.items() if weight.dtype in HALF}):
+                export(module, trainer, folder, ema=False)
         for average in find_averages(trainer):
             if average.weights:
                 with replaced(module, average.weights):

@@ -30,7 +30,8 @@ from rad.resources import located
 from rad.rng import generator
 from rad.sampling.task import Task
 from rad.training.module import Batch, Frozen, TrainingModule
-from rad.training.settings import Execution, Schedule, Scratch, TrainingLoss, TrainingProcess, draw_timesteps
+from rad.training.schedules import Schedule
+from rad.training.settings import Execution, Scratch, TrainingLoss, TrainingProcess, draw_timesteps
 
 BUCKETS = 4
 """Ranges of timesteps whose squared errors are logged separately."""
@@ -156,6 +157,8 @@ class Diffusion(TrainingModule):
             model.require_trainable(self.process.kind, whole=self.whole)
             self.noise_process = self.process.build(model.base_process)
             self.sampling_process = self.process.build_sampling(model.base_process)
+            self.timestep_sampler = self.process.timestep_sampler(self.noise_process)
+            self.saved_states["timesteps"] = self.timestep_sampler
             self.network = self._trained(self.execution.prepare(model), model.hash).train()
             self.frozen = Frozen(model.frozen_modules())
         self.forward_network: Callable[..., Any] = self.network
@@ -230,6 +233,7 @@ class Diffusion(TrainingModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         losses, t, hole = self.losses(batch, "train")
         loss = losses.total.mean()
+        self.timestep_sampler.record(batch["position"], t, losses.total)
         if self.logs_now:
             means = {"simple": losses.simple.mean(), "vlb": losses.vlb.mean(), "hole_fraction": hole.mean()}
             for name, mean in bucket_means(losses.simple, t, self.noise_process.steps).items():
@@ -237,6 +241,10 @@ class Diffusion(TrainingModule):
             self.log_dict({f"train/{name}": mean for name, mean in means.items()}, batch_size=len(hole))
             self.log("train/loss", loss, prog_bar=True, batch_size=len(hole))
         return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        super().on_before_optimizer_step(optimizer)
+        self.timestep_sampler.finish_step(self.trainer.strategy.all_gather)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         losses, _, _ = self.losses(batch, "val")
@@ -246,19 +254,21 @@ class Diffusion(TrainingModule):
         """Losses, timesteps t (B,) and holes (B,1,H,W); all draws are keyed by (seed, purpose, position)."""
         image: Tensor = batch["image"]
         rngs = [generator(self.seed, purpose, position, device=image.device) for position in batch["position"].tolist()]
-        t = self.process.timesteps(draw_timesteps(rngs), self.noise_process)
+        t = self.timestep_sampler.draw(draw_timesteps(rngs), training=purpose == "train")
         hole = self._draw_holes(batch, rngs, purpose)
         x0, regions = self._encode(image, hole, soft="hole" in batch)
         eps = torch.stack(
             [torch.randn(x0.shape[1:], generator=rng, device=x0.device, dtype=torch.float32) for rng in rngs]
         ).to(x0)
+        if purpose == "train" and self.process.noise_offset:
+            eps = eps + self.process.noise_offset * draw_offsets(batch, self.seed, eps)
         now, previous = self.noise_process.noise(t, regions), self.noise_process.noise(t - 1, regions)
         x = noised(x0, now, noise=eps)
         prompts = self._encode_prompts(batch, purpose)
         times = now.timesteps.to(torch.promote_types(x.dtype, torch.float32))  # bfloat16 would round 999 to 1000
         output = self.forward_network(x, timestep=times, index=now.index, **prompts).sample
         losses = self.loss(output, x0=x0, x=x, eps=eps, now=now, previous=previous, prediction=self.model.prediction)
-        return losses, t, hole
+        return (self.timestep_sampler.weigh(losses, t) if purpose == "train" else losses), t, hole
 
     def _draw_holes(self, batch: Batch, rngs: Sequence[torch.Generator], purpose: str) -> Tensor:
         """(B,1,H,W) in [0,1]: those of the batch, or drawn; all ones for a base model."""
@@ -295,6 +305,13 @@ def draw_uniform(batch: Batch, *key: int | str) -> Tensor:
     """(B,) in [0,1), keyed by `key` and the position of each sample."""
     rngs = [generator(*key, position) for position in batch["position"].tolist()]
     return torch.stack([torch.rand((), generator=rng, device=rng.device, dtype=torch.float32) for rng in rngs])
+
+
+def draw_offsets(batch: Batch, seed: int, eps: Tensor) -> Tensor:
+    """(B,C,1,1) normal numbers, keyed by position, for noise `eps` (B,C,H,W)."""
+    rngs = [generator(seed, "noise offset", position) for position in batch["position"].tolist()]
+    draws = [torch.randn(eps.shape[1], generator=rng, device=rng.device, dtype=torch.float32) for rng in rngs]
+    return torch.stack(draws)[:, :, None, None].to(eps)
 
 
 def bucket_means(values: Tensor, t: Tensor, steps: int) -> dict[str, Tensor]:

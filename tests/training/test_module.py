@@ -21,7 +21,8 @@ from rad.training.checkpoint import Checkpoint
 from rad.training.diffusion import Diffusion
 from rad.training.ema import EMA
 from rad.training.panel import Panel, Throughput
-from rad.training.settings import Execution, Schedule, Scratch, TrainingLoss, TrainingProcess, draw_timesteps
+from rad.training.schedules import Schedule
+from rad.training.settings import Execution, Scratch, TrainingLoss, TrainingProcess, draw_timesteps
 from tests.rounding import assert_same, doubled
 from tests.tiny_networks import small_unet
 
