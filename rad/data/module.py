@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
 from rad.data.captions import read_captions
-from rad.data.framing import SCALE_RANGE, Crop, Framing, Resize, ScaleDraw
+from rad.data.framing import SCALE_RANGE, ColourJitter, Crop, Framing, Resize, ScaleDraw
 from rad.data.stream import HeldOut, PositionSampler, Source, Stream, StreamLoader, Turns
 from rad.images.sources import Decoded, Gathered, ImageFile, Listing, find_readable, list_images
 from rad.masks import MaskGenerator
@@ -104,6 +104,7 @@ class ImageDataModule(LightningDataModule):
         side_range: the same in pixels, instead of `scale_range`; largest null: the short side. Smaller images are used whole.
         scale_draw: "uniform" side, or "log_uniform": as many crops between 32 and 64 pixels as between 64 and 128.
         flip: mirror half of the training images.
+        jitter: colour jitter of the training images, after the crop. None: none.
         batch_size: images per step and device.
         num_workers: processes that read images; 0: the main process.
         seed: of order, crops, flips and holes.
@@ -133,6 +134,7 @@ class ImageDataModule(LightningDataModule):
         side_range: tuple[int, int | None] | None = None,
         scale_draw: ScaleDraw = "uniform",
         flip: bool = False,
+        jitter: ColourJitter | None = None,
         batch_size: int = 8,
         num_workers: int = 0,
         seed: int = 0,
@@ -165,7 +167,7 @@ class ImageDataModule(LightningDataModule):
             val_path = "skimage"
         self.val_paths = [val_path] if isinstance(val_path, str) else val_path
         self.val_count = val_count
-        self.framing = Framing(size, resize, crop, scale_range, flip, side_range, scale_draw)
+        self.framing = Framing(size, resize, crop, scale_range, flip, side_range, scale_draw, jitter)
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, check_seed(seed)
         self.strict, self.masks, self.in_memory = strict, masks, in_memory
         self.captions = None if captions is None else read_captions(captions)
@@ -327,7 +329,7 @@ class ImageDataModule(LightningDataModule):
             raise ValueError(
                 f"{length} validation images for {world_size} devices: give at least one for each, or none"
             )
-        framing = replace(self.framing, crop=crop, flip=False)
+        framing = replace(self.framing, crop=crop, flip=False, jitter=None)
         held_out = HeldOut(self.val_images, framing, length, self.masks, self.strict, self.captions, self._val_counts)
         positions = list(range(rank, length, world_size))
         batches = [positions[start : start + self.batch_size] for start in range(0, len(positions), self.batch_size)]
