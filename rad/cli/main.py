@@ -23,6 +23,7 @@ common settings:
   --data.batch_size N    images per step and device
   --trainer.max_steps N  number of training steps
   --trainer.devices N    devices per node
+  --find_lr [STEPS]      do not train: test learning rates over 100 steps, and write the curve to runs/RUN/lr_find/
 
 all settings, after some seconds of loading:
   {program} --config NAME.yaml --help          model, data and trainer
