@@ -26,6 +26,7 @@ common settings:
   --adapter FOLDER       train an adapter further; also runs/NAME
   --trainer.logger NAME  CSVLogger, WandbLogger, MLFlowLogger, or a list (default: TensorBoardLogger)
   --trainer.devices N    devices per node
+  --find_lr [STEPS]      do not train: test learning rates over 100 steps, and write the curve to runs/RUN/lr_find/
 
 all settings, after some seconds of loading:
   {program} --config NAME.yaml --help          model, data and trainer

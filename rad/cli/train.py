@@ -32,6 +32,7 @@ from rad.training.diffusion import Diffusion
 from rad.training.ema import EMA
 from rad.training.guards import FiniteGuard, StopOnSignal
 from rad.training.logs.loggers import drop_steps, flatten, keep_log, log_settings, write_ids
+from rad.training.rate_finder import RateFinder
 from rad.training.resume import find_checkpoint
 
 Trained = Literal["diffusion", "autoencoder"]
@@ -106,6 +107,15 @@ class TrainCLI(LightningCLI):
             help="adapter to train further: its folder, or runs/NAME for the newest one of a run. It replaces model.lora; its "
             "base is used if model.base is null",
         )
+        parser.add_argument(
+            "--find_lr",
+            type=int | None,
+            nargs="?",
+            const=100,
+            default=None,
+            help="do not train: raise the learning rate over this number of steps (100), suggest one, and write the curve to "
+            "runs/NAME/lr_find/",
+        )
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.link_arguments("data.size", "model.image_size")
@@ -135,6 +145,9 @@ class TrainCLI(LightningCLI):
         assert isinstance(config, Namespace)
         folder = run_folder(config)
         kwargs["default_root_dir"] = str(folder)
+        self.stop_guards: list[StopOnSignal] = []
+        if config.find_lr is not None:
+            return self._find_lr(config, folder, kwargs)
         if config.trainer.logger in (None, True):
             kwargs["logger"] = TensorBoardLogger(folder.parent, name=folder.name, version="")
         given = config.trainer.callbacks or []
@@ -162,6 +175,16 @@ class TrainCLI(LightningCLI):
         self.stop_guards = [callback for callback in callbacks if isinstance(callback, StopOnSignal)]
         kwargs["callbacks"] = callbacks
         return super().instantiate_trainer(**kwargs)
+
+    def _find_lr(self, config: Namespace, folder: Path, kwargs: dict[str, object]) -> Trainer:
+        """The trainer of a learning-rate test: without checkpoints, validation, logs and other callbacks."""
+        if config.ckpt_path is not None:
+            raise ValueError("--find_lr starts from the weights of the configuration: remove --ckpt_path")
+        self.save_config_callback = None
+        self.rate_finder = RateFinder(config.find_lr, folder / "lr_find")
+        alone = {"logger": False, "enable_checkpointing": False, "limit_val_batches": 0, "num_sanity_val_steps": 0}
+        length = {"max_steps": config.find_lr, "max_epochs": None, "log_every_n_steps": 0}
+        return super().instantiate_trainer(**kwargs, **alone, **length, callbacks=[self.rate_finder])
 
 
 def _require_values(config: Namespace, module: type[LightningModule]) -> None:
@@ -238,7 +261,14 @@ def fit(arguments: Sequence[str]) -> int:
     with quiet():
         cli = _parse(arguments)
         with _held(cli.trainer):
-            return _fit(cli)
+            if cli.config.find_lr is None:
+                return _fit(
+                    cli, find_checkpoint(cli.config.ckpt_path, run_folder(cli.config), elsewhere=_elsewhere(cli))
+                )
+            cli.rate_finder.prepare(cli.model)
+            code = _fit(cli, None)
+            cli.rate_finder.finish()
+            return code
 
 
 def _parse(arguments: Sequence[str]) -> TrainCLI:
@@ -280,10 +310,13 @@ def _held(trainer: Trainer) -> Iterator[None]:
         yield
 
 
-def _fit(cli: TrainCLI) -> int:
-    config: Namespace = cli.config
-    elsewhere = [getattr(callback, "dirpath", None) for callback in cli.trainer.checkpoint_callbacks]
-    ckpt = find_checkpoint(config.ckpt_path, run_folder(config), elsewhere=[Path(path) for path in elsewhere if path])
+def _elsewhere(cli: TrainCLI) -> list[Path]:
+    """Folders of checkpoints that callbacks name."""
+    paths = [getattr(callback, "dirpath", None) for callback in cli.trainer.checkpoint_callbacks]
+    return [Path(path) for path in paths if path]
+
+
+def _fit(cli: TrainCLI, ckpt: str | None) -> int:
     try:
         # CSVLogger warns of the run folder, where it removes an earlier metrics.csv alone
         warnings.filterwarnings("ignore", f"Experiment logs directory {re.escape(cli.trainer.default_root_dir)}/? ")

@@ -29,6 +29,7 @@ class Draws:
         size: (height, width) of the image in pixels.
         masks: generator of the holes; None: the batch has its own, or needs none.
         unconditional: whether some holes become the whole image.
+        noise_offset: c >= 0; the noise is "noise" + c n with a normal number n for each channel.
     """
 
     seed: int
@@ -37,6 +38,7 @@ class Draws:
     size: tuple[int, int]
     masks: MaskGenerator | None = None
     unconditional: bool = False
+    noise_offset: float = 0.0
 
     def __call__(self, position: int) -> dict[str, Tensor]:
         rng = generator(self.seed, self.purpose, position)
@@ -44,6 +46,10 @@ class Draws:
         if self.masks is not None:
             draws["hole"] = self.masks([rng], *self.size)[0]
         draws["noise"] = torch.randn(self.noise, generator=rng, device="cpu", dtype=torch.float32)
+        if self.noise_offset:
+            offsets = generator(self.seed, "noise offset", position)
+            shift = torch.randn(self.noise[0], generator=offsets, device="cpu", dtype=torch.float32)
+            draws["noise"] += self.noise_offset * shift[:, None, None]
         if self.unconditional:
             draws["unconditional"] = draw_uniform([position], self.seed, self.purpose, "unconditional")[0]
         return draws

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from rad.data.captions import read_captions
 from rad.data.draws import Purpose
-from rad.data.framing import SCALE_RANGE, Crop, Framing, Resize, ScaleDraw
+from rad.data.framing import SCALE_RANGE, ColourJitter, Crop, Framing, Resize, ScaleDraw
 from rad.data.stream import Draw, HeldOut, PositionSampler, Source, Stream, StreamLoader, Turns
 from rad.images.sources import Decoded, Gathered, ImageFile, Listing, find_readable, list_images
 from rad.masks import MaskGenerator
@@ -107,6 +107,7 @@ class ImageDataModule(LightningDataModule):
         side_range: the same in pixels, instead of `scale_range`; largest null: the short side. Smaller images are used whole.
         scale_draw: "uniform" side, or "log_uniform": as many crops between 32 and 64 pixels as between 64 and 128.
         flip: mirror half of the training images.
+        jitter: colour jitter of the training images, after the crop. None: none.
         batch_size: images per step and device.
         num_workers: processes that read images; 0: the main process.
         seed: of order, crops, flips and holes.
@@ -137,6 +138,7 @@ class ImageDataModule(LightningDataModule):
         side_range: tuple[int, int | None] | None = None,
         scale_draw: ScaleDraw = "uniform",
         flip: bool = False,
+        jitter: ColourJitter | None = None,
         batch_size: int = 8,
         num_workers: int = 0,
         seed: int = 0,
@@ -170,7 +172,7 @@ class ImageDataModule(LightningDataModule):
             val_path = "skimage"
         self.val_paths = [val_path] if isinstance(val_path, str) else val_path
         self.val_count, self.val_limit = val_count, val_limit
-        self.framing = Framing(size, resize, crop, scale_range, flip, side_range, scale_draw)
+        self.framing = Framing(size, resize, crop, scale_range, flip, side_range, scale_draw, jitter)
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, check_seed(seed)
         self.strict, self.masks, self.in_memory = strict, masks, in_memory
         self.captions = None if captions is None else read_captions(captions)
@@ -333,7 +335,7 @@ class ImageDataModule(LightningDataModule):
         length = self.val_count if few else len(self.val_images)
         if length == 0:
             return None
-        framing = replace(self.framing, crop=crop, flip=False)
+        framing = replace(self.framing, crop=crop, flip=False, jitter=None)
         return HeldOut(self.val_images, framing, length, self.masks, self.strict, self.captions, self._val_counts)
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from rad.modes import float32_modes
 from rad.rng import generator
 from rad.training.module import Batch, TrainingModule
-from rad.training.settings import Schedule
+from rad.training.schedules import Schedule
 
 if TYPE_CHECKING:
     from rad.evaluation.features import FeatureNet
@@ -90,6 +90,7 @@ class AutoencoderTraining(TrainingModule):
         self._load_features()
 
     def on_validation_start(self) -> None:
+        super().on_validation_start()
         self._load_features()
 
     def _load_features(self) -> None:

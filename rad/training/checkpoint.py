@@ -24,6 +24,7 @@ from rad.training.diffusion import Diffusion
 from rad.training.ema import find_averages, replaced
 from rad.training.export.card import card, newest_panel
 from rad.training.module import HALF, TrainingModule, get_setting
+from rad.training.optimizers import evaluating
 from rad.training.resume import WholeCheckpointIO
 
 
@@ -114,7 +115,7 @@ def checkpoint_folder(trainer: L.Trainer, callback: callbacks.Checkpoint) -> Pat
 
 def _export(trainer: L.Trainer, module: TrainingModule, folder: Path) -> None:
     with _disk_errors(folder):
-        with replaced(module, _wide_weights(module)):
+        with evaluating(trainer.optimizers), replaced(module, _wide_weights(module)):
             export(module, trainer, folder, ema=False)
         for average in find_averages(trainer):
             if average.weights:

@@ -31,8 +31,10 @@ from rad.modes import float32_modes
 from rad.networks.dropout import find_keys
 from rad.resources import located
 from rad.sampling.task import Task
+from rad.training.execution import Execution, MatmulPrecisionOfRun
 from rad.training.module import Batch, Frozen, TrainingModule
-from rad.training.settings import Execution, MatmulPrecisionOfRun, Schedule, Scratch, TrainingLoss, TrainingProcess
+from rad.training.schedules import Schedule
+from rad.training.settings import Scratch, TrainingLoss, TrainingProcess
 
 BUCKETS = 4
 """Ranges of timesteps whose squared errors are logged separately."""
@@ -164,6 +166,8 @@ class Diffusion(TrainingModule):
             model.require_trainable(self.process.kind, whole=self.whole)
             self.noise_process = self.process.build(model.base_process)
             self.sampling_process = self.process.build_sampling(model.base_process)
+            self.timestep_sampler = self.process.timestep_sampler(self.noise_process)
+            self.saved_states["timesteps"] = self.timestep_sampler
             self.network = self._trained(self.execution.prepare(model), model.hash).train()
             self.execution.finish(self.network, model.network)
             self.dropout_keys = find_keys(self.network)
@@ -244,6 +248,7 @@ class Diffusion(TrainingModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         losses, t, hole = self.losses(batch, "train")
+        self.timestep_sampler.record(batch["position"], t, losses.total)
         curves = {
             "loss": losses.total,
             "simple": losses.simple,
@@ -256,6 +261,10 @@ class Diffusion(TrainingModule):
             self.curves.add(f"train/simple_{name}", losses.simple, where=inside)
         return losses.total.mean()
 
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        super().on_before_optimizer_step(optimizer)
+        self.timestep_sampler.finish_step(self.trainer.strategy.all_gather)
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         losses, _, _ = self.losses(batch, "val")
         self.log_means({"loss": losses.total, "simple": losses.simple, "vlb": losses.vlb})
@@ -264,14 +273,15 @@ class Diffusion(TrainingModule):
         """Losses, timesteps t (B,) and holes (B,1,H,W); all draws are keyed by (seed, purpose, position)."""
         image: Tensor = batch["image"]
         draws = batch.get("draws") or self._draw(batch, purpose)
-        t = self.process.timesteps(draws["times"], self.noise_process)
+        t = self.timestep_sampler.draw(draws["times"], training=purpose == "train")
         hole = self._choose_holes(batch, draws)
         # Our data module draws no other holes than 0 and 1; others are checked, which waits for the device.
         x0, regions = self._encode(image, hole, soft="hole" in batch and "draws" not in batch)
         prompts = self._encode_prompts(batch, purpose)
         if self.dropout_keys is not None and self.training:
             self.dropout_keys.set(self.seed, batch["position"].tolist(), device=x0.device)
-        return self.compiled_losses(x0, draws["noise"].to(x0), t, regions, prompts), t, hole
+        losses = self.compiled_losses(x0, draws["noise"].to(x0), t, regions, prompts)
+        return (self.timestep_sampler.weigh(losses, t) if purpose == "train" else losses), t, hole
 
     def compute_losses(
         self, x0: Tensor, eps: Tensor, t: Tensor, regions: NoiseRegions | None, prompts: Mapping[str, Tensor]
@@ -296,6 +306,7 @@ class Diffusion(TrainingModule):
             size=size,
             masks=self.masks if with_holes and self.process.has_holes else None,
             unconditional=self.process.unconditional_share > 0,
+            noise_offset=self.process.noise_offset if purpose == "train" else 0.0,
         )
 
     def _draw(self, batch: Batch, purpose: Purpose) -> dict[str, Tensor]:

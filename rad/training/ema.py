@@ -13,6 +13,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from rad.models.lora import swapped, trainable
 from rad.training.module import get_setting
+from rad.training.optimizers import evaluating, require_one_average
 
 
 class EMA(Callback):
@@ -52,6 +53,7 @@ class EMA(Callback):
         return min(self.decay, 1 - (1 + step / self.inv_gamma) ** -self.power)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        require_one_average(trainer.optimizers)
         parameters = trainable(pl_module)
         if not self.weights:
             self.weights = {name: p.detach().clone() for name, p in parameters.items()}
@@ -116,10 +118,11 @@ def _set_parameter(module: nn.Module, name: str, parameter: nn.Parameter) -> Non
 
 @contextmanager
 def averaged(trainer: L.Trainer, module: L.LightningModule) -> Iterator[None]:
-    """Within the context `module` holds the averaged weights of the first EMA callback, if there is one."""
+    """Within the context `module` holds averaged weights: of the first EMA callback, or of a schedule-free optimiser."""
     ema = next((ema for ema in find_averages(trainer) if ema.weights), None)
     if ema is None:
-        yield
+        with evaluating(trainer.optimizers):
+            yield
         return
     with swapped(module, ema.weights):
         yield

@@ -1,9 +1,10 @@
 """Base class of our LightningModules: optimiser, hyperparameters, checkpoints of the trained weights, validation means."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, is_dataclass
 from inspect import signature
-from typing import Any
+from typing import Any, Protocol
 
 import lightning as L
 import torch
@@ -21,7 +22,8 @@ from rad.rng import check_seed
 from rad.training.changes import OBJECTS, continue_run, run_settings
 from rad.training.logs.curves import Curves
 from rad.training.logs.loggers import log_values
-from rad.training.settings import Schedule
+from rad.training.optimizers import Averaging, evaluating, set_training
+from rad.training.schedules import Schedule
 
 Batch = Mapping[str, Any]
 """From `rad.data.ImageDataModule`: "image" (B,3,H,W) in [-1,1], "position" (B,) int64 in the run, on the CPU; often "hole",
@@ -32,6 +34,14 @@ INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
 
 HALF = (torch.bfloat16, torch.float16)
 """Dtypes of the trained weights at precision "bf16-true" and "16-true"."""
+
+
+class SavedState(Protocol):
+    """A part of a module with a state beside its weights; an empty state is not saved."""
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
 
 
 class DefaultOptimizer:
@@ -55,7 +65,7 @@ class TrainingModule(L.LightningModule):
     A subclass builds its networks in `configure_model`, within `rad.modes.float32_modes`; checkpoints hold only trained weights.
 
     Args:
-        optimizer, schedule, lr_scheduler, seed: see `Diffusion`; shard_optimizer: see `rad.training.settings.Execution`.
+        optimizer, schedule, lr_scheduler, seed: see `Diffusion`; shard_optimizer: see `rad.training.execution.Execution`.
         means: names of the validation losses, logged as val/NAME.
     """
 
@@ -85,9 +95,12 @@ class TrainingModule(L.LightningModule):
         """Means of the training curves; kept in checkpoints, so that a resume does not cut an interval."""
         self.changes: list[str] = []
         """What resumes have changed, each with its step; kept in checkpoints."""
+        self.saved_states: dict[str, SavedState] = {}
+        """Objects whose state is kept in checkpoints, by name."""
         self._resumed: str | None = None
         self._weights: dict[str, nn.Parameter] | None = None
         self._gradient_norm: Tensor | None = None
+        self._evaluation = ExitStack()
         self.strict_loading = False  # a checkpoint lacks the frozen weights; `on_load_checkpoint` compares the others
         # Lightning's mean over processes is wrong when they hold unequal numbers of images.
         self.val_means = nn.ModuleDict({name: MeanMetric() for name in means})
@@ -115,6 +128,11 @@ class TrainingModule(L.LightningModule):
             raise ValueError(
                 "at precision 16-mixed a fused optimiser removes the loss scale in its step, after clipping: set bf16-mixed, "
                 "model.optimizer.fused false, or no trainer.gradient_clip_val"
+            )
+        if isinstance(optimizer, Averaging) and self.schedule.name != "constant":
+            rank_zero_warn(
+                f"{type(optimizer).__name__} needs no decay of the learning rate, and model.schedule.name is "
+                f"{self.schedule.name!r}: set it to constant"
             )
         if self.lr_scheduler is None:
             scheduler = self.schedule.build(optimizer, self.trainer.max_steps)
@@ -205,6 +223,7 @@ class TrainingModule(L.LightningModule):
             "settings": run_settings(self, self.trainer),
             "changes": self.changes,
             "curves": self.curves.totals(self._sum_over_processes),
+            **{name: state for name, owner in self.saved_states.items() if (state := owner.state_dict())},
         }
         plain = {name: _plain(value) for name, value in self.hparams.items()}
         settings = {name: value for name, value in plain.items() if name not in OBJECTS or isinstance(value, dict)}
@@ -228,6 +247,8 @@ class TrainingModule(L.LightningModule):
             raise ValueError(
                 f"the checkpoint trains other layers: {len(wrong)} tensors differ, the first {wrong[0]}; use its config.yaml"
             )
+        for name, owner in self.saved_states.items():
+            owner.load_state_dict(saved.get(name, {}))
         if self._resumes():
             self._require_optimizer(saved.get("optimizer"))
             self.curves.restore(saved.get("curves", {}), counted=self.trainer.is_global_zero)
@@ -237,7 +258,15 @@ class TrainingModule(L.LightningModule):
                 f"changed since the checkpoint: {', '.join(changes)}" if changes else "settings as in the checkpoint"
             )
 
+    def on_validation_start(self) -> None:
+        self._evaluation.enter_context(evaluating(self.trainer.optimizers))
+
+    def on_validation_end(self) -> None:
+        self._evaluation.close()
+
     def on_train_start(self) -> None:
+        for optimizer in self.trainer.optimizers:
+            set_training(optimizer)
         if self._resumed is not None and self.trainer.is_global_zero:
             report(self._resumed)
 
@@ -301,4 +330,8 @@ def _sharded(optimizer: OptimizerCallable, weights: Sequence[nn.Parameter]) -> t
     """ZeRO stage 1: each process keeps the optimiser state of a part of `weights`."""
     from torch.distributed.optim import ZeroRedundancyOptimizer
 
+    if isinstance(optimizer([nn.Parameter(torch.zeros(1))]), Averaging):
+        raise ValueError(
+            "model.execution.shard_optimizer splits the optimiser, and a schedule-free one averages all weights: remove one"
+        )
     return ZeroRedundancyOptimizer(weights, optimizer_class=optimizer)  # pyright: ignore[reportArgumentType]

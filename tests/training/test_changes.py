@@ -16,7 +16,8 @@ from rad.training.changes import differences, plain, shown
 from rad.training.checkpoint import Checkpoint
 from rad.training.diffusion import Diffusion
 from rad.training.ema import EMA
-from rad.training.settings import Schedule, TrainingLoss, TrainingProcess
+from rad.training.schedules import Schedule
+from rad.training.settings import TrainingLoss, TrainingProcess
 from tests.conftest import SIZE, random_image
 
 

@@ -142,7 +142,7 @@ def test_wandb_gets_images():
 
 def test_a_run_logs_means_over_the_interval_with_accumulation(tmp_path):
     from rad.training.module import TrainingModule
-    from rad.training.settings import Schedule
+    from rad.training.schedules import Schedule
 
     class Simple(TrainingModule):
         """The loss of an image is its value plus 0 * weight."""

@@ -11,7 +11,7 @@ from rad.inpainting.inpainter import Inpainter
 from rad.models.adapter import AdapterInfo
 from rad.models.lora import LoRA, trainable
 from rad.training.diffusion import Diffusion
-from rad.training.settings import Execution
+from rad.training.execution import Execution
 from tests.training.test_module import adamw, batch, data, fit, module, world  # noqa: F401
 
 

@@ -25,9 +25,10 @@ from rad.models.lora import LoRA, trainable
 from rad.training.checkpoint import Checkpoint
 from rad.training.diffusion import Diffusion
 from rad.training.ema import EMA
+from rad.training.execution import Execution
 from rad.training.inpainting import InpaintingMetrics
 from rad.training.panel import Panel
-from rad.training.settings import Execution, Scratch, TrainingLoss, TrainingProcess
+from rad.training.settings import Scratch, TrainingLoss, TrainingProcess
 from tests.rounding import assert_same, doubled
 from tests.tiny_pipelines import captions, small_autoencoder, write_pipeline
 from tests.training.test_module import adamw, configured
