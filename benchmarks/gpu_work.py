@@ -24,8 +24,8 @@ from rad.rng import KeyedNoise
 from rad.sampling.sampler import Sampler
 from rad.sampling.task import Task
 from rad.training import EMA, Diffusion, FiniteGuard
-from rad.training.execution import Execution
-from rad.training.settings import BaseDtype, TrainingProcess
+from rad.training.execution import BaseDtype, Execution
+from rad.training.settings import TrainingProcess
 
 OFFICIAL = TrainingProcess(time_origin="official")
 """The process of configs/rad_ffhq.yaml and configs/rad_imagenet.yaml."""
