@@ -24,9 +24,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.image_set import spread, square
-from benchmarks.texture import gradient_energy
 from rad.evaluation.features import Extractor, feature_net
-from rad.evaluation.metrics import ReferenceFeatures, crop, crop_box, frechet_distance, psnr
+from rad.evaluation.metrics import ReferenceFeatures, crop, crop_box, frechet_distance, gradient_energy, psnr
 from rad.images.codecs import to_tensor
 from rad.images.sources import list_images
 from rad.inpainting.inpainter import Inpainter
@@ -102,11 +101,11 @@ def score(results: list[Tensor], truth: list[Tensor], holes: list[Tensor], extra
         distances.append(extractor.distance(*crops))
     ours, originals = (torch.cat(part) for part in features)
     hole = torch.stack(holes)
-    texture = gradient_energy(torch.stack(results), hole) / gradient_energy(torch.stack(truth), hole)
+    texture = gradient_energy(torch.stack(results), hole).sum() / gradient_energy(torch.stack(truth), hole).sum()
     values = psnr(torch.stack(results), torch.stack(truth), hole)
     return (
         frechet_distance(ours, ReferenceFeatures(originals)),
-        texture,
+        float(texture),
         float(torch.cat(distances).mean()),
         float(values.mean()),
     )

@@ -161,6 +161,7 @@ class Bench:
             ),
             "channels_last, base weights": replace(usual, channels_last="weights"),
             "channels_last, everything": replace(usual, channels_last="all"),
+            "base weights in bfloat16": replace(usual, base_dtype="bfloat16"),
             "fused AdamW": replace(usual, fused=True),
             "cudnn.benchmark": replace(usual, tuned=True),
         }

@@ -1,6 +1,7 @@
 """Counts of gpu.py: waits for the device, and graphs of torch.compile, for training and sampling of a pixel model."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,11 +16,14 @@ from benchmarks.networks import forward, variant_of
 
 def waits(setting: Setting, unet: UNet2DModel) -> list[Row]:
     """Rows of the places where a training step and a sampling run of rad wait for the device."""
-    training = TrainingStep(setting, unet, "float32", Options())
-    training.step()
-    batch = training.batch()
-    mark_all(batch, training.module, training.optimizer, training.ema.weights)
-    rows = _rows(f"training step, batch {setting.batch}", lambda: training.optimise(batch), setting.device)
+    rows: list[Row] = []
+    for name, fused in (("fused AdamW", True), ("AdamW", False)):
+        training = TrainingStep(setting, unet, "float32", Options(fused=fused))
+        training.step()
+        batch = training.batch()
+        mark_all(batch["image"], batch["draws"], training.module, training.optimizer, training.ema.weights)
+        work = f"training step, {name}, batch {setting.batch}"
+        rows += _rows(work, partial(training.optimise, batch), setting.device)
     sampling = Sampling(setting, unet, "rad", steps=10)
     sampling.run()
     mark_all(sampling.task, sampling.model.network)
@@ -29,7 +33,7 @@ def waits(setting: Setting, unet: UNet2DModel) -> list[Row]:
 
 
 def _rows(work: str, call: Callable[[], object], device: str) -> list[Row]:
-    counts = count_synchronisations(call, device)
+    counts = count_synchronisations(call, device, before=1)
     rows: list[Row] = [{"work": work, "kind": "all", "place": "", "count": counts.total()}]
     return rows + [
         {"work": work, "kind": kind, "place": place, "count": count} for (kind, place), count in counts.most_common()
@@ -47,7 +51,7 @@ def graphs(setting: Setting) -> list[Row]:
         call = forward(training.module.network, "factorised", setting.inputs())
         rows.append(_counted(name, call))
     training = TrainingStep(setting, unet, "float32", Options())
-    rows.append(_counted("masks, noise, network and losses", training.module.losses, training.batch(), "train"))
+    rows.append(_counted("noise, network and losses", training.module.losses, training.batch(), "train"))
     sampling = Sampling(setting, unet, "rad")
     call = forward(sampling.model.network, "factorised", setting.inputs())
     rows.append(_counted("network, sampling", torch.inference_mode()(call)))
@@ -60,7 +64,7 @@ def graphs(setting: Setting) -> list[Row]:
 
 def _exported(setting: Setting, unet: UNet2DModel) -> Row:
     """Whether torch.export keeps the batch dynamic."""
-    inputs, batch = setting.inputs(), torch.export.Dim("batch", min=2, max=64)
+    inputs, batch = setting.inputs(), torch.export.Dim("batch", min=2, max=63)  # diffusers branches at 64
     shapes = {name: {0: batch} for name in ("sample", "timestep", "index")}
     network = variant_of(unet, "factorised").eval()
     arguments, named = (inputs["x"], inputs["times"].clone()), {"index": inputs["hole"]}

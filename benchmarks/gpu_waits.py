@@ -4,7 +4,8 @@ On a GPU, torch's `set_sync_debug_mode` reports each synchronisation. On a CPU, 
 tensors seem to lie on an accelerator, so that code with a path for each device takes the accelerator's. A synchronisation is
 
     a read     a value goes to the host: item(), bool(), tolist(), cpu(), nonzero(), an index of booleans
-    an upload  data from ordinary memory of the host go to the device: torch.tensor(..., device=), to(device)
+    an upload  data from ordinary memory of the host go to the device: torch.tensor(..., device=), to(device);
+               not from page-locked memory with non_blocking=True
 """
 
 import dataclasses
@@ -47,12 +48,17 @@ Counts = Counter[tuple[str, str]]
 """Number of synchronisations by (kind, place in the code)."""
 
 
-def count_synchronisations(call: Callable[[], object], device: str) -> Counts:
-    """Synchronisations of one call; on a CPU it must work on tensors marked by `mark`."""
+def count_synchronisations(call: Callable[[], object], device: str, *, before: int = 0) -> Counts:
+    """Synchronisations of one call, after `before` others; on a CPU it must work on tensors marked by `mark`."""
     if device != "cuda":
         with _generators(), Pretended() as mode:
+            for _ in range(before):
+                call()
+            mode.counts.clear()
             call()
         return mode.counts
+    for _ in range(before):
+        call()
     counts: Counts = Counter()
 
     def note(message: Warning | str, *where: object) -> None:
@@ -105,8 +111,20 @@ class Pretended(TorchFunctionMode):
         if here and (name in READS or (target is not None and target != DEVICE) or _selects(name, args)):
             self._count("read")
         elif not here and target == DEVICE and name in ("to", "tensor", "as_tensor", "asarray"):
-            self._count("upload")
+            waits = not (kwargs.get("non_blocking") and getattr(args[0], "page_locked", False))
+            if waits:
+                self._count("upload")
+        if name == "pin_memory":  # fails without a GPU
+            result = args[0].clone()
+            result.page_locked = True
+            return result
         result = func(*args, **kwargs)
+        if (
+            name == "copy_" and len(args) > 1 and not is_marked(args[0])
+        ):  # into memory of the host, where the result stays
+            if is_marked(args[1]) and not kwargs.get("non_blocking"):
+                self._count("read")
+            return result
         if name == "cpu" or (target is not None and target != DEVICE):
             return result.clone() if is_marked(result) else result
         if not here and target == DEVICE:  # a copy, since the CPU's `to` returns the same tensor

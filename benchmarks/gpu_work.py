@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks.gpu_timing import Precision, Work, autocast, computing
 from benchmarks.networks import CONFIGS, ConfigName, Variant, forward, image, variant_of
+from rad.data.draws import Draws
 from rad.diffusion.schedules import linear_betas
 from rad.methods import METHODS
 from rad.models.base import Base
@@ -23,7 +24,8 @@ from rad.rng import KeyedNoise
 from rad.sampling.sampler import Sampler
 from rad.sampling.task import Task
 from rad.training import EMA, Diffusion, FiniteGuard
-from rad.training.settings import Execution, TrainingProcess
+from rad.training.execution import BaseDtype, Execution
+from rad.training.settings import TrainingProcess
 
 OFFICIAL = TrainingProcess(time_origin="official")
 """The process of configs/rad_ffhq.yaml and configs/rad_imagenet.yaml."""
@@ -61,11 +63,12 @@ class RandomWeights(Diffusion):
         return self._loaded
 
 
-def model_of(setting: Setting, unet: UNet2DModel, *, channels_last: bool = False) -> UNetModel:
-    """A loaded model that shares the weights of `unet`, or has a copy of them in the memory format channels_last."""
+def model_of(setting: Setting, unet: UNet2DModel, *, copied: bool = False, channels_last: bool = False) -> UNetModel:
+    """A loaded model that shares the weights of `unet`, or has a copy of them, also in the memory format channels_last."""
     unet = cast(UNet2DModel, variant_of(unet, "unpatched"))
-    if channels_last:
+    if copied or channels_last:
         unet = copy.deepcopy(unet)
+    if channels_last:
         nn.utils.convert_conv2d_weight_memory_format(unet, torch.channels_last)
     base = Base(unet, linear_betas(), "epsilon", "random weights", None, "random weights")
     return UNetModel(base, size=(setting.size, setting.size))
@@ -76,12 +79,14 @@ class Options:
     """Ways to run the network, beside the precision.
 
     Args:
-        channels_last: "" or "weights" (`execution.channels_last`), or "all": adapters and images too.
+        channels_last: "", "weights" of the base model, or "all": adapters and images too, as `execution.channels_last`.
+        base_dtype: `execution.base_dtype`.
         fused: AdamW with fused=True. compile: backend of torch.compile, or "". tuned: torch.backends.cudnn.benchmark.
     """
 
     checkpointing: bool = False
     channels_last: str = ""
+    base_dtype: BaseDtype = "float32"
     fused: bool = False
     compile: str = ""
     tuned: bool = False
@@ -116,56 +121,81 @@ def network_step(
 
 PLAINLY = Options()
 
+DRAWN = 4
+"""Number of batches whose draws are ready."""
+
 
 class TrainingStep:
     """A step of `Diffusion` with its masks, noise and losses, then the guard, clipping, AdamW and EMA, as `rad train` runs it.
 
-    Without Lightning's loop, the loader and logging. The images stay on the device, and their positions change at each step.
+    Without Lightning's loop, the loader and logging. The images stay on the device. The draws of `DRAWN` batches lie in pinned
+    memory, as a loader leaves them, and take turns.
     """
 
     def __init__(self, setting: Setting, unet: UNet2DModel, precision: Precision, options: Options) -> None:
         self.setting, self.tuned = setting, options.tuned
         self.precision: Precision = precision
-        model = model_of(setting, unet, channels_last=options.channels_last != "")
-        self.module = RandomWeights(setting, model, Execution(gradient_checkpointing=options.checkpointing))
-        self.module.configure_model()
-        self.module.to(setting.device)
-        self.image = setting.inputs()["x"].clamp(-1, 1)
-        if options.channels_last == "all":
-            nn.utils.convert_conv2d_weight_memory_format(self.module.network, torch.channels_last)
-            self.image = self.image.to(memory_format=torch.channels_last)
+        copied = options.channels_last != "" or options.base_dtype != "float32"
+        model = model_of(setting, unet, copied=copied, channels_last=options.channels_last != "")
+        execution = Execution(
+            gradient_checkpointing=options.checkpointing,
+            channels_last=options.channels_last == "all",
+            base_dtype=options.base_dtype,
+        )
+        module = RandomWeights(setting, model, execution)
+        module.configure_model()
         if options.compile:
-            self.module.forward_network = torch.compile(self.module.network, backend=options.compile)
+            module.compiled_losses = torch.compile(module.compute_losses, backend=options.compile)
+        self.prepare(module, fused=options.fused)
+
+    def prepare(self, module: Diffusion, *, fused: bool) -> None:
+        """Train this configured module, with a new optimiser, average and images of its size."""
+        size, device = module.image_size, self.setting.device
+        self.module = module.to(device)
+        source = torch.Generator().manual_seed(0)
+        self.image = (2 * torch.rand(self.setting.batch, 3, size, size, generator=source) - 1).to(device)
         self.weights = trainable(self.module)
-        self.optimizer = torch.optim.AdamW(self.weights.values(), lr=1e-4, fused=options.fused or None)
+        self.optimizer = torch.optim.AdamW(self.weights.values(), lr=1e-4, fused=fused or None)
         self.guard, self.ema = FiniteGuard(), EMA()
         self.ema.weights = {name: weight.detach().clone() for name, weight in self.weights.items()}
         self.steps = 0
+        draws = self.module.draws("train", with_holes=True)
+        self.drawn = [self._drawn(draws, number * self.setting.batch) for number in range(DRAWN)]
+
+    def _drawn(self, draws: Draws, first: int) -> dict[str, Any]:
+        positions = range(first, first + self.setting.batch)
+        drawn = draws.batch(positions, (self.image.shape[2], self.image.shape[3]))
+        if self.setting.device == "cuda":
+            drawn = {name: values.pin_memory() for name, values in drawn.items()}
+        return {"position": torch.tensor(positions), "draws": drawn}
 
     def work(self) -> Work:
         return Work(self.step, self.module, self.optimizer, tuple(self.ema.weights.values()))
 
-    def batch(self) -> dict[str, Tensor]:
+    def batch(self) -> dict[str, Any]:
         """The next batch on the device, as the Trainer hands it over."""
-        first = self.steps * self.setting.batch
-        position = torch.arange(first, first + self.setting.batch)
-        moved = self.module.transfer_batch_to_device({"position": position}, torch.device(self.setting.device), 0)
-        return {"image": self.image, **moved}
+        drawn = self.drawn[self.steps % DRAWN]
+        draws = {name: values.to(self.setting.device, non_blocking=True) for name, values in drawn["draws"].items()}
+        return {"image": self.image, "position": drawn["position"], "draws": draws}
 
     def step(self) -> None:
         self.optimise(self.batch())
 
-    def optimise(self, batch: dict[str, Tensor]) -> None:
-        """One optimiser step."""
-        trainer = cast(Any, SimpleNamespace(accumulate_grad_batches=1, precision_plugin=None, world_size=1))
-        self.guard.on_train_batch_start(trainer, self.module, batch, self.steps)
-        with computing(self.precision, tuned=self.tuned):
-            with autocast(self.precision, self.setting.device):
-                loss = self.module.losses(batch, "train")[0].total.mean()
-            self.guard.on_before_backward(trainer, self.module, loss)
-            loss.backward()
-        self.guard.on_before_optimizer_step(trainer, self.module, self.optimizer)
-        nn.utils.clip_grad_norm_(self.weights.values(), 1.0)
+    def optimise(self, *batches: dict[str, Any]) -> None:
+        """One optimiser step, with the gradients of several batches if there are several."""
+        trainer = SimpleNamespace(
+            accumulate_grad_batches=len(batches), precision_plugin=None, world_size=1, global_step=self.steps
+        )
+        hooks = cast(Any, trainer)
+        for number, batch in enumerate(batches):
+            self.guard.on_train_batch_start(hooks, self.module, batch, number)
+            with computing(self.precision, tuned=self.tuned):
+                with autocast(self.precision, self.setting.device):
+                    loss = self.module.losses(batch, "train")[0].total.mean() / len(batches)
+                self.guard.on_before_backward(hooks, self.module, loss)
+                loss.backward()
+        self.guard.on_before_optimizer_step(hooks, self.module, self.optimizer)
+        self.module.configure_gradient_clipping(self.optimizer, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.steps += 1

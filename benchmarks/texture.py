@@ -9,10 +9,8 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 from scipy.ndimage import binary_erosion
-from torch import Tensor
 
 
 def main() -> None:
@@ -41,17 +39,6 @@ def squared_laplacian(path: Path) -> np.ndarray:
     laplacian = 4 * x[1:-1, 1:-1] - x[2:, 1:-1] - x[:-2, 1:-1] - x[1:-1, 2:] - x[1:-1, :-2]
     square[1:-1, 1:-1] = (laplacian**2).mean(-1)
     return square
-
-
-def gradient_energy(images: Tensor, holes: Tensor) -> float:
-    """Mean square of the differences between neighbours that both lie in the hole; images (B,3,H,W), holes (B,1,H,W)."""
-    inside, total, count = holes > 0, 0.0, 0
-    for axis in (2, 3):
-        length = images.shape[axis] - 1
-        both = (inside.narrow(axis, 0, length) & inside.narrow(axis, 1, length)).expand(-1, 3, -1, -1)
-        difference = torch.diff(images.double(), dim=axis)[both]
-        total, count = total + float(difference.square().sum()), count + int(both.sum())
-    return total / count
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The command `rad`, also `python -m rad`: `rad sample | train | evaluate | masks | doctor | demo`, each loaded when called."""
+"""The command `rad`, also `python -m rad`; `COMMANDS` are loaded when called."""
 
 import sys
 from collections.abc import Sequence
@@ -10,8 +10,11 @@ from rad.console import EXIT_OK, did_you_mean, guarded
 COMMANDS = {
     "sample": ("rad.cli.main", "sample", "fill holes in images, with RAD or with zero-shot methods"),
     "train": ("rad.cli.main", "train", "train a RAD adapter or a base model from a configuration"),
+    "ema": ("rad.cli.ema", "main", "average the weights of a training run over another length, after training"),
     "evaluate": ("rad.evaluation.__main__", "main", "score inpainted images, ours or those of other systems"),
     "masks": ("rad.masks.__main__", "main", "write named sets of masks, or check mask files"),
+    "export": ("rad.cli.hub.export", "main", "merge an adapter into its base, or write weights in float16"),
+    "push": ("rad.cli.hub.push", "main", "publish a trained model on the Hugging Face hub"),
     "doctor": ("rad.cli.doctor", "main", "print the environment and test the installation"),
     "demo": ("rad.cli.demo", "main", "draw the panel of the demo from a trained adapter"),
 }

@@ -40,6 +40,12 @@ def find_devices(name: str, count: int) -> list[str]:
     return [f"{name}:{number}" for number in range(count)]
 
 
+def kind_of(name: str) -> str:
+    """The model of a CUDA device, otherwise the type of the device."""
+    device = torch.device(name)
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def threads_of_each(devices: Sequence[str]) -> int:
     """CPU threads of each process; they share the threads of this one."""
     return max(1, torch.get_num_threads() // len(devices))

@@ -36,6 +36,8 @@ def counted(call: Callable[[], object]) -> dict[str, int]:
         (lambda on, off: off.to(on.device).sum().item(), 1, 1),
         (lambda on, off: off.to(on), 0, 1),
         (lambda on, off: torch.tensor([1.0], device=on.device), 0, 1),
+        (lambda on, off: off.copy_(on).sum().item(), 1, 0),
+        (lambda on, off: off.copy_(on, non_blocking=True).sum().item(), 0, 0),
         (lambda on, off: torch.zeros(3, device=on.device) + torch.rand(3, device=on.device), 0, 0),
         (lambda on, off: torch.rand(2, generator=torch.Generator(on.device).manual_seed(0), device=on.device).item, 0, 0),
     ],
@@ -206,4 +208,5 @@ def test_dry_run_measures_every_case(tmp_path: Path):
     assert errors["float64: two equal levels and the unpatched network"] < 1e-13
     assert errors["float32 and float64"] < 1e-4 < errors["bf16-mixed and float64"] < 0.1
     assert tables["Graphs of torch.compile"][0]["graphs"] == 1
-    assert tables["Waits for the device"][0]["count"] > 0
+    waits = {row["work"]: row["count"] for row in tables["Waits for the device"] if row["kind"] == "all"}
+    assert [waits[f"training step, {name}, batch 2"] for name in ("fused AdamW", "AdamW")] == [0, 1]

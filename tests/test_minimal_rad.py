@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from examples import minimal_rad
+from rad.data.draws import draw_timesteps
 from rad.diffusion import UNetDenoiser, linear_betas
 from rad.masks import make
 from rad.models import save_base
@@ -15,7 +16,6 @@ from rad.networks import patch
 from rad.rng import KeyedNoise, generator
 from rad.sampling import Sampler, Task
 from rad.training import Diffusion
-from rad.training.settings import draw_timesteps
 from tests.tiny_networks import small_unet
 
 IMAGES = 2 * torch.rand(2, 3, 16, 16, generator=generator("images")) - 1

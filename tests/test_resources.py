@@ -95,9 +95,11 @@ def test_names_in_help_texts_match_the_registries():
     from rad.diffusion.solvers import Solver
     from rad.diffusion.spacings import Spacing
     from rad.inpainting.inpainter import Precision, SizePolicy
+    from rad.inpainting.prepare import NoiseDevice
     from rad.masks.shapes import main_names
     from rad.methods import METHODS
     from rad.models.latent_mask import GridRule
+    from rad.networks.compiled import CompileMode
 
     assert tuple(METHODS) == names.METHODS
     assert tuple(main_names()) == names.MASKS
@@ -106,6 +108,8 @@ def test_names_in_help_texts_match_the_registries():
         (names.Spacing, Spacing),
         (names.SizePolicy, SizePolicy),
         (names.Precision, Precision),
+        (names.CompileMode, CompileMode),
+        (names.NoiseDevice, NoiseDevice),
         (names.GridRule, GridRule),
     ):
         assert get_args(mine) == get_args(theirs)

@@ -28,6 +28,7 @@ ALLOWED: dict[str, set[str]] = {
 
 MOST_FILES = {
     "methods": 100,  # one file a method
+    "training": 20,  # a callback or a group of settings each
 }
 """Maximum number of files, for packages with more than ten, without `__init__.py` and `__main__.py`."""
 

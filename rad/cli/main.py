@@ -22,7 +22,11 @@ common settings:
   --data.val_path PATH   validation images; null holds out --data.val_count of the training images
   --data.batch_size N    images per step and device
   --trainer.max_steps N  number of training steps
+  --every N              interval of checkpoints, panels and validation, in training steps
+  --adapter FOLDER       train an adapter further; also runs/NAME
+  --trainer.logger NAME  CSVLogger, WandbLogger, MLFlowLogger, or a list (default: TensorBoardLogger)
   --trainer.devices N    devices per node
+  --find_lr [STEPS]      do not train: test learning rates over 100 steps, and write the curve to runs/RUN/lr_find/
 
 all settings, after some seconds of loading:
   {program} --config NAME.yaml --help          model, data and trainer

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,11 +15,13 @@ import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
-from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from rad.cli.train_errors import explain, optimizer_hint, without_types
+from rad.cli.train_options import placed, require_end, set_intervals, start_from_adapter, with_save_dir
+from rad.cli.train_status import Status, quiet
 from rad.console import EXIT_INTERRUPTED, EXIT_OK, program, with_hint
 from rad.data.module import ImageDataModule
 from rad.images.atomic import remove_temporaries, write_text
@@ -28,6 +31,8 @@ from rad.training.checkpoint import Checkpoint
 from rad.training.diffusion import Diffusion
 from rad.training.ema import EMA
 from rad.training.guards import FiniteGuard, StopOnSignal
+from rad.training.logs.loggers import drop_steps, flatten, keep_log, log_settings, write_ids
+from rad.training.rate_finder import RateFinder
 from rad.training.resume import find_checkpoint
 
 Trained = Literal["diffusion", "autoencoder"]
@@ -61,7 +66,13 @@ class RunConfig(SaveConfigCallback):
         names = chain(("config", stem), (f"{stem}-{number}" for number in count(2)))
         path = next(path for name in names if not (path := folder / f"{name}.yaml").exists())
         origin = f"# Resumed at step {trainer.global_step} from {resumed}\n" if resumed else ""
-        write_text(path, origin + self.parser.dump(config, skip_none=False))
+        content = self.parser.dump(config, skip_none=False)
+        write_text(path, origin + content)
+        for logger in trainer.loggers:
+            if resumed:
+                drop_steps(logger, trainer.global_step)
+            log_settings(logger, flatten(yaml.safe_load(content)))
+        write_ids(trainer.loggers, folder)
 
 
 class TrainCLI(LightningCLI):
@@ -82,6 +93,29 @@ class TrainCLI(LightningCLI):
             help="checkpoint to resume from: a .ckpt file; `last`: the newest complete one of this run, required to exist; "
             "`auto`: like `last`, or a new run if there is none",
         )
+        parser.add_argument(
+            "--every",
+            type=int | None,
+            default=None,
+            help="interval in optimiser steps of checkpoints, panels, other callbacks with such an interval, and validation; "
+            "null: their own settings",
+        )
+        parser.add_argument(
+            "--adapter",
+            type=str | None,
+            default=None,
+            help="adapter to train further: its folder, or runs/NAME for the newest one of a run. It replaces model.lora; its "
+            "base is used if model.base is null",
+        )
+        parser.add_argument(
+            "--find_lr",
+            type=int | None,
+            nargs="?",
+            const=100,
+            default=None,
+            help="do not train: raise the learning rate over this number of steps (100), suggest one, and write the curve to "
+            "runs/NAME/lr_find/",
+        )
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.link_arguments("data.size", "model.image_size")
@@ -90,11 +124,20 @@ class TrainCLI(LightningCLI):
         """Parse without the parent's warning about explicit `args`, and reject empty entries."""
         assert isinstance(args, list)
         try:
-            self.config = parser.parse_args(args)
+            self.config = parser.parse_args(with_save_dir(args))
         except argparse.ArgumentError as error:
             error.message = optimizer_hint(error.message) or with_hint(error.message, parser)
             raise
         _require_values(self.config, MODULES[self.config.trains])
+        require_end(self.config)
+        set_intervals(self.config)
+        start_from_adapter(self.config)
+
+    def instantiate_classes(self) -> None:
+        """Instantiate with loggers in the run folder; the saved configuration keeps `RUN_FOLDER`, for any run."""
+        self.config_init = self.parser.instantiate_classes(placed(self.config, run_folder(self.config)))
+        self.datamodule, self.model = self.config_init["data"], self.config_init["model"]
+        self.trainer = self.instantiate_trainer()
 
     def instantiate_trainer(self, **kwargs: object) -> Trainer:
         """The trainer with guards, and with the run's folder, which a saved configuration does not contain."""
@@ -102,6 +145,9 @@ class TrainCLI(LightningCLI):
         assert isinstance(config, Namespace)
         folder = run_folder(config)
         kwargs["default_root_dir"] = str(folder)
+        self.stop_guards: list[StopOnSignal] = []
+        if config.find_lr is not None:
+            return self._find_lr(config, folder, kwargs)
         if config.trainer.logger in (None, True):
             kwargs["logger"] = TensorBoardLogger(folder.parent, name=folder.name, version="")
         given = config.trainer.callbacks or []
@@ -123,9 +169,22 @@ class TrainCLI(LightningCLI):
         for callback in checkpoints:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(folder / "checkpoints")  # Lightning's place depends on the logger
+        if not any(isinstance(callback, ProgressBar) for callback in callbacks):
+            callbacks.insert(0, Status(bar=config.trainer.enable_progress_bar is not False))
+            kwargs["enable_progress_bar"] = False  # Lightning's bar counts epochs
         self.stop_guards = [callback for callback in callbacks if isinstance(callback, StopOnSignal)]
         kwargs["callbacks"] = callbacks
         return super().instantiate_trainer(**kwargs)
+
+    def _find_lr(self, config: Namespace, folder: Path, kwargs: dict[str, object]) -> Trainer:
+        """The trainer of a learning-rate test: without checkpoints, validation, logs and other callbacks."""
+        if config.ckpt_path is not None:
+            raise ValueError("--find_lr starts from the weights of the configuration: remove --ckpt_path")
+        self.save_config_callback = None
+        self.rate_finder = RateFinder(config.find_lr, folder / "lr_find")
+        alone = {"logger": False, "enable_checkpointing": False, "limit_val_batches": 0, "num_sanity_val_steps": 0}
+        length = {"max_steps": config.find_lr, "max_epochs": None, "log_every_n_steps": 0}
+        return super().instantiate_trainer(**kwargs, **alone, **length, callbacks=[self.rate_finder])
 
 
 def _require_values(config: Namespace, module: type[LightningModule]) -> None:
@@ -195,12 +254,27 @@ def run_folder(config: Namespace) -> Path:
 
 
 def fit(arguments: Sequence[str]) -> int:
-    """Train; write config.yaml, TensorBoard events, checkpoints and adapters to `runs/<name>/`. Returns the exit code.
+    """Train; write config.yaml, logs, checkpoints and adapters to `runs/<name>/`. Returns the exit code.
 
     Raises ValueError or FileNotFoundError for an unsuitable argument or file.
     """
+    with quiet():
+        cli = _parse(arguments)
+        with _held(cli.trainer):
+            if cli.config.find_lr is None:
+                return _fit(
+                    cli, find_checkpoint(cli.config.ckpt_path, run_folder(cli.config), elsewhere=_elsewhere(cli))
+                )
+            cli.rate_finder.prepare(cli.model)
+            code = _fit(cli, None)
+            cli.rate_finder.finish()
+            return code
+
+
+def _parse(arguments: Sequence[str]) -> TrainCLI:
+    """The trainer, model and data of the arguments; errors of the parser have one line."""
     try:
-        cli = TrainCLI(
+        return TrainCLI(
             trained_module(arguments),
             ImageDataModule,
             args=list(arguments),
@@ -222,8 +296,6 @@ def fit(arguments: Sequence[str]) -> int:
     except Exception as error:  # jsonargparse accepts some wrong types, which fail later with any exception
         message = f"{without_types(error)}; `{program('train')} --config NAME --help` lists the settings"
         raise ValueError(message) from error
-    with _held(cli.trainer):
-        return _fit(cli)
 
 
 @contextmanager
@@ -234,19 +306,24 @@ def _held(trainer: Trainer) -> Iterator[None]:
         yield
         return
     with locked(folder, option="--name"):
-        remove_temporaries([folder, folder / "checkpoints", folder / "panels"])
+        remove_temporaries([folder, folder / "checkpoints", folder / "panels", folder / "ema"])
         yield
 
 
-def _fit(cli: TrainCLI) -> int:
-    config: Namespace = cli.config
-    elsewhere = [getattr(callback, "dirpath", None) for callback in cli.trainer.checkpoint_callbacks]
-    ckpt = find_checkpoint(config.ckpt_path, run_folder(config), elsewhere=[Path(path) for path in elsewhere if path])
+def _elsewhere(cli: TrainCLI) -> list[Path]:
+    """Folders of checkpoints that callbacks name."""
+    paths = [getattr(callback, "dirpath", None) for callback in cli.trainer.checkpoint_callbacks]
+    return [Path(path) for path in paths if path]
+
+
+def _fit(cli: TrainCLI, ckpt: str | None) -> int:
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".* in eval mode")  # autoencoders and text encoders are frozen
-            warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")  # Lightning's own use of torch
-            cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=ckpt, weights_only=True)
+        # CSVLogger warns of the run folder, where it removes an earlier metrics.csv alone
+        warnings.filterwarnings("ignore", f"Experiment logs directory {re.escape(cli.trainer.default_root_dir)}/? ")
+        if ckpt is not None and cli.trainer.is_global_zero:
+            for logger in cli.trainer.loggers:
+                keep_log(logger)
+        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=ckpt, weights_only=True)
     except SystemExit:  # Lightning's reaction to Ctrl-C
         raise KeyboardInterrupt from None
     except FloatingPointError as error:

@@ -13,6 +13,7 @@ TYPE_LISTS = {
     r"Problem with given class_path '[\w.]+': ": "",
     r"Parser key \"([\w.]+)\": Unable to load config '(.*?)' - .*?(?=;|$)": r"\1 is a group, not '\2': give --\1.SETTING",
     r"Not a valid subclass of \w+ Subclass types expect one of: .*? - (?=the following arguments)": "",
+    r"Not a valid subclass of Logger\.? Got value: .*?\(implicit class_path\) - (?=\S)": "trainer.logger cannot be used: ",
     r" - Not a valid subclass of .*?(?=;|$)": "",
     r"Parser key \"([\w.]+)\": the following arguments are required: (\w+)": r"\1 needs \2: give --\1.\2",
     r"Expected a dot import path string: (\S+)": r"no class is called \1: give its import path, such as rad.training.EMA",

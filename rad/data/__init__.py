@@ -10,11 +10,11 @@ from rad.lazy import lazy_names
 
 if TYPE_CHECKING:
     from rad.data.captions import Captions, read_captions
-    from rad.data.framing import Framing
+    from rad.data.framing import ColourJitter, Framing
     from rad.data.module import ImageDataModule
 
-__all__ = ["Captions", "Framing", "ImageDataModule", "read_captions"]
+__all__ = ["Captions", "ColourJitter", "Framing", "ImageDataModule", "read_captions"]
 
 __getattr__ = lazy_names(
-    __name__, {"captions": "Captions read_captions", "framing": "Framing", "module": "ImageDataModule"}
+    __name__, {"captions": "Captions read_captions", "framing": "ColourJitter Framing", "module": "ImageDataModule"}
 )

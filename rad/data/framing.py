@@ -1,5 +1,6 @@
-"""From an image to a square, or to the size of a bucket: crop, scale, flip."""
+"""From an image to a square, or to the size of a bucket: crop, scale, flip, colour jitter."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -14,6 +15,43 @@ Resize = Literal["short_side", "none"]
 Crop = Literal["center", "random", "random_scale"]
 ScaleDraw = Literal["uniform", "log_uniform"]
 SCALE_RANGE = (0.25, 1.0)
+PROPERTIES = ("brightness", "contrast", "saturation", "hue")
+
+
+@dataclass(frozen=True)
+class ColourJitter:
+    """Random changes of colour, in a random order, as torchvision's ColorJitter; 0 leaves a property as it is.
+
+    Args:
+        brightness, contrast, saturation: c >= 0: a factor from max(0, 1 - c) to 1 + c, uniform.
+        hue: h from 0 to 0.5: a shift from -h to h of the colour circle, uniform.
+    """
+
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in PROPERTIES:
+            value, limit = getattr(self, name), 0.5 if name == "hue" else math.inf
+            if not 0 <= value <= limit or value == math.inf:
+                raise ValueError(f"jitter.{name}={value}: give 0 to {'0.5' if name == 'hue' else '1, or more'}")
+
+    def __call__(self, image: Tensor, random: torch.Generator) -> Tensor:
+        """(3,H,W) in [0, 1]; always eight draws, so that one property does not change the draws of another."""
+        from torchvision.transforms.v2 import functional
+
+        values = torch.rand(4, generator=random, device=random.device, dtype=torch.float64).tolist()
+        order = torch.rand(4, generator=random, device=random.device, dtype=torch.float64).argsort().tolist()
+        for index in order:
+            name, draw = PROPERTIES[index], values[index]
+            width = getattr(self, name)
+            if width > 0:
+                low, high = (-width, width) if name == "hue" else (max(0.0, 1 - width), 1 + width)
+                adjust = getattr(functional, f"adjust_{name}")
+                image = adjust(image, low + (high - low) * draw)
+        return image
 
 
 @dataclass(frozen=True)
@@ -27,6 +65,7 @@ class Framing:
     flip: bool = False
     side_range: tuple[int, int | None] | None = None
     scale_draw: ScaleDraw = "uniform"
+    jitter: ColourJitter | None = None
 
     def __post_init__(self) -> None:
         for name, choices in (("resize", Resize), ("crop", Crop), ("scale_draw", ScaleDraw)):
@@ -55,7 +94,7 @@ class Framing:
     @property
     def is_fixed(self) -> bool:
         """Whether an image has always the same pixels, apart from flips."""
-        return self.crop == "center"
+        return self.crop == "center" and self.jitter is None
 
     def box(
         self, width: int, height: int, draws: Sequence[float], sides: tuple[int, int] | None = None
@@ -91,7 +130,8 @@ class Framing:
         return max(1, round(scale * unit))
 
     def __call__(self, image: Image.Image, random: torch.Generator, sides: tuple[int, int] | None = None) -> Tensor:
-        """(3,H,W) float32 in [-1, 1], with H,W of `sides`, or `size`; always four draws, which no setting shifts."""
+        """(3,H,W) float32 in [-1, 1], with H,W of `sides`, or `size`; always four draws, which no
+        setting shifts, then those of the jitter."""
         height, width = sides or (self.size, self.size)
         draws = torch.rand(4, generator=random, device=random.device, dtype=torch.float64).tolist()
         left, top, wide, high = self.box(*image.size, draws, sides)
@@ -100,4 +140,7 @@ class Framing:
             image = image.resize((width, height), Image.Resampling.LANCZOS)
         if self.flip and draws[3] < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return to_tensor(image) * 2 - 1
+        pixels = to_tensor(image)
+        if self.jitter is not None:
+            pixels = self.jitter(pixels, random)
+        return pixels * 2 - 1

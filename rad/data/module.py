@@ -7,7 +7,7 @@ from hashlib import sha256
 from importlib.resources import files
 from itertools import chain
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -18,8 +18,9 @@ from torch.utils.data import DataLoader
 from rad.data.buckets import Buckets, bucket_sizes, image_sizes, nearest
 from rad.data.cache import EncodingCache
 from rad.data.captions import read_captions
-from rad.data.framing import SCALE_RANGE, Crop, Framing, Resize, ScaleDraw
-from rad.data.stream import HeldOut, PositionSampler, Source, Stream, StreamLoader, Turns
+from rad.data.draws import Purpose
+from rad.data.framing import SCALE_RANGE, ColourJitter, Crop, Framing, Resize, ScaleDraw
+from rad.data.stream import Draw, HeldOut, PositionSampler, Source, Stream, StreamLoader, Turns
 from rad.images.sources import Decoded, Gathered, ImageFile, Listing, find_readable, list_images
 from rad.masks import MaskGenerator
 from rad.rng import check_seed, key, key_of
@@ -86,7 +87,8 @@ class ImageDataModule(LightningDataModule):
     """Square images for training and validation, counted in steps instead of epochs.
 
     Batches are dicts: "image" (B,3,size,size) float32 in [-1, 1], "position" (B) int64, "name" list of B. `masks` adds "hole"
-    (B,1,size,size), 1 = fill; `captions` adds "text", list of B. The run is one pass of Lightning, `trainer.max_steps` long, or
+    (B,1,size,size), 1 = fill; `captions` adds "text", list of B. `Diffusion` adds "draws": the random numbers of its samples,
+    drawn by the workers, see `rad.data.draws`. The run is one pass of Lightning, `trainer.max_steps` long, or
     `trainer.max_epochs` times the images. The trainer needs `use_distributed_sampler=False`. One warning lists the unreadable
     images that are skipped. If damage shows only in decoding, the next image stands in. Small images are enlarged (Lanczos).
 
@@ -99,6 +101,7 @@ class ImageDataModule(LightningDataModule):
         val_path: source for validation, or a list. None: hold out `val_count` images of `path`, chosen by a hash of their names,
             or the photographs that "skimage" keeps for this.
         val_count: images to hold out without `val_path`; 0: no validation. Number of crops for "skimage" at random scales.
+        val_limit: validate on the first of these images only, as many over all devices together. None: on all.
         size: side of the squares, in pixels.
         resize: "short_side" scales the short side to `size` before the crop, "none" crops unscaled pixels.
         crop: "center"; "random": at a random place; "random_scale": a square at a random place, its side drawn from `scale_range`
@@ -107,6 +110,7 @@ class ImageDataModule(LightningDataModule):
         side_range: the same in pixels, instead of `scale_range`; largest null: the short side. Smaller images are used whole.
         scale_draw: "uniform" side, or "log_uniform": as many crops between 32 and 64 pixels as between 64 and 128.
         flip: mirror half of the training images.
+        jitter: colour jitter of the training images, after the crop. None: none.
         batch_size: images per step and device.
         num_workers: processes that read images; 0: the main process.
         seed: of order, crops, flips and holes.
@@ -132,6 +136,7 @@ class ImageDataModule(LightningDataModule):
         weights: list[int] | None = None,
         val_path: str | list[str] | None = None,
         val_count: int = 64,
+        val_limit: int | None = None,
         size: int = 256,
         resize: Resize = "short_side",
         crop: Crop = "center",
@@ -139,6 +144,7 @@ class ImageDataModule(LightningDataModule):
         side_range: tuple[int, int | None] | None = None,
         scale_draw: ScaleDraw = "uniform",
         flip: bool = False,
+        jitter: ColourJitter | None = None,
         batch_size: int = 8,
         num_workers: int = 0,
         seed: int = 0,
@@ -150,8 +156,9 @@ class ImageDataModule(LightningDataModule):
         cache: str | None = None,
     ) -> None:
         super().__init__()
-        for name, value, least in (("size", size, 1), ("batch_size", batch_size, 1), ("val_count", val_count, 0)):
-            if value < least:
+        least_values = (("size", size, 1), ("batch_size", batch_size, 1), ("val_count", val_count, 0))
+        for name, value, least in (*least_values, ("val_limit", val_limit, 1)):
+            if value is not None and value < least:
                 raise ValueError(f"{name}={value}: it must be at least {least}")
         self.paths = [path] if isinstance(path, str) else list(path)
         if not self.paths or val_path == []:
@@ -172,16 +179,16 @@ class ImageDataModule(LightningDataModule):
         if val_path is None and self.paths == ["skimage"]:
             val_path = "skimage"
         self.val_paths = [val_path] if isinstance(val_path, str) else val_path
-        self.val_count = val_count
+        self.val_count, self.val_limit = val_count, val_limit
         self.buckets = bucket_sizes(buckets, size)
         if self.buckets and resize == "none":
             raise ValueError(
                 "resize='none' contradicts buckets, which scale images to their size: leave one of them out"
             )
-        self.framing = Framing(size, resize, crop, scale_range, flip, side_range, scale_draw)
+        self.framing = Framing(size, resize, crop, scale_range, flip, side_range, scale_draw, jitter)
         if cache is not None and not (cache.strip() and self.framing.is_fixed):
             raise ValueError(
-                f"cache={cache!r} with crop={crop!r}: give a folder, and images whose pixels stay the same (crop='center'), "
+                f"cache={cache!r} with crop={crop!r}: give a folder, and images whose pixels stay the same (crop='center', no jitter), "
                 "or set cache to null"
             )
         self.cache = None if cache is None else EncodingCache(Path(cache))
@@ -290,6 +297,7 @@ class ImageDataModule(LightningDataModule):
             "path": self.paths,
             "val_path": self.val_paths,
             "val_count": self.val_count,
+            "val_limit": self.val_limit,
             "weights": self.weights,
             "batch_size": self.batch_size,
             "seed": self.seed,
@@ -315,7 +323,8 @@ class ImageDataModule(LightningDataModule):
             buckets = Buckets(self.buckets, self._assigned, self._block(), self.seed, self._counts, self.weights)
         return Stream(
             self.train_images, self.framing, self.seed, self.masks, self.strict, self.captions,
-            self._counts, self.weights, buckets, hashed=self.cache is not None,
+            self._counts, self.weights, self._draw("train"), buckets,
+            hashed=self.cache is not None,
         )  # fmt: skip
 
     def _block(self) -> int:
@@ -333,6 +342,11 @@ class ImageDataModule(LightningDataModule):
                 f"the stream goes on at {start}"
             )
             self._resumed = {**self._resumed, "position": start}
+
+    def _draw(self, purpose: Purpose) -> Draw | None:
+        """Draws of the module that is trained; None if it offers none."""
+        draws = getattr(getattr(self.trainer, "lightning_module", None), "draws", None)
+        return None if draws is None else draws(purpose, with_holes=self.masks is None)
 
     def train_dataloader(self) -> StreamLoader:
         """The rest of the run, from `position()`; without a trainer, one pass over the images."""
@@ -358,26 +372,41 @@ class ImageDataModule(LightningDataModule):
         )
         return StreamLoader(self.stream(), batch_sampler=sampler, **self._loader_options())
 
-    def val_dataloader(self) -> DataLoader | list[DataLoader]:
-        """Every validation image once over all ranks, in a fixed order; [] when there are none."""
+    def held_out(self) -> HeldOut | None:
+        """All validation images in their fixed order, whatever `val_limit` is; None without any."""
         crop: Crop = "random_scale" if self.framing.crop == "random_scale" else "center"
         few = self.val_paths == ["skimage"] and crop == "random_scale"
         length = self.val_count if few else len(self.val_images)
         if length == 0:
+            return None
+        framing = replace(self.framing, crop=crop, flip=False, jitter=None)
+        return HeldOut(self.val_images, framing, length, self.masks, self.strict, self.captions, self._val_counts)
+
+    def val_dataloader(self) -> DataLoader | list[DataLoader]:
+        """The first `val_limit` validation images once over all ranks, in a fixed order; [] when there are none."""
+        held_out = self.held_out()
+        if held_out is None:
             return []
         rank, world_size = self._rank_and_world()
+        length = len(held_out) if self.val_limit is None else min(self.val_limit, len(held_out))
         if length < world_size:
             raise ValueError(
                 f"{length} validation images for {world_size} devices: give at least one for each, or none"
             )
-        framing = replace(self.framing, crop=crop, flip=False)
-        held_out = HeldOut(
-            self.val_images, framing, length, self.masks, self.strict, self.captions, self._val_counts,
-            hashed=self.cache is not None,
-        )  # fmt: skip
         positions = list(range(rank, length, world_size))
         batches = [positions[start : start + self.batch_size] for start in range(0, len(positions), self.batch_size)]
-        return DataLoader(held_out, batch_sampler=batches, **self._loader_options())
+        return DataLoader(
+            replace(held_out, draw=self._draw("val"), hashed=self.cache is not None),
+            batch_sampler=batches,
+            **self._loader_options(),
+        )
+
+    def transfer_batch_to_device(
+        self, batch: dict[str, Any], device: torch.device, dataloader_idx: int
+    ) -> dict[str, Any]:
+        """As Lightning's, but positions stay on the host: it reads them, and would wait for the device."""
+        moved = {name: value for name, value in batch.items() if name != "position"}
+        return {**batch, **super().transfer_batch_to_device(moved, device, dataloader_idx)}
 
     def _loader_options(self) -> _LoaderOptions:
         return {

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from rad.data.captions import Captions
+from rad.data.draws import draw_hole
 from rad.data.framing import Framing
 from rad.images.sources import Decoded, ImageFile, open_readable
 from rad.masks import MaskGenerator
@@ -31,8 +32,12 @@ if TYPE_CHECKING:
 
 Source = ImageFile | Decoded
 
-Sample = dict[str, Tensor | int | str]
-"""Fields "image", "position" and "name"; with masks "hole", with captions "text", with a cache "pixels_hash"."""
+Sample = dict[str, Tensor | int | str | dict[str, Tensor]]
+"""Fields "image", "position" and "name"; with masks "hole", with captions "text", with draws "draws", with a
+cache "pixels_hash"."""
+
+Draw = Callable[[int, tuple[int, int]], dict[str, Tensor]]
+"""Random draws of the model for the sample at a position, of a size (height, width); it can be pickled."""
 
 LONGEST_PERIOD = 10_000
 
@@ -78,6 +83,7 @@ class Stream(Dataset[Sample]):
     Args:
         images: of all sources, one source after another; counts: images of each source, with `weights`.
         weights: relative number of samples of each source, see `Turns`. None: all images are one source.
+        draw: draws the model's random numbers for a sample, in the worker that reads it.
         buckets: image and size of each position, see `rad.data.buckets`. None: squares.
         hashed: add a hash of the pixels, by which their latents are cached.
     """
@@ -90,6 +96,7 @@ class Stream(Dataset[Sample]):
     captions: Captions | None = None
     counts: tuple[int, ...] = ()
     weights: tuple[int, ...] | None = None
+    draw: Draw | None = None
     buckets: "Buckets | None" = None
     hashed: bool = False
 
@@ -116,6 +123,7 @@ class HeldOut(Dataset[Sample]):
     Args:
         counts: images of each source; of several, the key holds the source too, for equal names in two of them.
         hashed: as in `Stream`.
+        draw: as in `Stream`.
     """
 
     images: Sequence[Source]
@@ -125,6 +133,7 @@ class HeldOut(Dataset[Sample]):
     strict: bool = False
     captions: Captions | None = None
     counts: tuple[int, ...] = ()
+    draw: Draw | None = None
     hashed: bool = False
 
     def __len__(self) -> int:
@@ -146,14 +155,16 @@ def _read(
 ) -> Sample:
     """Sample of image `number`, of H,W `sides` or square; `keyed` gives the generator for a purpose and an image name."""
     name, image = open_readable(data.images, number, strict=data.strict)
-    pixels = data.framing(image, keyed("augment", name), sides)
+    pixels, size = data.framing(image, keyed("augment", name), sides), sides or (data.framing.size, data.framing.size)
     sample: Sample = {"image": pixels, "position": position, "name": name}
     if data.hashed:
         sample["pixels_hash"] = f"{tuple(pixels.shape)} {sha256(pixels.numpy().tobytes()).hexdigest()}"
     if data.masks is not None:
-        sample["hole"] = data.masks([keyed("hole", name)], *(sides or (data.framing.size, data.framing.size)))[0]
+        sample["hole"] = draw_hole(data.masks, keyed("hole", name), size)
     if data.captions is not None:
         sample["text"] = data.captions(name)
+    if data.draw is not None:
+        sample["draws"] = data.draw(position, size)
     return sample
 
 

@@ -39,7 +39,7 @@ class NoiseRegions:
             raise ValueError(
                 f"hole holds values from {float(flat.min()):.4g} to {float(flat.max()):.4g}; allowed are 0 (known) to 1 (fill)"
             )
-        ends = torch.tensor([0.0, 1.0], dtype=flat.dtype, device=flat.device)
+        ends = torch.arange(2, dtype=flat.dtype, device=flat.device)
         distinct = [torch.unique(torch.cat([image.flatten(), ends])) for image in flat]
         values = torch.nn.utils.rnn.pad_sequence(distinct, batch_first=True, padding_value=1.0)
         index = torch.searchsorted(values, flat.flatten(1).contiguous()).view(flat.shape)
@@ -48,7 +48,7 @@ class NoiseRegions:
     @classmethod
     def binary(cls, hole: Tensor) -> "NoiseRegions":
         """`from_mask` for zeros and ones, without checks."""
-        ends = torch.tensor([0.0, 1.0], dtype=torch.float64, device=hole.device)
+        ends = torch.arange(2, dtype=torch.float64, device=hole.device)
         return cls(ends.expand(len(hole), 2), hole[:, 0].long())
 
 

@@ -15,9 +15,11 @@ Each squared error is the error of x0 times a factor in the signal-to-noise rati
 
 For every prediction, `timestep_weight` replaces this factor by
 
-    "min_snr":        min(SNR, 5)       Hang et al. 2023, arXiv 2303.09556, gamma = 5
-    "truncated_snr":  max(SNR, 1)       Salimans & Ho 2022, arXiv 2202.00512, section 4
-    "p2":             SNR / (1 + SNR)   Choi et al. 2022, arXiv 2204.00227, gamma = k = 1
+    "min_snr":        min(SNR, gamma)           Hang et al. 2023, arXiv 2303.09556, gamma = 5
+    "truncated_snr":  max(SNR, 1)               Salimans & Ho 2022, arXiv 2202.00512, section 4
+    "p2":             SNR / (1 + SNR)^gamma     Choi et al. 2022, arXiv 2204.00227, k = 1, gamma = 1
+    "debiased":       sqrt(SNR)                 Yu et al. 2023, arXiv 2310.08442: 1 / sqrt(SNR) times the error of eps
+    "edm":            SNR + 1 / sigma_data^2    Karras et al. 2022, arXiv 2206.00364, table 1, sigma_data = 0.5
 """
 
 import math
@@ -31,9 +33,13 @@ from rad.diffusion.levels import NoiseLevel
 from rad.diffusion.step import Prediction, log_variance, posterior_mean, step_levels
 
 LossRegion = Literal["all", "noisy", "moving"]
-TimestepWeight = Literal["none", "min_snr", "truncated_snr", "p2"]
+TimestepWeight = Literal["none", "min_snr", "truncated_snr", "p2", "debiased", "edm"]
 VlbBoundary = Literal["nll", "zero"]
-MIN_SNR_GAMMA = 5.0
+GAMMAS: dict[str, float] = {"min_snr": 5.0, "p2": 1.0}
+"""The papers' gamma, for the weights that have one."""
+
+SIGMA_DATA = 0.5
+"""EDM's standard deviation of the data."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,7 @@ def hybrid_loss(
     loss_region: LossRegion = "all",
     weight_limit: float = 1.0,
     timestep_weight: TimestepWeight = "none",
+    gamma: float | None = None,
     prediction: Prediction = "epsilon",
 ) -> Losses:
     """Loss of each image.
@@ -70,7 +77,7 @@ def hybrid_loss(
         loss_region: pixels of the squared error. "all" (official); "noisy"; "moving": changing level (TD-Paint: the hole).
         weight_limit: upper limit of the weight 1 + 1/SNR = 1/a^2, as in v-prediction (Salimans & Ho 2022). 1 (official): no
             weight. About 100 helps a short training, whose colours at high noise depend on small errors of eps.
-        timestep_weight: see above; "none": 1.
+        timestep_weight: see above; "none": 1. gamma: of "min_snr" and "p2"; None: the paper's.
         prediction: see `target`. `weight_limit` and the variational term support "epsilon" alone.
     """
     channels = x0.shape[1]
@@ -82,7 +89,7 @@ def hybrid_loss(
         assert weight_limit == 1
         assert output.shape[1] == channels
     if timestep_weight != "none":
-        error = now.spread(snr_weight(timestep_weight, now, prediction).to(x.dtype)) * error
+        error = now.spread(snr_weight(timestep_weight, now, prediction, gamma=gamma).to(x.dtype)) * error
     if loss_region != "all":
         chosen = now.sigma_map() > 0 if loss_region == "noisy" else now.spread(step_levels(now, previous).b > 0)
         counted = chosen.expand(-1, 1, *x.shape[2:]).to(error.dtype)
@@ -108,18 +115,25 @@ def target(prediction: Prediction, *, x0: Tensor, eps: Tensor, now: NoiseLevel) 
     return now.alpha_map(x0) * eps - now.sigma_map(x0) * x0
 
 
-def snr_weight(kind: TimestepWeight, now: NoiseLevel, prediction: Prediction) -> Tensor:
-    """Timestep weight of each level, (B,K) float64; 0 for clean levels. `kind`: see the top of this file."""
+def snr_weight(kind: TimestepWeight, now: NoiseLevel, prediction: Prediction, *, gamma: float | None = None) -> Tensor:
+    """Timestep weight of each level, (B,K) float64; 0 for clean levels. `kind`, `gamma`: see the top of this file."""
     a2, s2 = now.alpha.square(), now.sigma.square()
     noisy = s2 > 0
     s2 = torch.where(noisy, s2, 1.0)
     snr = a2 / s2
-    weights = {
-        "none": torch.ones_like(snr),
-        "min_snr": snr.clamp(max=MIN_SNR_GAMMA),
-        "truncated_snr": snr.clamp(min=1.0),
-        "p2": snr / (1 + snr),
-    }[kind]
+    gamma = GAMMAS.get(kind, 1.0) if gamma is None else gamma
+    if kind == "none":
+        weights = torch.ones_like(snr)
+    elif kind == "min_snr":
+        weights = snr.clamp(max=gamma)
+    elif kind == "truncated_snr":
+        weights = snr.clamp(min=1.0)
+    elif kind == "p2":
+        weights = snr / (1 + snr) ** gamma
+    elif kind == "debiased":
+        weights = snr.sqrt()
+    else:
+        weights = snr + 1 / SIGMA_DATA**2
     inherent = {"epsilon": snr, "v_prediction": snr + 1, "velocity": 1 / s2, "sample": torch.ones_like(snr)}[prediction]
     return torch.where(noisy, weights / inherent, 0.0)
 

@@ -6,7 +6,8 @@ RAD (Kim, Suh, Lee, CVPR 2025, arXiv 2412.09191): a hole map m in [0,1] and a DD
     phase 1, t <  T1:  abar_t = (1 - nu m)^G_t                               (the hole gains noise, known pixels wait)
     phase 2, t >= T1:  abar_t = (1 - nu m) ((1 - nu) / (1 - nu m))^G_(t-T1)  (known pixels gain noise, the hole waits)
 
-where G_t = log A_t / log(1 - nu). The symbols are listed in `rad.diffusion`. Processes keep no state between calls.
+where G_t = log A_t / log(1 - nu). The symbols are listed in `rad.diffusion`. Processes keep no state between
+calls, but for copies of their tables on each device.
 """
 
 from typing import Literal, Protocol, get_args, runtime_checkable
@@ -22,6 +23,23 @@ LEAST_SIGNAL = 2.0**-12
 
 
 TimeOrigin = Literal["official", "adm", "image"]
+
+
+class Table:
+    """A table of levels, copied once to each device that asks for it."""
+
+    def __init__(self, values: Tensor) -> None:
+        self._copies = {values.device: values}
+        self._values = values
+
+    def on(self, device: torch.device) -> Tensor:
+        if device not in self._copies:
+            with torch.inference_mode(False):  # training may follow sampling
+                self._copies[device] = self._values.to(device)
+        return self._copies[device]
+
+    def __reduce__(self) -> tuple[type["Table"], tuple[Tensor]]:
+        return Table, (self._values,)
 
 
 class Process(Protocol):
@@ -53,6 +71,7 @@ class _VariancePreserving:
         self.betas = betas.to(torch.float64)
         self.steps = self.sampled_steps = len(betas)
         self.log_A = log_cumulative(self.betas)
+        self._log_A = Table(self.log_A)
 
     def time_of(self, log_snr: Tensor) -> Tensor:
         return _time_of(torch.sigmoid(-2 * log_snr), -torch.expm1(self.log_A))
@@ -71,7 +90,7 @@ class Uniform(_VariancePreserving):
     def noise(self, t: Tensor, regions: NoiseRegions | None = None) -> NoiseLevel:
         """Levels at t (B,), K = 1. `regions` has no effect."""
         t = _checked(t, self.steps)
-        log_abar = _log_abar(self.log_A.to(t.device), t)[:, None]
+        log_abar = _log_abar(self._log_A.on(t.device), t)[:, None]
         return NoiseLevel(*_amplitudes(log_abar), timesteps=t.clamp(min=0)[:, None].to(torch.float64))
 
 
@@ -89,13 +108,18 @@ class Flow:
     def __init__(self, sigmas: Tensor, *, scale: float = 1000.0) -> None:
         self.sigmas = sigmas.to(torch.float64).clamp(max=1 - LEAST_SIGNAL)
         self.table, self.scale = _sigma_table(self.sigmas, "a flow's sigmas must increase, in (0,1]"), scale
+        self._table = Table(self.table)
         self.steps = self.sampled_steps = len(sigmas)
 
     def noise(self, t: Tensor, regions: NoiseRegions | None = None) -> NoiseLevel:
         """Levels at t (B,), K = 1; sigma is linear between integers. `regions` has no effect."""
         t = _checked(t, self.steps)
-        sigma = _between(self.table.to(t.device), t)[:, None]
+        sigma = _between(self._table.on(t.device), t)[:, None]
         return NoiseLevel(1 - sigma, sigma, timesteps=self.scale * sigma)
+
+    def on(self, device: torch.device) -> Tensor:
+        """`table` on a device."""
+        return self._table.on(device)
 
     def time_of(self, log_snr: Tensor) -> Tensor:
         return _time_of(torch.sigmoid(-log_snr), self.table)
@@ -110,12 +134,13 @@ class EDM:
     def __init__(self, sigmas: Tensor) -> None:
         self.sigmas = sigmas.to(torch.float64)
         self.table = _sigma_table(self.sigmas, "the sigmas must be positive and increase")
+        self._table = Table(self.table)
         self.steps = self.sampled_steps = len(sigmas)
 
     def noise(self, t: Tensor, regions: NoiseRegions | None = None) -> NoiseLevel:
         """As `Flow.noise`. The clean level has the timestep of the smallest sigma."""
         t = _checked(t, self.steps)
-        sigma = _between(self.table.to(t.device), t)[:, None]
+        sigma = _between(self._table.on(t.device), t)[:, None]
         return NoiseLevel(torch.ones_like(sigma), sigma, timesteps=sigma.clamp(min=float(self.sigmas[0])).log() / 4)
 
     def time_of(self, log_snr: Tensor) -> Tensor:
@@ -146,10 +171,11 @@ class RegionAware(_VariancePreserving):
         self.time_origin: TimeOrigin = time_origin
         self.steps = 2 * len(betas)
         self.grid = noise_grid(self.log_A[:-1])
+        self._grid = Table(self.grid)
 
     def log_abar(self, t: Tensor, m: Tensor) -> Tensor:
         """log abar_t(m), (B,K) float64, for t (B,) in [CLEAN, 2 T1 - 1] and hole values m (B,K) float64."""
-        log_A = self.log_A.to(t.device)
+        log_A = self._log_A.on(t.device)
         last = log_A[self.sampled_steps - 1]  # log(1 - nu)
         nu = -torch.expm1(last)
         phase1_end = torch.where(m == 1, last, torch.log1p(-nu * m))  # log(1 - nu m), exact at both ends
@@ -161,7 +187,7 @@ class RegionAware(_VariancePreserving):
         """Levels at t (B,) in [CLEAN, 2 T1 - 1]. A batch may mix the phases."""
         regions = _required(regions)
         log_abar = self.log_abar(_checked(t, self.steps), regions.values)
-        tau = fractional_timesteps(-torch.expm1(log_abar), self.grid.to(t.device))
+        tau = fractional_timesteps(-torch.expm1(log_abar), self._grid.on(t.device))
         return NoiseLevel(*_amplitudes(log_abar), _network_timesteps(tau, self.time_origin), index=regions.index)
 
 
@@ -177,7 +203,7 @@ class RegionAwareFlow:
     def noise(self, t: Tensor, regions: NoiseRegions | None) -> NoiseLevel:
         """Levels at t (B,) in [CLEAN, 2 T1 - 1]. A batch may mix the phases."""
         regions, t = _required(regions), _checked(t, self.steps)
-        table, m = self.base_process.table.to(t.device), regions.values
+        table, m = self.base_process.on(t.device), regions.values
         second = t > self.sampled_steps - 1
         g = _between(table, torch.where(second, t - self.sampled_steps, t))[:, None]
         sigma = torch.where(second[:, None], m * table[-2] + (1 - m) * g, m * g)
@@ -222,7 +248,7 @@ class PerPixel(_VariancePreserving):
         """Levels at t (B,) for hole values above 0; known pixels have min(t, known)."""
         regions, t = _required(regions), _checked(t, self.steps)
         t_of_pixels = torch.where(regions.values > 0, t[:, None], t[:, None].clamp(max=self.known))
-        return _per_pixel(self.log_A, t_of_pixels, regions, self.time_origin)
+        return _per_pixel(self._log_A.on(t.device), t_of_pixels, regions, self.time_origin)
 
 
 class Bands:
@@ -236,7 +262,7 @@ class Bands:
     def __init__(self, betas: Tensor, *, bands: int, overlap: float, time_origin: TimeOrigin = "adm") -> None:
         self.time_origin: TimeOrigin = time_origin
         self.steps = self.sampled_steps = len(betas)
-        self.log_A = log_cumulative(betas)
+        self._log_A = Table(log_cumulative(betas))
         self.bands, self.overlap = bands, overlap
 
     def noise(self, t: Tensor, regions: NoiseRegions | None) -> NoiseLevel:
@@ -250,7 +276,7 @@ class Bands:
         progress = (passed - begin) / duration  # 0 at the first level of the band
         t_of_bands = (self.steps - 1 - (progress * self.steps).round()).clamp(CLEAN, self.steps - 1).long()
         t_of_pixels = torch.where((regions.values > 0) & (t[:, None] > CLEAN), t_of_bands, CLEAN)
-        return _per_pixel(self.log_A, t_of_pixels, regions, self.time_origin)
+        return _per_pixel(self._log_A.on(t.device), t_of_pixels, regions, self.time_origin)
 
 
 def _required(regions: NoiseRegions | None) -> NoiseRegions:
@@ -261,7 +287,8 @@ def _required(regions: NoiseRegions | None) -> NoiseRegions:
 
 def _checked(t: Tensor, steps: int) -> Tensor:
     """`t` as int64, or as float64 if it is floating-point. Raises ValueError outside [CLEAN, steps - 1]."""
-    if t.device.type == "cpu" and len(t) and not (t.min() >= CLEAN and t.max() <= steps - 1):
+    checks = t.device.type == "cpu" and not torch.compiler.is_compiling()  # a check would wait for an accelerator
+    if checks and len(t) and not (t.min() >= CLEAN and t.max() <= steps - 1):
         raise ValueError(
             f"t runs from {t.min().item():g} to {t.max().item():g}; allowed are {CLEAN} (clean) to {steps - 1}, the last step"
         )
@@ -301,7 +328,7 @@ def _time_of(intensity: Tensor, table: Tensor) -> Tensor:
 def _per_pixel(log_A: Tensor, t: Tensor, regions: NoiseRegions, origin: TimeOrigin) -> NoiseLevel:
     """Levels of one schedule at t (B,K); tau = t + 1, 0 = clean."""
     timesteps = _network_timesteps((t + 1).to(torch.float64), origin)
-    return NoiseLevel(*_amplitudes(_log_abar(log_A.to(t.device), t)), timesteps=timesteps, index=regions.index)
+    return NoiseLevel(*_amplitudes(_log_abar(log_A, t)), timesteps=timesteps, index=regions.index)
 
 
 def _network_timesteps(tau: Tensor, origin: TimeOrigin) -> Tensor:

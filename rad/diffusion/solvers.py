@@ -118,7 +118,7 @@ def multistep(
         stepped = stepped + now.spread(each.before.to(x.dtype)) * before.x0
     if noise is not None and eta:
         stepped = stepped + now.spread(each.noise.to(x.dtype)) * noise
-    elif bool((each.noise > 0).any()):
+    elif eta and bool((each.noise > 0).any()):
         raise ValueError(
             f"noise is None; a step above the clean level with eta = {eta} needs noise of shape {tuple(x.shape)}"
         )

@@ -112,7 +112,7 @@ def reverse_step(
             learned = torch.exp(0.5 * log_variance(estimate.variance_fraction, now, nxt))
             deviation = torch.where(now.spread(sigma > 0), eta * learned, 0.0)
         stepped = stepped + deviation * noise
-    elif bool((sigma > 0).any()):
+    elif eta > 0 and bool((sigma > 0).any()):
         raise ValueError(
             f"noise is None; a step above the clean level with eta = {eta} needs noise of shape {tuple(x.shape)}"
         )

@@ -28,6 +28,9 @@ class WindowFiller:
     Args:
         grid, fill: see `Task.encoded`, for latent models; bf16: networks run in bfloat16 (autocast).
         batch_size: windows in a forward pass; halved for the rest of a wave when memory runs out.
+        noise_on: device that draws the noise.
+        compiled_batches: sizes of batches that the network is compiled for, which grow; None: it is not compiled. A batch is
+            padded to the smallest of them that holds it, by copies of its last window. Results do not depend on the copies.
     """
 
     model: LoadedModel
@@ -38,6 +41,8 @@ class WindowFiller:
     seed: int
     batch_size: int
     bf16: bool
+    noise_on: torch.device | str = "cpu"
+    compiled_batches: set[int] | None = None
 
     def run(self, canvases: Sequence[Canvas], on_step: Callable[[int, int], None] | None) -> tuple[Cost, float]:
         """Fill all windows, wave by wave, in place. Returns the total cost and the seconds in the sampling loops.
@@ -65,7 +70,7 @@ class WindowFiller:
                 before + rows * planned * done // steps
             )
             try:
-                result = self._fill_batch(batch)
+                result = self._fill_batch(batch, batch_size)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
@@ -77,15 +82,16 @@ class WindowFiller:
             seconds, start = seconds + result.seconds, start + rows
         return cost, seconds
 
-    def _fill_batch(self, batch: Sequence[Job]) -> Sample:
+    def _fill_batch(self, jobs: Sequence[Job], most: int) -> Sample:
+        batch = [*jobs, *[jobs[-1]] * (self._rows(len(jobs), most) - len(jobs))]
         cuts = [canvas.cut(window) for canvas, window in batch]
         conditions = [canvas.condition.cut(window.window) for canvas, window in batch]
         pixels, hole = (torch.stack(part).to(self.device) for part in zip(*cuts, strict=True))
         names = [canvas.job_name(window) for canvas, window in batch]
         autoencoder = self.model.autoencoder
         with (
-            _naming([str(canvas.name) for canvas, _ in batch]),
-            KeyedNoise(self.seed, names, [canvas.sample for canvas, _ in batch]) as noise,
+            _naming([str(canvas.name) for canvas, _ in jobs]),
+            KeyedNoise(self.seed, names, [canvas.sample for canvas, _ in batch], device=self.noise_on) as noise,
             self._autocast(),
         ):
             with torch.no_grad():
@@ -95,11 +101,17 @@ class WindowFiller:
             result = self.sampler(self.model.denoiser(conditions, adapter=self._with_adapter), task, noise=noise)
             with torch.no_grad():
                 x = result.raw if autoencoder is IDENTITY else result.image
-                outputs = self.sampler.method.decode(x, task).float().cpu()
+                outputs = self.sampler.method.decode(x, task)[: len(jobs)].float().cpu()
             require_finite(outputs, "the decoded image is not finite: check the weights of the autoencoder")
-        for (canvas, window), output in zip(batch, outputs, strict=True):
+        for (canvas, window), output in zip(jobs, outputs, strict=True):
             canvas.paste(window, output)
+        if self.compiled_batches is not None:
+            self.compiled_batches.add(len(batch))
         return result
+
+    def _rows(self, count: int, most: int) -> int:
+        """Rows of a batch of `count` windows: a compiled size up to `most`, or `count`."""
+        return min((size for size in self.compiled_batches or () if count <= size <= most), default=count)
 
     @property
     def _with_adapter(self) -> bool:
@@ -115,4 +127,5 @@ def _naming(names: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except NotFiniteError as error:
-        raise NotFiniteError(error.reason, error.rows, names) from None
+        rows = [row for row in error.rows if row < len(names)]  # the others are copies
+        raise NotFiniteError(error.reason, rows, names) from None

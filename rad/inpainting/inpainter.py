@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
 
 import torch
 from PIL import Image
@@ -20,7 +19,7 @@ from rad.inpainting.filling import WindowFiller
 from rad.inpainting.inputs import Inputs
 from rad.inpainting.keywords import understood
 from rad.inpainting.memory import peak_memory, reset_peak_memory
-from rad.inpainting.prepare import build_sampler, check_method, load_coarse
+from rad.inpainting.prepare import NoiseDevice, Precision, build_sampler, check_method, check_running, load_coarse
 from rad.inpainting.runs import find_parts
 from rad.masks.reading.format import MaskChannel, MaskFormat, MaskResize, Polarity
 from rad.methods.registry import find
@@ -29,11 +28,10 @@ from rad.models.load import load_model
 from rad.models.loaded_model import PLAIN, Condition, LoadedModel
 from rad.models.vae import IDENTITY
 from rad.modes import plain_modes
+from rad.networks.compiled import CompileMode
 from rad.rng import Part, check_seed
 from rad.sampling.method import Method
 from rad.sampling.sampler import Sampler
-
-Precision = Literal["32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -66,13 +64,30 @@ class Inpainter:
     Args:
         model: a loaded model, already on `device`.
         precision: "bf16" runs the networks in bfloat16 (autocast).
+        compile: mode of torch.compile for the denoising network; results agree to rounding. "reduce-overhead" records CUDA
+            graphs and needs a CUDA device. The first call compiles, for a minute or more; later calls with the same image size
+            and number of windows are quick. Smaller batches are padded to a compiled size.
+        noise_device: "cpu" draws noise that is equal on all machines. "device" draws other noise on the accelerator: quicker,
+            and equal only on the same kind of accelerator.
     """
 
-    def __init__(self, model: LoadedModel, *, device: str | torch.device = "cpu", precision: Precision = "32") -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        *,
+        device: str | torch.device = "cpu",
+        precision: Precision = "32",
+        compile: CompileMode = "off",
+        noise_device: NoiseDevice = "cpu",
+    ) -> None:
         if not hasattr(model, "denoiser"):  # a model of your own may be of another class
             raise ValueError(f"model is {describe(model)}; give a loaded model, or use Inpainter.from_pretrained(PATH)")
-        _check_precision(precision)
         self.model, self.device, self.precision = model, _device(device), precision
+        self.compile: CompileMode = compile
+        self.noise_device: NoiseDevice = noise_device
+        check_running(self.device, precision=precision, compile=compile, noise_device=noise_device)
+        self._sampled = model if compile == "off" else model.compiled(compile)
+        self._compiled_batches: set[int] = set()
         self.size = model.size
 
     def __repr__(self) -> str:
@@ -85,7 +100,9 @@ class Inpainter:
 
     def to(self, device: str | torch.device) -> "Inpainter":
         """Move the model in place, and return the inpainter. Raises ValueError for a device that cannot be used."""
-        self.device = _device(device)
+        target = _device(device)
+        check_running(target, compile=self.compile, noise_device=self.noise_device)
+        self.device = target
         self.model.to(self.device)
         return self
 
@@ -98,6 +115,9 @@ class Inpainter:
         base: str | Path | None = None,
         device: str = "auto",
         precision: Precision = "32",
+        compile: CompileMode = "off",
+        channels_last: bool = False,
+        noise_device: NoiseDevice = "cpu",
         size: int | None = None,
         controlnet: str | Path | None = None,
         t2i_adapter: str | Path | None = None,
@@ -114,13 +134,15 @@ class Inpainter:
                 name beside it.
             device: "auto" picks an accelerator if there is one.
             precision: "bf16" runs the network in bfloat16. SD3 and Flux without an adapter are loaded in it too.
+            compile, noise_device: see `Inpainter`.
+            channels_last: memory format of the network's convolutions, for models that have some.
             size: image side in pixels for SD3 and Flux. None: the model's own, or the one its adapter was trained at.
             controlnet, t2i_adapter, ip_adapter, loras: see `load_model`; `loras` cannot be combined with a RAD adapter.
 
         Raises FileNotFoundError for a missing file, ValueError for an unsuitable one or an unsuitable option.
         """
         parts, target = find_parts(path, base), _device(device)
-        _check_precision(precision)
+        check_running(target, precision=precision, compile=compile, noise_device=noise_device)
         model = load_model(
             parts.source,
             device=target,
@@ -134,7 +156,9 @@ class Inpainter:
             ip_adapter=ip_adapter,
             loras=loras,
         )
-        return cls(model, device=target, precision=precision)
+        if channels_last:
+            model.convert_to_channels_last()
+        return cls(model, device=target, precision=precision, compile=compile, noise_device=noise_device)
 
     @understood
     @plain_modes()
@@ -211,8 +235,18 @@ class Inpainter:
         images, holes = inputs.images, inputs.read(format, seed)
         rows = zip(images, holes, inputs.names, inputs.conditions, strict=True)
         canvases = [canvas for row in rows for canvas in layout.canvases(*row, samples=num_samples)]
-        bf16 = self.precision == "bf16"
-        filler = WindowFiller(self.model, sampler, self.device, grid, fill, seed, batch_size, bf16)
+        filler = WindowFiller(
+            self._sampled,
+            sampler,
+            self.device,
+            grid,
+            fill,
+            seed,
+            batch_size,
+            bf16=self.precision == "bf16",
+            noise_on=self.device if self.noise_device == "device" else "cpu",
+            compiled_batches=None if self.compile == "off" else self._compiled_batches,
+        )
         reset_peak_memory(self.device)
         with self.model.in_evaluation():
             cost, seconds = filler.run(canvases, on_step)
@@ -271,11 +305,6 @@ def _device(device: str | torch.device) -> torch.device:
     if not isinstance(device, str | torch.device):
         raise ValueError(f"device is {describe(device)}; give a name such as 'cuda', 'cpu' or 'auto'")
     return torch.device(find_device(str(device)))
-
-
-def _check_precision(precision: str) -> None:
-    if precision not in get_args(Precision):
-        raise ValueError(f"precision is {describe(precision)}; allowed are '32' and 'bf16'")
 
 
 def _finish(

@@ -1,10 +1,12 @@
-"""Methods on a loaded model: requirements, the coarse model of M2S, and the sampler."""
+"""Checks before a run: how networks run, and methods on a loaded model; the coarse model of M2S, and the sampler."""
 
 import warnings
 from dataclasses import replace
+from typing import Literal, get_args
 
 import torch
 
+from rad.arguments import describe
 from rad.diffusion.solvers import Solver
 from rad.diffusion.spacings import Spacing
 from rad.methods import METHODS
@@ -12,11 +14,40 @@ from rad.methods.m2s import M2S, Coarse
 from rad.models.load import load_model
 from rad.models.loaded_model import LoadedModel
 from rad.models.vae import IDENTITY
+from rad.networks.compiled import CompileMode
 from rad.sampling.method import CustomSampler, Method, SamplingMethod
 from rad.sampling.sampler import Sampler
 
+Precision = Literal["32", "bf16"]
+
+NoiseDevice = Literal["cpu", "device"]
+"""Where noise is drawn. "cpu": equal on all machines. "device": quicker, and equal only on the same kind of accelerator."""
+
 WITH_ATTENTION = ("stable", "stable_xl")
 """Kinds of models whose denoisers are a `TextDenoiser`."""
+
+
+def check_running(
+    device: torch.device,
+    *,
+    precision: Precision = "32",
+    compile: CompileMode = "off",
+    noise_device: NoiseDevice = "cpu",
+) -> None:
+    """Raise ValueError for an unknown choice, or one that `device` does not support or that has no effect there."""
+    kinds = {"precision": (precision, Precision), "compile": (compile, CompileMode)}
+    for name, (value, kind) in (kinds | {"noise_device": (noise_device, NoiseDevice)}).items():
+        if value not in get_args(kind):
+            raise ValueError(f"{name} is {describe(value)}; allowed are {', '.join(map(repr, get_args(kind)))}")
+    if compile == "reduce-overhead" and device.type != "cuda":
+        raise ValueError(
+            f"compile is 'reduce-overhead', which records CUDA graphs; the device is {str(device)!r}: use 'default', or a "
+            "CUDA device"
+        )
+    if noise_device == "device" and device.type == "cpu":
+        raise ValueError(
+            "noise_device is 'device', which has no effect on the CPU: leave it out, or use an accelerator"
+        )
 
 
 def load_coarse(method: Method, model: LoadedModel, device: torch.device) -> Method:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rad.arguments import describe
 from rad.models.adapter import AdapterInfo
+from rad.models.hub.download import resolve
 from rad.resources import find_data, located
 
 MODEL_FILES = ("adapter_config.json", "rad_config.json", "model_index.json", "config.json", "unet")
@@ -83,26 +84,26 @@ def find_parts(path: str | os.PathLike[str], base: str | os.PathLike[str] | None
             raise ValueError(f"{name} is {describe(value)}; give a folder, a file or a name")
     if not Path(path).exists() and (shipped := find_data(str(path))) is not None:
         path = str(shipped)
-    source = _trained(path)
+    source, revision = find_model(path)
     folder = Path(source)
     described = any((folder / name).exists() for name in ("adapter_config.json", "rad_config.json"))
     info = AdapterInfo.read(folder) if described else None
     if info is not None and not (folder / "unet").is_dir():  # otherwise a fully trained model
         if base is None:
             return Parts(find_base(folder, info), info.base_revision, folder, info)
-        return Parts(_trained(base), None, folder, info)
+        return Parts(*find_model(base), folder, info)
     if base is not None:
         raise ValueError(
             f"{source} is not an adapter folder (rad_config.json, no unet), so base={str(base)!r} has no effect"
         )
-    return Parts(source, info=info)
+    return Parts(source, revision, info=info)
 
 
-def _trained(source: str | os.PathLike[str]) -> str:
-    """The model of a training run; another source unchanged, for it may be a hub id."""
+def find_model(source: str | os.PathLike[str]) -> tuple[str, str | None]:
+    """The source of a model and its hub revision. A training run becomes its model; for the hub see `resolve`."""
     given = located(os.fspath(source))
     model = find_trained(given)
-    return os.fspath(source) if model == given else str(model)
+    return resolve(source) if model == given else (str(model), None)
 
 
 def find_base(folder: Path, info: AdapterInfo) -> str:

@@ -110,6 +110,6 @@ class DAPS(SamplingMethod):
         return z
 
     def after_step(self, state: State, denoised: Denoised, x_next: Tensor) -> Tensor:
-        if not bool((state.next.sigma > 0).any()):
+        if state.is_clean(state.next):
             return denoised.x0
         return noised(denoised.x0, state.next, noise=state.randn())

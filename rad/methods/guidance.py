@@ -26,7 +26,7 @@ def predicted_noise(x: Tensor, x0: Tensor, now: NoiseLevel) -> Tensor:
 
 def noise_to(state: State, x0: Tensor, level: NoiseLevel) -> Tensor:
     """a x0 + s n at `level` with fresh n, (B,C,H,W); at the clean level x0, without a draw."""
-    return noised(x0, level, noise=state.randn()) if bool((level.sigma > 0).any()) else x0
+    return x0 if state.is_clean(level) else noised(x0, level, noise=state.randn())
 
 
 def known_at(state: State, level: NoiseLevel) -> Tensor:

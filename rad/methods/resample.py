@@ -66,7 +66,7 @@ class ReSample(SamplingMethod):
             x_next = x_next - data_shift(state, misfit, rate=signal.square())
         x_next, third = x_next.detach(), (state.steps + 1) // 3
         due = state.step % self.frequency == 1 % self.frequency and state.step >= third
-        if not due or not bool((state.next.sigma > 0).any()):
+        if not due or state.is_clean(state.next):
             return x_next
         with torch.no_grad():
             z = self.consistent(state.task, x0.detach(), by_latents=state.step >= 2 * third)

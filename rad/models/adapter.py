@@ -2,20 +2,23 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rad.diffusion.processes import TimeOrigin
 from rad.images.atomic import replacing, write_text
 from rad.models.guided_diffusion import QkvOrder
+from rad.models.lora import SD3_TIME_LAYERS, TIME_LAYERS, lora_layers
 from rad.models.weights import require_finite_weights
+from rad.networks.dropout import key_dropout
 
 FORMAT = 1
 
@@ -116,7 +119,7 @@ def save_adapter(model: PeftModel, folder: str | Path, info: AdapterInfo, *, car
     weights = {name: w.detach().to("cpu", dtype).contiguous() for name, w in state.items()}
     with replacing(folder / "adapter_model.safetensors") as temporary:
         save_file(weights, temporary)
-    config = _peft_settings(model.peft_config["default"], info.base)
+    config = _peft_settings(model, info.base)
     write_text(folder / "adapter_config.json", json.dumps(config, indent=2) + "\n")
     info.write(folder)
     write_text(folder / "README.md", card)
@@ -165,7 +168,10 @@ def load_adapter(
             f"another shape, the first {wrong[0]}: give the base and adapter_config.json of its training"
         )
     set_peft_model_state_dict(model, {name: w.float() for name, w in state.items()})
-    return model if trained else model.eval().requires_grad_(False)
+    if not trained:
+        return model.eval().requires_grad_(False)
+    key_dropout(model, shared=(*TIME_LAYERS, *SD3_TIME_LAYERS))
+    return model
 
 
 OWN = ("r", "lora_alpha", "target_modules", "modules_to_save")
@@ -173,10 +179,35 @@ NEWER_DEFAULTS = {"qalora_group_size": 16}
 """Settings that newer versions of peft write and older ones do not know. At these values they change nothing."""
 
 
-def _peft_settings(config: PeftConfig, base: str) -> dict[str, object]:
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_pattern(value: object, allowed: Callable[[object], bool]) -> bool:
+    """Whether `value` maps full names of layers, which are no regular expressions, to allowed values."""
+    return isinstance(value, dict) and all(re.fullmatch(r"[\w.]+", name) and allowed(n) for name, n in value.items())
+
+
+VARIANTS: dict[str, Callable[[object], bool]] = {
+    "lora_dropout": lambda value: _is_number(value) and 0 <= float(str(value)) < 1,
+    "use_rslora": lambda value: isinstance(value, bool),
+    "use_dora": lambda value: isinstance(value, bool),
+    "rank_pattern": lambda value: _is_pattern(value, _is_count),
+    "alpha_pattern": lambda value: _is_pattern(value, _is_number),
+}
+"""Checks of the settings of variants in adapter_config.json, which are absent when off."""
+
+
+def _peft_settings(model: PeftModel, base: str) -> dict[str, object]:
     """The content of adapter_config.json: only settings of `rad.models.lora.LoRA`, which every version of peft reads."""
+    config = model.peft_config["default"]
     settings = {name: getattr(config, name) for name in OWN}
     names = {name: value if value is None else sorted(value) for name, value in settings.items() if name in OWN[2:]}
+    variants = {name: getattr(config, name) for name in ("lora_dropout", "use_rslora", "use_dora")}
+    layers = lora_layers(model)
+    variants["rank_pattern"] = {n: x.r["default"] for n, x in layers.items() if x.r["default"] != settings["r"]}
+    alphas = {name: layer.lora_alpha["default"] for name, layer in layers.items()}
+    variants["alpha_pattern"] = {name: alpha for name, alpha in alphas.items() if alpha != settings["lora_alpha"]}
     return {
         "peft_type": "LORA",
         "base_model_name_or_path": base,
@@ -184,6 +215,7 @@ def _peft_settings(config: PeftConfig, base: str) -> dict[str, object]:
         "init_lora_weights": "gaussian",
         **settings,
         **names,
+        **{name: value for name, value in variants.items() if value},
     }
 
 
@@ -196,10 +228,12 @@ def _read_peft_config(path: Path, state: Mapping[str, Tensor]) -> LoraConfig:
     if missing:
         raise ValueError(f"{missing[0]} is missing")
     rank, alpha, targets, full = (content[name] for name in OWN)
-    ranks = {len(w) if w.ndim else 0 for name, w in state.items() if ".lora_A." in name}
-    if ranks != {rank} or not isinstance(rank, int):
-        raise ValueError(f"r is {rank!r}, the weights have {sorted(ranks)}")
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+    variants = {name: content[name] for name in VARIANTS if content.get(name) is not None}
+    wrong = [name for name, value in variants.items() if not VARIANTS[name](value)]
+    if wrong:
+        raise ValueError(f"{wrong[0]} is {json.dumps(content[wrong[0]])[:60]}, which no adapter of rad has")
+    _compare_ranks(rank, variants, state)
+    if not _is_number(alpha):
         raise ValueError(f"lora_alpha is {alpha!r}")
     if not _is_names(targets) or not (full is None or _is_names(full)):
         raise ValueError("target_modules and modules_to_save are lists of names")
@@ -209,9 +243,10 @@ def _read_peft_config(path: Path, state: Mapping[str, Tensor]) -> LoraConfig:
         target_modules=targets,
         modules_to_save=full,
         init_lora_weights="gaussian",
+        **variants,
     )
     plain = LoraConfig().to_dict()
-    known = {*OWN, "init_lora_weights", "inference_mode", "base_model_name_or_path", "peft_version"}
+    known = {*OWN, *VARIANTS, "init_lora_weights", "inference_mode", "base_model_name_or_path", "peft_version"}
     given = {
         name: value for name, value in content.items() if name not in known and value
     }  # without settings that are off
@@ -220,6 +255,21 @@ def _read_peft_config(path: Path, state: Mapping[str, Tensor]) -> LoraConfig:
     if foreign:
         raise ValueError(f"{foreign[0]} is {json.dumps(content[foreign[0]])[:60]}, which no adapter of rad has")
     return config
+
+
+def _compare_ranks(rank: object, variants: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless each layer's weights have the rank that the settings give, and patterns name layers."""
+    parts = {name: name.removeprefix("base_model.model.").partition(".lora_A.") for name in state}
+    layers = {parts[name][0]: len(w) if w.ndim else 0 for name, w in state.items() if parts[name][1]}
+    pattern, alphas = variants.get("rank_pattern", {}), variants.get("alpha_pattern", {})
+    wrong = [name for name, n in pattern.items() if layers.get(name) != n]
+    if wrong:
+        raise ValueError(f"rank_pattern is {pattern[wrong[0]]} for {wrong[0]}, the weights have {layers.get(wrong[0])}")
+    ranks = {n for name, n in layers.items() if name not in pattern}
+    if ranks != {rank} or not isinstance(rank, int):
+        raise ValueError(f"r is {rank!r}, the weights have {sorted(ranks)}")
+    if not alphas.keys() <= layers.keys():
+        raise ValueError(f"alpha_pattern has {min(alphas.keys() - layers.keys())}, which has no weights")
 
 
 def _is_names(value: object) -> bool:

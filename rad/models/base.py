@@ -38,6 +38,7 @@ from rad.models.weights import (
     with_new_names,
 )
 from rad.modes import float32_modes
+from rad.networks import REGION_AWARE
 from rad.resources import checkpoint_names, located
 
 if TYPE_CHECKING:
@@ -139,12 +140,17 @@ def save_base(
     prediction_type: Prediction = "epsilon",
     half: bool = True,
     latent: bool = False,
+    region_aware: bool = False,
 ) -> None:
     """Write `folder`/unet and `folder`/scheduler for `load_base` and stock diffusers; betas: (T,) in (0, 1).
+
+    A pixel model also gets a model_index.json, with which `diffusers.DDPMPipeline.from_pretrained(folder)` loads it.
 
     Args:
         half: store float16, which rounds values that did not come from float16.
         latent: a network on latents, which samplers must not clip to [-1, 1].
+        region_aware: a network that was only trained with a timestep per pixel. It is marked in config.json, refuses a single
+            timestep (see `rad.networks.unet.patch`), and gets no model_index.json.
 
     Raises ValueError for a network with adapters inside, or values that float16 cannot hold.
     """
@@ -154,7 +160,7 @@ def save_base(
 
     if prediction_type not in PREDICTION_TYPES:
         raise ValueError(f"prediction_type is {prediction_type!r}: use one of {', '.join(PREDICTION_TYPES)}")
-    config = {key: value for key, value in unet.config.items() if not key.startswith("_")}
+    config = {key: value for key, value in unet.config.items() if not key.startswith("_") and key != REGION_AWARE}
     kind = UNet2DConditionModel if isinstance(unet, UNet2DConditionModel) else UNet2DModel
     dtype = torch.float16 if half else torch.float32
     weights = {name: value.detach().to("cpu", dtype).contiguous() for name, value in unet.state_dict().items()}
@@ -163,7 +169,8 @@ def save_base(
         raise ValueError(f"some weights are not finite in {dtype}: save with half=False, or check the training")
     place = Path(folder) / "unet"
     place.mkdir(parents=True, exist_ok=True)
-    named = {**config, "_class_name": kind.__name__, "_diffusers_version": __version__}
+    mark = {REGION_AWARE: True} if region_aware else {}
+    named = {**config, **mark, "_class_name": kind.__name__, "_diffusers_version": __version__}
     (place / "config.json").write_text(json.dumps(named, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     with replacing(place / WEIGHT_FILES[0]) as temporary:
         save_file(weights, temporary, metadata={"format": "pt"})
@@ -181,6 +188,10 @@ def save_base(
         variance_type="learned_range" if learned else "fixed_small",
         clip_sample=config["in_channels"] == 3 and not latent,
     ).save_config(Path(folder) / "scheduler")
+    if config["in_channels"] == 3 and kind is UNet2DModel and not latent and not region_aware:
+        parts = {"scheduler": ["diffusers", "DDPMScheduler"], "unet": ["diffusers", "UNet2DModel"]}
+        content = {"_class_name": "DDPMPipeline", "_diffusers_version": __version__, **parts}
+        (Path(folder) / INDEX).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def convert_adm(
@@ -223,6 +234,7 @@ def _locate(source: str | Path, revision: str | None) -> tuple[Path, str | None]
 def _read_unet(folder: Path, *, norm_eps: float | None, qkv_order: QkvOrder) -> UNet2DModel:
     place = folder / "unet" if (folder / "unet").is_dir() else folder
     config, per_head = _read_config(place / "config.json", norm_eps=norm_eps, qkv_order=qkv_order)
+    region_aware = bool(config.pop(REGION_AWARE, False))
     weights = next((place / name for name in WEIGHT_FILES if (place / name).is_file()), None)
     if weights is None:
         raise FileNotFoundError(f"no weights in {place}: put {' or '.join(WEIGHT_FILES)} there")
@@ -230,7 +242,10 @@ def _read_unet(folder: Path, *, norm_eps: float | None, qkv_order: QkvOrder) -> 
     with describing(place):
         if per_head:
             state |= _sorted_rows(state, config.get("attention_head_dim", 8))
-        return _build(config, state)
+        unet = _build(config, state)
+    if region_aware:
+        unet.register_to_config(**{REGION_AWARE: True})
+    return unet
 
 
 def _read_config(path: Path, *, norm_eps: float | None, qkv_order: QkvOrder) -> tuple[Config, bool]:
@@ -245,7 +260,7 @@ def _read_config(path: Path, *, norm_eps: float | None, qkv_order: QkvOrder) -> 
     config = {key: value for key, value in config.items() if not key.startswith("_")}
     # Folders for a fork of diffusers (xutongda/adm_*) hold two settings that stock diffusers lacks.
     legacy = bool(config.pop("attention_legacy_order", False))
-    unknown = sorted(config.keys() - inspect.signature(UNet2DModel.__init__).parameters.keys())
+    unknown = sorted(config.keys() - {REGION_AWARE, *inspect.signature(UNet2DModel.__init__).parameters})
     if unknown:
         raise ValueError(
             f"{path} has settings unknown to UNet2DModel ({', '.join(map(repr, unknown[:5]))}): remove them"

@@ -71,8 +71,11 @@ def load_model(
     index = find_pipeline(source, revision)
     extras = {"controlnet": controlnet, "t2i_adapter": t2i_adapter, "ip_adapter": ip_adapter, "loras": loras}
     if index is not None and index.kind in (*STABLE_DIFFUSION, *FLOWS):
-        text_info = None if adapter is None else info  # these models have no rad_config.json of their own
+        whole = adapter is None and info is not None and info.kind == "stable"  # an adapter merged into the weights
+        text_info = info if adapter is not None or whole else None
         model = _load_text_to_image(index, adapter, text_info, size, dtype, training, extras)
+        if whole:
+            model.region_aware_network()
     else:
         _require_none(adapter or source, "Stable Diffusion", extras)
         if not training:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from abc import ABC, abstractmethod
@@ -25,6 +26,7 @@ from rad.models.text_to_image.folders import quietly
 from rad.models.vae import IDENTITY, Autoencoder, Cache, PretrainedAutoencoder
 from rad.models.weights import describing, weights_hash
 from rad.modes import Evaluation
+from rad.networks.compiled import CompiledNetwork, CompileMode
 from rad.networks.sd3_transformer import RegionAwareTransformer
 from rad.networks.unet import EmbeddingKind, RegionAwareUNet
 from rad.networks.unet_condition import RegionAwareConditionalUNet
@@ -157,6 +159,7 @@ class LoadedModel(ABC):
         self.prediction: Prediction = prediction
         self.info, self.text = info, text
         self.adapted: Network | None = None
+        self._compiled: dict[bool, CompiledNetwork] = {}
         self._evaluation = Evaluation()
         height, width = size
         if height % side_multiple or width % side_multiple:
@@ -193,7 +196,24 @@ class LoadedModel(ABC):
 
     def sampled_network(self, *, adapter: bool) -> Network:
         """The network with or without RAD's adapter; a model that was trained as a whole has one for both."""
+        plain = self._plain_network(adapter=adapter)
+        return cast("Network", self._compiled[plain is self.adapted]) if self._compiled else plain
+
+    def _plain_network(self, *, adapter: bool) -> Network:
         return self.adapted if adapter and self.adapted is not None else self.network
+
+    def compiled(self, mode: CompileMode) -> LoadedModel:
+        """A view of the model whose denoisers call compiled networks. It shares all weights; this model stays as it is."""
+        view = copy.copy(self)
+        view._compiled = {network is self.adapted: CompiledNetwork(network, mode) for network in self._networks()}
+        return view
+
+    def convert_to_channels_last(self) -> None:
+        """Convert the convolutions of the network to the memory format channels_last, in place. Raises ValueError without any."""
+        if not any(isinstance(module, nn.Conv2d) for module in self.network.modules() if module is not self.network):
+            raise ValueError(f"channels_last has no effect: the network of {self.source} has no convolutions")
+        for network in self._networks():
+            nn.utils.convert_conv2d_weight_memory_format(network, torch.channels_last)
 
     def add_adapter(self, folder: Path) -> None:
         """Load the RAD adapter of `folder` into `adapted`. Raises as `rad.models.adapter.load_adapter`."""
@@ -317,8 +337,11 @@ class LoadedModel(ABC):
     def training_denoiser(self, prompts: Sequence[str], *, learned_variance: bool) -> Denoiser:
         """The denoiser of the network in training, with one prompt for each image; models without text ignore them."""
 
-    def save_trained(self, folder: Path) -> None:
-        """Write a diffusers folder of a model that is trained as a whole, see `whole_processes`."""
+    def save_trained(self, folder: Path, *, adapter: bool = False, region_aware: bool = False) -> None:
+        """Write a diffusers folder of a model that is trained as a whole, see `whole_processes`.
+
+        `adapter`: of the network with the adapter in its weights; `region_aware`: see `rad.models.base.save_base`.
+        """
         raise NotImplementedError(f"{self.source} is not trained as a whole")
 
 

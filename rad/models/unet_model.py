@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from torch import nn
 
@@ -19,6 +19,8 @@ from rad.models.vae import IDENTITY, Autoencoder, PretrainedAutoencoder
 from rad.networks.unet import RegionAwareUNet, patch
 
 if TYPE_CHECKING:
+    from diffusers import UNet2DModel
+
     from rad.networks.unet import EmbeddingKind
 
 
@@ -80,8 +82,8 @@ class UNetModel(LoadedModel):
     def denoiser(self, conditions: Sequence[Condition], *, adapter: bool) -> Denoiser:
         self.check(conditions)
         if self.base.sigmas is not None:
-            channels = self.autoencoder.channels
-            return EDMDenoiser(lambda x, c: self.unet(x, c).sample, sigma_data=self.base.sigma_data, channels=channels)
+            network, channels = self.sampled_network(adapter=False), self.autoencoder.channels
+            return EDMDenoiser(lambda x, c: network(x, c).sample, sigma_data=self.base.sigma_data, channels=channels)
         info = self.info if adapter or self.adapted is None else None
         return self._denoiser(self.sampled_network(adapter=adapter), info is None or info.learned_variance)
 
@@ -100,10 +102,17 @@ class UNetModel(LoadedModel):
     def _patched(self, embedding: EmbeddingKind) -> RegionAwareUNet:
         return patch(self.unet, embedding=embedding)
 
-    def save_trained(self, folder: Path) -> None:
-        autoencoder, betas = self.autoencoder, self.base.betas
-        latent = isinstance(autoencoder, PretrainedAutoencoder)
-        save_base(folder, self.unet, betas=betas, prediction_type=self.prediction, half=False, latent=latent)
+    def save_trained(self, folder: Path, *, adapter: bool = False, region_aware: bool = False) -> None:
+        autoencoder, network = self.autoencoder, self.sampled_network(adapter=adapter)
+        save_base(
+            folder,
+            cast("UNet2DModel", network),
+            betas=self.base.betas,
+            prediction_type=self.prediction,
+            half=False,
+            latent=isinstance(autoencoder, PretrainedAutoencoder),
+            region_aware=region_aware,
+        )
         if isinstance(autoencoder, PretrainedAutoencoder):
             with replacing_folder(folder / "vqvae") as place:
                 autoencoder.network.save_pretrained(place)

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from rad.networks.unet import EmbeddingKind, RegionAwareUNet, patch
     from rad.networks.unet_condition import RegionAwareConditionalUNet, patch_conditional
 
+REGION_AWARE = "region_aware"
+"""Entry of a network's config: it was only trained with a timestep per pixel. `save_base` writes it."""
+
 __all__ = [
     "EmbeddingKind",
     "RegionAwareConditionalUNet",

@@ -62,7 +62,7 @@ class RegionAwareTransformer(SD3Transformer2DModel):
         """
         timesteps = torch.as_tensor(timestep, device=hidden_states.device)
         if index is None:
-            timesteps = timesteps.reshape(-1, 1).expand(len(hidden_states), 1)
+            timesteps = timesteps.reshape(-1, 1).expand(hidden_states.shape[0], 1)
         assert timesteps.ndim == 2, "timestep is a number, (B,), or (B,K) with an index"
         of_tokens = TokenTimesteps(timesteps)
         if index is not None and timesteps.shape[1] > 1:
@@ -96,8 +96,7 @@ class TokenTimesteps:
 def token_timesteps(timesteps: Tensor, index: Tensor, *, patch: int, dense: bool) -> TokenTimesteps:
     """Timesteps of tokens of `patch` x `patch` cells, from timesteps (B,K) and index (B,H,W) in [0,K)."""
     cells = rearrange(index, "b (h p) (w q) -> b (h w) (p q)", p=patch, q=patch)
-    batch = torch.arange(len(timesteps), device=timesteps.device)[:, None]
-    noisiest = timesteps[batch, cells.flatten(1)].view(cells.shape).argmax(-1, keepdim=True)
+    noisiest = timesteps.gather(1, cells.flatten(1)).view(cells.shape).argmax(-1, keepdim=True)
     level = cells.gather(-1, noisiest).squeeze(-1)
     of_tokens = timesteps.gather(1, level)
     text = of_tokens.amax(1)
@@ -129,7 +128,7 @@ class _TokenTimeText(CombinedTimestepTextProjEmbeddings):
         image, text = timestep.image, timestep.text
         timesteps = image if text is None else torch.cat([image, text[:, None]], 1)
         vectors = self.timestep_embedder(self.time_proj(timesteps.flatten()).to(pooled_projection.dtype))
-        vectors = rearrange(vectors, "(b k) d -> b k d", b=len(timesteps))
+        vectors = vectors.unflatten(0, (-1, timesteps.shape[1]))
         vectors = vectors + self.text_embedder(pooled_projection)[:, None]
         return TokenEmbedding(vectors[:, : image.shape[1]], vectors[:, -1], timestep.index)
 

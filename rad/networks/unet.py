@@ -9,6 +9,7 @@ holds exactly, and the time layers see K vectors instead of H x W pixels. "dense
 One level for the whole image gives the output of the unpatched network.
 """
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, cast
 
 import torch
@@ -19,6 +20,9 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from einops import rearrange
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
+
+from rad.networks import REGION_AWARE
+from rad.networks.attention import grids
 
 if TYPE_CHECKING:
     from rad.networks.unet_condition import RegionAwareConditionalUNet
@@ -80,7 +84,11 @@ class RegionAwareUNet(UNet2DModel):
         return_dict: bool = True,
         index: Tensor | None = None,
     ) -> UNet2DOutput | tuple[Tensor, ...]:
-        """As UNet2DModel: sample (B,C,H,W), timestep a number, (B,), or (B,K) with index (B,H,W), the pixels' levels in [0,K)."""
+        """As UNet2DModel: sample (B,C,H,W), timestep a number, (B,), or a map (B,H,W), int or float.
+
+        rad's samplers give a map as its K levels (B,K), with index (B,H,W), the level of each pixel in [0,K). This is quicker.
+        Raises ValueError for a map of another shape, and for one timestep an image if the network was trained with maps alone.
+        """
         if self.config["center_input_sample"]:
             sample = 2 * sample - 1.0
         temb = self._embed(sample, timestep, class_labels, index)
@@ -131,9 +139,16 @@ def embed_timesteps(
     `added` (B,D), for a class, text or sizes, is added to every level. `condition` (B,C): input of time_embedding's cond_proj.
     """
     timesteps = torch.as_tensor(timestep, device=sample.device)
-    if index is None:
-        timesteps = timesteps.reshape(-1, 1).expand(len(sample), 1)
-    assert timesteps.ndim == 2, "timestep is a number, (B,), or (B,K) with an index"
+    if index is None and timesteps.ndim < 2 and unet.config.get(REGION_AWARE):
+        raise ValueError(
+            "timestep is one number an image, and this network was trained with a timestep per pixel: give a map (B,H,W), or "
+            "use the base model"
+        )
+    if index is None and timesteps.ndim > 2:
+        timesteps, index = map_levels(timesteps, sample)
+    elif index is None:
+        timesteps = timesteps.reshape(-1, 1).expand(sample.shape[0], 1)
+    assert timesteps.ndim == 2, "timestep is a number, (B,), (B,H,W), or (B,K) with an index"
     levels = timesteps.shape[1]
     # With more levels than channels, K indicator maps cost more than the dense embedding.
     dense = unet.embedding == "dense" or levels > unet.time_embedding.linear_2.out_features
@@ -141,12 +156,31 @@ def embed_timesteps(
         timesteps = timesteps.gather(1, index.flatten(1))
     conditions = () if condition is None else (condition.repeat_interleave(timesteps.shape[1], 0),)
     vectors = unet.time_embedding(unet.time_proj(timesteps.flatten()).to(dtype), *conditions)
-    vectors = rearrange(vectors, "(b k) d -> b k d", b=len(sample))
+    vectors = vectors.unflatten(0, (-1, timesteps.shape[1]))
     if added is not None:
         vectors = vectors + added.to(vectors.dtype)[:, None]
     if index is not None and dense:
         return TimeEmbedding(image=rearrange(vectors, "b (h w) d -> b d h w", h=sample.shape[2]))
-    return TimeEmbedding(vectors=F.silu(vectors), indicators=_indicators(index, levels, sample.dtype))
+    indicators = _indicators(index, levels, sample.dtype)
+    if indicators is None:
+        return TimeEmbedding(vectors=F.silu(vectors))
+    sizes = grids((sample.shape[2], sample.shape[3]), len(unet.config["block_out_channels"]))
+    return TimeEmbedding(vectors=F.silu(vectors), maps=tuple(resize(indicators, size) for size in sizes))
+
+
+def map_levels(timesteps: Tensor, sample: Tensor) -> tuple[Tensor, Tensor]:
+    """Levels (B,K) and index (B,H,W) of a map of timesteps (B,H,W), K the number of its values in the batch.
+
+    Raises ValueError for another shape than that of `sample` (B,C,H,W).
+    """
+    batch, _, height, width = sample.shape
+    if timesteps.shape != (batch, height, width):
+        raise ValueError(
+            f"timestep is a tensor {tuple(timesteps.shape)} for images {tuple(sample.shape)}: give a number, (B,), or a map "
+            f"(B,H,W), here {(batch, height, width)}"
+        )
+    levels, index = torch.unique(timesteps, return_inverse=True)
+    return levels.expand(batch, -1), index
 
 
 def _indicators(index: Tensor | None, levels: int, dtype: torch.dtype) -> Tensor | None:
@@ -157,25 +191,25 @@ def _indicators(index: Tensor | None, levels: int, dtype: torch.dtype) -> Tensor
     return torch.stack([index == level for level in range(levels)], 1).to(dtype)
 
 
+@dataclass(frozen=True)
 class TimeEmbedding:
     """The residual blocks' `temb`: `vectors` (B,K,D) after SiLU with indicator maps, or (dense) an image of vectors.
 
-    `indicators`: None for K = 1; (B,1,H,W), of level 1, for K = 2; (B,K,H,W) for more. `image`: (B,D,H,W) before SiLU.
+    `maps`: R(1_k) at the size of each depth, the input's size first; (B,1,h,w), of level 1, for K = 2; (B,K,h,w) for more; empty
+    for K = 1. They are computed before the blocks, so that torch.compile keeps one graph with gradient checkpointing.
+    `image`: (B,D,H,W) before SiLU.
     """
 
-    def __init__(
-        self, *, vectors: Tensor | None = None, indicators: Tensor | None = None, image: Tensor | None = None
-    ) -> None:
-        self.vectors, self.indicators, self.image = vectors, indicators, image
-        self._resized: dict[tuple[int, int], Tensor] = {}
+    vectors: Tensor | None = None
+    maps: tuple[Tensor, ...] = ()
+    image: Tensor | None = None
 
     def weights(self, size: tuple[int, int]) -> Tensor | None:
-        """R(indicators) at `size`, computed once per size."""
-        if self.indicators is None:
-            return None
-        if size not in self._resized:
-            self._resized[size] = resize(self.indicators, size)
-        return self._resized[size]
+        """The map of `size`; None for K = 1."""
+        for indicators in self.maps:
+            if indicators.shape[-2:] == size:
+                return indicators
+        return resize(self.maps[0], size) if self.maps else None
 
 
 def resize(image: Tensor, size: tuple[int, int]) -> Tensor:

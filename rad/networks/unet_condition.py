@@ -58,7 +58,7 @@ class RegionAwareConditionalUNet(UNet2DConditionModel):
     ) -> UNet2DConditionOutput | tuple[Tensor, ...]:
         """As UNet2DConditionModel, with (B,K) for `timestep` if `index` (B,H,W), int64 in [0,K), gives the level of each cell.
 
-        sample (B,C,H,W); text: encoder_hidden_states (B,L,D); timestep otherwise a number or (B,).
+        sample (B,C,H,W); text: encoder_hidden_states (B,L,D); timestep otherwise a number, (B,), or a map (B,H,W).
         """
         stock = super()
         added = stock.get_class_embed(sample=sample, class_labels=class_labels)

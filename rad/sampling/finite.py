@@ -37,7 +37,7 @@ def finite(values: Tensor) -> Tensor:
 
 def require_finite(values: Tensor, reason: str) -> None:
     """Raise NotFiniteError for images (B,...) that are not finite. Waits for the device."""
-    if rows := (~finite(values)).nonzero()[:, 0].tolist():
+    if rows := [row for row, good in enumerate(finite(values).tolist()) if not good]:
         raise NotFiniteError(reason, rows)
 
 
@@ -75,12 +75,12 @@ class FiniteRecord:
         """Raise NotFiniteError for the result x (B,C,H,W) of `method`, with the first cause. Waits for the device."""
         good = finite(x)
         first = torch.where(good, 0, INPUT) if self._first is None else self._first
-        rows = (~good | (first > 0)).nonzero()[:, 0].tolist()
+        codes, bad = torch.stack([first, (~good | (first > 0)).to(first.dtype)]).tolist()  # one read of the device
+        rows = [row for row, each in enumerate(bad) if each]
         if not rows:
             return
         if not bool(finite(known).all()):
             raise NotFiniteError("the image is not finite before the first step: check the image", rows)
-        codes = first.tolist()
         row = min(rows, key=lambda row: codes[row] or 4 * (self.planned + 1))
         call, kind = divmod(codes[row], 4)
         where = "after the last network call"

@@ -136,7 +136,7 @@ class Sampler:
         def randn() -> Tensor:
             nonlocal drawn
             drawn += 1
-            return noise.randn(drawn - 1, task.known.shape[1:]).to(task.known)
+            return _sent(noise.randn(drawn - 1, task.known.shape[1:]), task.known)
 
         def report(done: int, total: int) -> None:
             if self.on_step is not None:
@@ -179,15 +179,23 @@ class Sampler:
                     raise _wrong("on_denoised()", method, estimate, "a Denoised, as of replace(denoised, x0=...)")
                 _image(estimate.x0, x, "x0 of on_denoised()", method)
                 fresh = randn() if self.eta > 0 and t_next >= 0 else None
+                eta = 0.0 if fresh is None else self.eta  # a step to the clean level is equal for every eta
                 if self.solver == "dpm++2m":
-                    x, before = multistep(state.x, estimate.x0, now, nxt, before=before, eta=self.eta, noise=fresh)
+                    x, before = multistep(state.x, estimate.x0, now, nxt, before=before, eta=eta, noise=fresh)
                 else:
-                    x = reverse_step(state.x, estimate, now, nxt, eta=self.eta, noise=fresh)
+                    x = reverse_step(state.x, estimate, now, nxt, eta=eta, noise=fresh)
                 x = _image(method.after_step(state, estimate, x), x, "after_step()", method)
             x, now = x.detach(), nxt
             done += 1
             run.report(done, total)
         return x
+
+
+def _sent(draw: Tensor, like: Tensor) -> Tensor:
+    """`draw` with device and dtype of `like`. From the CPU it goes through page-locked memory, so that nothing waits."""
+    if draw.device.type == "cpu" and like.device.type == "cuda":
+        return draw.pin_memory().to(like, non_blocking=True)
+    return draw.to(like)
 
 
 def _image(x: Tensor, like: Tensor, source: str, method: SamplingMethod | CustomSampler) -> Tensor:

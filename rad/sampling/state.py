@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rad.diffusion.denoiser import Denoiser, Semantics, TextDenoiser
-from rad.diffusion.levels import NoiseLevel
+from rad.diffusion.levels import CLEAN, NoiseLevel
 from rad.diffusion.processes import Process
 from rad.diffusion.step import Denoised
 from rad.sampling.finite import FiniteRecord
@@ -118,6 +118,13 @@ class State:
 
     def level(self, t: float) -> NoiseLevel:
         return level(self.process, t, self.task)
+
+    def is_clean(self, level: NoiseLevel) -> bool:
+        """Whether `level` has no noise anywhere. `now` and `next` of a uniform process need no read of the device."""
+        for each, t in ((self.now, self.timestep), (self.next, self.next_timestep)):
+            if level is each and level.index is None:
+                return t <= CLEAN
+        return not bool((level.sigma > 0).any())
 
 
 def level(process: Process, t: float, task: Task) -> NoiseLevel:

@@ -14,10 +14,15 @@ if TYPE_CHECKING:
     from rad.training.checkpoint import Checkpoint
     from rad.training.diffusion import Diffusion
     from rad.training.ema import EMA
+    from rad.training.execution import Execution
     from rad.training.guards import FiniteGuard, StopOnSignal
+    from rad.training.inpainting import InpaintingMetrics
     from rad.training.panel import Panel, Throughput
+    from rad.training.posthoc.power_ema import PowerEMA
     from rad.training.resume import WholeCheckpointIO
-    from rad.training.settings import Execution, Schedule, Scratch, TrainingLoss, TrainingProcess
+    from rad.training.schedules import Schedule
+    from rad.training.settings import Scratch, TrainingLoss, TrainingProcess
+    from rad.training.timesteps import TimestepDensity
 
 __all__ = [
     "EMA",
@@ -26,11 +31,14 @@ __all__ = [
     "Diffusion",
     "Execution",
     "FiniteGuard",
+    "InpaintingMetrics",
     "Panel",
+    "PowerEMA",
     "Schedule",
     "Scratch",
     "StopOnSignal",
     "Throughput",
+    "TimestepDensity",
     "TrainingLoss",
     "TrainingProcess",
     "WholeCheckpointIO",
@@ -44,8 +52,13 @@ __getattr__ = lazy_names(
         "diffusion": "Diffusion",
         "ema": "EMA",
         "guards": "FiniteGuard StopOnSignal",
+        "inpainting": "InpaintingMetrics",
         "panel": "Panel Throughput",
+        "posthoc.power_ema": "PowerEMA",
         "resume": "WholeCheckpointIO",
-        "settings": "Execution Schedule Scratch TrainingLoss TrainingProcess",
+        "schedules": "Schedule",
+        "execution": "Execution",
+        "settings": "Scratch TrainingLoss TrainingProcess",
+        "timesteps": "TimestepDensity",
     },
 )

@@ -18,7 +18,7 @@ from torch import Tensor
 from rad.modes import float32_modes
 from rad.rng import generator
 from rad.training.module import Batch, TrainingModule
-from rad.training.settings import Schedule
+from rad.training.schedules import Schedule
 
 if TYPE_CHECKING:
     from rad.evaluation.features import FeatureNet
@@ -90,6 +90,7 @@ class AutoencoderTraining(TrainingModule):
         self._load_features()
 
     def on_validation_start(self) -> None:
+        super().on_validation_start()
         self._load_features()
 
     def _load_features(self) -> None:
@@ -123,12 +124,10 @@ class AutoencoderTraining(TrainingModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         losses = self.losses(batch, sampled=True)
-        loss, size = losses.total.mean(), len(losses.total)
-        if self.logs_now:
-            self.log("train/loss", loss, prog_bar=True, batch_size=size)
-            for name in ("l1", "distance", "kl"):
-                self.log(f"train/{name}", getattr(losses, name).mean(), batch_size=size)
-        return loss
+        curves = {"loss": losses.total, "l1": losses.l1, "distance": losses.distance, "kl": losses.kl}
+        for name, values in curves.items():
+            self.curves.add(f"train/{name}", values)
+        return losses.total.mean()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         losses = self.losses(batch, sampled=False)

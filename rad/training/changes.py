@@ -11,6 +11,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from rad.training.optimizers import set_training
+
 if TYPE_CHECKING:
     from rad.training.module import TrainingModule
 
@@ -72,6 +74,7 @@ def state_names(optimizer: Optimizer) -> set[str]:
     """Names of the tensors that an optimiser of one weight keeps for it, found by a step."""
     (weight,) = optimizer.param_groups[0]["params"]
     weight.grad = torch.zeros_like(weight)
+    set_training(optimizer)
     optimizer.step(lambda: 0.0)
     return set(optimizer.state[weight])
 
@@ -81,7 +84,9 @@ def differences(before: Mapping[str, Plain], now: Mapping[str, Plain]) -> dict[s
     changed: dict[str, tuple[Plain, Plain]] = {}
     for name in before.keys() & now.keys():
         old, new = before[name], now[name]
-        if isinstance(old, dict) and isinstance(new, dict):
+        if (
+            isinstance(old, dict) and isinstance(new, dict) and not name.endswith("_pattern")
+        ):  # these have names of layers
             if "class" in old and "class" in new and old["class"] != new["class"]:
                 changed[name] = old, new
             else:

@@ -1,6 +1,9 @@
 """Checkpoints in optimiser steps, with models ready for use beside them."""
 
+import json
 import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from weakref import proxy
 
@@ -16,11 +19,12 @@ from rad.data.module import ImageDataModule
 from rad.images.atomic import replace_link, replacing_folder, write_text
 from rad.models.adapter import save_adapter
 from rad.models.lora import trainable
-from rad.streams import printable
 from rad.training.autoencoder import MEASURED, AutoencoderTraining
 from rad.training.diffusion import Diffusion
 from rad.training.ema import find_averages, replaced
+from rad.training.export.card import card, newest_panel
 from rad.training.module import HALF, TrainingModule, get_setting
+from rad.training.optimizers import evaluating
 from rad.training.resume import WholeCheckpointIO
 
 
@@ -79,7 +83,7 @@ class Checkpoint(callbacks.Checkpoint):
         if step == 0 or step in self.saved[-1:] or get_setting(trainer, "fast_dev_run"):
             return
         _require_finite(trainer)
-        folder = Path(self.dirpath or Path(trainer.default_root_dir) / "checkpoints")
+        folder = checkpoint_folder(trainer, self)
         path = folder / f"step={step}.ckpt"
         if trainer.is_global_zero and isinstance(trainer.lightning_module, TrainingModule):
             _export(trainer, trainer.lightning_module, path.with_suffix(""))
@@ -105,17 +109,52 @@ def _require_finite(trainer: L.Trainer) -> None:
         )
 
 
+def checkpoint_folder(trainer: L.Trainer, callback: callbacks.Checkpoint) -> Path:
+    return Path(getattr(callback, "dirpath", None) or Path(trainer.default_root_dir) / "checkpoints")
+
+
 def _export(trainer: L.Trainer, module: TrainingModule, folder: Path) -> None:
-    try:
-        weights = {name: weight.detach() for name, weight in trainable(module).items()}
-        with replaced(module, {name: weight.float() for name, weight in weights.items() if weight.dtype in HALF}):
+    with _disk_errors(folder):
+        with evaluating(trainer.optimizers), replaced(module, _wide_weights(module)):
             export(module, trainer, folder, ema=False)
         for average in find_averages(trainer):
             if average.weights:
                 with replaced(module, average.weights):
                     export(module, trainer, folder.with_name(f"{folder.name}-{average.suffix}"), ema=True)
+
+
+def best_folder(trainer: L.Trainer) -> Path | None:
+    """Folder of the best model, beside the checkpoints; None for a run that writes none."""
+    for callback in trainer.checkpoint_callbacks:
+        return checkpoint_folder(trainer, callback) / "best"
+    return None
+
+
+def save_best(trainer: L.Trainer, module: TrainingModule, record: Mapping[str, object]) -> None:
+    """Replace `best` by the model as it is now: averaged weights of the first EMA, else the trained ones; best.json: `record`.
+
+    The first process writes; `save_top_k` never removes it.
+    """
+    folder = best_folder(trainer)
+    if folder is None or not trainer.is_global_zero or get_setting(trainer, "fast_dev_run"):
+        return
+    average = next((average for average in find_averages(trainer) if average.weights), None)
+    with _disk_errors(folder), replaced(module, _wide_weights(module) if average is None else average.weights):
+        export(module, trainer, folder, ema=average is not None, record=record)
+
+
+@contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except SafetensorError as error:
         raise OSError(f"{folder} cannot be written: {error}; make room and go on with --ckpt_path last") from error
+
+
+def _wide_weights(module: TrainingModule) -> dict[str, Tensor]:
+    """The trained weights of half precision, in float32."""
+    weights = {name: weight.detach() for name, weight in trainable(module).items()}
+    return {name: weight.float() for name, weight in weights.items() if weight.dtype in HALF}
 
 
 def _remove(trainer: L.Trainer, path: Path) -> None:
@@ -125,22 +164,35 @@ def _remove(trainer: L.Trainer, path: Path) -> None:
         shutil.rmtree(folder.with_name(name), ignore_errors=True)
 
 
-def export(module: TrainingModule, trainer: L.Trainer, folder: Path, *, ema: bool) -> None:
-    """Write the model as it is now, replacing `folder`; `ema`: the weights are averages."""
+def export(
+    module: TrainingModule,
+    trainer: L.Trainer,
+    folder: Path,
+    *,
+    ema: bool,
+    record: Mapping[str, object] | None = None,
+) -> None:
+    """Write the model as it is now, replacing `folder`; `ema`: the weights are averages; `record`: content of best.json."""
     with replacing_folder(folder) as place:
         if isinstance(module, AutoencoderTraining):
             export_autoencoder(module, trainer, place)
         elif isinstance(module, Diffusion):
             export_diffusion(module, trainer, place, ema=ema)
+        if record is not None:
+            write_text(place / "best.json", json.dumps(record, indent=2) + "\n")
 
 
 def export_diffusion(module: Diffusion, trainer: L.Trainer, folder: Path, *, ema: bool) -> None:
     """An adapter folder, or a diffusers folder if all weights are trained; with rad_config.json for per-pixel noise."""
-    info, text = module.adapter_info(ema=ema), card(module, trainer, ema=ema)
+    panel = newest_panel(trainer) if ema or not find_averages(trainer) else None  # panels show averaged weights
+    if panel is not None:
+        shutil.copyfile(panel, folder / panel.name)
+    images = () if panel is None else (panel.name,)
+    info, text = module.adapter_info(ema=ema), card(module, trainer, ema=ema, images=images)
     if isinstance(module.network, PeftModel):
         save_adapter(module.network, folder, info, card=text)
         return
-    module.model.save_trained(folder)
+    module.model.save_trained(folder, region_aware=module.process.has_holes and not info.unconditional)
     if module.process.has_holes:
         info.write(folder)
     write_text(folder / "README.md", text)
@@ -154,25 +206,3 @@ def export_autoencoder(module: AutoencoderTraining, trainer: L.Trainer, folder: 
     images = torch.stack([image for image in samples if isinstance(image, Tensor)])
     module.autoencoder.register_to_config(scaling_factor=module.scaling_factor(images))
     module.autoencoder.save_pretrained(folder)
-
-
-def card(module: Diffusion, trainer: L.Trainer, *, ema: bool) -> str:
-    """A model card in Markdown: base, data, training and validation losses."""
-    data: ImageDataModule = get_setting(trainer, "datamodule")
-    model, optimizer = module.model, getattr(trainer.optimizers[0], "optim", trainer.optimizers[0])  # within ZeRO's
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
-    kind = "RAD adapter" if isinstance(module.network, PeftModel) else f"diffusion model ({module.process.kind})"
-    lines = [
-        f"# {kind} on {model.source}",
-        "",
-        f"- Base: `{model.source}`, revision {model.revision}, hash `{model.hash}`.",
-        f"- Data: {', '.join(f'`{Path(path).name}`' for path in data.paths)}, {module.image_size}x{module.image_size} pixels.",
-        f"- Training: {module.global_step} steps of batch {data.batch_size} on {trainer.world_size} device(s), "
-        f"{type(optimizer).__name__} {optimizer.param_groups[0]['initial_lr']:g}, seed {module.seed}"
-        f"{', averaged weights (EMA)' if ema else ''}.",
-        f"- Trained parameters: {sum(weight.numel() for weight in trainable(module).values()):,}.",
-        *(f"- Changed when the run resumed at {change}." for change in module.changes),
-        *(f"- {name}: {value:.5f}" for name, value in sorted(metrics.items())),
-        "",
-    ]
-    return "\n".join(map(printable, lines))

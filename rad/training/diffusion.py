@@ -1,18 +1,19 @@
 """The LightningModule of diffusion models: base models (one noise level per image) and RAD (one per pixel or latent cell).
 
-Each random draw of a step is keyed by (seed, position of the sample in the run). Losses do not depend on how a batch is split,
-and a resumed run equals an uninterrupted one. Latent models train on the inputs of sampling: holes drawn in pixels are mapped
-to the latent grid, and filled before encoding, which hides their content from known cells.
+Each random draw of a step is keyed by (seed, position of the sample in the run), and drawn on the CPU. Losses do not depend on
+how a batch is split, and a resumed run equals an uninterrupted one. Latent models train on the inputs of sampling: holes drawn
+in pixels are mapped to the latent grid, and filled before encoding, which hides their content from known cells.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
 
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from rad.data.draws import Draws, Purpose, draw_uniform
 from rad.diffusion.denoiser import Denoiser
 from rad.diffusion.levels import NoiseRegions
 from rad.diffusion.losses import Losses
@@ -21,17 +22,20 @@ from rad.masks import MaskGenerator
 from rad.masks.perlin import Perlin
 from rad.models.adapter import AdapterInfo, load_adapter
 from rad.models.guided_diffusion import QkvOrder
+from rad.models.hub.download import resolve
 from rad.models.latent_mask import Grid, Prefill, cached_latents, encode_training
 from rad.models.load import load_model
 from rad.models.loaded_model import LoadedModel, RegionAwareNetwork
 from rad.models.lora import LoRA, inject
 from rad.models.vae import IDENTITY, Cache
 from rad.modes import float32_modes
+from rad.networks.dropout import find_keys
 from rad.resources import located
-from rad.rng import generator
 from rad.sampling.task import Task
+from rad.training.execution import Execution, MatmulPrecisionOfRun
 from rad.training.module import Batch, Frozen, TrainingModule
-from rad.training.settings import Execution, Schedule, Scratch, TrainingLoss, TrainingProcess, draw_timesteps
+from rad.training.schedules import Schedule
+from rad.training.settings import Scratch, TrainingLoss, TrainingProcess
 
 BUCKETS = 4
 """Ranges of timesteps whose squared errors are logged separately."""
@@ -57,7 +61,8 @@ class Diffusion(TrainingModule):
         process: noise process.
         loss: loss.
         lora: adapter to train; null: all weights.
-        adapter: folder of an adapter to train further, with its own rank and layers; `lora` is then null.
+        adapter: folder of an adapter to train further, or USER/NAME[@REVISION] on the hub. It has its own rank and layers;
+            `lora` is then null.
         masks: generator of training holes; a batch with its own "hole" takes precedence.
         grid: rule that maps holes to the latent grid.
         fill: content of the hole while the encoder runs: "smooth", "mean" or "none" (the original, which leaks).
@@ -130,6 +135,11 @@ class Diffusion(TrainingModule):
             )
         if self.lora is not None and self.adapter is not None:
             raise ValueError(f"model.adapter {self.adapter} has its own rank and layers: set model.lora to null")
+        if self.whole and self.execution.base_dtype != "float32":
+            raise ValueError(
+                f"execution.base_dtype is {self.execution.base_dtype!r}, which is for frozen weights: set model.lora or "
+                "model.adapter, or leave it at 'float32'"
+            )
         if not 0 <= self.prompt_dropout <= 1:
             raise ValueError(f"model.prompt_dropout is {self.prompt_dropout}; allowed are fractions from 0 to 1")
 
@@ -161,11 +171,13 @@ class Diffusion(TrainingModule):
             model.require_trainable(self.process.kind, whole=self.whole)
             self.noise_process = self.process.build(model.base_process)
             self.sampling_process = self.process.build_sampling(model.base_process)
+            self.timestep_sampler = self.process.timestep_sampler(self.noise_process)
+            self.saved_states["timesteps"] = self.timestep_sampler
             self.network = self._trained(self.execution.prepare(model), model.hash).train()
+            self.execution.finish(self.network, model.network)
+            self.dropout_keys = find_keys(self.network)
             self.frozen = Frozen(model.frozen_modules())
-        self.forward_network: Callable[..., Any] = self.network
-        if self.execution.compile:
-            self.forward_network = torch.compile(self.network)
+        self.compiled_losses = self.execution.compiled(self.compute_losses)
         self._model = model
 
     def _load(self) -> LoadedModel:
@@ -183,7 +195,7 @@ class Diffusion(TrainingModule):
     def _trained(self, network: RegionAwareNetwork, base_hash: str) -> nn.Module:
         """The network as a whole, or with its adapter; only trained weights require a gradient."""
         if self.adapter is not None:
-            return load_adapter(network, located(self.adapter), base_hash=base_hash, trained=True)
+            return load_adapter(network, located(resolve(self.adapter)[0]), base_hash=base_hash, trained=True)
         if self.lora is not None:
             return inject(network, self.lora, seed=self.seed)
         return network.requires_grad_(True)
@@ -201,6 +213,13 @@ class Diffusion(TrainingModule):
             rank_zero_warn(f"{self.model.source} takes no text: the captions are unused")
         if self.model.takes_text and not captioned:
             rank_zero_warn(f"{self.model.source} takes text; without data.captions it is trained on the empty prompt")
+        if self.execution.compile:  # tables of levels go to the device here, outside of the graph
+            t, hole = (torch.zeros(shape, device=self.device) for shape in ((1,), (1, 1, 1, 1)))
+            self.noise_process.noise(t.long(), NoiseRegions.binary(hole))
+
+    def configure_callbacks(self) -> list[Callback]:
+        precision = self.execution.matmul_precision
+        return [] if precision is None else [MatmulPrecisionOfRun(precision)]
 
     def denoiser(self, prompts: Sequence[str]) -> Denoiser:
         """The network as it is now, for sampling one image for each prompt; models without text ignore prompts."""
@@ -237,48 +256,82 @@ class Diffusion(TrainingModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         losses, t, hole = self.losses(batch, "train")
-        loss = losses.total.mean()
-        if self.logs_now:
-            means = {"simple": losses.simple.mean(), "vlb": losses.vlb.mean(), "hole_fraction": hole.mean()}
-            for name, mean in bucket_means(losses.simple, t, self.noise_process.steps).items():
-                means[f"simple_{name}"] = mean
-            self.log_dict({f"train/{name}": mean for name, mean in means.items()}, batch_size=len(hole))
-            self.log("train/loss", loss, prog_bar=True, batch_size=len(hole))
-        return loss
+        self.timestep_sampler.record(batch["position"], t, losses.total)
+        curves = {
+            "loss": losses.total,
+            "simple": losses.simple,
+            "vlb": losses.vlb,
+            "hole_fraction": hole.mean((1, 2, 3)),
+        }
+        for name, values in curves.items():
+            self.curves.add(f"train/{name}", values)
+        for name, inside in timestep_buckets(t, self.noise_process.steps).items():
+            self.curves.add(f"train/simple_{name}", losses.simple, where=inside)
+        return losses.total.mean()
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        super().on_before_optimizer_step(optimizer)
+        self.timestep_sampler.finish_step(self.trainer.strategy.all_gather)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         losses, _, _ = self.losses(batch, "val")
         self.log_means({"loss": losses.total, "simple": losses.simple, "vlb": losses.vlb})
 
-    def losses(self, batch: Batch, purpose: Literal["train", "val"]) -> tuple[Losses, Tensor, Tensor]:
+    def losses(self, batch: Batch, purpose: Purpose) -> tuple[Losses, Tensor, Tensor]:
         """Losses, timesteps t (B,) and holes (B,1,H,W); all draws are keyed by (seed, purpose, position)."""
         image: Tensor = batch["image"]
-        rngs = [generator(self.seed, purpose, position, device=image.device) for position in batch["position"].tolist()]
-        t = self.process.timesteps(draw_timesteps(rngs), self.noise_process)
-        hole = self._draw_holes(batch, rngs, purpose)
-        x0, regions = self._encode(image, hole, soft="hole" in batch, whole=self._cached_latents(batch))
-        eps = torch.stack(
-            [torch.randn(x0.shape[1:], generator=rng, device=x0.device, dtype=torch.float32) for rng in rngs]
-        ).to(x0)
+        draws = batch.get("draws") or self._draw(batch, purpose)
+        t = self.timestep_sampler.draw(draws["times"], training=purpose == "train")
+        hole = self._choose_holes(batch, draws)
+        # Our data module draws no other holes than 0 and 1; others are checked, which waits for the device.
+        x0, regions = self._encode(
+            image, hole, soft="hole" in batch and "draws" not in batch, whole=self._cached_latents(batch)
+        )
+        prompts = self._encode_prompts(batch, purpose)
+        if self.dropout_keys is not None and self.training:
+            self.dropout_keys.set(self.seed, batch["position"].tolist(), device=x0.device)
+        losses = self.compiled_losses(x0, draws["noise"].to(x0), t, regions, prompts)
+        return (self.timestep_sampler.weigh(losses, t) if purpose == "train" else losses), t, hole
+
+    def compute_losses(
+        self, x0: Tensor, eps: Tensor, t: Tensor, regions: NoiseRegions | None, prompts: Mapping[str, Tensor]
+    ) -> Losses:
+        """Losses of x0 and noise eps (B,C,h,w) at t (B,): noising, network and loss; without draws, so one graph."""
         now, previous = self.noise_process.noise(t, regions), self.noise_process.noise(t - 1, regions)
         x = noised(x0, now, noise=eps)
-        prompts = self._encode_prompts(batch, purpose)
+        if self.execution.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
         times = now.timesteps.to(torch.promote_types(x.dtype, torch.float32))  # bfloat16 would round 999 to 1000
-        output = self.forward_network(x, timestep=times, index=now.index, **prompts).sample
-        losses = self.loss(output, x0=x0, x=x, eps=eps, now=now, previous=previous, prediction=self.model.prediction)
-        return losses, t, hole
+        output = self.network(x, timestep=times, index=now.index, **prompts).sample
+        return self.loss(output, x0=x0, x=x, eps=eps, now=now, previous=previous, prediction=self.model.prediction)
 
-    def _draw_holes(self, batch: Batch, rngs: Sequence[torch.Generator], purpose: str) -> Tensor:
-        """(B,1,H,W) in [0,1]: those of the batch, or drawn; all ones for a base model."""
+    def draws(self, purpose: Purpose, *, with_holes: bool) -> Draws:
+        """The draws of samples, for the workers of a loader; with holes where the batch has none."""
+        return Draws(
+            self.seed,
+            purpose,
+            channels=self.model.autoencoder.channels,
+            factor=self.model.autoencoder.factor,
+            masks=self.masks if with_holes and self.process.has_holes else None,
+            unconditional=self.process.unconditional_share > 0,
+            noise_offset=self.process.noise_offset if purpose == "train" else 0.0,
+        )
+
+    def _draw(self, batch: Batch, purpose: Purpose) -> dict[str, Tensor]:
+        """The draws of a batch that has none, on the device of its images."""
+        image: Tensor = batch["image"]
+        draws = self.draws(purpose, with_holes="hole" not in batch)
+        samples = draws.batch(batch["position"].tolist(), (image.shape[2], image.shape[3]))
+        return {name: values.to(image.device) for name, values in samples.items()}
+
+    def _choose_holes(self, batch: Batch, draws: Mapping[str, Tensor]) -> Tensor:
+        """(B,1,H,W) in [0,1]: those of the batch, or of its draws; all ones for a base model."""
         image: Tensor = batch["image"]
         if not self.process.has_holes:
             return image.new_ones(len(image), 1, *image.shape[2:])
-        hole: Tensor = batch["hole"] if "hole" in batch else self.masks(rngs, *image.shape[2:]).to(image.device)
+        hole: Tensor = batch["hole"] if "hole" in batch else draws["hole"]
         share = self.process.unconditional_share
-        if share == 0:
-            return hole
-        draws = draw_uniform(batch, self.seed, purpose, "unconditional").to(hole.device)
-        return torch.where((draws < share)[:, None, None, None], 1.0, hole)
+        return hole if share == 0 else torch.where((draws["unconditional"] < share)[:, None, None, None], 1.0, hole)
 
     @torch.no_grad()
     def _encode(
@@ -306,23 +359,13 @@ class Diffusion(TrainingModule):
         """Network arguments for the prompts of the batch; in training some are replaced by the empty prompt."""
         prompts = list(batch.get("text", [""] * len(batch["position"])))
         if purpose == "train" and self.model.takes_text:
-            dropped = (draw_uniform(batch, self.seed, "prompt") < self.prompt_dropout).tolist()
+            dropped = (draw_uniform(batch["position"].tolist(), self.seed, "prompt") < self.prompt_dropout).tolist()
             prompts = ["" if drop else prompt for drop, prompt in zip(dropped, prompts, strict=True)]
         return self.model.encode_prompts(prompts, cache=self.cache)
 
 
-def draw_uniform(batch: Batch, *key: int | str) -> Tensor:
-    """(B,) in [0,1), keyed by `key` and the position of each sample."""
-    rngs = [generator(*key, position) for position in batch["position"].tolist()]
-    return torch.stack([torch.rand((), generator=rng, device=rng.device, dtype=torch.float32) for rng in rngs])
-
-
-def bucket_means(values: Tensor, t: Tensor, steps: int) -> dict[str, Tensor]:
-    """Means of `values` (B,) over ranges of timesteps t (B,) out of `steps`; empty ranges are left out."""
-    bucket, means = t * BUCKETS // steps, {}
-    for number in range(BUCKETS):
-        inside = bucket == number
-        if bool(inside.any()):
-            first, last = number * steps // BUCKETS, (number + 1) * steps // BUCKETS - 1
-            means[f"t{first}-{last}"] = values[inside].mean()
-    return means
+def timestep_buckets(t: Tensor, steps: int) -> dict[str, Tensor]:
+    """For each range of timesteps out of `steps`, by name, which of t (B,) lie in it: (B,) boolean."""
+    bucket = t * BUCKETS // steps
+    edges = [-(-number * steps // BUCKETS) for number in range(BUCKETS + 1)]  # rounded up
+    return {f"t{edges[number]}-{edges[number + 1] - 1}": bucket == number for number in range(BUCKETS)}

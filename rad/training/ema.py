@@ -13,6 +13,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from rad.models.lora import swapped, trainable
 from rad.training.module import get_setting
+from rad.training.optimizers import evaluating, require_one_average
 
 
 class EMA(Callback):
@@ -26,6 +27,8 @@ class EMA(Callback):
         inv_gamma: scale of the warm-up in steps, above 0.
         power: exponent of the warm-up, above 0. RAD's code has 3/4; 2/3 suits long runs.
         suffix: the average is exported to `step=N-SUFFIX`.
+
+    `rad.training.PowerEMA` is an average whose length can be chosen after training.
     """
 
     def __init__(self, decay: float = 0.9999, inv_gamma: float = 1.0, power: float = 0.75, suffix: str = "ema") -> None:
@@ -50,6 +53,7 @@ class EMA(Callback):
         return min(self.decay, 1 - (1 + step / self.inv_gamma) ** -self.power)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        require_one_average(trainer.optimizers)
         parameters = trainable(pl_module)
         if not self.weights:
             self.weights = {name: p.detach().clone() for name, p in parameters.items()}
@@ -114,10 +118,11 @@ def _set_parameter(module: nn.Module, name: str, parameter: nn.Parameter) -> Non
 
 @contextmanager
 def averaged(trainer: L.Trainer, module: L.LightningModule) -> Iterator[None]:
-    """Within the context `module` holds the averaged weights of the first EMA callback, if there is one."""
+    """Within the context `module` holds averaged weights: of the first EMA callback, or of a schedule-free optimiser."""
     ema = next((ema for ema in find_averages(trainer) if ema.weights), None)
     if ema is None:
-        yield
+        with evaluating(trainer.optimizers):
+            yield
         return
     with swapped(module, ema.weights):
         yield

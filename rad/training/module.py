@@ -1,13 +1,15 @@
 """Base class of our LightningModules: optimiser, hyperparameters, checkpoints of the trained weights, validation means."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, is_dataclass
 from inspect import signature
-from typing import Any
+from typing import Any, Protocol
 
 import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -18,16 +20,28 @@ from rad.console import report
 from rad.models.lora import trainable
 from rad.rng import check_seed
 from rad.training.changes import OBJECTS, continue_run, run_settings
-from rad.training.settings import Schedule
+from rad.training.logs.curves import Curves
+from rad.training.logs.loggers import log_values
+from rad.training.optimizers import Averaging, evaluating, set_training
+from rad.training.schedules import Schedule
 
 Batch = Mapping[str, Any]
-"""From `rad.data.ImageDataModule`: "image" (B,3,H,W) in [-1,1], "position" (B,) int64 in the run; often "hole" and "text"."""
+"""From `rad.data.ImageDataModule`: "image" (B,3,H,W) in [-1,1], "position" (B,) int64 in the run, on the CPU; often "hole",
+"text" and "draws", see `rad.data.draws.Draws`."""
 
 INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
 """With this entry, hyperparameters of plain values become arguments in `load_from_checkpoint`, as for runs of LightningCLI."""
 
 HALF = (torch.bfloat16, torch.float16)
 """Dtypes of the trained weights at precision "bf16-true" and "16-true"."""
+
+
+class SavedState(Protocol):
+    """A part of a module with a state beside its weights; an empty state is not saved."""
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
 
 
 class DefaultOptimizer:
@@ -51,7 +65,7 @@ class TrainingModule(L.LightningModule):
     A subclass builds its networks in `configure_model`, within `rad.modes.float32_modes`; checkpoints hold only trained weights.
 
     Args:
-        optimizer, schedule, lr_scheduler, seed: see `Diffusion`; shard_optimizer: see `rad.training.settings.Execution`.
+        optimizer, schedule, lr_scheduler, seed: see `Diffusion`; shard_optimizer: see `rad.training.execution.Execution`.
         means: names of the validation losses, logged as val/NAME.
     """
 
@@ -77,9 +91,16 @@ class TrainingModule(L.LightningModule):
         self.optimizer: OptimizerCallable = DefaultOptimizer(type(self)) if default else optimizer
         self.schedule, self.lr_scheduler = schedule, lr_scheduler
         self.seed, self.shard_optimizer = check_seed(seed), shard_optimizer
+        self.curves = Curves()
+        """Means of the training curves; kept in checkpoints, so that a resume does not cut an interval."""
         self.changes: list[str] = []
         """What resumes have changed, each with its step; kept in checkpoints."""
+        self.saved_states: dict[str, SavedState] = {}
+        """Objects whose state is kept in checkpoints, by name."""
         self._resumed: str | None = None
+        self._weights: dict[str, nn.Parameter] | None = None
+        self._gradient_norm: Tensor | None = None
+        self._evaluation = ExitStack()
         self.strict_loading = False  # a checkpoint lacks the frozen weights; `on_load_checkpoint` compares the others
         # Lightning's mean over processes is wrong when they hold unequal numbers of images.
         self.val_means = nn.ModuleDict({name: MeanMetric() for name in means})
@@ -94,14 +115,25 @@ class TrainingModule(L.LightningModule):
         raise NotImplementedError
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        weights = list(trainable(self).values())
+        weights = list(self.trained.values())
         if any(weight.dtype in HALF for weight in weights):
             rank_zero_warn(
                 f"trainer.precision {self.trainer.precision} keeps weights and the optimiser's moments in half precision, which "
                 "rounds small updates away: use bf16-mixed"
             )
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         split = self.shard_optimizer and self.trainer.world_size > 1
         optimizer = _sharded(self.optimizer, weights) if split else self.optimizer(weights)
+        if scaled and self.trainer.gradient_clip_val and unscales_in_step(optimizer):
+            raise ValueError(
+                "at precision 16-mixed a fused optimiser removes the loss scale in its step, after clipping: set bf16-mixed, "
+                "model.optimizer.fused false, or no trainer.gradient_clip_val"
+            )
+        if isinstance(optimizer, Averaging) and self.schedule.name != "constant":
+            rank_zero_warn(
+                f"{type(optimizer).__name__} needs no decay of the learning rate, and model.schedule.name is "
+                f"{self.schedule.name!r}: set it to constant"
+            )
         if self.lr_scheduler is None:
             scheduler = self.schedule.build(optimizer, self.trainer.max_steps)
         else:
@@ -116,8 +148,26 @@ class TrainingModule(L.LightningModule):
     @property
     def logs_now(self) -> bool:
         """Whether the trainer logs this step; with an interval of 0 it never does."""
-        interval: int = get_setting(self.trainer, "log_every_n_steps")
-        return interval > 0 and (self.global_step + 1) % interval == 0
+        return logs_at(self.trainer, self.global_step + 1)
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: torch.optim.Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Step, and at the end of an interval log the means of the training curves."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if self.logs_now:
+            log_values(self.trainer, self.curves.take(self._sum_over_processes))
+
+    def _sum_over_processes(self, tensor: Tensor) -> Tensor:
+        if self.trainer.world_size == 1:
+            return tensor
+        total = self.trainer.strategy.reduce(tensor.to(self.device), reduce_op="sum")
+        assert isinstance(total, Tensor)
+        return total
 
     def log_means(self, values: Mapping[str, Tensor]) -> None:
         """Log validation means over all images and processes; each value is (B,)."""
@@ -129,12 +179,41 @@ class TrainingModule(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.logs_now:
-            grads = [weight.grad for weight in self.parameters() if weight.grad is not None]
-            self.log("train/gradient_norm", nn.utils.get_total_norm(grads))
+            self.curves.add("train/gradient_norm", self.gradient_norm())
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The trained weights by name, found once; empty before `configure_model`."""
+        if not self._weights:
+            self._weights = trainable(self)
+        return self._weights
+
+    def gradient_norm(self) -> Tensor:
+        """Total norm of the gradients before clipping, computed once for each optimiser step."""
+        if self._gradient_norm is None:
+            grads = [weight.grad for weight in self.trained.values() if weight.grad is not None]
+            self._gradient_norm = nn.utils.get_total_norm(grads)
+        return self._gradient_norm
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by the norm that the guard and the log share."""
+        norm = self.gradient_norm() if gradient_clip_val else None
+        self._gradient_norm = None
+        if norm is None or gradient_clip_val is None:
+            return
+        if gradient_clip_algorithm == "value":
+            nn.utils.clip_grad_value_(self.trained.values(), gradient_clip_val)
+        else:
+            nn.utils.clip_grads_with_norm_(self.trained.values(), gradient_clip_val, norm)
 
     def state_dict(self, **options: Any) -> dict[str, Tensor]:
         """Trained weights; frozen ones stay out of the checkpoints."""
-        names = trainable(self).keys()
+        names = self.trained.keys()
         return {name: weight for name, weight in super().state_dict(**options).items() if name in names}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -143,6 +222,8 @@ class TrainingModule(L.LightningModule):
             "optimizer": _class_name(self.optimizer([nn.Parameter(torch.zeros(1))])),
             "settings": run_settings(self, self.trainer),
             "changes": self.changes,
+            "curves": self.curves.totals(self._sum_over_processes),
+            **{name: state for name, owner in self.saved_states.items() if (state := owner.state_dict())},
         }
         plain = {name: _plain(value) for name, value in self.hparams.items()}
         settings = {name: value for name, value in plain.items() if name not in OBJECTS or isinstance(value, dict)}
@@ -160,21 +241,32 @@ class TrainingModule(L.LightningModule):
                 f"the checkpoint belongs to another model, which cannot change at a resume ({pairs}): use the run's config.yaml"
             )
         given = {name: tuple(weight.shape) for name, weight in checkpoint["state_dict"].items()}
-        wanted = {name: tuple(weight.shape) for name, weight in trainable(self).items()}
+        wanted = {name: tuple(weight.shape) for name, weight in self.trained.items()}
         wrong = sorted(name for name in given.keys() | wanted.keys() if given.get(name) != wanted.get(name))
         if wrong:
             raise ValueError(
                 f"the checkpoint trains other layers: {len(wrong)} tensors differ, the first {wrong[0]}; use its config.yaml"
             )
+        for name, owner in self.saved_states.items():
+            owner.load_state_dict(saved.get(name, {}))
         if self._resumes():
             self._require_optimizer(saved.get("optimizer"))
+            self.curves.restore(saved.get("curves", {}), counted=self.trainer.is_global_zero)
             step, changes = checkpoint["global_step"], continue_run(self, self.trainer, checkpoint)
             self.changes = [*saved.get("changes", []), *([f"step {step}: {', '.join(changes)}"] if changes else [])]
             self._resumed = f"resumed at step {step}; " + (
                 f"changed since the checkpoint: {', '.join(changes)}" if changes else "settings as in the checkpoint"
             )
 
+    def on_validation_start(self) -> None:
+        self._evaluation.enter_context(evaluating(self.trainer.optimizers))
+
+    def on_validation_end(self) -> None:
+        self._evaluation.close()
+
     def on_train_start(self) -> None:
+        for optimizer in self.trainer.optimizers:
+            set_training(optimizer)
         if self._resumed is not None and self.trainer.is_global_zero:
             report(self._resumed)
 
@@ -204,6 +296,17 @@ def get_setting(trainer: L.Trainer, name: str) -> Any:
     return getattr(trainer, name)
 
 
+def unscales_in_step(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether this is a fused optimiser: one whose step takes `found_inf`, and then changes nothing if it is 1."""
+    return getattr(optimizer, "_step_supports_amp_scaling", False)
+
+
+def logs_at(trainer: L.Trainer, step: int) -> bool:
+    """Whether the trainer logs optimiser step number `step` = 1, 2, ..."""
+    interval: int = get_setting(trainer, "log_every_n_steps")
+    return interval > 0 and step % interval == 0
+
+
 def _class_name(optimizer: torch.optim.Optimizer) -> str:
     return f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
 
@@ -227,4 +330,8 @@ def _sharded(optimizer: OptimizerCallable, weights: Sequence[nn.Parameter]) -> t
     """ZeRO stage 1: each process keeps the optimiser state of a part of `weights`."""
     from torch.distributed.optim import ZeroRedundancyOptimizer
 
+    if isinstance(optimizer([nn.Parameter(torch.zeros(1))]), Averaging):
+        raise ValueError(
+            "model.execution.shard_optimizer splits the optimiser, and a schedule-free one averages all weights: remove one"
+        )
     return ZeroRedundancyOptimizer(weights, optimizer_class=optimizer)  # pyright: ignore[reportArgumentType]

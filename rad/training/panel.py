@@ -9,26 +9,27 @@ import lightning as L
 import torch
 from lightning.fabric.utilities import throughput
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from rad.diffusion.solvers import Solver
 from rad.diffusion.spacings import Spacing
 from rad.images.atomic import replacing
 from rad.images.codecs import to_uint8
-from rad.masks.shapes import make
-from rad.rng import KeyedNoise, generator
+from rad.rng import KeyedNoise
 from rad.sampling.finite import NotFiniteError
 from rad.training.diffusion import Diffusion
 from rad.training.ema import averaged
-from rad.training.module import Batch, get_setting
+from rad.training.inpainting.sampling import choose_sampler, draw_holes, inpaint
+from rad.training.logs.loggers import log_image, log_step, log_values
+from rad.training.module import Batch, get_setting, logs_at
 
 if TYPE_CHECKING:
     from rad.sampling.sampler import Sampler
 
 
 class Panel(Callback):
-    """Inpaints the first held-out images at a fixed seed: hole | result | original, to `panels/step=N.png` and TensorBoard.
+    """Inpaints the first held-out images at a fixed seed: hole | result | original, to `panels/step=N.png`
+    and to every logger that shows images.
 
     Args:
         every_n_steps: interval in optimiser steps; 0: never.
@@ -61,14 +62,7 @@ class Panel(Callback):
             self.sampler(pl_module)
 
     def sampler(self, module: Diffusion) -> "Sampler":
-        from rad.methods import METHODS
-        from rad.sampling.method import SamplingMethod
-        from rad.sampling.sampler import Sampler
-
-        method = METHODS[module.process.method]()
-        assert isinstance(method, SamplingMethod)
-        choice = method.choose(steps=self.steps, solver=self.solver, spacing=self.spacing, eta=self.eta)
-        return Sampler(module.sampling_process, method, **vars(choice))
+        return choose_sampler(module, steps=self.steps, solver=self.solver, spacing=self.spacing, eta=self.eta)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: object, batch_idx: int
@@ -85,8 +79,8 @@ class Panel(Callback):
             return
         with replacing(Path(trainer.default_root_dir) / "panels" / f"step={step}.png") as temporary:
             to_uint8(image).save(temporary, format="PNG")
-        if isinstance(trainer.logger, TensorBoardLogger):
-            trainer.logger.experiment.add_image("panel", image, step)
+        for logger in trainer.loggers:
+            log_image(logger, "panel", image, log_step(trainer))
 
     @torch.no_grad()
     def image(self, trainer: L.Trainer, module: Diffusion) -> Tensor:
@@ -97,21 +91,11 @@ class Panel(Callback):
         samples = [held_out[number] for number in range(min(self.images, len(held_out)))]
         image = torch.stack([sample["image"] for sample in samples]).to(module.device)
         height, width = image.shape[2:]
-        holes = [
-            make(self.masks[number % len(self.masks)])([generator(module.seed, "panel", number)], height, width)
-            for number in range(len(image))
-        ]
-        hole = torch.cat(holes).to(module.device)
-        prompts = [sample.get("text", "") for sample in samples]
+        hole = draw_holes(self.masks, range(len(image)), module.seed, "panel", height=height, width=width)
+        hole, prompts = hole.to(module.device), [sample.get("text", "") for sample in samples]
         with averaged(trainer, module), KeyedNoise(module.seed, range(len(image)), device=module.device) as noise:
-            training = module.network.training
-            module.network.eval()
-            try:
-                result = self.sampler(module)(module.denoiser(prompts), module.task(image, hole), noise=noise)
-            finally:
-                module.network.train(training)
-            filled = module.model.autoencoder.decode(result.image)
-        rows = [image * (1 - hole), torch.where(hole == 1, filled, image), image]
+            result = inpaint(module, self.sampler(module), image, hole, prompts, noise=noise)
+        rows = [image * (1 - hole), result, image]
         return make_grid(torch.stack(rows, 1).flatten(0, 1).cpu() / 2 + 0.5, nrow=3, padding=2).clamp(0, 1)
 
 
@@ -135,6 +119,7 @@ class Throughput(Callback):
         self._batches += 1
         self._images += len(batch["image"])
         self._meter.update(time=time.perf_counter() - self._start, batches=self._batches, samples=self._images)
+        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         rate = self._meter.compute().get("device/samples_per_sec")
-        if rate is not None:
-            pl_module.log("train/images_per_second", rate * trainer.world_size)
+        if rate is not None and stepped and logs_at(trainer, trainer.global_step):
+            log_values(trainer, {"train/images_per_second": rate * trainer.world_size})

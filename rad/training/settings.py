@@ -1,26 +1,23 @@
-"""Settings of `Diffusion` in groups, with their behaviour: noise process, loss, a network from scratch, execution, schedule."""
+"""Settings of `Diffusion` in groups, with their behaviour: noise process, loss, a network from scratch."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from functools import partial
+from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch import Tensor
 
 from rad.diffusion.levels import NoiseLevel
-from rad.diffusion.losses import Losses, LossRegion, TimestepWeight, VlbBoundary, hybrid_loss
+from rad.diffusion.losses import GAMMAS, Losses, LossRegion, TimestepWeight, VlbBoundary, hybrid_loss
 from rad.diffusion.processes import Flow, PerPixel, Process, TimeOrigin, get_betas, region_aware
 from rad.diffusion.step import Prediction
 from rad.models.load import new_model
-from rad.models.loaded_model import LoadedModel, RegionAwareNetwork
-from rad.networks.unet import EmbeddingKind
+from rad.models.loaded_model import LoadedModel
+from rad.training.schedules import require_choice
+from rad.training.timesteps import UNIFORM, TimestepDensity, TimestepSampler
 
 ProcessKind = Literal["region_aware", "tdpaint", "uniform"]
 TrainedPrediction = Literal["epsilon", "v_prediction"]
-ScheduleName = Literal["constant", "linear", "cosine", "warmup_stable_decay"]
 
 
 @dataclass(frozen=True)
@@ -34,19 +31,27 @@ class TrainingProcess:
         phase2: fraction of samples from RAD's second phase, 0 to 1. Sampling never visits that phase. Official: 0.5.
         unconditional_share: fraction of samples whose hole is the whole image, 0 to 1. If all weights are trained, they then
             also serve as the base model of the zero-shot methods.
+        density: density of the timesteps within each phase.
+        noise_offset: c >= 0, adds c n to the training noise, n a normal number for each image and channel (Guttenberg 2023,
+            "Diffusion with Offset Noise", c = 0.1). The network then learns to change an image's mean colour. Known pixels
+            get no noise, so RAD is offset in the hole alone. Validation has no offset.
     """
 
     kind: ProcessKind = "region_aware"
     time_origin: TimeOrigin = "adm"
     phase2: float = 0.5
     unconditional_share: float = 0.0
+    density: TimestepDensity = UNIFORM
+    noise_offset: float = 0.0
 
     def __post_init__(self) -> None:
-        _require_choice("process.kind", self.kind, ProcessKind)
-        _require_choice("process.time_origin", self.time_origin, TimeOrigin)
+        require_choice("process.kind", self.kind, ProcessKind)
+        require_choice("process.time_origin", self.time_origin, TimeOrigin)
         for name in ("phase2", "unconditional_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"process.{name} is {getattr(self, name)}; allowed are fractions from 0 to 1")
+        if not 0 <= self.noise_offset < math.inf:
+            raise ValueError(f"process.noise_offset is {self.noise_offset}; allowed are values of at least 0")
         if self.unconditional_share > 0 and not self.has_holes:
             raise ValueError("process.unconditional_share needs holes, and process.kind 'uniform' has none: remove it")
         if self.unconditional_share > 0 and self.time_origin == "official":
@@ -81,6 +86,12 @@ class TrainingProcess:
             return PerPixel(get_betas(base_process), time_origin=self.time_origin)
         return region_aware(base_process, time_origin=self.time_origin) if self.has_holes else base_process
 
+    def timestep_sampler(self, process: Process) -> TimestepSampler:
+        """Sampler of the `density` over the levels of `process`."""
+        phases = 2 if self.kind == "region_aware" else 1
+        uniform = partial(self.timesteps, process=process)
+        return TimestepSampler(self.density, uniform, levels=process.sampled_steps, phases=phases, phase2=self.phase2)
+
     def timesteps(self, draws: Tensor, process: Process) -> Tensor:
         """t (B,) int64, uniform over the levels of `process`; for RAD a fraction `phase2` lies in the second phase.
 
@@ -94,11 +105,6 @@ class TrainingProcess:
         return t
 
 
-def draw_timesteps(rngs: Sequence[torch.Generator]) -> Tensor:
-    """(B,2) float64 in [0,1), the input of `TrainingProcess.timesteps`; a generator for each sample."""
-    return torch.stack([torch.rand(2, generator=rng, device=rng.device, dtype=torch.float64) for rng in rngs])
-
-
 @dataclass(frozen=True)
 class TrainingLoss:
     """Loss of the training, see `rad.diffusion.losses.hybrid_loss`.
@@ -108,7 +114,9 @@ class TrainingLoss:
         vlb_boundary: "nll", or "zero" as in the official code.
         region: pixels that the squared error averages over: "all" (official), "noisy" or "moving".
         weight_limit: upper limit of the squared error's weight at high noise, at least 1. Official: 1, no weight.
-        timestep_weight: weight of the squared error by noise level: "none", "min_snr", "truncated_snr" or "p2".
+        timestep_weight: weight of the squared error by noise level: "none", "min_snr", "truncated_snr", "p2", "debiased" or
+            "edm".
+        gamma: parameter of "min_snr" and "p2", above 0; null: the paper's, 5 and 1.
     """
 
     vlb_weight: float = 1e-3
@@ -116,11 +124,12 @@ class TrainingLoss:
     region: LossRegion = "all"
     weight_limit: float = 1.0
     timestep_weight: TimestepWeight = "none"
+    gamma: float | None = None
 
     def __post_init__(self) -> None:
-        _require_choice("loss.vlb_boundary", self.vlb_boundary, VlbBoundary)
-        _require_choice("loss.region", self.region, LossRegion)
-        _require_choice("loss.timestep_weight", self.timestep_weight, TimestepWeight)
+        require_choice("loss.vlb_boundary", self.vlb_boundary, VlbBoundary)
+        require_choice("loss.region", self.region, LossRegion)
+        require_choice("loss.timestep_weight", self.timestep_weight, TimestepWeight)
         if not (0 <= self.vlb_weight < math.inf and 1 <= self.weight_limit < math.inf):
             raise ValueError(
                 f"loss.vlb_weight is {self.vlb_weight} and loss.weight_limit {self.weight_limit}; allowed are >= 0 and >= 1"
@@ -129,6 +138,13 @@ class TrainingLoss:
             raise ValueError(
                 f"loss.timestep_weight is {self.timestep_weight!r} and loss.weight_limit {self.weight_limit}: remove one of them"
             )
+        if self.gamma is not None and self.timestep_weight not in GAMMAS:
+            raise ValueError(
+                f"loss.gamma is {self.gamma}, and loss.timestep_weight {self.timestep_weight!r} has none: remove it, or use "
+                f"{' or '.join(GAMMAS)}"
+            )
+        if self.gamma is not None and not 0 < self.gamma < math.inf:
+            raise ValueError(f"loss.gamma is {self.gamma}; allowed are values above 0, or null for the paper's")
 
     def require_fit(self, prediction: Prediction) -> None:
         """Raise ValueError if this loss is not defined for networks with this prediction."""
@@ -163,6 +179,7 @@ class TrainingLoss:
             loss_region=self.region,
             weight_limit=self.weight_limit,
             timestep_weight=self.timestep_weight,
+            gamma=self.gamma,
         )
 
 
@@ -184,7 +201,7 @@ class Scratch:
     text_encoder: str | None = None
 
     def __post_init__(self) -> None:
-        _require_choice("scratch.prediction", self.prediction, TrainedPrediction)
+        require_choice("scratch.prediction", self.prediction, TrainedPrediction)
         if self.text_encoder is not None and self.autoencoder is None:
             raise ValueError("scratch.text_encoder is for models on latents: give scratch.autoencoder, too")
 
@@ -198,93 +215,3 @@ class Scratch:
             image_size=image_size,
             seed=seed,
         )
-
-
-@dataclass(frozen=True)
-class Execution:
-    """How the network runs; results stay the same up to rounding.
-
-    Args:
-        embedding: per-pixel time embedding: "factorised", or "dense" (the reference, slower).
-        gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
-        channels_last: memory format of the network.
-        compile: run the network through torch.compile.
-        shard_optimizer: each process keeps the optimiser state of a part of the weights (ZeRO stage 1). For large models that
-            are trained as a whole; AdamW's 8 bytes a weight are divided by the number of processes.
-    """
-
-    embedding: EmbeddingKind = "factorised"
-    gradient_checkpointing: bool = False
-    channels_last: bool = False
-    compile: bool = False
-    shard_optimizer: bool = False
-
-    def __post_init__(self) -> None:
-        _require_choice("execution.embedding", self.embedding, EmbeddingKind)
-
-    def prepare(self, model: LoadedModel) -> RegionAwareNetwork:
-        """Patch the network of `model` for per-pixel timesteps, and set it up for training."""
-        network = model.region_aware_network(embedding=self.embedding)
-        for layer in network.modules():  # the draws of a pretrained model's dropout would not be keyed
-            if isinstance(layer, nn.Dropout):
-                layer.p = 0.0
-        if self.gradient_checkpointing:
-            network.enable_gradient_checkpointing()
-        if self.channels_last:
-            nn.utils.convert_conv2d_weight_memory_format(network, torch.channels_last)
-        return network
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Learning rate over a run of T = trainer.max_steps optimiser steps, as a factor of the optimiser's rate.
-
-    A linear warm-up of W steps, step / W from 0, is followed by one of
-
-        constant              1
-        linear                1 - p                     p = (step - W) / (T - W)
-        cosine                (1 + cos(pi p)) / 2
-        warmup_stable_decay   1, then (1 + cos(pi q)) / 2 over the last `decay_share` of T, q from 0 to 1
-
-    Args:
-        name: "constant", "linear", "cosine" (of diffusers.optimization.get_scheduler), or "warmup_stable_decay".
-        warmup_steps: W, at least 0.
-        decay_share: fraction of T in which "warmup_stable_decay" falls to zero, above 0 to 1.
-    """
-
-    name: ScheduleName = "constant"
-    warmup_steps: int = 0
-    decay_share: float = 0.1
-
-    def __post_init__(self) -> None:
-        _require_choice("schedule.name", self.name, ScheduleName)
-        if self.warmup_steps < 0:
-            raise ValueError(f"schedule.warmup_steps is {self.warmup_steps}; allowed are >= 0")
-        if not 0 < self.decay_share <= 1:
-            raise ValueError(f"schedule.decay_share is {self.decay_share}; allowed are fractions above 0, up to 1")
-
-    def build(self, optimizer: Optimizer, total: int) -> LRScheduler:
-        """The scheduler of a run of `total` optimiser steps, stepped after each of them."""
-        from diffusers.optimization import get_scheduler
-
-        if self.name != "constant" and total <= 0:
-            raise ValueError(
-                f"schedule.name is {self.name!r}, which needs the length of the run: set trainer.max_steps"
-            )
-        if self.name == "warmup_stable_decay":
-            return LambdaLR(optimizer, lambda step: self._stable_decay(step, total))
-        name = "constant_with_warmup" if self.name == "constant" else self.name
-        return get_scheduler(name, optimizer, num_warmup_steps=self.warmup_steps, num_training_steps=total)
-
-    def _stable_decay(self, step: int, total: int) -> float:
-        if step < self.warmup_steps:
-            return step / self.warmup_steps
-        start = max(self.warmup_steps, round(total * (1 - self.decay_share)))
-        progress = min(1.0, max(0, step - start) / max(1, total - start))
-        return 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def _require_choice(name: str, value: str, kind: object) -> None:
-    """Raise ValueError unless `value` is one of the Literal `kind`; jsonargparse does so for YAML, this for Python."""
-    if value not in get_args(kind):
-        raise ValueError(f"{name} is {value!r}; allowed are {', '.join(get_args(kind))}")

@@ -33,7 +33,15 @@ def test_first_use_of_the_inpainter_imports_torch() -> None:
 
 def test_help_and_errors_in_options_load_no_heavy_package() -> None:
     sample = [["sample", word] for word in ("--help", "--checkpont", "--list_methods")]
-    for words in (["--help"], ["train", "--help"], ["masks", "--help"], ["smaple"], *sample):
+    for words in (
+        ["--help"],
+        ["train", "--help"],
+        ["masks", "--help"],
+        ["smaple"],
+        ["export", "--help"],
+        ["push", "--help"],
+        *sample,
+    ):
         program = f"from rad.__main__ import main\ntry:\n    main({words})\nexcept SystemExit:\n    pass"
         loaded = loaded_by(program)
         assert "rad.console" in loaded

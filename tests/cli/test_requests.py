@@ -304,6 +304,7 @@ def test_the_whole_request_is_compared():
     elsewhere = {"checkpoint", "base", "mask", "method", "set", "steps", "budget_nfe", "solver", "spacing", "eta"}
     elsewhere |= {"precision", "prompt", "prompts", *ONLY_IF_GIVEN, *OF_EACH}
     without_effect = {"mask_by", "limit", "output", "batch_size", "device", "devices", "shard", "max_megapixels"}
+    without_effect |= {"compile", "channels_last"}
     without_effect |= {
         "raw",
         "save_mask",
@@ -315,3 +316,15 @@ def test_the_whole_request_is_compared():
     names = {field.name for field in dataclasses.fields(SampleOptions)}
     assert names - set(COMMON) - elsewhere - without_effect == set()
     assert mask_name("box") == "box"
+
+
+def test_noise_of_an_accelerator_is_recorded_by_its_kind(monkeypatch):
+    monkeypatch.setattr("rad.device.find_device", lambda name: "cuda")
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "Card")
+    words = ["--checkpoint", "model", "--image", "in", "--mask", "box", "--output", "out"]
+    recorded = {}
+    for choice in ("cpu", "device"):
+        options = read_options([*words, "--noise_device", choice])
+        (request,) = Requests(options, make_methods(options))._common.values()
+        recorded[choice] = request.get("noise_device")
+    assert recorded == {"cpu": None, "device": "Card"}

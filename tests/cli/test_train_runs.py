@@ -11,34 +11,8 @@ import torch
 import yaml
 from torch.utils.data import DataLoader
 
-from rad.cli import main as cli
 from rad.cli.train_errors import explain
 from rad.training import AutoencoderTraining, Diffusion
-from tests.conftest import SIZE, random_image
-
-
-@pytest.fixture
-def train(base, tmp_path, monkeypatch, capsys):
-    """`train(*words)` with c.yaml, a run of one step: exit code and standard error."""
-    monkeypatch.chdir(tmp_path)
-    Path("in").mkdir()
-    for number in range(3):
-        random_image(SIZE, SIZE, seed=number).save(f"in/{number}.png")
-    content = {
-        "model": {"base": str(base), "lora": {"rank": 2, "alpha": 2}},
-        "data": {"path": "in", "val_count": 0, "size": SIZE, "batch_size": 2},
-        "trainer": {"accelerator": "cpu", "max_steps": 1, "enable_progress_bar": False},
-    }
-    Path("c.yaml").write_text(yaml.safe_dump(content))
-
-    def call(*words, config="c.yaml"):
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        code = cli.train(["--config", config, *map(str, words)])
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        return code, capsys.readouterr().err
-
-    return call
 
 
 def error(err):
@@ -91,8 +65,11 @@ KEEP = ("--trainer.callbacks", "rad.training.Checkpoint", "--trainer.callbacks.d
         ((*CSV, "--trainer.callbacks", "ModelCheckpoint"), "runs/c/checkpoints"),
         (KEEP, "kept"),
         (("--trainer.default_root_dir", "elsewhere"), "elsewhere/c/checkpoints"),
+        (("--trainer.logger", "CSVLogger"), "runs/c/checkpoints"),
+        (("--trainer.logger", "[CSVLogger, TensorBoardLogger]"), "runs/c/checkpoints"),
+        (("--trainer.logger", "TensorBoardLogger"), "runs/c/checkpoints"),
     ],
-    ids=["csv", "none", "lightning", "dirpath", "root"],
+    ids=["csv", "none", "lightning", "dirpath", "root", "csv by name", "several", "tensorboard"],
 )
 def test_a_run_goes_on_wherever_it_logs_and_keeps_its_checkpoints(train, words, folder):
     assert train(*words)[0] == 0
@@ -143,13 +120,15 @@ def test_other_names_are_allowed(train, name):
         (("--trainer.callbacks", "EarlyStopping", "--trainer.callbacks.monitor", "nothing"), ["`nothing`"]),
         (("--trainer.callbacks", "WeightAveraging"), ["rad.training.EMA"]),
         (("--trainer.callbacks", "Foo"), ["no class is called Foo"]),
-        (("--trainer.logger", "CSVLogger"), ["give --trainer.logger.save_dir"]),
         (("--trainer.devices", "0"), ["devices"]),
         (("--trainer.precision", "8"), ["precision", "bf16-mixed"]),
         (("--trainer.overfit_batches", "1"), ["overfit_batches"]),
         (("--model.lr_schedule", "cosine"), ["--model.lr_schedule", "--model.lr_scheduler"]),
         (("--trainer.strategy", "foo"), ["foo"]),
-        (("--trainer.logger", "[CSVLogger]"), ["give --trainer.logger.save_dir"]),
+        (("--trainer.max_steps", "-1"), ["the training has no end", "--trainer.max_steps"]),
+        (("--every", "0"), ["--every is 0", "1 or more"]),
+        (("--adapter", "nowhere"), ["--adapter nowhere", "runs/NAME"]),
+        (("--adapter", "in"), ["rad_config.json is missing"]),
         (("--trainer.accumulate_grad_batches", "0"), ["accumulate_grad_batches is 0", ">= 1"]),
         (("--model.learning_rate", "1e-6"), ["did you mean --model.optimizer.lr?"]),
         (("--model.optimizer", "SGD", "--model.optimizer.lr", "nan"), ["Expected a number, not nan"]),

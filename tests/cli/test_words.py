@@ -38,16 +38,23 @@ def test_hyphens_in_names_of_options_are_underscores_and_values_stay():
     assert (options.num_samples, options.budget_nfe, options.prompt) == (3, 7, "up-to-date")
 
 
-@pytest.mark.parametrize("command", ["sample", "evaluate", "masks", "doctor", "demo"])
+@pytest.mark.parametrize("command", ["sample", "ema", "evaluate", "masks", "doctor", "demo"])
 def test_every_command_suggests_its_options(command, error):
     wrong, right = {
         "sample": ("--num-sampels", "--num_samples"),
+        "ema": ("--sigma-rle", "--sigma_rel"),
         "evaluate": ("--refrence", "--reference"),
         "masks": ("--ouput", "--output"),
         "doctor": ("--no-prof", "--no_proof"),
         "demo": ("--sed", "--seed"),
     }[command]
-    least = {"sample": LEAST, "evaluate": ["--results", "x"], "masks": ["--list"], "demo": ["--adapter", "x"]}
+    least = {
+        "sample": LEAST,
+        "ema": ["x"],
+        "evaluate": ["--results", "x"],
+        "masks": ["--list"],
+        "demo": ["--adapter", "x"],
+    }
     assert f"did you mean {right}?" in error(command, *least.get(command, []), wrong, "3")
 
 

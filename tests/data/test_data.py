@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 from torch import Tensor, nn
 
-from rad.data.framing import Framing
+from rad.data.framing import ColourJitter, Framing
 from rad.data.module import SKIMAGE_HELD_OUT, SKIMAGE_TRAIN, ImageDataModule, hold_out
 from rad.data.stream import PositionSampler, Stream, Turns
 from rad.images.codecs import open_image, to_tensor, to_uint8
@@ -257,6 +257,46 @@ def test_sides_in_pixels_stay_in_their_range_and_in_the_image() -> None:
     assert np.mean([uniform.box(99, 99, draw)[2] for draw in draws]) == pytest.approx(30, abs=1)
     shares = Framing(16, crop="random_scale", scale_range=(0.1, 0.4), scale_draw="log_uniform")
     assert [shares.box(100, 100, (share, 0, 0, 0))[2] for share in (0, 0.5, 1 - 1e-9)] == [10, 20, 40]
+
+
+def test_colour_jitter_follows_the_position_and_moves_no_other_draw(folder: Path) -> None:
+    settings = {"crop": "random_scale", "flip": True}
+    data = make(folder, **settings, masks=CoinHoles(), jitter=ColourJitter(brightness=0.5, hue=0.1))
+    plain, jittered = make(folder, **settings, masks=CoinHoles()).stream(), data.stream()
+    for position in range(6):
+        before, after = plain[position], jittered[position]
+        assert torch.equal(after["image"], jittered[position]["image"])
+        assert torch.equal(before["hole"], after["hole"])
+        assert not torch.equal(before["image"], after["image"])
+        assert float(after["image"].abs().max()) <= 1
+    brightness = make(folder, **settings, jitter=ColourJitter(brightness=0.5)).stream()
+    for position in range(6):  # the same crop and flip: every pixel has the factor of its image, up to clipping
+        before, after = plain[position]["image"] / 2 + 0.5, brightness[position]["image"] / 2 + 0.5
+        inside = (after < 1) & (before > 0.2)
+        factors = (after / before)[inside]
+        assert float(factors.max() - factors.min()) < 1e-4
+        assert 0.5 <= float(factors.mean()) <= 1.5
+    held_out = next(iter(data.val_dataloader()))
+    assert torch.equal(held_out["image"], next(iter(make(folder, **settings).val_dataloader()))["image"])
+
+
+def test_a_property_does_not_change_the_draws_of_another_and_its_factors_are_uniform() -> None:
+    grey = torch.full((3, 2, 2), 0.4)
+    rngs = [generator("jitter", number) for number in range(2000)]
+    factors = torch.stack([ColourJitter(brightness=0.25)(grey, rng)[0, 0, 0] for rng in rngs]) / 0.4
+    assert float(factors.min()) >= 0.75
+    assert float(factors.max()) <= 1.25
+    assert float(factors.mean()) == pytest.approx(1, abs=0.015)
+    assert float(factors.std()) == pytest.approx(0.5 / 12**0.5, abs=0.008)
+    rngs = [generator("jitter", number) for number in range(50)]
+    both = torch.stack([ColourJitter(brightness=0.25, hue=0.5)(grey, rng)[0, 0, 0] for rng in rngs]) / 0.4
+    torch.testing.assert_close(both, factors[:50], rtol=0, atol=1e-4)  # grey has no hue
+
+
+@pytest.mark.parametrize("jitter", [{"hue": 0.6}, {"brightness": -0.1}, {"saturation": float("nan")}])
+def test_jitter_out_of_range_is_refused(jitter: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=rf"jitter\.{next(iter(jitter))}="):
+        ColourJitter(**jitter)
 
 
 def test_crop_and_flip_follow_the_position(folder: Path) -> None:
@@ -560,6 +600,21 @@ def test_validation_shows_every_image_once_over_all_ranks(folder: Path, tmp_path
             names += batch["name"]
     assert sorted(seen) == list(range(12))
     assert sorted(names) == [image.name for image in data.val_images]
+
+
+@pytest.mark.parametrize("world_size", [1, 3, 4])
+def test_a_limit_counts_images_over_all_devices(folder: Path, world_size: int) -> None:
+    data = make(folder, val_path=str(folder), batch_size=2, val_limit=7)
+    seen = []
+    for rank in range(world_size):
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size)  # type: ignore[assignment]
+        seen += [position for batch in data.val_dataloader() for position in batch["position"].tolist()]
+    assert sorted(seen) == list(range(7))
+    held_out = data.held_out()
+    assert held_out is not None
+    assert len(held_out) == 12, "the limit is of validation only"
+    with pytest.raises(ValueError, match="val_limit=0"):
+        make(folder, val_limit=0)
 
 
 def test_fewer_validation_images_than_devices_are_an_error(folder: Path) -> None:

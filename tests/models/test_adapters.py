@@ -17,6 +17,7 @@ from rad.data.module import ImageDataModule
 from rad.diffusion.levels import NoiseRegions
 from rad.inpainting.inpainter import Inpainter
 from rad.models.adapter import AdapterInfo, save_adapter
+from rad.models.hub.convert import save_merged
 from rad.models.loaded_model import Condition
 from rad.models.lora import LoRA
 from rad.rng import KeyedNoise
@@ -102,6 +103,31 @@ def test_an_adapter_is_loaded_on_its_pipeline(inpainters, world, kind):
     assert (info.kind, info.base_hash, info.steps) == (kind, inpainters[kind].model.hash, model.base_process.steps)
     assert model.hash == info.base_hash
     assert model.size == (SIDE, SIDE)
+
+
+@pytest.mark.parametrize("kind", ["latent", "stable"])
+def test_a_merged_adapter_gives_the_same_results(inpainters, tmp_path, kind):
+    rad = inpainters[f"{kind}-trained"]
+    save_merged(rad.model, tmp_path, card="# Mine\n")
+    merged = Inpainter.from_pretrained(tmp_path, device="cpu")
+    assert (merged.model.has_adapter, merged.model.has_base, merged.model.kind) == (True, False, kind)
+    spatial = rad.sampler("rad").process.noise(torch.tensor([700]), whole(1))
+    results = [denoise(inpainter, spatial, condition(kind), adapter=True) for inpainter in (rad, merged)]
+    assert_same(results[1], results[0])
+    plain = denoise(rad, rad.model.base_process.noise(torch.tensor([700])), condition(kind), adapter=False)
+    assert (plain - results[0]).abs().max() > 1e-3, "the adapter matters, or the comparison says nothing"
+    hole = box_hole(SIDE, SIDE, 4, 4, 20, 20)
+    with pytest.raises(ValueError, match="repaint"):
+        merged(random_image(SIDE, SIDE), hole, method="repaint", steps=2, condition=condition(kind))
+    known = (hole[0] == 0).numpy()
+    image = random_image(SIDE, SIDE)
+    result = merged(image, hole, steps=2, condition=condition(kind)).images[0]
+    assert np.array_equal(pixels(result)[known], pixels(image)[known])
+
+
+def test_an_adapter_of_sd3_is_not_merged(inpainters, tmp_path):
+    with pytest.raises(ValueError, match="kind 'stable3'; --merge is for pixel, latent, stable"):
+        save_merged(inpainters["stable3-trained"].model, tmp_path, card="")
 
 
 @EACH

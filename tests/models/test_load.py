@@ -10,14 +10,18 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file
 
+from rad.diffusion.step import reverse_step
 from rad.models.base import convert_adm, load_base, save_base
 from rad.models.guided_diffusion import split_qkv
+from rad.models.load import load_model
+from rad.models.loaded_model import PLAIN
 from rad.models.weights import weights_hash
 from tests.adm_reference import Adm, forward, random_state, shapes
 from tests.rounding import assert_same
+from tests.tiny_networks import small_unet
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 REFERENCE = SHARED / "reference"
@@ -218,6 +222,37 @@ def flatten(folder: Path) -> Path:
 def folder(tmp_path) -> Path:
     save_base(tmp_path / "base", convert(TINY, random_state(TINY, seed=0)), betas=LINEAR)
     return tmp_path / "base"
+
+
+@pytest.mark.parametrize(("prediction", "outputs"), [("epsilon", 6), ("epsilon", 3), ("v_prediction", 3)])
+def test_ddpm_pipeline_loads_a_base_and_its_step_equals_ours(tmp_path, prediction, outputs):
+    """With the same noise. At low levels diffusers' variances, in float32, are rounded more."""
+    unet = UNet2DModel(**{**small_unet().config, "out_channels": outputs})
+    save_base(tmp_path, unet, betas=LINEAR, prediction_type=prediction, half=False)
+    pipeline, model = DDPMPipeline.from_pretrained(tmp_path), load_model(tmp_path)
+    assert pipeline(num_inference_steps=2, output_type="np").images.shape == (1, 16, 16, 3)
+    pipeline.scheduler.set_timesteps(1000)
+    x = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    for t in (999, 500, 100):
+        drawn = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+        now, nxt = (model.base_process.noise(torch.tensor([time])) for time in (t, t - 1))
+        with torch.no_grad():
+            output = pipeline.unet(x, t).sample
+            estimate = model.denoiser([PLAIN], adapter=False).denoise(x, now)
+        theirs = pipeline.scheduler.step(output, t, x, generator=torch.Generator().manual_seed(1)).prev_sample
+        ours = reverse_step(x, estimate, now, nxt, noise=drawn)
+        torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-5)
+
+
+def test_a_network_of_maps_alone_is_marked_and_no_ddpm_pipeline(tmp_path):
+    save_base(tmp_path, small_unet(), betas=LINEAR, half=False, region_aware=True)
+    assert not (tmp_path / "model_index.json").exists()
+    loaded = load_base(tmp_path)
+    assert loaded.unet.config["region_aware"] is True
+    assert UNet2DModel.from_pretrained(tmp_path / "unet").config["region_aware"] is True
+    assert loaded.hash == weights_hash(small_unet().state_dict())
+    save_base(tmp_path / "again", loaded.unet, betas=LINEAR, half=False)
+    assert "region_aware" not in load_base(tmp_path / "again").unet.config
 
 
 def test_folder_keeps_network_schedule_and_hash(tmp_path):

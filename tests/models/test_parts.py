@@ -12,6 +12,7 @@ from diffusers import SD3Transformer2DModel
 from safetensors.torch import load_file, save_file
 
 from rad.inpainting.inpainter import Inpainter
+from rad.models.hub.download import SETTINGS
 from rad.models.load import load_model
 from rad.models.text_to_image.folders import find_pipeline, load_encoder, load_network, read_config
 from tests.cli.test_security import KINDS, MARKER, not_executed, one_line  # noqa: F401  (a fixture for every test here)
@@ -48,7 +49,10 @@ def test_the_pipeline_index_is_read(sd3, ldm, base):
     other = find_pipeline(ldm)
     assert other is not None
     assert set(other.parts) == {"vqvae", "unet", "scheduler"}
-    assert find_pipeline(base) is None
+    plain = find_pipeline(base)
+    assert plain is not None
+    assert (plain.kind, plain.parts) == ("DDPMPipeline", {"scheduler": "DDPMScheduler", "unet": "UNet2DModel"})
+    assert find_pipeline(base / "unet") is None
     assert find_pipeline("nowhere") is None
     with pytest.warns(UserWarning, match="revision='main' is unused"):
         assert find_pipeline(ldm, "main") == other
@@ -92,7 +96,7 @@ def test_only_needed_files_of_a_hub_id_are_fetched(kind, sd3, ldm, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
     model = Inpainter.from_pretrained("someone/model").model
     assert model.source == "someone/model"
-    assert calls[0] == ["model_index.json"]
+    assert calls[:2] == [SETTINGS, ["model_index.json"]]
     wanted = [pattern for patterns in calls for pattern in patterns]
     there = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     matched = {path for path in there if any(Path(path).match(pattern) for pattern in wanted)}

@@ -69,6 +69,34 @@ def test_more_levels_than_channels_go_the_dense_way_and_agree():
     torch.testing.assert_close(network(x, times, index=index).sample, many, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("levels", [1, 2, 5])
+@pytest.mark.parametrize("embedding", ["factorised", "dense"])
+def test_a_map_of_timesteps_equals_its_levels_with_an_index(levels, embedding):
+    network = patch(small_unet(dtype=DOUBLE), embedding=embedding)
+    x, times, index = case(levels)
+    times = times.round()
+    expected = network(x, times, index=index).sample
+    given = times.gather(1, index.flatten(1)).view(index.shape)
+    for timesteps in (given, given.long()):
+        torch.testing.assert_close(network(x, timesteps).sample, expected, rtol=0, atol=1e-12)
+    for wrong in (given[:, :8], given[:, None], given[:1]):
+        with pytest.raises(ValueError, match=r"a map \(B,H,W\), here \(2, 16, 24\)"):
+            network(x, wrong)
+
+
+def test_a_network_of_maps_alone_refuses_one_timestep_an_image():
+    network = patch(small_unet(dtype=DOUBLE))
+    x, times, index = case(2)
+    expected, whole = network(x, times, index=index).sample, network(x, 5).sample
+    network.register_to_config(region_aware=True)
+    for scalar in (5, 5.0, torch.tensor(5), torch.tensor([5, 5])):
+        with pytest.raises(ValueError, match="trained with a timestep per pixel"):
+            network(x, scalar)
+    assert torch.equal(network(x, times, index=index).sample, expected)
+    full = torch.full((2, 16, 24), 5)
+    torch.testing.assert_close(network(x, full).sample, whole, rtol=0, atol=1e-12)
+
+
 def test_float32_is_close_to_float64():
     x, times, index = case(2)
     exact = patch(small_unet(dtype=DOUBLE))(x, times, index=index).sample.detach()

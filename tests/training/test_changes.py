@@ -16,7 +16,8 @@ from rad.training.changes import differences, plain, shown
 from rad.training.checkpoint import Checkpoint
 from rad.training.diffusion import Diffusion
 from rad.training.ema import EMA
-from rad.training.settings import Schedule, TrainingLoss, TrainingProcess
+from rad.training.schedules import Schedule
+from rad.training.settings import TrainingLoss, TrainingProcess
 from tests.conftest import SIZE, random_image
 
 
@@ -247,6 +248,12 @@ def test_settings_of_other_versions_are_left_out():
     now = {"model": {"seed": 0, "added": 2, "lora": None}, "new": {"b": 1}}
     assert differences(before, now) == {"model.lora": ({"rank": 2}, None)}
     assert shown({"rank": 2}) == "{rank: 2}"
+
+
+def test_patterns_of_layers_are_compared_as_a_whole():
+    before, now = ({"lora": {"alpha_pattern": pattern}} for pattern in ({"conv1": 1}, {"conv1": 1, "conv2": 2}))
+    assert differences(before, now) == {"lora.alpha_pattern": ({"conv1": 1}, {"conv1": 1, "conv2": 2})}
+    assert differences(now, now) == {}
 
 
 def test_objects_are_described_by_class_and_settings():

@@ -239,3 +239,117 @@ def test_numbers_of_training_are_finite(value):
     for name in ("vlb_weight", "weight_limit"):
         with pytest.raises(ValueError, match=f"loss.{name} .*{value}"):
             TrainingLoss(**{name: value})
+
+
+def test_processes_compare_their_signals_at_the_same_steps():
+    gathered = []
+
+    def gather(code):
+        gathered.append(int(code))
+        return torch.tensor([0, 2])  # another process has received SIGUSR1
+
+    strategy = SimpleNamespace(all_gather=gather, root_device="cpu")
+    trainer = SimpleNamespace(
+        accumulate_grad_batches=1, should_stop=False, world_size=2, strategy=strategy, global_step=0
+    )
+    stop = StopOnSignal(every_n_steps=4)
+    stop.received = "SIGTERM"
+    for step in range(1, 6):
+        trainer.global_step = step
+        stop.on_train_batch_end(trainer, None, None, None, step - 1)
+        assert trainer.should_stop == (step >= 4)
+    assert gathered == [1]
+    assert stop.received == "SIGUSR1"
+    with pytest.raises(ValueError, match="every_n_steps is 0"):
+        StopOnSignal(every_n_steps=0)
+
+
+class Late(Poison):
+    """Keeps weights and moments after each step."""
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        kept = [*trainable(self).values()]
+        kept += [value for state in self.optimizers().state.values() for value in state.values()]
+        self.states.append(torch.cat([value.detach().flatten().float() for value in kept]))
+
+
+def late(base, **options):
+    settings = {"image_size": SIZE, "lora": LoRA(rank=2), "masks": Box(), "optimizer": adamw(1e-3, fused=True)}
+    model = Late(base=str(base), **settings | options)
+    model.states = []
+    return model
+
+
+@pytest.fixture
+def without_waiting(monkeypatch):
+    """The guard treats the CPU as an accelerator."""
+    monkeypatch.setattr("rad.training.guards.waits_for", lambda device: True)
+
+
+@pytest.mark.usefixtures("without_waiting")
+def test_a_fused_optimiser_skips_an_update_that_the_host_learns_of_later(world, base):
+    model, guard = late(base), FiniteGuard(skip=1)
+    with pytest.warns(UserWarning, match="step 2 is not finite.*update skipped, 1 of at most 1"):
+        world(model, 5, guard, gradient_clip_val=1.0)
+    changed = [not torch.equal(a, b) for a, b in zip(model.states, model.states[1:], strict=False)]
+    assert changed == [True, False, True, True], "weights, moments and the count of steps"
+    assert guard.state_dict() == {"skipped": 1}
+    kept = json.loads((world.folder / "nonfinite" / "step=2-rank=0" / "batch.json").read_text())
+    assert [(sample["position"], math.isnan(sample["loss"])) for sample in kept["samples"]] == [(4, True), (5, False)]
+
+
+@pytest.mark.usefixtures("without_waiting")
+@pytest.mark.parametrize("steps", [3, 5])
+def test_a_late_check_ends_the_run_before_the_next_update(world, base, steps):
+    """After 3 steps the end of the run reports the last one, before its checkpoint."""
+    model = late(base)
+    with pytest.raises(FloatingPointError, match=r"step 2 .*nonfinite.*before this step"):
+        world(model, steps, FiniteGuard())
+    assert all(bool(p.isfinite().all()) for p in model.parameters())
+    assert torch.equal(model.states[-1], model.states[1])
+    assert not list(world.folder.glob("checkpoints/*"))
+
+
+@pytest.mark.parametrize("settings", [{"gradient_clip_val": 0.01}, {"gradient_clip_val": 1e-4, "algorithm": "value"}])
+def test_gradients_are_clipped_by_one_norm_for_all(world, base, settings, monkeypatch):
+    computed, seen = [], []
+    total = torch.nn.utils.get_total_norm
+
+    def counted(gradients):
+        computed.append(total(gradients))
+        return computed[-1]
+
+    class Watch(L.Callback):
+        def on_before_zero_grad(self, trainer, pl_module, optimizer):
+            gradients = [p.grad for p in trainable(pl_module).values() if p.grad is not None]
+            if gradients:
+                seen.append((total(gradients), max(gradient.abs().max() for gradient in gradients)))
+
+    monkeypatch.setattr(torch.nn.utils, "get_total_norm", counted)
+    value = settings["gradient_clip_val"]
+    algorithm = {"gradient_clip_algorithm": settings["algorithm"]} if "algorithm" in settings else {}
+    model = Diffusion(base=str(base), image_size=SIZE, lora=LoRA(rank=2), optimizer=adamw(1e-3, fused=True))
+    world(
+        model,
+        3,
+        FiniteGuard(),
+        Watch(),
+        gradient_clip_val=value,
+        precision="bf16-mixed",
+        log_every_n_steps=1,
+        **algorithm,
+    )
+    assert len(computed) == 3
+    assert all(norm > value for norm in computed)
+    norms, largest = zip(*seen, strict=True)
+    clipped = largest if algorithm else norms
+    assert all(float(entry) == pytest.approx(value, rel=1e-3) for entry in clipped)
+
+
+def test_a_loss_scaler_and_a_fused_optimiser_do_not_clip():
+    model = Diffusion(base="x", optimizer=adamw(1e-3, fused=True))
+    model.weight = torch.nn.Parameter(torch.zeros(1))
+    plugin = SimpleNamespace(scaler=object())
+    model._trainer = SimpleNamespace(precision_plugin=plugin, world_size=1, gradient_clip_val=1.0, precision="16-mixed")
+    with pytest.raises(ValueError, match="16-mixed a fused optimiser"):
+        model.configure_optimizers()

@@ -25,8 +25,10 @@ from rad.models.lora import LoRA, trainable
 from rad.training.checkpoint import Checkpoint
 from rad.training.diffusion import Diffusion
 from rad.training.ema import EMA
+from rad.training.execution import Execution
+from rad.training.inpainting import InpaintingMetrics
 from rad.training.panel import Panel
-from rad.training.settings import Execution, Scratch, TrainingLoss, TrainingProcess
+from rad.training.settings import Scratch, TrainingLoss, TrainingProcess
 from tests.rounding import assert_same, doubled
 from tests.tiny_pipelines import captions, small_autoencoder, write_pipeline
 from tests.training.test_module import adamw, configured
@@ -361,6 +363,20 @@ def test_a_panel_shows_pixels(world, tmp_path, kind):
     assert torch.equal(result[:, known], truth[:, known])
     assert torch.equal(hole[:, known], truth[:, known])
     assert (result - truth)[:, ~known].abs().max() > 0.01
+
+
+@EACH
+def test_inpainting_is_measured_in_pixels(world, tmp_path, kind):
+    callback = InpaintingMetrics(every_n_steps=1, images=2, batch_size=2, steps=2, monitor="psnr")
+    model = module(world, kind)
+    trainer = fit(tmp_path, model, data(world, kind), 1, callbacks=[callback])
+    values = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("inpainting/")}
+    assert len(values) == 5
+    assert callback.best.value == pytest.approx(values["inpainting/psnr-hole"])
+    again = callback.measure(trainer, model)
+    assert again is not None
+    assert all(again[name] == pytest.approx(values[name]) for name in again if "seconds" not in name)
+    assert (tmp_path / "checkpoints" / "best" / "rad_config.json").is_file()
 
 
 UNET = {

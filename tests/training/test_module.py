@@ -10,6 +10,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.loggers.utilities import _scan_checkpoints
 from PIL import Image
 
+from rad.data.draws import draw_timesteps
 from rad.data.module import ImageDataModule
 from rad.diffusion.schedules import linear_betas
 from rad.inpainting.inpainter import Inpainter
@@ -20,8 +21,10 @@ from rad.models.lora import LoRA, trainable
 from rad.training.checkpoint import Checkpoint
 from rad.training.diffusion import Diffusion
 from rad.training.ema import EMA
+from rad.training.execution import Execution
 from rad.training.panel import Panel, Throughput
-from rad.training.settings import Execution, Schedule, Scratch, TrainingLoss, TrainingProcess, draw_timesteps
+from rad.training.schedules import Schedule
+from rad.training.settings import Scratch, TrainingLoss, TrainingProcess
 from tests.rounding import assert_same, doubled
 from tests.tiny_networks import small_unet
 
@@ -313,7 +316,7 @@ def test_tensorboard_gets_its_curves_and_a_panel(world, tmp_path):
     assert {f"train/{name}" for name in wanted.split()} | {"val/loss", "val/simple", "val/vlb"} <= scalars
     assert any(name.startswith("train/simple_t") for name in scalars)
     assert any(name.startswith("lr") for name in scalars)
-    assert [image.step for image in events.Images("panel")] == [4, 8]
+    assert [image.step for image in events.Images("panel")] == [3, 7]
     losses = [event.value for event in events.Scalars("val/loss")]
     assert len(losses) == 2
     assert losses[0] != losses[1]

@@ -21,8 +21,10 @@ from rad.models.base import load_base
 from rad.models.lora import LoRA
 from rad.training.diffusion import Diffusion
 from rad.training.ema import EMA, averaged
+from rad.training.execution import Execution
 from rad.training.panel import Panel
-from rad.training.settings import Execution, Schedule, Scratch, TrainingLoss, TrainingProcess
+from rad.training.schedules import Schedule
+from rad.training.settings import Scratch, TrainingLoss, TrainingProcess
 from tests.training.test_module import UNET, adamw, batch, configured, data, fit, world  # noqa: F401  (world is a fixture)
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,7 +93,8 @@ def test_the_share_of_unconditional_samples_is_the_one_asked_for():
 
     def holes(positions):
         empty = torch.zeros(len(positions), 1, 16, 16)
-        return module._draw_holes({"image": empty, "position": positions, "hole": empty}, [], "train")
+        draws = module.draws("train", with_holes=False).batch(positions.tolist(), (16, 16))
+        return module._choose_holes({"image": empty, "hole": empty}, draws)
 
     drawn = holes(torch.arange(count))
     assert set(drawn.flatten(1).sum(1).tolist()) == {0.0, 256.0}
@@ -117,14 +120,18 @@ def test_v_loss_is_the_error_of_x0_times_snr_plus_one():
 
 
 @pytest.mark.parametrize(
-    ("kind", "expected"),
+    ("kind", "gamma", "expected"),
     [
-        ("min_snr", lambda snr: min(snr, 5.0)),
-        ("truncated_snr", lambda snr: max(snr, 1.0)),
-        ("p2", lambda snr: snr / (1 + snr)),
+        ("min_snr", None, lambda snr: min(snr, 5.0)),
+        ("min_snr", 20.0, lambda snr: min(snr, 20.0)),
+        ("truncated_snr", None, lambda snr: max(snr, 1.0)),
+        ("p2", None, lambda snr: snr / (1 + snr)),
+        ("p2", 0.5, lambda snr: snr / (1 + snr) ** 0.5),
+        ("debiased", None, lambda snr: snr**0.5),
+        ("edm", None, lambda snr: (1 / snr + 0.5**2) / (1 / snr * 0.5**2)),  # the paper's, with sigma^2 = 1 / SNR
     ],
 )
-def test_a_timestep_weight_gives_the_error_of_x0_its_factor_whatever_is_predicted(kind, expected):
+def test_a_timestep_weight_gives_the_error_of_x0_its_factor_whatever_is_predicted(kind, gamma, expected):
     vp, flow = Uniform(linear_betas()), Flow(shifted_sigmas(1000))
     t = torch.tensor([0, 100, 250, 600, 999])
     source = torch.Generator().manual_seed(0)
@@ -138,9 +145,8 @@ def test_a_timestep_weight_gives_the_error_of_x0_its_factor_whatever_is_predicte
             "v_prediction": now.alpha_map() * guess - now.sigma_map() * wrong,
             "velocity": guess - wrong,
         }[prediction]
-        losses = hybrid_loss(
-            output, x0=x0, x=x, eps=eps, now=now, previous=previous, timestep_weight=kind, prediction=prediction
-        )
+        loss = TrainingLoss(timestep_weight=kind, gamma=gamma)
+        losses = loss(output, x0=x0, x=x, eps=eps, now=now, previous=previous, prediction=prediction)
         snr = (now.alpha / now.sigma).square()[:, 0]
         factor = torch.tensor([expected(value) for value in snr.tolist()], dtype=torch.float64)
         torch.testing.assert_close(losses.simple, factor * (wrong - x0).square().mean((1, 2, 3)))
@@ -148,7 +154,7 @@ def test_a_timestep_weight_gives_the_error_of_x0_its_factor_whatever_is_predicte
 
 def test_a_clean_level_has_no_weight():
     level = NoiseLevel(torch.ones(1, 1), torch.zeros(1, 1), torch.zeros(1, 1))
-    for kind in ("min_snr", "truncated_snr", "p2"):
+    for kind in ("min_snr", "truncated_snr", "p2", "debiased", "edm"):
         assert snr_weight(kind, level, "v_prediction").item() == 0
 
 
@@ -217,6 +223,9 @@ def test_the_panel_is_a_png_file_of_the_run(world, tmp_path):  # noqa: F811
     [
         (lambda: TrainingLoss(timestep_weight="p2", weight_limit=5.0), "remove one of them"),
         (lambda: TrainingLoss(timestep_weight="snr"), "allowed are none, min_snr"),
+        (lambda: TrainingLoss(timestep_weight="debiased", gamma=5.0), "has none: remove it, or use min_snr or p2"),
+        (lambda: TrainingLoss(timestep_weight="min_snr", gamma=0.0), "loss.gamma is 0.0; allowed"),
+        (lambda: TrainingProcess(noise_offset=-0.1), "noise_offset is -0.1"),
         (lambda: TrainingProcess(unconditional_share=1.5), "fractions from 0 to 1"),
         (lambda: TrainingProcess("uniform", unconditional_share=0.25), "remove it"),
         (lambda: TrainingProcess(time_origin="official", unconditional_share=0.25), "remove unconditional_share"),

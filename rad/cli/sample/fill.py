@@ -1,7 +1,7 @@
-"""Filling in batches of images: a worker holds a model, fills the images of a batch, then writes their files."""
+"""Filling in batches of images: a worker holds a model; it reads the images of a batch, fills them and writes their files."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -53,6 +53,16 @@ class Batch:
     windows: list[int]
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """The images of a batch with their holes (1,H,W), their conditions, and the text chunks of their results."""
+
+    images: list[Image.Image]
+    holes: list[Tensor]
+    conditions: Sequence[Condition] | Condition
+    texts: list[PngInfo]
+
+
 def make_batches(
     number: int, run: MethodRun, window_counts: Mapping[ImageFile, WindowCount], options: SampleOptions
 ) -> list[Batch]:
@@ -71,52 +81,55 @@ def make_batches(
     return [Batch(number, run.label, part, [window_counts[job.image].windows for job in part]) for part in parts]
 
 
-def load_inpainter(options: SampleOptions, device: str) -> Inpainter:
-    """The model of the options. Raises ValueError or FileNotFoundError."""
-    names = ("base", "precision", "size", "controlnet", "t2i_adapter", "ip_adapter")
+def load_inpainter(options: SampleOptions, device: str, *, planning: bool = False) -> Inpainter:
+    """The model of the options; only to plan the run if `planning`. Raises ValueError or FileNotFoundError."""
+    names = ("base", "precision", "channels_last", "size", "controlnet", "t2i_adapter", "ip_adapter")
+    names += () if planning else ("compile", "noise_device")
     given = {name: getattr(options, name) for name in names}
     return Inpainter.from_pretrained(options.checkpoint, device=device, loras=options.loras, **given)
 
 
 @dataclass
 class Worker:
-    """A model with its completed methods (`Inpainter.complete`), and the batch that it filled last."""
+    """A model with its completed methods (`Inpainter.complete`). `read` and `write` may run in threads beside `fill`."""
 
     inpainter: Inpainter
     methods: Mapping[Label, "Method"]
     schedules: Mapping[Label, "Schedule"]
     options: SampleOptions
     requests: Requests
-    _filled: tuple[Batch, list[Image.Image], list[Tensor], Inpainted] | None = None
 
-    def fill(self, batch: Batch, on_step: Callable[[int], None]) -> Usage:
-        """Fill the images of a batch; `on_step` receives the number of finished network calls."""
-        options, jobs, method = self.options, batch.jobs, self.methods[batch.label]
+    def read(self, batch: Batch) -> Inputs:
+        """Read the images and masks of a batch. Raises ValueError or OSError for a file that cannot be read."""
+        options, jobs = self.options, batch.jobs
         images = [job.image.open() for job in jobs]
         holes = [job.hole(image, options) for job, image in zip(jobs, images, strict=True)]
+        unguided = self.methods[batch.label].weights == "none"
+        conditions = PLAIN if unguided else [condition_of(options, job) for job in jobs]
+        return Inputs(images, holes, conditions, [self.requests.stored(batch.label, job) for job in jobs])
+
+    def fill(self, batch: Batch, inputs: Inputs, on_step: Callable[[int], None]) -> Inpainted:
+        """Fill the images of a batch; `on_step` receives the number of finished network calls."""
+        options = self.options
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", MaskWarning)  # reported before, for all masks in one line
-            result = self.inpainter(
-                images,
-                holes,
-                method=method,
+            return self.inpainter(
+                inputs.images,
+                inputs.holes,
+                method=self.methods[batch.label],
                 **vars(self.schedules[batch.label]),
                 **{name: getattr(options, name) for name in SAMPLING},
                 **encoding(options),
-                names=[job.name for job in jobs],
-                condition=PLAIN if method.weights == "none" else [condition_of(options, job) for job in jobs],
+                names=[job.name for job in batch.jobs],
+                condition=inputs.conditions,
                 on_step=lambda done, _: on_step(done),
             )
-        self._filled = batch, images, holes, result
-        return Usage(result.nfe, result.vjp, result.seconds, result.peak_memory)
 
-    def write(self) -> list[str]:
-        """Write the files of the batch. Returns an error message for each image, empty on success."""
-        assert self._filled is not None
-        (batch, images, holes, result), self._filled = self._filled, None
-        jobs, samples, problems = batch.jobs, self.options.num_samples, [""] * len(batch.jobs)
-        for number, (job, image, hole) in enumerate(zip(jobs, images, holes, strict=True)):
-            text = self.requests.stored(batch.label, job)
+    def write(self, batch: Batch, inputs: Inputs, result: Inpainted) -> list[str]:
+        """Write the files of a batch. Returns an error message for each image, empty on success."""
+        samples, problems = self.options.num_samples, [""] * len(batch.jobs)
+        rows = zip(batch.jobs, inputs.images, inputs.holes, inputs.texts, strict=True)
+        for number, (job, image, hole, text) in enumerate(rows):
             try:
                 for sample, path in enumerate(job.outputs):
                     index = number * samples + sample
@@ -129,6 +142,10 @@ class Worker:
             except OSError as error:
                 problems[number] = f"cannot be written: {error}"
         return problems
+
+
+def usage_of(result: Inpainted) -> Usage:
+    return Usage(result.nfe, result.vjp, result.seconds, result.peak_memory)
 
 
 def condition_of(options: SampleOptions, job: Job) -> Condition:

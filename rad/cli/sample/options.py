@@ -9,7 +9,17 @@ from typing import Literal, NoReturn
 import jsonargparse
 
 from rad.cli.config import check_config
-from rad.cli.names import MASKS, METHODS, GridRule, Precision, SizePolicy, Solver, Spacing
+from rad.cli.names import (
+    MASKS,
+    METHODS,
+    CompileMode,
+    GridRule,
+    NoiseDevice,
+    Precision,
+    SizePolicy,
+    Solver,
+    Spacing,
+)
 from rad.console import SEEDS, add_options, check_options, option, program, with_hint, with_underscores
 from rad.evaluation.options import ReportOptions
 from rad.masks.reading.format import MaskChannel, MaskFormat, MaskResize, Polarity
@@ -34,7 +44,9 @@ class SampleOptions(ReportOptions):
     Raises ValueError for a value out of range, options that exclude each other, or a missing one.
     """
 
-    checkpoint: str = option("adapter folder, or base model: diffusers folder, hub id, .pt file")
+    checkpoint: str = option(
+        "adapter folder, or base model: diffusers folder, .pt file; or USER/NAME[@REVISION] on the hub"
+    )
     base: str | None = option("base model of the adapter; default: the one that the adapter names", None)
     image: str = option("image, folder, zip, tar, LMDB or hf:ID:SPLIT; read as 8-bit RGB, first frame, upright, opaque")
     mask: list[str] = option(
@@ -81,6 +93,15 @@ class SampleOptions(ReportOptions):
     size: int | None = option("image size in pixels, for SD3 and Flux; default: the model's", None, low=8, high=PIXELS)
     batch_size: int = option("windows per network call", 8, low=1, high=PIXELS)
     precision: Precision = option("precision of the networks", "32")
+    compile: CompileMode = option(
+        "torch.compile of the network, a minute or more at the start; reduce-overhead: with CUDA graphs, on CUDA devices",
+        "off",
+    )
+    channels_last: bool = option("memory format of the network's convolutions", False)
+    noise_device: NoiseDevice = option(
+        "cpu: equal noise on all machines; device: other noise, quicker, equal on the same kind of accelerator only",
+        "cpu",
+    )
     device: str = option("auto (an accelerator if there is one), cpu, cuda, ...", "auto")
     devices: int = option(
         "processes that share the images: one per accelerator, or all on the CPU", 1, low=1, high=1024

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rad.sampling.method import Method
 
 COMMON = (
-    *("image", "seed", "num_samples", "size_policy", "margin", "prompts", "size", "prompt"),
+    *("image", "seed", "noise_device", "num_samples", "size_policy", "margin", "prompts", "size", "prompt"),
     *("mask_polarity", "mask_channel", "mask_threshold", "soft_mask", "mask_resize", "mask_dilate", "mask_pattern"),
     *("negative_prompt", "guidance", *(f"{kind}_{part}" for kind in GUIDES for part in ("image", "scale"))),
     *(*GUIDES.values(), "lora"),
@@ -58,6 +58,7 @@ class Record:
     def __init__(self, options: SampleOptions, methods: Mapping[Label, "Method"]) -> None:
         self.path, self.part = Path(options.output) / RUN, options.part
         recorded = {"image": absolute(options.image), "prompts": _prompts(options.prompts), "lora": options.loras}
+        recorded["noise_device"] = noise_kind(options)
         self.options = {**asdict(options), **recorded, "shard": options.part}
         self.masks = {
             mask_name(mask): {"mask": absolute(mask) if is_source(mask) else mask, "mask_by": options.mask_by}
@@ -195,15 +196,21 @@ def _prompts(path: str | None) -> str | None:
     return f"{Path(path).name}, sha256 {hashlib.sha256(content.encode()).hexdigest()[:16]}"
 
 
+def noise_kind(options: SampleOptions) -> str:
+    """The kind of device that draws the noise: "cpu", or the name of the accelerator."""
+    if options.noise_device == "cpu":
+        return "cpu"
+    from rad.device import find_device, kind_of
+
+    return kind_of(find_device(options.device))
+
+
 def _environment(devices: Sequence[str]) -> dict[str, object]:
-    import torch
+    from rad.device import kind_of, threads_of_each
 
-    from rad.device import threads_of_each
-
-    first = torch.device(devices[0])
     return {
         **versions(),
-        "device": torch.cuda.get_device_name(first) if first.type == "cuda" else first.type,
+        "device": kind_of(devices[0]),
         "processes": len(devices),
         "threads": threads_of_each(devices),
         "cpu": cpu(),

@@ -16,7 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from rad.cli.sample.options import SampleOptions
 from rad.cli.sample.plan import Job, Label, MethodRun
-from rad.cli.sample.record import COMMON, method_settings
+from rad.cli.sample.record import COMMON, method_settings, noise_kind
 from rad.images.sources import ImageFile
 from rad.inpainting.runs import find_base
 from rad.models.adapter import AdapterInfo
@@ -56,6 +56,8 @@ class Requests:
         values = {name: getattr(options, name) for name in COMMON if name not in OF_EACH}
         common = {name: value for name, value in values.items() if value not in (DEFAULTS.get(name), [])}
         common |= {name: source_hash(common[name]) for name in FILES if name in common}
+        if "noise_device" in common:
+            common["noise_device"] = noise_kind(options)
         if options.negative_prompt:
             common["negative_prompt"] = text_hash(options.negative_prompt)
         if options.loras:

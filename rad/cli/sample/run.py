@@ -1,16 +1,18 @@
 """The program `rad sample`. Finished files are kept, and failures are listed at the end."""
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
 
-from rad.cli.sample.fill import Worker, load_inpainter, make_batches, write_image
+from rad.cli.sample.fill import Batch, Inputs, Worker, load_inpainter, make_batches, usage_of, write_image
 from rad.cli.sample.options import SampleOptions
 from rad.cli.sample.plan import Label, MethodRun, contact_sheets, make_methods, make_plan, select_part
 from rad.cli.sample.prepare import check_model, count_windows, prepare_method, preview
@@ -26,11 +28,11 @@ from rad.images.codecs import blank, images_up_to, to_tensor
 from rad.images.formats import open_file
 from rad.images.grid import contact_sheet
 from rad.images.sources import is_source
-from rad.inpainting.runs import find_trained
+from rad.inpainting.prepare import check_running
+from rad.inpainting.runs import find_model
 from rad.lock import EVALUATION, locked, one_at_a_time
 from rad.masks.reading.format import DEFAULT
 from rad.methods.own import loaded_from
-from rad.resources import located
 
 if TYPE_CHECKING:
     from rad.evaluation.features import Extractor
@@ -115,13 +117,12 @@ def _exit_code(runs: Sequence[MethodRun], missing: Sequence[MethodRun], failures
 
 
 def _find_model(options: SampleOptions) -> SampleOptions:
-    """The options with the model of a training run, if --checkpoint is one."""
-    given = located(options.checkpoint)
-    model = find_trained(given)
-    if model == given:
+    """The options with the model of a training run or the hub, if --checkpoint is one."""
+    model, revision = find_model(options.checkpoint)
+    if revision is not None or model == options.checkpoint:
         return options
     report(f"--checkpoint {options.checkpoint}: using {model}")
-    return replace(options, checkpoint=str(model))
+    return replace(options, checkpoint=model)
 
 
 @contextmanager
@@ -196,7 +197,9 @@ def _fill(
     failures: Failures,
 ) -> None:
     devices = find_devices(options.device, options.devices)
-    inpainter = load_inpainter(options, devices[0] if len(devices) == 1 else "cpu")
+    check_running(torch.device(devices[0]), compile=options.compile, noise_device=options.noise_device)
+    several = len(devices) > 1
+    inpainter = load_inpainter(options, "cpu" if several else devices[0], planning=several)
     check_model(inpainter, options, methods, [job for run in runs for job in run.jobs])
     completed = {label: inpainter.complete(method) for label, method in methods.items()}
     schedules, costs = {}, {}
@@ -227,17 +230,70 @@ def _fill(
 def _fill_here(worker: Worker, logs: Sequence[RunLog]) -> None:
     for log in (log for log in logs if log.batches):
         log.begin()
-        with Progress(log.calls) as progress:
+        with Progress(log.calls) as progress, Pipeline(worker, log) as pipeline:
             for batch in log.batches:
                 before = progress.done
-                try:
-                    usage = worker.fill(batch, lambda done, before=before: progress.update(before + done))
-                except Exception as error:  # a user's method may raise any; the other batches go on
-                    log.failed(batch, error)
-                    continue
-                log.filled(batch, usage)
-                log.written(batch, worker.write())
+                pipeline.fill(batch, lambda done, before=before: progress.update(before + done))
         log.end()
+
+
+class Pipeline:
+    """Fills the batches of a log in their order. A context manager, which writes the last batch at its end.
+
+    While the network fills a batch, one thread reads the next batch and another writes the last one. At most three batches are
+    in memory. Results and messages come in the order of the batches; an interruption keeps every filled batch.
+    """
+
+    def __init__(self, worker: Worker, log: RunLog) -> None:
+        self.worker, self.log = worker, log
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="rad-read")
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="rad-write")
+        self._waiting = iter(log.batches)
+        self._ahead: Future[Inputs] | None = None
+        self._writing: tuple[Batch, Future[list[str]]] | None = None
+        self._read_ahead()
+
+    def fill(self, batch: Batch, on_step: Callable[[int], None]) -> None:
+        """Fill the next batch of the log, which is `batch`, and begin to write it."""
+        assert self._ahead is not None
+        ahead, result, problem = self._ahead, None, None
+        try:
+            inputs = ahead.result()
+            self._read_ahead()
+            result = self.worker.fill(batch, inputs, on_step)
+        except Exception as error:  # a user's method may raise any; the other batches go on
+            problem = error
+        if self._ahead is ahead:
+            self._read_ahead()
+        self._finish()
+        if problem is not None or result is None:
+            assert problem is not None
+            self.log.failed(batch, problem)
+            return
+        self.log.filled(batch, usage_of(result))
+        self._writing = batch, self._writer.submit(self.worker.write, batch, inputs, result)
+
+    def _read_ahead(self) -> None:
+        batch = next(self._waiting, None)
+        self._ahead = None if batch is None else self._reader.submit(self.worker.read, batch)
+
+    def _finish(self) -> None:
+        """Wait for the files of the last batch, and report them."""
+        if self._writing is not None:
+            (batch, problems), self._writing = self._writing, None
+            self.log.written(batch, problems.result())
+
+    def __enter__(self) -> "Pipeline":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._reader.shutdown(wait=False, cancel_futures=True)
+        try:
+            self._finish()
+        finally:
+            self._writer.shutdown()
 
 
 def _write_sheet(options: SampleOptions, path: Path, runs: Sequence[MethodRun], failures: Failures) -> None:

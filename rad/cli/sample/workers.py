@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from tqdm import tqdm
 
-from rad.cli.sample.fill import Batch, Worker, load_inpainter
+from rad.cli.sample.fill import Batch, Worker, load_inpainter, usage_of
 from rad.cli.sample.options import SampleOptions
 from rad.cli.sample.plan import Label, make_methods
 from rad.cli.sample.record import OtherSettings
@@ -167,7 +167,7 @@ def _ignored_interrupts() -> Iterator[None]:
 # In a worker process ------------------------------------------------------------------------------
 
 _state: dict[str, Any] = {}
-"""`setup`, `worker` and `calls` of this process; an executor offers no other place between two tasks."""
+"""`setup`, `worker`, `calls` and the `filled` batch of this process; an executor offers no other place between two tasks."""
 
 
 def _begin(threads: int, calls: "c_long") -> None:
@@ -206,10 +206,14 @@ def _load(setup: Setup, device: str) -> None:
 
 
 def _fill(number: int) -> Usage:
-    setup, calls = _state["setup"], _state["calls"]
+    setup, worker, calls = _state["setup"], _state["worker"], _state["calls"]
     with images_up_to(setup.options.max_megapixels):
-        return _state["worker"].fill(setup.batches[number], lambda done: setattr(calls, "value", done))
+        batch = setup.batches[number]
+        inputs = worker.read(batch)
+        result = worker.fill(batch, inputs, lambda done: setattr(calls, "value", done))
+    _state["filled"] = batch, inputs, result
+    return usage_of(result)
 
 
 def _write() -> list[str]:
-    return _state["worker"].write()
+    return _state["worker"].write(*_state.pop("filled"))

@@ -7,6 +7,6 @@ Example:
 
 from rad.evaluation.features.extractor import Extractor, tensors_hash
 from rad.evaluation.features.network import FeatureNet, feature_net
-from rad.evaluation.features.standard import inception, lpips
+from rad.evaluation.features.standard import has_lpips, inception, lpips
 
-__all__ = ["Extractor", "FeatureNet", "feature_net", "inception", "lpips", "tensors_hash"]
+__all__ = ["Extractor", "FeatureNet", "feature_net", "has_lpips", "inception", "lpips", "tensors_hash"]

@@ -36,6 +36,11 @@ def lpips(net: LPIPSNet, *, device: str | torch.device = "cpu") -> Extractor:
     return _LPIPS(net, torch.device(device))
 
 
+def has_lpips(net: LPIPSNet) -> bool:
+    """Whether `lpips(net)` needs no download."""
+    return _cached_file(_trunk_url(net)).is_file()
+
+
 def inception(*, device: str | torch.device = "cpu") -> Extractor:
     """The Inception of the original FID in torch-fidelity's port: 2048 features, "fid/inception" and "kid/inception".
 
@@ -49,16 +54,13 @@ def inception(*, device: str | torch.device = "cpu") -> Extractor:
 class _LPIPS(Extractor):
     def __init__(self, net: LPIPSNet, device: torch.device) -> None:
         from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
-        from torchvision.models import get_model_weights
 
-        trunk = _TRUNKS[net]
-        url = next(iter(get_model_weights(trunk))).url
-        with _cached(f"LPIPS ({net})", url), torch.random.fork_rng(devices=[]):
+        with _cached(f"LPIPS ({net})", _trunk_url(net)), torch.random.fork_rng(devices=[]):
             # The metric averages over the batch; its network returns a value per image.
             network = LearnedPerceptualImagePatchSimilarity(net_type=net).net
         self._net, self._device = network.to(device), device
         self.provenance = {
-            "extractor": f"torchvision {trunk} + LPIPS 0.1 linear weights",
+            "extractor": f"torchvision {_TRUNKS[net]} + LPIPS 0.1 linear weights",
             "weights": tensors_hash(self._net.state_dict()),
             "layers": "those of LPIPS",
             "resize": f"sides below {_SMALLEST} enlarged to {_SMALLEST} (bilinear), else none",
@@ -112,10 +114,20 @@ class _Inception(Extractor):
         raise ValueError("Inception has features only: for distances use LPIPS or a feature network")
 
 
+def _trunk_url(net: LPIPSNet) -> str:
+    from torchvision.models import get_model_weights
+
+    return next(iter(get_model_weights(_TRUNKS[net]))).url
+
+
+def _cached_file(url: str) -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+
+
 @contextmanager
 def _cached(purpose: str, url: str) -> Iterator[None]:
     """Name the missing file if a library cannot load its weights, and forbid pickled code in it."""
-    file = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+    file = _cached_file(url)
     state = "is damaged or of another network" if file.is_file() else "is missing and cannot be downloaded"
     switch = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
     before = os.environ.get(switch)

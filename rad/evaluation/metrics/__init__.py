@@ -7,6 +7,7 @@ Example:
 
 from rad.evaluation.metrics.pixels import crop as crop
 from rad.evaluation.metrics.pixels import crop_box as crop_box
+from rad.evaluation.metrics.pixels import gradient_energy as gradient_energy
 from rad.evaluation.metrics.pixels import psnr as psnr
 from rad.evaluation.metrics.sets import ReferenceFeatures as ReferenceFeatures
 from rad.evaluation.metrics.sets import frechet_distance as frechet_distance

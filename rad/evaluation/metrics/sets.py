@@ -82,7 +82,7 @@ def frechet_distance(features: Tensor, reference: ReferenceFeatures) -> float:
     if len(first) + len(second) < first.shape[1]:
         basis = torch.linalg.qr(torch.cat([first, second]).T).Q
         first, second = first @ basis, second @ basis
-    metric = FrechetInceptionDistance(feature=_Identity(first.shape[1]))
+    metric = FrechetInceptionDistance(feature=_Identity(first.shape[1]), sync_on_compute=False)  # of this process alone
     metric.update(second, real=True)
     metric.update(first, real=False)
     return float(metric.compute())

@@ -55,7 +55,7 @@ class FluxModel(FlowModel):
         places[..., 1] += torch.arange(rows, device=x.device)[:, None]
         places[..., 2] += torch.arange(columns, device=x.device)
         tokens = rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=CELLS, q=CELLS)
-        output = self.transformer(
+        output = self.sampled_network(adapter=False)(
             hidden_states=tokens.to(self.transformer.dtype),
             timestep=times[:, 0] / self.base_process.scale,
             guidance=guidance,

@@ -30,6 +30,7 @@ from rad.models.weights import (
     require_fit,
     with_new_names,
 )
+from rad.networks import REGION_AWARE
 from rad.resources import located, pip_install
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def load_network(kind: type[NetworkT], folder: Path, config: Config, *, dtype: t
 
     Raises FileNotFoundError without weights, ValueError for weights or settings that do not fit, or are quantised.
     """
-    settings = {name: value for name, value in config.items() if not name.startswith("_")}
+    settings = {name: value for name, value in config.items() if not name.startswith("_") and name != REGION_AWARE}
     unknown = sorted(settings.keys() - inspect.signature(kind.__init__).parameters.keys())
     if unknown:
         raise ValueError(
@@ -137,6 +138,8 @@ def load_network(kind: type[NetworkT], folder: Path, config: Config, *, dtype: t
             network = kind(**settings)
         require_fit(network, state)
         network.load_state_dict(state, assign=True)
+    if config.get(REGION_AWARE):
+        network.register_to_config(**{REGION_AWARE: True})
     return network.eval().requires_grad_(False)
 
 

@@ -8,6 +8,7 @@ Both branches run as one doubled batch, which counts as one network call.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from rad.networks.attention import Focus, grids, shrunk
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 
     from rad.models.text_to_image.stable_diffusion import StableDiffusionModel
 
@@ -44,7 +46,7 @@ class StableDiffusionDenoiser:
     """The denoiser for a batch of conditions; a `TextDenoiser`. Estimates are not clipped, as latents have no range.
 
     Args:
-        unet: the network of `model` with or without RAD's adapter.
+        unet: the network of `model` with or without RAD's adapter. compiled: its compiled form, for calls without a `Focus`.
         words: (B,T) 1 at the words of the prompt, 0 at other tokens.
         guidance: (B,); style: (B,) scales of the IP-Adapter, None: none.
         control: images (B,3,H,W) in [0,1] for the ControlNet, and their scales (B,); features: scaled, of the T2I-Adapter.
@@ -62,10 +64,16 @@ class StableDiffusionDenoiser:
     style: Tensor | None = None
     inside: dict[int, Tensor] | None = None
     channels: int = 4
+    compiled: Callable[..., UNet2DConditionOutput] | None = None
+
+    @functools.cached_property
+    def guided(self) -> bool:
+        """Whether an image has a guidance above 1; read from the device once."""
+        return bool((self.guidance > 1).any())
 
     def denoise(self, x: Tensor, noise: NoiseLevel) -> Denoised:
         """x (B,c,h,w). Without a guidance above 1 in the batch only the prompt is evaluated."""
-        if not bool((self.guidance > 1).any()):
+        if not self.guided:
             return self._x0(x, self._predict(x, noise, self.prompt, Focus(self.inside, style=self.style)), noise)
         twice = Focus(
             None if self.inside is None else {cells: _rows(where, 2) for cells, where in self.inside.items()},
@@ -120,7 +128,8 @@ class StableDiffusionDenoiser:
             added = {**added, "image_embeds": branch.styles}
         plain = focus.inside is None and focus.tokens is None and not branch.styles
         levels = (noisiest, {}) if noise.index is None else (times, {"index": rows(noise.index)})
-        return self.unet(
+        network = self.compiled if plain and self.compiled is not None else self.unet
+        return network(
             x,
             levels[0],
             encoder_hidden_states=text.tokens,

@@ -112,7 +112,8 @@ class StableDiffusionModel(LoadedModel):
         guidance = [default if condition.guidance is None else float(condition.guidance) for condition in conditions]
         return StableDiffusionDenoiser(
             self,
-            cast("UNet2DConditionModel", self.sampled_network(adapter=adapter)),
+            cast("UNet2DConditionModel", self._plain_network(adapter=adapter)),
+            compiled=self.sampled_network(adapter=adapter) if self._compiled else None,
             prompt=Branch(Text.cat(texts), [positive for _, positive in styles]),
             negative=Branch(Text.cat(negatives), [negative for negative, _ in styles]),
             words=torch.stack([self._words(condition.prompt, texts[0].tokens.shape[1]) for condition in conditions]),
@@ -160,9 +161,17 @@ class StableDiffusionModel(LoadedModel):
     def _patched(self, embedding: EmbeddingKind) -> RegionAwareConditionalUNet:
         return patch_conditional(self.unet, embedding=embedding)
 
-    def save_trained(self, folder: Path) -> None:
+    def save_trained(self, folder: Path, *, adapter: bool = False, region_aware: bool = False) -> None:
         """As a StableDiffusionPipeline. XL is not trained."""
-        save_base(folder, self.unet, betas=self.betas, prediction_type=self.prediction, half=False, latent=True)
+        save_base(
+            folder,
+            cast("UNet2DConditionModel", self.sampled_network(adapter=adapter)),
+            betas=self.betas,
+            prediction_type=self.prediction,
+            half=False,
+            latent=True,
+            region_aware=region_aware,
+        )
         with replacing_folder(folder / "vae") as place:
             self.pipeline.vae.save_pretrained(place)
         index: dict[str, str | bool | list[str] | list[None]] = {

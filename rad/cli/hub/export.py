@@ -1,0 +1,115 @@
+"""`rad export`: an adapter merged into its base, or weights in float16."""
+
+import argparse
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rad.console import EXIT_OK, Parser, print_line, program, report
+
+if TYPE_CHECKING:
+    from rad.inpainting.runs import Parts
+
+
+def parser() -> Parser:
+    """The options of `rad export`."""
+    result = Parser(
+        prog=program("export"),
+        description="Write a trained model as another folder: the adapter merged into its base, weights in float16.",
+    )
+    result.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="as in `rad sample --checkpoint`: adapter folder, run folder, .ckpt of training, base model, USER/NAME",
+    )
+    result.add_argument(
+        "--output", required=True, metavar="FOLDER", help="folder to write; it appears when it is complete"
+    )
+    result.add_argument(
+        "--merge", action="store_true", help="merge the adapter into the weights of its base: a diffusers folder"
+    )
+    result.add_argument("--half", action="store_true", help="write the weights in float16, half the size")
+    result.add_argument("--base", help="base model of the adapter (default: the one that the adapter names)")
+    result.add_argument("--overwrite", action="store_true", help="replace --output if it is a model folder")
+    return result
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `rad export ...`. The folder goes to stdout."""
+    options = parser().parse_args(arguments)
+    if not (options.merge or options.half):
+        raise ValueError("nothing to do: give --merge, --half, or both")
+    from rad.images.atomic import replacing_folder
+    from rad.inpainting.runs import find_parts
+
+    parts = find_parts(options.checkpoint, options.base)
+    if options.merge and parts.adapter is None:
+        raise ValueError(f"{options.checkpoint} has no adapter to merge: give an adapter, or leave --merge out")
+    source, output = parts.adapter or _folder(parts.source, parts.revision), Path(options.output)
+    _check_output(output, source, overwrite=options.overwrite)
+    with replacing_folder(output) as place:
+        _write(options, parts, source, place)
+    print_line(output)
+    return EXIT_OK
+
+
+def _write(options: argparse.Namespace, parts: "Parts", source: Path, place: Path) -> None:
+    from rad.models.hub.convert import save_half
+
+    if not options.half:
+        _merge(parts, place, options.output)
+        return
+    with tempfile.TemporaryDirectory(prefix=".rad-export-", dir=place.parent) as spare:
+        if options.merge:
+            source = Path(spare)
+            _merge(parts, source, options.output)
+        if save_half(source, place) and parts.adapter is None:
+            report(
+                f"warning: float16 rounds the weights of {options.checkpoint}: adapters trained on it need the original, "
+                "and refuse this folder"
+            )
+
+
+def _merge(parts: "Parts", folder: Path, output: str) -> None:
+    from rad.models.hub.convert import save_merged
+    from rad.models.load import load_model
+
+    assert parts.adapter is not None
+    model = load_model(parts.source, revision=parts.revision, adapter=parts.adapter, info=parts.info)
+    card = parts.adapter / "README.md"
+    text = card.read_text(encoding="utf-8") if card.is_file() else f"# {Path(output).name}\n"
+    save_merged(model, folder, card=text)
+    for image in sorted(path for path in parts.adapter.iterdir() if path.suffix in (".png", ".jpg", ".webp")):
+        shutil.copyfile(image, folder / image.name)
+
+
+def _folder(source: str, revision: str | None) -> Path:
+    """The folder of a model without an adapter, fetched if it is on the hub."""
+    from rad.models.hub.download import WHOLE
+    from rad.models.weights import fetch, is_hub_id
+    from rad.resources import located
+
+    path = located(source)
+    if path.is_dir():
+        return path
+    if path.exists() or not is_hub_id(source):
+        raise FileNotFoundError(f"{source} is no folder of a model: give an adapter, a diffusers folder, or USER/NAME")
+    return fetch(source, WHOLE, revision=revision)
+
+
+def _check_output(output: Path, source: Path, *, overwrite: bool) -> None:
+    """Raise ValueError for an output that exists, or that is the source or contains it."""
+    from rad.inpainting.runs import MODEL_FILES
+
+    place, given = output.resolve(), source.resolve()
+    if place == given or place in given.parents:
+        raise ValueError(f"--output {output} holds the checkpoint itself: give another folder")
+    if output.is_dir() and not any(output.iterdir()):
+        return
+    if output.exists() or output.is_symlink():
+        if not overwrite:
+            raise ValueError(f"--output {output} exists: give another folder, or --overwrite")
+        if not any((output / name).exists() for name in MODEL_FILES):
+            raise ValueError(f"--output {output} is no model folder, and --overwrite replaces no other: give another")

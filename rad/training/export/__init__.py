@@ -1,0 +1,1 @@
+"""What a checkpoint of training tells its reader: the model card."""

@@ -1,0 +1,1 @@
+"""Curves and loggers of a training run."""
