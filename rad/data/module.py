@@ -3,8 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from hashlib import sha256
-from importlib.resources import files
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypedDict
@@ -20,17 +18,11 @@ from rad.data.cache import EncodingCache
 from rad.data.captions import read_captions
 from rad.data.draws import Purpose
 from rad.data.framing import SCALE_RANGE, ColourJitter, Crop, Framing, Resize, ScaleDraw
+from rad.data.listing import choose, hash_images, hold_out, list_source
 from rad.data.stream import Draw, HeldOut, PositionSampler, Source, Stream, StreamLoader, Turns
-from rad.images.sources import Decoded, Gathered, ImageFile, Listing, find_readable, list_images
+from rad.images.sources import Gathered, ImageFile, Listing, find_readable
 from rad.masks import MaskGenerator
-from rad.rng import check_seed, key, key_of
-
-# Colour photographs inside the scikit-image wheel; the motorcycles are two views of one scene.
-SKIMAGE_TRAIN = ("astronaut.png", "chelsea.png", "hubble_deep_field.jpg", "motorcycle_left.png", "motorcycle_right.png")
-SKIMAGE_HELD_OUT = ("coffee.png", "rocket.jpg")
-
-CHECKED = 64
-"""Number of training images whose content is compared with the checkpoint's at a resume."""
+from rad.rng import check_seed, key_of
 
 _FRESH = {"position": 0, "batches": 0}  # state of a run that was not resumed
 
@@ -39,48 +31,6 @@ class _LoaderOptions(TypedDict):
     num_workers: int
     persistent_workers: bool
     pin_memory: bool
-
-
-def list_source(source: str, *, held_out: bool = False) -> Sequence[ImageFile]:
-    """Images as of `list_images`, or one part of the photographs inside scikit-image ("skimage")."""
-    if source != "skimage":
-        return list_images(source)
-    folder = Path(str(files("skimage"))) / "data"
-    return [ImageFile(name, folder / name) for name in (SKIMAGE_HELD_OUT if held_out else SKIMAGE_TRAIN)]
-
-
-def hold_out(images: Sequence[Source], count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ascending numbers of the rest, and of the `count` images with the smallest name hash. A new image moves at most one."""
-    if count >= len(images):
-        raise ValueError(f"val_count={count} leaves none of {len(images)} images to train on: lower it or set val_path")
-    hashes = np.fromiter((key("held out", image.name) for image in images), np.int64, len(images))
-    ranked = np.argsort(hashes, kind="stable")
-    return np.sort(ranked[count:]), np.sort(ranked[:count])
-
-
-def _hash_images(images: Sequence[Source], *, in_memory: bool) -> dict[str, str]:
-    """Hashes of all names, and of up to `CHECKED` images: of their files, or of the pixels of images in memory."""
-    numbers = np.linspace(0, len(images) - 1, min(CHECKED, len(images))).astype(int)
-    content = f"{key_of(_digest(images[number]) for number in numbers.tolist()):016x}"
-    names = f"{key_of(image.name for image in images):016x}"
-    return {"names_hash": names, "pixels_hash" if in_memory else "content_hash": content}
-
-
-def _digest(image: Source) -> str:
-    """Hash of an image's file, or of the pixels of one in memory; "" if it cannot be read."""
-    if isinstance(image, Decoded):
-        return sha256(image.image.tobytes()).hexdigest()
-    try:
-        file = image.file()
-        return sha256(file.read_bytes() if isinstance(file, Path) else file.getvalue()).hexdigest()
-    except (OSError, ValueError):
-        return ""
-
-
-def _choose(images: Sequence[Source], numbers: np.ndarray) -> Sequence[Source]:
-    if isinstance(images, list):
-        return [images[number] for number in numbers]
-    return Gathered([images], numbers)
 
 
 class ImageDataModule(LightningDataModule):
@@ -188,7 +138,7 @@ class ImageDataModule(LightningDataModule):
         self.framing = Framing(size, resize, crop, scale_range, flip, side_range, scale_draw, jitter)
         if cache is not None and not (cache.strip() and self.framing.is_fixed):
             raise ValueError(
-                f"cache={cache!r} with crop={crop!r}: give a folder, and images whose pixels stay the same (crop='center', no jitter), "
+                f"cache={cache!r} with crop={crop!r}: give a folder, and images of constant pixels (crop='center', no jitter), "
                 "or set cache to null"
             )
         self.cache = None if cache is None else EncodingCache(Path(cache))
@@ -210,7 +160,7 @@ class ImageDataModule(LightningDataModule):
             images, counts = self._join(sources), np.array([len(source) for source in sources])
             if self.val_paths is None:
                 rest, held = hold_out(images, self.val_count)
-                self.train_images, self.val_images = _choose(images, rest), _choose(images, held)
+                self.train_images, self.val_images = choose(images, rest), choose(images, held)
                 ends = [0, *counts.cumsum()]
                 counts, val_counts = (np.diff(np.searchsorted(part, ends)) for part in (rest, held))
             else:
@@ -290,7 +240,7 @@ class ImageDataModule(LightningDataModule):
 
     def settings(self) -> dict[str, object]:
         """What the samples depend on; checkpoints record it, and a resumed run reports the differences."""
-        self._hashes = self._hashes or _hash_images(self.train_images, in_memory=self.in_memory)
+        self._hashes = self._hashes or hash_images(self.train_images, in_memory=self.in_memory)
         texts = None if self.captions is None else self.captions.texts
         return {
             **vars(self.framing),

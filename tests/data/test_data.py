@@ -17,7 +17,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from rad.data.framing import ColourJitter, Framing
-from rad.data.module import SKIMAGE_HELD_OUT, SKIMAGE_TRAIN, ImageDataModule, hold_out
+from rad.data.listing import SKIMAGE_HELD_OUT, SKIMAGE_TRAIN, hold_out
+from rad.data.module import ImageDataModule
 from rad.data.stream import PositionSampler, Stream, Turns
 from rad.images.codecs import open_image, to_tensor, to_uint8
 from rad.images.sources import list_images
