@@ -29,7 +29,7 @@ from PIL import Image, features
 from safetensors.torch import load_file
 
 from rad.cli import main as cli
-from rad.cli.train import fit
+from rad.cli.train.run import fit
 from rad.diffusion.schedules import linear_betas
 from rad.evaluation.run_log import read_run
 from rad.images.codecs import open_image

@@ -47,7 +47,7 @@ def train(arguments: Sequence[str] | None = None) -> int:
             print(TRAIN_HELP.format(program=program("train"), configs=configs), end="")
             return EXIT_OK
         resolved = resolve_train_arguments(words)
-        from rad.cli.train import fit
+        from rad.cli.train.run import fit
         from rad.inpainting.memory import is_out_of_memory
 
         try:

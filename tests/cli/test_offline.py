@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from rad.cli import main as cli
-from rad.cli.train import fit
+from rad.cli.train.run import fit
 from rad.inpainting.inpainter import Inpainter
 from rad.models.base import load_base
 from tests.conftest import SIZE, box_hole, random_image

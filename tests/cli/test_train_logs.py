@@ -14,8 +14,8 @@ from lightning.pytorch.loggers import WandbLogger as LightningWandb
 from lightning.pytorch.loggers.logger import Logger
 from safetensors.torch import load_file
 
-from rad.cli.train_options import with_save_dir
-from rad.cli.train_status import duration, quiet
+from rad.cli.train.options import with_save_dir
+from rad.cli.train.status import duration, quiet
 
 CSV = ("--trainer.logger", "CSVLogger")
 

@@ -11,7 +11,7 @@ import torch
 import yaml
 from torch.utils.data import DataLoader
 
-from rad.cli.train_errors import explain
+from rad.cli.train.errors import explain
 from rad.training import AutoencoderTraining, Diffusion
 
 

@@ -71,5 +71,5 @@ def test_hashes_name_pixels(tmp_path: Path) -> None:
     plain.setup("fit")
     assert "pixels_hash" not in plain.stream()[0]
     for wrong in ({"crop": "random"}, {"crop": "random_scale"}, {"cache": " "}):
-        with pytest.raises(ValueError, match="give a folder, and images whose pixels stay the same"):
+        with pytest.raises(ValueError, match="give a folder, and images of constant pixels"):
             ImageDataModule(str(tmp_path), **{"cache": "kept", "size": 12, **wrong})

@@ -165,7 +165,7 @@ def test_a_latent_model_and_its_adapter_train_on_the_autoencoder():
 
 
 def test_the_last_config_or_argument_decides_the_trained_module(capsys):
-    from rad.cli.train import trained_module
+    from rad.cli.train.run import trained_module
     from rad.training.diffusion import Diffusion
 
     assert trained_module(["--config", "small.yaml"]) is AutoencoderTraining

@@ -10,7 +10,7 @@ import yaml
 from lightning.pytorch.cli import instantiate_module
 from PIL import Image
 
-from rad.cli.train import fit as training_fit
+from rad.cli.train.run import fit as training_fit
 from rad.diffusion.levels import NoiseLevel
 from rad.diffusion.losses import hybrid_loss, snr_weight
 from rad.diffusion.processes import Flow, RegionAware, Uniform

@@ -19,9 +19,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, Stochastic
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from rad.cli.train_errors import explain, optimizer_hint, without_types
-from rad.cli.train_options import placed, require_end, set_intervals, start_from_adapter, with_save_dir
-from rad.cli.train_status import Status, quiet
+from rad.cli.train.errors import explain, optimizer_hint, without_types
+from rad.cli.train.options import placed, require_end, set_intervals, start_from_adapter, with_save_dir
+from rad.cli.train.status import Status, quiet
 from rad.console import EXIT_INTERRUPTED, EXIT_OK, program, with_hint
 from rad.data.module import ImageDataModule
 from rad.images.atomic import remove_temporaries, write_text
