@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning as L
 import numpy as np
@@ -204,6 +205,7 @@ def test_the_feature_network_follows_the_module_to_its_device(monkeypatch, hook)
     monkeypatch.setattr("rad.evaluation.features.feature_net", lambda path, device: devices.append(device.type))
     module = AutoencoderTraining(SMALL, image_size=16, perceptual=str(FEATURES))
     module.configure_model()
+    module._trainer = SimpleNamespace(optimizers=[])
     module.to("meta")
     getattr(module, hook)()
     getattr(module, hook)()

@@ -109,10 +109,11 @@ def test_a_refused_resume_keeps_all_rows(tmp_path):
     assert (tmp_path / "metrics.csv").read_bytes() == before
 
 
-def test_tensorboard_shows_each_step_once_after_a_resume(tmp_path):
+def test_tensorboard_shows_each_step_once_after_a_resume(tmp_path, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     for start, stop in ((0, 7), (4, 9)):
+        monkeypatch.setattr("time.time", lambda now=1e9 + start: now)  # TensorBoard orders files by the second
         logger = TensorBoardLogger(tmp_path, name="", version="")
         if start:
             keep_log(logger)

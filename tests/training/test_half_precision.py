@@ -1,6 +1,7 @@
 """Weights in half precision: their average moves in float32, is exported as such, and the run warns about the rest."""
 
 import math
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -27,7 +28,7 @@ class Weight(L.LightningModule):
 def test_the_average_in_closed_form(dtype):
     """From 0 towards 1 with decay d: 1 - d^n after n steps; in bfloat16 it would stop at the first step's half ulp."""
     module, ema = Weight(dtype), EMA(decay=0.999, inv_gamma=1e-9)
-    ema.on_fit_start(None, module)
+    ema.on_fit_start(SimpleNamespace(optimizers=[]), module)
     module.weight.data.fill_(1)
     for step in range(1, 1001):
         ema.update(module, step)
@@ -40,7 +41,7 @@ def test_the_average_in_closed_form(dtype):
 def test_an_average_of_an_earlier_version_becomes_wide():
     module, ema = Weight(torch.bfloat16), EMA()
     ema.load_state_dict({"step": 5, "weights": {"weight": torch.ones(3, dtype=torch.bfloat16)}})
-    ema.on_fit_start(None, module)
+    ema.on_fit_start(SimpleNamespace(optimizers=[]), module)
     assert ema.weights["weight"].dtype == torch.float32
 
 

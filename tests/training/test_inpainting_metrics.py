@@ -178,7 +178,7 @@ def test_a_resumed_run_measures_and_keeps_what_an_uninterrupted_one_does(fit):
     fit(4, InpaintingMetrics(**SMALL, patience=9), logger=first, folder="resumed", **options)
     checkpoint = next((fit.folder / "resumed").rglob("step=4.ckpt"))
     trainer = fit(8, theirs, resume=str(checkpoint), logger=resumed, folder="resumed", **options)
-    assert [step for step, _ in straight.rows] == [2, 4, 6, 8]
+    assert [step for step, _ in straight.rows] == [1, 3, 5, 7]
     assert [*first.rows, *resumed.rows] == straight.rows
     assert set(straight.rows[0][1]) == {DISTANCE, FRECHET, "inpainting/psnr-hole", "inpainting/texture"}
     assert ours.best.record() == theirs.best.record()
