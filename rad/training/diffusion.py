@@ -5,7 +5,7 @@ how a batch is split, and a resumed run equals an uninterrupted one. Latent mode
 in pixels are mapped to the latent grid, and filled before encoding, which hides their content from known cells.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -34,6 +34,7 @@ from rad.resources import located
 from rad.sampling.task import Task
 from rad.training.execution import Execution, MatmulPrecisionOfRun
 from rad.training.module import Batch, Frozen, TrainingModule
+from rad.training.official import as_published, low_rank
 from rad.training.schedules import Schedule
 from rad.training.settings import Scratch, TrainingLoss, TrainingProcess
 
@@ -71,6 +72,8 @@ class Diffusion(TrainingModule):
         optimizer: optimiser of the trained weights, such as torch.optim.AdamW with its arguments.
         schedule: learning rate over the run.
         lr_scheduler: a torch scheduler in place of `schedule`; it steps after each optimiser step.
+        official: train an adapter as the official code does, see `rad.training.official`: sets time origin, attention order,
+            boundary of the loss and clipping. False: the settings above.
         seed: seed of holes, timesteps, noise and new weights.
     """
 
@@ -96,6 +99,7 @@ class Diffusion(TrainingModule):
         optimizer: OptimizerCallable = lambda weights: torch.optim.AdamW(weights, lr=1e-4),
         schedule: Schedule = SCHEDULE,
         lr_scheduler: LRSchedulerCallable | None = None,
+        official: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__(
@@ -109,6 +113,10 @@ class Diffusion(TrainingModule):
         self.save_hyperparameters(logger=False, ignore=self.not_saved)
         if (base is None) == (scratch is None):
             raise ValueError("give either model.base (a trained model to start from) or model.scratch (a new network)")
+        if official:
+            process, loss = as_published(process, loss)
+            qkv_order = "naive"
+        self.official = official
         self.base, self.revision, self.head_channels, self.scratch = base, revision, head_channels, scratch
         self.qkv_order: QkvOrder = qkv_order
         self.lora, self.adapter, self.image_size = lora, adapter, image_size
@@ -133,6 +141,10 @@ class Diffusion(TrainingModule):
             raise ValueError(
                 "model.lora and model.adapter are for a trained model.base: model.scratch is trained as a whole"
             )
+        if self.official and self.whole:
+            raise ValueError(
+                "model.official trains an adapter: set model.lora or model.adapter, or model.official to false"
+            )
         if self.lora is not None and self.adapter is not None:
             raise ValueError(f"model.adapter {self.adapter} has its own rank and layers: set model.lora to null")
         if self.whole and self.execution.base_dtype != "float32":
@@ -145,6 +157,9 @@ class Diffusion(TrainingModule):
 
     def setup(self, stage: str) -> None:
         self.cache = getattr(getattr(self.trainer, "datamodule", None), "cache", None)
+
+    def clipped_weights(self) -> Iterable[nn.Parameter]:
+        return low_rank(self.trained) if self.official else super().clipped_weights()
 
     @property
     def whole(self) -> bool:

@@ -202,14 +202,20 @@ class TrainingModule(L.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip by the norm that the guard and the log share."""
-        norm = self.gradient_norm() if gradient_clip_val else None
-        self._gradient_norm = None
-        if norm is None or gradient_clip_val is None:
+        norm, self._gradient_norm = self._gradient_norm, None
+        if not gradient_clip_val:
             return
+        weights = [weight for weight in self.clipped_weights() if weight.grad is not None]
         if gradient_clip_algorithm == "value":
-            nn.utils.clip_grad_value_(self.trained.values(), gradient_clip_val)
-        else:
-            nn.utils.clip_grads_with_norm_(self.trained.values(), gradient_clip_val, norm)
+            nn.utils.clip_grad_value_(weights, gradient_clip_val)
+            return
+        if norm is None or len(weights) < len(self.trained):
+            norm = nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
+        nn.utils.clip_grads_with_norm_(weights, gradient_clip_val, norm)
+
+    def clipped_weights(self) -> Iterable[nn.Parameter]:
+        """Weights whose gradients are clipped by their common norm."""
+        return self.trained.values()
 
     def state_dict(self, **options: Any) -> dict[str, Tensor]:
         """Trained weights; frozen ones stay out of the checkpoints."""

@@ -1,12 +1,14 @@
 """Objectives in a run: noise offset, and timesteps that follow the losses, through an interrupted run."""
 
+import math
+
 import pytest
 import torch
 
 from rad.diffusion.schedules import linear_betas
 from rad.models.base import save_base
-from rad.models.lora import trainable
-from rad.training.settings import TrainingProcess
+from rad.models.lora import LoRA, trainable
+from rad.training.settings import TrainingLoss, TrainingProcess
 from rad.training.timesteps import HISTORY, TimestepDensity
 from tests.rounding import assert_same, doubled
 from tests.tiny_networks import small_unet
@@ -65,3 +67,38 @@ def test_weighted_losses_do_not_depend_on_how_the_batch_is_split(world):  # noqa
     assert_same(together.total, split)
     plain = together.simple + model.loss.vlb_weight * together.vlb
     torch.testing.assert_close(together.total, plain * model.timestep_sampler.weights(t).to(plain))
+
+
+def test_the_official_recipe_differs_in_four_places(world):  # noqa: F811
+    """Decoder term, clipping, attention order, time origin; all other settings are those of the default."""
+    default, official = module(world, lora=LoRA(rank=2)), module(world, lora=LoRA(rank=2), official=True)
+    assert default.process == TrainingProcess()
+    assert official.process == TrainingProcess(time_origin="official")
+    assert official.loss == TrainingLoss(vlb_boundary="zero")
+    assert (default.qkv_order, official.qkv_order) == ("legacy", "naive")
+    time_layers = {name for name in official.trained if "lora_" not in name}
+    assert time_layers
+    assert all("time_emb" in name for name in time_layers)
+    assert len(list(official.clipped_weights())) == len(official.trained) - len(time_layers)
+    assert len(list(default.clipped_weights())) == len(default.trained)
+
+
+@pytest.mark.parametrize("official", [False, True])
+def test_gradients_are_clipped_by_the_norm_of_the_clipped_weights(world, official):  # noqa: F811
+    model = module(world, lora=LoRA(rank=2), official=official)
+    for weight in model.trained.values():
+        weight.grad = torch.full_like(weight, 2.0)
+    clipped = list(model.clipped_weights())
+    norm = math.sqrt(sum(4.0 * weight.numel() for weight in clipped))
+    model.configure_gradient_clipping(torch.optim.SGD(clipped, lr=1.0), 1.0, "norm")
+    for name, weight in model.trained.items():
+        unclipped = official and "lora_" not in name
+        expected = torch.full_like(weight, 2.0 if unclipped else 2.0 / (norm + 1e-6))
+        torch.testing.assert_close(weight.grad, expected, rtol=1e-5, atol=0)
+
+
+def test_settings_that_the_official_recipe_lacks_are_an_error(world):  # noqa: F811
+    with pytest.raises(ValueError, match=r"remove them, or set model\.official to false"):
+        module(world, lora=LoRA(rank=2), official=True, loss=TrainingLoss(region="noisy"))
+    with pytest.raises(ValueError, match=r"set model\.lora or model\.adapter"):
+        module(world, lora=None, official=True)
