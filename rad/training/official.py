@@ -6,7 +6,7 @@
     ADM's attention     OpenAI's order of q, k, v                     thirds of the rows, which mixes heads; epsilon 1e-6
     timestep            "adm", the pretrained network's index         "official", that index + 1, and 0 for clean
 
-The average of the weights (EMA) is a callback: the official code has none by default. It does not change the trained weights.
+The official code averages no weights by default. `rad train` therefore removes the EMA callbacks of such a run.
 """
 
 from collections.abc import Iterable, Mapping

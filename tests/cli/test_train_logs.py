@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from jsonargparse import Namespace
 from lightning.pytorch.loggers import MLFlowLogger as LightningMLFlow
 from lightning.pytorch.loggers import WandbLogger as LightningWandb
 from lightning.pytorch.loggers.logger import Logger
 from safetensors.torch import load_file
 
-from rad.cli.train.options import with_save_dir
+from rad.cli.train.options import with_save_dir, without_average
 from rad.cli.train.status import duration, quiet
 
 CSV = ("--trainer.logger", "CSVLogger")
@@ -268,3 +269,15 @@ def test_an_adapter_is_trained_further(train, adapter, base, base_given):
     assert (model["adapter"], model["lora"], model["base"]) == (str(adapter), None, str(base))
     assert train("--adapter", "runs/c", "--name", "d", *words[2:])[0] == 0
     assert yaml.safe_load(Path("runs/d/config.yaml").read_text())["model"]["adapter"] == "runs/c/checkpoints/step=1"
+
+
+def test_a_run_of_the_official_recipe_averages_no_weights():
+    """Other callbacks stay; without model.official the average stays, too."""
+    entries = [
+        Namespace(class_path=name) for name in ("rad.training.EMA", "rad.training.ema.EMA", "rad.training.Panel")
+    ]
+    for official, kept in ((True, ["rad.training.Panel"]), (False, [entry.class_path for entry in entries])):
+        trainer = Namespace(callbacks=list(entries))
+        config = Namespace(trains="diffusion", model=Namespace(official=official), trainer=trainer)
+        without_average(config)
+        assert [entry.class_path for entry in config.trainer.callbacks] == kept

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from rad.inpainting.runs import find_base, find_trained
 from rad.models.adapter import AdapterInfo
 from rad.resources import located
+from rad.training.ema import EMA
 from rad.training.logs.loggers import read_ids
 
 RUN_FOLDER = "RUN_FOLDER"
@@ -162,3 +163,12 @@ def require_end(config: Namespace) -> None:
             "the training has no end: trainer.max_steps is -1; give the number of optimiser steps with --trainer.max_steps, or "
             "set trainer.max_epochs"
         )
+
+
+def without_average(config: Namespace) -> None:
+    """Remove the EMA callbacks of a run with `model.official`, whose recipe has none."""
+    if config.trains != "diffusion" or not config.model.official:
+        return
+    config.trainer.callbacks = [
+        entry for entry in _entries(config.trainer.callbacks) if locate(entry.class_path) is not EMA
+    ]

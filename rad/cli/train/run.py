@@ -18,9 +18,17 @@ from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
 
 from rad.cli.train.errors import explain, optimizer_hint, without_types
-from rad.cli.train.options import placed, require_end, set_intervals, start_from_adapter, with_save_dir
+from rad.cli.train.options import (
+    placed,
+    require_end,
+    set_intervals,
+    start_from_adapter,
+    with_save_dir,
+    without_average,
+)
 from rad.cli.train.status import Status, quiet
 from rad.console import EXIT_INTERRUPTED, EXIT_OK, program, with_hint
 from rad.data.module import ImageDataModule
@@ -132,6 +140,7 @@ class TrainCLI(LightningCLI):
         require_end(self.config)
         set_intervals(self.config)
         start_from_adapter(self.config)
+        without_average(self.config)
 
     def instantiate_classes(self) -> None:
         """Instantiate with loggers in the run folder; the saved configuration keeps `RUN_FOLDER`, for any run."""
@@ -174,7 +183,12 @@ class TrainCLI(LightningCLI):
             kwargs["enable_progress_bar"] = False  # Lightning's bar counts epochs
         self.stop_guards = [callback for callback in callbacks if isinstance(callback, StopOnSignal)]
         kwargs["callbacks"] = callbacks
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        if isinstance(
+            trainer.strategy, DDPStrategy
+        ):  # saves a copy of the gradients; no setting of the Trainer reaches it
+            trainer.strategy._ddp_kwargs.setdefault("gradient_as_bucket_view", True)
+        return trainer
 
     def _find_lr(self, config: Namespace, folder: Path, kwargs: dict[str, object]) -> Trainer:
         """The trainer of a learning-rate test: without checkpoints, validation, logs and other callbacks."""
