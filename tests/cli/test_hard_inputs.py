@@ -427,7 +427,7 @@ def quick(monkeypatch):
     """A model that paints everything grey in one call; the list of its inputs."""
     batches = []
 
-    def fill(self, batch):
+    def fill(self, batch, most):
         batches.append([canvas.name for canvas, _ in batch])
         for canvas, window in batch:
             canvas.paste(window, torch.zeros(3, *self.model.size))

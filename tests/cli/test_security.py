@@ -213,7 +213,8 @@ def test_caches_of_torchvision_and_torch_fidelity(content, monkeypatch):
 
 
 def test_every_call_that_could_unpickle_forbids_it():
-    """Of a file: torch.load with weights_only=True, and nothing of pickle, marshal, shelve, joblib or numpy's loader."""
+    """Of a file: torch.load with weights_only=True, and np.load without pickles, and nothing of pickle,
+    marshal, shelve or joblib."""
     seen = []
     for path in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -224,6 +225,10 @@ def test_every_call_that_could_unpickle_forbids_it():
                 options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
                 assert options.get("weights_only") == "True", f"{path}:{node.lineno}"
                 seen.append(path.name)
+            if name == "np.load":
+                options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+                assert options.get("allow_pickle") == "False", f"{path}:{node.lineno}"
+                continue
             module = name.partition(".")[0]
             loads = node.func.attr in ("load", "loads", "open", "unsafe_load", "full_load")
             assert not (loads and module in ("pickle", "marshal", "shelve", "joblib", "np", "numpy", "yaml")), name
