@@ -124,7 +124,6 @@ def test_foreign_adapter_settings_are_refused(adapter, base):
         {"r": 10**9},
         {"rank_pattern": {"conv1": 10**9}},
         {"target_modules": "(.*)*x"},
-        {"use_rslora": True},
         {"lora_alpha": "16"},
         {"modules_to_save": ["no such layer"]},
         {"not a setting of peft": 1},
