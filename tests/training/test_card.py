@@ -64,6 +64,8 @@ def test_the_card_of_an_adapter(train, base, tmp_path):
     panel = (tmp_path / "run" / "panels" / image).read_bytes()
     assert (folder / "step=2-ema" / image).read_bytes() == panel
     assert "widget" not in parts(folder / "step=2")[0], "a panel shows averaged weights"
+    assert f"\n![Panel, {image}]({image})" in text
+    assert "\\n" not in text
     assert "- Base: `base`, hash `" in text
     assert str(tmp_path) not in text
     assert str(base.parent) not in text

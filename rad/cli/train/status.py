@@ -69,7 +69,7 @@ class Status(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._first = self._latest = trainer.global_step
-        self._images = 0
+        self._images, self._timed = 0, False
         self._start: float | None = None  # of the measured time: the first step of a process is slower
         self._measured_steps = self._measured_images = 0
         if not trainer.is_global_zero:
@@ -100,15 +100,29 @@ class Status(Callback):
                 self._tqdm.set_postfix(loss=f"{float(loss):.4f}", refresh=False)
             return
         left = last_step(trainer) - step
-        if done == MEASURED and left > 0:
+        if done == MEASURED and left > 0 and not self._timed:
             report(f"{counted(left, 'step')} left: about {duration(elapsed / done * left)}")
         if logs_at(trainer, step):
             parts = [] if loss is None else [f"loss {float(loss):.4f}"]
             if done > 0:
                 rate = (self._images - self._measured_images) / elapsed
-                parts += [f"{rate:.3g} images/s", f"{duration(elapsed / done * left)} left"]
+                parts += [f"{rate:.3g} images/s", *([f"{duration(elapsed / done * left)} left"] if left > 0 else [])]
+                self._timed = True
             memory = peak_memory(pl_module.device) / 2**30
             report(f"step {step}/{last_step(trainer)}: {', '.join([*parts, f'peak memory {memory:.1f} GiB'])}")
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        loss = trainer.callback_metrics.get("val/loss")
+        if loss is not None and trainer.is_global_zero and not trainer.sanity_checking:
+            self._write(f"step {trainer.global_step}: validation loss {float(loss):.4f}")
+
+    def _write(self, line: str) -> None:
+        if self._tqdm is None:
+            report(line)
+        else:
+            self._tqdm.clear()
+            report(line)
+            self._tqdm.refresh()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if self._tqdm is not None:

@@ -185,6 +185,9 @@ class InpaintingMetrics(Callback):
         if values is None:
             return
         log_values(trainer, values)
+        if trainer.is_global_zero:
+            shown = [f"{name.removeprefix('inpainting/')} {value:.4g}" for name, value in values.items()]
+            report(f"step {step}: inpainting {', '.join(shown)}")
         self._compare(trainer, pl_module, values)
 
     def _compare(self, trainer: L.Trainer, module: Diffusion, values: Mapping[str, float]) -> None:
