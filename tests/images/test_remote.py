@@ -189,8 +189,17 @@ def test_errors_name_the_source_and_the_way_out(server: type[Ranges], local: dic
         list_images(url(server, "absent.zip"))
     with pytest.raises(ValueError, match=r"cannot read .*/s-2\.tar"):
         list_images(url(server, "s-{0..2}.tar"))
-    with pytest.raises(ValueError, match="no images in memory://nothing"):
-        list_images("memory://nothing/here")
+    for folder in ("memory://nothing/here", url(server, "nothing/")):
+        with pytest.raises(ValueError, match=r"cannot read \S+nothing\S*: .*Check the address"):
+            list_images(folder)
+    with pytest.raises(ValueError, match=r"absent\.zip: ClientResponseError: 404"):  # not fsspec's FileNotFoundError
+        list_images(url(server, "absent.zip"))
+    server.failures = 10_000
+    for place in ("signed.tar", "signed.zip", "signed"):  # an error quotes the URL in another form
+        with pytest.raises(ValueError, match="503") as caught:
+            list_images(url(server, place) + "?X-Credential=a%2Fsecret%2Bb&X-Signature=secret")
+        assert "secret" not in str(caught.value)
+    server.failures = 0
     with pytest.raises(ValueError, match=r"known are s3, gs, https, hf"):
         list_images("nonsense://a/b.zip")
     (Path(local["zip"]).parent / "broken.zip").write_bytes(b"no zip")
@@ -210,7 +219,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ImportError("Install s3fs to access S3")
 
     monkeypatch.setattr(remote, "url_to_fs", missing)
-    with pytest.raises(ValueError, match=r"s3://b/x\.zip needs a package .*Install s3fs to access S3.*\[remote\]"):
+    with pytest.raises(ValueError, match=r"^s3://b/x\.zip needs a package .*Install s3fs to access S3.*\[remote\]"):
         list_images("s3://b/x.zip")
 
 
