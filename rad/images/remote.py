@@ -45,6 +45,11 @@ def is_remote(source: str | Path) -> bool:
     return isinstance(source, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", source) is not None
 
 
+def without_query(source: str) -> str:
+    """A source for messages and records: of a URL without its query, which may hold a signature."""
+    return str(Remote(source)) if is_remote(source) else source
+
+
 def cache_folder() -> Path:
     """The folder of rad for files that can be built again: $XDG_CACHE_HOME/rad, or ~/.cache/rad."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rad"

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from rad.cli.train.errors import explain
 from rad.data.module import ImageDataModule
 from rad.images import remote
 from rad.images.remote import RangeFile, Remote, Unreachable, is_remote
@@ -212,6 +213,21 @@ def test_errors_name_the_source_and_the_way_out(server: type[Ranges], local: dic
     assert str(signed) == "https://host/a/train.tar"
     assert signed.path.as_posix() == "/host/a/train.tar"
     assert signed.child("b.png").url == "https://host/a/train.tar/b.png?sig=secret"
+
+
+def test_records_and_cards_hold_no_signature(server: type[Ranges], local: dict[str, str]) -> None:
+    from rad.training.export.card import _data_name
+
+    signed = url(server, local["zip"]) + "?X-Signature=secret"
+    module = load(signed)
+    assert "secret" not in str(module.settings())
+    assert _data_name(signed) == Path(local["zip"]).name
+
+
+def test_an_unreachable_server_ends_a_run_with_one_line() -> None:
+    assert explain(Unreachable("cannot read X")) == "cannot read X"
+    worker = "Caught Unreachable in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+    assert explain(Unreachable(f"{worker}rad.images.remote.Unreachable: cannot read X: 404")) == "cannot read X: 404"
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
