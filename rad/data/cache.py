@@ -1,5 +1,6 @@
 """Encodings on disk: latents of images and embeddings of texts, computed once and read from then on."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -18,7 +19,8 @@ _DIGEST = 32
 class EncodingCache:
     """Keeps tensors in files of a folder. Several processes may share it; a damaged file is computed again.
 
-    A file is found by the key of its content alone, so it cannot be out of date. The folder may be deleted at any time.
+    A file is found by the key of its content alone, so it cannot be out of date. The folder may be deleted at any time. A folder
+    that cannot be written causes a warning.
     """
 
     folder: Path
@@ -36,19 +38,26 @@ class EncodingCache:
         if tensors is None:
             tensors = [tensor.detach().cpu().contiguous() for tensor in build()]
             data = save({str(number): tensor for number, tensor in enumerate(tensors)})
-            with replacing(file) as temporary:
-                temporary.write_bytes(sha256(data).digest() + data)
+            try:
+                with replacing(file) as temporary:
+                    temporary.write_bytes(sha256(data).digest() + data)
+            except OSError as error:  # the tensors are at hand, so the run goes on
+                reason = error.strerror or error
+                warnings.warn(
+                    f"data.cache={self.folder} cannot be written ({reason}): missing entries are computed at every use",
+                    stacklevel=1,  # one place, so one warning
+                )
         return tensors
 
 
 def _read(file: Path) -> list[Tensor] | None:
-    """The tensors of a file; None if there is none, or it is damaged."""
+    """The tensors of a file; None if it is absent, damaged, or cannot be read."""
     try:
         content = file.read_bytes()
         digest, data = content[:_DIGEST], content[_DIGEST:]
         if sha256(data).digest() != digest:
             return None
         named = load(data)
-    except (FileNotFoundError, SafetensorError):
+    except (OSError, SafetensorError):
         return None
     return [named[str(number)] for number in range(len(named))]

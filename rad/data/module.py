@@ -20,6 +20,7 @@ from rad.data.draws import Purpose
 from rad.data.framing import SCALE_RANGE, ColourJitter, Crop, Framing, Resize, ScaleDraw
 from rad.data.listing import choose, hash_images, hold_out, list_source
 from rad.data.stream import Draw, HeldOut, PositionSampler, Source, Stream, StreamLoader, Turns
+from rad.images.remote import without_query
 from rad.images.sources import Gathered, ImageFile, Listing, find_readable
 from rad.masks import MaskGenerator
 from rad.rng import check_seed, key_of
@@ -244,8 +245,8 @@ class ImageDataModule(LightningDataModule):
         texts = None if self.captions is None else self.captions.texts
         return {
             **vars(self.framing),
-            "path": self.paths,
-            "val_path": self.val_paths,
+            "path": [without_query(path) for path in self.paths],
+            "val_path": None if self.val_paths is None else [without_query(path) for path in self.val_paths],
             "val_count": self.val_count,
             "val_limit": self.val_limit,
             "weights": self.weights,

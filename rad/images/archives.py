@@ -91,7 +91,10 @@ class Zip:
         except Unreachable:
             raise
         except Exception as error:  # a damaged table of contents makes zipfile raise almost anything
-            raise ValueError(f"cannot read zip {path}: {error}") from error
+            message = str(error)
+            raise ValueError(
+                message if message.startswith(f"{path}") else f"cannot read zip {path}: {message}"
+            ) from error
 
     def __getstate__(self) -> dict[str, object]:
         return {**vars(self), "_handle": None, "_process": -1}

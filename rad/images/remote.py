@@ -45,6 +45,11 @@ def is_remote(source: str | Path) -> bool:
     return isinstance(source, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", source) is not None
 
 
+def without_query(source: str) -> str:
+    """A source for messages and records: of a URL without its query, which may hold a signature."""
+    return str(Remote(source)) if is_remote(source) else source
+
+
 def cache_folder() -> Path:
     """The folder of rad for files that can be built again: $XDG_CACHE_HOME/rad, or ~/.cache/rad."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rad"
@@ -95,7 +100,10 @@ class Remote:
         def find(files: AbstractFileSystem, path: str) -> list[str]:
             files.invalidate_cache()
             start = path.rstrip("/") + "/"
-            return sorted(name.removeprefix(start) for name in files.find(path) if name.startswith(start))
+            names = sorted(name.removeprefix(start) for name in files.find(path) if name.startswith(start))
+            if not names:
+                files.info(path)  # raises if there is no such folder
+            return names
 
         return self._attempt(find)
 
@@ -141,19 +149,30 @@ class Remote:
                     ) from error
                 final = _is_final(error)
                 if final or attempt == len(PAUSES):
-                    reason = " ".join((str(error) or type(error).__name__).split()).replace(self.url, str(self))
                     count = "" if final else f" after {attempt + 1} attempts"
                     raise Unreachable(
-                        f"cannot read {self}{count}: {type(error).__name__}: {reason}. Check the address, the connection "
+                        f"cannot read {self}{count}: {_reason(error)}. Check the address, the connection "
                         "and the credentials, then resume the run"
                     ) from error
                 time.sleep(PAUSES[attempt])
         raise AssertionError("the last attempt returns or raises")
 
 
+def _cause(error: Exception) -> Exception:
+    """The error of the connection, which fsspec hides in FileNotFoundError."""
+    return error.__cause__ if isinstance(error.__cause__, Exception) else error
+
+
+def _reason(error: Exception) -> str:
+    """Type and message of the cause, without the queries of URLs: they may be written in another way than in the given URL."""
+    cause = _cause(error)
+    message = " ".join((str(cause) or type(cause).__name__).split())
+    return re.sub(r"(https?://[^\s'\"?]*)\?[^\s'\"]*", r"\1", f"{type(cause).__name__}: {message}")
+
+
 def _is_final(error: Exception) -> bool:
-    """Whether another attempt is of no use. fsspec hides errors of a connection in FileNotFoundError."""
-    cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+    """Whether another attempt is of no use."""
+    cause = _cause(error)
     status = getattr(cause, "status", None)
     if isinstance(status, int):
         return 400 <= status < 500 and status not in _PASSING

@@ -42,6 +42,13 @@ def test_a_damaged_file_is_computed_again(tmp_path: Path) -> None:
         assert cache("key", lambda: pytest.fail("the file is whole again"))[0].tolist() == [value] * 3
 
 
+def test_a_folder_that_cannot_be_written_causes_a_warning_and_no_other_result(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.warns(UserWarning, match=r"data\.cache=.*file cannot be written \(Not a directory\)"):
+        (tensor,) = EncodingCache(tmp_path / "file")("key", lambda: [torch.ones(2)])
+    assert torch.equal(tensor, torch.ones(2))
+
+
 def test_writers_do_not_disturb_each_other(tmp_path: Path) -> None:
     def use(number: int) -> list[int]:
         key = str(number % 5)

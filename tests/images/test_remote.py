@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from rad.cli.train.errors import explain
 from rad.data.module import ImageDataModule
 from rad.images import remote
 from rad.images.remote import RangeFile, Remote, Unreachable, is_remote
@@ -189,8 +190,17 @@ def test_errors_name_the_source_and_the_way_out(server: type[Ranges], local: dic
         list_images(url(server, "absent.zip"))
     with pytest.raises(ValueError, match=r"cannot read .*/s-2\.tar"):
         list_images(url(server, "s-{0..2}.tar"))
-    with pytest.raises(ValueError, match="no images in memory://nothing"):
-        list_images("memory://nothing/here")
+    for folder in ("memory://nothing/here", url(server, "nothing/")):
+        with pytest.raises(ValueError, match=r"cannot read \S+nothing\S*: .*Check the address"):
+            list_images(folder)
+    with pytest.raises(ValueError, match=r"absent\.zip: ClientResponseError: 404"):  # not fsspec's FileNotFoundError
+        list_images(url(server, "absent.zip"))
+    server.failures = 10_000
+    for place in ("signed.tar", "signed.zip", "signed"):  # an error quotes the URL in another form
+        with pytest.raises(ValueError, match="503") as caught:
+            list_images(url(server, place) + "?X-Credential=a%2Fsecret%2Bb&X-Signature=secret")
+        assert "secret" not in str(caught.value)
+    server.failures = 0
     with pytest.raises(ValueError, match=r"known are s3, gs, https, hf"):
         list_images("nonsense://a/b.zip")
     (Path(local["zip"]).parent / "broken.zip").write_bytes(b"no zip")
@@ -205,12 +215,27 @@ def test_errors_name_the_source_and_the_way_out(server: type[Ranges], local: dic
     assert signed.child("b.png").url == "https://host/a/train.tar/b.png?sig=secret"
 
 
+def test_records_and_cards_hold_no_signature(server: type[Ranges], local: dict[str, str]) -> None:
+    from rad.training.export.card import _data_name
+
+    signed = url(server, local["zip"]) + "?X-Signature=secret"
+    module = load(signed)
+    assert "secret" not in str(module.settings())
+    assert _data_name(signed) == Path(local["zip"]).name
+
+
+def test_an_unreachable_server_ends_a_run_with_one_line() -> None:
+    assert explain(Unreachable("cannot read X")) == "cannot read X"
+    worker = "Caught Unreachable in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+    assert explain(Unreachable(f"{worker}rad.images.remote.Unreachable: cannot read X: 404")) == "cannot read X: 404"
+
+
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(url: str) -> None:
         raise ImportError("Install s3fs to access S3")
 
     monkeypatch.setattr(remote, "url_to_fs", missing)
-    with pytest.raises(ValueError, match=r"s3://b/x\.zip needs a package .*Install s3fs to access S3.*\[remote\]"):
+    with pytest.raises(ValueError, match=r"^s3://b/x\.zip needs a package .*Install s3fs to access S3.*\[remote\]"):
         list_images("s3://b/x.zip")
 
 

@@ -27,6 +27,7 @@ from rad.images.atomic import remove_temporaries
 from rad.images.codecs import blank, images_up_to, to_tensor
 from rad.images.formats import open_file
 from rad.images.grid import contact_sheet
+from rad.images.remote import Unreachable
 from rad.images.sources import is_source
 from rad.inpainting.prepare import check_running
 from rad.inpainting.runs import find_model
@@ -54,6 +55,8 @@ def run(options: SampleOptions) -> int:
             "not enough memory for a single window: use --device cpu, a smaller model, --precision bf16, or a method "
             "without gradients (--list_methods)"
         ) from None
+    except Unreachable as error:
+        raise ValueError(str(error)) from error
 
 
 def _run(options: SampleOptions) -> int:

@@ -3,6 +3,8 @@
 import re
 from types import TracebackType
 
+from rad.images.remote import Unreachable
+
 TYPE_LISTS = {
     r"Does not validate against any of the Union subtypes Subtypes: \[<class 'float'>, <class 'torch\.Tensor'>\] .*? "
     r"Given value: (\S+?)\.? Got value: .*?(?=;|$)": r"Expected a number, not \1",
@@ -48,6 +50,8 @@ def without_types(error: Exception) -> str:
 def explain(error: Exception) -> str | None:
     """What to correct, for an error of the training loop; None for an error that is a bug."""
     message = str(error)
+    if isinstance(error, Unreachable) and "Original Traceback" not in message:
+        return message
     if re.search(r"DataLoader worker \(pid", message):
         return (
             f"a process that reads images was killed ({message.splitlines()[0]}), most likely for lack of memory: lower "
@@ -57,7 +61,8 @@ def explain(error: Exception) -> str | None:
         kind, _, reason = message.strip().splitlines()[-1].partition(": ")
         return (
             reason
-            if kind.rpartition(".")[2] in ("ValueError", "FileNotFoundError", "MisconfigurationException")
+            if kind.rpartition(".")[2]
+            in ("ValueError", "FileNotFoundError", "MisconfigurationException", "Unreachable")
             else None
         )
     if re.search(r"can't (get|pickle) local|cannot pickle|can't pickle", message, re.IGNORECASE):

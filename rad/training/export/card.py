@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import lightning as L
 from peft import PeftModel
 
+from rad.images.remote import without_query
 from rad.models.hub.card import Metadata, shown, with_metadata, without_paths
 from rad.models.lora import trainable
 from rad.streams import printable
@@ -68,7 +69,7 @@ def newest_panel(trainer: L.Trainer) -> Path | None:
 
 
 def _data_name(path: str) -> str:
-    return _hub_dataset(path) or Path(path).name
+    return _hub_dataset(path) or Path(without_query(path)).name
 
 
 def _hub_dataset(path: str) -> str | None:
