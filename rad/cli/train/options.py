@@ -148,7 +148,10 @@ def start_from_adapter(config: Namespace) -> None:
         raise ValueError(f"--adapter is {given!r}, which names no folder: give one, or leave it out")
     folder = find_trained(located(given))
     if not folder.is_dir():
-        raise FileNotFoundError(f"--adapter {given} is not a folder: give runs/NAME, or the folder of an adapter")
+        raise FileNotFoundError(
+            f"--adapter {given} is not a folder: give runs/NAME or the folder of an adapter. An adapter on the hub needs "
+            "--model.adapter USER/NAME --model.lora null"
+        )
     info = AdapterInfo.read(folder)
     if not (folder / "adapter_config.json").is_file():
         raise ValueError(f"--adapter {folder} is a model trained as a whole: give it as --model.base")
