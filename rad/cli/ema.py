@@ -15,22 +15,22 @@ LARGEST_ERROR = 0.1
 
 DESCRIPTION = """Average the weights of a training run over another length, after training (post-hoc EMA, Karras et al. 2024).
 
-The run needs snapshots: two entries rad.training.PowerEMA among trainer.callbacks, of sigma_rel 0.05 and 0.1. The result is a
-folder for `rad sample --checkpoint FOLDER`."""
+The run needs snapshots: add rad.training.PowerEMA to trainer.callbacks twice, with sigma_rel 0.05 and 0.1.
+Use the result by `rad sample --checkpoint FOLDER`."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """`rad ema runs/NAME --sigma_rel 0.08 --output FOLDER`. Returns the exit code."""
     parser = Parser(prog=program("ema"), description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", help="run folder, runs/NAME")
+    parser.add_argument("run", metavar="RUN", help="run folder, runs/NAME")
     parser.add_argument(
         "--sigma_rel", type=float, nargs="+", metavar="LENGTH",
-        help="length of the average, as a fraction of the run: above 0, up to 0.2886; several write to FOLDER/sigmaLENGTH",
+        help="length of the average, as a fraction of the run: above 0, up to 0.2886; several lengths write FOLDER/sigmaLENGTH",
     )  # fmt: skip
     parser.add_argument(
-        "--step", type=int, help="optimiser step at which the average ends (default: the last snapshot)"
+        "--step", type=int, metavar="N", help="optimiser step at which the average ends (default: the last snapshot)"
     )
-    parser.add_argument("--output", help="new folder for the averaged adapter or model")
+    parser.add_argument("--output", metavar="FOLDER", help="new folder for the averaged adapter or model")
     parser.add_argument("--list", action="store_true", help="list the snapshots and exit")
     options = parser.parse_args(arguments)
 
@@ -55,7 +55,7 @@ def _average(snapshots: Sequence["Snapshot"], lengths: Sequence[float], step: in
     folders = [output / f"sigma{length:g}" if several else output for length in lengths]
     for folder in folders:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ValueError(f"--output: {folder} exists: give a new folder")
+            raise ValueError(f"--output {folder} exists: give a new folder")
     for result, folder in zip(results, folders, strict=True):
         if result.error > LARGEST_ERROR:
             report(

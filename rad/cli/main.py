@@ -21,14 +21,14 @@ common settings:
   --data.path PATH       training images: a folder, zip, tar, LMDB, URL, hf:ID:SPLIT:COLUMN, or skimage
   --data.val_path PATH   validation images; null holds out --data.val_count of the training images
   --data.batch_size N    images per step and device
-  --trainer.max_steps N  number of training steps
-  --every N              interval of checkpoints, panels and validation, in training steps
-  --adapter FOLDER       train an adapter further; also runs/NAME
+  --trainer.max_steps N  number of optimiser steps
+  --every N              interval of checkpoints, panels, metrics and validation, in optimiser steps
+  --adapter FOLDER       train this adapter further; runs/NAME is the newest one of a run
   --trainer.logger NAME  CSVLogger, WandbLogger, MLFlowLogger, or a list (default: TensorBoardLogger)
   --trainer.devices N    devices per node
-  --find_lr [STEPS]      do not train: test learning rates over 100 steps, and write the curve to runs/RUN/lr_find/
+  --find_lr [STEPS]      only suggest a learning rate, from a test over 100 steps; the curve is in runs/RUN/lr_find/
 
-all settings, after some seconds of loading:
+all settings (loading takes some seconds):
   {program} --config NAME.yaml --help          model, data and trainer
   {program} --config NAME.yaml --print_config  the resolved configuration
 

@@ -1,9 +1,9 @@
 """Batches of one size each, close to the aspect ratio of their images.
 
 Every image belongs to the size with the nearest aspect ratio, its bucket. With c images in a bucket, its samples are the
-sequence of epochs of these c images, each in the order of `epoch_order`. The sequence is cut into blocks of G samples, G being
-the samples of an optimiser step over all devices. Blocks of all buckets are ordered by the image that completes them. Images
-that do not fill a block wait for the next epoch, so none is lost or repeated. Block k is a closed form of k, c and G.
+sequence of epochs of these c images, each in the order of `epoch_order`. The sequence is cut into blocks of G samples, the
+number of samples of an optimiser step over all devices. Blocks of all buckets are ordered by the image that completes them.
+Images that do not fill a block wait for the next epoch, so none is lost or repeated. Block k is a closed form of k, c and G.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Encodings on disk: latents of images and embeddings of texts, computed once and read from then on."""
+"""Encodings on disk: latents of images and embeddings of texts, computed once and then read."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -19,8 +19,8 @@ _DIGEST = 32
 class EncodingCache:
     """Keeps tensors in files of a folder. Several processes may share it; a damaged file is computed again.
 
-    A file is found by the key of its content alone, so it cannot be out of date. The folder may be deleted at any time. A folder
-    that cannot be written causes a warning.
+    The key contains all inputs of the encoding, so an entry cannot be out of date. The folder may be deleted at any time.
+    A folder that cannot be written causes a warning.
     """
 
     folder: Path

@@ -1,6 +1,6 @@
 """Random draws of a training sample, keyed by (seed, purpose, position): timestep, hole, noise.
 
-They are drawn on the CPU, in the workers of a loader, so that results do not depend on the device.
+The loader workers draw them on the CPU. Results therefore do not depend on the device.
 """
 
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ Purpose = Literal["train", "val"]
 
 @dataclass(frozen=True)
 class Draws:
-    """Draws of the samples of a run; `draws(position, size)` are those of one, (height, width) pixels large.
+    """Draws of the samples of a run. `draws(position, size)` returns those of one sample of `size` (height, width) in pixels.
 
     "times" (2,) float64 and "unconditional" (), in [0,1), "noise" (C,h,w) standard normal, and "hole" (1,H,W) in {0,1}.
 
     Args:
-        seed: of the model.
+        seed: seed of the model.
         purpose: training and validation have different draws.
         channels: C of a network input; factor: pixels for each of its cells, on both sides.
         masks: generator of the holes; None: the batch has its own, or needs none.

@@ -72,7 +72,7 @@ class ImageDataModule(LightningDataModule):
             `rad.data.captions.read_captions`. None: no text.
         buckets: train on sizes close to the aspect ratio of each image: true for sizes of about `size` x `size` pixels, or a list
             of [height, width]; all samples of an optimiser step have one size. False: squares. Validation has squares.
-        cache: folder for latents and text embeddings, which latent models then compute once; needs crop "center". None: no cache.
+        cache: folder for latents and text embeddings, which latent models then compute once; needs crop "center" and no jitter.
 
     Raises:
         ValueError: a setting is out of range; at setup, a path is missing or holds no readable image.
@@ -215,7 +215,7 @@ class ImageDataModule(LightningDataModule):
             epoch = math.ceil(len(self.train_images) / (self.batch_size * trainer.world_size))
             limits.append(math.ceil(trainer.max_epochs * epoch / trainer.accumulate_grad_batches))
         if not limits:
-            raise ValueError("the training has no end: set trainer.max_steps")
+            raise ValueError("the training has no end: set trainer.max_steps or trainer.max_epochs")
         trainer.fit_loop.epoch_loop.max_steps = min(limits)
         trainer.fit_loop.max_epochs = -1
 

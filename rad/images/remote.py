@@ -1,4 +1,4 @@
-"""Files in object storage and on web servers, read at random by ranges of bytes through fsspec.
+"""Files in object storage and on web servers, with random access by ranges of bytes through fsspec.
 
 No connection outlives a read, so objects may be pickled, forked and shared by threads. Only the requested bytes are read.
 """
@@ -28,7 +28,7 @@ HEADER = 1 << 16
 """Least number of bytes in a request for the header of an image."""
 
 _PASSING = (408, 425, 429)
-"""HTTP states between 400 and 499 that a later attempt may not meet."""
+"""HTTP status codes between 400 and 499 that may be temporary."""
 
 Result = TypeVar("Result")
 
@@ -36,7 +36,7 @@ Result = TypeVar("Result")
 class Unreachable(RuntimeError):
     """A remote file cannot be read. The run stops: another image in its place would change the order of the images.
 
-    No OSError, which zipfile takes for a damaged zip.
+    It is not an OSError, which zipfile treats as a damaged zip.
     """
 
 
@@ -171,7 +171,7 @@ def _reason(error: Exception) -> str:
 
 
 def _is_final(error: Exception) -> bool:
-    """Whether another attempt is of no use."""
+    """Whether another attempt is useless."""
     cause = _cause(error)
     status = getattr(cause, "status", None)
     if isinstance(status, int):

@@ -148,7 +148,7 @@ def _disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except SafetensorError as error:
-        raise OSError(f"{folder} cannot be written: {error}; make room and go on with --ckpt_path last") from error
+        raise OSError(f"{folder} cannot be written: {error}; make room and continue with --ckpt_path last") from error
 
 
 def _wide_weights(module: TrainingModule) -> dict[str, Tensor]:

@@ -28,12 +28,12 @@ class Execution:
         embedding: per-pixel time embedding: "factorised", or "dense" (the reference, slower).
         gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
         channels_last: memory format of the network, with its adapter, and of its input.
-        base_dtype: of the frozen convolutions and linear layers of a base model. "bfloat16" halves their memory, and the network
-            then computes in bfloat16; norms and trained weights stay in float32. It needs an adapter.
+        base_dtype: dtype of the frozen convolutions and linear layers of a base model. "bfloat16" halves their memory, and the
+            network then computes in bfloat16. Norms and trained weights stay in float32. It needs an adapter.
         compile: run noising, network and loss through torch.compile. true is "default"; the others are its modes.
         dynamic: whether torch.compile keeps sizes symbolic; null: it decides at the second size.
-        matmul_precision: of float32 matrix products during the training, see torch.set_float32_matmul_precision. "high" is TF32.
-            null: as PyTorch is set.
+        matmul_precision: precision of float32 matrix products during training, see torch.set_float32_matmul_precision. "high" is
+            TF32. null: the setting of PyTorch.
         shard_optimizer: each process keeps the optimiser state of a part of the weights (ZeRO stage 1). For large models that
             are trained as a whole; AdamW's 8 bytes a weight are divided by the number of processes.
     """
@@ -83,7 +83,7 @@ class Execution:
         network.forward = _in_bfloat16(network.forward)
 
     def compiled(self, function: Callable[..., Losses]) -> Callable[..., Losses]:
-        """`function` through torch.compile, as these settings say."""
+        """`function` through torch.compile with these settings, or unchanged."""
         if self.compile is False:
             return function
         mode = "default" if self.compile is True else self.compile
@@ -91,7 +91,7 @@ class Execution:
 
 
 class MatmulPrecisionOfRun(Callback):
-    """Sets torch.set_float32_matmul_precision while the Trainer runs, and then the precision of before."""
+    """Sets torch.set_float32_matmul_precision while the Trainer runs, and restores the previous precision."""
 
     def __init__(self, precision: MatmulPrecision) -> None:
         self.precision: MatmulPrecision = precision

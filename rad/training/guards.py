@@ -1,4 +1,4 @@
-"""Callbacks that end a run in good order: at a signal, or when a loss or gradient is not finite."""
+"""Callbacks that end a run safely: at a signal, or when a loss or gradient is not finite."""
 
 import json
 import os
@@ -31,7 +31,7 @@ class StopOnSignal(Callback):
     Under SLURM, SIGUSR1 (`#SBATCH --signal=USR1@300`, sent before the time limit) also puts the job back into the queue.
     Lightning's own handlers save in the middle of a step, and do not save for SIGTERM.
 
-    Several processes compare their signals every few steps, and stop at the same step. One process looks at every step.
+    Several processes compare their signals every few steps, and stop at the same step. One process checks after every step.
 
     Args:
         requeue: whether SIGUSR1 calls `scontrol requeue` in a SLURM job.
@@ -95,9 +95,9 @@ class FiniteGuard(Callback):
     The batch is written to `RUN/nonfinite/step=N-rank=R/`: images and holes (white = fill) as PNG files, and `batch.json` with
     the seed, and the name, position, t and loss of each sample.
 
-    On a GPU, a fused optimiser gets the result of the check as its `found_inf`, and then leaves weights and moments as they are.
-    The host learns of it a step later, so that it never waits; warning, file and error come then. Other optimisers wait for the
-    check at every step.
+    On a GPU, a fused optimiser receives the result of the check as its `found_inf`, and skips the update itself. The host reads
+    the result one step later, without waiting; warning, file and error come then. Other optimisers wait for the check at every
+    step.
 
     Args:
         skip: number of updates that may be skipped in a run, at least 0; the next one ends it.

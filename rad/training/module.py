@@ -92,7 +92,7 @@ class TrainingModule(L.LightningModule):
         self.schedule, self.lr_scheduler = schedule, lr_scheduler
         self.seed, self.shard_optimizer = check_seed(seed), shard_optimizer
         self.curves = Curves()
-        """Means of the training curves; kept in checkpoints, so that a resume does not cut an interval."""
+        """Means of the training curves; checkpoints keep them, because a resume may lie within an interval."""
         self.changes: list[str] = []
         """What resumes have changed, each with its step; kept in checkpoints."""
         self.saved_states: dict[str, SavedState] = {}

@@ -1,7 +1,7 @@
 """Learning-rate range test (Smith 2017, arXiv 1506.01186): the rate rises exponentially from step to step.
 
-The loss of one batch depends far more on its timesteps than on a few steps of training. So each loss is divided by the loss that
-the weights of the start have on the same batch, with the same draws; both are averaged over the last steps.
+The loss of one batch depends far more on its timesteps than on a few steps of training. Each loss is therefore divided by the
+loss of the initial weights on the same batch and draws. Both are averaged over the last steps.
 """
 
 import csv
@@ -34,13 +34,13 @@ SMOOTHING = 0.9
 """Decay of the averages over the steps."""
 
 DIVERGED = 2.0
-"""Ratio to the loss of the start at which the test ends."""
+"""Ratio to the loss of the initial weights at which the test ends."""
 
 LEAST_STEPS = 20
 
 
 class Point(NamedTuple):
-    """One step: its learning rate, its loss, the loss of the weights of the start, and the ratio of their averages."""
+    """One step: its learning rate, its loss, the loss of the initial weights, and the ratio of their averages."""
 
     rate: float
     loss: float
@@ -71,13 +71,13 @@ def suggest(points: Sequence[Point]) -> Suggestion:
     steepest = min(range(len(slopes)), key=slopes.__getitem__)
     if slopes[steepest] >= 0 or low == 0:
         raise ValueError(
-            "the loss falls at no learning rate of the test: give more steps, --find_lr 300, or larger batches"
+            "the loss falls at no learning rate of the test: give more steps, such as --find_lr 300, or larger batches"
         )
     return Suggestion(points[steepest + 1].rate, points[low].rate / 10)
 
 
 class RateFinder(Callback):
-    """Runs the range test over the trainer's steps and writes the curve; the weights of the start return at the end.
+    """Runs the range test over the trainer's steps and writes the curve; the initial weights return at the end.
 
     Args:
         steps: number of optimiser steps, at least 20; the trainer's `max_steps`.

@@ -33,7 +33,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
                 torch.save(checkpoint, temporary)
         except (OSError, RuntimeError) as error:  # torch raises RuntimeError when the disk is full
             full = not isinstance(error, OSError) or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            advice = "make room and continue" if full else "mend this and continue"
+            advice = "make room and continue" if full else "correct this and continue"
             raise OSError(f"checkpoint {path} cannot be written: {error}; {advice} with --ckpt_path last") from error
 
 

@@ -32,9 +32,9 @@ class TrainingProcess:
         unconditional_share: fraction of samples whose hole is the whole image, 0 to 1. If all weights are trained, they then
             also serve as the base model of the zero-shot methods.
         density: density of the timesteps within each phase.
-        noise_offset: c >= 0, adds c n to the training noise, n a normal number for each image and channel (Guttenberg 2023,
-            "Diffusion with Offset Noise", c = 0.1). The network then learns to change an image's mean colour. Known pixels
-            get no noise, so RAD is offset in the hole alone. Validation has no offset.
+        noise_offset: c >= 0. Adds c n to the training noise, with a normal number n for each image and channel (Guttenberg 2023,
+            "Diffusion with Offset Noise", c = 0.1). The network then learns to change an image's mean colour. Clean pixels
+            stay clean. Validation has no offset.
     """
 
     kind: ProcessKind = "region_aware"

@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import WandbLogger as LightningWandb
 from lightning.pytorch.loggers.logger import Logger
 from safetensors.torch import load_file
 
-from rad.cli.train.options import with_save_dir, without_average
+from rad.cli.train.options import set_intervals, with_save_dir, without_average
 from rad.cli.train.status import duration, quiet
 
 CSV = ("--trainer.logger", "CSVLogger")
@@ -272,8 +272,17 @@ def test_an_adapter_is_trained_further(train, adapter, base, base_given):
     assert yaml.safe_load(Path("runs/d/config.yaml").read_text())["model"]["adapter"] == "runs/c/checkpoints/step=1"
 
 
-def test_a_run_of_the_official_recipe_averages_no_weights():
+def test_every_keeps_the_latency_of_signals():
+    """Otherwise a job would miss the signal before its time limit."""
+    stop = Namespace(class_path="rad.training.StopOnSignal", init_args=Namespace(every_n_steps=10))
+    save = Namespace(class_path="rad.training.Checkpoint", init_args=Namespace(every_n_train_steps=10))
+    set_intervals(Namespace(every=2000, trainer=Namespace(callbacks=[stop, save], accumulate_grad_batches=1)))
+    assert (stop.init_args.every_n_steps, save.init_args.every_n_train_steps) == (10, 2000)
+
+
+def test_a_run_of_the_official_recipe_averages_no_weights(caplog):
     """Other callbacks stay; without model.official the average stays, too."""
+    caplog.set_level("INFO")
     entries = [
         Namespace(class_path=name) for name in ("rad.training.EMA", "rad.training.ema.EMA", "rad.training.Panel")
     ]
@@ -282,3 +291,5 @@ def test_a_run_of_the_official_recipe_averages_no_weights():
         config = Namespace(trains="diffusion", model=Namespace(official=official), trainer=trainer)
         without_average(config)
         assert [entry.class_path for entry in config.trainer.callbacks] == kept
+        assert ("rad.training.EMA is removed" in caplog.text) == official
+        caplog.clear()

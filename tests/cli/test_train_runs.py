@@ -126,6 +126,7 @@ def test_other_names_are_allowed(train, name):
         (("--model.lr_schedule", "cosine"), ["--model.lr_schedule", "--model.lr_scheduler"]),
         (("--trainer.strategy", "foo"), ["foo"]),
         (("--trainer.max_steps", "-1"), ["the training has no end", "--trainer.max_steps"]),
+        (("--trainer.max_steps", "-1", "--trainer.max_time", "00:00:01:00"), ["no end", "trainer.max_time"]),
         (("--every", "0"), ["--every is 0", "1 or more"]),
         (("--adapter", "nowhere"), ["--adapter nowhere", "runs/NAME"]),
         (("--adapter", "in"), ["rad_config.json is missing"]),

@@ -302,7 +302,7 @@ def test_lpips_is_the_distance_where_its_weights_are(monkeypatch):
         ({"masks": []}, "masks is empty"),
         ({"monitor": "fid"}, "monitor is 'fid'; allowed are distance, psnr, texture, frechet and null"),
         ({"patience": 0}, "patience is 0"),
-        ({"monitor": None, "patience": 2}, "patience needs a value"),
+        ({"monitor": None, "patience": 2}, "patience is 2 and monitor is null"),
     ],
 )
 def test_bad_settings_are_refused(settings, words):

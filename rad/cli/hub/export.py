@@ -17,21 +17,19 @@ def parser() -> Parser:
     """The options of `rad export`."""
     result = Parser(
         prog=program("export"),
-        description="Write a trained model as another folder: the adapter merged into its base, weights in float16.",
+        description="Export a trained model: merge its adapter into the base, or convert the weights to float16.",
     )
     result.add_argument(
         "checkpoint",
         metavar="CHECKPOINT",
-        help="as in `rad sample --checkpoint`: adapter folder, run folder, .ckpt of training, base model, USER/NAME",
+        help="adapter, run folder, .ckpt of training, base model, or USER/NAME on the hub",
     )
+    result.add_argument("--output", required=True, metavar="FOLDER", help="new folder; it appears when it is complete")
     result.add_argument(
-        "--output", required=True, metavar="FOLDER", help="folder to write; it appears when it is complete"
+        "--merge", action="store_true", help="merge the adapter into its base; writes a diffusers folder"
     )
-    result.add_argument(
-        "--merge", action="store_true", help="merge the adapter into the weights of its base: a diffusers folder"
-    )
-    result.add_argument("--half", action="store_true", help="write the weights in float16, half the size")
-    result.add_argument("--base", help="base model of the adapter (default: the one that the adapter names)")
+    result.add_argument("--half", action="store_true", help="store the weights in float16")
+    result.add_argument("--base", help="base model of the adapter (default: the base in its settings)")
     result.add_argument("--overwrite", action="store_true", help="replace --output if it is a model folder")
     return result
 

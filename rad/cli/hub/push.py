@@ -11,18 +11,18 @@ def parser() -> Parser:
     """The options of `rad push`."""
     result = Parser(
         prog=program("push"),
-        description="Publish an adapter or a model on the Hugging Face hub. Only safetensors, settings, card and images are "
-        "uploaded, without local paths; the folder itself is not changed.",
+        description="Publish an adapter or a model on the Hugging Face hub. It uploads safetensors, settings, card and images "
+        "only. Local paths are refused, and the folder is not changed.",
     )
-    result.add_argument("folder", metavar="FOLDER", help="adapter or model folder, or a training run: its newest model")
+    result.add_argument("folder", metavar="FOLDER", help="adapter, model, or run folder (its newest model)")
     result.add_argument("name", metavar="USER/NAME", help="name on the hub; an existing model is updated")
-    result.add_argument("--private", action="store_true", help="only you can see it")
+    result.add_argument("--private", action="store_true", help="create a private model")
     result.add_argument("--revision", metavar="BRANCH", help="branch to write to, created if missing (default: main)")
     result.add_argument(
-        "--base", metavar="USER/BASE", help="the base model of an adapter on the hub, in place of a local path"
+        "--base", metavar="USER/BASE", help="base model on the hub; required for an adapter on a local base"
     )
     result.add_argument("--license", metavar="ID", help="licence of the weights in the model card, such as apache-2.0")
-    result.add_argument("--dry_run", action="store_true", help="check and print what would be uploaded, then stop")
+    result.add_argument("--dry_run", action="store_true", help="check, and print files and card; upload nothing")
     return result
 
 

@@ -45,7 +45,7 @@ class SampleOptions(ReportOptions):
     """
 
     checkpoint: str = option(
-        "adapter folder, or base model: diffusers folder, .pt file; or USER/NAME[@REVISION] on the hub"
+        "adapter, run folder (its newest model), base model (diffusers folder, .pt file), or USER/NAME[@REVISION] on the hub"
     )
     base: str | None = option("base model of the adapter; default: the one that the adapter names", None)
     image: str = option("image, folder, zip, tar, LMDB or hf:ID:SPLIT; read as 8-bit RGB, first frame, upright, opaque")
@@ -99,7 +99,7 @@ class SampleOptions(ReportOptions):
     )
     channels_last: bool = option("memory format of the network's convolutions", False)
     noise_device: NoiseDevice = option(
-        "cpu: equal noise on all machines; device: other noise, quicker, equal on the same kind of accelerator only",
+        "cpu: equal noise on all machines; device: faster, but equal on the same kind of accelerator only",
         "cpu",
     )
     device: str = option("auto (an accelerator if there is one), cpu, cuda, ...", "auto")
@@ -118,9 +118,9 @@ class SampleOptions(ReportOptions):
     report: bool = option("then score the results: metrics.csv, summary.md and report.html in --output", False)
     overwrite: bool = option("recompute finished images, also those of other settings", False)
 
-    mask_polarity: Polarity = option("what white means", "white_is_fill", group=MASK_FILES)
+    mask_polarity: Polarity = option("meaning of white", "white_is_fill", group=MASK_FILES)
     mask_channel: MaskChannel = option(
-        "part of the file; auto: transparency where it varies, a painted colour, or grey values, and says what it took",
+        "part of the file; auto: transparency if it varies, a painted colour, or grey values, with a note",
         "auto",
         group=MASK_FILES,
     )
@@ -147,9 +147,9 @@ class SampleOptions(ReportOptions):
     dilate: int = option("rings of latent cells added to the hole", 0, low=0, high=PIXELS, group=LATENT)
     encode_full: bool = option("let the encoder see the hole's content, which leaks it", False, group=LATENT)
 
-    prompt: str = option("what to show in the holes", "", group=TEXT)
+    prompt: str = option("text for the content of the holes", "", group=TEXT)
     prompts: str | None = option('prompts by image, {"cat.png": "a cat"}', None, metavar="FILE.json", group=TEXT)
-    negative_prompt: str = option("what not to show", "", metavar="PROMPT", group=TEXT)
+    negative_prompt: str = option("text for content to avoid", "", metavar="PROMPT", group=TEXT)
     guidance: float | None = option("classifier-free guidance; 1: off; default: the model's", None, low=0, group=TEXT)
     control_image: str | None = option("image for all, folder or archive by name, for --controlnet", None, group=TEXT)
     control_scale: float = option("weight of the ControlNet; 0: off", 1.0, group=TEXT)

@@ -9,11 +9,13 @@ import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_info
 
 from rad.inpainting.runs import find_base, find_trained
 from rad.models.adapter import AdapterInfo
 from rad.resources import located
 from rad.training.ema import EMA
+from rad.training.guards import StopOnSignal
 from rad.training.logs.loggers import read_ids
 
 RUN_FOLDER = "RUN_FOLDER"
@@ -118,6 +120,8 @@ def set_intervals(config: Namespace) -> None:
     for callback in _entries(trainer.callbacks):
         kind, given = locate(callback.class_path), callback.init_args
         saves |= isinstance(kind, type) and issubclass(kind, LightningCheckpoint)
+        if kind is StopOnSignal:  # its interval is the latency of a signal
+            continue
         if kind is ModelCheckpoint and (given.get("every_n_epochs") or given.get("train_time_interval")):
             continue
         for name in INTERVALS:
@@ -144,7 +148,10 @@ def start_from_adapter(config: Namespace) -> None:
         raise ValueError(f"--adapter is {given!r}, which names no folder: give one, or leave it out")
     folder = find_trained(located(given))
     if not folder.is_dir():
-        raise FileNotFoundError(f"--adapter {given} is not a folder: give runs/NAME, or the folder of an adapter")
+        raise FileNotFoundError(
+            f"--adapter {given} is not a folder: give runs/NAME or the folder of an adapter. An adapter on the hub needs "
+            "--model.adapter USER/NAME --model.lora null"
+        )
     info = AdapterInfo.read(folder)
     if not (folder / "adapter_config.json").is_file():
         raise ValueError(f"--adapter {folder} is a model trained as a whole: give it as --model.base")
@@ -156,19 +163,20 @@ def start_from_adapter(config: Namespace) -> None:
 
 
 def require_end(config: Namespace) -> None:
-    """Raise ValueError for a run without a length; Lightning would train 1000 epochs."""
+    """Raise ValueError for a run without a number of steps or epochs; `trainer.max_time` alone gives none."""
     trainer = config.trainer
-    if trainer.max_steps == -1 and trainer.max_epochs is None and trainer.max_time is None:
+    if trainer.max_steps == -1 and trainer.max_epochs in (None, -1):
         raise ValueError(
-            "the training has no end: trainer.max_steps is -1; give the number of optimiser steps with --trainer.max_steps, or "
-            "set trainer.max_epochs"
+            "the training has no end: trainer.max_steps is -1, and trainer.max_epochs is not set. Give --trainer.max_steps or "
+            "--trainer.max_epochs; trainer.max_time can only end a run earlier"
         )
 
 
 def without_average(config: Namespace) -> None:
-    """Remove the EMA callbacks of a run with `model.official`, whose recipe has none."""
+    """Remove the EMA callbacks of a run with `model.official`, whose recipe has none, and report it."""
     if config.trains != "diffusion" or not config.model.official:
         return
-    config.trainer.callbacks = [
-        entry for entry in _entries(config.trainer.callbacks) if locate(entry.class_path) is not EMA
-    ]
+    given = list(_entries(config.trainer.callbacks))
+    config.trainer.callbacks = [entry for entry in given if locate(entry.class_path) is not EMA]
+    if len(config.trainer.callbacks) < len(given):
+        rank_zero_info("model.official averages no weights: rad.training.EMA is removed from trainer.callbacks")

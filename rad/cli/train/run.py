@@ -105,8 +105,7 @@ class TrainCLI(LightningCLI):
             "--every",
             type=int | None,
             default=None,
-            help="interval in optimiser steps of checkpoints, panels, other callbacks with such an interval, and validation; "
-            "null: their own settings",
+            help="interval in optimiser steps of checkpoints, panels, metrics, snapshots, validation; null: their own settings",
         )
         parser.add_argument(
             "--adapter",
@@ -121,8 +120,7 @@ class TrainCLI(LightningCLI):
             nargs="?",
             const=100,
             default=None,
-            help="do not train: raise the learning rate over this number of steps (100), suggest one, and write the curve to "
-            "runs/NAME/lr_find/",
+            help="only suggest a learning rate: it rises over this number of steps (100), and the curve is in runs/NAME/lr_find/",
         )
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)

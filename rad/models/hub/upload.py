@@ -35,7 +35,9 @@ class HubBase:
 def check_name(name: str) -> str:
     """Raise ValueError for a name that the hub would refuse."""
     if not NAME.fullmatch(name) or ".." in name or "--" in name or name.endswith((".git", ".", "-")):
-        raise ValueError(f"the name {name!r} is no USER/NAME: give letters, digits, '-', '_' and '.', at most 96 each")
+        raise ValueError(
+            f"the name {name!r} is no USER/NAME: use letters, digits, '-', '_' and '.', at most 96 in each part"
+        )
     return name
 
 

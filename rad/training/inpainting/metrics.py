@@ -35,19 +35,19 @@ DEFINING = ("images", "steps", "masks", "solver", "spacing", "eta", "monitor", "
 
 
 class InpaintingMetrics(Callback):
-    """Inpaints the first held-out images with the averaged weights, and logs what counts as `inpainting/...`.
+    """Inpaints the first held-out images with the averaged weights, and logs metrics of the results as `inpainting/...`.
 
     The values are those of `rad evaluate`: perceptual distance in the box of the hole, PSNR of the hole, texture (1 is right),
-    and the Fréchet distance from the originals. `inpainting/seconds` is the time that the measurement took. Masks and noise are
-    the same at each step, and for any training seed, batch size and number of devices; each device takes a part of the images.
-    The weights are those of the first `EMA`, else the trained ones. In trainer.callbacks it comes after `EMA`.
+    and the Fréchet distance from the originals. `inpainting/seconds` is the duration of the measurement. Masks and noise do not
+    depend on the step, the training seed, the batch size or the devices. Each device measures a part of the images. The weights
+    are the average of the first `EMA`, or the trained ones without it. List this callback after `EMA` in trainer.callbacks.
 
     `best` beside the checkpoints holds the model with the best monitored value, ready for use, and best.json with its values.
 
     Args:
         every_n_steps: interval in optimiser steps; 0: never.
         images: number of images, at least 2; the Fréchet distance depends on it.
-        batch_size: images at once on each device. The last batch is filled up, which keeps the values of any number of devices.
+        batch_size: images at once on each device. The last batch is padded, so values do not depend on the number of devices.
         steps: sampling steps.
         masks: names from `rad.masks.shapes.MASKS`, taken in turn.
         solver, spacing, eta: see `rad.sampling.Sampler`; null: the preset of the method, see `Panel`.
@@ -55,7 +55,7 @@ class InpaintingMetrics(Callback):
             distance is LPIPS (AlexNet) if its weights are on every machine.
         monitor: value that decides on the best model: "distance", "psnr", "texture" or "frechet"; null: keep none.
         patience: number of measurements without a better value after which the run ends; null: never.
-        seed: of masks and noise, whatever the seed of the training.
+        seed: seed of masks and noise, independent of the training seed.
     """
 
     def __init__(
@@ -78,8 +78,10 @@ class InpaintingMetrics(Callback):
             integer(f"InpaintingMetrics.{name}", value, low=low)
         if monitor is not None and monitor not in get_args(Monitor):
             raise ValueError(f"monitor is {describe(monitor)}; allowed are {', '.join(get_args(Monitor))} and null")
-        if patience is not None and (monitor is None or integer("patience", patience, low=1) < 1):
-            raise ValueError("patience needs a value to wait for: set monitor, or patience to null")
+        if patience is not None and monitor is None:
+            raise ValueError(f"patience is {describe(patience)} and monitor is null: set monitor, or patience to null")
+        if patience is not None:
+            integer("patience", patience, low=1)
         if not masks:
             raise ValueError("masks is empty: give at least one name of a mask")
         for mask in masks:

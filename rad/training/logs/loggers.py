@@ -1,4 +1,4 @@
-"""Values, images and settings for every logger of a run, and loggers that go on after a resume."""
+"""Values, images and settings for every logger of a run, and loggers that continue after a resume."""
 
 import csv
 import json

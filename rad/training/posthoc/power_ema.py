@@ -26,9 +26,9 @@ SNAPSHOT = "snapshot.json"
 class PowerEMA(EMA):
     """Average of the trained weights with a power-function profile, for a choice of the length after training.
 
-    Its length grows with the run: the average reaches back by a fraction of all steps so far. Use two, of `sigma_rel` 0.05 and
-    0.1. Each writes snapshots to `ema/` in the run folder, which `rad ema` combines into an average of any length. As `EMA`, each
-    is also exported beside checkpoints, and the first average of a run serves validation and panels.
+    Its length is a fraction of all steps so far. Use two, with `sigma_rel` 0.05 and 0.1. Each writes snapshots to `ema/` in the
+    run folder. `rad ema` combines them into an average of any length. As for `EMA`, each average is also exported beside the
+    checkpoints, and validation and panels use the first one of a run.
 
     Args:
         sigma_rel: length, the standard deviation of the profile as a fraction of the run, above 0 and up to 0.2886.
