@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from rad.cli.train import errors
 from rad.cli.train.options import with_save_dir, without_average
-from rad.cli.train.status import duration, quiet
+from rad.cli.train.status import duration, quiet, shows_bar
 
 CSV = ("--trainer.logger", "CSVLogger")
 
@@ -320,3 +320,12 @@ def test_a_run_of_the_official_recipe_averages_no_weights():
         config = Namespace(trains="diffusion", model=Namespace(official=official), trainer=trainer)
         without_average(config)
         assert [entry.class_path for entry in config.trainer.callbacks] == kept
+
+
+@pytest.mark.parametrize(("columns", "bar"), [(100, True), (0, False)])
+def test_a_terminal_without_width_has_no_bar(monkeypatch, columns, bar):
+    stream = types.SimpleNamespace(isatty=lambda: True, fileno=lambda: 2)
+    monkeypatch.setattr("sys.stderr", stream)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("os.get_terminal_size", lambda number: types.SimpleNamespace(columns=columns))
+    assert shows_bar() is bar

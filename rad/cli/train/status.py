@@ -86,7 +86,7 @@ class Status(Callback):
             report(
                 f"warning: no training curves: the run ends before a multiple of trainer.log_every_n_steps {interval}; lower it"
             )
-        if self.bar and sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+        if self.bar and shows_bar():
             self._tqdm = tqdm(total=last_step(trainer), initial=self._first, unit="step", dynamic_ncols=True)
 
     def on_train_batch_end(
@@ -130,6 +130,13 @@ class Status(Callback):
         if self._tqdm is not None:
             self._tqdm.close()
             self._tqdm = None
+
+
+def shows_bar() -> bool:
+    """Whether stderr is a terminal with room for a bar; some containers have terminals of no width, where tqdm prints nothing."""
+    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        return False
+    return os.get_terminal_size(sys.stderr.fileno()).columns > 0
 
 
 def last_step(trainer: L.Trainer) -> int:
