@@ -322,10 +322,10 @@ def test_a_run_of_the_official_recipe_averages_no_weights():
         assert [entry.class_path for entry in config.trainer.callbacks] == kept
 
 
-@pytest.mark.parametrize(("columns", "bar"), [(100, True), (0, False)])
-def test_a_terminal_without_width_has_no_bar(monkeypatch, columns, bar):
+@pytest.mark.parametrize(("columns", "lines", "bar"), [(100, 30, True), (0, 30, False), (100, 0, False)])
+def test_a_terminal_without_size_has_no_bar(monkeypatch, columns, lines, bar):
     stream = types.SimpleNamespace(isatty=lambda: True, fileno=lambda: 2)
     monkeypatch.setattr("sys.stderr", stream)
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr("os.get_terminal_size", lambda number: types.SimpleNamespace(columns=columns))
+    monkeypatch.setattr("os.get_terminal_size", lambda number: types.SimpleNamespace(columns=columns, lines=lines))
     assert shows_bar() is bar

@@ -133,10 +133,11 @@ class Status(Callback):
 
 
 def shows_bar() -> bool:
-    """Whether stderr is a terminal with room for a bar; some containers have terminals of no width, where tqdm prints nothing."""
+    """Whether stderr is a terminal with room for a bar; some containers have terminals of size 0, where tqdm prints nothing."""
     if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
         return False
-    return os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    size = os.get_terminal_size(sys.stderr.fileno())
+    return size.columns > 0 and size.lines > 1
 
 
 def last_step(trainer: L.Trainer) -> int:
