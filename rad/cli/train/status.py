@@ -122,11 +122,15 @@ class Status(Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Report a run that has reached its length; other ends have their own messages."""
+        self._close()
         if trainer.is_global_zero and trainer.global_step >= last_step(trainer):
             paths = [str(getattr(callback, "best_model_path", "")) for callback in trainer.checkpoint_callbacks]
             report(": ".join([f"finished at step {trainer.global_step}", *[path for path in paths if path][:1]]))
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._close()
+
+    def _close(self) -> None:
         if self._tqdm is not None:
             self._tqdm.close()
             self._tqdm = None
