@@ -215,7 +215,7 @@ def _locate(source: str | Path, revision: str | None) -> tuple[Path, str | None]
     path = located(source)
     if path.exists():
         if revision is not None:
-            warnings.warn(f"revision={revision!r} is unused: {path} is a local path", stacklevel=3)
+            warnings.warn(f"revision={revision!r} is unused: {path} is a local path", stacklevel=2)
         return path, None
     if not is_hub_id(source):
         hint = did_you_mean(path.name, checkpoint_names())
@@ -274,7 +274,7 @@ def _read_config(path: Path, *, norm_eps: float | None, qkv_order: QkvOrder) -> 
     if norm_eps is not None:
         config["norm_eps"] = norm_eps
     if qkv_order == "naive" and not legacy:
-        warnings.warn(f"qkv_order='naive' is unused: {path} has no attention_legacy_order", stacklevel=4)
+        warnings.warn(f"qkv_order='naive' is unused: {path} has no attention_legacy_order", stacklevel=2)
     return config, legacy and qkv_order == "legacy"
 
 

@@ -1,5 +1,6 @@
 """Base class of our LightningModules: optimiser, hyperparameters, checkpoints of the trained weights, validation means."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, is_dataclass
@@ -103,7 +104,8 @@ class TrainingModule(L.LightningModule):
         self._evaluation = ExitStack()
         self.strict_loading = False  # a checkpoint lacks the frozen weights; `on_load_checkpoint` compares the others
         # Lightning's mean over processes is wrong when they hold unequal numbers of images.
-        self.val_means = nn.ModuleDict({name: MeanMetric() for name in means})
+        # Its default leaves NaN out, which would hide the samples that a model fails on.
+        self.val_means = nn.ModuleDict({name: MeanMetric(nan_strategy=math.nan) for name in means})
 
     @property
     def not_saved(self) -> Sequence[str]:

@@ -15,8 +15,9 @@ from lightning.pytorch.loggers import WandbLogger as LightningWandb
 from lightning.pytorch.loggers.logger import Logger
 from safetensors.torch import load_file
 
+from rad.cli.train import errors
 from rad.cli.train.options import set_intervals, with_save_dir, without_average
-from rad.cli.train.status import duration, quiet
+from rad.cli.train.status import duration, quiet, shows_bar
 
 CSV = ("--trainer.logger", "CSVLogger")
 
@@ -195,7 +196,42 @@ def test_the_start_is_one_block_and_the_progress_a_line_each_interval(train, int
     assert [line.split(":")[0] for line in lines] == steps
     assert all(part in lines[0] for part in ("loss ", "images/s", " left", "GiB"))
     assert ("3 steps left: about " in err) == (interval == 12), "the first line comes later"
-    assert not any(word in err for word in ("Tip:", "GPU available", "TPU available", "LeafSpec", "many workers"))
+    assert err.splitlines()[-1] == "finished at step 14: runs/c/checkpoints/step=14.ckpt"
+    assert "no training curves" not in err
+    assert not any(
+        word in err
+        for word in ("Tip:", "GPU available", "TPU available", "LeafSpec", "many workers", "Seed", "Trainer")
+    )
+
+
+def test_a_run_without_curves_warns_and_needs_no_logger_for_its_monitor(train):
+    monitor = ("--trainer.logger", "false", "--trainer.callbacks", "lightning.pytorch.callbacks.LearningRateMonitor")
+    code, err = train(
+        *monitor,
+        "--trainer.max_steps",
+        2,
+        "--trainer.log_every_n_steps",
+        3,
+        "--data.val_count",
+        2,
+        "--data.val_limit",
+        1,
+    )
+    assert code == 0, err
+    assert "warning: no training curves: the run ends before a multiple of trainer.log_every_n_steps 3" in err
+    assert "1 of 2 for validation" in err
+
+
+@pytest.mark.parametrize(
+    ("rank", "parents", "raised"), [("0", [1, 2], ValueError), ("1", [1, 1, 2], SystemExit), ("1", [1], ValueError)]
+)
+def test_an_error_of_all_processes_is_reported_once(monkeypatch, rank, parents, raised):
+    """Process 1 is silent if its parent, process 0, ends as well; an error of its own is raised."""
+    monkeypatch.setattr(errors, "PATIENCE", 0.2)
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    monkeypatch.setattr("os.getppid", lambda: parents.pop(0) if len(parents) > 1 else parents[0])
+    with pytest.raises(raised), errors.reported_once():
+        raise ValueError("no images")
 
 
 def test_other_messages_are_printed(capsys):
@@ -204,12 +240,15 @@ def test_other_messages_are_printed(capsys):
     try:
         with quiet():
             logger.info("GPU available: False, used: False")
-            logger.info("Restored all states")
+            logger.info("Restored all states from the checkpoint at x.ckpt")
+            logger.info("[rank: 1] Seed set to 0")
+            logger.info(f"{'-' * 9}\ndistributed_backend=gloo\nAll distributed processes registered.\n{'-' * 9}\n")
+            logger.info("Time limit reached")
         logger.info("GPU available: after")
     finally:
         logger.removeHandler(handler)
     assert [line for line in capsys.readouterr().err.splitlines() if line] == [
-        "Restored all states",
+        "Time limit reached",
         "GPU available: after",
     ]
 
@@ -293,3 +332,12 @@ def test_a_run_of_the_official_recipe_averages_no_weights(caplog):
         assert [entry.class_path for entry in config.trainer.callbacks] == kept
         assert ("rad.training.EMA is removed" in caplog.text) == official
         caplog.clear()
+
+
+@pytest.mark.parametrize(("columns", "lines", "bar"), [(100, 30, True), (0, 30, False), (100, 0, False)])
+def test_a_terminal_without_size_has_no_bar(monkeypatch, columns, lines, bar):
+    stream = types.SimpleNamespace(isatty=lambda: True, fileno=lambda: 2)
+    monkeypatch.setattr("sys.stderr", stream)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("os.get_terminal_size", lambda number: types.SimpleNamespace(columns=columns, lines=lines))
+    assert shows_bar() is bar

@@ -99,6 +99,16 @@ def test_a_resume_keeps_the_rows_before_its_step(tmp_path):
     assert [float(row[0] or row[1]) for row in rows[1:]] == [0, 1, 2, 3, 4.04, 5.04, 6.04, 7.04, 8.04]
 
 
+@pytest.mark.parametrize("end", ["1.0", "1.0,0", "1.0,0,", "\0\0\0\0"])
+def test_a_resume_drops_a_row_that_a_killed_process_has_cut(tmp_path, end):
+    path = tmp_path / "metrics.csv"
+    path.write_text(f"loss,epoch,step\n0.5,0,1\n0.6,0,3\n{end}")
+    logger = CSVLogger(tmp_path, name="", version="")
+    keep_log(logger)
+    drop_steps(logger, 5)
+    assert path.read_text().splitlines() == ["loss,epoch,step", "0.5,0,1", "0.6,0,3"]
+
+
 def test_a_refused_resume_keeps_all_rows(tmp_path):
     first = CSVLogger(tmp_path, name="", version="")
     for step in range(4):

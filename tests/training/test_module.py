@@ -454,3 +454,11 @@ def test_a_batch_with_accumulation_and_bf16(world, tmp_path):
     model = module(world, execution=Execution(gradient_checkpointing=True, channels_last=True))
     fit(tmp_path, model, data(world), 2, precision="bf16-mixed", accumulate_grad_batches=2)
     assert all(bool(p.isfinite().all()) for p in trainable(model).values())
+
+
+def test_a_validation_loss_does_not_hide_a_sample_with_nan(monkeypatch):
+    model = configured(**BASE_MODEL)
+    monkeypatch.setattr(model, "log", lambda *args, **settings: None)
+    model.log_means({"loss": torch.tensor([1.0, math.nan]), "simple": torch.tensor([1.0, 3.0])})
+    assert math.isnan(model.val_means["loss"].compute())
+    assert model.val_means["simple"].compute() == 2

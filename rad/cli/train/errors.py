@@ -1,9 +1,17 @@
 """Errors of jsonargparse, Lightning and torch that a user can correct, as one line."""
 
+import os
 import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
+from rad.console import EXIT_INPUT
 from rad.images.remote import Unreachable
+
+PATIENCE = 5.0
+"""Seconds that a process other than the first of its machine waits before it reports an error."""
 
 TYPE_LISTS = {
     r"Does not validate against any of the Union subtypes Subtypes: \[<class 'float'>, <class 'torch\.Tensor'>\] .*? "
@@ -29,6 +37,27 @@ REPORTED = ("torch.optim.", "lightning.", "lightning_utilities.", "lightning_fab
 
 OF_OPTIMIZER = {"learning_rate": "lr", **{name: name for name in ("lr", "weight_decay", "betas", "eps", "momentum")}}
 """Names for settings of the optimiser that users give without its group, and the names there."""
+
+
+@contextmanager
+def reported_once() -> Iterator[None]:
+    """Within the context, an error that all processes of a machine raise is reported by the first of them only.
+
+    Another process waits. If the first one fails too, either the launcher ends this process (torchrun), or its parent ends, since
+    Lightning starts the others from the first; then it exits in silence. Otherwise the error is its own, and is raised.
+    """
+    parent = os.getppid()
+    try:
+        yield
+    except (ValueError, OSError):
+        if os.environ.get("LOCAL_RANK", "0") == "0" or os.environ.get("RAD_DEBUG"):
+            raise
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            if os.getppid() != parent:
+                raise SystemExit(EXIT_INPUT) from None
+            time.sleep(0.05)
+        raise
 
 
 def optimizer_hint(message: str) -> str | None:

@@ -15,12 +15,18 @@ import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.callbacks import (
+    LearningRateMonitor,
+    ModelCheckpoint,
+    ProgressBar,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 
-from rad.cli.train.errors import explain, optimizer_hint, without_types
+from rad.cli.train.errors import explain, optimizer_hint, reported_once, without_types
 from rad.cli.train.options import (
     placed,
     require_end,
@@ -167,6 +173,8 @@ class TrainCLI(LightningCLI):
                 "Lightning's callbacks for averaged weights count epochs, and exported models would not have the average: use "
                 "rad.training.EMA"
             )
+        if config.trainer.logger in (False, []):  # Lightning refuses a monitor that has no logger
+            callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
         for guard in (StopOnSignal, FiniteGuard):
             if not any(isinstance(callback, guard) for callback in callbacks):
                 callbacks.append(guard())
@@ -270,7 +278,7 @@ def fit(arguments: Sequence[str]) -> int:
 
     Raises ValueError or FileNotFoundError for an unsuitable argument or file.
     """
-    with quiet():
+    with reported_once(), quiet():
         cli = _parse(arguments)
         with _held(cli.trainer):
             if cli.config.find_lr is None:

@@ -22,14 +22,19 @@ from rad.training.module import get_setting, logs_at
 MEASURED = 10
 """Steps after the first one, from which the duration of a run is estimated."""
 
-DROPPED = re.compile("Tip: |^(GPU|TPU|HPU|IPU) available|^LOCAL_RANK|^💡")
-"""Lightning's messages without information for a run."""
+DROPPED = re.compile(
+    r"^\n?Tip: |^(GPU|TPU|HPU|IPU) available|^LOCAL_RANK|^💡|^(\[rank: \d+\] )?Seed set to |^Initializing distributed: |"
+    r"^-+\ndistributed_backend=|^(Restoring states|Restored all states) from the checkpoint|"
+    r"^`Trainer\.fit` stopped: `max_steps=|^Using .* Automatic Mixed Precision"
+)
+"""Lightning's messages without information for a run, or with what `Status` prints."""
 
 FOREIGN = (
     ".* in eval mode",  # autoencoders and text encoders are frozen
     ".*LeafSpec.* is deprecated",
     ".*torch.distributed.nn.functional.all_gather",
     ".*does not have many workers",
+    "The number of training batches .* is smaller than the logging interval",  # `Status` counts steps instead
 )
 """Warnings of Lightning and torch that a user of rad cannot act on, or should not."""
 
@@ -76,7 +81,12 @@ class Status(Callback):
             return
         for name, value in describe(trainer, pl_module).items():
             report(f"{name:<10} {value}")
-        if self.bar and sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+        interval, steps = get_setting(trainer, "log_every_n_steps"), last_step(trainer)
+        if interval > 0 and steps > self._first and steps // interval == self._first // interval:
+            report(
+                f"warning: no training curves: the run ends before a multiple of trainer.log_every_n_steps {interval}; lower it"
+            )
+        if self.bar and shows_bar():
             self._tqdm = tqdm(total=last_step(trainer), initial=self._first, unit="step", dynamic_ncols=True)
 
     def on_train_batch_end(
@@ -124,10 +134,28 @@ class Status(Callback):
             report(line)
             self._tqdm.refresh()
 
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Report a run that has reached its length; other ends have their own messages."""
+        self._close()
+        if trainer.is_global_zero and trainer.global_step >= last_step(trainer):
+            paths = [str(getattr(callback, "best_model_path", "")) for callback in trainer.checkpoint_callbacks]
+            report(": ".join([f"finished at step {trainer.global_step}", *[path for path in paths if path][:1]]))
+
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._close()
+
+    def _close(self) -> None:
         if self._tqdm is not None:
             self._tqdm.close()
             self._tqdm = None
+
+
+def shows_bar() -> bool:
+    """Whether stderr is a terminal with room for a bar; some containers have terminals of size 0, where tqdm prints nothing."""
+    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        return False
+    size = os.get_terminal_size(sys.stderr.fileno())
+    return size.columns > 0 and size.lines > 1
 
 
 def last_step(trainer: L.Trainer) -> int:
@@ -152,10 +180,13 @@ def describe(trainer: L.Trainer, module: L.LightningModule) -> dict[str, str]:
     batch += [f"{world} devices"] if world > 1 else []
     batch += [f"{accumulated} accumulated"] if accumulated > 1 else []
     size = data.batch_size * world * accumulated
+    validated = f"{len(data.val_images):,}"
+    if data.val_limit is not None and data.val_limit < len(data.val_images):
+        validated = f"{data.val_limit:,} of {validated}"
     return {
         "run folder": str(Path(trainer.default_root_dir)),
         "parameters": f"{trained:,} trained of {total:,}",
-        "images": f"{len(data.train_images):,} for training, {len(data.val_images):,} for validation",
+        "images": f"{len(data.train_images):,} for training, {validated} for validation",
         "batch": " x ".join(batch) + (f" = {size}" if len(batch) > 1 else "") + " a step",
         "steps": f"{trainer.global_step:,} to {last_step(trainer):,}",
         "precision": str(trainer.precision),

@@ -1,6 +1,7 @@
 """Values, images and settings for every logger of a run, and loggers that continue after a resume."""
 
 import csv
+import io
 import json
 import os
 from collections.abc import Mapping
@@ -115,11 +116,11 @@ def _metrics_file(logger: Logger) -> Path | None:
 
 
 def _read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Names and rows of a metrics.csv."""
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        rows = list(reader)
-        return list(reader.fieldnames or ()), rows
+    """Names and complete rows of a metrics.csv; a process that is killed may cut the last one."""
+    text = path.read_bytes().decode("utf-8", errors="replace")
+    reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))
+    rows = [row for row in reader if None not in row.values() and row["step"].isdecimal()]
+    return list(reader.fieldnames or ()), rows
 
 
 def read_ids(folder: Path) -> dict[str, str]:
