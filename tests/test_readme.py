@@ -100,9 +100,17 @@ def test_the_commands_of_the_page_on_evaluation_are_valid():
 
 def test_training_commands_write_adapters(desk):
     shorter = ["--data.batch_size", "2", "--trainer.limit_val_batches", "1", "--trainer.enable_progress_bar", "false"]
-    for steps, arguments in enumerate(commands("train"), start=1):
+    start, resume, tune, find_rate = commands("train")
+    for steps, arguments, name in ((1, start, "mine"), (2, resume, "mine"), (1, tune, "tuned")):
         assert cli.train([*arguments, *shorter, "--trainer.max_steps", str(steps)]) == 0
-        assert (desk / "runs" / "mine" / "checkpoints" / f"step={steps}-ema" / "adapter_model.safetensors").is_file()
+        assert (desk / "runs" / name / "checkpoints" / f"step={steps}-ema" / "adapter_model.safetensors").is_file()
+    assert cli.train([*find_rate, "20", "--data.batch_size", "2"]) == 0
+    assert list((desk / "runs" / "rad_photos_lora" / "lr_find").iterdir())
+    (export,) = commands("export")
+    from rad.cli.hub.export import main
+
+    assert main(export) == 0
+    assert (desk / "merged" / "unet" / "config.json").is_file()
 
 
 def test_python_code_fills_the_hole(desk):
