@@ -19,13 +19,19 @@ if TYPE_CHECKING:
 
 MEASURED = ("val/", "inpainting/")
 """Prefixes of the logged values that a card lists."""
+DURATION = "inpainting/seconds"
+"""Duration of a measurement; a card leaves it out."""
 
 
 def card(module: Diffusion, trainer: L.Trainer, *, ema: bool, images: tuple[str, ...] = ()) -> str:
     """A model card in Markdown: base, data, training and measured values. `images`: names of files beside the card."""
     data: ImageDataModule = get_setting(trainer, "datamodule")
     model, optimizer = module.model, getattr(trainer.optimizers[0], "optim", trainer.optimizers[0])  # within ZeRO's
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(MEASURED)}
+    metrics = {
+        name: float(value)
+        for name, value in trainer.callback_metrics.items()
+        if name.startswith(MEASURED) and name != DURATION
+    }
     adapter = isinstance(module.network, PeftModel)
     kind = "RAD adapter" if adapter else f"diffusion model ({module.process.kind})"
     base = shown(model.source, model.revision)
@@ -40,7 +46,7 @@ def card(module: Diffusion, trainer: L.Trainer, *, ema: bool, images: tuple[str,
         f"- Trained parameters: {sum(weight.numel() for weight in trainable(module).values()):,}.",
         *(f"- Changed when the run resumed at {without_paths(change)}." for change in module.changes),
         *(f"- {name}: {value:.5f}" for name, value in sorted(metrics.items())),
-        *(f"\n![Panel, {image}]({image})" for image in images),
+        *(line for image in images for line in ("", f"![Panel, {image}]({image})")),
         "",
     ]
     metadata = Metadata(
