@@ -133,5 +133,5 @@ def test_updates_are_float32_and_read_nothing_from_the_device():
 
 def test_two_lengths_of_the_same_folder_are_refused(tmp_path):
     snapshots = [Snapshot(tmp_path, step, 0, length) for step in (10, 20) for length in (0.05, 0.1)]
-    with pytest.raises(ValueError, match="two lengths would write .*sigma0.08"):
+    with pytest.raises(ValueError, match="two lengths would write"):
         _average(snapshots, [0.08, 0.05, 0.08], None, tmp_path / "out")
