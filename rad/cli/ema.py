@@ -53,6 +53,10 @@ def _average(snapshots: Sequence["Snapshot"], lengths: Sequence[float], step: in
     several = len(lengths) > 1
     results = [reconstruct(snapshots, length, step=step) for length in lengths]
     folders = [output / f"sigma{length:g}" if several else output for length in lengths]
+    if len(set(folders)) < len(folders):
+        raise ValueError(
+            f"--sigma_rel: two lengths would write {max(folders, key=folders.count)}: give each length once"
+        )
     for folder in folders:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ValueError(f"--output {folder} exists: give a new folder")

@@ -95,10 +95,14 @@ def test_a_whole_model_on_a_branch(hub: Hub, adapter, capsys):
 
 
 def test_a_dry_run_opens_no_connection(hub: Hub, adapter, capsys):
-    assert push(adapter, "me/rad", "--base", "me/base", "--dry_run") == 0
+    folder = shutil.copytree(adapter, Path("copy"))
+    local = json.loads((folder / "rad_config.json").read_text())["base"]
+    (folder / "README.md").write_text(f"- Base: `{local}`, hash `0`.\n")
+    assert push(folder, "me/rad", "--base", "me/base", "--dry_run") == 0
     assert not hub.requests
     printed = capsys.readouterr()
     assert printed.out.startswith("---\nbase_model: me/base\n")
+    assert "- Base: `me/base`, hash `0`." in printed.out
     assert "  adapter_model.safetensors, " in printed.err
 
 
@@ -236,8 +240,11 @@ def test_an_output_is_replaced_only_on_demand_and_only_if_it_is_a_model(adapter,
         assert export(adapter, "--output", folder, "--half", *words) == 2
         assert error in capsys.readouterr().err
     (folder / "rad_config.json").touch()
+    assert export(adapter, "--output", folder, "--half", "--overwrite") == 2
+    assert f"would delete {folder / 'notes'}" in capsys.readouterr().err
+    (folder / "notes").rename(folder / "README.md")
     assert export(adapter, "--output", folder, "--half", "--overwrite") == 0
-    assert not (folder / "notes").exists()
+    assert (folder / "README.md").read_text()
     copy = Path(shutil.copytree(adapter, tmp_path / "models" / "adapter"))
     for place in (copy, copy.parent):
         assert export(copy, "--output", place, "--half", "--overwrite") == 2
@@ -252,3 +259,9 @@ def test_an_output_is_replaced_only_on_demand_and_only_if_it_is_a_model(adapter,
     assert "which float16 cannot hold" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
     assert not list(tmp_path.glob(".*"))
+
+
+def test_the_model_of_a_run_that_is_exported_is_reported(adapter, tmp_path, capsys):
+    model = shutil.copytree(adapter, tmp_path / "run" / "checkpoints" / "step=2-ema")
+    assert export(tmp_path / "run", "--output", tmp_path / "half", "--half") == 0
+    assert f"{tmp_path / 'run'}: using {model}" in capsys.readouterr().err

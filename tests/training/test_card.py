@@ -52,6 +52,7 @@ def parts(folder: Path) -> tuple[dict, str]:
 def test_the_card_of_an_adapter(train, base, tmp_path):
     folder = train(lora=LoRA(rank=2))
     metadata, text = parts(folder / "step=2-ema")
+    assert re.search(r"\n\n!\[Panel, step=\d\.png\]", text)
     assert metadata["library_name"] == "peft"
     assert metadata["pipeline_tag"] == "image-to-image"
     assert metadata["tags"] == ["region-aware-diffusion", "inpainting", "diffusion", "lora"]

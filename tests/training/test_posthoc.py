@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rad.training.posthoc.power_ema import PowerEMA
+from rad.cli.ema import _average
+from rad.training.posthoc.power_ema import PowerEMA, Snapshot
 from rad.training.posthoc.profiles import (
     LONGEST,
     Profile,
@@ -128,3 +129,9 @@ def test_updates_are_float32_and_read_nothing_from_the_device():
         average.update(layer, 1)
     assert reads.count == 0
     assert all(torch.equal(average.weights[name], p.float()) for name, p in layer.named_parameters())
+
+
+def test_two_lengths_of_the_same_folder_are_refused(tmp_path):
+    snapshots = [Snapshot(tmp_path, step, 0, length) for step in (10, 20) for length in (0.05, 0.1)]
+    with pytest.raises(ValueError, match="two lengths would write"):
+        _average(snapshots, [0.08, 0.05, 0.08], None, tmp_path / "out")

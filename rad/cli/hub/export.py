@@ -40,13 +40,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not (options.merge or options.half):
         raise ValueError("nothing to do: give --merge, --half, or both")
     from rad.images.atomic import replacing_folder
-    from rad.inpainting.runs import find_parts
+    from rad.inpainting.runs import find_parts, find_trained
+    from rad.resources import located
 
     parts = find_parts(options.checkpoint, options.base)
     if options.merge and parts.adapter is None:
         raise ValueError(f"{options.checkpoint} has no adapter to merge: give an adapter, or leave --merge out")
     source, output = parts.adapter or _folder(parts.source, parts.revision), Path(options.output)
     _check_output(output, source, overwrite=options.overwrite)
+    if find_trained(given := located(options.checkpoint)) != given:
+        report(f"{options.checkpoint}: using {source}")
     with replacing_folder(output) as place:
         _write(options, parts, source, place)
     print_line(output)
@@ -111,3 +114,13 @@ def _check_output(output: Path, source: Path, *, overwrite: bool) -> None:
             raise ValueError(f"--output {output} exists: give another folder, or --overwrite")
         if not any((output / name).exists() for name in MODEL_FILES):
             raise ValueError(f"--output {output} is no model folder, and --overwrite replaces no other: give another")
+        if foreign := next((path for path in sorted(output.rglob("*")) if not _is_of_model(path)), None):
+            raise ValueError(
+                f"--overwrite would delete {foreign}, which is no file of a model: move it, or give another --output"
+            )
+
+
+def _is_of_model(path: Path) -> bool:
+    from rad.models.hub.convert import COPIED
+
+    return path.is_dir() or path.name == "LICENSE" or path.suffix in (".safetensors", *COPIED)

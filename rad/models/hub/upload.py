@@ -133,7 +133,8 @@ def _card(
     if local is not None:
         text = text.replace(f"`{local}`", f"`{shown(local, None)}`")
         if base is not None:
-            text = text.replace(f"`{shown(local, None)}`, hash", f"`{base.name}`, revision {base.revision}, hash")
+            revision = "" if base.revision is None else f", revision {base.revision}"
+            text = text.replace(f"`{shown(local, None)}`, hash", f"`{base.name}`{revision}, hash")
     index = folder / "model_index.json"
     kind = read_json(index).get("_class_name", "") if index.is_file() else ""
     known = None if info is None or info.base_revision is None else info.base

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 MEASURED = ("val/", "inpainting/")
 """Prefixes of the logged values that a card lists."""
+DURATION = "inpainting/seconds"
+"""Duration of a measurement; a card leaves it out."""
 
 
 def card(module: Diffusion, trainer: L.Trainer, *, ema: bool, images: tuple[str, ...] = ()) -> str:
@@ -29,7 +31,7 @@ def card(module: Diffusion, trainer: L.Trainer, *, ema: bool, images: tuple[str,
     metrics = {
         name: float(value)
         for name, value in trainer.callback_metrics.items()
-        if name.startswith(MEASURED) and not name.endswith("/seconds")
+        if name.startswith(MEASURED) and name != DURATION
     }
     adapter = isinstance(module.network, PeftModel)
     kind = "RAD adapter" if adapter else f"diffusion model ({module.process.kind})"
