@@ -113,10 +113,6 @@ def test_other_names_are_allowed(train, name):
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (
-            ("--trainer.logger", "false", "--trainer.callbacks", "LearningRateMonitor"),
-            ["LearningRateMonitor", "no logger"],
-        ),
         (("--trainer.callbacks", "EarlyStopping", "--trainer.callbacks.monitor", "nothing"), ["`nothing`"]),
         (("--trainer.callbacks", "WeightAveraging"), ["rad.training.EMA"]),
         (("--trainer.callbacks", "Foo"), ["no class is called Foo"]),
