@@ -10,8 +10,8 @@ from rad.console import EXIT_OK, Parser, print_line, program, report
 if TYPE_CHECKING:
     from rad.training.posthoc.power_ema import Snapshot
 
-LARGEST_ERROR = 0.1
-"""Error of the profile above which the command warns."""
+LARGE_ERROR, LARGEST_ERROR = 0.1, 0.5
+"""Errors of the profile above which the command warns, and refuses."""
 
 DESCRIPTION = """Average the weights of a training run over another length, after training (post-hoc EMA, Karras et al. 2024).
 
@@ -22,7 +22,7 @@ Use the result by `rad sample --checkpoint FOLDER`."""
 def main(arguments: Sequence[str] | None = None) -> int:
     """`rad ema runs/NAME --sigma_rel 0.08 --output FOLDER`. Returns the exit code."""
     parser = Parser(prog=program("ema"), description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", metavar="RUN", help="run folder, runs/NAME")
+    parser.add_argument("run", metavar="RUN", help="run folder, runs/NAME, or its folder ema")
     parser.add_argument(
         "--sigma_rel", type=float, nargs="+", metavar="LENGTH",
         help="length of the average, as a fraction of the run: above 0, up to 0.2886; several lengths write FOLDER/sigmaLENGTH",
@@ -48,10 +48,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _average(snapshots: Sequence["Snapshot"], lengths: Sequence[float], step: int | None, output: Path) -> None:
-    from rad.training.posthoc.power_ema import reconstruct
+    from rad.images.atomic import require_writable
+    from rad.training.posthoc.power_ema import reachable, reconstruct
 
     several = len(lengths) > 1
     results = [reconstruct(snapshots, length, step=step) for length in lengths]
+    for result in results:
+        if result.error > LARGEST_ERROR:
+            shortest, longest = reachable(snapshots, LARGEST_ERROR, step=step)
+            raise ValueError(
+                f"--sigma_rel {result.sigma_rel:g}: the snapshots cannot represent it (error of the profile {result.error:.1%}, "
+                f"allowed are {LARGEST_ERROR:.0%}): give a length from {shortest:g} to {longest:g}, or train with more "
+                "snapshots (every_n_train_steps of rad.training.PowerEMA)"
+            )
     folders = [output / f"sigma{length:g}" if several else output for length in lengths]
     if len(set(folders)) < len(folders):
         raise ValueError(
@@ -60,8 +69,9 @@ def _average(snapshots: Sequence["Snapshot"], lengths: Sequence[float], step: in
     for folder in folders:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ValueError(f"--output {folder} exists: give a new folder")
+    require_writable(output if several else output.parent, str(output))
     for result, folder in zip(results, folders, strict=True):
-        if result.error > LARGEST_ERROR:
+        if result.error > LARGE_ERROR:
             report(
                 f"warning: the snapshots cannot represent sigma_rel {result.sigma_rel:g} well (error {result.error:.1%}): use a "
                 "length between those of the snapshots, or a run with more of them"

@@ -170,7 +170,7 @@ class ImageDataModule(LightningDataModule):
                 val_counts = np.array([len(source) for source in held_out])
             self._counts, self._val_counts = tuple(counts.tolist()), tuple(val_counts.tolist())
             if self.weights is not None and 0 in self._counts:
-                empty = self.paths[self._counts.index(0)]
+                empty = without_query(self.paths[self._counts.index(0)])
                 raise ValueError(f"{empty} has a weight and no image left to train on: leave it out or lower val_count")
             if self.captions is not None:
                 self.captions.require(image.name for image in chain(self.train_images, self.val_images))

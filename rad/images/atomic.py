@@ -5,6 +5,7 @@ import re
 import secrets
 import shutil
 import stat
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -67,6 +68,23 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     finally:
         for leftover in (temporary, old):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def unwritable(folder: Path, output: str, error: OSError) -> str:
+    """The message for --output, in which `folder` takes no files."""
+    return f"--output {output} cannot be written: {_existing(folder)} takes no files ({error.strerror or error})"
+
+
+def require_writable(folder: Path, output: str) -> None:
+    """Raise ValueError, which names `output`, if `folder` or the nearest folder above it takes no files."""
+    try:
+        tempfile.TemporaryFile(dir=_existing(folder)).close()
+    except OSError as error:
+        raise ValueError(unwritable(folder, output, error)) from None
+
+
+def _existing(folder: Path) -> Path:
+    return next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
 
 
 def built_once(

@@ -30,6 +30,9 @@ HEADER = 1 << 16
 _PASSING = (408, 425, 429)
 """HTTP status codes between 400 and 499 that may be temporary."""
 
+_CREDENTIALS = re.compile(r"(?<=://)[^\s/?#'\"]*@")
+"""`user:password@` of a URL."""
+
 Result = TypeVar("Result")
 
 
@@ -46,7 +49,7 @@ def is_remote(source: str | Path) -> bool:
 
 
 def without_query(source: str) -> str:
-    """A source for messages and records: of a URL without its query, which may hold a signature."""
+    """A source for messages and records: of a URL without `user:password@` and query, which may hold secrets."""
     return str(Remote(source)) if is_remote(source) else source
 
 
@@ -66,7 +69,11 @@ class Remote:
     url: str
 
     def __str__(self) -> str:
-        """The URL without its query, which may hold a signature."""
+        """The URL without `user:password@`, and of http(s) without its query: they may hold secrets."""
+        return _CREDENTIALS.sub("", self._address)
+
+    @property
+    def _address(self) -> str:
         return self.url.partition("?")[0] if self.is_web else self.url
 
     @property
@@ -83,7 +90,12 @@ class Remote:
         """The file `name`, as in `files`, of a folder."""
         parts = urlsplit(self.url) if self.is_web else None
         query = f"?{parts.query}" if parts is not None and parts.query else ""
-        return Remote(f"{str(self).rstrip('/')}/{name}{query}")
+        return Remote(f"{self._address.rstrip('/')}/{name}{query}")
+
+    @property
+    def parent(self) -> "Remote":
+        """The folder of a file."""
+        return Remote(self.url.replace(self._address, self._address.rpartition("/")[0], 1))
 
     def info(self) -> dict[str, object]:
         """Size in bytes as "size", and what the storage records about the version. Raises ValueError without a size."""
@@ -164,9 +176,9 @@ def _cause(error: Exception) -> Exception:
 
 
 def _reason(error: Exception) -> str:
-    """Type and message of the cause, without the queries of URLs: they may be written in another way than in the given URL."""
+    """Type and message of the cause, without secrets of URLs: they may be written in another way than in the given URL."""
     cause = _cause(error)
-    message = " ".join((str(cause) or type(cause).__name__).split())
+    message = _CREDENTIALS.sub("", " ".join((str(cause) or type(cause).__name__).split()))
     return re.sub(r"(https?://[^\s'\"?]*)\?[^\s'\"]*", r"\1", f"{type(cause).__name__}: {message}")
 
 

@@ -201,8 +201,7 @@ def _list_remote(source: Remote) -> Listing:
         listing = Listing(Zip(source, wanted=choice))
     elif ending.endswith(SUFFIXES) and not is_folder:
         source.info()  # is it there?
-        parent = Remote(source.url.replace(str(source), str(source).rpartition("/")[0], 1))
-        return Listing(RemoteFolder(parent, [str(source).rpartition("/")[2]], wanted=lambda _: True))
+        return Listing(RemoteFolder(source.parent, [str(source).rpartition("/")[2]], wanted=lambda _: True))
     else:
         names = source.files()
         listing = Listing(RemoteFolder(source, names, wanted=choice))

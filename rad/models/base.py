@@ -274,7 +274,10 @@ def _read_config(path: Path, *, norm_eps: float | None, qkv_order: QkvOrder) -> 
     if norm_eps is not None:
         config["norm_eps"] = norm_eps
     if qkv_order == "naive" and not legacy:
-        warnings.warn(f"qkv_order='naive' is unused: {path} has no attention_legacy_order", stacklevel=2)
+        warnings.warn(
+            f"{path} has no attention_legacy_order: qkv_order 'naive', which model.official sets too, has no effect",
+            stacklevel=2,
+        )
     return config, legacy and qkv_order == "legacy"
 
 

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from rad.cli import main as cli
 from rad.cli.sample.fill import check_known, write_image
+from rad.cli.sample.prepare import count_windows
 from rad.console import Progress
 from rad.diffusion.denoiser import UNetDenoiser
 from rad.diffusion.schedules import linear_betas
@@ -286,11 +287,29 @@ def test_some_failures_are_listed_and_the_others_written(sample):
     assert (code, out) == (3, ["out/a.png"])
     failed = [line for line in err.splitlines() if line.startswith("failed: ")]
     assert [line.split(":")[1].strip() for line in failed] == [f"in/{name}.png" for name in "bcdef"]
+    assert failed[0].count("in/b.png") == 1
     assert "no mask for d.png" in failed[2]
     assert f"{SIZE}x{SIZE + 1}" in failed[3]
     assert err.splitlines()[-1] == "5 of 6 images failed"
     assert "Traceback" not in err
     assert hidden() == ["a.png"]
+
+
+@pytest.mark.parametrize("kind", ["in", "masks"])
+def test_an_image_that_is_damaged_after_planning_is_one_failure(sample, monkeypatch, kind):
+    make_inputs(["a.png", "b.png", "c.png"])
+
+    def counted(*arguments):
+        result = count_windows(*arguments)
+        Path(kind, "b.png").write_bytes(b"no image")
+        return result
+
+    monkeypatch.setattr("rad.cli.sample.run.count_windows", counted)
+    code, out, err = sample(batch_size=1)
+    assert (code, out) == (3, ["out/a.png", "out/c.png"])
+    (failed,) = [line for line in err.splitlines() if line.startswith("failed: ")]
+    assert failed.startswith("failed: in/b.png by ")
+    assert err.splitlines()[-1] == "1 of 3 images failed"
 
 
 def test_a_damaged_mask_in_a_zip_is_one_failure(sample):

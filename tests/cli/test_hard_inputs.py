@@ -389,7 +389,7 @@ def test_a_zip_that_lies_about_a_size_is_read_no_further(sample):
     Path("in.zip").write_bytes(content.replace(struct.pack("<I", 9_000_000), struct.pack("<I", 1000)))
     code, _, err = sample(image="in.zip", max_megapixels=1)
     assert code == 2
-    assert "in.zip:x.png: Bad CRC-32" in err[0], "of the 1000 bytes that it claims to have"
+    assert "failed: in.zip:x.png: Bad CRC-32" in err[0], "of the 1000 bytes that it claims to have"
 
 
 # ---- where to, and how many ----------------------------------------------------------------------

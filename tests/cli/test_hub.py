@@ -8,11 +8,13 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from rad.__main__ import main
 from rad.inpainting.inpainter import Inpainter
+from rad.models.hub.card import Metadata, with_metadata
 from rad.models.load import load_model
 from rad.models.lora import trainable
 from rad.training.diffusion import Diffusion
@@ -217,6 +219,37 @@ def test_a_merged_model_gives_the_results_of_its_adapter(adapter, tmp_path, caps
     assert "# A random adapter" in card
 
 
+def test_the_card_of_a_merged_model_names_no_adapter(adapter, tmp_path, capsys):
+    copy, text = Path(shutil.copytree(adapter, tmp_path / "step=2")), "# RAD adapter on base\n\n- Base: `base`.\n"
+    (copy / "README.md").write_text(
+        with_metadata(text, Metadata("pixel", adapter=True, metrics={"val/loss": 0.5}).entries("RAD adapter"))
+    )
+    assert export(copy, "--output", tmp_path / "mine", "--merge", "--half") == 0
+    card = (tmp_path / "mine" / "README.md").read_text()
+    assert "# Merged RAD model on base\n\n- Base: `base`.\n" in card
+    assert yaml.safe_load(card.split("---\n")[1])["model-index"][0]["name"] == "mine"
+    assert "RAD adapter" not in card
+    (copy / "README.md").unlink()
+    assert export(copy, "--output", tmp_path / "bare", "--merge") == 0
+    assert "# Merged RAD model on base" in (tmp_path / "bare" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["export", "me/rad@", "--output", "x", "--half"],
+        ["sample", "--checkpoint", "me/rad@", "--image", "photo.png", "--mask", "box", "--output", "out.png"],
+        ["push", "ADAPTER", "me/rad", "--base", "me/rad@", "--dry_run"],
+        ["push", "ADAPTER", "me/rad", "--base", "me/rad@"],
+    ],
+)
+def test_an_empty_revision_is_refused(hub: Hub, adapter, capsys, words):
+    random_image(SIZE, SIZE).save("photo.png")
+    assert main([str(adapter) if word == "ADAPTER" else word for word in words]) == 2
+    assert "me/rad@ has an empty revision: give a branch, tag or commit" in capsys.readouterr().err
+    assert not hub.requests
+
+
 def test_half_of_an_adapter_and_of_a_base(adapter, base, tmp_path, capsys):
     assert export(adapter, "--output", tmp_path / "adapter", "--half") == 0
     assert not capsys.readouterr().err
@@ -241,14 +274,28 @@ def test_an_output_is_replaced_only_on_demand_and_only_if_it_is_a_model(adapter,
         assert error in capsys.readouterr().err
     (folder / "rad_config.json").touch()
     assert export(adapter, "--output", folder, "--half", "--overwrite") == 2
-    assert f"would delete {folder / 'notes'}" in capsys.readouterr().err
-    (folder / "notes").rename(folder / "README.md")
+    assert "is no model folder" in capsys.readouterr().err, "it has no weights"
+    (folder / "adapter_model.safetensors").touch()
+    for foreign in ("notes", "photos/a.png", "unet/deep/config.json"):
+        (folder / foreign).parent.mkdir(parents=True, exist_ok=True)
+        (folder / foreign).touch()
+        assert export(adapter, "--output", folder, "--half", "--overwrite") == 2
+        assert f"would delete {folder / foreign}" in capsys.readouterr().err
+        (folder / foreign).unlink()
+    (folder / "unet" / "config.json").touch()
     assert export(adapter, "--output", folder, "--half", "--overwrite") == 0
     assert (folder / "README.md").read_text()
     copy = Path(shutil.copytree(adapter, tmp_path / "models" / "adapter"))
     for place in (copy, copy.parent):
         assert export(copy, "--output", place, "--half", "--overwrite") == 2
         assert "holds the checkpoint itself" in capsys.readouterr().err
+    assert export(copy, "--output", copy / "sub", "--half") == 2
+    assert "lies in the folder of the checkpoint" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert export(copy, "--output", tmp_path / "file" / "new", "--half") == 2
+    assert (
+        f"--output {tmp_path / 'file' / 'new'} cannot be written: {tmp_path / 'file'} takes" in capsys.readouterr().err
+    )
     assert export(base, "--output", tmp_path / "new", "--merge") == 2
     assert "has no adapter to merge" in capsys.readouterr().err
     assert export(base, "--output", tmp_path / "new") == 2

@@ -104,6 +104,10 @@ def url(server: type[Ranges], source: str) -> str:
     return f"{server.address}/{Path(source).name}"  # type: ignore[attr-defined]
 
 
+def with_password(address: str) -> str:
+    return address.replace("://", "://me:secret@")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_stream_is_that_of_the_local_copy_from_any_position(
     server: type[Ranges], local: dict[str, str], kind: str
@@ -200,6 +204,9 @@ def test_errors_name_the_source_and_the_way_out(server: type[Ranges], local: dic
         with pytest.raises(ValueError, match="503") as caught:
             list_images(url(server, place) + "?X-Credential=a%2Fsecret%2Bb&X-Signature=secret")
         assert "secret" not in str(caught.value)
+        with pytest.raises(ValueError, match=f"cannot read http://127.*{place}") as caught:
+            list_images(with_password(url(server, place)))
+        assert "secret" not in str(caught.value)
     server.failures = 0
     with pytest.raises(ValueError, match=r"known are s3, gs, https, hf"):
         list_images("nonsense://a/b.zip")
@@ -213,14 +220,22 @@ def test_errors_name_the_source_and_the_way_out(server: type[Ranges], local: dic
     assert str(signed) == "https://host/a/train.tar"
     assert signed.path.as_posix() == "/host/a/train.tar"
     assert signed.child("b.png").url == "https://host/a/train.tar/b.png?sig=secret"
+    private = Remote("https://me:secret@host/a/b@2.png?sig=secret")
+    assert str(private) == "https://host/a/b@2.png"
+    assert private.parent.url == "https://me:secret@host/a?sig=secret"
+    assert private.parent.child("c.png").url == "https://me:secret@host/a/c.png?sig=secret"
 
 
 def test_records_and_cards_hold_no_signature(server: type[Ranges], local: dict[str, str]) -> None:
     from rad.training.export.card import _data_name
 
-    signed = url(server, local["zip"]) + "?X-Signature=secret"
+    signed = with_password(url(server, local["zip"])) + "?X-Signature=secret"
     module = load(signed)
     assert "secret" not in str(module.settings())
+    for source in (*local.values(), str(Path(local["folder"], "s-1", "07.png"))):
+        listing = list_images(with_password(f"{url(server, '')}{Path(source).relative_to(Path(local['zip']).parent)}"))
+        listing[0].open()
+        assert "secret" not in f"{listing[0]} {listing[0].name}"
     assert _data_name(signed) == Path(local["zip"]).name
 
 

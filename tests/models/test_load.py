@@ -564,7 +564,7 @@ def test_pixel_model_with_four_outputs(tmp_path):
 def test_settings_without_effect_warn(folder):
     for options, message in (
         ({"revision": "main"}, "revision='main' is unused"),
-        ({"qkv_order": "naive"}, "qkv_order='naive' is unused"),
+        ({"qkv_order": "naive"}, "qkv_order 'naive', which model.official sets too, has no effect"),
         ({"image_size": 64}, "other values do not change the network"),
     ):
         with pytest.warns(UserWarning, match=message):

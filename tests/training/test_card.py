@@ -50,8 +50,11 @@ def parts(folder: Path) -> tuple[dict, str]:
 
 
 def test_the_card_of_an_adapter(train, base, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").touch()
     folder = train(lora=LoRA(rank=2))
     metadata, text = parts(folder / "step=2-ema")
+    assert metadata["model-index"][0]["name"] == "run"
     assert re.search(r"\n\n!\[Panel, step=\d\.png\]", text)
     assert metadata["library_name"] == "peft"
     assert metadata["pipeline_tag"] == "image-to-image"

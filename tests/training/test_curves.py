@@ -3,11 +3,12 @@
 import lightning as L
 import pytest
 import torch
+import yaml
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 
 from rad.training.diffusion import timestep_buckets
 from rad.training.logs.curves import Curves
-from rad.training.logs.loggers import drop_steps, flatten, keep_log, log_image
+from rad.training.logs.loggers import drop_steps, flatten, keep_log, log_image, log_settings
 
 
 def same(tensor):
@@ -82,6 +83,15 @@ def test_settings_have_dotted_names():
     given = {"a": {"b": 1, "c": [1, 2]}, "callbacks": [{"class_path": "X", "init_args": {"n": 3}}], "d": None}
     expected = {"a.b": 1, "a.c": [1, 2], "callbacks.0.class_path": "X", "callbacks.0.n": 3, "d": None}
     assert flatten(given) == expected
+
+
+def test_loggers_get_urls_without_secrets(tmp_path):
+    paths = ["https://me:hidden@host/a.tar?X-Signature=hidden", "s3://bucket/a.zip", "photos?"]
+    log_settings(logger := CSVLogger(tmp_path, name="", version=""), {"path": paths, "val_path": paths[0], "n": 1})
+    logger.save()
+    text = (tmp_path / "hparams.yaml").read_text()
+    expected = {"path": ["https://host/a.tar", *paths[1:]], "val_path": "https://host/a.tar", "n": 1}
+    assert yaml.safe_load(text) == expected
 
 
 def test_a_resume_keeps_the_rows_before_its_step(tmp_path):

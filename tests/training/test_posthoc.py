@@ -1,12 +1,14 @@
 """Power-function averages: closed forms, least squares, and averages of other lengths against explicit ones."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rad.cli.ema import _average
-from rad.training.posthoc.power_ema import PowerEMA, Snapshot
+from rad.training.posthoc.power_ema import PowerEMA, Snapshot, find_snapshots, reachable, reconstruct
 from rad.training.posthoc.profiles import (
     LONGEST,
     Profile,
@@ -135,3 +137,28 @@ def test_two_lengths_of_the_same_folder_are_refused(tmp_path):
     snapshots = [Snapshot(tmp_path, step, 0, length) for step in (10, 20) for length in (0.05, 0.1)]
     with pytest.raises(ValueError, match="two lengths would write"):
         _average(snapshots, [0.08, 0.05, 0.08], None, tmp_path / "out")
+
+
+def test_lengths_that_the_snapshots_cannot_represent_are_refused(tmp_path):
+    snapshots = [Snapshot(tmp_path, 10, 0, length) for length in (0.05, 0.1)]
+    shortest, longest = reachable(snapshots, 0.5)
+    for length in (shortest, longest):
+        assert reconstruct(snapshots, length).error <= 0.5
+    for length in (shortest - 0.001, longest + 0.001):
+        assert reconstruct(snapshots, length).error > 0.5
+    with pytest.raises(
+        ValueError, match=f"give a length from {shortest:g} to {longest:g}, or train with more snapshots"
+    ):
+        _average(snapshots, [0.08, 0.25], None, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_folder_of_the_snapshots_stands_for_its_run(tmp_path):
+    for length in (0.05, 0.1):
+        folder = tmp_path / "ema" / f"step=10-sigma{length}"
+        folder.mkdir(parents=True)
+        (folder / "snapshot.json").write_text(json.dumps({"step": 10, "start": 0, "sigma_rel": length}))
+    assert len(find_snapshots(tmp_path)) == 2
+    assert find_snapshots(tmp_path / "ema") == find_snapshots(tmp_path)
+    with pytest.raises(FileNotFoundError, match="give the folder of a run"):
+        find_snapshots(tmp_path / "other")

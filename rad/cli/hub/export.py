@@ -1,6 +1,7 @@
 """`rad export`: an adapter merged into its base, or weights in float16."""
 
 import argparse
+import fnmatch
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -11,6 +12,14 @@ from rad.console import EXIT_OK, Parser, print_line, program, report
 
 if TYPE_CHECKING:
     from rad.inpainting.runs import Parts
+
+PARTS = (
+    "unet", "transformer", "scheduler", "vae", "vqvae", "text_encoder*", "tokenizer*",
+    "feature_extractor", "image_encoder", "safety_checker",
+)  # fmt: skip
+"""Folders of a model, as `save_pretrained` of diffusers names them."""
+
+WEIGHTS = ("*.safetensors", "adapter_model.bin", "diffusion_pytorch_model*.bin", "pytorch_model*.bin")
 
 
 def parser() -> Parser:
@@ -39,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     if not (options.merge or options.half):
         raise ValueError("nothing to do: give --merge, --half, or both")
-    from rad.images.atomic import replacing_folder
+    from rad.images.atomic import replacing_folder, require_writable
     from rad.inpainting.runs import find_parts, find_trained
     from rad.resources import located
 
@@ -50,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _check_output(output, source, overwrite=options.overwrite)
     if find_trained(given := located(options.checkpoint)) != given:
         report(f"{options.checkpoint}: using {source}")
+    require_writable(output.parent, options.output)
     with replacing_folder(output) as place:
         _write(options, parts, source, place)
     print_line(output)
@@ -80,8 +90,8 @@ def _merge(parts: "Parts", folder: Path, output: str) -> None:
     assert parts.adapter is not None
     model = load_model(parts.source, revision=parts.revision, adapter=parts.adapter, info=parts.info)
     card = parts.adapter / "README.md"
-    text = card.read_text(encoding="utf-8") if card.is_file() else f"# {Path(output).name}\n"
-    save_merged(model, folder, card=text)
+    text = card.read_text(encoding="utf-8") if card.is_file() else None
+    save_merged(model, folder, name=Path(output).resolve().name, card=text)
     for image in sorted(path for path in parts.adapter.iterdir() if path.suffix in (".png", ".jpg", ".webp")):
         shutil.copyfile(image, folder / image.name)
 
@@ -101,26 +111,36 @@ def _folder(source: str, revision: str | None) -> Path:
 
 
 def _check_output(output: Path, source: Path, *, overwrite: bool) -> None:
-    """Raise ValueError for an output that exists, or that is the source or contains it."""
+    """Raise ValueError for an output that exists, or that is the source, contains it or lies in it."""
     from rad.inpainting.runs import MODEL_FILES
 
     place, given = output.resolve(), source.resolve()
     if place == given or place in given.parents:
         raise ValueError(f"--output {output} holds the checkpoint itself: give another folder")
+    if given in place.parents:
+        raise ValueError(f"--output {output} lies in the folder of the checkpoint: give a folder outside {source}")
     if output.is_dir() and not any(output.iterdir()):
         return
     if output.exists() or output.is_symlink():
         if not overwrite:
             raise ValueError(f"--output {output} exists: give another folder, or --overwrite")
-        if not any((output / name).exists() for name in MODEL_FILES):
+        files = [path for path in sorted(output.rglob("*")) if path.is_symlink() or not path.is_dir()]
+        if not (any((output / name).exists() for name in MODEL_FILES) and any(map(_is_weights, files))):
             raise ValueError(f"--output {output} is no model folder, and --overwrite replaces no other: give another")
-        if foreign := next((path for path in sorted(output.rglob("*")) if not _is_of_model(path)), None):
+        if foreign := next((path for path in files if not _is_of_model(path.relative_to(output))), None):
             raise ValueError(
                 f"--overwrite would delete {foreign}, which is no file of a model: move it, or give another --output"
             )
 
 
+def _is_weights(path: Path) -> bool:
+    return any(fnmatch.fnmatchcase(path.name, pattern) for pattern in WEIGHTS)
+
+
 def _is_of_model(path: Path) -> bool:
+    """Whether a file, relative to its folder, has a place in the layout of a model."""
     from rad.models.hub.convert import COPIED
 
-    return path.is_dir() or path.name == "LICENSE" or path.suffix in (".safetensors", *COPIED)
+    *folders, _ = path.parts
+    known = not folders or (len(folders) == 1 and any(fnmatch.fnmatchcase(folders[0], part) for part in PARTS))
+    return known and (path.name == "LICENSE" or path.suffix in COPIED or _is_weights(path))

@@ -30,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run `rad push ...`. The address, or the card of a dry run, goes to stdout."""
     options = parser().parse_args(arguments)
     from rad.inpainting.runs import find_trained
+    from rad.models.hub.download import split_revision
     from rad.models.hub.upload import HubBase, changed_files, check_name, find_hub_base, model_files, staged, upload
     from rad.resources import located
 
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     files = model_files(folder)
     base = None
     if options.base is not None:  # a dry run opens no connection
-        name = check_name(options.base.partition("@")[0])
+        name = check_name(split_revision(options.base)[0])
         base = HubBase(name, None) if options.dry_run else find_hub_base(options.base)
     contents = changed_files(folder, files, base=base, license=options.license)
     size = sum(path.stat().st_size for path in files)

@@ -35,6 +35,10 @@ MOST_PIXELS = 2**26
 """Pixels of all samples of a batch, which bounds the memory for large images."""
 
 
+class ReadError(ValueError):
+    """An image or mask of a batch cannot be read. The other batches go on."""
+
+
 @dataclass(frozen=True)
 class WindowCount:
     """Windows of an image for each sample, and its size in pixels."""
@@ -100,10 +104,13 @@ class Worker:
     requests: Requests
 
     def read(self, batch: Batch) -> Inputs:
-        """Read the images and masks of a batch. Raises ValueError or OSError for a file that cannot be read."""
+        """Read the images and masks of a batch. Raises ReadError for a file that cannot be read."""
         options, jobs = self.options, batch.jobs
-        images = [job.image.open() for job in jobs]
-        holes = [job.hole(image, options) for job, image in zip(jobs, images, strict=True)]
+        try:
+            images = [job.image.open() for job in jobs]
+            holes = [job.hole(image, options) for job, image in zip(jobs, images, strict=True)]
+        except (ValueError, OSError) as error:
+            raise ReadError(str(error)) from error
         unguided = self.methods[batch.label].weights == "none"
         conditions = PLAIN if unguided else [condition_of(options, job) for job in jobs]
         return Inputs(images, holes, conditions, [self.requests.stored(batch.label, job) for job in jobs])

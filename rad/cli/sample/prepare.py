@@ -21,9 +21,6 @@ from rad.masks.files import LoadedMask, same_mask
 from rad.methods.registry import cost, steps_within
 from rad.models.loaded_model import Condition
 
-COLOUR, STRENGTH = (1.0, 0.0, 0.0), 0.6
-"""Of the overlay on the hole."""
-
 if TYPE_CHECKING:
     from rad.diffusion.processes import Process
     from rad.sampling.method import Method, Schedule

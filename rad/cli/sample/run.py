@@ -1,6 +1,5 @@
 """The program `rad sample`. Finished files are kept, and failures are listed at the end."""
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -23,7 +22,7 @@ from rad.cli.sample.workers import Setup, fill_by_processes
 from rad.console import EXIT_INPUT, EXIT_OK, EXIT_SOME, Progress, counted, did_you_mean, print_line, program, report
 from rad.device import find_devices
 from rad.evaluation.provenance import scoring
-from rad.images.atomic import remove_temporaries
+from rad.images.atomic import remove_temporaries, require_writable, unwritable
 from rad.images.codecs import blank, images_up_to, to_tensor
 from rad.images.formats import open_file
 from rad.images.grid import contact_sheet
@@ -95,7 +94,7 @@ def _run_held(
     networks = _load_metrics(options, record.methods) if reporting and record else []
     failures = Failures()
     if missing:
-        _check_writable(missing[0].folder, options.output)
+        require_writable(missing[0].folder, options.output)
         if options.part is None:
             remove_temporaries({path.parent for run in missing for job in run.jobs for path in job.files})
         _fill(options, methods, missing, record, failures)
@@ -141,21 +140,8 @@ def _held(options: SampleOptions) -> Iterator[str]:
         try:
             stack.enter_context(locked(folder, part=part, beside=beside))
         except OSError as error:
-            problem = _unwritable(folder, options.output, error)
+            problem = unwritable(folder, options.output, error)
         yield problem
-
-
-def _unwritable(folder: Path, output: str, error: OSError) -> str:
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
-    return f"--output {output} cannot be written: {existing} takes no files ({error.strerror or error})"
-
-
-def _check_writable(folder: Path, output: str) -> None:
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
-    try:
-        tempfile.TemporaryFile(dir=existing).close()
-    except OSError as error:
-        raise ValueError(_unwritable(folder, output, error)) from None
 
 
 def _unfinished(options: SampleOptions, runs: Sequence[MethodRun], requests: Requests) -> list[MethodRun]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from rad.cli.sample.fill import Batch
+from rad.cli.sample.fill import Batch, ReadError
 from rad.cli.sample.options import SampleOptions
 from rad.cli.sample.plan import MethodRun
 from rad.cli.sample.record import OtherSettings, Record
@@ -37,9 +37,10 @@ class Failures:
     images: set[ImageFile] = field(default_factory=set)
 
     def add(self, message: str, image: ImageFile | None = None) -> None:
-        self.messages.append(message)
         if image is not None:
+            message = message.replace(f"cannot read image {image}: ", "")  # the message begins with its name
             self.images.add(image)
+        self.messages.append(message)
 
 
 @dataclass
@@ -49,7 +50,7 @@ class RunLog:
     Args:
         batches: all that will be filled; where: description of the window size and the devices.
         cost, schedule: of the method for one window.
-        record: of a comparison; without one, an error ends the program.
+        record: of a comparison; without one, an error that does not concern single images ends the program.
     """
 
     run: MethodRun
@@ -114,7 +115,7 @@ class RunLog:
 
     def failed(self, batch: Batch, error: Exception) -> None:
         """Note the error of a batch; without a record, raise it unless it concerns the images of this batch alone."""
-        if self.record is None and not isinstance(error, NotFiniteError):
+        if self.record is None and not isinstance(error, NotFiniteError | ReadError):
             raise error
         if os.environ.get("RAD_DEBUG"):
             traceback.print_exception(error)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from tqdm import tqdm
 
-from rad.cli.sample.fill import Batch, Worker, load_inpainter, usage_of
+from rad.cli.sample.fill import Batch, ReadError, Worker, load_inpainter, usage_of
 from rad.cli.sample.options import SampleOptions
 from rad.cli.sample.plan import Label, make_methods
 from rad.cli.sample.record import OtherSettings
@@ -196,7 +196,7 @@ def _run(task: Callable[..., T], *arguments: object) -> T:
     except SystemExit:
         os._exit(1)  # the executor would catch it and go on
     except Exception as error:
-        kinds = (torch.OutOfMemoryError, NotFiniteError, *EXPECTED)
+        kinds = (torch.OutOfMemoryError, NotFiniteError, ReadError, *EXPECTED)
         kind = next((kind for kind in kinds if isinstance(error, kind)), RuntimeError)
         raise kind(describe(error)) from error
 

@@ -82,8 +82,11 @@ class Metadata:
         return content
 
 
-def with_metadata(card: str, entries: dict[str, Any]) -> str:
+def with_metadata(card: str, entries: dict[str, Any], *, name: str | None = None) -> str:
     """The card with these entries at its top. Its text and its other entries stay; an entry with the value None is removed.
+
+    Args:
+        name: new name of the model in `model-index`, if the card has one.
 
     Raises ValueError for metadata that is no YAML mapping.
     """
@@ -97,7 +100,9 @@ def with_metadata(card: str, entries: dict[str, Any]) -> str:
     except (ValueError, YAMLError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"the metadata of the card is no YAML mapping ({reason}): correct README.md") from None
-    data = CardData(**{name: value for name, value in content.items() if value is not None})
+    if name is not None and isinstance(index := content.get("model-index"), list):
+        content["model-index"] = [{**model, "name": name} for model in index]
+    data = CardData(**{key: value for key, value in content.items() if value is not None})
     return f"---\n{data.to_yaml()}\n---\n\n{parsed.text.strip()}\n"
 
 

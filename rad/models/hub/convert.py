@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 from rad.images.atomic import write_text
-from rad.models.hub.card import Metadata, with_metadata
+from rad.models.hub.card import Metadata, shown, with_metadata
 from rad.models.loaded_model import LoadedModel
 from rad.models.weights import require_finite_weights
 
@@ -16,10 +17,13 @@ COPIED = (".json", ".txt", ".md", ".png", ".jpg", ".webp", ".model")
 """Suffixes of settings, tokenizers, cards and images."""
 
 
-def save_merged(model: LoadedModel, folder: Path, *, card: str) -> None:
+def save_merged(model: LoadedModel, folder: Path, *, name: str, card: str | None) -> None:
     """Write the model with its adapter in the weights: a diffusers folder with rad_config.json. Its results are the same.
 
-    W <- W + (alpha / r) B A, and the trained time layers as they are. `card`: text of the adapter's model card.
+    W <- W + (alpha / r) B A, and the trained time layers as they are.
+
+    Args:
+        name: of the model, for its card; card: text of the adapter's model card, if it has one.
 
     Raises ValueError for a model without an adapter, and for SD3's transformer.
     """
@@ -33,8 +37,11 @@ def save_merged(model: LoadedModel, folder: Path, *, card: str) -> None:
     model.save_trained(folder, adapter=True, region_aware=not info.unconditional)
     replace(info, kind=model.kind).write(folder)
     base = info.base if info.base_revision is not None else None
-    entries = Metadata(model.kind, adapter=False, base=base).entries(folder.name)
-    text = with_metadata(card, entries)
+    title = f"# Merged RAD model on {shown(info.base, info.base_revision)}"
+    text = re.sub(
+        r"^# RAD adapter on .*$", lambda _: title, title if card is None else card, count=1, flags=re.MULTILINE
+    )
+    text = with_metadata(text, Metadata(model.kind, adapter=False, base=base).entries(name), name=name)
     write_text(
         folder / "README.md", f"{text}\nThe adapter is merged into the weights of its base (`rad export --merge`).\n"
     )

@@ -15,11 +15,16 @@ WHOLE = ["*.json", "*/*.json", "*/*.txt", "*/*.safetensors"]
 
 
 def split_revision(source: str | os.PathLike[str]) -> tuple[str, str | None]:
-    """ "USER/NAME@REVISION" as ("USER/NAME", "REVISION"); a local path and any other text unchanged, with None."""
+    """ "USER/NAME@REVISION" as ("USER/NAME", "REVISION"); a local path and any other text unchanged, with None.
+
+    Raises ValueError for an empty revision.
+    """
     text = os.fspath(source)
     name, at, revision = text.partition("@")
-    if not at or not revision or located(text).exists() or not is_hub_id(name):
+    if not at or located(text).exists() or not is_hub_id(name):
         return text, None
+    if not revision:
+        raise ValueError(f"{text} has an empty revision: give a branch, tag or commit after the @, or {name}")
     return name, revision
 
 

@@ -12,6 +12,7 @@ from typing import TypeVar
 from rad.images.atomic import write_text
 from rad.models.adapter import AdapterInfo
 from rad.models.hub.card import MACHINE_PATH, Metadata, shown, with_metadata
+from rad.models.hub.download import split_revision
 from rad.models.weights import is_hub_id, read_json
 
 ResultT = TypeVar("ResultT")
@@ -170,10 +171,10 @@ def find_hub_base(source: str) -> HubBase:
     """The commit of a base model on the hub, "USER/NAME[@REVISION]". Raises ValueError if it is not there."""
     from huggingface_hub import HfApi
 
-    name, _, revision = source.partition("@")
+    name, revision = split_revision(source)
     if not is_hub_id(name):
         raise ValueError(f"--base {source}: give the USER/NAME of the base model on the hub")
-    commit = hub_call(f"--base {source}", lambda: HfApi().model_info(name, revision=revision or None).sha)
+    commit = hub_call(f"--base {source}", lambda: HfApi().model_info(name, revision=revision).sha)
     return HubBase(name, commit)
 
 

@@ -60,7 +60,13 @@ def card(module: Diffusion, trainer: L.Trainer, *, ema: bool, images: tuple[str,
         metrics=metrics,
         data=", ".join(map(_data_name, data.paths)),
     )
-    return with_metadata("\n".join(map(printable, lines)), metadata.entries(kind))
+    return with_metadata("\n".join(map(printable, lines)), metadata.entries(_run_name(trainer) or kind))
+
+
+def _run_name(trainer: L.Trainer) -> str | None:
+    """The name of the run's folder; None for a training without a configuration, whose folder may be any."""
+    folder = Path(trainer.default_root_dir).resolve()
+    return printable(folder.name) if (folder / "config.yaml").is_file() else None
 
 
 def newest_panel(trainer: L.Trainer) -> Path | None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rad.images.atomic import replacing, write_text
 from rad.images.codecs import to_uint8
+from rad.images.remote import without_query
 
 SHOWN = {"train/loss": 0, "val/loss": 0}
 """Curves that TensorBoard's table of hyperparameters shows."""
@@ -65,7 +66,8 @@ def log_image(logger: Logger, name: str, image: Tensor, step: int) -> None:
 
 
 def log_settings(logger: Logger, settings: Mapping[str, object]) -> None:
-    """Send the resolved settings, by dotted name, to a logger."""
+    """Send the resolved settings, by dotted name, to a logger: URLs without credentials and queries."""
+    settings = {name: _without_secrets(value) for name, value in settings.items()}
     if isinstance(logger, MLFlowLogger) and logger.run_id is not None:  # MLflow refuses to change a parameter
         known = logger.experiment.get_run(logger.run_id).data.params
         settings = {name: value for name, value in settings.items() if name not in known}
@@ -80,6 +82,12 @@ def log_settings(logger: Logger, settings: Mapping[str, object]) -> None:
     plain = {name: value if isinstance(value, bool | int | float) else str(value) for name, value in settings.items()}
     for summary in hparams(plain, SHOWN):
         logger.experiment._get_file_writer().add_summary(summary)
+
+
+def _without_secrets(value: object) -> object:
+    if isinstance(value, list):
+        return [_without_secrets(element) for element in value]
+    return without_query(value) if isinstance(value, str) else value
 
 
 def keep_log(logger: Logger) -> None:

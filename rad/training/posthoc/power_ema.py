@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,8 +202,11 @@ def _load(path: Path) -> dict[str, Tensor]:
 
 
 def find_snapshots(run: Path) -> list[Snapshot]:
-    """Snapshots of a run, by step and length. Raises FileNotFoundError without any, ValueError for a damaged one."""
-    folder = run / "ema"
+    """Snapshots of a run, by step and length. `run`: its folder, or the folder `ema` in it.
+
+    Raises FileNotFoundError without any, ValueError for a damaged one.
+    """
+    folder = run if any(run.glob(f"step=*/{SNAPSHOT}")) else run / "ema"
     snapshots = [Snapshot.read(path.parent) for path in folder.glob(f"step=*/{SNAPSHOT}")]
     if not snapshots:
         raise FileNotFoundError(
@@ -222,3 +226,17 @@ def reconstruct(snapshots: Sequence[Snapshot], sigma_rel: float, *, step: int | 
     used = [snapshot for snapshot in snapshots if snapshot.step <= step and snapshot.start == start]
     weights, error = solve_weights([snapshot.profile for snapshot in used], Profile(step - start, sigma_rel))
     return Reconstruction(sigma_rel, used, weights.tolist(), error)
+
+
+def reachable(snapshots: Sequence[Snapshot], error: float, *, step: int | None = None) -> tuple[float, float]:
+    """Shortest and longest `sigma_rel`, in steps of 0.001, whose profile has at most this error."""
+    lengths = [number / 1000 for number in range(1, int(1000 * LONGEST) + 1)]
+    last = reconstruct(snapshots, lengths[0], step=step).last
+
+    def fits(length: float) -> bool:
+        return reconstruct(snapshots, length, step=step).error <= error
+
+    middle = min(range(len(lengths)), key=lambda number: abs(lengths[number] - last.sigma_rel))
+    shortest = bisect_left(lengths, True, hi=middle, key=fits)
+    beyond = bisect_left(lengths, True, lo=middle + 1, key=lambda length: not fits(length))
+    return lengths[shortest], lengths[beyond - 1]
