@@ -131,7 +131,7 @@ def best_folder(trainer: L.Trainer) -> Path | None:
 
 
 def save_best(trainer: L.Trainer, module: TrainingModule, record: Mapping[str, object]) -> None:
-    """Replace `best` by the model as it is now: averaged weights of the first EMA, else the trained ones; best.json: `record`.
+    """Replace `best` by the model as it is measured: with the averaged weights of an EMA or optimiser; best.json: `record`.
 
     The first process writes; `save_top_k` never removes it.
     """
@@ -139,7 +139,11 @@ def save_best(trainer: L.Trainer, module: TrainingModule, record: Mapping[str, o
     if folder is None or not trainer.is_global_zero or get_setting(trainer, "fast_dev_run"):
         return
     average = next((average for average in find_averages(trainer) if average.weights), None)
-    with _disk_errors(folder), replaced(module, _wide_weights(module) if average is None else average.weights):
+    with (
+        _disk_errors(folder),
+        evaluating(trainer.optimizers),
+        replaced(module, _wide_weights(module) if average is None else average.weights),
+    ):
         export(module, trainer, folder, ema=average is not None, record=record)
 
 

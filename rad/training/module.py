@@ -258,6 +258,8 @@ class TrainingModule(L.LightningModule):
         for name, owner in self.saved_states.items():
             owner.load_state_dict(saved.get(name, {}))
         if self._resumes():
+            if self.trainer.precision == "64-true":
+                self.double()  # Lightning converts the module after loading, and would round the weights to float32
             self._require_optimizer(saved.get("optimizer"))
             self.curves.restore(saved.get("curves", {}), counted=self.trainer.is_global_zero)
             step, changes = checkpoint["global_step"], continue_run(self, self.trainer, checkpoint)

@@ -96,9 +96,10 @@ def batch(rows=4):
     return {"image": image, "position": torch.arange(rows)}
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(world, tmp_path, accumulate):
+@pytest.mark.parametrize(("accumulate", "precision"), [(1, "32-true"), (2, "64-true")])
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(world, tmp_path, accumulate, precision):
     options = {
+        "precision": precision,
         "accumulate_grad_batches": accumulate,
         "val_check_interval": 4,
         "check_val_every_n_epoch": None,

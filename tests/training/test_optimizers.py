@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rad.models.lora import trainable
-from rad.training.checkpoint import Checkpoint
+from rad.training.checkpoint import Checkpoint, save_best
 from rad.training.ema import averaged
 from rad.training.optimizers import evaluating
 from rad.training.schedules import Schedule
@@ -98,6 +98,9 @@ def test_validation_panels_and_exports_have_the_average_and_training_does_not_no
     exported = values(module(world, lora=None, adapter=str(tmp_path / "a" / "checkpoints" / "step=6")))
     torch.testing.assert_close(exported, {name: x.float() for name, x in mean.items()}, rtol=1e-5, atol=1e-6)
     assert any(float((exported[name] - weight).abs().max()) > 1e-4 for name, weight in values(watched).items())
+    save_best(trainer, watched, {"value": 0.5})
+    best = values(module(world, lora=None, adapter=str(tmp_path / "a" / "checkpoints" / "best")))
+    torch.testing.assert_close(best, exported, rtol=0, atol=0, msg="the best model is the measured one")
     with averaged(trainer, watched):
         torch.testing.assert_close(values(watched), exported, rtol=0, atol=0)
     with evaluating(trainer.optimizers), evaluating(trainer.optimizers):  # nested: the average of the average is itself
