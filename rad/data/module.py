@@ -18,10 +18,9 @@ from rad.data.cache import EncodingCache
 from rad.data.captions import read_captions
 from rad.data.draws import Purpose
 from rad.data.framing import SCALE_RANGE, ColourJitter, Crop, Framing, Resize, ScaleDraw
-from rad.data.listing import choose, hash_images, hold_out, list_source
+from rad.data.listing import check_paths, hash_images, split_images
 from rad.data.stream import Draw, HeldOut, PositionSampler, Source, Stream, StreamLoader, Turns
 from rad.images.remote import without_query
-from rad.images.sources import Gathered, ImageFile, Listing, find_readable
 from rad.masks import MaskGenerator
 from rad.rng import check_seed, key_of
 
@@ -111,25 +110,8 @@ class ImageDataModule(LightningDataModule):
         for name, value, least in (*least_values, ("val_limit", val_limit, 1)):
             if value is not None and value < least:
                 raise ValueError(f"{name}={value}: it must be at least {least}")
-        self.paths = [path] if isinstance(path, str) else list(path)
-        if not self.paths or val_path == []:
-            raise ValueError(f"path={path} and val_path={val_path}: an empty list has no images; val_path may be null")
-        if not all(
-            text.strip() for text in (*self.paths, *([val_path] if isinstance(val_path, str) else val_path or ()))
-        ):
-            raise ValueError(
-                f"path={path!r} and val_path={val_path!r}: an empty text names no source; val_path may be null"
-            )
-        if weights is not None:
-            Turns(tuple(weights))  # raises ValueError for wrong weights
-            if len(weights) != len(self.paths):
-                raise ValueError(
-                    f"weights={weights}: give one weight for each path ({len(self.paths)}), or null for none"
-                )
-        self.weights = None if weights is None else tuple(weights)
-        if val_path is None and self.paths == ["skimage"]:
-            val_path = "skimage"
-        self.val_paths = [val_path] if isinstance(val_path, str) else val_path
+        self.paths, self.val_paths = check_paths(path, val_path)
+        self.weights = None if weights is None else _check_weights(weights, self.paths)
         self.val_count, self.val_limit = val_count, val_limit
         self.buckets = bucket_sizes(buckets, size)
         if self.buckets and resize == "none":
@@ -137,12 +119,7 @@ class ImageDataModule(LightningDataModule):
                 "resize='none' contradicts buckets, which scale images to their size: leave one of them out"
             )
         self.framing = Framing(size, resize, crop, scale_range, flip, side_range, scale_draw, jitter)
-        if cache is not None and not (cache.strip() and self.framing.is_fixed):
-            raise ValueError(
-                f"cache={cache!r} with crop={crop!r}: give a folder, and images of constant pixels (crop='center', no jitter), "
-                "or set cache to null"
-            )
-        self.cache = None if cache is None else EncodingCache(Path(cache))
+        self.cache = None if cache is None else _open_cache(cache, self.framing)
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, check_seed(seed)
         self.strict, self.masks, self.in_memory = strict, masks, in_memory
         self.captions = None if captions is None else read_captions(captions)
@@ -157,18 +134,11 @@ class ImageDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         if not self.train_images:
-            sources = self._readable([list_source(path) for path in self.paths])
-            images, counts = self._join(sources), np.array([len(source) for source in sources])
-            if self.val_paths is None:
-                rest, held = hold_out(images, self.val_count)
-                self.train_images, self.val_images = choose(images, rest), choose(images, held)
-                ends = [0, *counts.cumsum()]
-                counts, val_counts = (np.diff(np.searchsorted(part, ends)) for part in (rest, held))
-            else:
-                held_out = self._readable([list_source(path, held_out=True) for path in self.val_paths])
-                self.train_images, self.val_images = images, self._join(held_out)
-                val_counts = np.array([len(source) for source in held_out])
-            self._counts, self._val_counts = tuple(counts.tolist()), tuple(val_counts.tolist())
+            split = split_images(
+                self.paths, self.val_paths, val_count=self.val_count, strict=self.strict, in_memory=self.in_memory
+            )
+            self.train_images, self.val_images = split.train, split.val
+            self._counts, self._val_counts = split.counts, split.val_counts
             if self.weights is not None and 0 in self._counts:
                 empty = without_query(self.paths[self._counts.index(0)])
                 raise ValueError(f"{empty} has a weight and no image left to train on: leave it out or lower val_count")
@@ -178,46 +148,7 @@ class ImageDataModule(LightningDataModule):
                 self._assigned = nearest(image_sizes(self.train_images), self.buckets)
         if stage == "fit" and self.trainer is not None:
             self._resumed = _FRESH  # Lightning calls `load_state_dict` after `setup`
-            self._count_in_steps(self.trainer)
-
-    def _readable(self, parts: Sequence[Sequence[ImageFile]]) -> list[Sequence[Source]]:
-        """The readable images of each part; a `Listing` unchecked, unless it goes into memory."""
-        kept: list[Sequence[Source]] = []
-        bad: list[str] = []
-        for part in parts:
-            good, broken = (part, []) if self._is_unchecked(part) else find_readable(part, decode=self.in_memory)
-            kept.append(good)
-            bad += broken
-        if bad:
-            names = ", ".join(bad[:5]) + (", ..." if len(bad) > 5 else "")
-            message = f"{len(bad)} of {sum(map(len, parts))} images cannot be read: {names}"
-            if self.strict or not any(kept):
-                raise ValueError(f"{message}; repair or remove them")
-            rank_zero_warn(f"{message}; they are skipped")
-        return kept
-
-    def _join(self, parts: Sequence[Sequence[Source]]) -> Sequence[Source]:
-        if any(map(self._is_unchecked, parts)):
-            return parts[0] if len(parts) == 1 else Gathered(parts)
-        return [image for part in parts for image in part]
-
-    def _is_unchecked(self, part: Sequence[Source]) -> bool:
-        return isinstance(part, Listing) and not self.in_memory
-
-    def _count_in_steps(self, trainer: Trainer) -> None:
-        """Make Lightning stop by steps alone: its own epochs would restart the loader."""
-        if getattr(trainer, "overfit_batches", 0):
-            raise ValueError("overfit_batches repeats an epoch, which this data has not: give a path with few images")
-        if trainer.accumulate_grad_batches < 1:
-            raise ValueError(f"accumulate_grad_batches is {trainer.accumulate_grad_batches}; allowed are >= 1")
-        limits = [trainer.max_steps] if trainer.max_steps >= 0 else []
-        if trainer.max_epochs is not None and trainer.max_epochs >= 0:
-            epoch = math.ceil(len(self.train_images) / (self.batch_size * trainer.world_size))
-            limits.append(math.ceil(trainer.max_epochs * epoch / trainer.accumulate_grad_batches))
-        if not limits:
-            raise ValueError("the training has no end: set trainer.max_steps or trainer.max_epochs")
-        trainer.fit_loop.epoch_loop.max_steps = min(limits)
-        trainer.fit_loop.max_epochs = -1
+            _count_in_steps(self.trainer, len(self.train_images), self.batch_size)
 
     def _rank_and_world(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
@@ -321,7 +252,7 @@ class ImageDataModule(LightningDataModule):
             rank=rank,
             world_size=world_size,
         )
-        return StreamLoader(self.stream(), batch_sampler=sampler, **self._loader_options())
+        return StreamLoader(self.stream(), batch_sampler=sampler, **_loader_options(self.num_workers))
 
     def held_out(self) -> HeldOut | None:
         """All validation images in their fixed order, whatever `val_limit` is; None without any."""
@@ -338,18 +269,11 @@ class ImageDataModule(LightningDataModule):
         held_out = self.held_out()
         if held_out is None:
             return []
-        rank, world_size = self._rank_and_world()
         length = len(held_out) if self.val_limit is None else min(self.val_limit, len(held_out))
-        if length < world_size:
-            raise ValueError(
-                f"{length} validation images for {world_size} devices: give at least one for each, or none"
-            )
-        positions = list(range(rank, length, world_size))
-        batches = [positions[start : start + self.batch_size] for start in range(0, len(positions), self.batch_size)]
         return DataLoader(
             replace(held_out, draw=self._draw("val"), hashed=self.cache is not None),
-            batch_sampler=batches,
-            **self._loader_options(),
+            batch_sampler=_validation_batches(length, self.batch_size, *self._rank_and_world()),
+            **_loader_options(self.num_workers),
         )
 
     def transfer_batch_to_device(
@@ -359,9 +283,52 @@ class ImageDataModule(LightningDataModule):
         moved = {name: value for name, value in batch.items() if name != "position"}
         return {**batch, **super().transfer_batch_to_device(moved, device, dataloader_idx)}
 
-    def _loader_options(self) -> _LoaderOptions:
-        return {
-            "num_workers": self.num_workers,
-            "persistent_workers": self.num_workers > 0,
-            "pin_memory": torch.cuda.is_available(),
-        }
+
+def _count_in_steps(trainer: Trainer, images: int, batch_size: int) -> None:
+    """Make Lightning stop by steps alone: its own epochs would restart the loader."""
+    if getattr(trainer, "overfit_batches", 0):
+        raise ValueError("overfit_batches repeats an epoch, which this data has not: give a path with few images")
+    if trainer.accumulate_grad_batches < 1:
+        raise ValueError(f"accumulate_grad_batches is {trainer.accumulate_grad_batches}; allowed are >= 1")
+    limits = [trainer.max_steps] if trainer.max_steps >= 0 else []
+    if trainer.max_epochs is not None and trainer.max_epochs >= 0:
+        epoch = math.ceil(images / (batch_size * trainer.world_size))
+        limits.append(math.ceil(trainer.max_epochs * epoch / trainer.accumulate_grad_batches))
+    if not limits:
+        raise ValueError("the training has no end: set trainer.max_steps or trainer.max_epochs")
+    trainer.fit_loop.epoch_loop.max_steps = min(limits)
+    trainer.fit_loop.max_epochs = -1
+
+
+def _check_weights(weights: list[int], paths: list[str]) -> tuple[int, ...]:
+    """Raises ValueError for weights that are no turns, or that do not match the paths."""
+    Turns(tuple(weights))
+    if len(weights) != len(paths):
+        raise ValueError(f"weights={weights}: give one weight for each path ({len(paths)}), or null for none")
+    return tuple(weights)
+
+
+def _open_cache(folder: str, framing: Framing) -> EncodingCache:
+    """Raises ValueError for no folder, or for images whose pixels change."""
+    if not (folder.strip() and framing.is_fixed):
+        raise ValueError(
+            f"cache={folder!r} with crop={framing.crop!r}: give a folder, and images of constant pixels (crop='center', "
+            "no jitter), or set cache to null"
+        )
+    return EncodingCache(Path(folder))
+
+
+def _validation_batches(length: int, batch_size: int, rank: int, world_size: int) -> list[list[int]]:
+    """The positions of one rank in batches. Raises ValueError if a rank would have none."""
+    if length < world_size:
+        raise ValueError(f"{length} validation images for {world_size} devices: give at least one for each, or none")
+    positions = list(range(rank, length, world_size))
+    return [positions[start : start + batch_size] for start in range(0, len(positions), batch_size)]
+
+
+def _loader_options(num_workers: int) -> _LoaderOptions:
+    return {
+        "num_workers": num_workers,
+        "persistent_workers": num_workers > 0,
+        "pin_memory": torch.cuda.is_available(),
+    }

@@ -215,12 +215,7 @@ class Inpainter:
         Warns about a mask that is empty, full, or not plain black and white.
         """
         seed, layout = check_seed(seed), Layout(self.size, size_policy, margin)
-        for name, value, low in (
-            ("num_samples", num_samples, 1),
-            ("batch_size", batch_size, 1),
-            ("feather", feather, 0),
-        ):
-            integer(name, value, low=low, high=10**4 if name == "num_samples" else 2**16)
+        _check_numbers(num_samples=num_samples, batch_size=batch_size, feather=feather)
         format = MaskFormat(
             polarity=mask_polarity,
             channel=mask_channel,
@@ -235,7 +230,17 @@ class Inpainter:
         images, holes = inputs.images, inputs.read(format, seed)
         rows = zip(images, holes, inputs.names, inputs.conditions, strict=True)
         canvases = [canvas for row in rows for canvas in layout.canvases(*row, samples=num_samples)]
-        filler = WindowFiller(
+        filler = self._filler(sampler, grid=grid, fill=fill, seed=seed, batch_size=batch_size)
+        reset_peak_memory(self.device)
+        with self.model.in_evaluation():
+            cost, seconds = filler.run(canvases, on_step)
+        finished, raw = _finish(canvases, images, holes, feather)
+        return Inpainted(finished, raw, cost.nfe, cost.vjp, seconds, peak_memory(self.device))
+
+    def _filler(
+        self, sampler: Sampler, *, grid: Grid | None, fill: Prefill, seed: int, batch_size: int
+    ) -> WindowFiller:
+        return WindowFiller(
             self._sampled,
             sampler,
             self.device,
@@ -247,11 +252,6 @@ class Inpainter:
             noise_on=self.device if self.noise_device == "device" else "cpu",
             compiled_batches=None if self.compile == "off" else self._compiled_batches,
         )
-        reset_peak_memory(self.device)
-        with self.model.in_evaluation():
-            cost, seconds = filler.run(canvases, on_step)
-        finished, raw = _finish(canvases, images, holes, feather)
-        return Inpainted(finished, raw, cost.nfe, cost.vjp, seconds, peak_memory(self.device))
 
     def check(self, conditions: Sequence[Condition], *, grid: Grid | None = None, fill: Prefill = "smooth") -> None:
         """Raises ValueError for a condition or setting that the model does not support, or that has no effect on it."""
@@ -305,6 +305,12 @@ def _device(device: str | torch.device) -> torch.device:
     if not isinstance(device, str | torch.device):
         raise ValueError(f"device is {describe(device)}; give a name such as 'cuda', 'cpu' or 'auto'")
     return torch.device(find_device(str(device)))
+
+
+def _check_numbers(*, num_samples: int, batch_size: int, feather: int) -> None:
+    integer("num_samples", num_samples, low=1, high=10**4)
+    integer("batch_size", batch_size, low=1, high=2**16)
+    integer("feather", feather, low=0, high=2**16)
 
 
 def _finish(

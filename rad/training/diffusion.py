@@ -13,7 +13,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from rad.data.draws import Draws, Purpose, draw_uniform
+from rad.data.draws import Draws, Purpose
 from rad.diffusion.denoiser import Denoiser
 from rad.diffusion.levels import NoiseRegions
 from rad.diffusion.losses import Losses
@@ -23,7 +23,7 @@ from rad.masks.perlin import Perlin
 from rad.models.adapter import AdapterInfo, load_adapter
 from rad.models.guided_diffusion import QkvOrder
 from rad.models.hub.download import resolve
-from rad.models.latent_mask import Grid, Prefill, cached_latents, encode_training
+from rad.models.latent_mask import Grid, Prefill
 from rad.models.load import load_model
 from rad.models.loaded_model import LoadedModel, RegionAwareNetwork
 from rad.models.lora import LoRA, inject
@@ -32,11 +32,13 @@ from rad.modes import float32_modes
 from rad.networks.dropout import find_keys
 from rad.resources import located
 from rad.sampling.task import Task
+from rad.training.batches import choose_holes, draw_batch, encode_images, encode_prompts
 from rad.training.execution import Execution, MatmulPrecisionOfRun
+from rad.training.logs.curves import Curves
 from rad.training.module import Batch, Frozen, TrainingModule
 from rad.training.official import as_published, low_rank
 from rad.training.schedules import Schedule
-from rad.training.settings import Scratch, TrainingLoss, TrainingProcess
+from rad.training.settings import Scratch, TrainingLoss, TrainingProcess, require_consistent
 
 BUCKETS = 4
 """Ranges of timesteps whose squared errors are logged separately."""
@@ -126,34 +128,16 @@ class Diffusion(TrainingModule):
         self.fill: Prefill = fill
         self._model: LoadedModel | None = None
         self.cache: Cache | None = None
-        self._require_consistent()
-
-    def _require_consistent(self) -> None:
-        for name, value in (("base", self.base), ("adapter", self.adapter)):
-            if value is not None and not value.strip():
-                raise ValueError(f"model.{name} is {value!r}, which names no folder: give one, or null for none")
-        if not self.whole and not self.process.has_holes:
-            raise ValueError(
-                f"process.kind {self.process.kind!r} trains a base model, all of it: remove model.lora and model.adapter, or use "
-                "'region_aware'"
-            )
-        if not self.whole and self.scratch is not None:
-            raise ValueError(
-                "model.lora and model.adapter are for a trained model.base: model.scratch is trained as a whole"
-            )
-        if self.official and self.whole:
-            raise ValueError(
-                "model.official trains an adapter: set model.lora or model.adapter, or model.official to false"
-            )
-        if self.lora is not None and self.adapter is not None:
-            raise ValueError(f"model.adapter {self.adapter} has its own rank and layers: set model.lora to null")
-        if self.whole and self.execution.base_dtype != "float32":
-            raise ValueError(
-                f"execution.base_dtype is {self.execution.base_dtype!r}, which is for frozen weights: set model.lora or "
-                "model.adapter, or leave it at 'float32'"
-            )
-        if not 0 <= self.prompt_dropout <= 1:
-            raise ValueError(f"model.prompt_dropout is {self.prompt_dropout}; allowed are fractions from 0 to 1")
+        require_consistent(
+            base=base,
+            adapter=adapter,
+            scratch=scratch,
+            lora=lora,
+            process=process,
+            base_dtype=execution.base_dtype,
+            official=official,
+            prompt_dropout=prompt_dropout,
+        )
 
     def setup(self, stage: str) -> None:
         self.cache = getattr(getattr(self.trainer, "datamodule", None), "cache", None)
@@ -188,7 +172,8 @@ class Diffusion(TrainingModule):
             self.sampling_process = self.process.build_sampling(model.base_process)
             self.timestep_sampler = self.process.timestep_sampler(self.noise_process)
             self.saved_states["timesteps"] = self.timestep_sampler
-            self.network = self._trained(self.execution.prepare(model), model.hash).train()
+            network = self.execution.prepare(model)
+            self.network = _with_adapter(network, self.lora, self.adapter, base_hash=model.hash, seed=self.seed).train()
             self.execution.finish(self.network, model.network)
             self.dropout_keys = find_keys(self.network)
             self.frozen = Frozen(model.frozen_modules())
@@ -207,27 +192,14 @@ class Diffusion(TrainingModule):
             training=True,
         )
 
-    def _trained(self, network: RegionAwareNetwork, base_hash: str) -> nn.Module:
-        """The network as a whole, or with its adapter; only trained weights require a gradient."""
-        if self.adapter is not None:
-            return load_adapter(network, located(resolve(self.adapter)[0]), base_hash=base_hash, trained=True)
-        if self.lora is not None:
-            return inject(network, self.lora, seed=self.seed)
-        return network.requires_grad_(True)
-
     @property
     def learned_variance(self) -> bool:
         return self.model.learns_variance and self.loss.vlb_weight > 0
 
     def on_fit_start(self) -> None:
-        self.model.require_sides(getattr(getattr(self.trainer, "datamodule", None), "buckets", ()))
-        if self.cache is not None and self.model.autoencoder is IDENTITY and not self.model.takes_text:
-            rank_zero_warn(f"{self.model.source} has no autoencoder and takes no text: data.cache has no effect")
-        captioned = getattr(getattr(self.trainer, "datamodule", None), "captions", None) is not None
-        if captioned and not self.model.takes_text:
-            rank_zero_warn(f"{self.model.source} takes no text: the captions are unused")
-        if self.model.takes_text and not captioned:
-            rank_zero_warn(f"{self.model.source} takes text; without data.captions it is trained on the empty prompt")
+        data = getattr(self.trainer, "datamodule", None)
+        self.model.require_sides(getattr(data, "buckets", ()))
+        _warn_unused(self.model, captioned=getattr(data, "captions", None) is not None, cached=self.cache is not None)
         if self.execution.compile:  # tables of levels go to the device here, outside of the graph
             t, hole = (torch.zeros(shape, device=self.device) for shape in ((1,), (1, 1, 1, 1)))
             self.noise_process.noise(t.long(), NoiseRegions.binary(hole))
@@ -272,16 +244,7 @@ class Diffusion(TrainingModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         losses, t, hole = self.losses(batch, "train")
         self.timestep_sampler.record(batch["position"], t, losses.total)
-        curves = {
-            "loss": losses.total,
-            "simple": losses.simple,
-            "vlb": losses.vlb,
-            "hole_fraction": hole.mean((1, 2, 3)),
-        }
-        for name, values in curves.items():
-            self.curves.add(f"train/{name}", values)
-        for name, inside in timestep_buckets(t, self.noise_process.steps).items():
-            self.curves.add(f"train/simple_{name}", losses.simple, where=inside)
+        _add_curves(self.curves, losses, t, hole, steps=self.noise_process.steps)
         return losses.total.mean()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -294,15 +257,14 @@ class Diffusion(TrainingModule):
 
     def losses(self, batch: Batch, purpose: Purpose) -> tuple[Losses, Tensor, Tensor]:
         """Losses, timesteps t (B,) and holes (B,1,H,W); all draws are keyed by (seed, purpose, position)."""
-        image: Tensor = batch["image"]
-        draws = batch.get("draws") or self._draw(batch, purpose)
+        draws = batch.get("draws") or draw_batch(batch, self.draws(purpose, with_holes="hole" not in batch))
         t = self.timestep_sampler.draw(draws["times"], training=purpose == "train")
-        hole = self._choose_holes(batch, draws)
-        # Our data module draws no other holes than 0 and 1; others are checked, which waits for the device.
-        x0, regions = self._encode(
-            image, hole, soft="hole" in batch and "draws" not in batch, whole=self._cached_latents(batch)
+        hole = choose_holes(batch, draws, self.process)
+        x0, regions = encode_images(
+            batch, hole, self.model.autoencoder, process=self.process, grid=self.grid, fill=self.fill, cache=self.cache
         )
-        prompts = self._encode_prompts(batch, purpose)
+        dropout = self.prompt_dropout if purpose == "train" else 0.0
+        prompts = encode_prompts(batch, self.model, seed=self.seed, dropout=dropout, cache=self.cache)
         if self.dropout_keys is not None and self.training:
             self.dropout_keys.set(self.seed, batch["position"].tolist(), device=x0.device)
         losses = self.compiled_losses(x0, draws["noise"].to(x0), t, regions, prompts)
@@ -332,51 +294,36 @@ class Diffusion(TrainingModule):
             noise_offset=self.process.noise_offset if purpose == "train" else 0.0,
         )
 
-    def _draw(self, batch: Batch, purpose: Purpose) -> dict[str, Tensor]:
-        """The draws of a batch that has none, on the device of its images."""
-        image: Tensor = batch["image"]
-        draws = self.draws(purpose, with_holes="hole" not in batch)
-        samples = draws.batch(batch["position"].tolist(), (image.shape[2], image.shape[3]))
-        return {name: values.to(image.device) for name, values in samples.items()}
 
-    def _choose_holes(self, batch: Batch, draws: Mapping[str, Tensor]) -> Tensor:
-        """(B,1,H,W) in [0,1]: those of the batch, or of its draws; all ones for a base model."""
-        image: Tensor = batch["image"]
-        if not self.process.has_holes:
-            return image.new_ones(len(image), 1, *image.shape[2:])
-        hole: Tensor = batch["hole"] if "hole" in batch else draws["hole"]
-        share = self.process.unconditional_share
-        return hole if share == 0 else torch.where((draws["unconditional"] < share)[:, None, None, None], 1.0, hole)
+def _with_adapter(
+    network: RegionAwareNetwork, lora: LoRA | None, adapter: str | None, *, base_hash: str, seed: int
+) -> nn.Module:
+    """The network with its adapter, or as a whole; only trained weights require a gradient."""
+    if adapter is not None:
+        return load_adapter(network, located(resolve(adapter)[0]), base_hash=base_hash, trained=True)
+    if lora is not None:
+        return inject(network, lora, seed=seed)
+    return network.requires_grad_(True)
 
-    @torch.no_grad()
-    def _encode(
-        self, image: Tensor, hole: Tensor, *, soft: bool, whole: Tensor | None = None
-    ) -> tuple[Tensor, NoiseRegions | None]:
-        """x0 in pixels or latents, and the regions of its grid.
 
-        Args:
-            soft: the hole may have values between 0 and 1.
-            whole: latents of the whole images, where they are cached.
-        """
-        autoencoder = self.model.autoencoder
-        if not self.process.has_holes:
-            return autoencoder.encode(image) if whole is None else whole, None
-        x0, cells = encode_training(image, hole, autoencoder, grid=self.grid, fill=self.fill, whole=whole)
-        return x0, NoiseRegions.from_mask(cells) if soft else NoiseRegions.binary(cells)
+def _warn_unused(model: LoadedModel, *, captioned: bool, cached: bool) -> None:
+    """Warn about captions or a cache that the model does not use, and about missing captions."""
+    if cached and model.autoencoder is IDENTITY and not model.takes_text:
+        rank_zero_warn(f"{model.source} has no autoencoder and takes no text: data.cache has no effect")
+    if captioned and not model.takes_text:
+        rank_zero_warn(f"{model.source} takes no text: the captions are unused")
+    if model.takes_text and not captioned:
+        rank_zero_warn(f"{model.source} takes text; without data.captions it is trained on the empty prompt")
 
-    def _cached_latents(self, batch: Batch) -> Tensor | None:
-        if self.cache is None or "pixels_hash" not in batch:
-            return None
-        return cached_latents(batch["image"], batch["pixels_hash"], self.model.autoencoder, self.cache)
 
-    @torch.no_grad()
-    def _encode_prompts(self, batch: Batch, purpose: str) -> dict[str, Tensor]:
-        """Network arguments for the prompts of the batch; in training some are replaced by the empty prompt."""
-        prompts = list(batch.get("text", [""] * len(batch["position"])))
-        if purpose == "train" and self.model.takes_text:
-            dropped = (draw_uniform(batch["position"].tolist(), self.seed, "prompt") < self.prompt_dropout).tolist()
-            prompts = ["" if drop else prompt for drop, prompt in zip(dropped, prompts, strict=True)]
-        return self.model.encode_prompts(prompts, cache=self.cache)
+def _add_curves(curves: Curves, losses: Losses, t: Tensor, hole: Tensor, *, steps: int) -> None:
+    """Add the values of a batch to the training curves; the squared errors also by ranges of timesteps."""
+    curves.add("train/loss", losses.total)
+    curves.add("train/simple", losses.simple)
+    curves.add("train/vlb", losses.vlb)
+    curves.add("train/hole_fraction", hole.mean((1, 2, 3)))
+    for name, inside in timestep_buckets(t, steps).items():
+        curves.add(f"train/simple_{name}", losses.simple, where=inside)
 
 
 def timestep_buckets(t: Tensor, steps: int) -> dict[str, Tensor]:

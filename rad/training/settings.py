@@ -1,4 +1,4 @@
-"""Settings of `Diffusion` in groups, with their behaviour: noise process, loss, a network from scratch."""
+"""Settings of `Diffusion` in groups, with behaviour and checks: noise process, loss, a network from scratch."""
 
 import math
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from rad.diffusion.processes import Flow, PerPixel, Process, TimeOrigin, get_bet
 from rad.diffusion.step import Prediction
 from rad.models.load import new_model
 from rad.models.loaded_model import LoadedModel
+from rad.models.lora import LoRA
 from rad.training.schedules import require_choice
 from rad.training.timesteps import UNIFORM, TimestepDensity, TimestepSampler
 
@@ -215,3 +216,43 @@ class Scratch:
             image_size=image_size,
             seed=seed,
         )
+
+
+def require_consistent(
+    *,
+    base: str | None,
+    adapter: str | None,
+    scratch: Scratch | None,
+    lora: LoRA | None,
+    process: TrainingProcess,
+    base_dtype: str,
+    official: bool,
+    prompt_dropout: float,
+) -> None:
+    """Raise ValueError for settings of `Diffusion` that contradict each other."""
+    whole = lora is None and adapter is None
+    for name, value in (("base", base), ("adapter", adapter)):
+        if value is not None and not value.strip():
+            raise ValueError(f"model.{name} is {value!r}, which names no folder: give one, or null for none")
+    if not whole and not process.has_holes:
+        raise ValueError(
+            f"process.kind {process.kind!r} trains a base model, all of it: remove model.lora and model.adapter, or use "
+            "'region_aware'"
+        )
+    if not whole and scratch is not None:
+        raise ValueError(
+            "model.lora and model.adapter are for a trained model.base: model.scratch is trained as a whole"
+        )
+    if official and whole:
+        raise ValueError(
+            "model.official trains an adapter: set model.lora or model.adapter, or model.official to false"
+        )
+    if lora is not None and adapter is not None:
+        raise ValueError(f"model.adapter {adapter} has its own rank and layers: set model.lora to null")
+    if whole and base_dtype != "float32":
+        raise ValueError(
+            f"execution.base_dtype is {base_dtype!r}, which is for frozen weights: set model.lora or "
+            "model.adapter, or leave it at 'float32'"
+        )
+    if not 0 <= prompt_dropout <= 1:
+        raise ValueError(f"model.prompt_dropout is {prompt_dropout}; allowed are fractions from 0 to 1")

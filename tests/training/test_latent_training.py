@@ -22,6 +22,7 @@ from rad.models.adapter import AdapterInfo, load_adapter
 from rad.models.latent_mask import Grid
 from rad.models.load import load_model
 from rad.models.lora import LoRA, trainable
+from rad.training.batches import encode_images, encode_prompts
 from rad.training.checkpoint import Checkpoint
 from rad.training.diffusion import Diffusion
 from rad.training.ema import EMA
@@ -133,14 +134,26 @@ def test_sd3_reads_t5_where_there_is_one(world, tmp_path):
     assert (first["encoder_hidden_states"][:, 77:] != 0).any(-1).all()
 
 
+def encode(model, image, hole):
+    """x0 and regions of a batch with its own holes."""
+    return encode_images(
+        {"image": image, "hole": hole},
+        hole,
+        model.model.autoencoder,
+        process=model.process,
+        grid=model.grid,
+        fill=model.fill,
+    )
+
+
 @EACH
 def test_known_cells_exclude_the_hole_and_hole_cells_have_the_image(world, kind):
     model = module(world, kind)
     given = batch()
     hole = make("center")([torch.Generator()] * 4, 16, 16)
     other = torch.where(hole == 1, given["image"].flip(0), given["image"])
-    x0, regions = model._encode(given["image"], hole, soft=True)
-    changed, _ = model._encode(other, hole, soft=True)
+    x0, regions = encode(model, given["image"], hole)
+    changed, _ = encode(model, other, hole)
     cells = regions.index[:, None].expand_as(x0) == 1
     assert 0 < cells.double().mean() < 1
     assert torch.equal(x0[~cells], changed[~cells])
@@ -150,7 +163,7 @@ def test_known_cells_exclude_the_hole_and_hole_cells_have_the_image(world, kind)
     assert_same(x0[~cells], task.known[~cells])
     assert torch.equal(regions.index, task.regions.index), "training and sampling have one rule for holes"
     leaking = module(world, kind, fill="none")
-    seen, unseen = (leaking._encode(image, hole, soft=True)[0] for image in (given["image"], other))
+    seen, unseen = (encode(leaking, image, hole)[0] for image in (given["image"], other))
     assert (seen - unseen)[~cells].abs().max() > 1e-4
 
 
@@ -159,7 +172,7 @@ def test_holes_come_to_the_cells_by_the_grid_that_is_asked_for(world):
     hole[0, 0, 4, 4] = 1
     image = torch.zeros(1, 3, 16, 16)
     counts = [
-        int(module(world, "latent", grid=grid)._encode(image, hole, soft=False)[1].index.sum())
+        int(encode(module(world, "latent", grid=grid), image, hole)[1].index.sum())
         for grid in (Grid(), Grid(threshold=0.5), Grid(dilate=1))
     ]
     assert counts == [1, 0, 9]
@@ -244,22 +257,21 @@ def test_prompts_are_encoded_and_some_are_dropped_by_position(world):
     model.prompt_dropout = 1.0
     assert torch.equal(model.losses(batch(), "train")[0].total, empty)
     assert not torch.equal(model.losses(batch(), "val")[0].total, model.losses(batch(text=[""] * 4), "val")[0].total)
-    model.prompt_dropout = 0.5
-    told = model._encode_prompts({"position": torch.arange(200), "text": ["red"] * 200}, "train")[
-        "encoder_hidden_states"
-    ]
+
+    def encoded(positions):
+        rows = {"position": positions, "text": ["red"] * len(positions)}
+        return encode_prompts(rows, model.model, seed=model.seed, dropout=0.5)["encoder_hidden_states"]
+
+    texts = encoded(torch.arange(200))
     plain = model.model.encode_prompts([""])["encoder_hidden_states"]
 
-    def as_plain(texts):  # the same text in another batch, to rounding; another text is some tenths away
-        return (texts - plain).abs().flatten(1).amax(1) < 1e-3
+    def as_plain(rows):  # the same text in another batch, to rounding; another text is some tenths away
+        return (rows - plain).abs().flatten(1).amax(1) < 1e-3
 
-    dropped = as_plain(told)
-    assert float((told - plain)[~dropped].abs().flatten(1).amax(1).min()) > 1e-2
+    dropped = as_plain(texts)
+    assert float((texts - plain)[~dropped].abs().flatten(1).amax(1).min()) > 1e-2
     assert 70 <= int(dropped.sum()) <= 130
-    part = model._encode_prompts({"position": torch.arange(50, 60), "text": ["red"] * 10}, "train")[
-        "encoder_hidden_states"
-    ]
-    assert torch.equal(as_plain(part), dropped[50:60]), "keyed by position"
+    assert torch.equal(as_plain(encoded(torch.arange(50, 60))), dropped[50:60]), "keyed by position"
 
 
 @pytest.mark.parametrize("kind", ["stable", "stable3"])

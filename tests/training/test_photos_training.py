@@ -19,6 +19,7 @@ from rad.inpainting.inpainter import Inpainter
 from rad.models.adapter import AdapterInfo
 from rad.models.base import load_base
 from rad.models.lora import LoRA
+from rad.training.batches import choose_holes
 from rad.training.diffusion import Diffusion
 from rad.training.ema import EMA, averaged
 from rad.training.execution import Execution
@@ -94,7 +95,7 @@ def test_the_share_of_unconditional_samples_is_the_one_asked_for():
     def holes(positions):
         empty = torch.zeros(len(positions), 1, 16, 16)
         draws = module.draws("train", with_holes=False).batch(positions.tolist(), (16, 16))
-        return module._choose_holes({"image": empty, "hole": empty}, draws)
+        return choose_holes({"image": empty, "hole": empty}, draws, module.process)
 
     drawn = holes(torch.arange(count))
     assert set(drawn.flatten(1).sum(1).tolist()) == {0.0, 256.0}
