@@ -197,6 +197,11 @@ class Diffusion(TrainingModule):
         return self.model.learns_variance and self.loss.vlb_weight > 0
 
     def on_fit_start(self) -> None:
+        if self.trainer.precision == "64-true" and self.model.autoencoder is not IDENTITY:
+            raise ValueError(
+                f"trainer.precision is 64-true, and the autoencoder of {self.model.source} computes in 32 bits: set 32-true or "
+                "bf16-mixed"
+            )
         data = getattr(self.trainer, "datamodule", None)
         self.model.require_sides(getattr(data, "buckets", ()))
         _warn_unused(self.model, captioned=getattr(data, "captions", None) is not None, cached=self.cache is not None)

@@ -140,6 +140,21 @@ def test_two_nodes_are_one_process(config):
 
 
 @pytest.mark.slow
+def test_two_devices_draw_the_dropout_and_record_the_losses_of_one(config):
+    """Dropout masks and the history of `loss_second_moment` depend on the sample, not on its process."""
+    words = ("--model.lora.dropout", 0.3, "--model.lora.use_dora", "true", "--model.process.noise_offset", 0.1)
+    words += ("--model.process.density.name", "loss_second_moment")
+    running = start("--trainer.devices", 2, "--trainer.strategy", "ddp", *words)
+    one_process("one", *words)
+    finish(running)
+    assert_equal_runs("one", "c")
+    ours, theirs = (checkpoint(name)["rad"]["timesteps"] for name in ("one", "c"))
+    assert int(ours["counts"].sum()) == 8 * STEPS
+    assert torch.equal(theirs["counts"], ours["counts"])
+    torch.testing.assert_close(theirs["history"], ours["history"], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.slow
 def test_a_killed_process_ends_the_run_and_one_process_goes_on(config):
     """With a sharded optimiser and a static graph, whose checkpoints are those of a plain one."""
     strategy = "lightning.pytorch.strategies.DDPStrategy"

@@ -284,6 +284,11 @@ def test_bf16_and_gradient_checkpointing(world, tmp_path, kind):
     assert any(not torch.equal(p, fresh[name]) for name, p in trainable(model).items())
 
 
+def test_double_precision_is_refused_before_training(world, tmp_path):
+    with pytest.raises(ValueError, match=r"trainer\.precision is 64-true"):
+        fit(tmp_path, module(world, "latent"), data(world), 1, precision="64-true")
+
+
 def test_the_loss_does_not_depend_on_how_the_batch_is_split(world):
     for kind in KINDS:
         model = moved(module(world, kind))
