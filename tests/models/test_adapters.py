@@ -108,7 +108,7 @@ def test_an_adapter_is_loaded_on_its_pipeline(inpainters, world, kind):
 @pytest.mark.parametrize("kind", ["latent", "stable"])
 def test_a_merged_adapter_gives_the_same_results(inpainters, tmp_path, kind):
     rad = inpainters[f"{kind}-trained"]
-    save_merged(rad.model, tmp_path, card="# Mine\n")
+    save_merged(rad.model, tmp_path, card="# Mine\n", name="mine")
     merged = Inpainter.from_pretrained(tmp_path, device="cpu")
     assert (merged.model.has_adapter, merged.model.has_base, merged.model.kind) == (True, False, kind)
     spatial = rad.sampler("rad").process.noise(torch.tensor([700]), whole(1))
@@ -127,7 +127,7 @@ def test_a_merged_adapter_gives_the_same_results(inpainters, tmp_path, kind):
 
 def test_an_adapter_of_sd3_is_not_merged(inpainters, tmp_path):
     with pytest.raises(ValueError, match="kind 'stable3'; --merge is for pixel, latent, stable"):
-        save_merged(inpainters["stable3-trained"].model, tmp_path, card="")
+        save_merged(inpainters["stable3-trained"].model, tmp_path, card="", name="mine")
 
 
 @EACH
