@@ -111,6 +111,7 @@ def work(call: Callable[[], object]) -> Work:
     return Work(call, nn.Linear(2, 3))
 
 
+@pytest.mark.slow
 def test_variants_that_fail_are_rows_and_leave_the_others():
     def exhausted() -> None:
         raise torch.OutOfMemoryError

@@ -31,6 +31,7 @@ def curve(path, name):
     return [(int(row["step"]), row[name]) for row in rows(path) if row.get(name)]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_logs_the_curves_of_an_uninterrupted_one(train):
     """Intervals of 3 steps, and checkpoints every 2: the resume at step 4 cuts an interval, and repeats steps 5 to 7."""
     words = (*CSV, "--trainer.log_every_n_steps", 3, "--trainer.callbacks", "rad.training.Checkpoint")

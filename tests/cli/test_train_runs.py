@@ -169,6 +169,7 @@ class Faulty(Killed):
         raise KeyError("a bug")
 
 
+@pytest.mark.slow
 def test_a_lost_worker_and_errors_inside_it_are_explained():
     def failure(dataset):
         with pytest.raises((RuntimeError, ValueError, KeyError)) as raised:

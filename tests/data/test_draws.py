@@ -72,6 +72,7 @@ def test_draws_of_workers_are_those_of_the_step(world, tmp_path):  # noqa: F811
         assert all(torch.equal(weight, expected[name]) for name, weight in found.items()), workers
 
 
+@pytest.mark.slow
 def test_a_run_with_workers_resumes_exactly(world, tmp_path):  # noqa: F811
     whole = module(world)
     fit(tmp_path / "whole", whole, data(world, num_workers=1), 14)

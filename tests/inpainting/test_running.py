@@ -54,6 +54,7 @@ def traced(monkeypatch):
     torch.compiler.reset()
 
 
+@pytest.mark.slow
 def test_compiled_results_agree_and_smaller_batches_share_the_graph(traced):
     model = tiny_model()
     plain, compiled = Inpainter(model), Inpainter(model, compile="default")

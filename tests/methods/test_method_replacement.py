@@ -58,6 +58,7 @@ def test_the_sampler_follows_the_propagated_law():
     assert float(ratio) == pytest.approx(1, abs=0.15)  # its deviation is about sqrt(2 / rows) times sqrt(correlation)
 
 
+@pytest.mark.slow
 def test_the_corrector_reduces_the_bias():
     """Monte Carlo of 400: the mean error has a deviation of about 0.05, and falls from 1.11 to 0.64 with five corrections."""
     errors = [

@@ -37,7 +37,7 @@ def inputs(kind, batch, *, levels=2):
     return values
 
 
-@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("kind", ["unet", *(pytest.param(kind, marks=pytest.mark.slow) for kind in list(NETWORKS)[1:])])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_training_is_one_graph(kind, checkpointing):
     network = network_of(kind).train()

@@ -71,6 +71,7 @@ def test_other_weights_have_other_entries(world) -> None:
     assert left.autoencoder.hash != before
 
 
+@pytest.mark.slow
 def test_runs_are_equal_with_and_without_a_cache_and_after_its_loss(world, tmp_path) -> None:
     def weights(name: str, cache: str | None, resume: str | None = None) -> dict[str, torch.Tensor]:
         images = data(world, "latent", flip=True, batch_size=1, cache=cache and str(tmp_path / cache))

@@ -170,6 +170,7 @@ def test_the_parts_of_three_devices_are_exactly_the_rows_of_one(base, images):
     torch.testing.assert_close(again.rows(module, held_out, range(8))[:, 1:4], whole[:, 1:4], rtol=0.01, atol=0.1)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_measures_and_keeps_what_an_uninterrupted_one_does(fit):
     options = {"accumulate_grad_batches": 2}  # the first batch after a resume ends no step
     straight, first, resumed = Log(), Log(), Log()

@@ -96,7 +96,9 @@ def batch(rows=4):
     return {"image": image, "position": torch.arange(rows)}
 
 
-@pytest.mark.parametrize(("accumulate", "precision"), [(1, "32-true"), (2, "64-true")])
+@pytest.mark.parametrize(
+    ("accumulate", "precision"), [(1, "32-true"), pytest.param(2, "64-true", marks=pytest.mark.slow)]
+)
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(world, tmp_path, accumulate, precision):
     options = {
         "precision": precision,

@@ -38,6 +38,7 @@ def test_noise_offset_shifts_the_channels_of_each_image_in_training_alone(world,
     assert seen[-1][0].equal(seen[-2][0])
 
 
+@pytest.mark.slow
 def test_timesteps_that_follow_the_losses_resume_exactly(world, tmp_path):  # noqa: F811
     """Six levels, so that 20 steps fill the history; whole and resumed run have equal weights and histories."""
     save_base(tmp_path / "base", small_unet(), betas=linear_betas(6), half=False)

@@ -38,6 +38,7 @@ def test_too_few_steps_are_refused(tmp_path):
         RateFinder(5, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_writes_its_curve_alone_and_restores_the_weights(world, tmp_path):  # noqa: F811
     model = module(world)
     before = {name: weight.detach().clone() for name, weight in trainable(model).items()}
