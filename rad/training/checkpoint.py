@@ -21,7 +21,7 @@ from rad.models.adapter import save_adapter
 from rad.models.lora import trainable
 from rad.training.autoencoder import MEASURED, AutoencoderTraining
 from rad.training.diffusion import Diffusion
-from rad.training.ema import find_averages, replaced
+from rad.training.ema import find_averages, first_average, replaced
 from rad.training.export.card import card, newest_panel
 from rad.training.module import HALF, TrainingModule, get_setting
 from rad.training.optimizers import evaluating
@@ -138,7 +138,7 @@ def save_best(trainer: L.Trainer, module: TrainingModule, record: Mapping[str, o
     folder = best_folder(trainer)
     if folder is None or not trainer.is_global_zero or get_setting(trainer, "fast_dev_run"):
         return
-    average = next((average for average in find_averages(trainer) if average.weights), None)
+    average = first_average(trainer)
     with (
         _disk_errors(folder),
         evaluating(trainer.optimizers),

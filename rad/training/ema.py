@@ -119,7 +119,7 @@ def _set_parameter(module: nn.Module, name: str, parameter: nn.Parameter) -> Non
 @contextmanager
 def averaged(trainer: L.Trainer, module: L.LightningModule) -> Iterator[None]:
     """Within the context `module` holds averaged weights: of the first EMA callback, or of a schedule-free optimiser."""
-    ema = next((ema for ema in find_averages(trainer) if ema.weights), None)
+    ema = first_average(trainer)
     if ema is None:
         with evaluating(trainer.optimizers):
             yield
@@ -130,3 +130,8 @@ def averaged(trainer: L.Trainer, module: L.LightningModule) -> Iterator[None]:
 
 def find_averages(trainer: L.Trainer) -> list[EMA]:
     return [callback for callback in get_setting(trainer, "callbacks") if isinstance(callback, EMA)]
+
+
+def first_average(trainer: L.Trainer) -> EMA | None:
+    """The first EMA callback with weights, which stands for the model in validation, panels and metrics."""
+    return next((ema for ema in find_averages(trainer) if ema.weights), None)

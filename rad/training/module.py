@@ -317,6 +317,12 @@ def logs_at(trainer: L.Trainer, step: int) -> bool:
     return interval > 0 and step % interval == 0
 
 
+def is_due(trainer: L.Trainer, interval: int, latest: int) -> bool:
+    """Whether a callback acts after this step: at each multiple of `interval` (0: never), once, `latest` being its last step."""
+    step = trainer.global_step
+    return interval > 0 and step % interval == 0 and step != latest
+
+
 def _class_name(optimizer: torch.optim.Optimizer) -> str:
     return f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
 

@@ -21,7 +21,7 @@ from rad.training.diffusion import Diffusion
 from rad.training.ema import averaged
 from rad.training.inpainting.sampling import choose_sampler, draw_holes, inpaint
 from rad.training.logs.loggers import log_image, log_step, log_values
-from rad.training.module import Batch, get_setting, logs_at
+from rad.training.module import Batch, get_setting, is_due, logs_at
 
 if TYPE_CHECKING:
     from rad.sampling.sampler import Sampler
@@ -68,8 +68,11 @@ class Panel(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         step = trainer.global_step
-        due = self.every_n_steps > 0 and step % self.every_n_steps == 0 and step != self._latest
-        if not due or not isinstance(pl_module, Diffusion) or not trainer.is_global_zero:
+        if (
+            not is_due(trainer, self.every_n_steps, self._latest)
+            or not isinstance(pl_module, Diffusion)
+            or not trainer.is_global_zero
+        ):
             return
         self._latest = step
         try:

@@ -15,12 +15,16 @@ from rad.training.posthoc.profiles import (
     gamma_of,
     inner_products,
     power_decay,
-    sigma_rel_of,
     solve_weights,
 )
 
 LENGTHS = [0.01, 0.05, 0.1, 0.2, LONGEST]
 PROFILES = [Profile(step, length) for step in (500, 1000) for length in (0.05, 0.1, 0.2)]
+
+
+def sigma_rel_of(gamma):
+    """Equation 123 of Karras et al. 2024."""
+    return ((gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3))) ** 0.5
 
 
 def density(profile, time):

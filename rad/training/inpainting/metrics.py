@@ -28,7 +28,7 @@ from rad.training.inpainting.best import Best, Monitor, Record
 from rad.training.inpainting.sampling import choose_sampler, draw_holes, inpaint
 from rad.training.inpainting.scores import Networks, load_networks, score, summarise
 from rad.training.logs.loggers import log_values
-from rad.training.module import get_setting
+from rad.training.module import get_setting, is_due
 
 DEFINING = ("images", "steps", "masks", "solver", "spacing", "eta", "monitor", "seed")
 """Settings that a value depends on."""
@@ -179,8 +179,7 @@ class InpaintingMetrics(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         step = trainer.global_step
-        due = self.every_n_steps > 0 and step % self.every_n_steps == 0 and step != self._latest
-        if not due or not isinstance(pl_module, Diffusion):
+        if not is_due(trainer, self.every_n_steps, self._latest) or not isinstance(pl_module, Diffusion):
             return
         self._latest = step
         values = self.measure(trainer, pl_module)

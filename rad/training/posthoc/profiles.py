@@ -41,11 +41,6 @@ def gamma_of(sigma_rel: float) -> float:
     return max(0.0, float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max()))
 
 
-def sigma_rel_of(gamma: float) -> float:
-    """The length of a profile of exponent `gamma` >= 0 (equation 123)."""
-    return ((gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3))) ** 0.5
-
-
 def power_decay(step: int, gamma: float) -> float:
     """beta of update `step` = 1, 2, ... At step 1 it is 0: the average has no warm-up and no trace of its start."""
     return (1 - 1 / step) ** (gamma + 1)
