@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from rad.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from rad.inpainting.inpainter import Inpainted, Inpainter
-    from rad.inpainting.windows import Window, plan_windows
+    from rad.inpainting.canvas.windows import Window, plan_windows
+    from rad.inpainting.inpainter import Inpainter
+    from rad.inpainting.result import Inpainted
 
 __all__ = [
     "Inpainted",
@@ -24,7 +25,8 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
-        "inpainter": "Inpainted Inpainter",
-        "windows": "Window plan_windows",
+        "inpainter": "Inpainter",
+        "result": "Inpainted",
+        "canvas.windows": "Window plan_windows",
     },
 )

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from rad.inpainting.composite import Canvas
+from rad.inpainting.canvas.composite import Canvas
+from rad.inpainting.canvas.windows import Window, next_wave
 from rad.inpainting.memory import is_out_of_memory
-from rad.inpainting.windows import Window, next_wave
 from rad.models.latent_mask import Grid, Prefill
 from rad.models.loaded_model import LoadedModel
 from rad.models.vae import IDENTITY

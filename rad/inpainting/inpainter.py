@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,12 +13,13 @@ from rad.device import find_device
 from rad.diffusion.solvers import Solver
 from rad.diffusion.spacings import Spacing
 from rad.inpainting.arrays import ImageLike, MaskLike
-from rad.inpainting.composite import Canvas, Layout, SizePolicy, composite, restore_size
+from rad.inpainting.canvas.composite import Canvas, Layout, SizePolicy, composite, restore_size
 from rad.inpainting.filling import WindowFiller
 from rad.inpainting.inputs import Inputs
 from rad.inpainting.keywords import understood
 from rad.inpainting.memory import peak_memory, reset_peak_memory
 from rad.inpainting.prepare import NoiseDevice, Precision, build_sampler, check_method, check_running, load_coarse
+from rad.inpainting.result import Inpainted
 from rad.inpainting.runs import find_parts
 from rad.masks.reading.format import MaskChannel, MaskFormat, MaskResize, Polarity
 from rad.methods.registry import find
@@ -32,25 +32,6 @@ from rad.networks.compiled import CompileMode
 from rad.rng import Part, check_seed
 from rad.sampling.method import Method
 from rad.sampling.sampler import Sampler
-
-
-@dataclass(frozen=True)
-class Inpainted:
-    """Filled images in the order of the input: sample j of image i has index i * num_samples + j.
-
-    Args:
-        images: in the input's size, bit-identical to it where the hole is 0. `info` keeps the colour profile for Pillow.
-        raw: the images before known pixels are restored.
-        nfe, vjp: forward and backward passes of the network, over all windows; seconds: wall time of the sampling loops.
-        peak_memory: in bytes, see `rad.inpainting.memory.peak_memory`.
-    """
-
-    images: list[Image.Image]
-    raw: list[Image.Image]
-    nfe: int
-    vjp: int
-    seconds: float
-    peak_memory: int
 
 
 class Inpainter:

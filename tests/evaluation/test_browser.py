@@ -1,7 +1,5 @@
 """The report in a browser without a network: every image is drawn, heads of columns sort, nothing is asked for."""
 
-import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,37 +7,16 @@ from typing import Any
 import pytest
 
 from rad.evaluation.report import write_report
+from tests.browser import chromium, needs_chromium, requested
 from tests.evaluation.test_report import METHODS, change, example
 
-webdriver = pytest.importorskip("selenium.webdriver")
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(not (shutil.which("chromium") and shutil.which("chromedriver")), reason="no chromium"),
-]
+pytestmark = needs_chromium
 
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium")
-    for argument in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        f"--user-data-dir={tmp_path_factory.mktemp('profile')}",
-        "--window-size=1280,900",
-    ):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    service = webdriver.ChromeService(executable_path=shutil.which("chromedriver"))
-    started = webdriver.Chrome(options=options, service=service)
-    yield started
-    started.quit()
+    with chromium(tmp_path_factory.mktemp("profile"), width=1280, height=900) as started:
+        yield started
 
 
 @pytest.fixture
@@ -63,10 +40,7 @@ def test_the_page_is_complete_and_loads_nothing(driver: Any, page: Path) -> None
     assert len(widths) > 50
     assert set(widths) == {32}
     assert driver.title == "Comparison of inpainting methods"
-    events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
-    requests = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
-    # The browser's own first page may still load in a slow start.
-    asked = [entry["request"]["url"] for entry in requests if not entry["documentURL"].startswith("chrome://")]
+    asked = requested(driver)
     assert page.as_uri() in asked
     assert {url for url in asked if not url.startswith("data:")} == {page.as_uri()}
     assert driver.get_log("browser") == []

@@ -14,7 +14,7 @@ from diffusers import UNet2DModel
 from PIL import Image
 
 from rad.diffusion.schedules import linear_betas
-from rad.inpainting.composite import composite
+from rad.inpainting.canvas.composite import composite
 from rad.inpainting.inpainter import Inpainter
 from rad.methods import METHODS
 from rad.methods.registry import create

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rad.inpainting.windows import Window, next_wave, plan_windows
+from rad.inpainting.canvas.windows import Window, next_wave, plan_windows
 
 SIZE = 16
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rad.arguments import describe, integer
 from rad.images.codecs import round_to_uint8, to_tensor, to_uint8
-from rad.inpainting.windows import Window, plan_windows
+from rad.inpainting.canvas.windows import Window, plan_windows
 from rad.models.loaded_model import PLAIN, Condition
 
 SizePolicy = Literal["error", "resize", "crop"]

@@ -1,0 +1,1 @@
+"""The studio: a web page to brush masks and compare methods, and its HTTP API."""
