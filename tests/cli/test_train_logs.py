@@ -182,7 +182,10 @@ def test_a_logger_without_a_place_gets_the_run_folder(words, expected):
         assert yaml.safe_load(changed[-1].removeprefix("--trainer.logger=")) == yaml.safe_load(expected)
 
 
-@pytest.mark.parametrize(("interval", "steps"), [(6, ["step 6/14", "step 12/14"]), (12, ["step 12/14"])])
+@pytest.mark.parametrize(
+    ("interval", "steps"),
+    [(6, ["step 6/14", "step 12/14"]), pytest.param(12, ["step 12/14"], marks=pytest.mark.slow)],
+)
 def test_the_start_is_one_block_and_the_progress_a_line_each_interval(train, interval, steps):
     words = ("--trainer.max_steps", 14, "--trainer.log_every_n_steps", interval, "--trainer.accumulate_grad_batches", 3)
     code, err = train(*words)

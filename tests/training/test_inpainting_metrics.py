@@ -188,6 +188,7 @@ def test_a_resumed_run_measures_and_keeps_what_an_uninterrupted_one_does(fit):
     assert float(trainer.callback_metrics[DISTANCE]) == pytest.approx(straight.rows[-1][1][DISTANCE])
 
 
+@pytest.mark.slow
 def test_measuring_changes_no_weight_and_another_seed_of_training_keeps_masks_and_noise(fit):
     log, logs = Log(), []
     trainers = [fit(2, InpaintingMetrics(**SMALL), logger=log, folder="a"), fit(2, folder="b")]
@@ -235,6 +236,7 @@ def test_higher_psnr_and_texture_nearer_to_one_are_better(monitor, values, expec
     assert state.waited == (3 - expected // 2)
 
 
+@pytest.mark.slow
 def test_the_run_ends_early_and_says_so_again_at_a_resume(fit, capsys):
     values = (0.5, 0.3, 0.4, 0.3, 0.2, 0.9)
     trainer = fit(12, Scripted(*values, patience=2))

@@ -231,6 +231,7 @@ def test_loggers_get_each_checkpoint(world, tmp_path):
     assert logger.paths == [(str(folder / f"step={step}.ckpt"), step, True) for step in (10, 15)]
 
 
+@pytest.mark.slow
 def test_a_step_that_is_trained_again_replaces_its_files(world, tmp_path):
     fit(tmp_path, module(world), data(world), 20)
     folder = tmp_path / "checkpoints"

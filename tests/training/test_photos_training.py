@@ -159,6 +159,7 @@ def test_a_clean_level_has_no_weight():
         assert snr_weight(kind, level, "v_prediction").item() == 0
 
 
+@pytest.mark.slow
 def test_two_averages_are_kept_apart_through_a_resume(world, tmp_path):  # noqa: F811
     def run(folder, steps, resume=None):
         long = EMA(decay=0.99, inv_gamma=0.1, suffix="ema_long")
