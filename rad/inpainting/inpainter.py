@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from rad.device import find_device
 from rad.diffusion.solvers import Solver
 from rad.diffusion.spacings import Spacing
 from rad.inpainting.arrays import ImageLike, MaskLike
-from rad.inpainting.canvas.composite import Canvas, Layout, SizePolicy, composite, restore_size
+from rad.inpainting.canvas.composite import Canvas, Floats, Layout, SizePolicy, composite, restore_size
 from rad.inpainting.filling import WindowFiller
 from rad.inpainting.inputs import Inputs
 from rad.inpainting.keywords import understood
@@ -208,7 +209,7 @@ class Inpainter:
         inputs = Inputs.align(image, mask, names=names, condition=condition)
         self.check(inputs.conditions, grid=grid, fill=fill)
         sampler = self.sampler(method, steps=steps, eta=eta, solver=solver, spacing=spacing)
-        images, holes = inputs.images, inputs.read(format, seed)
+        images, holes = inputs.images, [hole.numpy() for hole in inputs.read(format, seed)]
         rows = zip(images, holes, inputs.names, inputs.conditions, strict=True)
         canvases = [canvas for row in rows for canvas in layout.canvases(*row, samples=num_samples)]
         filler = self._filler(sampler, grid=grid, fill=fill, seed=seed, batch_size=batch_size)
@@ -279,7 +280,7 @@ class Inpainter:
 
     def count_windows(self, hole: Tensor, *, size_policy: SizePolicy = "error", margin: int | None = None) -> int:
         """Number of windows for a hole (1,H,W). Each costs `sampler(...).cost` per sample."""
-        return len(Layout(self.size, size_policy, margin).plan(hole)[1])
+        return len(Layout(self.size, size_policy, margin).plan(hole.numpy())[1])
 
 
 def _device(device: str | torch.device) -> torch.device:
@@ -295,15 +296,21 @@ def _check_numbers(*, num_samples: int, batch_size: int, feather: int) -> None:
 
 
 def _finish(
-    canvases: list[Canvas], images: Sequence[Image.Image], holes: Sequence[Tensor], feather: int
+    canvases: list[Canvas], images: Sequence[Image.Image], holes: Sequence[Floats], feather: int
 ) -> tuple[list[Image.Image], list[Image.Image]]:
     """Final and raw images of the canvases, whose memory is freed one by one."""
     samples = len(canvases) // max(1, len(images))
     finished, raw = [], []
     for number in range(len(canvases)):
         original, hole = images[number // samples], holes[number // samples]
-        filled = restore_size(canvases.pop(0).raw, original.size)
+        filled = restore_size(canvases.pop(0).raw, original.size, resize=_resize)
         filled.info = dict(original.info)
         raw.append(filled)
         finished.append(composite(original, filled, hole, feather=feather))
     return finished, raw
+
+
+def _resize(pixels: Floats, size: tuple[int, int]) -> Floats:
+    """(C,H,W) to `size` (height, width), bicubic with antialiasing."""
+    resized = F.interpolate(torch.from_numpy(pixels)[None], size, mode="bicubic", antialias=True)
+    return resized[0].numpy()
