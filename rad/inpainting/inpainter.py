@@ -209,7 +209,7 @@ class Inpainter:
         inputs = Inputs.align(image, mask, names=names, condition=condition)
         self.check(inputs.conditions, grid=grid, fill=fill)
         sampler = self.sampler(method, steps=steps, eta=eta, solver=solver, spacing=spacing)
-        images, holes = inputs.images, [hole.numpy() for hole in inputs.read(format, seed)]
+        images, holes = inputs.images, inputs.read(format, seed)
         rows = zip(images, holes, inputs.names, inputs.conditions, strict=True)
         canvases = [canvas for row in rows for canvas in layout.canvases(*row, samples=num_samples)]
         filler = self._filler(sampler, grid=grid, fill=fill, seed=seed, batch_size=batch_size)
