@@ -1,10 +1,13 @@
-"""Inputs of an inpainter: images, masks, names and conditions, aligned and converted. Only mask generators load torch."""
+"""Inputs of an inpainter: images, masks, names and conditions, aligned and converted; outpainting.
+
+Only mask generators load torch.
+"""
 
 import os
 import threading
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from io import BytesIO
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Union, cast
@@ -16,6 +19,7 @@ from PIL import Image
 from rad.arguments import describe
 from rad.images.sources import is_source
 from rad.inpainting.arrays import ImageLike, MaskLike, is_array, is_generator, to_image, to_list, to_mask
+from rad.inpainting.canvas.outpaint import Extension
 from rad.keys import Part, identity
 from rad.masks.reading.format import MaskFormat, MaskWarning
 from rad.masks.reading.hole import check_hole, dilate, fit, load_hole, name_of
@@ -40,13 +44,14 @@ class Inputs:
     """One image, mask, name and condition per entry.
 
     Args:
+        masks: None: nothing is to fill.
         names: keys of the noise.
         mask_names: keys of generated masks, those of `rad sample`: the names, or else the file names of the images.
         conditions: empty for an inpainter without them.
     """
 
     images: list[Image.Image]
-    masks: list[Mask]
+    masks: Sequence[Mask | None]
     names: Sequence[int | str]
     mask_names: Sequence[int | str]
     conditions: "list[Condition]"
@@ -55,7 +60,7 @@ class Inputs:
     def align(
         cls,
         image: ImageLike | Sequence[ImageLike],
-        mask: MaskLike | Sequence[MaskLike],
+        mask: MaskLike | Sequence[MaskLike] | None,
         *,
         names: Sequence[Part] | Part | None,
         condition: "Condition | Sequence[Condition] | None" = None,
@@ -63,7 +68,7 @@ class Inputs:
         """Repeat a single mask or condition for each image. Raises ValueError if types or numbers do not fit."""
         images = to_list(image, "image")
         count = len(images)
-        masks = [_mask(entry) for entry in to_list(mask, "mask")]
+        masks = [None] if mask is None else [_mask(entry) for entry in to_list(mask, "mask")]
         masks = masks * count if len(masks) == 1 and not isinstance(mask, list | tuple) else masks
         keys = _names(names, count)
         if len(masks) != count or len(keys) != count:
@@ -83,18 +88,45 @@ class Inputs:
 
     def read(self, format: MaskFormat, seed: int) -> list[Hole]:
         """The holes (1,H,W) in [0,1]; those of generators as `rad sample` draws them."""
-        holes = []
+        holes: list[Hole] = []
         for image, mask, name in zip(self.images, self.masks, self.mask_names, strict=True):
             if is_generator(mask):
                 from rad.rng import generator
 
                 holes.append(mask([generator(seed, "mask", name)], image.height, image.width)[0].numpy())
+            elif mask is None:
+                holes.append(np.zeros((1, image.height, image.width), np.float32))
             else:
                 holes.append(read_hole(mask, image, format))
         return holes
 
+    def extended(self, extension: Extension, holes: Sequence[Hole]) -> tuple["Inputs", list[Hole]]:
+        """The extended images and their holes; guidance images get black pixels too. Raises ValueError as `Extension.image`."""
+        if not extension:
+            return self, list(holes)
+        left, top, right, bottom = astuple(extension)
+        images = [extension.image(image) for image in self.images]
+        conditions = [
+            condition.resized(image.size).cut((-top, -left, image.height + bottom, image.width + right))
+            for image, condition in zip(self.images, self.conditions, strict=bool(self.conditions))
+        ]
+        extended = [extension.hole(hole[0])[None] for hole in holes]
+        return replace(self, images=images, conditions=conditions), extended
 
-def _load(masks: Sequence[Mask], conditions: "Sequence[Condition]") -> None:
+
+def find_extension(
+    extend: Extension | tuple[int, int, int, int] | None, mask: MaskLike | Sequence[MaskLike] | None
+) -> Extension:
+    """The extension of `Inpainter.__call__`. Raises ValueError for another type, or if neither argument has a hole."""
+    extension = Extension() if extend is None else Extension.of(extend)
+    if mask is None and not extension:
+        raise ValueError(
+            "mask is None; give a mask, or extend=(left, top, right, bottom) with new pixels to fill around the image"
+        )
+    return extension
+
+
+def _load(masks: Sequence[Mask | None], conditions: "Sequence[Condition]") -> None:
     for image in (*masks, *(guide for condition in conditions for guide in condition.images)):
         if isinstance(image, Image.Image):
             image.load()

@@ -12,10 +12,10 @@ from rad.inpainting.canvas.composite import Canvas
 from rad.inpainting.canvas.preview import Finisher, preview
 from rad.inpainting.canvas.windows import Window, next_wave
 from rad.inpainting.result import Progress
-from rad.runtime.network import Denoiser
-from rad.runtime.noise import KeyedNoise
-from rad.runtime.process import Floats
-from rad.runtime.sampler import Sampler
+from rad.runtime.sampling.denoiser import Denoiser
+from rad.runtime.sampling.noise import KeyedNoise
+from rad.runtime.sampling.process import Floats
+from rad.runtime.sampling.sampler import Sampler
 
 Job = tuple[Canvas, Window]
 OnStep = Callable[[Progress], None]

@@ -11,8 +11,8 @@ import numpy as np
 
 from rad.arguments import describe
 from rad.resources import located
-from rad.runtime.process import Doubles, TimeOrigin
-from rad.runtime.steps import Prediction
+from rad.runtime.sampling.process import Doubles, TimeOrigin
+from rad.runtime.sampling.steps import Prediction
 
 FORMAT = 1
 """Version of runtime.json that this version of rad reads."""

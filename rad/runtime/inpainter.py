@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from rad.arguments import integer
 from rad.diffusion.choices import Solver, Spacing
 from rad.inpainting.arrays import ImageLike, MaskLike
-from rad.inpainting.canvas.composite import Layout, SizePolicy
+from rad.inpainting.canvas.composite import Floats, Layout, SizePolicy
 from rad.inpainting.canvas.outpaint import Extension
 from rad.inpainting.canvas.preview import Finisher
-from rad.inpainting.inputs import Inputs, extension_of
+from rad.inpainting.inputs import Inputs, find_extension
 from rad.inpainting.keywords import understood
 from rad.inpainting.memory import peak_memory, reset_peak_memory
 from rad.inpainting.result import Inpainted, Progress
@@ -17,10 +17,11 @@ from rad.keys import Part, check_seed
 from rad.masks.reading.format import MaskChannel, MaskFormat, MaskResize, Polarity
 from rad.runtime.filling import Reporter, WindowFiller
 from rad.runtime.folder import ExportedModel
-from rad.runtime.methods import METHODS, find
-from rad.runtime.network import Denoiser, OnnxNetwork
-from rad.runtime.process import RegionAware, Uniform
-from rad.runtime.sampler import Sampler
+from rad.runtime.network import OnnxNetwork
+from rad.runtime.sampling.denoiser import Denoiser
+from rad.runtime.sampling.methods import METHODS, find
+from rad.runtime.sampling.process import RegionAware, Uniform
+from rad.runtime.sampling.sampler import Sampler
 
 
 class OnnxInpainter:
@@ -45,7 +46,8 @@ class OnnxInpainter:
         if threads is not None:
             threads = integer("threads", threads, low=1, high=1024)
         self.model, self.threads, self.size = model, threads, model.size
-        self._networks = {name: OnnxNetwork(file, threads=threads) for name, file in model.networks.items()}
+        files = {file: OnnxNetwork(file, threads=threads) for file in model.networks.values()}  # one may serve both
+        self._networks = {name: files[file] for name, file in model.networks.items()}
         self.methods = tuple(name for name, kind in METHODS.items() if kind.weights in self._networks)
 
     def __repr__(self) -> str:
@@ -100,7 +102,7 @@ class OnnxInpainter:
 
         Raises ValueError or FileNotFoundError for an unsuitable input or option, before any network call.
         """
-        seed, layout, extension = check_seed(seed), Layout(self.size, size_policy, margin), extension_of(extend, mask)
+        seed, layout, extension = check_seed(seed), Layout(self.size, size_policy, margin), find_extension(extend, mask)
         integer("num_samples", num_samples, low=1, high=10**4)
         integer("batch_size", batch_size, low=1, high=2**16)
         integer("feather", feather, low=0, high=2**16)
@@ -153,6 +155,6 @@ class OnnxInpainter:
             self._networks[weights], model.prediction, clip=model.clip, learned_variance=model.learned_variance[weights]
         )
 
-    def count_windows(self, hole, *, size_policy: SizePolicy = "error", margin: int | None = None) -> int:
+    def count_windows(self, hole: Floats, *, size_policy: SizePolicy = "error", margin: int | None = None) -> int:
         """Number of windows for a hole (1,H,W) float32. Each costs `sampler(...).nfe` network calls per sample."""
         return len(Layout(self.size, size_policy, margin).plan(hole)[1])

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from rad.rng import KeyedNoise
-from rad.runtime import noise
+from rad.runtime.sampling import noise
 
 SEEDS = (0, 1, 2**31, 2**32 - 1, 2**32, 2**32 + 1, 2**63 - 1, 123456789012345)
 COUNTS = (*range(1, 70), 96, 100, 255, 256, 257, 3 * 32 * 32, 3 * 33 * 31, 3 * 64 * 72)

@@ -7,7 +7,7 @@ import torch
 from rad import diffusion
 from rad.diffusion import solvers, spacings
 from rad.diffusion import step as torch_step
-from rad.runtime import process, steps
+from rad.runtime.sampling import process, steps
 
 BETAS = diffusion.linear_betas().numpy()
 COSINE = np.clip(1 - np.cos(np.linspace(0.1, 1.4, 61)[1:]) ** 2 / np.cos(np.linspace(0.1, 1.4, 61)[:-1]) ** 2, 0, 0.99)

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from rad.runtime.process import Doubles, Floats, NoiseLevel
+from rad.runtime.sampling.process import Doubles, Floats, NoiseLevel
 
 
 @dataclass(frozen=True)

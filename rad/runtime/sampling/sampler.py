@@ -8,10 +8,10 @@ import numpy as np
 
 from rad.diffusion.choices import Solver, Spacing, check_solver
 from rad.errors import NotFiniteError
-from rad.runtime.methods import Method
-from rad.runtime.network import Denoiser
-from rad.runtime.process import Floats, NoiseLevel, Regions, Uniform, sampling_timesteps
-from rad.runtime.steps import History, multistep, noised, renoise, reverse_step
+from rad.runtime.sampling.denoiser import Denoiser
+from rad.runtime.sampling.methods import Method
+from rad.runtime.sampling.process import Floats, NoiseLevel, Regions, Uniform, sampling_timesteps
+from rad.runtime.sampling.steps import History, multistep, noised, renoise, reverse_step
 
 OnCall = Callable[[int, Floats], None]
 """(network calls of this run, estimate (B,C,H,W) of the clean images), after each call."""
@@ -77,7 +77,7 @@ class Sampler:
             estimate, output = denoiser(x, now, levels)
             self._require_finite(x, output, calls, now)
             if on_call is not None:
-                on_call(calls, estimate.x0)
+                on_call(calls, np.where(hole == 0, known, estimate.x0))
             fresh = randn() if self.eta > 0 and t_next >= 0 else None
             eta = 0.0 if fresh is None else self.eta  # a step to the clean level is equal for every eta
             if self.solver == "dpm++2m":
