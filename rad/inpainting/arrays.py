@@ -5,7 +5,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from io import BytesIO
-from typing import TYPE_CHECKING, BinaryIO, Literal, TypeGuard, Union, overload
+from typing import TYPE_CHECKING, BinaryIO, Literal, TypeGuard, Union, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,7 +72,7 @@ def to_image(image: ImageLike) -> Image.Image:
     if isinstance(image, bytes):
         return open_image(BytesIO(image), name=f"in {len(image)} bytes")
     if not isinstance(image, Image.Image):
-        return open_image(os.fspath(image) if isinstance(image, os.PathLike) else image)
+        return open_image(os.fspath(image) if isinstance(image, os.PathLike) else cast("str | BinaryIO", image))
     if image.mode[0] in "IF":
         raise ValueError(
             f"image has mode {image.mode!r}, whose range is unknown: give its file, or convert it to 'RGB'"
@@ -142,6 +142,7 @@ def _values(values: Array, what: str) -> np.ndarray:
             raise ValueError(f"{what} is a tensor of layout {values.layout} on {values.device}; give a dense one")
         values = values.detach().cpu()
         values = (values.float() if values.is_floating_point() and values.itemsize < 4 else values).numpy()
+    assert isinstance(values, np.ndarray)
     kind = np.dtype(np.float64) if values.dtype.kind == "f" and values.dtype.itemsize > 8 else values.dtype
     return np.array(values, dtype=kind.newbyteorder("="), order="C", subok=False)
 

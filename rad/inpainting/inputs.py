@@ -13,13 +13,13 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Union, cast
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from rad.arguments import describe
 from rad.images.sources import is_source
 from rad.inpainting.arrays import ImageLike, MaskLike, is_array, is_generator, to_image, to_list, to_mask
 from rad.inpainting.canvas.outpaint import Extension
+from rad.inpainting.canvas.resize import Floats
 from rad.keys import Part, identity
 from rad.masks.reading.format import MaskFormat, MaskWarning
 from rad.masks.reading.hole import check_hole, dilate, fit, load_hole, name_of
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from rad.masks.base import MaskGenerator
     from rad.models.loaded_model import Condition
 
-Hole = NDArray[np.float32]
+Hole = Floats
 Mask = Union[Hole, Image.Image, Path, bytes, "MaskGenerator"]
 """A mask as a hole (1,H,W), an image, a file, its bytes, or its generator."""
 
@@ -97,7 +97,7 @@ class Inputs:
             elif mask is None:
                 holes.append(np.zeros((1, image.height, image.width), np.float32))
             else:
-                holes.append(read_hole(mask, image, format))
+                holes.append(read_hole(cast("Hole | Image.Image | Path | bytes", mask), image, format))
         return holes
 
     def extended(self, extension: Extension, holes: Sequence[Hole]) -> tuple["Inputs", list[Hole]]:

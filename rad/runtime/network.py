@@ -37,15 +37,14 @@ class OnnxNetwork:
 
 
 def _session(file: Path, threads: int | None) -> "InferenceSession":
-    """A session that returns memory to the system after each call. Raises ValueError for a file that cannot be loaded."""
+    """A session. Raises ValueError for a file that cannot be loaded."""
     try:
         from onnxruntime import InferenceSession, SessionOptions
     except ImportError:
         raise ImportError(f"ONNX Runtime is not installed: {pip_install('onnx')}") from None
     options = SessionOptions()
     options.intra_op_num_threads = threads or 0
-    options.enable_cpu_mem_arena = False  # an arena would keep the memory of the largest batch
-    options.enable_mem_pattern = False
+    options.enable_mem_pattern = False  # it would keep a block of memory for each size of a batch
     options.log_severity_level = 3  # errors, which are raised too
     try:
         return InferenceSession(str(file), options, providers=["CPUExecutionProvider"])

@@ -9,13 +9,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rad.arguments import describe, integer
-from rad.inpainting.canvas.resize import max_pool, mean_pool, resize_bicubic
+from rad.inpainting.canvas.resize import Floats, max_pool, mean_pool, resize_bicubic
 from rad.inpainting.canvas.windows import Window, plan_windows
 
 if TYPE_CHECKING:
     from rad.models.loaded_model import Condition
 
-Floats = NDArray[np.float32]
 Pixels = NDArray[np.uint8] | Floats
 """Values of uint8, or float in [-1,1]."""
 

@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-Floats = NDArray[np.float32]
+Floats = NDArray[np.floating]
+"""float32 throughout; NumPy's annotations of arithmetic lose the width."""
 
 
 def mean_pool(image: Floats, size: tuple[int, int]) -> Floats:

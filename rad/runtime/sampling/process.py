@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from rad.arguments import integer
 from rad.diffusion.choices import CLEAN, Spacing, spaced_timesteps, whole
+from rad.inpainting.canvas.resize import Floats
 
-Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 Index = NDArray[np.int64]
 

@@ -5,6 +5,7 @@ from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rad.diffusion.choices import Solver, Spacing, check_solver
 from rad.errors import NotFiniteError
@@ -113,6 +114,6 @@ def _lerp(start: Floats, end: Floats, weight: Floats) -> Floats:
     return np.where(weight < 0.5, start + weight * (end - start), end - (end - start) * (1 - weight))
 
 
-def _finite(values: Floats) -> np.ndarray:
+def _finite(values: Floats) -> NDArray[np.bool_]:
     """(B,) whether all values of an image are finite."""
-    return np.isfinite(values).reshape(len(values), -1).all(1)
+    return np.asarray(np.isfinite(values).reshape(len(values), -1).all(axis=1))
