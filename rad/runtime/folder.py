@@ -9,9 +9,9 @@ from typing import Any, get_args
 
 import numpy as np
 
-from rad.arguments import describe
+from rad.arguments import describe, integer
 from rad.resources import located
-from rad.runtime.sampling.process import Doubles, TimeOrigin
+from rad.runtime.sampling.process import Doubles, TimeOrigin, Uniform
 from rad.runtime.sampling.steps import Prediction
 
 FORMAT = 1
@@ -64,7 +64,12 @@ class ExportedModel:
 
     @classmethod
     def _from_settings(cls, folder: Path, settings: dict[str, Any]) -> "ExportedModel":
-        height, width = (int(side) for side in settings["size"])
+        multiple = integer("side_multiple", settings["side_multiple"], low=1)
+        height, width = (integer("a side of size", side, low=1) for side in settings["size"])
+        if height % multiple or width % multiple:
+            raise ValueError(f"size is {width}x{height}; its sides must be multiples of {multiple}")
+        betas = np.array(settings["betas"], np.float64)
+        Uniform(betas)  # raises ValueError for others than betas
         for name, allowed in (("prediction", get_args(Prediction)), ("time_origin", get_args(TimeOrigin))):
             if settings[name] not in allowed:
                 raise ValueError(f"{name} is {describe(settings[name])}; allowed are {', '.join(allowed)}")
@@ -77,8 +82,8 @@ class ExportedModel:
             folder,
             str(settings["name"]),
             (height, width),
-            int(settings["side_multiple"]),
-            np.array(settings["betas"], np.float64),
+            multiple,
+            betas,
             settings["prediction"],
             bool(settings["clip"]),
             {"rad": bool(settings["learned_variance"]), "base": bool(settings["base_learned_variance"])},

@@ -39,15 +39,15 @@ class OnnxNetwork:
 def _session(file: Path, threads: int | None) -> "InferenceSession":
     """A session. Raises ValueError for a file that cannot be loaded."""
     try:
-        from onnxruntime import InferenceSession, SessionOptions
+        import onnxruntime
     except ImportError:
         raise ImportError(f"ONNX Runtime is not installed: {pip_install('onnx')}") from None
-    options = SessionOptions()
+    options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.enable_mem_pattern = False  # it would keep a block of memory for each size of a batch
     options.log_severity_level = 3  # errors, which are raised too
     try:
-        return InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises several types
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{file} cannot be loaded by ONNX Runtime ({reason}): export the model again") from error
