@@ -2,7 +2,8 @@
 
 float16: W = float32(W16).    int8, symmetric, one scale an output channel:  W = s_c q,  s_c = max |W_c| / 127.
 
-The weights of convolutions and matrix products are stored this way. Biases and norms stay in float32.
+The weights of convolutions and matrix products are stored this way. Biases and norms stay in float32; in int8 also the first
+and the last convolution, which cause two thirds of the squared error and hold 0.2 % of the weights of an ADM network.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def convert(model: ModelProto, precision: Precision) -> ModelProto:
     graph = result.graph
     stored = {tensor.name: tensor for tensor in graph.initializer}
     nodes: list[NodeProto] = []
-    for name, axis in _weights(model):
+    for name, axis in _weights(model, ends=precision == "fp16"):
         values = numpy_helper.to_array(stored[name])
         graph.initializer.remove(stored[name])
         if precision == "fp16":
@@ -58,9 +59,12 @@ def quantized(weight: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
     return np.rint(weight / scale).clip(-127, 127).astype(np.int8), scale
 
 
-def _weights(model: ModelProto) -> Iterator[tuple[str, int]]:
-    """Name and output axis of each weight, once."""
+def _weights(model: ModelProto, *, ends: bool) -> Iterator[tuple[str, int]]:
+    """Name and output axis of each weight, once; with `ends` also of the first and the last convolution."""
     names = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) > 1}
+    convolutions = [node.input[1] for node in model.graph.node if node.op_type == "Conv"]
+    if not ends:
+        names -= {convolutions[0], convolutions[-1]}
     for node in model.graph.node:
         if node.op_type in ("Conv", "MatMul", "Gemm") and node.input[1] in names:
             names.remove(node.input[1])
