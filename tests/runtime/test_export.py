@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
@@ -28,6 +29,7 @@ from rad.runtime import export, graph
 from rad.runtime.export import Difference, compare, export_onnx
 from rad.runtime.precision import convert, quantized
 from tests.conftest import SIZE
+from tests.hub_server import serving
 from tests.pipelines import tiny_ldm
 from tests.tiny_networks import small_unet
 
@@ -129,21 +131,24 @@ def test_graphs_have_the_agreed_face_and_plain_operators(model):
 
 def test_half_and_int8_store_the_weights_and_round_them_as_stated(model):
     plain = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    sizes = {"fp32": model.ByteSize()}
-    for precision, dtype in (("fp16", np.float16), ("int8", np.int8)):
+    sizes, total = {"fp32": model.ByteSize()}, sum(value.size for value in plain.values())
+    for precision in ("fp16", "int8"):
         converted = convert(model, precision)
         sizes[precision] = converted.ByteSize()
         stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in converted.graph.initializer}
-        narrow = {name.rpartition("_")[0]: value for name, value in stored.items() if value.dtype == dtype}
-        assert sum(value.size for value in narrow.values()) > 0.95 * sum(value.size for value in plain.values())
-        ends = [name for name in plain if re.search(r"conv_(in|out)\.weight", name)]
-        assert (set(ends) <= set(narrow)) == (precision == "fp16"), "int8 keeps the first and the last convolution"
-        for name, value in narrow.items():
-            if precision == "fp16":
-                np.testing.assert_array_equal(value, plain[name].astype(np.float16))
-            else:
-                scale = stored[f"{name}_scale"]
-                assert np.all(np.abs(value * scale - plain[name]) <= 0.5001 * scale)
+        halves = {name.removesuffix("_fp16"): v for name, v in stored.items() if v.dtype == np.float16}
+        eighths = {name.removesuffix("_int8"): v for name, v in stored.items() if v.dtype == np.int8}
+        assert sum(v.size for v in (*halves.values(), *eighths.values())) > 0.95 * total
+        for name, value in halves.items():
+            np.testing.assert_array_equal(value, plain[name].astype(np.float16))
+        for name, value in eighths.items():
+            scale = stored[f"{name}_scale"]
+            assert np.all(np.abs(value * scale - plain[name]) <= 0.5001 * scale)
+            assert scale.size == max(plain[name].shape[0], 1) or scale.shape == (1, plain[name].shape[1])
+        if precision == "int8":
+            assert 0 < sum(value.size for value in halves.values()) <= 0.04 * total
+            assert max(value.size for value in halves.values()) <= min(value.size for value in eighths.values())
+            assert {name for name in plain if re.search(r"conv_(in|out)\.weight", name)} <= set(halves)
     assert sizes["fp16"] < 0.53 * sizes["fp32"]
     assert sizes["int8"] < 0.30 * sizes["fp32"]
 
@@ -254,12 +259,32 @@ def test_a_folder_that_disagrees_with_pytorch_does_not_appear(adapter, tmp_path,
     assert not list(tmp_path.iterdir())
 
 
-def test_a_model_for_both_has_one_file_and_a_base_model_its_own(base, tmp_path, monkeypatch):
-    def write(model, network, path, precision):
-        path.write_bytes(b"")
-        return Difference(path.name, 0.0, 1.0)
+def test_names_of_the_hub_and_runs(adapter, base, tmp_path, monkeypatch, capsys):
+    def source(folder: str) -> tuple[str, str]:
+        settings = json.loads(Path(folder, "runtime.json").read_text())
+        return settings["name"], settings["source"]["checkpoint"]
 
-    monkeypatch.setattr(export, "_write", write)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(export, "_write", write_nothing)
+    with serving(monkeypatch, str(tmp_path / "cache")):
+        assert main(["push", str(base), "me/base"]) == 0
+        assert main(["push", str(adapter), "me/rad", "--base", "me/base"]) == 0
+        assert onnx_export("me/rad@main", "--onnx", "hub") == 0
+    assert source("hub") == ("rad", "me/rad@main")
+    model = shutil.copytree(adapter, tmp_path / "runs" / "mine" / "checkpoints" / "step=2-ema")
+    capsys.readouterr()
+    assert onnx_export("runs/mine", "--base", base, "--onnx", "--output", "run") == 0
+    assert f"using {model.relative_to(tmp_path)}" in capsys.readouterr().err
+    assert source("run") == ("mine", "mine")
+
+
+def write_nothing(model: object, network: object, path: Path, precision: str) -> Difference:
+    path.write_bytes(b"")
+    return Difference(path.name, 0.0, 1.0)
+
+
+def test_a_model_for_both_has_one_file_and_a_base_model_its_own(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "_write", write_nothing)
     whole = AdapterInfo(
         base="scratch",
         base_hash="0",
