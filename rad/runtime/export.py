@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 SETTINGS, CARD = "runtime.json", "README.md"
-TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 1e-2, "int8": 0.2}
+TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 1e-2, "int8": 0.05}
 """Largest allowed difference from PyTorch in float32, as a share of the largest output."""
 LARGEST = 2**31 - 2**24
 """Bytes of an ONNX file: protobuf holds less than 2 GiB."""

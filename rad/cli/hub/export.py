@@ -140,7 +140,7 @@ def _write_onnx(options: argparse.Namespace, parts: "Parts", place: Path) -> Non
 
     require_onnx()
     given = options.checkpoint.rstrip("/")
-    is_name = is_hub_id(given) and not located(given).exists()
+    is_name = is_hub_id(given.partition("@")[0]) and not located(given).exists()
     name = Path(given).resolve().name.removesuffix(".ckpt").partition("@")[0]
     kind = kind_of(parts.source, parts.revision) if parts.info is None else parts.info.kind
     require_pixels(kind, name)
