@@ -1,6 +1,7 @@
 """Inpainting pipeline for images of any size: `Inpainter.from_pretrained(path)(image, mask, steps=20, seed=0)`."""
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from rad.inpainting.memory import peak_memory, reset_peak_memory
 from rad.inpainting.prepare import NoiseDevice, Precision, build_sampler, check_method, check_running, load_coarse
 from rad.inpainting.result import Inpainted, Progress
 from rad.inpainting.runs import find_parts
-from rad.masks.reading.format import MaskChannel, MaskFormat, MaskResize, Polarity
+from rad.masks.reading.format import MaskChannel, MaskFormat, MaskResize, MaskWarning, Polarity
 from rad.methods.registry import find
 from rad.models.latent_mask import Grid, Prefill
 from rad.models.load import load_model
@@ -202,7 +203,7 @@ class Inpainter:
 
         num_inference_steps, mask_image and num_images_per_prompt of diffusers are steps, mask and num_samples.
         Raises ValueError or FileNotFoundError for an unsuitable input or option, before any network call.
-        Warns about a mask that is empty, full, or not plain black and white.
+        Warns about a mask that is empty, full, or not plain black and white, and about grey values without effect on the method.
         """
         seed, layout, extension = check_seed(seed), Layout(self.size, size_policy, margin), _extension(extend, mask)
         _check_numbers(num_samples=num_samples, batch_size=batch_size, feather=feather)
@@ -218,6 +219,7 @@ class Inpainter:
         self.check(inputs.conditions, grid=grid, fill=fill)
         sampler = self.sampler(method, steps=steps, eta=eta, solver=solver, spacing=spacing)
         inputs, holes = inputs.extended(extension, inputs.read(format, seed))
+        _warn_of_greys(sampler.method, holes)
         rows = zip(inputs.images, holes, inputs.names, inputs.conditions, strict=True)
         canvases = [canvas for row in rows for canvas in layout.canvases(*row, samples=num_samples)]
         finisher = _Finisher(inputs.images, holes, num_samples, feather)
@@ -313,6 +315,12 @@ def _extension(
             "mask is None; give a mask, or extend=(left, top, right, bottom) with new pixels to fill around the image"
         )
     return extension
+
+
+def _warn_of_greys(method: Method, holes: Sequence[Tensor]) -> None:
+    if not method.soft and any(bool(((hole > 0) & (hole < 1)).any()) for hole in holes):
+        message = f"method {method.name!r} fills grey pixels of a mask completely: use 'rad' to keep part of the image"
+        warnings.warn(message, MaskWarning, stacklevel=6)
 
 
 @dataclass(frozen=True)
