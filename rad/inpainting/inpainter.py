@@ -73,8 +73,7 @@ class Inpainter:
         self.noise_device: NoiseDevice = noise_device
         check_running(self.device, precision=precision, compile=compile, noise_device=noise_device)
         self._sampled = model if compile == "off" else model.compiled(compile)
-        self._compiled_batches: set[int] = set()
-        self.size = model.size
+        self._compiled_batches, self.size = set[int](), model.size
 
     def __repr__(self) -> str:
         (height, width), info = self.size, self.model.info
@@ -184,8 +183,7 @@ class Inpainter:
             image: PIL image; path, bytes or binary file; array (H,W,3) or tensor (3,H,W), uint8 or float in [0,1], see
                 `rad.inpainting.arrays.to_image`; a batch or a list of these.
             mask: one for each image or one for all; white / 1 = fill. As `image`, with arrays (H,W) and tensors (1,H,W); or
-                a generator, such as "wide" or `Box()`, whose hole depends on the seed and on the image's name. None: with
-                `extend`, only the new pixels are filled.
+                a generator, such as "wide" or `Box()`, whose hole depends on the seed and on the image's name.
             seed: whole number; fixes the noise with `names`. Batch size and order have no effect (except `share` of VIPaint).
             mask_polarity, mask_channel, mask_threshold, soft_mask, mask_resize, mask_dilate: see `MaskFormat`.
             num_samples: results per image; batch_size: windows per forward pass, halved when memory runs out.
@@ -196,14 +194,13 @@ class Inpainter:
             condition: prompt and guidance images, one for each image or one for all.
             grid, fill: for latent models, see `Task.encoded`.
             feather: width in pixels of a blend into the known pixels around the hole; 0: known pixels stay exact.
-            extend: new pixels (left, top, right, bottom) around each image, which are filled too. The results have the new size.
-                `mask`, and the control and adapter images of `condition`, belong to the image without them.
-            on_step: called after each network call, in this thread; raise `Cancelled` in it to stop the run. Methods without
-                network calls report once for each batch.
+            extend: new pixels (left, top, right, bottom) to fill around each image, which the results contain; these alone if
+                `mask` is None. Masks, and control and adapter images, belong to the image without them.
+            on_step: called after each network call, in this thread; raise `Cancelled` in it to stop the run, see `Progress`.
 
         num_inference_steps, mask_image and num_images_per_prompt of diffusers are steps, mask and num_samples.
         Raises ValueError or FileNotFoundError for an unsuitable input or option, before any network call.
-        Warns about a mask that is empty, full, or not plain black and white, and about grey values without effect on the method.
+        Warns about a mask that is empty, full, not plain black and white, or grey without effect on the method.
         """
         seed, layout, extension = check_seed(seed), Layout(self.size, size_policy, margin), _extension(extend, mask)
         _check_numbers(num_samples=num_samples, batch_size=batch_size, feather=feather)
