@@ -1,6 +1,7 @@
 """Inpainting pipeline for images of any size: `Inpainter.from_pretrained(path)(image, mask, steps=20, seed=0)`."""
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from rad.inpainting.memory import peak_memory, reset_peak_memory
 from rad.inpainting.prepare import NoiseDevice, Precision, build_sampler, check_method, check_running, load_coarse
 from rad.inpainting.result import Inpainted, Progress
 from rad.inpainting.runs import find_parts
-from rad.masks.reading.format import MaskChannel, MaskFormat, MaskResize, Polarity
+from rad.masks.reading.format import MaskChannel, MaskFormat, MaskResize, MaskWarning, Polarity
 from rad.methods.registry import find
 from rad.models.latent_mask import Grid, Prefill
 from rad.models.load import load_model
@@ -70,8 +71,7 @@ class Inpainter:
         self.noise_device: NoiseDevice = noise_device
         check_running(self.device, precision=precision, compile=compile, noise_device=noise_device)
         self._sampled = model if compile == "off" else model.compiled(compile)
-        self._compiled_batches: set[int] = set()
-        self.size = model.size
+        self._compiled_batches, self.size = set[int](), model.size
 
     def __repr__(self) -> str:
         (height, width), info = self.size, self.model.info
@@ -181,8 +181,7 @@ class Inpainter:
             image: PIL image; path, bytes or binary file; array (H,W,3) or tensor (3,H,W), uint8 or float in [0,1], see
                 `rad.inpainting.arrays.to_image`; a batch or a list of these.
             mask: one for each image or one for all; white / 1 = fill. As `image`, with arrays (H,W) and tensors (1,H,W); or
-                a generator, such as "wide" or `Box()`, whose hole depends on the seed and on the image's name. None: with
-                `extend`, only the new pixels are filled.
+                a generator, such as "wide" or `Box()`, whose hole depends on the seed and on the image's name.
             seed: whole number; fixes the noise with `names`. Batch size and order have no effect (except `share` of VIPaint).
             mask_polarity, mask_channel, mask_threshold, soft_mask, mask_resize, mask_dilate: see `MaskFormat`.
             num_samples: results per image; batch_size: windows per forward pass, halved when memory runs out.
@@ -193,14 +192,13 @@ class Inpainter:
             condition: prompt and guidance images, one for each image or one for all.
             grid, fill: for latent models, see `Task.encoded`.
             feather: width in pixels of a blend into the known pixels around the hole; 0: known pixels stay exact.
-            extend: new pixels (left, top, right, bottom) around each image, which are filled too. The results have the new size.
-                `mask`, and the control and adapter images of `condition`, belong to the image without them.
-            on_step: called after each network call, in this thread; raise `Cancelled` in it to stop the run. Methods without
-                network calls report once for each batch.
+            extend: new pixels (left, top, right, bottom) to fill around each image, which the results contain; these alone if
+                `mask` is None. Masks, and control and adapter images, belong to the image without them.
+            on_step: called after each network call, in this thread; raise `Cancelled` in it to stop the run, see `Progress`.
 
         num_inference_steps, mask_image and num_images_per_prompt of diffusers are steps, mask and num_samples.
         Raises ValueError or FileNotFoundError for an unsuitable input or option, before any network call.
-        Warns about a mask that is empty, full, or not plain black and white.
+        Warns about a mask that is empty, full, not plain black and white, or grey without effect on the method.
         """
         seed, layout, extension = check_seed(seed), Layout(self.size, size_policy, margin), find_extension(extend, mask)
         _check_numbers(num_samples=num_samples, batch_size=batch_size, feather=feather)
@@ -216,6 +214,7 @@ class Inpainter:
         self.check(inputs.conditions, grid=grid, fill=fill)
         sampler = self.sampler(method, steps=steps, eta=eta, solver=solver, spacing=spacing)
         inputs, holes = inputs.extended(extension, inputs.read(format, seed))
+        _warn_of_greys(sampler.method, holes)
         rows = zip(inputs.images, holes, inputs.names, inputs.conditions, strict=True)
         canvases = [canvas for row in rows for canvas in layout.canvases(*row, samples=num_samples)]
         finisher = Finisher(inputs.images, holes, num_samples, feather, resize=_resize)
@@ -300,6 +299,12 @@ def _check_numbers(*, num_samples: int, batch_size: int, feather: int) -> None:
     integer("num_samples", num_samples, low=1, high=10**4)
     integer("batch_size", batch_size, low=1, high=2**16)
     integer("feather", feather, low=0, high=2**16)
+
+
+def _warn_of_greys(method: Method, holes: Sequence[Floats]) -> None:
+    if not method.soft and any(bool(((hole > 0) & (hole < 1)).any()) for hole in holes):
+        message = f"method {method.name!r} fills grey pixels of a mask completely: use 'rad' to keep part of the image"
+        warnings.warn(message, MaskWarning, stacklevel=6)
 
 
 def _resize(pixels: Floats, size: tuple[int, int]) -> Floats:

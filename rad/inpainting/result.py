@@ -34,7 +34,7 @@ class Cancelled(Exception):
 
 @dataclass(frozen=True)
 class Progress:
-    """State of a run after a network call, the argument of `on_step`.
+    """State of a run after a network call, the argument of `on_step`. Methods without calls report once for each batch.
 
     Args:
         done, planned: network calls, counted per window. `done` never decreases: it waits while a batch is repeated because

@@ -56,6 +56,7 @@ class Grow(CustomSampler):
     needs_grad = _of_wrapped(lambda kind: kind.needs_grad)
     weights = _of_wrapped(lambda kind: kind.weights)
     uses_eta = _of_wrapped(lambda kind: kind.uses_eta)
+    soft = _of_wrapped(lambda kind: kind.soft)
     uses_spacing = False  # bands run the wrapped method with solver "ddpm" and even spacing
 
     method: str = setting(DEFAULT, "the method that fills a band, with its default settings")

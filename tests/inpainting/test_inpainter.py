@@ -203,6 +203,26 @@ def test_every_method_works_on_a_network(rad, coarse, name):
     assert np.array_equal(pixels(one.images[0]), pixels(one.images[1])) == (method.weights == "none")
 
 
+@pytest.mark.parametrize("name", [name for name, kind in METHODS.items() if not kind.needs_text])
+def test_grey_mask_values_have_an_effect_or_a_warning(rad, coarse, name):
+    settings = {
+        "m2s": {"coarse": str(coarse), "trips": "1"},
+        "mcgdiff": {"particles": "2"},
+        "vipaint": {"iterations": "2"},
+    }
+    method, image = create(name, settings.get(name)), random_image(SIZE, SIZE)
+    results = []
+    for value in (0.3, 0.9):
+        hole = value * box_hole(SIZE, SIZE, 3, 4, 12, 9)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            results.append(pixels(rad(image, hole, method=method, steps=3).raw[0]).astype(int)[hole[0].numpy() > 0])
+        messages = [(str(each.message), each.filename) for each in caught if "fills grey pixels" in str(each.message)]
+        expected = f"method {name!r} fills grey pixels of a mask completely: use 'rad' to keep part of the image"
+        assert messages == ([] if method.soft else [(expected, __file__)])
+    assert (np.abs(results[0] - results[1]).mean() > 2) == method.soft
+
+
 @pytest.mark.parametrize("name", [name for name, kind in METHODS.items() if kind.weights == "base"])
 def test_half_precision_is_for_methods_without_gradients(base, name):
     half = Inpainter.from_pretrained(base, precision="bf16")

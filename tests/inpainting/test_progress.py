@@ -1,10 +1,13 @@
 """Progress after every network call: previews that affect nothing, and cancelled runs that leave nothing behind."""
 
+import re
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from rad.diffusion.schedules import linear_betas
 from rad.inpainting.inpainter import Inpainter
@@ -14,6 +17,8 @@ from rad.models.base import save_base
 from tests.conftest import SIZE, box_hole, random_image
 from tests.tiny_networks import small_unet
 from tests.tiny_pipelines import write_pipeline
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "python.md"
 
 IMAGE, HOLE = random_image(SIZE, SIZE), box_hole(SIZE, SIZE, 3, 4, 13, 12)
 KNOWN = (HOLE[0] == 0).numpy()
@@ -198,3 +203,15 @@ def test_a_run_goes_on_while_another_thread_cancels(pixels, second):
     assert len(problems) == 1
     assert len(calls) == result.nfe
     assert bits(result.images) == bits(expected.images)
+
+
+def test_the_examples_of_the_page_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    random_image(32, 32).save("photo.png")
+    Image.fromarray((box_hole(32, 32, 9, 9, 20, 20)[0].numpy() * 255).astype(np.uint8)).save("mask.png")
+    names = {}
+    for code in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL):
+        exec(compile(code, PAGE.name, "exec"), names)
+    assert "5 of" in capsys.readouterr().out
+    assert Image.open("preview-0.png").size == Image.open("filled.png").size == (32, 32)
+    assert names["wider"].images[0].size == names["both"].images[0].size == (48, 40)

@@ -18,7 +18,9 @@ def preview(canvas: Canvas, estimates: Mapping[Window, Floats]) -> Pixels:
     """
     pixels = np.asarray(canvas.raw).copy()
     whole = pixels.dtype == np.uint8
-    pixels[:, canvas.unknown] = 128 if whole else 0
+    for window in canvas.windows:  # their cores hold all unknown pixels
+        rows, columns = window.core_slices
+        pixels[:, rows, columns][:, canvas.unknown[rows, columns]] = 128 if whole else 0
     for window, estimate in estimates.items():
         top, left, _, _ = window.window
         rows, columns = window.core_slices
