@@ -13,7 +13,11 @@ COMMANDS = {
     "ema": ("rad.cli.ema", "main", "average the weights of a training run over another length, after training"),
     "evaluate": ("rad.evaluation.__main__", "main", "score inpainted images, ours or those of other systems"),
     "masks": ("rad.masks.__main__", "main", "write named sets of masks, or check mask files"),
-    "export": ("rad.cli.hub.export", "main", "merge an adapter into its base, or write weights in float16"),
+    "export": (
+        "rad.cli.hub.export",
+        "main",
+        "merge an adapter into its base, or write weights in float16 or ONNX files",
+    ),
     "push": ("rad.cli.hub.push", "main", "publish a trained model on the Hugging Face hub"),
     "doctor": ("rad.cli.doctor", "main", "print the environment and test the installation"),
     "demo": ("rad.cli.demo", "main", "draw the panel of the demo from a trained adapter"),

@@ -12,8 +12,9 @@ from torch import Tensor
 from rad.console import Parser, Progress, guarded, print_line, program, report
 from rad.data.module import ImageDataModule
 from rad.images.atomic import replacing
-from rad.images.codecs import blank, open_image, to_uint8
+from rad.images.codecs import open_image
 from rad.images.grid import contact_sheet
+from rad.images.tensors import blank, to_uint8
 from rad.inpainting.inpainter import Inpainter
 from rad.masks.shapes import Lettering, make
 from rad.rng import generator
@@ -82,7 +83,7 @@ def fill(folder: str, crops: Tensor, holes: Tensor, *, steps: int, seed: int) ->
     with Progress(steps * len(crops)) as progress:
         result = inpainter(
             list(crops), list(holes), steps=steps, seed=seed, batch_size=len(crops),
-            names=[str(i) for i in range(len(crops))], on_step=lambda done, _: progress.update(done),
+            names=[str(i) for i in range(len(crops))], on_step=lambda state: progress.update(state.done),
         )  # fmt: skip
     return result.images
 
@@ -95,7 +96,7 @@ def restore(folder: str, image: Image.Image, hole: Tensor, *, steps: int, seed: 
     with Progress(steps * windows) as progress:
         result = inpainter(
             image, hole, steps=steps, solver="ddpm", seed=seed, size_policy="crop", batch_size=32,  # smooth, for thin damage
-            on_step=lambda done, _: progress.update(done),
+            on_step=lambda state: progress.update(state.done),
         )  # fmt: skip
     return result.images[0]
 

@@ -13,8 +13,8 @@ from rad.cli.sample.options import SampleOptions
 from rad.cli.sample.plan import Job, Label, MethodRun
 from rad.cli.sample.run_log import Failures
 from rad.console import counted, print_line, report
-from rad.images.codecs import to_tensor, to_uint8
 from rad.images.sources import ImageFile
+from rad.images.tensors import to_tensor, to_uint8
 from rad.inpainting.inpainter import Inpainter
 from rad.inpainting.prepare import check_method
 from rad.masks.files import LoadedMask, same_mask
@@ -79,6 +79,7 @@ def prepare_method(
         hint = "" if preset == "ddpm" else f" ({preset!r} is its preset; {label.text},solver=ddpm takes another)"
         raise ValueError(f"{label.text}: {error}{hint}") from None
     unused = method.unused(**given) + (["steps"] if options.steps is not None and method.weights == "none" else [])
+    unused += ["soft_mask"] if options.soft_mask and not method.soft else []
     for name in unused:
         report(f"warning: --{name} has no effect on {label.text}")
     return schedule, result
