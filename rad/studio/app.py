@@ -59,7 +59,8 @@ def create_api(service: Service) -> FastAPI:
         ".wasm": "application/wasm",
     }.items():
         mimetypes.add_type(kind, ending)  # some systems have no or another type for them
-    api.mount("/static", StaticFiles(directory=STATIC, check_dir=False))
+    if STATIC.is_dir():
+        api.mount("/static", StaticFiles(directory=STATIC))
     _add_errors(api)
     return api
 

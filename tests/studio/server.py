@@ -30,7 +30,9 @@ def make_service(checkpoint: Path | str, *, id: str = "tiny", **options: object)
 def serving(service: Service, *, token: str | None = None, port: int = 0) -> Iterator[str]:
     """The address of a server, which ends with the block."""
     listening = bind("127.0.0.1", port)
-    server = uvicorn.Server(uvicorn.Config(create_app(service, token=token), log_level="error", timeout_graceful_shutdown=2))
+    server = uvicorn.Server(
+        uvicorn.Config(create_app(service, token=token), log_level="error", timeout_graceful_shutdown=2)
+    )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     while not server.started:
@@ -62,7 +64,9 @@ def photo(width: int = 40, height: int = 28, *, seed: int = 3) -> bytes:
     return png(random_image(height, width, seed=seed))
 
 
-def box(width: int = 40, height: int = 28, *, area: tuple[int, int, int, int] = (6, 20, 10, 33), value: int = 255) -> bytes:
+def box(
+    width: int = 40, height: int = 28, *, area: tuple[int, int, int, int] = (6, 20, 10, 33), value: int = 255
+) -> bytes:
     """A mask that is `value` in area (top, bottom, left, right)."""
     mask = np.zeros((height, width), np.uint8)
     top, bottom, left, right = area

@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 from rad.cli.main import sample
 from rad.inpainting.result import Inpainted
 from rad.methods.registry import steps_within
-from rad.studio.app import create_api, create_app
+from rad.studio.app import create_app
 from tests.conftest import random_image
 from tests.studio.server import box, make_service, photo, pixels, png
 
@@ -260,5 +260,3 @@ def test_broken_files_and_bodies_are_explained(client):
     assert "content type" in error(415, content=b"x", headers={"content-type": "text/plain"})
     assert "form cannot be read" in error(422, content=b"x", headers={"content-type": "multipart/form-data"})
     assert "twice" in error(422, files=[("image", photo()), ("image", photo())])
-
-
