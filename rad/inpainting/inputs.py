@@ -1,10 +1,10 @@
-"""Inputs of an inpainter: images, masks, names and conditions, aligned and converted."""
+"""Inputs of an inpainter: images, masks, names and conditions, aligned and converted; outpainting."""
 
 import os
 import threading
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from io import BytesIO
 from pathlib import Path, PurePath
 from typing import cast
@@ -17,6 +17,7 @@ from torch import Tensor
 from rad.arguments import describe
 from rad.images.sources import is_source
 from rad.inpainting.arrays import ImageLike, MaskLike, to_image, to_list, to_mask
+from rad.inpainting.canvas.outpaint import Extension
 from rad.masks.base import MaskGenerator
 from rad.masks.files import read_mask
 from rad.masks.reading.format import MaskFormat, MaskWarning
@@ -40,12 +41,13 @@ class Inputs:
     """One image, mask, name and condition per entry.
 
     Args:
+        masks: None: nothing is to fill.
         names: keys of the noise.
         mask_names: keys of generated masks, those of `rad sample`: the names, or else the file names of the images.
     """
 
     images: list[Image.Image]
-    masks: list[Mask]
+    masks: Sequence[Mask | None]
     names: Sequence[int | str]
     mask_names: Sequence[int | str]
     conditions: list[Condition]
@@ -54,7 +56,7 @@ class Inputs:
     def align(
         cls,
         image: ImageLike | Sequence[ImageLike],
-        mask: MaskLike | Sequence[MaskLike],
+        mask: MaskLike | Sequence[MaskLike] | None,
         *,
         names: Sequence[Part] | Part | None,
         condition: Condition | Sequence[Condition],
@@ -62,7 +64,7 @@ class Inputs:
         """Repeat a single mask or condition for each image. Raises ValueError if types or numbers do not fit."""
         images = to_list(image, "image")
         count = len(images)
-        masks = [_mask(entry) for entry in to_list(mask, "mask")]
+        masks = [None] if mask is None else [_mask(entry) for entry in to_list(mask, "mask")]
         masks = masks * count if len(masks) == 1 and not isinstance(mask, list | tuple) else masks
         keys = _names(names, count)
         if len(masks) != count or len(keys) != count:
@@ -82,16 +84,31 @@ class Inputs:
 
     def read(self, format: MaskFormat, seed: int) -> list[Tensor]:
         """The holes (1,H,W) in [0,1]; those of generators as `rad sample` draws them."""
-        holes = []
+        holes: list[Tensor] = []
         for image, mask, name in zip(self.images, self.masks, self.mask_names, strict=True):
             if isinstance(mask, MaskGenerator):
                 holes.append(mask([generator(seed, "mask", name)], image.height, image.width)[0])
+            elif mask is None:
+                holes.append(torch.zeros(1, image.height, image.width))
             else:
                 holes.append(read_hole(mask, image, format))
         return holes
 
+    def extended(self, extension: Extension, holes: Sequence[Tensor]) -> tuple["Inputs", list[Tensor]]:
+        """The extended images and their holes; guidance images get black pixels too. Raises ValueError as `Extension.image`."""
+        if not extension:
+            return self, list(holes)
+        left, top, right, bottom = astuple(extension)
+        images = [extension.image(image) for image in self.images]
+        conditions = [
+            condition.resized(image.size).cut((-top, -left, image.height + bottom, image.width + right))
+            for image, condition in zip(self.images, self.conditions, strict=True)
+        ]
+        extended = [torch.from_numpy(extension.hole(hole[0].numpy()))[None] for hole in holes]
+        return replace(self, images=images, conditions=conditions), extended
 
-def _load(masks: Sequence[Mask], conditions: Sequence[Condition]) -> None:
+
+def _load(masks: Sequence[Mask | None], conditions: Sequence[Condition]) -> None:
     for image in (*masks, *(guide for condition in conditions for guide in condition.images)):
         if isinstance(image, Image.Image):
             image.load()

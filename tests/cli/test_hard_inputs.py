@@ -427,7 +427,7 @@ def quick(monkeypatch):
     """A model that paints everything grey in one call; the list of its inputs."""
     batches = []
 
-    def fill(self, batch, most):
+    def fill(self, batch, *_):
         batches.append([canvas.name for canvas, _ in batch])
         for canvas, window in batch:
             canvas.paste(window, torch.zeros(3, *self.model.size))

@@ -187,19 +187,40 @@ def test_every_method_works_on_a_network(rad, coarse, name):
     )
     progress = []
     one, other = (
-        rad([given] * 2, hole, method=method, steps=3, names=["a", "b"], on_step=lambda *calls: progress.append(calls))
+        rad([given] * 2, hole, method=method, steps=3, names=["a", "b"], on_step=progress.append)
         for given in (image, composite(image, secret, hole))
     )
     cost = rad.sampler(method, steps=3).cost
     assert (one.nfe >= 2 * cost.nfe) if name == "copaint" else (one.nfe == 2 * cost.nfe)
     assert one.vjp == 2 * cost.vjp
     assert one.peak_memory > 2**20
-    assert not cost.nfe or progress[-1] == (2 * cost.nfe, 2 * cost.nfe)
+    assert len(progress) == 2 * max(1, one.nfe // 2), "one report for each network call of a batch"
+    assert (progress[-1].done, progress[-1].planned) == (one.nfe, 2 * cost.nfe)
     known = (hole[0] == 0).numpy()
     for number in range(2):
         assert np.array_equal(pixels(one.raw[number]), pixels(other.raw[number])), "the hole's content leaks"
         assert np.array_equal(pixels(one.images[number])[known], pixels(image)[known])
     assert np.array_equal(pixels(one.images[0]), pixels(one.images[1])) == (method.weights == "none")
+
+
+@pytest.mark.parametrize("name", [name for name, kind in METHODS.items() if not kind.needs_text])
+def test_grey_mask_values_have_an_effect_or_a_warning(rad, coarse, name):
+    settings = {
+        "m2s": {"coarse": str(coarse), "trips": "1"},
+        "mcgdiff": {"particles": "2"},
+        "vipaint": {"iterations": "2"},
+    }
+    method, image = create(name, settings.get(name)), random_image(SIZE, SIZE)
+    results = []
+    for value in (0.3, 0.9):
+        hole = value * box_hole(SIZE, SIZE, 3, 4, 12, 9)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            results.append(pixels(rad(image, hole, method=method, steps=3).raw[0]).astype(int)[hole[0].numpy() > 0])
+        messages = [(str(each.message), each.filename) for each in caught if "fills grey pixels" in str(each.message)]
+        expected = f"method {name!r} fills grey pixels of a mask completely: use 'rad' to keep part of the image"
+        assert messages == ([] if method.soft else [(expected, __file__)])
+    assert (np.abs(results[0] - results[1]).mean() > 2) == method.soft
 
 
 @pytest.mark.parametrize("name", [name for name, kind in METHODS.items() if kind.weights == "base"])
@@ -367,10 +388,18 @@ def test_without_memory_batches_are_halved_and_results_stay(rad):
         expected = rad(images, boxes, names=names, steps=2, batch_size=8)
     progress = []
     with counted(rad, limit=2) as network:
-        result = rad(images, boxes, names=names, steps=2, batch_size=7, on_step=lambda *done: progress.append(done))
+        result = rad(
+            images,
+            boxes,
+            names=names,
+            steps=2,
+            batch_size=7,
+            on_step=lambda state: progress.append((state.done, state.planned)),
+        )
     assert network.refused == [7, 4]
     assert network.batches == [2] * 8
     assert result.nfe == expected.nfe == 16
+    assert progress == sorted(progress)
     assert progress[-1] == (16, 16)
     assert all(np.array_equal(pixels(a), pixels(b)) for a, b in zip(result.images, expected.images, strict=True))
     with counted(rad, limit=0), pytest.raises(torch.OutOfMemoryError):
@@ -403,7 +432,7 @@ def test_planned_network_calls_equal_the_actual_ones(rad, policy, size):
             size_policy=policy,
             margin=3,
             batch_size=5,
-            on_step=lambda done, total: progress.append((done, total)),
+            on_step=lambda state: progress.append((state.done, state.planned)),
         )
     expected = 2 * windows * rad.sampler("rad", steps=1).cost.nfe
     assert network.calls == result.nfe == expected
