@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from rad.inpainting.canvas.composite import Canvas
@@ -12,7 +13,7 @@ from rad.inpainting.memory import is_out_of_memory
 from rad.inpainting.progress import Finish, Job, Reporter
 from rad.inpainting.result import Progress
 from rad.models.latent_mask import Grid, Prefill
-from rad.models.loaded_model import LoadedModel
+from rad.models.loaded_model import PLAIN, LoadedModel
 from rad.models.vae import IDENTITY
 from rad.rng import KeyedNoise
 from rad.sampling.finite import NotFiniteError, require_finite
@@ -85,8 +86,8 @@ class WindowFiller:
     def _fill_batch(self, jobs: Sequence[Job], most: int, reporter: Reporter | None) -> Sample:
         batch = [*jobs, *[jobs[-1]] * (self._rows(len(jobs), most) - len(jobs))]
         cuts = [canvas.cut(window) for canvas, window in batch]
-        conditions = [canvas.condition.cut(window.window) for canvas, window in batch]
-        pixels, hole = (torch.stack(part).to(self.device) for part in zip(*cuts, strict=True))
+        conditions = [(canvas.condition or PLAIN).cut(window.window) for canvas, window in batch]
+        pixels, hole = (torch.from_numpy(np.stack(part)).to(self.device) for part in zip(*cuts, strict=True))
         names = [canvas.job_name(window) for canvas, window in batch]
         autoencoder = self.model.autoencoder
         with (
@@ -106,7 +107,7 @@ class WindowFiller:
                 outputs = self.sampler.method.decode(x, task)[: len(jobs)].float().cpu()
             require_finite(outputs, "the decoded image is not finite: check the weights of the autoencoder")
         for (canvas, window), output in zip(jobs, outputs, strict=True):
-            canvas.paste(window, output)
+            canvas.paste(window, output.numpy())
         if self.compiled_batches is not None:
             self.compiled_batches.add(len(batch))
         return result

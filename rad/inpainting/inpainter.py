@@ -3,13 +3,10 @@
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
+import torch.nn.functional as F
 from torch import Tensor
 
 from rad.arguments import describe, integer
@@ -17,10 +14,11 @@ from rad.device import find_device
 from rad.diffusion.solvers import Solver
 from rad.diffusion.spacings import Spacing
 from rad.inpainting.arrays import ImageLike, MaskLike
-from rad.inpainting.canvas.composite import Canvas, Layout, SizePolicy, composite, restore_size
+from rad.inpainting.canvas.composite import Floats, Layout, SizePolicy
 from rad.inpainting.canvas.outpaint import Extension
+from rad.inpainting.canvas.preview import Finisher
 from rad.inpainting.filling import WindowFiller
-from rad.inpainting.inputs import Inputs
+from rad.inpainting.inputs import Inputs, find_extension
 from rad.inpainting.keywords import understood
 from rad.inpainting.memory import peak_memory, reset_peak_memory
 from rad.inpainting.prepare import NoiseDevice, Precision, build_sampler, check_method, check_running, load_coarse
@@ -205,7 +203,7 @@ class Inpainter:
         Raises ValueError or FileNotFoundError for an unsuitable input or option, before any network call.
         Warns about a mask that is empty, full, or not plain black and white, and about grey values without effect on the method.
         """
-        seed, layout, extension = check_seed(seed), Layout(self.size, size_policy, margin), _extension(extend, mask)
+        seed, layout, extension = check_seed(seed), Layout(self.size, size_policy, margin), find_extension(extend, mask)
         _check_numbers(num_samples=num_samples, batch_size=batch_size, feather=feather)
         format = MaskFormat(
             polarity=mask_polarity,
@@ -222,7 +220,7 @@ class Inpainter:
         _warn_of_greys(sampler.method, holes)
         rows = zip(inputs.images, holes, inputs.names, inputs.conditions, strict=True)
         canvases = [canvas for row in rows for canvas in layout.canvases(*row, samples=num_samples)]
-        finisher = _Finisher(inputs.images, holes, num_samples, feather)
+        finisher = Finisher(inputs.images, holes, num_samples, feather, resize=_resize)
         filler = self._filler(sampler, grid=grid, fill=fill, seed=seed, batch_size=batch_size)
         reset_peak_memory(self.device)
         with self.model.in_evaluation():
@@ -291,7 +289,7 @@ class Inpainter:
 
     def count_windows(self, hole: Tensor, *, size_policy: SizePolicy = "error", margin: int | None = None) -> int:
         """Number of windows for a hole (1,H,W). Each costs `sampler(...).cost` per sample."""
-        return len(Layout(self.size, size_policy, margin).plan(hole)[1])
+        return len(Layout(self.size, size_policy, margin).plan(hole.numpy())[1])
 
 
 def _device(device: str | torch.device) -> torch.device:
@@ -306,47 +304,13 @@ def _check_numbers(*, num_samples: int, batch_size: int, feather: int) -> None:
     integer("feather", feather, low=0, high=2**16)
 
 
-def _extension(
-    extend: Extension | tuple[int, int, int, int] | None, mask: MaskLike | Sequence[MaskLike] | None
-) -> Extension:
-    extension = Extension() if extend is None else Extension.of(extend)
-    if mask is None and not extension:
-        raise ValueError(
-            "mask is None; give a mask, or extend=(left, top, right, bottom) with new pixels to fill around the image"
-        )
-    return extension
-
-
-def _warn_of_greys(method: Method, holes: Sequence[Tensor]) -> None:
+def _warn_of_greys(method: Method, holes: Sequence[Floats]) -> None:
     if not method.soft and any(bool(((hole > 0) & (hole < 1)).any()) for hole in holes):
         message = f"method {method.name!r} fills grey pixels of a mask completely: use 'rad' to keep part of the image"
         warnings.warn(message, MaskWarning, stacklevel=6)
 
 
-@dataclass(frozen=True)
-class _Finisher:
-    """From the pixels of canvases to images, for `samples` canvases of each image."""
-
-    images: Sequence[Image.Image]
-    holes: Sequence[Tensor]
-    samples: int
-    feather: int
-
-    def finish(self, canvases: list[Canvas]) -> tuple[list[Image.Image], list[Image.Image]]:
-        """Final and raw images of all canvases, whose memory is freed one by one."""
-        finished, raw = [], []
-        for number in range(len(canvases)):
-            composed, filled = self._composed(number, canvases.pop(0).raw)
-            raw.append(filled)
-            finished.append(composed)
-        return finished, raw
-
-    def preview(self, number: int, pixels: NDArray[np.uint8] | NDArray[np.float32]) -> Image.Image:
-        """The image of canvas `number` with other `pixels`, as `Canvas.raw`."""
-        return self._composed(number, torch.from_numpy(pixels))[0]
-
-    def _composed(self, number: int, pixels: Tensor) -> tuple[Image.Image, Image.Image]:
-        original, hole = self.images[number // self.samples], self.holes[number // self.samples]
-        filled = restore_size(pixels, original.size)
-        filled.info = dict(original.info)
-        return composite(original, filled, hole, feather=self.feather), filled
+def _resize(pixels: Floats, size: tuple[int, int]) -> Floats:
+    """(C,H,W) to `size` (height, width), bicubic with antialiasing."""
+    resized = F.interpolate(torch.from_numpy(pixels)[None], size, mode="bicubic", antialias=True)
+    return resized[0].numpy()
