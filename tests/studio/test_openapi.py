@@ -3,7 +3,7 @@
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
-from schemathesis import checks
+from schemathesis import GenerationMode, checks
 from schemathesis.specs.openapi.checks import (
     allow_header_conformance,
     content_type_conformance,
@@ -51,11 +51,14 @@ def document(api):
     return schemathesis.openapi.from_asgi("/openapi.json", app)
 
 
-@pytest.mark.slow
-def test_generated_requests_are_answered_as_documented(document):
+@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
+def test_generated_requests_are_answered_as_documented(document, mode):
+    """Negative: requests with bodies that the document does not allow."""
     operations = [result.ok() for result in document.get_all_operations()]
     assert len(operations) == 17
     for operation in operations:
+        if mode is GenerationMode.NEGATIVE and operation.method != "post":
+            continue
 
         @settings(
             max_examples=15,
@@ -65,7 +68,7 @@ def test_generated_requests_are_answered_as_documented(document):
             phases=[Phase.generate],
             suppress_health_check=list(HealthCheck),
         )
-        @given(case=operation.as_strategy())
+        @given(case=operation.as_strategy(generation_mode=mode))
         def answer(case):
             case.call_and_validate(checks=CHECKS)
 
