@@ -18,6 +18,7 @@ COMMANDS = {
         "main",
         "merge an adapter into its base, or write weights in float16 or ONNX files",
     ),
+    "studio": ("rad.studio.command", "main", "open a page to brush masks and compare methods, and serve an HTTP API"),
     "push": ("rad.cli.hub.push", "main", "publish a trained model on the Hugging Face hub"),
     "doctor": ("rad.cli.doctor", "main", "print the environment and test the installation"),
     "demo": ("rad.cli.demo", "main", "draw the panel of the demo from a trained adapter"),
