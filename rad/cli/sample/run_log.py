@@ -1,6 +1,7 @@
 """Messages, costs and failures of a run; kept in the first process, whichever process fills the images."""
 
 import os
+import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,19 +14,25 @@ from rad.cli.sample.record import OtherSettings, Record
 from rad.console import counted, print_line, report
 from rad.evaluation.run_log import Costs, Usage
 from rad.images.sources import ImageFile
-from rad.sampling.finite import NotFiniteError
 
 if TYPE_CHECKING:
-    from rad.sampling.method import Schedule
+    from rad.cli.sample.runtimes.base import Plan
+    from rad.cli.sample.runtimes.onnx import Work
     from rad.sampling.state import Cost
 
-EXPECTED = (ValueError, OSError, RuntimeError)
-"""Errors whose message says enough."""
+EXPECTED = (ValueError, OSError, RuntimeError, FloatingPointError)
+"""Errors whose message says enough; the last one for values that are not finite."""
 
 
 def describe(error: BaseException) -> str:
     """The message of an error; with the type of an unexpected one."""
     return str(error) if isinstance(error, EXPECTED) else f"{type(error).__name__}: {error} (RAD_DEBUG=1 shows where)"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether PyTorch ran out of memory. Loads no torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(error, torch.OutOfMemoryError)
 
 
 @dataclass
@@ -55,8 +62,8 @@ class RunLog:
 
     run: MethodRun
     batches: Sequence[Batch]
-    cost: "Cost"
-    schedule: "Schedule"
+    cost: "Cost | Work"
+    schedule: "Plan"
     where: str
     options: SampleOptions
     record: Record | None
@@ -115,7 +122,7 @@ class RunLog:
 
     def failed(self, batch: Batch, error: Exception) -> None:
         """Note the error of a batch; without a record, raise it unless it concerns the images of this batch alone."""
-        if self.record is None and not isinstance(error, NotFiniteError | ReadError):
+        if self.record is None and not isinstance(error, FloatingPointError | ReadError):
             raise error
         if os.environ.get("RAD_DEBUG"):
             traceback.print_exception(error)

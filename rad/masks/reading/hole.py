@@ -81,7 +81,8 @@ def dilate(hole: Hole, pixels: int) -> Hole:
     """The hole (H,W), grown by `pixels` in each direction (a square)."""
     for axis, length in enumerate(hole.shape):
         if reach := min(pixels, length):
-            hole = ndimage.maximum_filter1d(hole, 2 * reach + 1, axis=axis, mode="constant", cval=0.0)
+            filled = ndimage.maximum_filter1d(hole, 2 * reach + 1, axis=axis, mode="constant", cval=0.0)
+            hole = np.asarray(filled, np.float32)
     return hole
 
 
