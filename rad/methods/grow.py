@@ -97,7 +97,6 @@ class Grow(CustomSampler):
         x, hole, order = run.task.known, run.task.hole, fill_order(run.task.hole, self.bands)
         for band in range(1, self.bands + 1):
             sampler = Sampler(run.process, self.inner, steps=steps, eta=run.eta)
-            sampler.on_step = lambda done, total, band=band: run.report((band - 1) * total + done, self.bands * total)
             task = Task.from_image(x, hole)
             if run.task.autoencoder is not IDENTITY:  # the image still has only the original known pixels
                 task = replace(run.task, known=task.known, hole=hole, regions=task.regions)

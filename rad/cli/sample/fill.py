@@ -101,7 +101,7 @@ class Worker:
         return Inputs([image for image, _ in pairs], holes, self.model.conditions(batch.label, jobs), texts)
 
     def fill(self, batch: Batch, inputs: Inputs, on_step: Callable[[int], None]) -> Inpainted:
-        """Fill the images of a batch; `on_step` receives the number of finished network calls."""
+        """Fill the images of a batch; `on_step` receives the number of finished network calls, at most the planned ones."""
         names = [job.name for job in batch.jobs]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", MaskWarning)  # reported before, for all masks in one line

@@ -12,6 +12,7 @@ from rad.cli.sample.options import SampleOptions
 from rad.cli.sample.plan import MethodRun
 from rad.cli.sample.record import OtherSettings, Record
 from rad.console import counted, print_line, report
+from rad.errors import NotFiniteError
 from rad.evaluation.run_log import Costs, Usage
 from rad.images.sources import ImageFile
 
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
     from rad.cli.sample.runtimes.onnx import Work
     from rad.sampling.state import Cost
 
-EXPECTED = (ValueError, OSError, RuntimeError, FloatingPointError)
-"""Errors whose message says enough; the last one for values that are not finite."""
+EXPECTED = (ValueError, OSError, RuntimeError)
+"""Errors whose message says enough."""
 
 
 def describe(error: BaseException) -> str:
@@ -122,7 +123,7 @@ class RunLog:
 
     def failed(self, batch: Batch, error: Exception) -> None:
         """Note the error of a batch; without a record, raise it unless it concerns the images of this batch alone."""
-        if self.record is None and not isinstance(error, FloatingPointError | ReadError):
+        if self.record is None and not isinstance(error, NotFiniteError | ReadError):
             raise error
         if os.environ.get("RAD_DEBUG"):
             traceback.print_exception(error)

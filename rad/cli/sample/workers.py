@@ -23,6 +23,7 @@ from rad.cli.sample.run_log import EXPECTED, Failures, RunLog, describe, is_out_
 from rad.cli.sample.runtimes.base import Plan
 from rad.cli.sample.runtimes.choice import open_runtime
 from rad.console import Progress
+from rad.errors import NotFiniteError
 from rad.evaluation.run_log import Usage
 from rad.images.codecs import images_up_to
 
@@ -196,7 +197,7 @@ def _run(task: Callable[..., T], *arguments: object) -> T:
     except SystemExit:
         os._exit(1)  # the executor would catch it and go on
     except Exception as error:
-        kinds = (FloatingPointError, ReadError, *EXPECTED)
+        kinds = (NotFiniteError, ReadError, *EXPECTED)
         kind = next((kind for kind in kinds if isinstance(error, kind)), RuntimeError)
         kind = type(error) if is_out_of_memory(error) else kind
         raise kind(describe(error)) from error

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rad.inpainting.result import Inpainted
     from rad.masks.reading.hole import Hole
     from rad.models.loaded_model import Condition
-    from rad.runtime import methods as onnx
+    from rad.runtime.sampling import methods as onnx
     from rad.sampling.method import Method, Schedule
     from rad.sampling.state import Cost
 
@@ -69,7 +69,7 @@ class Model(ABC):
         names: Sequence[str],
         on_step: Callable[[int], None],
     ) -> "Inpainted":
-        """Fill the holes of images; `on_step` receives the number of finished network calls."""
+        """Fill the holes of images; `on_step` receives the number of finished network calls, at most the planned ones."""
 
 
 class Runtime(ABC):

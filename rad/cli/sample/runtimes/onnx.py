@@ -15,7 +15,7 @@ from rad.cli.sample.request import text_hash
 from rad.cli.sample.runtimes.base import SAMPLING, Model, Plan, Runtime, choose_steps
 from rad.console import did_you_mean
 from rad.runtime.folder import ExportedModel
-from rad.runtime.methods import METHODS, Method
+from rad.runtime.sampling.methods import METHODS, Method
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -145,7 +145,7 @@ class OnnxModel(Model):
             **vars(plan),
             **{name: getattr(self.options, name) for name in SAMPLING},
             names=names,
-            on_step=lambda progress: on_step(progress.done),
+            on_step=lambda progress: on_step(min(progress.done, progress.planned)),
         )
 
 

@@ -140,7 +140,7 @@ class TorchModel(Model):
             **encoding(self.options),
             names=names,
             condition=conditions,
-            on_step=lambda done, _: on_step(done),
+            on_step=lambda progress: on_step(min(progress.done, progress.planned)),
         )
 
 
