@@ -136,6 +136,7 @@ def test_results_are_finished_until_the_networks_change(sample, exported, tmp_pa
     assert "is damaged" in sample("--steps", "2", checkpoint=changed)[2]
 
 
+@pytest.mark.slow  # starts processes
 def test_processes_shards_and_batches_give_the_same_files(sample, exported):
     words = ["--method", "rad@2", "repaint@3", "--set", "repaint.jump_length=1", "--size_policy", "crop"]
     assert sample(*words, checkpoint=exported, image="in", mask="box", output="one")[0] == 0

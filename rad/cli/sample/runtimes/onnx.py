@@ -104,12 +104,12 @@ class OnnxModel(Model):
 
     def prepare(self, label: Label) -> tuple[Plan, Work]:
         method, given = self.methods[label], label.given(self.options)
-        most = self.inpainter.sampler(method, **given).process.sampled_steps
 
         def cost(steps: int) -> Work:
             return Work(self.inpainter.sampler(method, steps=steps, **given).nfe)
 
         try:
+            most = self.inpainter.sampler(method, steps=1, **given).process.sampled_steps
             steps = choose_steps(
                 label, self.options, within=partial(_most_steps, label, cost, most), cost=cost, most=most
             )
