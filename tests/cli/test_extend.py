@@ -77,6 +77,9 @@ def test_another_extension_is_another_request(sample):
     code, _, err = sample("--mask", "mask.png", "--extend", "1,0,0,0", "--size_policy", "crop")
     assert code == 2
     assert "another request (extend by default, now 1,0,0,0, size_policy error, now crop)" in err
+    words = ("--mask", "mask.png", "--extend", "1,0,0,0", "--size_policy", "crop", "--overwrite")
+    assert sample(*words)[0] == 0
+    assert pixels("out.png").shape == (SIZE, SIZE + 1, 3)
 
 
 def test_a_preview_shows_the_new_pixels(sample):

@@ -48,6 +48,8 @@ def run(options: SampleOptions) -> int:
     try:
         with images_up_to(options.max_megapixels):
             return _run(options)
+    except Unreachable as error:
+        raise ValueError(str(error)) from error
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -55,8 +57,6 @@ def run(options: SampleOptions) -> int:
             "not enough memory for a single window: use --device cpu, a smaller model, --precision bf16, or a method "
             "without gradients (--list_methods)"
         ) from None
-    except Unreachable as error:
-        raise ValueError(str(error)) from error
 
 
 def _run(options: SampleOptions) -> int:
@@ -94,7 +94,7 @@ def _run_held(
     networks = _load_metrics(options, record.methods) if reporting and record else []
     failures = Failures()
     if missing:
-        require_writable(missing[0].folder, options.output)
+        require_writable(missing[0].jobs[0].outputs[0].parent, options.output)
         if options.part is None:
             remove_temporaries({path.parent for run in missing for job in run.jobs for path in job.files})
         _fill(runtime, missing, record, failures)
