@@ -16,6 +16,7 @@ MASKS = (
 Solver = Literal["ddpm", "ddim", "dpm++2m"]
 Spacing = Literal["even", "trailing", "quad", "logsnr", "official"]
 SizePolicy = Literal["error", "resize", "crop"]
+RuntimeName = Literal["auto", "torch", "onnx"]
 Precision = Literal["32", "bf16"]
 CompileMode = Literal["off", "default", "reduce-overhead"]
 NoiseDevice = Literal["cpu", "device"]

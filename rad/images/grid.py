@@ -1,12 +1,11 @@
-"""Contact sheets: many images in one, in rows and columns with labels."""
+"""Contact sheets: many images in one, in rows and columns with labels; images with their hole in a colour. Loads no torch."""
 
 import textwrap
 from collections.abc import Sequence
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-
-from rad.images.tensors import to_tensor, to_uint8
 
 LINE, FONT_SIZE = 18, 13
 
@@ -31,13 +30,17 @@ def contact_sheet(
         cell_size, padding: side of a cell, and distance between cells and to the border, in pixels.
         background: grey value, 0 to 255.
     """
-    from torchvision.utils import make_grid
-
-    columns, pitch, grey = max(map(len, rows)), cell_size + padding, background / 255
+    columns, pitch = max(map(len, rows)), cell_size + padding
     below = [[_wrap(text, cell_size) for text in row] for row in captions] or [[]] * len(rows)
     caption_height = LINE * max((_count_lines(text) for row in below for text in row), default=0)
-    tiles = []
-    for images, texts in zip(rows, below, strict=True):
+    labels = [_wrap(text, cell_size) for text in column_labels]
+    width, height = padding + columns * pitch, padding + len(rows) * (pitch + caption_height)
+    title = _wrap(title, width - 2 * padding)
+    title_height = LINE * _count_lines(title)
+    head = title_height + LINE * max(map(_count_lines, labels), default=0)
+    top = max(padding, head)  # the labels take the place of the padding
+    sheet = Image.new("RGB", (width, top - padding + height), (background,) * 3)
+    for row, (images, texts) in enumerate(zip(rows, below, strict=True)):
         for column in range(columns):
             tile = Image.new("RGB", (cell_size, cell_size + caption_height), (background,) * 3)
             image = images[column] if column < len(images) else None
@@ -46,23 +49,19 @@ def contact_sheet(
                 tile.paste(image)
             if column < len(texts):
                 _write(tile, (0, image.height + 1 if image else 0), texts[column])
-            tiles.append(to_tensor(tile))
-    if len(tiles) == 1:  # make_grid would add no padding
-        grid = torch.nn.functional.pad(tiles[0], [padding] * 4, value=grey)
-    else:
-        grid = make_grid(torch.stack(tiles), nrow=columns, padding=padding, pad_value=grey)
-
-    labels = [_wrap(text, cell_size) for text in column_labels]
-    title = _wrap(title, grid.shape[2] - 2 * padding)
-    title_height = LINE * _count_lines(title)
-    head = title_height + LINE * max(map(_count_lines, labels), default=0)
-    top = max(0, head - padding)  # the grid begins with its own padding
-    sheet = Image.new("RGB", (grid.shape[2], top + grid.shape[1]), (background,) * 3)
-    sheet.paste(to_uint8(grid), (0, top))
+            sheet.paste(tile, (padding + column * pitch, top + row * (pitch + caption_height)))
     _write(sheet, (padding, 1), title)
     for column, text in enumerate(labels):
         _write(sheet, (padding + column * pitch, title_height + 1), text)
     return sheet
+
+
+def blend(image: Image.Image, colour: tuple[float, float, float], weight: NDArray[np.float32]) -> Image.Image:
+    """The RGB image with `weight` (H,W) in [0,1] of a colour in [0,1]; exact at both ends, rounded once."""
+    pixels, share = np.asarray(image, np.float32) / np.float32(255), weight[..., None]
+    end = np.array(colour, np.float32)
+    blended = np.where(share < 0.5, pixels + share * (end - pixels), end - (end - pixels) * (1 - share))
+    return Image.fromarray(np.rint(np.clip(blended, 0, 1) * np.float32(255)).astype(np.uint8))
 
 
 def _fit(image: Image.Image, side: int) -> Image.Image:

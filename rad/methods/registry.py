@@ -1,6 +1,6 @@
 """Methods from text: name and settings, number of steps for a budget, and the table of all methods."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Literal, get_args, get_origin, get_type_hints
 
@@ -48,21 +48,6 @@ def create(name: str, settings: Mapping[str, str] | None = None) -> Method:
         return kind(**values)
     except ValueError as error:
         raise ValueError(f"method {name}: {error}") from None
-
-
-def parse_settings(words: Sequence[str], names: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Parse `["repaint.jump_length=5"]` into {"repaint": {"jump_length": "5"}}, for the methods in `names`."""
-    settings: dict[str, dict[str, str]] = {name: {} for name in names}
-    for word in words:
-        left, equals, value = word.partition("=")
-        name, dot, key = left.partition(".")
-        if not (equals and dot and key):
-            raise ValueError(f"--set {word}: expected METHOD.SETTING=VALUE, such as repaint.jump_length=5")
-        if name not in settings:
-            hint = did_you_mean(name, names)
-            raise ValueError(f"--set {word}: method {name!r}{hint} is not among those of --method, {', '.join(names)}")
-        settings[name][key] = value
-    return settings
 
 
 def _parse(name: str, text: str, kind: object) -> str | bool | float:

@@ -562,11 +562,11 @@ def test_written_known_pixels_are_compared_with_the_input(tmp_path):
     changed = np.array(image)
     changed[4, 4] ^= 255
     Image.fromarray(changed).save("inside.png")
-    check_known(Path("inside.png"), image, hole)
+    check_known(Path("inside.png"), image, hole[0].numpy())
     changed[12, 12, 0] ^= 1
     Image.fromarray(changed).save("outside.png")
     with pytest.raises(AssertionError, match=r"known pixels differ in outside\.png"):
-        check_known(Path("outside.png"), image, hole)
+        check_known(Path("outside.png"), image, hole[0].numpy())
 
 
 def test_the_list_of_methods_needs_nothing_else(capsys):

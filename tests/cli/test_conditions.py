@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from rad.cli import main as cli
-from rad.cli.sample.fill import condition_of, load_inpainter
 from rad.cli.sample.options import GUIDES, read_options
 from rad.cli.sample.plan import Job
+from rad.cli.sample.runtimes.pytorch import condition_of, load_inpainter
 from rad.images.sources import ImageFile
 from rad.inpainting.inpainter import Inpainter
 from rad.methods.pilot import PILOT

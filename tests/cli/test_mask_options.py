@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from rad.cli import main as cli
-from rad.cli.sample import run
+from rad.cli.sample.runtimes import pytorch
 from tests.conftest import SIZE, box_hole, random_image
 
 HOLE = box_hole(SIZE, SIZE, 3, 4, 11, 12)[0].numpy() > 0
@@ -172,7 +172,7 @@ def test_options_without_effect_on_a_generator_are_named(sample):
 def test_a_preview_shows_the_hole_and_loads_no_model(sample, monkeypatch):
     image = save_image("in/a.png")
     save_mask("masks/a.png")
-    monkeypatch.delattr(run, "load_inpainter")
+    monkeypatch.delattr(pytorch, "load_inpainter")
     code, out, err = sample("--preview_masks", mask="masks", mask_dilate=1)
     assert (code, out, err) == (0, ["out/a-overlay.png"], "")
     shown = np.asarray(Image.open("out/a-overlay.png")).astype(int)

@@ -11,8 +11,9 @@ from PIL import Image
 from rad import lock
 from rad.cli import main as cli
 from rad.cli.sample.options import SampleOptions, read_options
-from rad.cli.sample.plan import make_methods, mask_name
+from rad.cli.sample.plan import make_plan, mask_name
 from rad.cli.sample.request import Requests, is_incomplete, read_request
+from rad.cli.sample.runtimes.pytorch import TorchRuntime
 from rad.lock import locked
 from rad.masks.names import main_names
 from rad.masks.shapes import make
@@ -182,11 +183,9 @@ def test_a_result_contains_no_paths_and_no_prompts(sample, adapter, tmp_path):
     assert Path(adapter).name not in json.dumps(request)
     words = f"--checkpoint {adapter} --image in --mask mask.png --output out --prompt secret --negative_prompt hidden"
     options = read_options(words.split())
-    methods = make_methods(options)
-    from rad.cli.sample.plan import make_plan
-
-    (run,) = make_plan(options, list(methods))
-    text = json.dumps(Requests(options, methods).of(run.label, run.jobs[0]))
+    runtime = TorchRuntime(options)
+    (run,) = make_plan(options, list(runtime.methods))
+    text = json.dumps(Requests(runtime).of(run.label, run.jobs[0]))
     assert "secret" not in text
     assert "hidden" not in text
     assert "negative_prompt" in text
@@ -325,6 +324,6 @@ def test_noise_of_an_accelerator_is_recorded_by_its_kind(monkeypatch):
     recorded = {}
     for choice in ("cpu", "device"):
         options = read_options([*words, "--noise_device", choice])
-        (request,) = Requests(options, make_methods(options))._common.values()
+        (request,) = Requests(TorchRuntime(options))._common.values()
         recorded[choice] = request.get("noise_device")
     assert recorded == {"cpu": None, "device": "Card"}

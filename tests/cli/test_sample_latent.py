@@ -167,7 +167,7 @@ def test_prompts_and_guides_are_recorded_and_must_agree(sample):
 def test_other_processes_load_the_same_model(folders):
     words = ["--checkpoint", folders["flux"], "--size", SIDE, "--image", "in", "--mask", "box", "--output", "out"]
     worker = Setup(read_options([str(word) for word in words]), {}, []).worker("cpu")
-    assert worker.inpainter.size == (SIDE, SIDE)
+    assert worker.model.size == (SIDE, SIDE)
 
 
 @pytest.mark.parametrize("model", ["ldm", pytest.param("sd", marks=pytest.mark.slow), "sd3"])

@@ -5,12 +5,13 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
+from rad.cli.sample.plan import parse_settings
 from rad.diffusion.gaussian import GaussianDenoiser
 from rad.diffusion.levels import NoiseLevel
 from rad.diffusion.processes import Uniform
 from rad.methods import METHODS
 from rad.methods.m2s import M2S
-from rad.methods.registry import RECONSTRUCTED, cost, create, hooks, parse_settings, steps_within, table
+from rad.methods.registry import RECONSTRUCTED, cost, create, hooks, steps_within, table
 from rad.rng import KeyedNoise
 from rad.sampling.method import CustomSampler, SamplingMethod
 from rad.sampling.sampler import Sampler

@@ -3,33 +3,28 @@
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from torch import Tensor
 
-from rad.cli.sample.options import GUIDES, SampleOptions
+from rad.cli.sample.options import SampleOptions
 from rad.cli.sample.plan import Job, Label, MethodRun
 from rad.cli.sample.request import Requests
+from rad.cli.sample.runtimes.base import Model, Plan
 from rad.evaluation.run_log import Usage
 from rad.images.atomic import replacing
 from rad.images.formats import open_file
-from rad.images.sources import ImageFile, by_stem, holds_one, list_images, match_names
-from rad.inpainting.inpainter import Inpainted, Inpainter
-from rad.masks.files import write_mask
+from rad.images.sources import ImageFile
+from rad.inpainting.result import Inpainted
 from rad.masks.reading.format import MaskWarning
-from rad.models.latent_mask import Grid
-from rad.models.loaded_model import PLAIN, Condition
+from rad.masks.reading.hole import Hole
+from rad.masks.reading.written import write_hole
 
 if TYPE_CHECKING:
-    from rad.sampling.method import Method, Schedule
-
-SAMPLING = ("seed", "num_samples", "size_policy", "margin", "batch_size", "feather")
-"""Options that `Inpainter.__call__` takes under the same names."""
+    from rad.models.loaded_model import Condition
 
 MOST_PIXELS = 2**26
 """Pixels of all samples of a batch, which bounds the memory for large images."""
@@ -59,11 +54,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The images of a batch with their holes (1,H,W), their conditions, and the text chunks of their results."""
+    """The images of a batch with their holes (H,W), their conditions, and the text chunks of their results."""
 
     images: list[Image.Image]
-    holes: list[Tensor]
-    conditions: Sequence[Condition] | Condition
+    holes: list[Hole]
+    conditions: "Sequence[Condition] | Condition | None"
     texts: list[PngInfo]
 
 
@@ -85,51 +80,39 @@ def make_batches(
     return [Batch(number, run.label, part, [window_counts[job.image].windows for job in part]) for part in parts]
 
 
-def load_inpainter(options: SampleOptions, device: str, *, planning: bool = False) -> Inpainter:
-    """The model of the options; only to plan the run if `planning`. Raises ValueError or FileNotFoundError."""
-    names = ("base", "precision", "channels_last", "size", "controlnet", "t2i_adapter", "ip_adapter")
-    names += () if planning else ("compile", "noise_device")
-    given = {name: getattr(options, name) for name in names}
-    return Inpainter.from_pretrained(options.checkpoint, device=device, loras=options.loras, **given)
-
-
 @dataclass
 class Worker:
-    """A model with its completed methods (`Inpainter.complete`). `read` and `write` may run in threads beside `fill`."""
+    """A model, and the schedules of its methods. `read` and `write` may run in threads beside `fill`."""
 
-    inpainter: Inpainter
-    methods: Mapping[Label, "Method"]
-    schedules: Mapping[Label, "Schedule"]
+    model: Model
+    schedules: Mapping[Label, Plan]
     options: SampleOptions
     requests: Requests
 
     def read(self, batch: Batch) -> Inputs:
         """Read the images and masks of a batch. Raises ReadError for a file that cannot be read."""
-        options, jobs = self.options, batch.jobs
+        jobs = batch.jobs
         try:
-            images = [job.image.open() for job in jobs]
-            holes = [job.hole(image, options) for job, image in zip(jobs, images, strict=True)]
+            pairs = [job.read(self.options) for job in jobs]
         except (ValueError, OSError) as error:
             raise ReadError(str(error)) from error
-        unguided = self.methods[batch.label].weights == "none"
-        conditions = PLAIN if unguided else [condition_of(options, job) for job in jobs]
-        return Inputs(images, holes, conditions, [self.requests.stored(batch.label, job) for job in jobs])
+        texts = [self.requests.stored(batch.label, job) for job in jobs]
+        holes = [loaded.hole for _, loaded in pairs]
+        return Inputs([image for image, _ in pairs], holes, self.model.conditions(batch.label, jobs), texts)
 
     def fill(self, batch: Batch, inputs: Inputs, on_step: Callable[[int], None]) -> Inpainted:
         """Fill the images of a batch; `on_step` receives the number of finished network calls, at most the planned ones."""
-        options = self.options
+        names = [job.name for job in batch.jobs]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", MaskWarning)  # reported before, for all masks in one line
-            return self.inpainter(
+            return self.model.fill(
+                batch.label,
+                self.schedules[batch.label],
                 inputs.images,
                 inputs.holes,
-                method=self.methods[batch.label],
-                **vars(self.schedules[batch.label]),
-                **{name: getattr(options, name) for name in SAMPLING},
-                **encoding(options),
-                names=[job.name for job in batch.jobs],
-                condition=inputs.conditions,
-                on_step=lambda progress: on_step(min(progress.done, progress.planned)),
+                inputs.conditions,
+                names,
+                on_step,
             )
 
     def write(self, batch: Batch, inputs: Inputs, result: Inpainted) -> list[str]:
@@ -145,7 +128,7 @@ class Worker:
                     if job.raw:
                         write_image(job.raw[sample], result.raw[index], text)
                 if job.mask_output is not None:
-                    write_mask(job.mask_output, hole)
+                    write_hole(job.mask_output, hole)
             except OSError as error:
                 problems[number] = f"cannot be written: {error}"
         return problems
@@ -155,47 +138,17 @@ def usage_of(result: Inpainted) -> Usage:
     return Usage(result.nfe, result.vjp, result.seconds, result.peak_memory)
 
 
-def condition_of(options: SampleOptions, job: Job) -> Condition:
-    """Text and guiding images of a job. Raises ValueError for a missing image."""
-    guides: dict[str, Any] = {}
-    for kind in GUIDES:
-        source = getattr(options, f"{kind}_image")
-        guides[f"{kind}_image"] = None if source is None else _guide(source, job.identity, f"--{kind}_image")
-        guides[f"{kind}_scale"] = getattr(options, f"{kind}_scale")
-    return Condition(job.prompt, options.negative_prompt, options.guidance, **guides)
-
-
-def _guide(source: str, name: str, option: str) -> Image.Image:
-    if holds_one(source):
-        return list_images(source)[0].open()
-    (image,) = match_names(_by_name(source, option), [name])
-    if image is None:
-        raise ValueError(f"{option} {source} has no image for {name}: expected one of the same name")
-    return image.open()
-
-
-@lru_cache(maxsize=len(GUIDES))
-def _by_name(source: str, option: str) -> dict[str, ImageFile]:
-    return by_stem(list_images(source), where=f"{option} {source}", what="images")
-
-
-def encoding(options: SampleOptions) -> dict[str, Any]:
-    chosen = options.grid is not None or options.dilate > 0
-    grid = Grid(options.grid or "average", dilate=options.dilate) if chosen else None
-    return {"grid": grid, "fill": "none" if options.encode_full else "smooth"}
-
-
 def write_image(path: Path, image: Image.Image, text: PngInfo | None = None) -> None:
     """Write a PNG file with text chunks, whole or not at all."""
     with replacing(path) as temporary:
         image.save(temporary, format="PNG", pnginfo=text)
 
 
-def check_known(path: Path, image: Image.Image, hole: Tensor, *, feather: int = 0) -> None:
+def check_known(path: Path, image: Image.Image, hole: Hole, *, feather: int = 0) -> None:
     """Assert that a written file equals `image` bit for bit, farther than `feather` pixels from the hole."""
     with open_file(path) as written:
         differ = (np.asarray(written) != np.asarray(image)).any(2)
-    near = (hole[0] > 0).numpy()
+    near = hole > 0
     if feather and near.any():
         from scipy.ndimage import distance_transform_cdt
 

@@ -3,8 +3,8 @@
 import argparse
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, NoReturn
+from dataclasses import astuple, dataclass
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 import jsonargparse
 
@@ -16,6 +16,7 @@ from rad.cli.names import (
     GridRule,
     NoiseDevice,
     Precision,
+    RuntimeName,
     SizePolicy,
     Solver,
     Spacing,
@@ -24,6 +25,9 @@ from rad.console import SEEDS, add_options, check_options, option, program, with
 from rad.evaluation.options import ReportOptions
 from rad.masks.reading.format import MaskChannel, MaskFormat, MaskResize, Polarity
 from rad.resources import PACKAGE
+
+if TYPE_CHECKING:
+    from rad.inpainting.canvas.outpaint import Extension
 
 METHODS_TABLE = PACKAGE / "methods" / "methods.txt"
 """The text of `rad.methods.registry.table`, which a test compares; reading it needs no torch."""
@@ -45,12 +49,24 @@ class SampleOptions(ReportOptions):
     """
 
     checkpoint: str = option(
-        "adapter, run folder (its newest model), base model (diffusers folder, .pt file), or USER/NAME[@REVISION] on the hub"
+        "adapter, run folder (its newest model), base model (diffusers folder, .pt file), folder of rad export --onnx, or "
+        "USER/NAME[@REVISION] on the hub"
+    )
+    runtime: RuntimeName = option(
+        "torch; onnx: ONNX Runtime on the CPU, without torch, for a folder of rad export --onnx; auto: by --checkpoint",
+        "auto",
     )
     base: str | None = option("base model of the adapter; default: the one that the adapter names", None)
     image: str = option("image, folder, zip, tar, LMDB or hf:ID:SPLIT; read as 8-bit RGB, first frame, upright, opaque")
     mask: list[str] = option(
-        f"image for all, folder or archive by name, or generator; each of several gets a folder: {', '.join(MASKS)}"
+        "image for all, folder or archive by name, or generator; each of several gets a folder; optional with --extend: "
+        f"{', '.join(MASKS)}",
+        [],
+    )
+    extend: str | None = option(
+        "outpainting: pixels to add at each side of every image, and to fill, such as 0,0,64,0; give --size_policy crop",
+        None,
+        metavar="LEFT,TOP,RIGHT,BOTTOM",
     )
     mask_by: Literal["name", "order"] = option("how masks of a folder are assigned to images", "name")
     limit: int | None = option("number of images, spread evenly over the sorted names", None, low=1, high=MANY)
@@ -170,10 +186,34 @@ class SampleOptions(ReportOptions):
             if getattr(self, f"{kind}_image") is not None and getattr(self, network) is None:
                 raise ValueError(f"--{kind}_image {getattr(self, f'{kind}_image')} needs --{network}")
         _ = self.part, self.loras, self.mask_format
+        self._check_extend()
         if self.mask_pattern is not None and not ("{stem}" in self.mask_pattern or "{name}" in self.mask_pattern):
             raise ValueError(f"--mask_pattern {self.mask_pattern!r}: put {{stem}} or {{name}} for the image's name")
         if self.mask_pattern is not None and self.mask_by == "order":
             raise ValueError("--mask_pattern and --mask_by order both choose the masks: give one of them")
+
+    def _check_extend(self) -> None:
+        """Write --extend in one way: None for no new pixels."""
+        sides = () if self.extension is None else astuple(self.extension)
+        object.__setattr__(self, "extend", ",".join(map(str, sides)) if any(sides) else None)
+        if not self.mask and self.extend is None:
+            raise ValueError("nothing to fill: give --mask, or new pixels at the borders with --extend")
+        if self.extend is None:
+            return
+        if self.report:
+            raise ValueError(
+                "--report scores results against the images, which --extend enlarges: leave out one of them"
+            )
+        guides = [f"--{kind}_image" for kind in GUIDES if getattr(self, f"{kind}_image") is not None]
+        if guides:
+            raise ValueError(f"{guides[0]} does not cover the pixels of --extend: leave out one of them")
+
+    @property
+    def extension(self) -> "Extension | None":
+        """New pixels of --extend."""
+        from rad.inpainting.canvas.outpaint import Extension
+
+        return None if self.extend is None else Extension.parse(self.extend)
 
     @property
     def tree(self) -> bool:

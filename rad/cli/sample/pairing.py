@@ -4,19 +4,28 @@ import os
 import re
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from glob import escape
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, TypeAlias
 from unicodedata import normalize
 
 from rad.console import did_you_mean
 from rad.images.sources import ImageFile, by_stem, holds_one, is_source, list_images, match_names, top_folder
-from rad.masks import MaskGenerator
-from rad.masks.shapes import MASKS, main_names, make
 
-MaskSource = ImageFile | MaskGenerator | None
+if TYPE_CHECKING:
+    from rad.masks.base import MaskGenerator
 
-Input = tuple[ImageFile, str, MaskSource]
+
+@dataclass(frozen=True)
+class NoMask:
+    """In place of a mask: only the new pixels of --extend are filled."""
+
+
+MaskSource: TypeAlias = "ImageFile | MaskGenerator | NoMask | None"
+
+Input: TypeAlias = tuple[ImageFile, str, MaskSource]
 """An image, the name of its results, and its mask."""
 
 
@@ -26,14 +35,18 @@ def find_masks(
     """The mask of each image; None: there is none.
 
     Args:
-        mask: --mask; names: of the results, see `rad.images.sources.stems`.
+        mask: --mask, or "" without; names: of the results, see `rad.images.sources.stems`.
         pattern: --mask_pattern; in_order: --mask_by order.
 
     Raises ValueError for masks that cannot be assigned.
     """
+    if not mask:
+        return [NoMask()] * len(names)
     if pattern is not None and (not is_source(mask) or holds_one(mask)):
         raise ValueError(f"--mask {mask}: --mask_pattern needs the folder or archive of the masks")
     if not is_source(mask):
+        from rad.masks.shapes import MASKS, main_names, make
+
         if mask not in MASKS:
             known = ", ".join(main_names())
             hint = did_you_mean(mask, MASKS)

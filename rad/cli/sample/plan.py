@@ -7,22 +7,19 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 from unicodedata import normalize
 
+import numpy as np
 from PIL import Image
-from torch import Tensor
 
-from rad.cli.names import Solver, Spacing
+from rad.cli.names import METHODS, Solver, Spacing
 from rad.cli.sample.options import GUIDES, SampleOptions
-from rad.cli.sample.pairing import MaskSource, check_not_itself, find_masks, mask_name_of, without_masks
+from rad.cli.sample.pairing import MaskSource, NoMask, check_not_itself, find_masks, mask_name_of, without_masks
 from rad.console import did_you_mean
 from rad.images.sources import ImageFile, holds_one, is_source, list_images, stems
-from rad.masks.files import LoadedMask, load_mask
-from rad.rng import check_seed, generator
-
-if TYPE_CHECKING:
-    from rad.sampling.method import Method
+from rad.keys import check_seed
+from rad.masks.reading.hole import Hole, LoadedHole, load_hole
 
 
 @dataclass(frozen=True)
@@ -59,20 +56,37 @@ class Job:
         """
         return str(PurePosixPath(self.identity).parent / PurePosixPath(self.image.name).name)
 
-    def hole(self, image: Image.Image, options: SampleOptions) -> Tensor:
-        """(1,H,W) in [0,1], 1 = fill, for the image. Raises ValueError without a mask."""
-        return self.load_mask(image, options).hole
+    def open(self, options: SampleOptions) -> Image.Image:
+        """The image in RGB, with the new pixels of --extend. Raises ValueError as `ImageFile.open`."""
+        image, extension = self.image.open(), options.extension
+        return image if extension is None else extension.image(image)
 
-    def load_mask(self, image: Image.Image, options: SampleOptions) -> LoadedMask:
-        """`hole`, with the notes and warnings about its file."""
+    def hole(self, options: SampleOptions) -> Hole:
+        """(H,W) in [0,1], 1 = fill, for the image of `open`. Raises ValueError without a mask."""
+        return self.read(options)[1].hole
+
+    def read(self, options: SampleOptions) -> tuple[Image.Image, LoadedHole]:
+        """The image of `open` and its hole, with the notes and warnings about the mask file. Raises ValueError as both."""
+        image, extension = self.image.open(), options.extension
+        loaded = self._load_hole(image, options)
+        if extension is None:
+            return image, loaded
+        return extension.image(image), replace(loaded, hole=extension.hole(loaded.hole))
+
+    def _load_hole(self, image: Image.Image, options: SampleOptions) -> LoadedHole:
+        if isinstance(self.mask, NoMask):
+            return LoadedHole(np.zeros((image.height, image.width), np.float32))
         if self.mask is None:
             wanted = "one of the same name, or use --mask_by order or --mask_pattern"
             if options.mask_pattern is not None:
                 wanted = f"{mask_name_of(self.image, options.mask_pattern)} by --mask_pattern"
             raise ValueError(f"no mask for {self.image.name}: expected {wanted}")
         if isinstance(self.mask, ImageFile):
-            return load_mask(self.mask.file(), options.mask_format, image=image, name=str(self.mask))
-        return LoadedMask(self.mask([generator(options.seed, "mask", self.name)], image.height, image.width)[0])
+            return load_hole(self.mask.file(), options.mask_format, image=image, name=str(self.mask))
+        from rad.rng import generator
+
+        hole = self.mask([generator(options.seed, "mask", self.name)], image.height, image.width)
+        return LoadedHole(hole[0, 0].numpy())
 
 
 @dataclass(frozen=True)
@@ -99,26 +113,39 @@ class Label:
         Raises:
             ValueError: an unknown method, number or word.
         """
-        from rad.methods.own import split_file
-        from rad.methods.registry import find
-        from rad.sampling.method import name_of
-
-        file, rest = split_file(text)
-        if file:
-            text = name_of(find(file)) + rest
+        if ".py:" in text:
+            text = _named(text)
         call, *words = text.split(",")
         method, at, amount = call.partition("@")
-        find(method)
+        if method not in METHODS:
+            from rad.methods.registry import find
+
+            find(method)
         number = re.fullmatch(r"0*([1-9]\d*)(nfe)?", amount, re.ASCII)
         if at and number is None:
             raise ValueError(f"{text!r}: give {method}@50 for 50 steps or {method}@100nfe for 100 network calls")
         amounts = {"budget" if number[2] else "steps": int(number[1])} if number else {}
         return cls(text, method, **amounts, **_sampler_words(text, words))
 
+    @classmethod
+    def all_of(cls, options: SampleOptions) -> "list[Label]":
+        """The labels of --method, each once. Raises ValueError as `of`."""
+        return list(dict.fromkeys(cls.of(text) for text in options.method or ["rad"]))
+
     def given(self, options: SampleOptions) -> dict[str, Any]:
         """Solver, spacing and eta of the label, otherwise of the options."""
         names = ("solver", "spacing", "eta")
         return {name: getattr(options if getattr(self, name) is None else self, name) for name in names}
+
+
+def _named(text: str) -> str:
+    """`mine.py:Mine@50` as `mine@50`; registers the method."""
+    from rad.methods.own import split_file
+    from rad.methods.registry import find
+    from rad.sampling.method import name_of
+
+    file, rest = split_file(text)
+    return name_of(find(file)) + rest if file else text
 
 
 def _sampler_words(text: str, words: Sequence[str]) -> dict[str, Any]:
@@ -146,19 +173,25 @@ class MethodRun:
     jobs: list[Job]
 
 
-def make_methods(options: SampleOptions) -> dict[Label, "Method"]:
-    """The methods of --method with their settings. Raises ValueError for an unknown one."""
-    from rad.methods.registry import create, parse_settings
-
-    labels = list(dict.fromkeys(Label.of(text) for text in options.method or ["rad"]))
-    settings = parse_settings(options.set, list(dict.fromkeys(label.method for label in labels)))
-    return {label: create(label.method, settings[label.method]) for label in labels}
+def parse_settings(words: Sequence[str], names: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Parse `["repaint.jump_length=5"]` into {"repaint": {"jump_length": "5"}}, for the methods in `names`."""
+    settings: dict[str, dict[str, str]] = {name: {} for name in names}
+    for word in words:
+        left, equals, value = word.partition("=")
+        name, dot, key = left.partition(".")
+        if not (equals and dot and key):
+            raise ValueError(f"--set {word}: expected METHOD.SETTING=VALUE, such as repaint.jump_length=5")
+        if name not in settings:
+            hint = did_you_mean(name, names)
+            raise ValueError(f"--set {word}: method {name!r}{hint} is not among those of --method, {', '.join(names)}")
+        settings[name][key] = value
+    return settings
 
 
 def make_plan(options: SampleOptions, labels: Sequence[Label]) -> list[MethodRun]:
     """Images, masks and files for each method and mask. Raises ValueError for options that do not fit together."""
     check_seed(options.seed, "--seed")
-    output, names = Path(options.output), {mask: mask_name(mask) for mask in options.mask}
+    output, names = Path(options.output), {mask: mask_name(mask) for mask in options.mask or [""]}
     several = options.tree or len(labels) > 1
     if several and output.suffix.lower() == ".png" and not output.is_dir():
         raise ValueError(f"--output {output}: several methods or masks write a folder each; give a folder")
@@ -196,7 +229,9 @@ def select_part(runs: Sequence[MethodRun], part: tuple[int, int], size: int) -> 
 
 
 def mask_name(mask: str) -> str:
-    """Name of a --mask in the results: of the file (without suffix), folder or generator."""
+    """Name of a --mask in the results: of the file (without suffix), folder or generator; "extend" without a mask."""
+    if not mask:
+        return "extend"
     path = Path(mask)
     if not is_source(mask):
         return mask

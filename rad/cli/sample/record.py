@@ -6,31 +6,27 @@ import platform
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rad.cli.environment import cpu
 from rad.cli.sample.options import GUIDES, SampleOptions
 from rad.cli.sample.plan import Label, mask_name, read_prompts
-from rad.evaluation.provenance import call, versions
+from rad.cli.sample.runtimes.base import Model, Runtime
+from rad.evaluation.provenance import call
 from rad.evaluation.run_log import ENTRIES, RUN, Run, read_run
 from rad.images.atomic import write_text
 from rad.images.sources import absolute, is_source
 from rad.lock import RECORD, one_at_a_time
 from rad.resources import located
 
-if TYPE_CHECKING:
-    from rad.inpainting.inpainter import Inpainter
-    from rad.sampling.method import Method
-
 COMMON = (
-    *("image", "seed", "noise_device", "num_samples", "size_policy", "margin", "prompts", "size", "prompt"),
+    *("image", "runtime", "seed", "noise_device", "num_samples", "size_policy", "margin", "prompts", "size", "prompt"),
     *("mask_polarity", "mask_channel", "mask_threshold", "soft_mask", "mask_resize", "mask_dilate", "mask_pattern"),
     *("negative_prompt", "guidance", *(f"{kind}_{part}" for kind in GUIDES for part in ("image", "scale"))),
     *(*GUIDES.values(), "lora"),
 )
 """Options that all results in a folder have in common."""
 
-ONLY_IF_GIVEN = {"grid": None, "dilate": 0, "encode_full": False, "feather": 0}
+ONLY_IF_GIVEN = {"grid": None, "dilate": 0, "encode_full": False, "feather": 0, "extend": None}
 """Options that count as settings of a method, with the values at which they are left out."""
 
 NOT_COMPARED = {"run", "method_file"}
@@ -47,15 +43,13 @@ class OtherSettings(ValueError):
 class Record:
     """OUTPUT/run.json: the runs before, and this one after its first result. Shards may write it at the same time.
 
-    Args:
-        methods: with their settings.
-
     Raises:
         OtherSettings: the results in the folder come from other images, masks or settings.
         ValueError: run.json is broken.
     """
 
-    def __init__(self, options: SampleOptions, methods: Mapping[Label, "Method"]) -> None:
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime, options = runtime, runtime.options
         self.path, self.part = Path(options.output) / RUN, options.part
         recorded = {"image": absolute(options.image), "prompts": _prompts(options.prompts), "lora": options.loras}
         recorded["noise_device"] = noise_kind(options)
@@ -64,7 +58,7 @@ class Record:
             mask_name(mask): {"mask": absolute(mask) if is_source(mask) else mask, "mask_by": options.mask_by}
             for mask in dict.fromkeys(options.mask)
         }
-        self.settings = {label.text: method_settings(options, label, method) for label, method in methods.items()}
+        self.settings = {label.text: method_settings(runtime, label) for label in runtime.methods}
         self.model: dict[str, str] = {}
         self.environment: dict[str, object] = {}
         self._written = False
@@ -78,15 +72,18 @@ class Record:
         """Labels of all methods with results in the folder, after this run."""
         return list(dict.fromkeys([*self.before["methods"], *self.settings]))
 
-    def complete(self, inpainter: "Inpainter", steps: Mapping[Label, int], devices: Sequence[str]) -> None:
+    def complete(self, model: Model, steps: Mapping[Label, int], devices: Sequence[str]) -> None:
         """Add the model, the steps of each method, and the devices. Raises ValueError as the class."""
-        self.model.update(
-            checkpoint=self.options["checkpoint"], base=inpainter.model.source, base_hash=inpainter.model.hash
-        )
+        self.model.update({"checkpoint": str(self.options["checkpoint"]), **model.recorded()})
         for label, count in steps.items():
             if "eta" in self.settings[label.text]:
                 self.settings[label.text]["steps"] = count
-        self.environment = _environment(devices)
+        self.environment = {
+            **self._runtime.environment(devices),
+            "processes": len(devices),
+            "cpu": cpu(),
+            "system": platform.system(),
+        }
         self._read()
 
     def write(self) -> None:
@@ -130,7 +127,9 @@ class Record:
         self.before = self.before or {name: outer() for name, (outer, _) in ENTRIES.items()}
         # Records from before an option match its default.
         defaults = (
-            {field.name: field.default for field in fields(SampleOptions)} if self.before["options"] else self.options
+            {field.name: field.default for field in fields(SampleOptions)} | {"runtime": "torch"}
+            if self.before["options"]
+            else self.options
         )
         for name in COMMON:
             self._compare(f"--{name}", self.before["options"].get(name, defaults[name]), self.options[name])
@@ -172,20 +171,17 @@ def _hash(adapter: Path) -> str:
     return weights_hash(load_file(adapter))
 
 
-def method_settings(options: SampleOptions, label: Label, method: "Method") -> dict[str, object]:
+def method_settings(runtime: Runtime, label: Label) -> dict[str, object]:
     """The settings of a method, without its number of steps."""
-    from rad.methods.own import file_of
-
+    options, method = runtime.options, runtime.methods[label]
     values = {field.name: getattr(method, field.name) for field in fields(method)}
     values |= {name: getattr(options, name) for name, off in ONLY_IF_GIVEN.items() if getattr(options, name) != off}
-    file = file_of(type(method))
-    if file is not None:
-        values |= {"method_file": str(file.path), "method_sha256": file.sha256}
+    values |= runtime.method_file(label)
     if method.weights == "none":
         return {"method": method.name, **values}
     schedule = vars(method.choose(**label.given(options)))
     sampler = {name: schedule[name] for name in ("eta", "solver", "spacing")}
-    return {"method": method.name, **sampler, "precision": options.precision, **values}
+    return {"method": method.name, **sampler, "precision": runtime.precision, **values}
 
 
 def _prompts(path: str | None) -> str | None:
@@ -203,16 +199,3 @@ def noise_kind(options: SampleOptions) -> str:
     from rad.device import find_device, kind_of
 
     return kind_of(find_device(options.device))
-
-
-def _environment(devices: Sequence[str]) -> dict[str, object]:
-    from rad.device import kind_of, threads_of_each
-
-    return {
-        **versions(),
-        "device": kind_of(devices[0]),
-        "processes": len(devices),
-        "threads": threads_of_each(devices),
-        "cpu": cpu(),
-        "system": platform.system(),
-    }

@@ -6,10 +6,10 @@ Files, folders and texts are stored as hashes of their content, because images a
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -17,13 +17,9 @@ from PIL.PngImagePlugin import PngInfo
 from rad.cli.sample.options import SampleOptions
 from rad.cli.sample.plan import Job, Label, MethodRun
 from rad.cli.sample.record import COMMON, method_settings, noise_kind
+from rad.cli.sample.runtimes.base import Runtime
 from rad.images.sources import ImageFile
-from rad.inpainting.runs import find_base
-from rad.models.adapter import AdapterInfo
 from rad.resources import located
-
-if TYPE_CHECKING:
-    from rad.sampling.method import Method
 
 CHUNK = "rad"
 """Keyword of the text chunk in a PNG file."""
@@ -43,16 +39,15 @@ EDGE = 2**16
 PNG_BEGIN, PNG_END = b"\x89PNG\r\n\x1a\n", b"\x00\x00\x00\x00IEND\xaeB`\x82"
 
 DEFAULTS = {entry.name: entry.default for entry in fields(SampleOptions) if entry.default is not MISSING}
+DEFAULTS["runtime"] = "torch"
+"""Values that a request leaves out; --runtime auto is one of the others."""
 
 
 class Requests:
-    """The requests of a run: all that a result depends on, except its sample number.
+    """The requests of a run: all that a result depends on, except its sample number."""
 
-    Args:
-        methods: with their settings, before `Inpainter.complete`.
-    """
-
-    def __init__(self, options: SampleOptions, methods: Mapping[Label, "Method"]) -> None:
+    def __init__(self, runtime: Runtime) -> None:
+        options = runtime.options
         values = {name: getattr(options, name) for name in COMMON if name not in OF_EACH}
         common = {name: value for name, value in values.items() if value not in (DEFAULTS.get(name), [])}
         common |= {name: source_hash(common[name]) for name in FILES if name in common}
@@ -63,11 +58,11 @@ class Requests:
         if options.loras:
             common["lora"] = [[source_hash(path), weight] for path, weight in options.loras]
         common["seed"] = options.seed
-        models = {"adapter": source_hash(options.checkpoint), "base": source_hash(_base(options))}
+        models = runtime.hashes()
         self._common: dict[Label, Request] = {}
         self._hashes: dict[str, str | None] = {}
-        for label, method in methods.items():
-            settings = {**common, **method_settings(options, label, method)}
+        for label, method in runtime.methods.items():
+            settings = {**common, **method_settings(runtime, label)}
             settings.pop("method_file", None)
             if method.weights != "none":
                 settings |= {"model": models[method.weights], **_length(label, options)}
@@ -96,17 +91,6 @@ class Requests:
             except (ValueError, OSError):
                 self._hashes[name] = None
         return self._hashes[name]
-
-
-def _base(options: SampleOptions) -> str:
-    """The base model of an adapter, otherwise the model itself."""
-    folder = located(options.checkpoint)
-    if options.base is not None or not (folder / "adapter_model.safetensors").is_file():
-        return options.base or options.checkpoint
-    try:
-        return find_base(folder, AdapterInfo.read(folder))
-    except (ValueError, OSError):  # loading reports it
-        return options.checkpoint
 
 
 def _length(label: Label, options: SampleOptions) -> Request:

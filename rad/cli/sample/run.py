@@ -1,6 +1,6 @@
 """The program `rad sample`. Finished files are kept, and failures are listed at the end."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -8,36 +8,34 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-import torch
 from PIL import Image
 
-from rad.cli.sample.fill import Batch, Inputs, Worker, load_inpainter, make_batches, usage_of, write_image
+from rad.cli.sample.fill import Batch, Inputs, Worker, make_batches, usage_of, write_image
 from rad.cli.sample.options import SampleOptions
-from rad.cli.sample.plan import Label, MethodRun, contact_sheets, make_methods, make_plan, select_part
-from rad.cli.sample.prepare import check_model, count_windows, prepare_method, preview
+from rad.cli.sample.plan import MethodRun, contact_sheets, make_plan, select_part
+from rad.cli.sample.prepare import check_model, count_windows, preview
 from rad.cli.sample.record import Record
 from rad.cli.sample.request import Finished, Requests, text_hash
-from rad.cli.sample.run_log import Failures, RunLog
+from rad.cli.sample.run_log import Failures, RunLog, is_out_of_memory
+from rad.cli.sample.runtimes.base import Runtime
+from rad.cli.sample.runtimes.choice import find_runtime
 from rad.cli.sample.workers import Setup, fill_by_processes
 from rad.console import EXIT_INPUT, EXIT_OK, EXIT_SOME, Progress, counted, did_you_mean, print_line, program, report
-from rad.device import find_devices
 from rad.evaluation.provenance import scoring
 from rad.images.atomic import remove_temporaries, require_writable, unwritable
 from rad.images.codecs import images_up_to
 from rad.images.formats import open_file
-from rad.images.grid import contact_sheet
+from rad.images.grid import blend, contact_sheet
 from rad.images.remote import Unreachable
 from rad.images.sources import is_source
-from rad.images.tensors import blank, to_tensor
-from rad.inpainting.prepare import check_running
-from rad.inpainting.runs import find_model
 from rad.lock import EVALUATION, locked, one_at_a_time
 from rad.masks.reading.format import DEFAULT
-from rad.methods.own import loaded_from
 
 if TYPE_CHECKING:
     from rad.evaluation.features import Extractor
-    from rad.sampling.method import Method
+
+GREY = (0.5, 0.5, 0.5)
+"""The hole in a contact sheet."""
 
 SHEET_ROWS, SMALLEST_CELL, LARGEST_CELL = 12, 128, 256
 
@@ -50,19 +48,21 @@ def run(options: SampleOptions) -> int:
     try:
         with images_up_to(options.max_megapixels):
             return _run(options)
-    except torch.OutOfMemoryError:
+    except Unreachable as error:
+        raise ValueError(str(error)) from error
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         raise ValueError(
             "not enough memory for a single window: use --device cpu, a smaller model, --precision bf16, or a method "
             "without gradients (--list_methods)"
         ) from None
-    except Unreachable as error:
-        raise ValueError(str(error)) from error
 
 
 def _run(options: SampleOptions) -> int:
-    methods = make_methods(options)
-    options = _find_model(options)
-    runs = make_plan(options, list(methods))
+    runtime = find_runtime(options)
+    options = runtime.options
+    runs = make_plan(options, list(runtime.methods))
     sheets, reporting = contact_sheets(runs) if options.part is None else [], options.report and options.part is None
     if options.part is not None:
         runs = select_part(runs, options.part, options.batch_size)
@@ -72,21 +72,20 @@ def _run(options: SampleOptions) -> int:
         preview(options, runs, failures)
         return _exit_code(runs, runs, failures)
     with _held(options) as problem:
-        return _run_held(options, methods, runs, sheets, reporting, problem)
+        return _run_held(runtime, runs, sheets, reporting, problem)
 
 
 def _run_held(
-    options: SampleOptions,
-    methods: Mapping[Label, "Method"],
+    runtime: Runtime,
     runs: Sequence[MethodRun],
     sheets: Sequence[Path],
     reporting: bool,
     problem: str,
 ) -> int:
     """Fill what is missing, while no other process writes to --output; `problem`: why it cannot be written."""
-    record = Record(options, methods) if options.tree else None
-    requests = Requests(options, methods)
-    missing = _unfinished(options, runs, requests)
+    options = runtime.options
+    record = Record(runtime) if options.tree else None
+    missing = _unfinished(options, runs, Requests(runtime))
     if not missing and not reporting and all(sheet.exists() for sheet in sheets):
         return EXIT_OK
     if problem:
@@ -95,10 +94,10 @@ def _run_held(
     networks = _load_metrics(options, record.methods) if reporting and record else []
     failures = Failures()
     if missing:
-        require_writable(missing[0].folder, options.output)
+        require_writable(missing[0].jobs[0].outputs[0].parent, options.output)
         if options.part is None:
             remove_temporaries({path.parent for run in missing for job in run.jobs for path in job.files})
-        _fill(options, methods, missing, record, failures)
+        _fill(runtime, missing, record, failures)
     for sheet in sheets:
         _write_sheet(options, sheet, [run for run in runs if run.folder.parent == sheet.parent], failures)
     if reporting:
@@ -117,15 +116,6 @@ def _exit_code(runs: Sequence[MethodRun], missing: Sequence[MethodRun], failures
         report(f"{len(failures.images)} of {counted(len(images), 'image')} failed")
     some = failures.written or sum(len(run.jobs) for run in missing) < sum(len(run.jobs) for run in runs)
     return EXIT_SOME if some or not failures.images else EXIT_INPUT
-
-
-def _find_model(options: SampleOptions) -> SampleOptions:
-    """The options with the model of a training run or the hub, if --checkpoint is one."""
-    model, revision = find_model(options.checkpoint)
-    if revision is not None or model == options.checkpoint:
-        return options
-    report(f"--checkpoint {options.checkpoint}: using {model}")
-    return replace(options, checkpoint=model)
 
 
 @contextmanager
@@ -179,41 +169,32 @@ def _warn(options: SampleOptions, runs: Sequence[MethodRun]) -> None:
         report("warning: --feature_net, --lpips, --fid and --baseline have no effect without --report")
 
 
-def _fill(
-    options: SampleOptions,
-    methods: Mapping[Label, "Method"],
-    runs: Sequence[MethodRun],
-    record: Record | None,
-    failures: Failures,
-) -> None:
-    devices = find_devices(options.device, options.devices)
-    check_running(torch.device(devices[0]), compile=options.compile, noise_device=options.noise_device)
+def _fill(runtime: Runtime, runs: Sequence[MethodRun], record: Record | None, failures: Failures) -> None:
+    options, devices = runtime.options, runtime.find_devices()
     several = len(devices) > 1
-    inpainter = load_inpainter(options, "cpu" if several else devices[0], planning=several)
-    check_model(inpainter, options, methods, [job for run in runs for job in run.jobs])
-    completed = {label: inpainter.complete(method) for label, method in methods.items()}
-    schedules, costs = {}, {}
-    for label, method in completed.items():
-        schedules[label], costs[label] = prepare_method(label, method, options, inpainter)
+    model = runtime.load("cpu" if several else devices[0], planning=several)
+    check_model(model, options, [job for run in runs for job in run.jobs])
+    plans, costs = {}, {}
+    for label in runtime.methods:
+        plans[label], costs[label] = model.prepare(label)
     if record is not None:
-        record.complete(inpainter, {label: schedule.steps for label, schedule in schedules.items()}, devices)
+        record.complete(model, {label: plan.steps for label, plan in plans.items()}, devices)
     window_counts = {}
     for mask in dict.fromkeys(run.mask for run in runs):
         jobs = {job.image: job for run in runs if run.mask == mask for job in run.jobs}.values()
-        window_counts[mask] = count_windows(inpainter, jobs, options, failures)
-    size, where = inpainter.size, ", ".join(dict.fromkeys(devices))
-    where = f"of a {size[1]}x{size[0]} image on {where}{f' ({len(devices)} processes)' if len(devices) > 1 else ''}"
+        window_counts[mask] = count_windows(model, jobs, options, failures)
+    size, where = model.size, ", ".join(dict.fromkeys(devices))
+    where = f"of a {size[1]}x{size[0]} image on {where}{f' ({len(devices)} processes)' if several else ''}"
     logs = []
     for number, run in enumerate(runs):
         batches = make_batches(number, run, window_counts[run.mask], options)
-        cost, schedule = costs[run.label], schedules[run.label]
-        logs.append(RunLog(run, batches, cost, schedule, where, options, record, failures))
-    if len(devices) == 1:
-        _fill_here(Worker(inpainter, completed, schedules, options, Requests(options, methods)), logs)
+        logs.append(RunLog(run, batches, costs[run.label], plans[run.label], where, options, record, failures))
+    if not several:
+        _fill_here(Worker(model, plans, options, Requests(runtime)), logs)
         return
-    del inpainter, completed
-    files = [file for method in methods.values() if (file := loaded_from(type(method)))]
-    setup = Setup(options, schedules, [batch for log in logs for batch in log.batches], files)
+    del model
+    batches, files = [batch for log in logs for batch in log.batches], runtime.method_files()
+    setup = Setup(options, plans, batches, files, runtime.threads(devices))
     fill_by_processes(setup, logs, devices, failures)
 
 
@@ -293,11 +274,10 @@ def _write_sheet(options: SampleOptions, path: Path, runs: Sequence[MethodRun], 
     try:
         rows: list[list[Image.Image | None]] = []
         for image_file, job in [pair for pair in columns[0].items() if pair[0] in finished][:SHEET_ROWS]:
-            image = image_file.open()
-            hole = job.hole(image, options)
+            image, mask = job.read(options)
             results = [jobs[image_file].outputs[0] for jobs in columns]
             shown = [open_file(result) if result.exists() else None for result in results]
-            rows.append([image and _shrunk(image) for image in (blank(to_tensor(image), hole), *shown, image)])
+            rows.append([image and _shrunk(image) for image in (blend(image, GREY, mask.hole), *shown, image)])
         if rows:
             side = max(max(image.size) for row in rows for image in row if image is not None)
             side = max(SMALLEST_CELL, min(LARGEST_CELL, side))

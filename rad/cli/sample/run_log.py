@@ -1,6 +1,7 @@
 """Messages, costs and failures of a run; kept in the first process, whichever process fills the images."""
 
 import os
+import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,12 +12,13 @@ from rad.cli.sample.options import SampleOptions
 from rad.cli.sample.plan import MethodRun
 from rad.cli.sample.record import OtherSettings, Record
 from rad.console import counted, print_line, report
+from rad.errors import NotFiniteError
 from rad.evaluation.run_log import Costs, Usage
 from rad.images.sources import ImageFile
-from rad.sampling.finite import NotFiniteError
 
 if TYPE_CHECKING:
-    from rad.sampling.method import Schedule
+    from rad.cli.sample.runtimes.base import Plan
+    from rad.cli.sample.runtimes.onnx import Work
     from rad.sampling.state import Cost
 
 EXPECTED = (ValueError, OSError, RuntimeError)
@@ -26,6 +28,12 @@ EXPECTED = (ValueError, OSError, RuntimeError)
 def describe(error: BaseException) -> str:
     """The message of an error; with the type of an unexpected one."""
     return str(error) if isinstance(error, EXPECTED) else f"{type(error).__name__}: {error} (RAD_DEBUG=1 shows where)"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether PyTorch ran out of memory. Loads no torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(error, torch.OutOfMemoryError)
 
 
 @dataclass
@@ -55,8 +63,8 @@ class RunLog:
 
     run: MethodRun
     batches: Sequence[Batch]
-    cost: "Cost"
-    schedule: "Schedule"
+    cost: "Cost | Work"
+    schedule: "Plan"
     where: str
     options: SampleOptions
     record: Record | None

@@ -12,26 +12,20 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from ctypes import c_long
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-import torch
-from tqdm import tqdm
-
-from rad.cli.sample.fill import Batch, ReadError, Worker, load_inpainter, usage_of
+from rad.cli.sample.fill import Batch, ReadError, Worker, usage_of
 from rad.cli.sample.options import SampleOptions
-from rad.cli.sample.plan import Label, make_methods
+from rad.cli.sample.plan import Label
 from rad.cli.sample.record import OtherSettings
 from rad.cli.sample.request import Requests
-from rad.cli.sample.run_log import EXPECTED, Failures, RunLog, describe
+from rad.cli.sample.run_log import EXPECTED, Failures, RunLog, describe, is_out_of_memory
+from rad.cli.sample.runtimes.base import Plan
+from rad.cli.sample.runtimes.choice import open_runtime
 from rad.console import Progress
-from rad.device import threads_of_each
+from rad.errors import NotFiniteError
 from rad.evaluation.run_log import Usage
 from rad.images.codecs import images_up_to
-from rad.methods.own import load
-from rad.sampling.finite import NotFiniteError
-
-if TYPE_CHECKING:
-    from rad.sampling.method import Schedule
 
 PATIENCE, TICK = 10.0, 0.2
 """Seconds that a process has for its end, and between two updates of the progress bar."""
@@ -41,21 +35,27 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Setup:
-    """What each process needs; `files`: method files and their hashes, as arguments of `rad.methods.own.load`."""
+    """What each process needs.
+
+    Args:
+        files: method files and their hashes, as arguments of `rad.methods.own.load`; threads: of the CPU, for each process.
+    """
 
     options: SampleOptions
-    schedules: Mapping[Label, "Schedule"]
+    schedules: Mapping[Label, Plan]
     batches: Sequence[Batch]
     files: Sequence[tuple[str, str]] = ()
+    threads: int | None = None
 
     def worker(self, device: str) -> Worker:
         """Load the model on a device. Raises ValueError for a method file that has changed."""
-        for text, sha256 in self.files:
-            load(text, sha256=sha256)
-        inpainter = load_inpainter(self.options, device)
-        methods = make_methods(self.options)
-        completed = {label: inpainter.complete(method) for label, method in methods.items()}
-        return Worker(inpainter, completed, self.schedules, self.options, Requests(self.options, methods))
+        if self.files:
+            from rad.methods.own import load
+
+            for text, sha256 in self.files:
+                load(text, sha256=sha256)
+        runtime = open_runtime(self.options)
+        return Worker(runtime.load(device, threads=self.threads), self.schedules, self.options, Requests(runtime))
 
 
 @dataclass
@@ -132,12 +132,12 @@ async def _fill_all(
 
 @contextmanager
 def _processes(setup: Setup, devices: Sequence[str]) -> Iterator[list[_Process]]:
-    context, threads = multiprocessing.get_context("spawn"), threads_of_each(devices)
+    context = multiprocessing.get_context("spawn")
     others, processes = set(multiprocessing.active_children()), []
     try:
         for device in devices:
             calls = context.RawValue(c_long, 0)
-            pool = ProcessPoolExecutor(1, context, initializer=_begin, initargs=(threads, calls))
+            pool = ProcessPoolExecutor(1, context, initializer=_begin, initargs=(calls,))
             with _ignored_interrupts():
                 processes.append(_Process(device, pool, pool.submit(_run, _load, setup, device), calls))
         yield processes
@@ -170,8 +170,9 @@ _state: dict[str, Any] = {}
 """`setup`, `worker`, `calls` and the `filled` batch of this process; an executor offers no other place between two tasks."""
 
 
-def _begin(threads: int, calls: "c_long") -> None:
-    torch.set_num_threads(threads)
+def _begin(calls: "c_long") -> None:
+    from tqdm import tqdm
+
     tqdm.set_lock(threading.RLock())  # used by peft; its own lock is a semaphore, which a stopped process leaves behind
     _state["calls"] = calls
     signal.signal(signal.SIGTERM, _leave)
@@ -196,8 +197,9 @@ def _run(task: Callable[..., T], *arguments: object) -> T:
     except SystemExit:
         os._exit(1)  # the executor would catch it and go on
     except Exception as error:
-        kinds = (torch.OutOfMemoryError, NotFiniteError, ReadError, *EXPECTED)
+        kinds = (NotFiniteError, ReadError, *EXPECTED)
         kind = next((kind for kind in kinds if isinstance(error, kind)), RuntimeError)
+        kind = type(error) if is_out_of_memory(error) else kind
         raise kind(describe(error)) from error
 
 

@@ -1,0 +1,156 @@
+"""The interface of a runtime, and the choice of a method's steps. Loads no torch."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from rad.console import counted, report
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from rad.cli.sample.options import SampleOptions
+    from rad.cli.sample.plan import Job, Label
+    from rad.cli.sample.runtimes.onnx import Work
+    from rad.inpainting.result import Inpainted
+    from rad.masks.reading.hole import Hole
+    from rad.models.loaded_model import Condition
+    from rad.runtime.sampling import methods as onnx
+    from rad.sampling.method import Method, Schedule
+    from rad.sampling.state import Cost
+
+Chosen: TypeAlias = "Method | onnx.Method"
+"""A method with its settings, a dataclass."""
+
+Plan: TypeAlias = "Schedule | onnx.Schedule"
+"""Steps, solver, spacing and eta of a run."""
+
+SAMPLING = ("seed", "num_samples", "size_policy", "margin", "batch_size", "feather")
+"""Options that the inpainters take under the same names."""
+
+
+class Model(ABC):
+    """A loaded model with the methods of the run."""
+
+    size: tuple[int, int]
+    """Height and width of a window."""
+
+    @abstractmethod
+    def check(self, jobs: "Sequence[Job]") -> None:
+        """Raise ValueError for prompts and options that the model cannot use."""
+
+    @abstractmethod
+    def prepare(self, label: "Label") -> "tuple[Plan, Cost | Work]":
+        """Schedule of a method, and its cost per window; warns of options without effect.
+
+        Raises ValueError for a method that cannot run on this model, or not within its budget.
+        """
+
+    @abstractmethod
+    def count_windows(self, hole: "Hole") -> int:
+        """Number of windows for a hole (H,W)."""
+
+    @abstractmethod
+    def recorded(self) -> dict[str, str]:
+        """Entries of the model in run.json; those whose names end in "hash" are compared."""
+
+    @abstractmethod
+    def conditions(self, label: "Label", jobs: "Sequence[Job]") -> "Sequence[Condition] | Condition | None":
+        """Prompts and guiding images of a batch."""
+
+    @abstractmethod
+    def fill(
+        self,
+        label: "Label",
+        plan: Plan,
+        images: "Sequence[Image.Image]",
+        holes: "Sequence[Hole]",
+        conditions: "Sequence[Condition] | Condition | None",
+        names: Sequence[str],
+        on_step: Callable[[int], None],
+    ) -> "Inpainted":
+        """Fill the holes of images; `on_step` receives the number of finished network calls, at most the planned ones."""
+
+
+class Runtime(ABC):
+    """The methods of a run, and where its models are.
+
+    Args:
+        options: of the run, with the folder of the model as checkpoint.
+
+    Attributes:
+        precision: of the networks, as it is recorded.
+        methods: with their settings, by label.
+    """
+
+    name: Literal["torch", "onnx"]
+    options: "SampleOptions"
+    precision: str
+    methods: Mapping["Label", Chosen]
+
+    @abstractmethod
+    def hashes(self) -> dict[str, str]:
+        """Hash of the weights of each kind, the `weights` of the methods."""
+
+    @abstractmethod
+    def find_devices(self) -> list[str]:
+        """A device for each process. Raises ValueError for one that cannot be used."""
+
+    @abstractmethod
+    def threads(self, devices: Sequence[str]) -> int:
+        """CPU threads of each process."""
+
+    @abstractmethod
+    def environment(self, devices: Sequence[str]) -> dict[str, object]:
+        """Versions and devices, for run.json."""
+
+    @abstractmethod
+    def load(self, device: str, *, planning: bool = False, threads: int | None = None) -> Model:
+        """Load the model; only to plan the run if `planning`. Raises ValueError or FileNotFoundError.
+
+        `threads`: of the CPU, for this process; None: all.
+        """
+
+    def method_files(self) -> list[tuple[str, str]]:
+        """Files of your own methods, and their hashes, as arguments of `rad.methods.own.load`."""
+        return []
+
+    def method_file(self, label: "Label") -> dict[str, object]:
+        """Entries of a method's settings for its file; empty if it comes with rad."""
+        return {}
+
+
+def choose_steps(
+    label: "Label",
+    options: "SampleOptions",
+    *,
+    within: Callable[[int], int],
+    cost: "Callable[[int], Cost | Work]",
+    most: int,
+) -> int | None:
+    """Steps of the label or the options; as many as a budget allows; None: the method's preset.
+
+    Args:
+        within: the most steps for a budget of network calls; cost: of a number of steps; most: the largest number of steps.
+    """
+    fixed = label.steps is not None or label.budget is not None
+    steps, budget = (label.steps, label.budget) if fixed else (options.steps, options.budget_nfe)
+    if budget is None:
+        return steps
+    steps = within(budget)
+    work, unused = cost(steps), ""
+    if 2 * work.units < budget and steps < most:
+        more = cost(steps + 1).units
+        unused = (
+            f"; {counted(steps + 1, 'step')} would cost {more}, so much of the budget is unused: change its settings"
+        )
+    report(
+        f"{label.text}: {counted(steps, 'step')} for a budget of {budget}: "
+        f"{counted(work.nfe, 'network call')}, {work.vjp} VJP{unused}"
+    )
+    return steps
+
+
+def warn_unused(label: "Label", names: Sequence[str]) -> None:
+    for name in names:
+        report(f"warning: --{name} has no effect on {label.text}")

@@ -1,0 +1,212 @@
+"""The runtime ONNX: RAD, and RePaint with base weights, on the CPU, for a folder of `rad export --onnx`. Loads no torch."""
+
+import json
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from functools import partial
+from importlib import metadata
+from typing import TYPE_CHECKING
+
+from rad.cli.sample.options import SampleOptions
+from rad.cli.sample.plan import Job, Label, parse_settings
+from rad.cli.sample.request import text_hash
+from rad.cli.sample.runtimes.base import SAMPLING, Model, Plan, Runtime, choose_steps
+from rad.console import did_you_mean
+from rad.runtime.folder import ExportedModel
+from rad.runtime.sampling.methods import METHODS, Method
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from rad.inpainting.result import Inpainted
+    from rad.masks.reading.hole import Hole
+    from rad.models.loaded_model import Condition
+    from rad.runtime.inpainter import OnnxInpainter
+
+WITHOUT_EFFECT = (
+    *("base", "size", "precision", "compile", "channels_last", "noise_device", "grid", "dilate", "encode_full"),
+    *("prompt", "prompts", "negative_prompt", "guidance", "control_image", "control_scale", "adapter_image"),
+    *("adapter_scale", "style_image", "style_scale", "controlnet", "t2i_adapter", "ip_adapter", "lora"),
+)
+"""Options of other models, or of networks in PyTorch."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Network calls per window; there are no backward passes."""
+
+    nfe: int
+    vjp: int = 0
+
+    @property
+    def units(self) -> int:
+        return self.nfe
+
+
+class OnnxRuntime(Runtime):
+    """See `Runtime`. Raises ValueError for an unknown method or setting, or an option without effect."""
+
+    name = "onnx"
+
+    def __init__(self, options: SampleOptions) -> None:
+        _check_options(options)
+        self.options, self.model = options, ExportedModel.read(options.checkpoint)
+        self.precision = self.model.precision
+        self.methods: Mapping[Label, Method] = _make_methods(options, self.model)
+
+    def hashes(self) -> dict[str, str]:
+        """See `Runtime`: of a network's file with the settings of its process."""
+        settings = json.loads((self.model.folder / "runtime.json").read_text(encoding="utf-8"))
+        kept = {
+            name: value for name, value in settings.items() if name not in ("name", "networks", "source", "rad_version")
+        }
+        return {
+            name: text_hash(json.dumps([kept, network["sha256"]], sort_keys=True))
+            for name, network in settings["networks"].items()
+        }
+
+    def find_devices(self) -> list[str]:
+        return ["cpu"] * self.options.devices
+
+    def threads(self, devices: Sequence[str]) -> int:
+        return max(1, _cores() // len(devices))
+
+    def environment(self, devices: Sequence[str]) -> dict[str, object]:
+        import rad
+
+        versions = {"rad": rad.__version__, "python": platform.python_version()}
+        onnxruntime = metadata.version("onnxruntime")
+        return {**versions, "onnxruntime": onnxruntime, "device": "cpu", "threads": self.threads(devices)}
+
+    def load(self, device: str, *, planning: bool = False, threads: int | None = None) -> "OnnxModel":
+        from rad.runtime.inpainter import OnnxInpainter
+
+        return OnnxModel(OnnxInpainter(self.model, threads=threads), self.options, self.methods, self.hashes())
+
+
+class OnnxModel(Model):
+    """See `Model`."""
+
+    def __init__(
+        self,
+        inpainter: "OnnxInpainter",
+        options: SampleOptions,
+        methods: Mapping[Label, Method],
+        hashes: Mapping[str, str],
+    ) -> None:
+        self.inpainter, self.options, self.methods, self.hashes = inpainter, options, methods, hashes
+        self.size = inpainter.size
+
+    def check(self, jobs: Sequence[Job]) -> None:
+        """See `Model`: the options are checked with the runtime."""
+
+    def prepare(self, label: Label) -> tuple[Plan, Work]:
+        method, given = self.methods[label], label.given(self.options)
+
+        def cost(steps: int) -> Work:
+            return Work(self.inpainter.sampler(method, steps=steps, **given).nfe)
+
+        try:
+            most = self.inpainter.sampler(method, steps=1, **given).process.sampled_steps
+            steps = choose_steps(
+                label, self.options, within=partial(_most_steps, label, cost, most), cost=cost, most=most
+            )
+            plan = method.choose(steps=steps, **given)
+            return plan, cost(plan.steps)
+        except ValueError as error:
+            raise ValueError(f"{label.text}: {error}") from None
+
+    def count_windows(self, hole: "Hole") -> int:
+        options = self.options
+        return self.inpainter.count_windows(hole[None], size_policy=options.size_policy, margin=options.margin)
+
+    def recorded(self) -> dict[str, str]:
+        return {f"onnx_{name}_hash": value for name, value in self.hashes.items()}
+
+    def conditions(self, label: Label, jobs: Sequence[Job]) -> None:
+        return None
+
+    def fill(
+        self,
+        label: Label,
+        plan: Plan,
+        images: "Sequence[Image.Image]",
+        holes: "Sequence[Hole]",
+        conditions: "Sequence[Condition] | Condition | None",
+        names: Sequence[str],
+        on_step: Callable[[int], None],
+    ) -> "Inpainted":
+        return self.inpainter(
+            images,
+            list(holes),
+            method=self.methods[label],
+            **vars(plan),
+            **{name: getattr(self.options, name) for name in SAMPLING},
+            names=names,
+            on_step=lambda progress: on_step(min(progress.done, progress.planned)),
+        )
+
+
+def _check_options(options: SampleOptions) -> None:
+    """Raise ValueError for options without a meaning here."""
+    defaults = {
+        item.name: item.default if item.default_factory is MISSING else item.default_factory()
+        for item in fields(options)
+    }
+    given = [f"--{name}" for name in WITHOUT_EFFECT if getattr(options, name) != defaults[name]]
+    if given:
+        raise ValueError(
+            f"{', '.join(given)} has no effect with --runtime onnx ({options.checkpoint}): leave it out, or give the "
+            "checkpoint that the folder was exported from"
+        )
+    if options.device not in ("auto", "cpu"):
+        raise ValueError(f"--device {options.device}: --runtime onnx computes on the CPU; give auto or cpu")
+
+
+def _make_methods(options: SampleOptions, model: ExportedModel) -> dict[Label, Method]:
+    """The methods of --method with their settings. Raises ValueError for one that the folder does not support."""
+    labels = Label.all_of(options)
+    available = [name for name, kind in METHODS.items() if kind.weights in model.networks]
+    for label in labels:
+        if label.method not in available:
+            hint = "; export with --base_weights for repaint" if "base" not in model.networks else ""
+            raise ValueError(
+                f"method {label.method!r} is not available with --runtime onnx; {options.checkpoint} has "
+                f"{', '.join(available)}{hint}: other methods need the checkpoint that it was exported from"
+            )
+    settings = parse_settings(options.set, list(dict.fromkeys(label.method for label in labels)))
+    return {label: _create(label.method, settings[label.method]) for label in labels}
+
+
+def _create(name: str, settings: Mapping[str, str]) -> Method:
+    known, values = [item.name for item in fields(METHODS[name])], {}
+    for key, text in settings.items():
+        if key not in known:
+            hint = did_you_mean(key, known)
+            raise ValueError(f"method {name} has no setting {key!r}{hint}; it has {', '.join(known) or 'none'}")
+        try:
+            values[key] = int(text)
+        except ValueError:
+            raise ValueError(f"{name}.{key} is {text!r}; expected a whole number") from None
+    try:
+        return METHODS[name](**values)
+    except ValueError as error:
+        raise ValueError(f"method {name}: {error}") from None
+
+
+def _most_steps(label: Label, cost: Callable[[int], Work], most: int, budget: int) -> int:
+    """The most steps that cost at most `budget` network calls. Raises ValueError if there are none."""
+    costs = {steps: cost(steps).nfe for steps in range(1, most + 1)}
+    within = [steps for steps, nfe in costs.items() if nfe <= budget]
+    if not within:
+        least = min(costs, key=costs.__getitem__)
+        raise ValueError(
+            f"method {label.method} costs at least {costs[least]} network calls ({least} steps), more than the budget of {budget}"
+        )
+    return max(within)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,205 @@
+"""The runtime PyTorch: every method, on models of every kind."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+
+from rad.cli.sample.options import GUIDES, SampleOptions
+from rad.cli.sample.plan import Job, Label, parse_settings
+from rad.cli.sample.request import source_hash
+from rad.cli.sample.runtimes.base import SAMPLING, Model, Plan, Runtime, choose_steps, warn_unused
+from rad.device import find_devices, kind_of, threads_of_each
+from rad.images.sources import ImageFile, by_stem, holds_one, list_images, match_names
+from rad.inpainting.inpainter import Inpainter
+from rad.inpainting.prepare import check_method, check_running
+from rad.inpainting.runs import find_base
+from rad.methods.own import file_of, loaded_from
+from rad.methods.registry import cost, create, steps_within
+from rad.models.adapter import AdapterInfo
+from rad.models.latent_mask import Grid
+from rad.models.loaded_model import PLAIN, Condition
+from rad.resources import located
+
+if TYPE_CHECKING:
+    from rad.inpainting.result import Inpainted
+    from rad.masks.reading.hole import Hole
+    from rad.sampling.method import Method
+    from rad.sampling.state import Cost
+
+
+class TorchRuntime(Runtime):
+    """See `Runtime`. Raises ValueError for an unknown method or setting."""
+
+    name = "torch"
+
+    def __init__(self, options: SampleOptions) -> None:
+        self.options, self.precision = options, options.precision
+        self.methods: Mapping[Label, Method] = make_methods(options)
+
+    def hashes(self) -> dict[str, str]:
+        return {"adapter": source_hash(self.options.checkpoint), "base": source_hash(_base(self.options))}
+
+    def find_devices(self) -> list[str]:
+        options = self.options
+        devices = find_devices(options.device, options.devices)
+        check_running(torch.device(devices[0]), compile=options.compile, noise_device=options.noise_device)
+        return devices
+
+    def threads(self, devices: Sequence[str]) -> int:
+        return threads_of_each(devices)
+
+    def environment(self, devices: Sequence[str]) -> dict[str, object]:
+        from rad.evaluation.provenance import versions
+
+        return {**versions(), "device": kind_of(devices[0]), "threads": threads_of_each(devices)}
+
+    def load(self, device: str, *, planning: bool = False, threads: int | None = None) -> "TorchModel":
+        if threads is not None:
+            torch.set_num_threads(threads)
+        return TorchModel(load_inpainter(self.options, device, planning=planning), self.options, self.methods)
+
+    def method_files(self) -> list[tuple[str, str]]:
+        return [file for method in self.methods.values() if (file := loaded_from(type(method)))]
+
+    def method_file(self, label: Label) -> dict[str, object]:
+        file = file_of(type(self.methods[label]))
+        return {} if file is None else {"method_file": str(file.path), "method_sha256": file.sha256}
+
+
+class TorchModel(Model):
+    """See `Model`."""
+
+    def __init__(self, inpainter: Inpainter, options: SampleOptions, methods: Mapping[Label, "Method"]) -> None:
+        self.inpainter, self.options, self.size = inpainter, options, inpainter.size
+        self.methods = {label: inpainter.complete(method) for label, method in methods.items()}
+
+    def check(self, jobs: Sequence[Job]) -> None:
+        options, prompts = self.options, dict.fromkeys(job.prompt for job in jobs)
+        conditions = [Condition(prompt, options.negative_prompt, options.guidance) for prompt in prompts]
+        if any(method.weights != "none" for method in self.methods.values()):
+            self.inpainter.check(conditions, **encoding(options))
+        elif conditions != [Condition()]:
+            raise ValueError("a prompt has no effect on methods that use no network")
+
+    def prepare(self, label: Label) -> "tuple[Plan, Cost]":
+        method, options, base_process = self.methods[label], self.options, self.inpainter.model.base_process
+        check_method(method, self.inpainter.model, bf16=options.precision == "bf16")
+        given, steps = label.given(options), None
+        if method.weights != "none":
+            spacing = method.choose(**given).spacing
+            steps = choose_steps(
+                label,
+                options,
+                within=partial(steps_within, method, base_process=base_process, spacing=spacing),
+                cost=partial(cost, method, base_process=base_process, spacing=spacing),
+                most=base_process.sampled_steps,
+            )
+        schedule = method.choose(steps=steps, **given)
+        try:
+            result = self.inpainter.sampler(method, **vars(schedule)).cost
+        except ValueError as error:
+            preset = method.preset_solver if given["solver"] is None else "ddpm"
+            hint = "" if preset == "ddpm" else f" ({preset!r} is its preset; {label.text},solver=ddpm takes another)"
+            raise ValueError(f"{label.text}: {error}{hint}") from None
+        others = ["steps"] if options.steps is not None and method.weights == "none" else []
+        others += ["soft_mask"] if options.soft_mask and not method.soft else []
+        warn_unused(label, method.unused(**given) + others)
+        return schedule, result
+
+    def count_windows(self, hole: "Hole") -> int:
+        options = self.options
+        return self.inpainter.count_windows(_tensor(hole), size_policy=options.size_policy, margin=options.margin)
+
+    def recorded(self) -> dict[str, str]:
+        return {"base": self.inpainter.model.source, "base_hash": self.inpainter.model.hash}
+
+    def conditions(self, label: Label, jobs: Sequence[Job]) -> Sequence[Condition] | Condition:
+        """See `Model`. Raises ValueError for a missing image."""
+        unguided = self.methods[label].weights == "none"
+        return PLAIN if unguided else [condition_of(self.options, job) for job in jobs]
+
+    def fill(
+        self,
+        label: Label,
+        plan: Plan,
+        images: "Sequence[Image.Image]",
+        holes: "Sequence[Hole]",
+        conditions: Sequence[Condition] | Condition | None,
+        names: Sequence[str],
+        on_step: Callable[[int], None],
+    ) -> "Inpainted":
+        assert conditions is not None
+        return self.inpainter(
+            images,
+            [_tensor(hole) for hole in holes],
+            method=self.methods[label],
+            **vars(plan),
+            **{name: getattr(self.options, name) for name in SAMPLING},
+            **encoding(self.options),
+            names=names,
+            condition=conditions,
+            on_step=lambda progress: on_step(min(progress.done, progress.planned)),
+        )
+
+
+def make_methods(options: SampleOptions) -> "dict[Label, Method]":
+    """The methods of --method with their settings. Raises ValueError for an unknown one."""
+    labels = Label.all_of(options)
+    settings = parse_settings(options.set, list(dict.fromkeys(label.method for label in labels)))
+    return {label: create(label.method, settings[label.method]) for label in labels}
+
+
+def load_inpainter(options: SampleOptions, device: str, *, planning: bool = False) -> Inpainter:
+    """The model of the options; only to plan the run if `planning`. Raises ValueError or FileNotFoundError."""
+    names = ("base", "precision", "channels_last", "size", "controlnet", "t2i_adapter", "ip_adapter")
+    names += () if planning else ("compile", "noise_device")
+    given = {name: getattr(options, name) for name in names}
+    return Inpainter.from_pretrained(options.checkpoint, device=device, loras=options.loras, **given)
+
+
+def condition_of(options: SampleOptions, job: Job) -> Condition:
+    """Text and guiding images of a job. Raises ValueError for a missing image."""
+    guides: dict[str, Any] = {}
+    for kind in GUIDES:
+        source = getattr(options, f"{kind}_image")
+        guides[f"{kind}_image"] = None if source is None else _guide(source, job.identity, f"--{kind}_image")
+        guides[f"{kind}_scale"] = getattr(options, f"{kind}_scale")
+    return Condition(job.prompt, options.negative_prompt, options.guidance, **guides)
+
+
+def _guide(source: str, name: str, option: str) -> Image.Image:
+    if holds_one(source):
+        return list_images(source)[0].open()
+    (image,) = match_names(_by_name(source, option), [name])
+    if image is None:
+        raise ValueError(f"{option} {source} has no image for {name}: expected one of the same name")
+    return image.open()
+
+
+@lru_cache(maxsize=len(GUIDES))
+def _by_name(source: str, option: str) -> dict[str, ImageFile]:
+    return by_stem(list_images(source), where=f"{option} {source}", what="images")
+
+
+def encoding(options: SampleOptions) -> dict[str, Any]:
+    chosen = options.grid is not None or options.dilate > 0
+    grid = Grid(options.grid or "average", dilate=options.dilate) if chosen else None
+    return {"grid": grid, "fill": "none" if options.encode_full else "smooth"}
+
+
+def _base(options: SampleOptions) -> str:
+    """The base model of an adapter, otherwise the model itself."""
+    folder = located(options.checkpoint)
+    if options.base is not None or not (folder / "adapter_model.safetensors").is_file():
+        return options.base or options.checkpoint
+    try:
+        return find_base(folder, AdapterInfo.read(folder))
+    except (ValueError, OSError):  # loading reports it
+        return options.checkpoint
+
+
+def _tensor(hole: "Hole") -> torch.Tensor:
+    return torch.from_numpy(hole)[None]
