@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import onnxruntime
 import torch
+from onnxruntime.quantization import CalibrationDataReader
 from PIL import Image
 from torch import Tensor
 
@@ -118,7 +119,7 @@ def static(content: bytes, model: UNetModel, images: list[Image.Image]) -> bytes
         quantize_static(
             prepared,
             target,
-            SimpleNamespace(get_next=partial(next, _calibration(model, images), None)),
+            _Reader(_calibration(model, images)),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=["Conv"],
             nodes_to_exclude=[convolutions[0], convolutions[-1]],
@@ -129,6 +130,14 @@ def static(content: bytes, model: UNetModel, images: list[Image.Image]) -> bytes
             extra_options={"CalibPercentile": 99.99},
         )
         return target.read_bytes()
+
+
+class _Reader(CalibrationDataReader):
+    def __init__(self, inputs: Iterator[dict[str, np.ndarray]]) -> None:
+        self._inputs = inputs
+
+    def get_next(self) -> dict[str, np.ndarray] | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return next(self._inputs, None)
 
 
 def _calibration(model: UNetModel, images: list[Image.Image]) -> Iterator[dict[str, np.ndarray]]:
