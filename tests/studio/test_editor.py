@@ -427,6 +427,18 @@ def test_a_reload_and_another_tab_keep_the_work(editor: EditorPage) -> None:
     assert np.array_equal(editor.mask(), painted)
 
 
+def test_a_full_storage_is_reported_once_and_work_goes_on(editor: EditorPage) -> None:
+    editor.run("IDBObjectStore.prototype.put = () => { throw new DOMException('full', 'QuotaExceededError') }")
+    assert editor.open(png(photo(20, 20)))
+    editor.run("await editor.save()")
+    editor.drag(editor.on_page([(10, 10)]))
+    editor.run("await editor.save()")
+    assert editor.mask() is not None
+    assert editor.events("error") == [
+        "This browser cannot keep your work (its storage is full). You can go on without that."
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "safe"),
     [

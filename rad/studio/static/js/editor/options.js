@@ -187,5 +187,9 @@ export function createOptions(settings, extend) {
   };
   settings.addEventListener("change", refresh);
   refresh();
-  return { root, update: (state) => borders.show(state.extend) };
+  const update = (state) => {
+    borders.show(state.extend);
+    borders.root.querySelector("button").disabled = !state.open;
+  };
+  return { root, update };
 }
