@@ -484,12 +484,16 @@ def test_handles_and_numbers_extend_the_image(editor: EditorPage) -> None:
     assert editor.run("return editor.extend") == [0, 0, round(78 / zoom), 0]
     assert editor.view()["zoom"] < zoom  # all of the new size is visible
     assert editor.mask() is None
+    zoom = editor.view()["zoom"]
+    x, y = whole(editor.on_page([(0, 15)]))[0]
+    editor.drag([(x - 12, y), (x - 40, y), (-200, y), (-100, y)])  # beyond the stage and the window
+    assert editor.run("return editor.extend[0]") == round((x + 88) / zoom)
     editor.run("editor.extend = [-5, 12.4, 3, 1e9]")
     assert editor.run("return editor.extend") == [0, 12, 3, 4096]
     editor.run("document.querySelector('.editor-handle-top').focus()")
     editor.key("ArrowUp")
     assert editor.run("return editor.extend") == [0, 20, 3, 4096]
-    assert len(editor.events("extend")) == 3
+    assert len(editor.events("extend")) == 4
 
 
 def test_a_result_takes_the_place_of_the_image_until_painting_goes_on(editor: EditorPage) -> None:

@@ -34,7 +34,12 @@ export class Keys {
    * @param {Actions} actions
    */
   constructor(root, stage, settings, tools, pointers, actions) {
-    Object.assign(this, { root, stage, settings, tools, pointers, actions });
+    this.root = root;
+    this.stage = stage;
+    this.settings = settings;
+    this.tools = tools;
+    this.pointers = pointers;
+    this.actions = actions;
     document.addEventListener("keydown", (event) => this.#down(event));
     document.addEventListener("keyup", (event) => this.#up(event));
     window.addEventListener("blur", () => this.#space(false));
