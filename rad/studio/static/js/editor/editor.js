@@ -49,7 +49,7 @@ export class Editor extends EventTarget {
     this.handles = new Handles(this.stage, (extend, final) => this.#extend(extend, final));
     this.toolbar = new Toolbar(this.settings, actions);
     const announce = (text) => this.#status.announce(text);
-    this.keys = new Keys(root, this.stage, this.settings, tools, this.pointers, { ...actions, begin, announce });
+    this.keys = new Keys(this.stage, this.settings, tools, this.pointers, { ...actions, begin, announce });
     this.stage.root.append(this.empty, element("div", { class: "editor-drop-note", "aria-hidden": "true" }, "Drop to open"));
     root.classList.add("editor");
     root.append(this.toolbar.root, this.stage.root, this.#status.root, this.#help);
