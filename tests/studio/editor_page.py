@@ -134,14 +134,16 @@ class EditorPage:
     def frame(self) -> None:
         self.run("await frame()")
 
-    def mask(self) -> NDArray[np.uint8] | None:
-        """The mask as the server would read it."""
+    def mask(self) -> NDArray[np.uint8]:
+        """The mask as the server would read it; fails if it is empty."""
         text = self.run("const blob = await editor.maskBlob(); return blob && await toText(blob)")
-        if text is None:
-            return None
+        assert text is not None, "the mask is empty"
         image = Image.open(io.BytesIO(base64.b64decode(text)))
         assert image.mode == "L"
         return np.asarray(image)
+
+    def is_empty(self) -> bool:
+        return self.run("return await editor.maskBlob()") is None
 
     def settings(self, **values: object) -> None:
         self.run("editor.settings.set(args[0])", values)
