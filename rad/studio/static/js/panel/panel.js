@@ -30,7 +30,7 @@ export class Panel {
     const body = h("div.body");
     this.settings = new Settings(body, backend, info);
     this.history = new History(body);
-    this.fill = button("Fill", () => this.run(), { look: "primary big", id: "fill" });
+    this.fill = button("Fill", () => (this.round?.running ? this.round.cancel() : this.run()), { look: "primary big", id: "fill" });
     this.summary = h("p.note", { id: "summary" });
     this.element("panel").append(body, h("div.footer", {}, this.fill, this.summary));
     this.tabs = segments(this.element("views"), VIEWS, (view) => this.show(view));
@@ -120,13 +120,9 @@ export class Panel {
     return blob;
   }
 
-  /** Start a fill or a race; cancel it when one runs. */
+  /** Start a fill or a race, unless one runs. */
   async run() {
-    if (this.round?.running) {
-      this.round.cancel();
-      return;
-    }
-    if (!this.editor.image || this.starting) return;
+    if (!this.editor.image || this.starting || this.round?.running) return;
     this.starting = true;
     try {
       this.notices.clear();
@@ -229,7 +225,7 @@ export class Panel {
   key(event) {
     if ((event.ctrlKey || event.metaKey) && event.key === "Enter") {
       event.preventDefault();
-      if (!this.round?.running) this.run();
+      this.run();
       return;
     }
     const typing = event.target.closest?.("input:not([type=range]), textarea, select");

@@ -109,14 +109,14 @@ export class ResultView extends EventTarget {
 
   renderFiles() {
     const { images, mask, settings } = this.lane.filled;
-    const output = this.settings.output ?? `${stem(this.round.input.name)}-${this.lane.method.name}.png`;
+    const output = first(this.settings.output) ?? `${stem(this.round.input.name)}-${this.lane.method.name}.png`;
     const result = images.length > 1 ? `${stem(output)}-${this.sample}.png` : output;
     const config = `${stem(output)}-settings.json`;
     const files = /** @type {[string, Blob|null, string][]} */ ([
       ["Download PNG", this.blob, result],
       ["Settings", settings, config],
-      ["Mask", mask, this.settings.mask ?? `${stem(this.round.input.name)}-mask.png`],
-      ["Input", this.round.input.image, this.settings.image ?? this.round.input.name],
+      ["Mask", mask, first(this.settings.mask) ?? `${stem(this.round.input.name)}-mask.png`],
+      ["Input", this.round.input.image, first(this.settings.image) ?? this.round.input.name],
     ]);
     this.downloads.replaceChildren(...files.filter(([, blob]) => blob).map(([text, blob, name]) =>
       button(text, () => download(/** @type {Blob} */ (blob), name), { icon: "download", label: `${text}: ${name}` })));
@@ -137,4 +137,9 @@ export class ResultView extends EventTarget {
   send(name) {
     this.dispatchEvent(new CustomEvent(name, { detail: { lane: this.lane, blob: this.blob } }));
   }
+}
+
+/** A value, or the first of a list. */
+function first(value) {
+  return Array.isArray(value) ? value[0] : value;
 }

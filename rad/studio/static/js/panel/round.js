@@ -6,7 +6,7 @@ import { ordinal, plural } from "./words.js";
 
 const ANNOUNCE = 5000;
 
-/** Events: "ended" when no lane runs; "open" and "continue" (detail: the lane); "say" (detail: text for screen readers). */
+/** Events: "lane" when a lane has ended; "open" and "continue" (detail: the lane); "say" (detail: text for screen readers). */
 export class Round extends EventTarget {
   /**
    * @param {any} backend
@@ -58,7 +58,6 @@ export class Round extends EventTarget {
     else this.sayProgress();
     this.render();
     if (lane.ended) this.send("lane", lane);
-    if (!this.running) this.send("ended", lane);
   }
 
   sayProgress() {

@@ -13,6 +13,7 @@ const EFFORT_NOTES = {
   budget_seconds: "The most steps within this computing time. The first run measures the speed.",
 };
 const SIZES = /** @type {[string, string][]} */ ([["crop", "Windows around the hole"], ["resize", "Resize the image"], ["error", "Only exact size"]]);
+const SPACINGS = ["even", "trailing", "quad", "logsnr", "official"];
 const FIRST_RACE = ["rad", "repaint", "ddnm"];
 
 /**
@@ -74,7 +75,8 @@ export class Settings extends EventTarget {
   value(name) {
     const { solver, spacing, eta, set } = this.overrides.get(name) ?? { set: {} };
     const form = this.controls;
-    const effort = this.effort === "preset" ? {} : { [this.effort]: this.amounts[this.effort] };
+    const steps = this.methods.find((each) => each.name === name).steps;
+    const effort = this.effort === "preset" || !steps ? {} : { [this.effort]: this.amounts[this.effort] };
     const prompts = this.model.text
       ? { prompt: form.prompt.value.trim(), negative_prompt: form.negative.value.trim(), guidance: form.guidance.value }
       : {};
@@ -218,7 +220,7 @@ export class Settings extends EventTarget {
       this.amountArea.replaceChildren(note);
       return;
     }
-    const most = Math.min(...this.chosen.map((each) => each.max_steps ?? 1000), 1000);
+    const most = Math.min(...this.chosen.map((each) => each.max_steps ?? 1000), this.info.limits.max_steps ?? 1000);
     const limits = this.effort === "steps" ? { min: 1, max: most } : { min: 1, max: 100_000 };
     const label = { steps: "Steps", budget_nfe: "Network calls", budget_seconds: "Seconds" }[this.effort];
     const input = numberInput(this.amounts[this.effort], { ...limits, label, whole: this.effort !== "budget_seconds",
@@ -238,17 +240,17 @@ export class Settings extends EventTarget {
     if (!this.overrides.has(method.name)) this.overrides.set(method.name, { set: {} });
     const own = /** @type {any} */ (this.overrides.get(method.name));
     const keep = (target, name, preset) => (value) => {
-      if (value === preset || (typeof value === "number" && !Number.isFinite(value))) delete target[name];
+      if (value === preset || value === "" || (typeof value === "number" && !Number.isFinite(value))) delete target[name];
       else target[name] = value;
     };
     const fields = [];
-    for (const name of ["solver", "spacing"]) {
-      const values = method[`${name}s`] ?? [];
-      if (!method[name] || values.length < 2) continue;
+    const offered = method.steps ? { solver: method.solvers ?? [], spacing: SPACINGS } : {};
+    for (const [name, values] of Object.entries(offered)) {
+      if (values.length < 2) continue;
       const choices = values.map((each) => [each, each === method[name] ? `${each} (preset)` : each]);
       fields.push(labelled(LABELS[name], selectInput(choices, own[name] ?? method[name], keep(own, name, method[name]))));
     }
-    if (typeof method.eta === "number") {
+    if (method.steps && (method.solvers ?? []).length > 1) {
       const described = { name: "eta", type: "float", default: method.eta, low: 0, high: 1, help: "Noise added in each step: 0 none, 1 as in DDPM." };
       fields.push(settingField(described, own.eta ?? method.eta, keep(own, "eta", method.eta)));
     }

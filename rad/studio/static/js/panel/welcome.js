@@ -23,9 +23,7 @@ export class Welcome extends EventTarget {
     const examples = info.examples.map((example) => this.card(example, load));
     element.replaceChildren(h("div.welcome", {},
       h("h2", {}, "Replace part of a photograph"),
-      h("p.lead", {}, info.static
-        ? "Brush over something, and a diffusion model paints what could be there. Everything stays in this browser."
-        : "Brush over something, and a diffusion model paints what could be there. Everything stays on this computer."),
+      h("p.lead", {}, `Brush over something, and a diffusion model paints what could be there. ${place(info)}`),
       h("ol.steps", {}, ...steps),
       button("Open image", () => input.click(), { icon: "open", look: "primary big" }), input,
       h("p.note", {}, "You can also drop an image here, or paste one."),
@@ -50,4 +48,10 @@ export class Welcome extends EventTarget {
   send(name, detail) {
     this.dispatchEvent(new CustomEvent(name, { detail }));
   }
+}
+
+function place(info) {
+  if (info.static) return "Everything stays in this browser.";
+  const local = ["localhost", "127.0.0.1", "[::1]"].includes(location.hostname);
+  return local ? "Everything stays on this computer." : "Your image is sent to this server only.";
 }
