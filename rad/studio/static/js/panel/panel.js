@@ -47,6 +47,7 @@ export class Panel {
   listen() {
     const { editor, settings, history, result, welcome } = this;
     for (const name of ["image", "mask", "extend"]) editor.addEventListener(name, () => this.edited(name));
+    editor.addEventListener("show", () => this.unzoom());
     editor.addEventListener("error", (event) => this.notices.show(event.detail));
     editor.openMaskFile = (file) => this.openMask(file);
     editor.decodeImage = (file) => this.backend.readImage(file);

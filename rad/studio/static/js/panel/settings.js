@@ -2,7 +2,7 @@
 
 import { button, h, segments } from "./dom.js";
 import { labelled, numberInput, selectInput, settingField } from "./fields.js";
-import { costText, LABELS, methodTitle, runText } from "./words.js";
+import { costText, LABELS, methodTitle, runText, sourceText } from "./words.js";
 
 const MAX_LANES = 8;
 const EFFORTS = /** @type {[string, string][]} */ ([["preset", "Preset"], ["steps", "Steps"], ["budget_nfe", "Calls"], ["budget_seconds", "Seconds"]]);
@@ -187,12 +187,13 @@ export class Settings extends EventTarget {
     });
     const method = this.chosen[0];
     return h("div.group", {}, labelled("Method", input),
-      method && h("p.note", {}, `${method.summary} (${method.paper})`),
+      method && h("p.note", {}, sourceText(method)),
       method?.vjp ? h("p.note", {}, "A backward pass through the network takes about as long as two calls.") : null);
   }
 
   raceList() {
-    const rows = this.methods.map((each) => {
+    const chosen = (each) => Number(this.racers.has(each.name));
+    const rows = [...this.methods].sort((one, other) => chosen(other) - chosen(one)).map((each) => {
       const box = h("input", { type: "checkbox", value: each.name, checked: this.racers.has(each.name), onchange: () => this.pick(each.name, box) });
       return h("label.racer", { title: each.summary }, box, h("span.name", {}, methodTitle(each)), h("span.note", {}, costText(each)));
     });

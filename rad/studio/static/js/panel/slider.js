@@ -61,6 +61,6 @@ export class Slider {
     const scale = Math.min(room.width / width, room.height / height);
     this.frame.style.width = `${Math.floor(width * scale)}px`;
     this.frame.style.height = `${Math.floor(height * scale)}px`;
-    this.element.classList.toggle("pixels", scale * devicePixelRatio >= 4);
+    this.element.classList.toggle("pixels", scale * devicePixelRatio >= 8);
   }
 }

@@ -3,9 +3,9 @@
 import { button, h } from "./dom.js";
 
 const STEPS = [
-  ["Open an image", "or click an example."],
-  ["Brush", "over what should be replaced."],
-  ["Press Fill", "and compare with the original."],
+  ["Open an image", "or an example"],
+  ["Brush", "over what should go"],
+  ["Press Fill", "and compare"],
 ];
 
 /** Events: "file" (detail: File); "example" (detail: one of `info.examples`). */

@@ -48,6 +48,12 @@ export function runText(methods, effort, amounts) {
   return methods.length === 1 ? `${who}, ${costText(methods[0])} for each window` : `${who}, one lane each, fair turns`;
 }
 
+/** Summary of a method, with its paper unless the summary cites it. @param {any} method */
+export function sourceText({ summary, paper }) {
+  const identifier = paper.split(" ").at(-1);
+  return summary.includes(identifier) ? summary : `${summary} (${paper})`;
+}
+
 /** @param {number} place */
 export function ordinal(place) {
   const ending = { 1: "st", 2: "nd", 3: "rd" }[place] ?? "th";
