@@ -240,3 +240,14 @@ def test_wrong_numbers_are_marked_before_anything_starts(page: Page) -> None:
     assert "Check the marked number" in page.text(".notice.error")
     assert page.run("return document.activeElement.getAttribute('aria-label')") == "Steps"
     assert page.view == "editor"
+
+
+def test_the_token_of_the_address_is_sent_and_hidden(driver: Any, adapter: Path, tmp_path: Path) -> None:
+    with serving(load_service(adapter), token="a-secret-token") as url:
+        driver.get(url)
+        page = Page(driver, f"{url}#token=a-secret-token", tmp_path)
+        page.example()
+        assert "token" not in driver.current_url
+        page.steps(1)
+        page.click("#fill")
+        page.wait("document.body.dataset.view === 'result'")

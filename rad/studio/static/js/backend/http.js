@@ -10,6 +10,8 @@ const ENDED = ["done", "failed", "cancelled"];
 const POLL_ONLINE = 5000;
 const POLL_OFFLINE = 1500;
 const RECONNECTS = 3;
+const POLL_JOB = 300;
+const RECONNECT = 400;
 
 /** An answer with an error of the server. `retryAfter`: seconds, when the queue is full. */
 export class Refused extends Error {
@@ -34,6 +36,10 @@ export class Backend extends EventTarget {
     super();
     this.online = true;
     this.token = readToken();
+    /** @type {Job|null} the job whose events are streamed */
+    this.streamed = null;
+    /** @type {Map<() => void, number>} pauses, by the time of their end */
+    this.pauses = new Map();
     this.poll();
   }
 
@@ -80,6 +86,20 @@ export class Backend extends EventTarget {
     return { cancel: () => job.cancel(), result: job.run() };
   }
 
+  /** Wait for a time. In hidden tabs, whose timers are slow, `beat` ends the pause. */
+  async pause(milliseconds) {
+    await new Promise((resolve) => {
+      const wake = () => this.pauses.delete(wake) && resolve(null);
+      this.pauses.set(wake, Date.now() + milliseconds);
+      setTimeout(wake, milliseconds);
+    });
+  }
+
+  /** End the pauses that are due. */
+  beat() {
+    for (const [wake, end] of this.pauses) if (end <= Date.now()) wake();
+  }
+
   async json(path, options = {}) {
     return (await this.fetch(path, options)).json();
   }
@@ -118,7 +138,11 @@ export class Backend extends EventTarget {
   }
 }
 
-/** One job on the server, from its request to its files. */
+/**
+ * One job on the server, from its request to its files.
+ *
+ * Browsers open six connections to a server. One job of a tab reads the stream of its events; the others ask for their state.
+ */
 class Job {
   constructor(backend, request, onEvent) {
     this.backend = backend;
@@ -153,42 +177,60 @@ class Job {
     if (this.id) this.backend.fetch(`v1/jobs/${this.id}`, { method: "DELETE" }).catch(() => null);
   }
 
-  /** Read events until the job has ended. Reconnects when the connection breaks. */
+  /** Follow the job until it has ended. Reconnects when the connection breaks. */
   async follow(job) {
-    let failures = 0;
-    while (!ENDED.includes(job.state)) {
+    for (let failures = 0; !ENDED.includes(job.state);) {
       try {
-        for await (const event of this.events()) {
-          job = event;
+        for await (const state of this.states()) {
+          job = state;
           failures = 0;
           this.report(job);
         }
-        if (!ENDED.includes(job.state)) failures += 1;
       } catch (error) {
-        if (error instanceof Refused && error.status !== 429) throw this.lost();
         failures += 1;
+        if (error instanceof Refused || failures > RECONNECTS) throw this.lost();
+        await this.backend.pause(RECONNECT);
       }
-      if (failures > RECONNECTS) throw this.lost();
-      if (failures) await new Promise((resolve) => setTimeout(resolve, 400));
     }
     return job;
   }
 
-  /** Jobs of the stream of server-sent events. */
+  /** States of the job: those of its stream if no other job of this tab has one, else the current state. */
+  async *states() {
+    const { backend } = this;
+    if (backend.streamed) {
+      await backend.pause(POLL_JOB);
+      yield await backend.json(`v1/jobs/${this.id}`);
+      return;
+    }
+    backend.streamed = this;
+    try {
+      yield* this.events();
+    } finally {
+      backend.streamed = null;
+    }
+  }
+
+  /** Jobs of the stream of server-sent events. Throws when it ends before the job. */
   async *events() {
     const response = await this.backend.fetch(`v1/jobs/${this.id}/events`, { headers: { Accept: "text/event-stream" } });
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-    let text = "";
-    for (;;) {
+    let [text, state] = ["", "queued"];
+    while (!ENDED.includes(state)) {
       const { done, value } = await reader.read();
-      if (done) return;
+      if (done) throw new Error("the stream of events ended early");
+      this.backend.beat();
       const parts = (text + value).replaceAll("\r", "").split("\n\n");
       text = parts.pop() ?? "";
       for (const part of parts) {
         const lines = part.split("\n").filter((line) => line.startsWith("data:"));
-        if (lines.length) yield JSON.parse(lines.map((line) => line.slice(5)).join("\n"));
+        if (!lines.length) continue;
+        const job = JSON.parse(lines.map((line) => line.slice(5)).join("\n"));
+        state = job.state;
+        yield job;
       }
     }
+    reader.cancel().catch(() => null);
   }
 
   report(job) {

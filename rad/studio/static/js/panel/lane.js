@@ -1,14 +1,15 @@
 /** One lane: a run of one method with its progress, preview and result. */
 
 import { button, h } from "./dom.js";
-import { paint, paintInput } from "./images.js";
+import { paint } from "./images.js";
 import { methodTitle, ordinal, plural, secondsText, STATES } from "./words.js";
 
 const PREVIEW = 512;
 const FINISHED = 1024;
 
 /**
- * @typedef {{image: Blob, shown: Blob, mask: Blob|null, name: string, extend: number[]}} Input - image: the user's file; shown: for display
+ * @typedef {{image: Blob, shown: Blob, poster: HTMLCanvasElement, mask: Blob|null, name: string, extend: number[]}} Input
+ *   image: the user's file; shown: the same for display; poster: the image with its hole, small
  */
 
 /** Events: "change" at every state; "open" and "continue" when the user asks for it. */
@@ -48,10 +49,12 @@ export class Lane extends EventTarget {
     this.render();
   }
 
-  async paintInput() {
-    const { shown, mask, extend } = this.input;
-    await paintInput(this.canvas, shown, mask, extend, PREVIEW).catch(() => null);
-    this.frame.style.aspectRatio = `${this.canvas.width} / ${this.canvas.height}`;
+  /** Show the image with its hole. */
+  paintInput() {
+    const { poster } = this.input;
+    [this.canvas.width, this.canvas.height] = [poster.width, poster.height];
+    this.canvas.getContext("2d")?.drawImage(poster, 0, 0);
+    this.frame.style.aspectRatio = `${poster.width} / ${poster.height}`;
   }
 
   /** Start the run, or start it again. Never throws: failures become the state. */

@@ -2,13 +2,14 @@
 
 import { button, h, segments } from "./dom.js";
 import { History } from "./history.js";
-import { filledName } from "./images.js";
+import { filledName, paintInput } from "./images.js";
 import { ResultView } from "./result.js";
 import { Round } from "./round.js";
 import { Settings } from "./settings.js";
 import { Welcome } from "./welcome.js";
 
 const VIEWS = /** @type {[string, string][]} */ ([["editor", "Edit"], ["progress", "Progress"], ["result", "Result"]]);
+const POSTER = 512;
 
 /** Starts with `await new Panel(...).start()`. */
 export class Panel {
@@ -147,8 +148,7 @@ export class Panel {
     const extend = [...this.editor.extend];
     const extended = extend.some((side) => side > 0);
     if (!mask && !extended) throw new Error("The mask is empty. Brush over the part to fill first.");
-    const shown = await this.viewable(image);
-    const input = { image: image.blob, shown, mask, name: image.name, extend };
+    const input = { image: image.blob, mask, name: image.name, extend, ...(await this.display(image, mask, extend)) };
     const more = { ...(extended && { extend: extend.join(",") }), ...(this.editor.soft && { soft_mask: true }) };
     this.watch(new Round(this.backend, input, chosen.map((method) => [method, { ...this.settings.value(method.name), ...more }])));
   }
@@ -187,14 +187,17 @@ export class Panel {
     this.show("editor");
   }
 
-  /** Blob that a canvas can show: the file itself, or a PNG of it from the server. */
-  async viewable(image) {
+  /** The image as a blob that a canvas can show (the file itself, or a PNG from the server), and small with its hole. */
+  async display(image, mask, extend) {
+    const poster = document.createElement("canvas");
+    let shown = image.blob;
     try {
-      (await createImageBitmap(image.blob)).close();
-      return image.blob;
+      await paintInput(poster, shown, mask, extend, POSTER);
     } catch {
-      return this.backend.readImage(new File([image.blob], image.name));
+      shown = await this.backend.readImage(new File([image.blob], image.name));
+      await paintInput(poster, shown, mask, extend, POSTER);
     }
+    return { shown, poster };
   }
 
   buildZoomBar() {

@@ -111,7 +111,8 @@ export class Settings extends EventTarget {
     this.advanced = h("div");
     this.text = this.promptFields();
     this.softNote = h("p.note.box", { hidden: true }, "The mask has soft edges: grey pixels are filled in part.");
-    this.form = h("form.settings", { novalidate: "", onsubmit: (event) => this.submit(event), oninput: () => this.changed() },
+    this.form = h("form.settings", { novalidate: "", onsubmit: (event) => event.preventDefault(),
+      onkeydown: (event) => this.enter(event), oninput: () => this.changed() },
       this.modeList, this.modelField(), this.methodArea,
       h("div.field", {}, h("span.label", {}, "Effort"), this.effortList, this.amountArea),
       this.text, this.seedFields(), this.softNote,
@@ -121,7 +122,9 @@ export class Settings extends EventTarget {
     this.efforts = segments(this.effortList, EFFORTS, (effort) => this.setEffort(effort));
   }
 
-  submit(event) {
+  /** Enter in a field of one line starts the run. */
+  enter(event) {
+    if (event.key !== "Enter" || event.ctrlKey || event.metaKey || !event.target.matches("input.input")) return;
     event.preventDefault();
     this.dispatchEvent(new Event("submit"));
   }
