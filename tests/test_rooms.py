@@ -8,7 +8,7 @@ from pathlib import Path
 
 RAD = Path(__file__).resolve().parents[1] / "rad"
 
-BOTTOM = {"arguments", "keys", "modes", "rng", "console", "device", "lazy", "lock", "resources", "streams"}
+BOTTOM = {"arguments", "keys", "errors", "modes", "rng", "console", "device", "lazy", "lock", "resources", "streams"}
 """Files directly in rad/, besides `__init__.py` and `__main__.py`; every package may import them."""
 
 ALLOWED: dict[str, set[str]] = {

@@ -83,7 +83,7 @@ def fill(folder: str, crops: Tensor, holes: Tensor, *, steps: int, seed: int) ->
     with Progress(steps * len(crops)) as progress:
         result = inpainter(
             list(crops), list(holes), steps=steps, seed=seed, batch_size=len(crops),
-            names=[str(i) for i in range(len(crops))], on_step=lambda done, _: progress.update(done),
+            names=[str(i) for i in range(len(crops))], on_step=lambda state: progress.update(state.done),
         )  # fmt: skip
     return result.images
 
@@ -96,7 +96,7 @@ def restore(folder: str, image: Image.Image, hole: Tensor, *, steps: int, seed: 
     with Progress(steps * windows) as progress:
         result = inpainter(
             image, hole, steps=steps, solver="ddpm", seed=seed, size_policy="crop", batch_size=32,  # smooth, for thin damage
-            on_step=lambda done, _: progress.update(done),
+            on_step=lambda state: progress.update(state.done),
         )  # fmt: skip
     return result.images[0]
 

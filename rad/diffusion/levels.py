@@ -5,8 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-CLEAN = -1
-"""The t below 0: no noise anywhere."""
+from rad.diffusion.choices import CLEAN as CLEAN
 
 
 @dataclass(frozen=True)

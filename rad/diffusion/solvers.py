@@ -11,50 +11,15 @@ With D = x0_t these are the steps of DDIM and DDPM. Each of the K levels of an i
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from rad.arguments import number
+from rad.diffusion.choices import DEFAULTS as DEFAULTS
+from rad.diffusion.choices import Solver as Solver
+from rad.diffusion.choices import check_solver as check_solver
 from rad.diffusion.levels import NoiseLevel
-from rad.diffusion.spacings import Spacing
 from rad.diffusion.step import unchanged
-
-Solver = Literal["ddpm", "ddim", "dpm++2m"]
-"""ddpm: first order, fresh noise scaled by eta. ddim: ddpm with eta 0. dpm++2m: second order, an ODE (eta 0) or SDE (eta 1)."""
-
-
-DEFAULTS: dict[Solver, tuple[Spacing, float]] = {
-    "ddpm": ("even", 1.0),
-    "ddim": ("even", 0.0),
-    "dpm++2m": ("logsnr", 0.0),
-}
-"""Default spacing and eta of each solver."""
-
-
-SMOOTH: tuple[Spacing, ...] = ("logsnr", "quad")
-"""Spacings with slowly changing steps in lambda, which second order requires."""
-
-
-def check_solver(solver: Solver, eta: float, spacing: Spacing) -> None:
-    """Raise ValueError for an unknown solver, or an eta or a spacing that the solver does not support."""
-    if solver not in DEFAULTS:
-        raise ValueError(f"solver is {solver!r}; allowed are {', '.join(DEFAULTS)}")
-    if not 0 <= number("eta", eta) <= 1:
-        raise ValueError(f"eta is {eta}; allowed are 0 (DDIM, no fresh noise) to 1 (DDPM)")
-    if solver == "ddim" and eta != 0:
-        raise ValueError(f"eta is {eta}; solver 'ddim' allows 0: use eta 0, or solver 'ddpm'")
-    if solver == "dpm++2m" and eta not in (0, 1):
-        raise ValueError(
-            f"eta is {eta}; solver 'dpm++2m' allows 0 (ODE) and 1 (SDE): use one of them, or solver 'ddpm'"
-        )
-    if solver == "dpm++2m" and spacing not in SMOOTH:
-        # On Gaussian data "even" has over 100 times the KL of "logsnr" at 10 to 50 steps.
-        raise ValueError(
-            f"spacing is {spacing!r}; solver 'dpm++2m' needs slowly changing steps in log(a / s): "
-            "use spacing 'logsnr' or 'quad', or solver 'ddpm' or 'ddim'"
-        )
 
 
 @dataclass(frozen=True)

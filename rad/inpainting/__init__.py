@@ -11,13 +11,17 @@ from typing import TYPE_CHECKING
 from rad.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from rad.inpainting.canvas.outpaint import Extension
     from rad.inpainting.canvas.windows import Window, plan_windows
     from rad.inpainting.inpainter import Inpainter
-    from rad.inpainting.result import Inpainted
+    from rad.inpainting.result import Cancelled, Inpainted, Progress
 
 __all__ = [
+    "Cancelled",
+    "Extension",
     "Inpainted",
     "Inpainter",
+    "Progress",
     "Window",
     "plan_windows",
 ]
@@ -26,7 +30,8 @@ __getattr__ = lazy_names(
     __name__,
     {
         "inpainter": "Inpainter",
-        "result": "Inpainted",
+        "result": "Cancelled Inpainted Progress",
+        "canvas.outpaint": "Extension",
         "canvas.windows": "Window plan_windows",
     },
 )

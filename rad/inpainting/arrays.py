@@ -1,24 +1,27 @@
-"""Images and masks in memory or in bytes, as the types that the inpainter computes with."""
+"""Images and masks in memory or in bytes, as the types that the inpainter computes with. Loads no torch."""
 
 import os
+import sys
 import warnings
 from collections.abc import Sequence
 from io import BytesIO
-from typing import BinaryIO, Literal, overload
+from typing import TYPE_CHECKING, BinaryIO, Literal, TypeGuard, Union, cast, overload
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from rad.arguments import describe
 from rad.images.codecs import open_image, to_rgb
-from rad.images.tensors import to_uint8
-from rad.masks.base import MaskGenerator
 
-Array = np.ndarray | Tensor
-ImageLike = Image.Image | Array | str | os.PathLike[str] | bytes | BinaryIO
-MaskLike = ImageLike | MaskGenerator
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rad.masks.base import MaskGenerator
+
+Array = Union[np.ndarray, "Tensor"]
+ImageLike = Array | Image.Image | str | os.PathLike[str] | bytes | BinaryIO
+MaskLike = Union[ImageLike, "MaskGenerator"]
 
 CHANNELS = (1, 3, 4)
 """Grey, RGB, RGBA."""
@@ -31,11 +34,28 @@ def to_list(value: object, what: Literal["mask"]) -> Sequence[MaskLike]: ...
 def to_list(value: object, what: Literal["image", "mask"]) -> Sequence[MaskLike]:
     """The entries of a list, tuple or batch; a single image or mask as a list of one. Raises ValueError for other types."""
     entries = list(value) if isinstance(value, list | tuple) else [value]
-    if isinstance(value, np.ndarray | Tensor):
+    if is_array(value):
         entries = list(value) if _is_batch(value, what) else [value]
     if not entries:
         raise ValueError(f"{what} is empty ({describe(value)}); give at least one")
     return [_entry(entry, what) for entry in entries]
+
+
+def is_tensor(value: object) -> "TypeGuard[Tensor]":
+    """Whether `value` is a PyTorch tensor; there is none before torch is imported."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def is_array(value: object) -> "TypeGuard[Array]":
+    """Whether `value` is a NumPy array or a PyTorch tensor."""
+    return isinstance(value, np.ndarray) or is_tensor(value)
+
+
+def is_generator(value: object) -> "TypeGuard[MaskGenerator]":
+    """Whether `value` is a mask generator; there is none before their module is imported."""
+    base = sys.modules.get("rad.masks.base")
+    return base is not None and isinstance(value, base.MaskGenerator)
 
 
 def to_image(image: ImageLike) -> Image.Image:
@@ -47,12 +67,12 @@ def to_image(image: ImageLike) -> Image.Image:
 
     Raises ValueError for other shapes, dtypes and ranges, and for files as `rad.images.codecs.open_image`.
     """
-    if isinstance(image, np.ndarray | Tensor):
+    if is_array(image):
         return _image_of_array(image)
     if isinstance(image, bytes):
         return open_image(BytesIO(image), name=f"in {len(image)} bytes")
     if not isinstance(image, Image.Image):
-        return open_image(os.fspath(image) if isinstance(image, os.PathLike) else image)
+        return open_image(os.fspath(image) if isinstance(image, os.PathLike) else cast("str | BinaryIO", image))
     if image.mode[0] in "IF":
         raise ValueError(
             f"image has mode {image.mode!r}, whose range is unknown: give its file, or convert it to 'RGB'"
@@ -60,7 +80,7 @@ def to_image(image: ImageLike) -> Image.Image:
     return to_rgb(image)
 
 
-def to_mask(mask: Array) -> Tensor | Image.Image:
+def to_mask(mask: Array) -> NDArray[np.float32] | Image.Image:
     """A mask in memory as a hole (1,H,W) float32 in [0,1]; grey or coloured 8-bit values as an image for `read_mask`.
 
     Args:
@@ -76,7 +96,7 @@ def to_mask(mask: Array) -> Tensor | Image.Image:
     ):  # grey as RGB
         values, colours = values[..., 0], False
     if values.ndim == 3 and not colours:
-        channel_first = values.shape[0] == 1 and (isinstance(mask, Tensor) or values.shape[2] != 1)
+        channel_first = values.shape[0] == 1 and (is_tensor(mask) or values.shape[2] != 1)
         values = values[0] if channel_first else values[..., 0] if values.shape[2] == 1 else values
     kind = values.dtype.kind
     if 0 in values.shape or not (values.ndim == 2 or colours) or kind not in "buif":
@@ -84,7 +104,7 @@ def to_mask(mask: Array) -> Tensor | Image.Image:
     if not colours and kind in "bui":
         top = 1 if kind == "b" or values.max() <= 1 else 255
         if bool(np.isin(values, (0, top)).all()):
-            return torch.from_numpy((values == top).astype(np.float32))[None]
+            return (values == top).astype(np.float32)[None]
     if values.dtype == np.uint8:
         return Image.fromarray(values)
     if colours:
@@ -92,13 +112,13 @@ def to_mask(mask: Array) -> Tensor | Image.Image:
     if kind != "f":
         raise ValueError(f"mask is {describe(mask)} with other values than 0 and 1, or 0 and 255: give uint8 or bool")
     _check_range(values, "mask", "give 1 where to fill and 0 elsewhere")
-    return torch.from_numpy(values.astype(np.float32))[None]
+    return values.astype(np.float32)[None]
 
 
 def _entry(entry: object, what: str) -> MaskLike:
-    if isinstance(entry, Image.Image | np.ndarray | Tensor | str | os.PathLike | bytes):
+    if isinstance(entry, Image.Image | str | os.PathLike | bytes) or is_array(entry):
         return entry
-    if what == "mask" and isinstance(entry, MaskGenerator):
+    if what == "mask" and is_generator(entry):
         return entry
     read = getattr(entry, "read", None)
     content = read() if callable(read) else None  # once: a mask may serve several images
@@ -112,16 +132,17 @@ def _entry(entry: object, what: str) -> MaskLike:
 def _is_batch(values: Array, what: str) -> bool:
     if what == "image" or values.ndim != 3:
         return values.ndim == 4
-    return values.shape[0] > 1 and (isinstance(values, Tensor) or values.shape[2] not in CHANNELS)
+    return values.shape[0] > 1 and (is_tensor(values) or values.shape[2] not in CHANNELS)
 
 
 def _values(values: Array, what: str) -> np.ndarray:
     """A NumPy copy that owns its memory, in the machine's byte order."""
-    if isinstance(values, Tensor):
-        if values.layout != torch.strided or values.is_meta or values.is_quantized:
+    if is_tensor(values):
+        if str(values.layout) != "torch.strided" or values.is_meta or values.is_quantized:
             raise ValueError(f"{what} is a tensor of layout {values.layout} on {values.device}; give a dense one")
         values = values.detach().cpu()
-        values = (values.float() if values.dtype in (torch.bfloat16, torch.float16) else values).numpy()
+        values = (values.float() if values.is_floating_point() and values.itemsize < 4 else values).numpy()
+    assert isinstance(values, np.ndarray)
     kind = np.dtype(np.float64) if values.dtype.kind == "f" and values.dtype.itemsize > 8 else values.dtype
     return np.array(values, dtype=kind.newbyteorder("="), order="C", subok=False)
 
@@ -130,14 +151,15 @@ def _image_of_array(image: Array) -> Image.Image:
     values = _values(image, "image")
     if values.ndim == 2:
         values = values[..., None]
-    elif values.ndim == 3 and (isinstance(image, Tensor) or values.shape[2] not in CHANNELS):
+    elif values.ndim == 3 and (is_tensor(image) or values.shape[2] not in CHANNELS):
         values = np.ascontiguousarray(values.transpose(1, 2, 0))
     if values.ndim != 3 or values.shape[2] not in CHANNELS or 0 in values.shape:
-        shape = "(3,H,W), as of tensor.permute(2, 0, 1)" if isinstance(image, Tensor) else "(H,W,3) or (H,W)"
+        shape = "(3,H,W), as of tensor.permute(2, 0, 1)" if is_tensor(image) else "(H,W,3) or (H,W)"
         raise ValueError(f"image is {describe(image)}; expected {shape}, uint8 or float in [0,1]")
     if values.dtype.kind == "f":
         _check_range(values, "image", "scale it to [0,1], or give uint8 for 0 to 255")
-        return to_uint8(torch.from_numpy(values[..., :3]).permute(2, 0, 1).expand(3, -1, -1))
+        rounded = np.rint(np.clip(values[..., :3].astype(np.float32), 0, 1) * 255).astype(np.uint8)
+        return Image.fromarray(np.broadcast_to(rounded, (*rounded.shape[:2], 3)))
     if values.dtype != np.uint8:
         raise ValueError(f"image is {describe(image)}; expected uint8, or float in [0,1]")
     if values.max() == 1:

@@ -1,11 +1,12 @@
 """Inpainting pipeline for images of any size: `Inpainter.from_pretrained(path)(image, mask, steps=20, seed=0)`."""
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image
+import torch.nn.functional as F
 from torch import Tensor
 
 from rad.arguments import describe, integer
@@ -13,15 +14,17 @@ from rad.device import find_device
 from rad.diffusion.solvers import Solver
 from rad.diffusion.spacings import Spacing
 from rad.inpainting.arrays import ImageLike, MaskLike
-from rad.inpainting.canvas.composite import Canvas, Layout, SizePolicy, composite, restore_size
+from rad.inpainting.canvas.composite import Floats, Layout, SizePolicy
+from rad.inpainting.canvas.outpaint import Extension
+from rad.inpainting.canvas.preview import Finisher
 from rad.inpainting.filling import WindowFiller
-from rad.inpainting.inputs import Inputs
+from rad.inpainting.inputs import Inputs, find_extension
 from rad.inpainting.keywords import understood
 from rad.inpainting.memory import peak_memory, reset_peak_memory
 from rad.inpainting.prepare import NoiseDevice, Precision, build_sampler, check_method, check_running, load_coarse
-from rad.inpainting.result import Inpainted
+from rad.inpainting.result import Inpainted, Progress
 from rad.inpainting.runs import find_parts
-from rad.masks.reading.format import MaskChannel, MaskFormat, MaskResize, Polarity
+from rad.masks.reading.format import MaskChannel, MaskFormat, MaskResize, MaskWarning, Polarity
 from rad.methods.registry import find
 from rad.models.latent_mask import Grid, Prefill
 from rad.models.load import load_model
@@ -147,7 +150,7 @@ class Inpainter:
     def __call__(
         self,
         image: ImageLike | Sequence[ImageLike],
-        mask: MaskLike | Sequence[MaskLike],
+        mask: MaskLike | Sequence[MaskLike] | None = None,
         *,
         method: str | Method = "rad",
         steps: int | None = None,
@@ -170,7 +173,8 @@ class Inpainter:
         grid: Grid | None = None,
         fill: Prefill = "smooth",
         feather: int = 0,
-        on_step: Callable[[int, int], None] | None = None,
+        extend: Extension | tuple[int, int, int, int] | None = None,
+        on_step: Callable[[Progress], None] | None = None,
     ) -> Inpainted:
         """Fill the holes of one image or several. For method, steps, eta, solver and spacing see `sampler`.
 
@@ -178,7 +182,8 @@ class Inpainter:
             image: PIL image; path, bytes or binary file; array (H,W,3) or tensor (3,H,W), uint8 or float in [0,1], see
                 `rad.inpainting.arrays.to_image`; a batch or a list of these.
             mask: one for each image or one for all; white / 1 = fill. As `image`, with arrays (H,W) and tensors (1,H,W); or
-                a generator, such as "wide" or `Box()`, whose hole depends on the seed and on the image's name.
+                a generator, such as "wide" or `Box()`, whose hole depends on the seed and on the image's name. None: with
+                `extend`, only the new pixels are filled.
             seed: whole number; fixes the noise with `names`. Batch size and order have no effect (except `share` of VIPaint).
             mask_polarity, mask_channel, mask_threshold, soft_mask, mask_resize, mask_dilate: see `MaskFormat`.
             num_samples: results per image; batch_size: windows per forward pass, halved when memory runs out.
@@ -189,13 +194,16 @@ class Inpainter:
             condition: prompt and guidance images, one for each image or one for all.
             grid, fill: for latent models, see `Task.encoded`.
             feather: width in pixels of a blend into the known pixels around the hole; 0: known pixels stay exact.
-            on_step: called with (network calls done, planned), counted per window.
+            extend: new pixels (left, top, right, bottom) around each image, which are filled too. The results have the new size.
+                `mask`, and the control and adapter images of `condition`, belong to the image without them.
+            on_step: called after each network call, in this thread; raise `Cancelled` in it to stop the run. Methods without
+                network calls report once for each batch.
 
         num_inference_steps, mask_image and num_images_per_prompt of diffusers are steps, mask and num_samples.
         Raises ValueError or FileNotFoundError for an unsuitable input or option, before any network call.
-        Warns about a mask that is empty, full, or not plain black and white.
+        Warns about a mask that is empty, full, or not plain black and white, and about grey values without effect on the method.
         """
-        seed, layout = check_seed(seed), Layout(self.size, size_policy, margin)
+        seed, layout, extension = check_seed(seed), Layout(self.size, size_policy, margin), find_extension(extend, mask)
         _check_numbers(num_samples=num_samples, batch_size=batch_size, feather=feather)
         format = MaskFormat(
             polarity=mask_polarity,
@@ -208,14 +216,16 @@ class Inpainter:
         inputs = Inputs.align(image, mask, names=names, condition=condition)
         self.check(inputs.conditions, grid=grid, fill=fill)
         sampler = self.sampler(method, steps=steps, eta=eta, solver=solver, spacing=spacing)
-        images, holes = inputs.images, inputs.read(format, seed)
-        rows = zip(images, holes, inputs.names, inputs.conditions, strict=True)
+        inputs, holes = inputs.extended(extension, inputs.read(format, seed))
+        _warn_of_greys(sampler.method, holes)
+        rows = zip(inputs.images, holes, inputs.names, inputs.conditions, strict=True)
         canvases = [canvas for row in rows for canvas in layout.canvases(*row, samples=num_samples)]
+        finisher = Finisher(inputs.images, holes, num_samples, feather, resize=_resize)
         filler = self._filler(sampler, grid=grid, fill=fill, seed=seed, batch_size=batch_size)
         reset_peak_memory(self.device)
         with self.model.in_evaluation():
-            cost, seconds = filler.run(canvases, on_step)
-        finished, raw = _finish(canvases, images, holes, feather)
+            cost, seconds = filler.run(canvases, on_step, finisher.preview)
+        finished, raw = finisher.finish(canvases)
         return Inpainted(finished, raw, cost.nfe, cost.vjp, seconds, peak_memory(self.device))
 
     def _filler(
@@ -279,7 +289,7 @@ class Inpainter:
 
     def count_windows(self, hole: Tensor, *, size_policy: SizePolicy = "error", margin: int | None = None) -> int:
         """Number of windows for a hole (1,H,W). Each costs `sampler(...).cost` per sample."""
-        return len(Layout(self.size, size_policy, margin).plan(hole)[1])
+        return len(Layout(self.size, size_policy, margin).plan(hole.numpy())[1])
 
 
 def _device(device: str | torch.device) -> torch.device:
@@ -294,16 +304,13 @@ def _check_numbers(*, num_samples: int, batch_size: int, feather: int) -> None:
     integer("feather", feather, low=0, high=2**16)
 
 
-def _finish(
-    canvases: list[Canvas], images: Sequence[Image.Image], holes: Sequence[Tensor], feather: int
-) -> tuple[list[Image.Image], list[Image.Image]]:
-    """Final and raw images of the canvases, whose memory is freed one by one."""
-    samples = len(canvases) // max(1, len(images))
-    finished, raw = [], []
-    for number in range(len(canvases)):
-        original, hole = images[number // samples], holes[number // samples]
-        filled = restore_size(canvases.pop(0).raw, original.size)
-        filled.info = dict(original.info)
-        raw.append(filled)
-        finished.append(composite(original, filled, hole, feather=feather))
-    return finished, raw
+def _warn_of_greys(method: Method, holes: Sequence[Floats]) -> None:
+    if not method.soft and any(bool(((hole > 0) & (hole < 1)).any()) for hole in holes):
+        message = f"method {method.name!r} fills grey pixels of a mask completely: use 'rad' to keep part of the image"
+        warnings.warn(message, MaskWarning, stacklevel=6)
+
+
+def _resize(pixels: Floats, size: tuple[int, int]) -> Floats:
+    """(C,H,W) to `size` (height, width), bicubic with antialiasing."""
+    resized = F.interpolate(torch.from_numpy(pixels)[None], size, mode="bicubic", antialias=True)
+    return resized[0].numpy()

@@ -1,29 +1,36 @@
-"""Inputs of an inpainter: images, masks, names and conditions, aligned and converted."""
+"""Inputs of an inpainter: images, masks, names and conditions, aligned and converted; outpainting.
+
+Only mask generators load torch.
+"""
 
 import os
 import threading
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from io import BytesIO
 from pathlib import Path, PurePath
-from typing import cast
+from typing import TYPE_CHECKING, Union, cast
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from rad.arguments import describe
 from rad.images.sources import is_source
-from rad.inpainting.arrays import ImageLike, MaskLike, to_image, to_list, to_mask
-from rad.masks.base import MaskGenerator
-from rad.masks.files import read_mask
+from rad.inpainting.arrays import ImageLike, MaskLike, is_array, is_generator, to_image, to_list, to_mask
+from rad.inpainting.canvas.outpaint import Extension
+from rad.inpainting.canvas.resize import Floats
+from rad.keys import Part, identity
 from rad.masks.reading.format import MaskFormat, MaskWarning
-from rad.masks.reading.hole import check_hole, dilate, fit, name_of
-from rad.masks.shapes import MASKS, main_names, make
-from rad.models.loaded_model import Condition
-from rad.rng import Part, generator, identity
+from rad.masks.reading.hole import check_hole, dilate, fit, load_hole, name_of
+
+if TYPE_CHECKING:
+    from rad.masks.base import MaskGenerator
+    from rad.models.loaded_model import Condition
+
+Hole = Floats
+Mask = Union[Hole, Image.Image, Path, bytes, "MaskGenerator"]
+"""A mask as a hole (1,H,W), an image, a file, its bytes, or its generator."""
 
 _READING = threading.Lock()
 """Threads take turns to load images, as Pillow loads an opened file at its first use."""
@@ -31,38 +38,37 @@ _READING = threading.Lock()
 GIVEN = name_of(None)
 """How messages call a mask in memory."""
 
-Mask = Tensor | Image.Image | Path | bytes | MaskGenerator
-"""A mask as a hole (1,H,W), an image, a file, its bytes, or its generator."""
-
 
 @dataclass(frozen=True)
 class Inputs:
     """One image, mask, name and condition per entry.
 
     Args:
+        masks: None: nothing is to fill.
         names: keys of the noise.
         mask_names: keys of generated masks, those of `rad sample`: the names, or else the file names of the images.
+        conditions: empty for an inpainter without them.
     """
 
     images: list[Image.Image]
-    masks: list[Mask]
+    masks: Sequence[Mask | None]
     names: Sequence[int | str]
     mask_names: Sequence[int | str]
-    conditions: list[Condition]
+    conditions: "list[Condition]"
 
     @classmethod
     def align(
         cls,
         image: ImageLike | Sequence[ImageLike],
-        mask: MaskLike | Sequence[MaskLike],
+        mask: MaskLike | Sequence[MaskLike] | None,
         *,
         names: Sequence[Part] | Part | None,
-        condition: Condition | Sequence[Condition],
+        condition: "Condition | Sequence[Condition] | None" = None,
     ) -> "Inputs":
         """Repeat a single mask or condition for each image. Raises ValueError if types or numbers do not fit."""
         images = to_list(image, "image")
         count = len(images)
-        masks = [_mask(entry) for entry in to_list(mask, "mask")]
+        masks = [None] if mask is None else [_mask(entry) for entry in to_list(mask, "mask")]
         masks = masks * count if len(masks) == 1 and not isinstance(mask, list | tuple) else masks
         keys = _names(names, count)
         if len(masks) != count or len(keys) != count:
@@ -70,44 +76,83 @@ class Inputs:
                 f"{count} images, {len(masks)} masks, {len(keys)} names: give one mask and one name per image"
             )
         mask_names = [_file_name(entry) for entry in images] if names is None else keys
-        drawn = [name for name, entry in zip(mask_names, masks, strict=True) if isinstance(entry, MaskGenerator)]
+        drawn = [name for name, entry in zip(mask_names, masks, strict=True) if is_generator(entry)]
         if names is None and len(set(drawn)) < len(drawn):
             raise ValueError(
                 f"mask is drawn from the name of each image, and {count} images lack one: give names=[...]"
             )
-        conditions = _conditions(condition, count)
+        conditions = [] if condition is None else _conditions(condition, count)
         with _READING:
             _load(masks, conditions)
             return cls([to_image(entry) for entry in images], masks, keys, mask_names, conditions)
 
-    def read(self, format: MaskFormat, seed: int) -> list[Tensor]:
+    def read(self, format: MaskFormat, seed: int) -> list[Hole]:
         """The holes (1,H,W) in [0,1]; those of generators as `rad sample` draws them."""
-        holes = []
+        holes: list[Hole] = []
         for image, mask, name in zip(self.images, self.masks, self.mask_names, strict=True):
-            if isinstance(mask, MaskGenerator):
-                holes.append(mask([generator(seed, "mask", name)], image.height, image.width)[0])
+            if is_generator(mask):
+                from rad.rng import generator
+
+                holes.append(mask([generator(seed, "mask", name)], image.height, image.width)[0].numpy())
+            elif mask is None:
+                holes.append(np.zeros((1, image.height, image.width), np.float32))
             else:
-                holes.append(read_hole(mask, image, format))
+                holes.append(read_hole(cast("Hole | Image.Image | Path | bytes", mask), image, format))
         return holes
 
+    def extended(self, extension: Extension, holes: Sequence[Hole]) -> tuple["Inputs", list[Hole]]:
+        """The extended images and their holes; guidance images get black pixels too. Raises ValueError as `Extension.image`."""
+        if not extension:
+            return self, list(holes)
+        left, top, right, bottom = astuple(extension)
+        images = [extension.image(image) for image in self.images]
+        conditions = [
+            condition.resized(image.size).cut((-top, -left, image.height + bottom, image.width + right))
+            for image, condition in zip(self.images, self.conditions, strict=bool(self.conditions))
+        ]
+        extended = [extension.hole(hole[0])[None] for hole in holes]
+        return replace(self, images=images, conditions=conditions), extended
 
-def _load(masks: Sequence[Mask], conditions: Sequence[Condition]) -> None:
+
+def find_extension(
+    extend: Extension | tuple[int, int, int, int] | None, mask: MaskLike | Sequence[MaskLike] | None
+) -> Extension:
+    """The extension of `Inpainter.__call__`. Raises ValueError for another type, or if neither argument has a hole."""
+    extension = Extension() if extend is None else Extension.of(extend)
+    if mask is None and not extension:
+        raise ValueError(
+            "mask is None; give a mask, or extend=(left, top, right, bottom) with new pixels to fill around the image"
+        )
+    return extension
+
+
+def _load(masks: Sequence[Mask | None], conditions: "Sequence[Condition]") -> None:
     for image in (*masks, *(guide for condition in conditions for guide in condition.images)):
         if isinstance(image, Image.Image):
             image.load()
 
 
 def _mask(mask: MaskLike) -> Mask:
-    if isinstance(mask, np.ndarray | Tensor):
+    if is_array(mask):
         return to_mask(mask)
-    if isinstance(mask, Image.Image | bytes | MaskGenerator):
+    if isinstance(mask, Image.Image | bytes) or is_generator(mask):
         return mask
     assert isinstance(mask, str | os.PathLike)  # `to_list` has read open files
-    if not isinstance(mask, str) or is_source(mask):
-        return Path(mask)
-    if mask not in MASKS and "." not in mask and os.sep not in mask:
-        raise ValueError(f"mask {describe(mask)} is neither a file nor a generator ({', '.join(main_names())})")
-    return make(mask) if mask in MASKS else Path(mask)  # a missing file
+    if not isinstance(mask, str) or is_source(mask) or "." in mask or os.sep in mask:
+        return Path(mask)  # it may be missing
+    return _generator(mask)
+
+
+def _generator(name: str) -> "MaskGenerator":
+    try:
+        from rad.masks.shapes import MASKS, main_names, make
+    except ImportError as error:
+        raise ValueError(
+            f"mask {describe(name)} is no file, and generators of masks need torch ({error}): give a file"
+        ) from error
+    if name not in MASKS:
+        raise ValueError(f"mask {describe(name)} is neither a file nor a generator ({', '.join(main_names())})")
+    return make(name)
 
 
 def _file_name(image: ImageLike) -> str:
@@ -121,7 +166,9 @@ def _names(names: Sequence[Part] | Part | None, count: int) -> Sequence[int | st
     return [identity(name) for name in (cast("Sequence[Part]", names) if several else [cast("Part", names)])]
 
 
-def _conditions(condition: Condition | Sequence[Condition], count: int) -> list[Condition]:
+def _conditions(condition: "Condition | Sequence[Condition]", count: int) -> "list[Condition]":
+    from rad.models.loaded_model import Condition
+
     conditions = [condition] * count if isinstance(condition, Condition) else condition
     if not isinstance(conditions, list | tuple) or not all(isinstance(each, Condition) for each in conditions):
         raise ValueError(f"condition is {describe(condition)}; give Condition(prompt=...), or a list of them")
@@ -132,20 +179,23 @@ def _conditions(condition: Condition | Sequence[Condition], count: int) -> list[
     return list(conditions)
 
 
-def read_hole(mask: Tensor | Image.Image | Path | bytes, image: Image.Image, format: MaskFormat) -> Tensor:
-    """The hole (1,H,W) in [0,1], 1 = fill, in the size of its image. Greys of a tensor are exact, and stay.
+def read_hole(mask: Hole | Image.Image | Path | bytes, image: Image.Image, format: MaskFormat) -> Hole:
+    """The hole (1,H,W) in [0,1], 1 = fill, in the size of its image. Greys of a hole in memory are exact, and stay.
 
     Raises ValueError for an unsuitable mask. Warns as `rad.masks.files.load_mask` describes.
     """
-    if not isinstance(mask, Tensor):
-        return read_mask(BytesIO(mask) if isinstance(mask, bytes) else mask, format, image=image)
+    if not isinstance(mask, np.ndarray):
+        name = name_of(mask)
+        loaded = load_hole(BytesIO(mask) if isinstance(mask, bytes) else mask, format, image=image, name=name)
+        for message in loaded.notes + loaded.warnings:
+            warnings.warn(f"{name}: {message}", MaskWarning, stacklevel=2)
+        return loaded.hole[None]
     if format.channel != "auto":
         raise ValueError("mask has one channel, so mask_channel has no effect on it: leave it out")
-    picture = fit(Image.fromarray(mask[0].numpy()), (image.height, image.width), format, GIVEN)
-    white = np.array(picture)
+    white = np.array(fit(Image.fromarray(mask[0]), (image.height, image.width), format, GIVEN))
     if format.threshold is not None:
         white = ((white > float(format.threshold)) | (white == 1)).astype(np.float32)
     hole = dilate(white if format.polarity == "white_is_fill" else 1 - white, format.dilate)
     for message in check_hole(hole, format):
         warnings.warn(f"{GIVEN}: {message}", MaskWarning, stacklevel=2)
-    return torch.from_numpy(hole)[None]
+    return hole[None]

@@ -11,10 +11,13 @@ class Inpainted:
     """Filled images in the order of the input: sample j of image i has index i * num_samples + j.
 
     Args:
-        images: in the input's size, bit-identical to it where the hole is 0. `info` keeps the colour profile for Pillow.
+        images: in the size of the input with its extension, and bit-identical to it where the hole is 0. `info` keeps the colour
+            profile for Pillow.
         raw: the images before known pixels are restored.
-        nfe, vjp: forward and backward passes of the network, over all windows; seconds: wall time of the sampling loops.
-        peak_memory: in bytes, see `rad.inpainting.memory.peak_memory`.
+        nfe, vjp: forward and backward passes of the network, over all windows; seconds: wall time of the sampling loops, with
+            the callbacks.
+        peak_memory: in bytes, of the whole process, see `rad.inpainting.memory.peak_memory`. Calls in other threads add to it,
+            and each call starts its measurement again.
     """
 
     images: list[Image.Image]
@@ -26,7 +29,7 @@ class Inpainted:
 
 
 class Cancelled(Exception):
-    """Raise it in `on_step` to stop a run."""
+    """Raise it in `on_step` to stop a run at once; the inpainter stays usable. Other exceptions do the same."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +37,15 @@ class Progress:
     """State of a run after a network call, the argument of `on_step`.
 
     Args:
-        done, planned: network calls, counted per window; a line search may exceed `planned`.
-        previews: returns the estimates of the clean images in this batch, composited into the images as far as they are filled.
-            Costs nothing until it is called; valid during the callback only.
+        done, planned: network calls, counted per window. `done` never decreases: it waits while a batch is repeated because
+            memory ran out. A line search may exceed `planned`.
+        previews: returns the images of this batch, in the size of the results: known pixels are exact, filled windows are done,
+            the windows of the batch show the network's estimate of the clean image, and the rest is mid-grey. Costs nothing
+            until it is called, and does not affect the results. Valid during the callback only.
+        indices: of these images in `Inpainted.images`.
     """
 
     done: int
     planned: int
     previews: Callable[[], list[Image.Image]]
+    indices: tuple[int, ...] = ()

@@ -56,6 +56,7 @@ class Grow(CustomSampler):
     needs_grad = _of_wrapped(lambda kind: kind.needs_grad)
     weights = _of_wrapped(lambda kind: kind.weights)
     uses_eta = _of_wrapped(lambda kind: kind.uses_eta)
+    soft = _of_wrapped(lambda kind: kind.soft)
     uses_spacing = False  # bands run the wrapped method with solver "ddpm" and even spacing
 
     method: str = setting(DEFAULT, "the method that fills a band, with its default settings")
@@ -97,7 +98,6 @@ class Grow(CustomSampler):
         x, hole, order = run.task.known, run.task.hole, fill_order(run.task.hole, self.bands)
         for band in range(1, self.bands + 1):
             sampler = Sampler(run.process, self.inner, steps=steps, eta=run.eta)
-            sampler.on_step = lambda done, total, band=band: run.report((band - 1) * total + done, self.bands * total)
             task = Task.from_image(x, hole)
             if run.task.autoencoder is not IDENTITY:  # the image still has only the original known pixels
                 task = replace(run.task, known=task.known, hole=hole, regions=task.regions)

@@ -24,6 +24,7 @@ class GrowRAD(SamplingMethod):
     paper = "after Growing Images 2026, OpenReview 6VOu2xvsbd"
     reconstructed = True
     weights = "adapter"
+    soft = False
 
     bands: int = setting(4, "number of parts of the hole, of equal area", low=1)
     overlap: float = setting(

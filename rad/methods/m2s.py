@@ -9,7 +9,6 @@ down in strides of DDIM. From some levels they go several times up and down agai
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -99,13 +98,13 @@ class M2S(CustomSampler):
             )
         timesteps = spaced_timesteps(coarse.process.sampled_steps, count), run.timesteps
         first, second = ([t[-2 - n] for n in plan] for t, plan in zip(timesteps, self.plans(count), strict=True))
-        total, task = self.cost(run.timesteps).nfe, reduced(run.task, factor)
+        task = reduced(run.task, factor)
         denoiser = CountedDenoiser(coarse.denoiser, within=run.denoiser)
         small = replace(run, task=task, process=coarse.process, denoiser=denoiser, timesteps=first)
         small = replace(small, randn=lambda: run.randn()[..., ::factor, ::factor])  # any subset of white noise is white
-        x = _stage(small, task.known, lambda done: run.report(done, total))
+        x = _stage(small, task.known)
         x = F.interpolate(x, size=(height, width), mode="bilinear", align_corners=False)
-        x = _stage(replace(run, timesteps=second), x, lambda done: run.report(denoiser.nfe + done, total))
+        x = _stage(replace(run, timesteps=second), x)
         return torch.lerp(run.task.known, x, run.task.hole)
 
 
@@ -116,8 +115,8 @@ def reduced(task: Task, factor: int) -> Task:
     return Task.from_image(mean, F.max_pool2d(task.hole, factor))
 
 
-def _stage(run: RunContext, image: Tensor, report: Callable[[int], None]) -> Tensor:
-    now, done = run.level(run.timesteps[0]), 0
+def _stage(run: RunContext, image: Tensor) -> Tensor:
+    now = run.level(run.timesteps[0])
     x = noised(image, now, noise=run.randn())
     for t, u in pairwise(run.timesteps):
         nxt = run.level(u)
@@ -126,7 +125,6 @@ def _stage(run: RunContext, image: Tensor, report: Callable[[int], None]) -> Ten
         else:
             x = torch.lerp(noised(run.task.known, now, noise=run.randn()), x, run.task.hole)
             fresh = run.randn() if run.eta > 0 and u > CLEAN else None
-            x, done = reverse_step(x, run.denoiser.denoise(x, now), now, nxt, eta=run.eta, noise=fresh), done + 1
-            report(done)
+            x = reverse_step(x, run.denoiser.denoise(x, now), now, nxt, eta=run.eta, noise=fresh)
         now = nxt
     return x

@@ -41,12 +41,12 @@ class MCGDiff(CustomSampler):
         return Cost(self.particles * (len(timesteps) - 1))
 
     def run(self, run: RunContext) -> Tensor:
-        task, total = run.task, self.particles * (len(run.timesteps) - 1)
+        task = run.task
         now, images = run.level(run.timesteps[0]), torch.arange(len(task.known), device=task.known.device)
         # x_T ~ N(0, a^2 + s^2) g_T
         mean = torch.zeros_like(task.known).expand(self.particles, *task.known.shape)
         x = self._moved(run, mean, _like(mean, now, now.alpha**2 + now.sigma**2), now)
-        for number, u in enumerate(run.timesteps[1:], 1):
+        for u in run.timesteps[1:]:
             nxt = run.level(u)
             variance = _like(x, now, run.eta**2 * step_levels(now, nxt).posterior)
             # One particle at a time, to limit memory.
@@ -55,7 +55,6 @@ class MCGDiff(CustomSampler):
             chosen = systematic(log_weight, uniform(run.randn()), 1 if u == CLEAN else self.particles)
             mean = mean[chosen, images]
             x, now = mean if u == CLEAN else self._moved(run, mean, variance, nxt), nxt
-            run.report(number * self.particles, total)
         return torch.lerp(task.known, x[0], task.hole)
 
     def _width(self, x: Tensor, level: NoiseLevel) -> Tensor:

@@ -42,12 +42,11 @@ class PnPFlow(CustomSampler):
     def run(self, run: RunContext) -> Tensor:
         levels = run.timesteps[:-1]
         x = (1 - run.task.hole) * run.task.known
-        for number, t in enumerate(levels, start=1):
+        for t in levels:
             level = run.level(t)
             z, x = self.nearer(run.task, x, level), torch.zeros_like(x)
             for _ in range(self.draws):
                 x = x + run.denoiser.denoise(noised(z, level, noise=run.randn()), level).x0 / self.draws
-            run.report(number, len(levels))
         return self.nearer(run.task, x, run.level(run.timesteps[-1]))
 
     def nearer(self, task: Task, x: Tensor, level: NoiseLevel) -> Tensor:

@@ -57,12 +57,11 @@ class REDDiff(CustomSampler):
         task, levels = run.task, run.timesteps[:-1]
         mu = (1 - task.hole) * task.known
         adam = torch.optim.Adam([mu], lr=self.rate, betas=(self.beta1, self.beta2))
-        for number, t in enumerate(levels, start=1):
+        for t in levels:
             level, noise = run.level(t), run.randn()
             x = noised(mu, level, noise=noise)
             mu.grad = self.gradient(task, mu, x, run.denoiser.denoise(x, level).x0, level, noise=noise)
             adam.step()
-            run.report(number, len(levels))
         return mu
 
     def gradient(self, task: Task, mu: Tensor, x: Tensor, x0: Tensor, level: NoiseLevel, *, noise: Tensor) -> Tensor:

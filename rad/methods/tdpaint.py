@@ -22,6 +22,7 @@ class TDPaint(SamplingMethod):
     weights = "adapter"
     multistep = True
     fractional = True
+    soft = False
 
     def process(self, base_process: Process, time_origin: TimeOrigin) -> Process:
         return PerPixel(get_betas(base_process), time_origin=time_origin)

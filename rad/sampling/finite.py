@@ -1,6 +1,5 @@
 """Finite values from the network to the image: the first network call of a run after which they are not, and its cause."""
 
-from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
@@ -9,24 +8,12 @@ from torch import Tensor
 
 from rad.diffusion.levels import NoiseLevel
 from rad.diffusion.step import Denoised
+from rad.errors import NotFiniteError
 
 if TYPE_CHECKING:
     from rad.sampling.method import Method
 
 INPUT, OUTPUT = 1, 2
-
-
-class NotFiniteError(FloatingPointError, ValueError):
-    """Images of a batch have values that are not finite (NaN or infinity).
-
-    Args:
-        reason: cause and advice; rows: numbers of the images in the batch; names: of the images of the batch, if known.
-    """
-
-    def __init__(self, reason: str, rows: Sequence[int] = (), names: Sequence[str] = ()) -> None:
-        images = [(names[row] if names else "") or f"image {row + 1} of the batch" for row in rows]
-        super().__init__(f"{', '.join(images)}: {reason}" if images else reason)
-        self.reason, self.rows = reason, list(rows)
 
 
 def finite(values: Tensor) -> Tensor:

@@ -53,6 +53,7 @@ class Method:
         multistep: the method leaves x and x0 unchanged between steps, as solver "dpm++2m" requires.
         fractional: the method supports fractional timesteps; otherwise they are rounded and duplicates are dropped.
         needs_text: the method requires a `TextDenoiser`.
+        soft: grey pixels of a soft mask keep part of the image. Otherwise they are filled completely.
         reconstructed: the method follows an abstract, or a paper without code or constants; some choices are inferred.
         registered_name: set by `rad.methods.register`.
     """
@@ -69,6 +70,7 @@ class Method:
     multistep: ClassVar[bool] = False
     fractional: ClassVar[bool] = False
     needs_text: ClassVar[bool] = False
+    soft: ClassVar[bool] = True
     reconstructed: ClassVar[bool] = False
     registered_name: ClassVar[str] = ""
 

@@ -4,7 +4,7 @@ Methods differ in the noise level of each pixel (the process) and in what happen
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import ClassVar, Protocol
@@ -22,7 +22,7 @@ from rad.diffusion.step import Denoised, noised, renoise, reverse_step
 from rad.modes import plain_modes
 from rad.sampling.finite import FiniteRecord
 from rad.sampling.method import CustomSampler, SamplingMethod
-from rad.sampling.state import Cost, CountedDenoiser, RunContext, State
+from rad.sampling.state import Cost, CountedDenoiser, OnCall, RunContext, State
 from rad.sampling.task import Task
 
 
@@ -75,7 +75,6 @@ class Sampler:
         steps: number of noise levels, 1 to process.sampled_steps.
         eta: 1 adds DDPM's noise, 0 none. None: the solver's default (1 for "ddpm", otherwise 0).
         solver, spacing: see `rad.diffusion.solvers` and `rad.diffusion.spacings`.
-        on_step: called with (steps done, total steps) after each step.
         bf16: run the network in bfloat16 (autocast). An autocast around the call has no effect.
 
     Raises ValueError if a number is outside its range, or the solver does not support the spacing or the method.
@@ -90,7 +89,6 @@ class Sampler:
         eta: float | None = None,
         solver: Solver = "ddpm",
         spacing: Spacing = "even",
-        on_step: Callable[[int, int], None] | None = None,
         bf16: bool = False,
     ) -> None:
         method = _NoHooks() if method is None else method
@@ -103,8 +101,7 @@ class Sampler:
         check_solver(solver, eta, spacing)
         if spacing not in ("even", "official") and not method.uses_spacing:
             raise ValueError(f"spacing {spacing!r} has no effect on method {method.name!r}: use 'even'")
-        self.process, self.method, self.eta, self.solver, self.on_step = process, method, eta, solver, on_step
-        self.bf16 = bf16
+        self.process, self.method, self.eta, self.solver, self.bf16 = process, method, eta, solver, bf16
         self.timesteps = method.plan(sampling_timesteps(process, steps, spacing=spacing, fractional=method.fractional))
         if isinstance(method, SamplingMethod) and (not self.timesteps or self.timesteps[-1] != CLEAN):
             raise ValueError(
@@ -121,16 +118,18 @@ class Sampler:
         """Expected work per image. A line search may exceed it."""
         return self.method.cost(self.timesteps)
 
-    def __call__(self, denoiser: Denoiser, task: Task, *, noise: NoiseSource) -> Sample:
+    def __call__(self, denoiser: Denoiser, task: Task, *, noise: NoiseSource, on_call: OnCall | None = None) -> Sample:
         """Fill the holes of `task`. Row i of each draw of `noise` belongs to image i.
 
+        `on_call` is called after each network call, with the calls so far and the estimate of x0. It may raise to end the run.
+        The estimate of a second model, such as M2S's, has that model's shape.
         Raises NotFiniteError, with the network call, if the network's output or x is not finite.
         """
         if not isinstance(task, Task) or not hasattr(noise, "randn"):
             raise ValueError(f"task is {describe(task)} and noise {describe(noise)}; give a Task and a KeyedNoise")
         began, method = time.perf_counter(), self.method
         record = FiniteRecord(len(task.known), self.cost.nfe)
-        counted, drawn = CountedDenoiser(method.view(denoiser, task), record=record), 0
+        counted, drawn = CountedDenoiser(method.view(denoiser, task), record=record, on_call=on_call), 0
         assert counted.record is not None
 
         def randn() -> Tensor:
@@ -138,12 +137,8 @@ class Sampler:
             drawn += 1
             return _sent(noise.randn(drawn - 1, task.known.shape[1:]), task.known)
 
-        def report(done: int, total: int) -> None:
-            if self.on_step is not None:
-                self.on_step(done, total)
-
         task = replace(task, regions=method.regions(task))
-        run = RunContext(task, self.process, counted, self.timesteps, self.eta, randn, report)
+        run = RunContext(task, self.process, counted, self.timesteps, self.eta, randn)
         kind, within = task.known.device.type, isinstance(denoiser, CountedDenoiser)  # within: a sampler in a sampler
         bf16 = torch.is_autocast_enabled(kind) if within else self.bf16
         autocast = torch.autocast(kind, torch.bfloat16, enabled=bf16)
@@ -187,7 +182,6 @@ class Sampler:
                 x = _image(method.after_step(state, estimate, x), x, "after_step()", method)
             x, now = x.detach(), nxt
             done += 1
-            run.report(done, total)
         return x
 
 

@@ -13,6 +13,9 @@ from rad.diffusion.step import Denoised
 from rad.sampling.finite import FiniteRecord
 from rad.sampling.task import Task
 
+OnCall = Callable[[int, Tensor], None]
+"""(network calls so far, the estimate of x0, detached): called after each network call. An exception in it ends the run."""
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -34,17 +37,23 @@ class CountedDenoiser:
     """A denoiser that counts its work: network calls `nfe`, and backward passes `vjp`.
 
     A wrapped `CountedDenoiser` counts this work too, as does `within`, for a second denoiser in the run. `record` notes the first
-    call whose values are not finite; that of `within` is used where it has one.
+    call whose values are not finite; that of `within` is used where it has one. `on_call` also sees the calls of denoisers within
+    this one, whose estimates may have other shapes.
     """
 
     def __init__(
-        self, denoiser: Denoiser, *, within: "CountedDenoiser | None" = None, record: FiniteRecord | None = None
+        self,
+        denoiser: Denoiser,
+        *,
+        within: "CountedDenoiser | None" = None,
+        record: FiniteRecord | None = None,
+        on_call: OnCall | None = None,
     ) -> None:
         if isinstance(denoiser, CountedDenoiser):
             denoiser, within = denoiser.denoiser, denoiser
         self.denoiser, self.channels, self._within = denoiser, denoiser.channels, within
         self.record = record if within is None or within.record is None else within.record
-        self.nfe = self.vjp = 0
+        self.on_call, self.nfe, self.vjp = on_call, 0, 0
         self._kept: tuple[Tensor, NoiseLevel, Denoised] | None = None
 
     def denoise(self, x: Tensor, noise: NoiseLevel, *, keep: bool = False, trial: bool = False) -> Denoised:
@@ -55,6 +64,7 @@ class CountedDenoiser:
             self._note(x, noise, denoised)
         if keep:
             self._kept = (x.detach().clone(), noise, denoised)
+        self._report(denoised)
         return denoised
 
     def reuse(self, x: Tensor, noise: NoiseLevel) -> Denoised:
@@ -71,6 +81,7 @@ class CountedDenoiser:
         self._count(nfe=1)
         semantics = self.denoiser.semantic(x, noise, fine=fine)
         self._note(x, noise, semantics.estimate)
+        self._report(semantics.estimate)
         return semantics
 
     def gradient(self, loss: Tensor, x: Tensor, *, passes: int = 1) -> Tensor:
@@ -90,6 +101,12 @@ class CountedDenoiser:
             root = root._within
         if self.record is not None:
             self.record.add(root.nfe, x, noise, denoised)
+
+    def _report(self, denoised: Denoised) -> None:
+        if self.on_call is not None:
+            self.on_call(self.nfe, denoised.x0.detach())
+        if self._within is not None:
+            self._within._report(denoised)
 
 
 @dataclass(frozen=True)
@@ -143,8 +160,6 @@ class RunContext:
     timesteps: list[float]
     eta: float
     randn: Callable[[], Tensor]
-    report: Callable[[int, int], None]
-    """Progress callback: (steps done, total steps)."""
 
     def level(self, t: float) -> NoiseLevel:
         return level(self.process, t, self.task)

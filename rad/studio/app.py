@@ -2,7 +2,7 @@
 
 import asyncio
 import mimetypes
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request, Response
@@ -59,7 +59,8 @@ def create_api(service: Service) -> FastAPI:
         ".wasm": "application/wasm",
     }.items():
         mimetypes.add_type(kind, ending)  # some systems have no or another type for them
-    api.mount("/static", StaticFiles(directory=STATIC, check_dir=False))
+    if STATIC.is_dir():
+        api.mount("/static", StaticFiles(directory=STATIC))
     _add_errors(api)
     return api
 
@@ -112,5 +113,5 @@ def _add_errors(api: FastAPI) -> None:
         return _error(500, f"the server failed ({type(error).__name__}); its log shows where")
 
 
-def _error(status: int, message: str, headers: "dict[str, str] | None" = None) -> Response:
+def _error(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
     return JSONResponse({"error": message}, status, headers)

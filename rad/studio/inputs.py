@@ -11,8 +11,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from rad.images.codecs import naming_errors, open_image
 from rad.images.formats import open_file
-from rad.masks.files import load_mask
 from rad.masks.reading.format import MaskFormat
+from rad.masks.reading.hole import load_hole
 from rad.studio.uploads import Refused
 
 PREVIEW_SIDE = 512
@@ -48,12 +48,22 @@ def read_hole(data: bytes, format: MaskFormat, *, megapixels: float, image: Imag
     """The hole in a mask file, rounded to the 8 bits of its PNG. Raises Refused as `decode_image`."""
     _check_pixels(data, megapixels, "mask")
     try:
-        mask = load_mask(BytesIO(data), format, image=image, name="mask")
+        mask = load_hole(BytesIO(data), format, image=image, name="mask")
     except ValueError as error:
         raise Refused(422, str(error).replace("--", "")) from None
-    grey = np.uint8(np.rint(255 * mask.hole[0].numpy()))
-    values = (grey / 255).astype(np.float32)
-    return Hole(values, encode(Image.fromarray(grey)), mask.notes, mask.warnings)
+    grey = np.rint(255 * mask.hole).astype(np.uint8)
+    return Hole(as_hole(grey), encode(Image.fromarray(grey)), mask.notes, mask.warnings)
+
+
+def as_hole(grey: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The hole (H,W) in a mask of 8 bits, as `rad sample` reads it."""
+    return np.divide(grey, 255, dtype=np.float64).astype(np.float32)
+
+
+def read_written(png: bytes) -> NDArray[np.uint8]:
+    """The pixels (H,W) of `Hole.png`."""
+    with Image.open(BytesIO(png), formats=["PNG"]) as image:
+        return np.array(image)
 
 
 def empty_hole(image: Image.Image) -> Hole:

@@ -1,6 +1,7 @@
 """Counters of the service in the text format of Prometheus."""
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from rad.studio.service import Service
@@ -30,7 +31,7 @@ def metrics_text(service: Service) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _metric(name: str, kind: str, help: str, values: dict[str, float]) -> list[str]:
+def _metric(name: str, kind: str, help: str, values: Mapping[str, float]) -> list[str]:
     return [
         f"# HELP {name} {help}",
         f"# TYPE {name} {kind}",

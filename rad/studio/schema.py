@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from rad.masks.reading.format import MaskFormat
 from rad.studio.jobs.job import State
 
-NAME = r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}$"
+NAME = r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,99}$"
 EXTEND = r"^[0-9]{1,5},[0-9]{1,5},[0-9]{1,5},[0-9]{1,5}$"
 TEXT = r"^[^\x00]*$"
 

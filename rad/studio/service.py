@@ -3,19 +3,26 @@
 import json
 import time
 from collections.abc import Mapping
-from io import BytesIO
 from pathlib import PurePath
 
-import numpy as np
 from anyio import CapacityLimiter
 from PIL import Image
 
 from rad.console import did_you_mean, one_line
 from rad.inpainting.canvas.outpaint import Extension
-from rad.inpainting.result import Inpainted, Progress
+from rad.inpainting.result import Progress
 from rad.studio.fillers.filler import Filler, Hole, Plan, Speed
 from rad.studio.inputs import Hole as ReadHole
-from rad.studio.inputs import decode_image, empty_hole, encode, encode_preview, read_hole, without_paths
+from rad.studio.inputs import (
+    as_hole,
+    decode_image,
+    empty_hole,
+    encode,
+    encode_preview,
+    read_hole,
+    read_written,
+    without_paths,
+)
 from rad.studio.jobs.job import Files, Job
 from rad.studio.jobs.queue import JobQueue
 from rad.studio.jobs.turns import Turn, Turnstile
@@ -134,9 +141,8 @@ class Service:
     def _work(self, job: Job, filler: Filler, fields: InpaintFields, plan: Plan, data: bytes, mask: bytes) -> Files:
         """Fill the hole; the computation of a job."""
         image = decode_image(data, megapixels=self.options.max_megapixels)
-        with Image.open(BytesIO(mask), formats=["PNG"]) as opened:
-            grey = np.asarray(opened)
-        hole = (grey / 255).astype(np.float32)
+        grey = read_written(mask)
+        has_mask = fields.extend is None or bool(grey.any())
         turn, last = Turn(self._turnstile), 0.0
 
         def on_step(progress: Progress) -> None:
@@ -153,24 +159,14 @@ class Service:
 
         with turn:
             job.check()
-            result = filler.fill(fields, plan, image, hole if grey.any() or fields.extend is None else None, on_step)
+            result = filler.fill(fields, plan, image, as_hole(grey) if has_mask else None, on_step)
         job.nfe, job.seconds = result.nfe, turn.seconds
         self._speeds[filler.view.id].add(result, turn.seconds)
-        return _files(filler, fields, plan, result, mask, soft=bool(((grey > 0) & (grey < 255)).any()))
-
-
-def _files(filler: Filler, fields: InpaintFields, plan: Plan, result: Inpainted, mask: bytes, *, soft: bool) -> Files:
-    settings = sample_settings(filler, fields, plan, has_mask=fields.extend is None or soft or _any(mask), soft=soft)
-    private = ("image", "mask", "output", "prompt", "negative_prompt", "checkpoint")
-    public = {"model": filler.view.id} | {name: value for name, value in settings.items() if name not in private}
-    chunk = json.dumps(public, sort_keys=True)
-    images = [encode(image, settings=chunk) for image in result.images]
-    return Files(images, mask, (json.dumps(settings, indent=2) + "\n").encode())
-
-
-def _any(mask: bytes) -> bool:
-    with Image.open(BytesIO(mask), formats=["PNG"]) as image:
-        return image.getextrema() != (0, 0)
+        soft = bool(((grey > 0) & (grey < 255)).any())
+        settings = sample_settings(filler, fields, plan, has_mask=has_mask, soft=soft)
+        text = json.dumps(public_settings(filler.view.id, settings), sort_keys=True)
+        images = [encode(image, settings=text) for image in result.images]
+        return Files(images, mask, (json.dumps(settings, indent=2) + "\n").encode())
 
 
 def sample_settings(
@@ -198,6 +194,12 @@ def sample_settings(
     optional = {"steps": plan.steps, "margin": fields.margin, "extend": fields.extend, "guidance": fields.guidance}
     optional |= {"prompt": fields.prompt or None, "negative_prompt": fields.negative_prompt or None}
     return settings | {name: value for name, value in optional.items() if value is not None}
+
+
+def public_settings(model: str, settings: Mapping[str, object]) -> dict[str, object]:
+    """The settings that a PNG file contains, since images are passed on: no names of files, and no texts."""
+    private = ("checkpoint", "image", "mask", "output", "prompt", "negative_prompt")
+    return {"model": model} | {name: value for name, value in settings.items() if name not in private}
 
 
 def explain(error: Exception) -> str:

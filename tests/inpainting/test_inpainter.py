@@ -123,7 +123,7 @@ def test_known_pixels_are_the_inputs_and_the_hole_is_not(rad, policy, size):
 
 def test_composite_takes_no_pixel_of_a_soft_hole_from_the_input():
     image, filled = Image.new("RGB", (3, 1), (10, 20, 30)), Image.new("RGB", (3, 1), (40, 50, 60))
-    result = composite(image, filled, torch.tensor([[[0.0, 1.0, 1e-6]]]))
+    result = composite(image, filled, np.array([[[0.0, 1.0, 1e-6]]], np.float32))
     assert np.asarray(result)[0].tolist() == [[10, 20, 30], [40, 50, 60], [40, 50, 60]]
 
 
@@ -154,7 +154,7 @@ def test_all_hole_depends_on_no_pixel(rad, policy, method):
 def test_no_pixel_inside_the_hole_reaches_the_result(rad, policy, size, method):
     kinds = {kind: (hole > 0).float() for kind, hole in holes(*size).items()}
     image, secret = random_image(*size), random_image(*size, seed=7)
-    secrets = [composite(image, secret, hole) for hole in kinds.values()]
+    secrets = [composite(image, secret, hole.numpy()) for hole in kinds.values()]
     one, other = (
         rad(given, list(kinds.values()), method=method, steps=2, size_policy=policy)
         for given in ([image] * len(kinds), secrets)
@@ -187,19 +187,40 @@ def test_every_method_works_on_a_network(rad, coarse, name):
     )
     progress = []
     one, other = (
-        rad([given] * 2, hole, method=method, steps=3, names=["a", "b"], on_step=lambda *calls: progress.append(calls))
-        for given in (image, composite(image, secret, hole))
+        rad([given] * 2, hole, method=method, steps=3, names=["a", "b"], on_step=progress.append)
+        for given in (image, composite(image, secret, hole.numpy()))
     )
     cost = rad.sampler(method, steps=3).cost
     assert (one.nfe >= 2 * cost.nfe) if name == "copaint" else (one.nfe == 2 * cost.nfe)
     assert one.vjp == 2 * cost.vjp
     assert one.peak_memory > 2**20
-    assert not cost.nfe or progress[-1] == (2 * cost.nfe, 2 * cost.nfe)
+    assert len(progress) == 2 * max(1, one.nfe // 2), "one report for each network call of a batch"
+    assert (progress[-1].done, progress[-1].planned) == (one.nfe, 2 * cost.nfe)
     known = (hole[0] == 0).numpy()
     for number in range(2):
         assert np.array_equal(pixels(one.raw[number]), pixels(other.raw[number])), "the hole's content leaks"
         assert np.array_equal(pixels(one.images[number])[known], pixels(image)[known])
     assert np.array_equal(pixels(one.images[0]), pixels(one.images[1])) == (method.weights == "none")
+
+
+@pytest.mark.parametrize("name", [name for name, kind in METHODS.items() if not kind.needs_text])
+def test_grey_mask_values_have_an_effect_or_a_warning(rad, coarse, name):
+    settings = {
+        "m2s": {"coarse": str(coarse), "trips": "1"},
+        "mcgdiff": {"particles": "2"},
+        "vipaint": {"iterations": "2"},
+    }
+    method, image = create(name, settings.get(name)), random_image(SIZE, SIZE)
+    results = []
+    for value in (0.3, 0.9):
+        hole = value * box_hole(SIZE, SIZE, 3, 4, 12, 9)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            results.append(pixels(rad(image, hole, method=method, steps=3).raw[0]).astype(int)[hole[0].numpy() > 0])
+        messages = [(str(each.message), each.filename) for each in caught if "fills grey pixels" in str(each.message)]
+        expected = f"method {name!r} fills grey pixels of a mask completely: use 'rad' to keep part of the image"
+        assert messages == ([] if method.soft else [(expected, __file__)])
+    assert (np.abs(results[0] - results[1]).mean() > 2) == method.soft
 
 
 @pytest.mark.parametrize("name", [name for name, kind in METHODS.items() if kind.weights == "base"])
@@ -367,10 +388,18 @@ def test_without_memory_batches_are_halved_and_results_stay(rad):
         expected = rad(images, boxes, names=names, steps=2, batch_size=8)
     progress = []
     with counted(rad, limit=2) as network:
-        result = rad(images, boxes, names=names, steps=2, batch_size=7, on_step=lambda *done: progress.append(done))
+        result = rad(
+            images,
+            boxes,
+            names=names,
+            steps=2,
+            batch_size=7,
+            on_step=lambda state: progress.append((state.done, state.planned)),
+        )
     assert network.refused == [7, 4]
     assert network.batches == [2] * 8
     assert result.nfe == expected.nfe == 16
+    assert progress == sorted(progress)
     assert progress[-1] == (16, 16)
     assert all(np.array_equal(pixels(a), pixels(b)) for a, b in zip(result.images, expected.images, strict=True))
     with counted(rad, limit=0), pytest.raises(torch.OutOfMemoryError):
@@ -403,7 +432,7 @@ def test_planned_network_calls_equal_the_actual_ones(rad, policy, size):
             size_policy=policy,
             margin=3,
             batch_size=5,
-            on_step=lambda done, total: progress.append((done, total)),
+            on_step=lambda state: progress.append((state.done, state.planned)),
         )
     expected = 2 * windows * rad.sampler("rad", steps=1).cost.nfe
     assert network.calls == result.nfe == expected

@@ -35,17 +35,28 @@ def inpainters(models, tmp_path_factory):
     return {"pixels": pixels, "text": text}
 
 
-def fill(inpainter, method, seed):
+def fill(inpainter, method, seed, on_step=None):
     condition = PLAIN if inpainter.model.text is None else Condition("a boat", guidance=2.0)
     if seed % 2 and inpainter.model.text is not None:
         condition = replace(condition, prompt=f"a red house {seed}")
-    result = inpainter(IMAGE, HOLE, method=method, steps=3, seed=seed, condition=condition)
+    result = inpainter(IMAGE, HOLE, method=method, steps=3, seed=seed, condition=condition, on_step=on_step)
     return np.asarray(result.images[0]).tobytes()
 
 
 def in_threads(inpainter, calls):
     with ThreadPoolExecutor(4) as pool:
         return list(pool.map(lambda call: fill(inpainter, *call), calls))
+
+
+def in_threads_with_previews(inpainter, calls):
+    def looked_at(call):
+        previews = []
+        filled = fill(inpainter, *call, on_step=lambda progress: previews.extend(progress.previews()))
+        assert previews
+        return filled
+
+    with ThreadPoolExecutor(4) as pool:
+        return list(pool.map(looked_at, calls))
 
 
 def in_asyncio(inpainter, calls):
@@ -55,7 +66,7 @@ def in_asyncio(inpainter, calls):
     return asyncio.run(gathered())
 
 
-@pytest.mark.parametrize("run", [in_threads, in_asyncio])
+@pytest.mark.parametrize("run", [in_threads, in_threads_with_previews, in_asyncio])
 @pytest.mark.parametrize(
     ("kind", "methods"),
     [("pixels", ["rad", "ddnm", "dps", "repaint", "gradpaint"]), ("text", ["pilot", "replacement", "dps", BLEND])],

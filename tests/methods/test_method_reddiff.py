@@ -27,9 +27,7 @@ def run(method: REDDiff, times: list[int], *, noise: float = 0.0) -> Tensor:
     def draw() -> Tensor:
         return torch.full_like(WORLD.y, noise)
 
-    return method.run(
-        RunContext(task, process, CountedDenoiser(WORLD.denoiser), times, 0.0, draw, lambda done, total: None)
-    )
+    return method.run(RunContext(task, process, CountedDenoiser(WORLD.denoiser), times, 0.0, draw))
 
 
 @pytest.mark.parametrize("t", [100, 400])

@@ -13,6 +13,7 @@ from rad.networks.unet import patch
 from rad.rng import KeyedNoise, generator, key
 from rad.sampling.method import SamplingMethod
 from rad.sampling.sampler import Sampler
+from rad.sampling.state import CountedDenoiser
 from rad.sampling.task import Task
 from tests.tiny_networks import small_unet
 
@@ -170,10 +171,35 @@ def test_counts_and_plan():
     assert not sample.raw.requires_grad
 
 
-def test_steps_are_reported():
-    told = []
-    run(RegionAware(BETAS), original(), box(), on_step=lambda done, total: told.append((done, total)))
-    assert told == [(i + 1, 6) for i in range(6)]
+def test_every_network_call_is_reported_with_its_estimate():
+    estimates, calls = [], []
+
+    class Recorded:
+        channels = 3
+
+        def denoise(self, x, noise):
+            denoised = PRIOR.denoise(x, noise)
+            estimates.append(denoised.x0)
+            return denoised
+
+    sampler = Sampler(Uniform(BETAS), METHODS["gradpaint"](), steps=3)
+    with KeyedNoise(0, range(2)) as noise:
+        task = Task.from_image(original(), box())
+        sample = sampler(Recorded(), task, noise=noise, on_call=lambda *call: calls.append(call))
+    assert [number for number, _ in calls] == list(range(1, sample.nfe + 1))
+    assert all(torch.equal(x0, expected) for (_, x0), expected in zip(calls, estimates, strict=True))
+    assert not any(x0.requires_grad for _, x0 in calls)
+
+
+def test_denoisers_within_each_other_report_to_all_that_listen():
+    seen = {"outer": [], "inner": []}
+    outer = CountedDenoiser(PRIOR, on_call=lambda calls, x0: seen["outer"].append((calls, x0.shape[2])))
+    inner = CountedDenoiser(outer, on_call=lambda calls, x0: seen["inner"].append((calls, x0.shape[2])))
+    second = CountedDenoiser(PRIOR, within=inner)
+    noise = Uniform(BETAS).noise(torch.tensor([500, 500]))
+    for denoiser, size in ((outer, 16), (inner, 16), (second, 8)):
+        denoiser.denoise(original()[..., :size, :size], noise)
+    assert seen == {"outer": [(1, 16), (2, 16), (3, 8)], "inner": [(1, 16), (2, 8)]}
 
 
 def test_bad_settings_are_refused():

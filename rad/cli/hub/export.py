@@ -1,4 +1,4 @@
-"""`rad export`: an adapter merged into its base, or weights in float16."""
+"""`rad export`: an adapter merged into its base, weights in float16, or ONNX files."""
 
 import argparse
 import fnmatch
@@ -19,35 +19,50 @@ PARTS = (
 )  # fmt: skip
 """Folders of a model, as `save_pretrained` of diffusers names them."""
 
-WEIGHTS = ("*.safetensors", "adapter_model.bin", "diffusion_pytorch_model*.bin", "pytorch_model*.bin")
+WEIGHTS = ("*.safetensors", "*.onnx", "adapter_model.bin", "diffusion_pytorch_model*.bin", "pytorch_model*.bin")
 
 
 def parser() -> Parser:
     """The options of `rad export`."""
     result = Parser(
         prog=program("export"),
-        description="Export a trained model: merge its adapter into the base, or convert the weights to float16.",
+        description="Export a trained model: merge its adapter into the base, convert the weights to float16, or write ONNX "
+        "files, which run without PyTorch.",
     )
     result.add_argument(
         "checkpoint",
         metavar="CHECKPOINT",
         help="adapter, run folder, .ckpt of training, base model, or USER/NAME on the hub",
     )
-    result.add_argument("--output", required=True, metavar="FOLDER", help="new folder; it appears when it is complete")
+    result.add_argument("--output", metavar="FOLDER", help="new folder; it appears when it is complete")
     result.add_argument(
         "--merge", action="store_true", help="merge the adapter into its base; writes a diffusers folder"
     )
     result.add_argument("--half", action="store_true", help="store the weights in float16")
+    result.add_argument(
+        "--onnx",
+        nargs="?",
+        const="",
+        metavar="FOLDER",
+        help="write a pixel model as ONNX files, with its adapter merged; the folder may be given here in place of --output",
+    )
+    result.add_argument(
+        "--precision",
+        choices=("fp32", "fp16", "int8"),
+        help="of the weights in the ONNX files (default: fp32); they are computed with in float32",
+    )
+    result.add_argument(
+        "--base_weights", action="store_true", help="also write the base network as ONNX, for zero-shot methods"
+    )
     result.add_argument("--base", help="base model of the adapter (default: the base in its settings)")
-    result.add_argument("--overwrite", action="store_true", help="replace --output if it is a model folder")
+    result.add_argument("--overwrite", action="store_true", help="replace the output if it is a model folder")
     return result
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `rad export ...`. The folder goes to stdout."""
     options = parser().parse_args(arguments)
-    if not (options.merge or options.half):
-        raise ValueError("nothing to do: give --merge, --half, or both")
+    _check_options(options)
     from rad.images.atomic import replacing_folder, require_writable
     from rad.inpainting.runs import find_parts, find_trained
     from rad.resources import located
@@ -55,7 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parts = find_parts(options.checkpoint, options.base)
     if options.merge and parts.adapter is None:
         raise ValueError(f"{options.checkpoint} has no adapter to merge: give an adapter, or leave --merge out")
-    source, output = parts.adapter or _folder(parts.source, parts.revision), Path(options.output)
+    whole = located(parts.source) if options.onnx is not None else None  # a file will do, and names are fetched later
+    source, output = parts.adapter or whole or _folder(parts.source, parts.revision), Path(options.output)
     _check_output(output, source, overwrite=options.overwrite)
     if find_trained(given := located(options.checkpoint)) != given:
         report(f"{options.checkpoint}: using {source}")
@@ -66,9 +82,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return EXIT_OK
 
 
+def _check_options(options: argparse.Namespace) -> None:
+    """Raise ValueError for options that exclude each other; --output becomes the folder of --onnx."""
+    if options.onnx is None:
+        if not (options.merge or options.half):
+            raise ValueError("nothing to do: give --merge, --half, or both, or --onnx")
+        for name in ("precision", "base_weights"):
+            if getattr(options, name):
+                raise ValueError(f"--{name} is for ONNX files: give --onnx, or leave it out")
+    elif options.merge or options.half:
+        raise ValueError("--onnx merges the adapter itself: leave --merge out, and for --half give --precision fp16")
+    elif options.onnx and options.output:
+        raise ValueError(f"--onnx {options.onnx} and --output {options.output} both name the folder: give one of them")
+    options.output = options.onnx or options.output
+    if not options.output:
+        raise ValueError("the output is missing: give --output FOLDER")
+
+
 def _write(options: argparse.Namespace, parts: "Parts", source: Path, place: Path) -> None:
     from rad.models.hub.convert import save_half
 
+    if options.onnx is not None:
+        _write_onnx(options, parts, place)
+        return
     if not options.half:
         _merge(parts, place, options.output)
         return
@@ -96,6 +132,33 @@ def _merge(parts: "Parts", folder: Path, output: str) -> None:
         shutil.copyfile(image, folder / image.name)
 
 
+def _write_onnx(options: argparse.Namespace, parts: "Parts", place: Path) -> None:
+    from rad.models.load import load_model
+    from rad.models.weights import is_hub_id
+    from rad.resources import located
+    from rad.runtime.export import export_onnx, kind_of, require_onnx, require_pixels
+
+    require_onnx()
+    given = options.checkpoint.rstrip("/")
+    is_name = is_hub_id(given) and not located(given).exists()
+    name = Path(given).resolve().name.removesuffix(".ckpt").partition("@")[0]
+    kind = kind_of(parts.source, parts.revision) if parts.info is None else parts.info.kind
+    require_pixels(kind, name)
+    model = load_model(parts.source, revision=parts.revision, adapter=parts.adapter, info=parts.info)
+    differences = export_onnx(
+        model,
+        place,
+        name=name,
+        source=given if is_name else name,
+        precision=options.precision or "fp32",
+        base_weights=options.base_weights,
+    )
+    for result in differences:
+        report(
+            f"{result.file}: largest difference from PyTorch {result.difference:.2g}, {result.share:.2g} of its output"
+        )
+
+
 def _folder(source: str, revision: str | None) -> Path:
     """The folder of a model without an adapter, fetched if it is on the hub."""
     from rad.models.hub.download import WHOLE
@@ -114,6 +177,8 @@ def _check_output(output: Path, source: Path, *, overwrite: bool) -> None:
     """Raise ValueError for an output that exists, or that is the source, contains it or lies in it."""
     from rad.inpainting.runs import MODEL_FILES
 
+    marks = (*MODEL_FILES, "runtime.json")
+
     place, given = output.resolve(), source.resolve()
     if place == given or place in given.parents:
         raise ValueError(f"--output {output} holds the checkpoint itself: give another folder")
@@ -125,7 +190,7 @@ def _check_output(output: Path, source: Path, *, overwrite: bool) -> None:
         if not overwrite:
             raise ValueError(f"--output {output} exists: give another folder, or --overwrite")
         files = [path for path in sorted(output.rglob("*")) if path.is_symlink() or not path.is_dir()]
-        if not (any((output / name).exists() for name in MODEL_FILES) and any(map(_is_weights, files))):
+        if not (any((output / name).exists() for name in marks) and any(map(_is_weights, files))):
             raise ValueError(f"--output {output} is no model folder, and --overwrite replaces no other: give another")
         if foreign := next((path for path in files if not _is_of_model(path.relative_to(output))), None):
             raise ValueError(

@@ -116,7 +116,7 @@ class Worker:
         return Inputs(images, holes, conditions, [self.requests.stored(batch.label, job) for job in jobs])
 
     def fill(self, batch: Batch, inputs: Inputs, on_step: Callable[[int], None]) -> Inpainted:
-        """Fill the images of a batch; `on_step` receives the number of finished network calls."""
+        """Fill the images of a batch; `on_step` receives the number of finished network calls, at most the planned ones."""
         options = self.options
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", MaskWarning)  # reported before, for all masks in one line
@@ -129,7 +129,7 @@ class Worker:
                 **encoding(options),
                 names=[job.name for job in batch.jobs],
                 condition=inputs.conditions,
-                on_step=lambda done, _: on_step(done),
+                on_step=lambda progress: on_step(min(progress.done, progress.planned)),
             )
 
     def write(self, batch: Batch, inputs: Inputs, result: Inpainted) -> list[str]:

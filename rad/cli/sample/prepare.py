@@ -79,6 +79,7 @@ def prepare_method(
         hint = "" if preset == "ddpm" else f" ({preset!r} is its preset; {label.text},solver=ddpm takes another)"
         raise ValueError(f"{label.text}: {error}{hint}") from None
     unused = method.unused(**given) + (["steps"] if options.steps is not None and method.weights == "none" else [])
+    unused += ["soft_mask"] if options.soft_mask and not method.soft else []
     for name in unused:
         report(f"warning: --{name} has no effect on {label.text}")
     return schedule, result

@@ -39,16 +39,13 @@ def plan_windows(hole: NDArray[np.bool_], *, size: int, margin: int) -> list[Win
         size: S, side of the model's images in pixels.
         margin: between a window's edge and its core in pixels, below S / 2; 0 at the edge of the image.
     """
-    from skimage.measure import label, regionprops
-
     if min(hole.shape) < size or not 0 <= 2 * margin < size:
         raise ValueError(
             f"image is {hole.shape} and margin {margin}; expected sides of at least {size}, 0 <= margin < {size / 2}"
         )
     open_pixels = hole.copy()
     windows: list[Window] = []
-    for region in regionprops(label(hole, connectivity=2)):
-        top, left, bottom, right = (int(edge) for edge in region.bbox)
+    for top, left, bottom, right in component_boxes(hole):
         for rows in _cuts(top, bottom, hole.shape[0], size, margin):
             for columns in _cuts(left, right, hole.shape[1], size, margin):
                 window = Window((rows[0], columns[0], rows[1], columns[1]), (rows[2], columns[2], rows[3], columns[3]))
@@ -58,6 +55,53 @@ def plan_windows(hole: NDArray[np.bool_], *, size: int, margin: int) -> list[Win
                     windows.append(window)
     assert not open_pixels.any()
     return windows
+
+
+def component_boxes(hole: NDArray[np.bool_]) -> list[Box]:
+    """Bounding box of each 8-connected component of hole (H,W), in the order of their first pixels, row by row.
+
+    A row is cut into runs of hole pixels. Runs of neighbouring rows that touch are merged (union-find on whole arrays).
+    """
+    height, width = hole.shape
+    padded = np.zeros((height, width + 1), np.bool_)  # a column of known pixels ends the runs of a row
+    padded[:, :-1] = hole
+    changes = np.flatnonzero(np.diff(padded.ravel(), prepend=False))
+    starts, ends = changes[::2], changes[1::2]  # exclusive ends, both in the padded image
+    stride = width + 1
+    # A run touches those of the next row that end at or after its start, and start at or before its end.
+    first = np.searchsorted(ends, starts + stride)
+    last = np.searchsorted(starts, ends + stride, side="right")
+    counts = np.maximum(last - first, 0)
+    upper = np.repeat(np.arange(len(starts)), counts)
+    lower = np.arange(len(upper)) - np.repeat(np.cumsum(counts) - counts - first, counts)
+    root = _roots(len(starts), upper, lower)
+
+    numbers, number = np.unique(root, return_inverse=True)
+    tops, lefts, bottoms, rights = (np.full(len(numbers), fill) for fill in (height, width, 0, 0))
+    rows = starts // stride
+    np.minimum.at(tops, number, rows)
+    np.minimum.at(lefts, number, starts - rows * stride)
+    np.maximum.at(bottoms, number, rows + 1)
+    np.maximum.at(rights, number, ends - rows * stride)
+    return [
+        (top, left, bottom, right)
+        for top, left, bottom, right in np.stack([tops, lefts, bottoms, rights], 1).tolist()  # plain ints
+    ]
+
+
+def _roots(count: int, first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The smallest node of each node's component, (count,), in a graph with edges from `first` to `second`."""
+    root = np.arange(count)
+    while True:
+        one_end, other_end = root[first], root[second]
+        apart = one_end != other_end
+        if not apart.any():
+            return root
+        first, second = first[apart], second[apart]
+        ends = one_end[apart], other_end[apart]
+        np.minimum.at(root, np.maximum(*ends), np.minimum(*ends))
+        while not np.array_equal(following := root[root], root):
+            root = following
 
 
 def _cuts(first: int, last: int, length: int, size: int, margin: int) -> list[tuple[int, int, int, int]]:

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
-from scipy import ndimage
 
 from rad.masks.reading.format import MaskFormat
 from rad.masks.reading.values import END, is_clean, levels_of
@@ -73,6 +72,8 @@ def painted_over(pixels: np.ndarray, reference: np.ndarray) -> np.ndarray | None
 
     Raises ValueError where the paint has the colour of the image beside it.
     """
+    from scipy import ndimage
+
     difference = _distance(pixels, reference)
     same = difference == 0
     if same.mean() >= 0.05 and ((difference > 0) & (difference <= 8)).mean() <= 0.02 and _is_varied(pixels[same]):

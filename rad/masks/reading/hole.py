@@ -7,7 +7,6 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from scipy import ndimage
 
 from rad.images.formats import open_file
 from rad.masks.reading.channels import find_channel
@@ -79,9 +78,14 @@ def load_hole(
 
 def dilate(hole: Hole, pixels: int) -> Hole:
     """The hole (H,W), grown by `pixels` in each direction (a square)."""
+    if not pixels:
+        return hole
+    from scipy import ndimage
+
     for axis, length in enumerate(hole.shape):
         if reach := min(pixels, length):
-            hole = ndimage.maximum_filter1d(hole, 2 * reach + 1, axis=axis, mode="constant", cval=0.0)
+            grown = ndimage.maximum_filter1d(hole, 2 * reach + 1, axis=axis, mode="constant", cval=0.0)
+            hole = np.asarray(grown, np.float32)
     return hole
 
 

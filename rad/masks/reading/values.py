@@ -2,7 +2,6 @@
 
 import numpy as np
 from PIL import Image
-from scipy import ndimage
 
 END = 16 / 255
 """Distance from black and white that JPEG and resampling explain."""
@@ -82,6 +81,8 @@ def is_clean(values: np.ndarray, *, top: float, lossy: bool) -> bool:
         return True
     if grey.mean() > 0.5:
         return False
+    from scipy import ndimage
+
     width = 9 if lossy else 5  # JPEG stores colour in blocks of 16 pixels
     edge = np.logical_and(ndimage.maximum_filter(black, width), ndimage.maximum_filter(white, width))
     return bool(np.mean(grey & ~edge) <= most)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rad.inpainting.result import Inpainted, Progress
-from rad.studio.schema import InpaintFields, MethodView, ModelView
+from rad.studio.schema import InpaintFields, MethodView, ModelView, Solver, Spacing
 
 Hole = NDArray[np.float32]
 """(H,W) in [0,1], 1 = fill."""
@@ -30,8 +30,8 @@ class Plan:
     """
 
     steps: int | None
-    solver: str
-    spacing: str
+    solver: Solver
+    spacing: Spacing
     eta: float
     settings: dict[str, str]
     nfe: int
@@ -93,6 +93,6 @@ class Speed:
             return statistics.median(self._rates) if self._rates else None
 
 
-def setting_text(name: str, value: bool | int | float | str) -> str:
+def setting_text(value: bool | int | float | str) -> str:
     """A JSON value as the text of a setting."""
     return str(value).lower() if isinstance(value, bool) else value if isinstance(value, str) else repr(value)

@@ -57,7 +57,7 @@ class TorchFiller:
             unused += [name for name in ("steps", "budget_nfe", "budget_seconds") if getattr(fields, name) is not None]
         else:
             steps = schedule.steps
-        settings = {item.name: setting_text(item.name, getattr(method, item.name)) for item in fields_of(method)}
+        settings = {item.name: setting_text(getattr(method, item.name)) for item in fields_of(method)}
         warnings = [f"{name} has no effect on {method.name}" for name in unused]
         return Plan(steps, schedule.solver, schedule.spacing, schedule.eta, settings, work.nfe * windows, warnings)
 
@@ -102,7 +102,7 @@ class TorchFiller:
             raise ValueError(
                 f"method {fields.method!r} is not available on {self.view.id}; allowed are {', '.join(self.methods)}"
             )
-        return create(fields.method, {name: setting_text(name, value) for name, value in fields.set.items()})
+        return create(fields.method, {name: setting_text(value) for name, value in fields.set.items()})
 
     def _condition(self, fields: InpaintFields, method: Method) -> Condition:
         condition = Condition(fields.prompt, fields.negative_prompt, fields.guidance)
@@ -125,7 +125,7 @@ class TorchFiller:
         each, least = rate(), cost(method, 1, base_process=process, spacing=spacing).units
         calls = int(fields.budget_seconds / each / max(1, windows))
         try:
-            return steps_within(method, max(1, calls), base_process=process, spacing=spacing)
+            return steps_within(method, calls, base_process=process, spacing=spacing)
         except ValueError:
             raise ValueError(
                 f"budget_seconds is {fields.budget_seconds:g}; {method.name} takes about {least * each * windows:.2g} seconds "

@@ -1,0 +1,104 @@
+"""Filling the windows of canvases without torch, in batches, with progress; see `rad.inpainting.filling`."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from rad.errors import NotFiniteError
+from rad.inpainting.canvas.composite import Canvas
+from rad.inpainting.canvas.preview import Finisher, preview
+from rad.inpainting.canvas.windows import Window, next_wave
+from rad.inpainting.result import Progress
+from rad.runtime.sampling.denoiser import Denoiser
+from rad.runtime.sampling.noise import KeyedNoise
+from rad.runtime.sampling.process import Floats
+from rad.runtime.sampling.sampler import Sampler
+
+Job = tuple[Canvas, Window]
+OnStep = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class WindowFiller:
+    """Fills canvases with one sampler. `batch_size`: windows in a network call; halved for the rest when memory runs out."""
+
+    sampler: Sampler
+    denoiser: Denoiser
+    seed: int
+    batch_size: int
+
+    def run(self, canvases: Sequence[Canvas], reporter: "Reporter | None") -> tuple[int, float]:
+        """Fill all windows, wave by wave, in place. Returns the network calls and the seconds in the sampling loops."""
+        nfe, seconds, batch_size = 0, 0.0, self.batch_size
+        while any(canvas.windows for canvas in canvases):
+            jobs = [(c, w) for c in canvases if c.windows for w in next_wave(c.unknown, list(c.windows))]
+            while jobs:
+                batch, began = jobs[:batch_size], time.perf_counter()
+                try:
+                    self._fill_batch(batch, reporter)
+                except MemoryError:
+                    if len(batch) == 1:
+                        raise
+                    batch_size = (len(batch) + 1) // 2
+                    continue
+                seconds += time.perf_counter() - began
+                nfe += self.sampler.nfe * len(batch)
+                jobs = jobs[len(batch) :]
+        return nfe, seconds
+
+    def _fill_batch(self, jobs: Sequence[Job], reporter: "Reporter | None") -> None:
+        pixels, hole = (np.stack(part) for part in zip(*(canvas.cut(window) for canvas, window in jobs), strict=True))
+        names = [canvas.job_name(window) for canvas, window in jobs]
+        noise = KeyedNoise(self.seed, names, [canvas.sample for canvas, _ in jobs])
+        with _naming([str(canvas.name) for canvas, _ in jobs]):
+            on_call = None if reporter is None else reporter.begin(jobs)
+            outputs = self.sampler(self.denoiser, pixels, hole, noise=noise, on_call=on_call)
+        for (canvas, window), output in zip(jobs, outputs, strict=True):
+            canvas.paste(window, output)
+        if reporter is not None:
+            reporter.end(jobs, self.sampler.nfe)
+
+
+class Reporter:
+    """Calls `on_step` after each network call of a run. `canvases`: in the order of the results; `nfe`: of one window."""
+
+    def __init__(self, on_step: OnStep, canvases: Sequence[Canvas], finisher: Finisher, *, nfe: int) -> None:
+        self._on_step, self._finisher = on_step, finisher
+        self._numbers = {id(canvas): number for number, canvas in enumerate(canvases)}
+        self._planned = nfe * sum(len(canvas.windows) for canvas in canvases)
+        self._finished = self._most = 0
+
+    def begin(self, jobs: Sequence[Job]) -> Callable[[int, Floats], None]:
+        """The callback of a batch."""
+        return lambda calls, x0: self._report(self._finished + calls * len(jobs), jobs, x0)
+
+    def end(self, jobs: Sequence[Job], calls: int) -> None:
+        """Count the calls of each window of a finished batch."""
+        self._finished += calls * len(jobs)
+
+    def _report(self, done: int, jobs: Sequence[Job], x0: Floats) -> None:
+        self._most = max(self._most, done)  # a batch that is repeated with less memory counts once
+        numbers = tuple(dict.fromkeys(self._numbers[id(canvas)] for canvas, _ in jobs))
+        self._on_step(Progress(self._most, self._planned, lambda: self._previews(jobs, x0), numbers))
+
+    def _previews(self, jobs: Sequence[Job], x0: Floats) -> list:
+        canvases = {id(canvas): canvas for canvas, _ in jobs}
+        estimates: dict[int, dict[Window, Floats]] = {key: {} for key in canvases}
+        for (canvas, window), row in zip(jobs, x0, strict=True):
+            estimates[id(canvas)][window] = row
+        return [
+            self._finisher.preview(self._numbers[key], preview(canvas, estimates[key]))
+            for key, canvas in canvases.items()
+        ]
+
+
+@contextmanager
+def _naming(names: Sequence[str]) -> Iterator[None]:
+    """Context whose NotFiniteErrors name the images of a batch."""
+    try:
+        yield
+    except NotFiniteError as error:
+        raise NotFiniteError(error.reason, error.rows, names) from None

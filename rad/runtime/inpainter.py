@@ -1,0 +1,160 @@
+"""Inpainting with NumPy and ONNX Runtime: `OnnxInpainter.from_pretrained(folder)(image, mask, steps=20, seed=0)`."""
+
+import os
+from collections.abc import Callable, Sequence
+
+from rad.arguments import integer
+from rad.diffusion.choices import Solver, Spacing
+from rad.inpainting.arrays import ImageLike, MaskLike
+from rad.inpainting.canvas.composite import Floats, Layout, SizePolicy
+from rad.inpainting.canvas.outpaint import Extension
+from rad.inpainting.canvas.preview import Finisher
+from rad.inpainting.inputs import Inputs, find_extension
+from rad.inpainting.keywords import understood
+from rad.inpainting.memory import peak_memory, reset_peak_memory
+from rad.inpainting.result import Inpainted, Progress
+from rad.keys import Part, check_seed
+from rad.masks.reading.format import MaskChannel, MaskFormat, MaskResize, Polarity
+from rad.runtime.filling import Reporter, WindowFiller
+from rad.runtime.folder import ExportedModel
+from rad.runtime.network import OnnxNetwork
+from rad.runtime.sampling.denoiser import Denoiser
+from rad.runtime.sampling.methods import METHODS, find
+from rad.runtime.sampling.process import RegionAware, Uniform
+from rad.runtime.sampling.sampler import Sampler
+
+
+class OnnxInpainter:
+    """Inpainting pipeline for images of any size, with NumPy and ONNX Runtime on the CPU; it loads no torch.
+
+    Results equal those of `rad.Inpainter` to within one grey level. Threads may share it.
+
+    Example:
+        inpainter = OnnxInpainter.from_pretrained("rad-onnx")    # a folder of `rad export CHECKPOINT --onnx rad-onnx`
+        result = inpainter("photo.png", "mask.png", size_policy="crop")   # white in the mask = fill
+        result.images[0].save("filled.png")
+
+    Args:
+        model: an exported model. threads: of one network call; None: one for each CPU core.
+
+    Attributes:
+        size: (height, width) of the model's images in pixels.
+        methods: names of the methods that the model has: "rad" with RAD's weights, "repaint" with base weights.
+    """
+
+    def __init__(self, model: ExportedModel, *, threads: int | None = None) -> None:
+        if threads is not None:
+            threads = integer("threads", threads, low=1, high=1024)
+        self.model, self.threads, self.size = model, threads, model.size
+        files = {file: OnnxNetwork(file, threads=threads) for file in model.networks.values()}  # one may serve both
+        self._networks = {name: files[file] for name, file in model.networks.items()}
+        self.methods = tuple(name for name, kind in METHODS.items() if kind.weights in self._networks)
+
+    def __repr__(self) -> str:
+        height, width = self.size
+        return (
+            f"OnnxInpainter({str(self.model.folder)!r}, size={width}x{height}, precision={self.model.precision!r}, "
+            f"methods={self.methods!r})"
+        )
+
+    @classmethod
+    @understood
+    def from_pretrained(cls, path: str | os.PathLike[str], *, threads: int | None = None) -> "OnnxInpainter":
+        """Load a folder that `rad export CHECKPOINT --onnx FOLDER` wrote.
+
+        Raises FileNotFoundError for a missing file, ValueError for a damaged one or another version of the format.
+        """
+        return cls(ExportedModel.read(path), threads=threads)
+
+    @understood
+    def __call__(
+        self,
+        image: ImageLike | Sequence[ImageLike],
+        mask: MaskLike | Sequence[MaskLike] | None = None,
+        *,
+        method: object = "rad",
+        steps: int | None = None,
+        eta: float | None = None,
+        solver: Solver | None = None,
+        spacing: Spacing | None = None,
+        seed: int = 0,
+        num_samples: int = 1,
+        mask_polarity: Polarity = "white_is_fill",
+        mask_channel: MaskChannel = "auto",
+        mask_threshold: float | None = None,
+        soft_mask: bool = False,
+        mask_resize: MaskResize = "error",
+        mask_dilate: int = 0,
+        size_policy: SizePolicy = "error",
+        margin: int | None = None,
+        batch_size: int = 8,
+        names: Sequence[Part] | Part | None = None,
+        feather: int = 0,
+        extend: Extension | tuple[int, int, int, int] | None = None,
+        on_step: Callable[[Progress], None] | None = None,
+    ) -> Inpainted:
+        """Fill the holes of one image or several, see `rad.Inpainter`, whose arguments and defaults these are.
+
+        Args:
+            mask: a generator, such as "wide", needs torch, which draws its holes; other masks do not.
+            method: a name in `methods`, or an instance such as `rad.runtime.RePaint(resamplings=5)`.
+            feather: needs SciPy, if above 0.
+
+        Raises ValueError or FileNotFoundError for an unsuitable input or option, before any network call.
+        """
+        seed, layout, extension = check_seed(seed), Layout(self.size, size_policy, margin), find_extension(extend, mask)
+        integer("num_samples", num_samples, low=1, high=10**4)
+        integer("batch_size", batch_size, low=1, high=2**16)
+        integer("feather", feather, low=0, high=2**16)
+        format = MaskFormat(
+            polarity=mask_polarity,
+            channel=mask_channel,
+            threshold=mask_threshold,
+            soft=soft_mask,
+            resize=mask_resize,
+            dilate=mask_dilate,
+        )
+        inputs = Inputs.align(image, mask, names=names)
+        sampler = self.sampler(method, steps=steps, eta=eta, solver=solver, spacing=spacing)
+        inputs, holes = inputs.extended(extension, inputs.read(format, seed))
+        rows = zip(inputs.images, holes, inputs.names, strict=True)
+        canvases = [canvas for row in rows for canvas in layout.canvases(*row, samples=num_samples)]
+        finisher = Finisher(inputs.images, holes, num_samples, feather)
+        filler = WindowFiller(sampler, self.denoiser(sampler.method.weights), seed, batch_size)
+        reporter = None if on_step is None else Reporter(on_step, canvases, finisher, nfe=sampler.nfe)
+        reset_peak_memory()
+        nfe, seconds = filler.run(canvases, reporter)
+        finished, raw = finisher.finish(canvases)
+        return Inpainted(finished, raw, nfe, 0, seconds, peak_memory())
+
+    def sampler(
+        self,
+        method: object,
+        *,
+        steps: int | None = None,
+        eta: float | None = None,
+        solver: Solver | None = None,
+        spacing: Spacing | None = None,
+    ) -> Sampler:
+        """The reverse loop of a method on this model; see `rad.Inpainter.sampler`. None is the method's preset.
+
+        Raises ValueError for a choice that the model or the method does not support.
+        """
+        chosen = find(method, self.methods)
+        model = self.model
+        process = (
+            RegionAware(model.betas, time_origin=model.time_origin) if chosen.weights == "rad" else Uniform(model.betas)
+        )
+        schedule = chosen.choose(steps=steps, solver=solver, spacing=spacing, eta=eta)
+        return Sampler(process, chosen, **vars(schedule))
+
+    def denoiser(self, weights: str) -> Denoiser:
+        """The denoiser of the network "rad" or "base"."""
+        model = self.model
+        return Denoiser(
+            self._networks[weights], model.prediction, clip=model.clip, learned_variance=model.learned_variance[weights]
+        )
+
+    def count_windows(self, hole: Floats, *, size_policy: SizePolicy = "error", margin: int | None = None) -> int:
+        """Number of windows for a hole (1,H,W) float32. Each costs `sampler(...).nfe` network calls per sample."""
+        return len(Layout(self.size, size_policy, margin).plan(hole)[1])
