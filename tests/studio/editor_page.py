@@ -20,7 +20,7 @@ STATIC = Path(rad.studio.__file__).parent / "static"
 POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'"
 PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Editor</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<link rel="stylesheet" href="/page.css"><link rel="stylesheet" href="/css/editor.css">
+<link rel="icon" href="data:,"><link rel="stylesheet" href="/page.css"><link rel="stylesheet" href="/css/editor.css">
 <script type="module" src="/page.js"></script></head><body><section id="editor"></section></body></html>"""
 STYLE = """
 :root { color-scheme: light dark; --background: #f4f5f7; --surface: #fff; --text: #1a1d23; --muted: #5b6270;
@@ -163,17 +163,18 @@ class EditorPage:
 
     def drag(self, points: list[tuple[float, float]], **more: object) -> None:
         """Presses at the first page position and releases at the last."""
+        held = 4 if more.get("button") == "middle" else 1
         self.mouse("Moved", *points[0], **(more | {"button": "none"}))
-        self.mouse("Pressed", *points[0], buttons=1, **more)
+        self.mouse("Pressed", *points[0], buttons=held, **more)
         for point in points[1:]:
-            self.mouse("Moved", *point, buttons=1, **more)
+            self.mouse("Moved", *point, buttons=held, **more)
         self.mouse("Released", *points[-1], buttons=0, **more)
         self.frame()
 
     def key(self, key: str, *, modifiers: int = 0, up: bool = True) -> None:
         """Modifiers: 1 Alt, 2 Control, 8 Shift."""
-        names = {" ": "Space", "Enter": "Enter"}
-        event = {"key": key, "code": names.get(key, key), "modifiers": modifiers}
+        codes = {"Tab": 9, "Enter": 13, "Escape": 27, " ": 32}
+        event = {"key": key, "code": key, "modifiers": modifiers, "windowsVirtualKeyCode": codes.get(key, 0)}
         self.driver.execute_cdp_cmd("Input.dispatchKeyEvent", event | {"type": "rawKeyDown"})
         if up:
             self.driver.execute_cdp_cmd("Input.dispatchKeyEvent", event | {"type": "keyUp"})

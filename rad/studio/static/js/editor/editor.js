@@ -157,6 +157,11 @@ export class Editor extends EventTarget {
     }
   }
 
+  /** Saves the work in this browser now; it is also saved a moment after each change. */
+  save() {
+    return this.#saver.flush();
+  }
+
   /** @returns {Promise<{picture: Picture, view: Blob | null}>} `view`: the converted file, where one was needed */
   async #decode(blob) {
     const picture = await Picture.decode(blob).catch(() => null);

@@ -4,13 +4,14 @@ import { Storage } from "./storage.js";
 
 /** @typedef {import("./storage.js").Saved} Saved */
 
-const PAUSE = 700;
+const PAUSE = 300;
 
 export class Saver {
   #storage = new Storage();
   #timer = 0;
   /** @type {Saved["image"] | null} that is not saved yet */ #image = null;
   #failed = false;
+  /** @type {Promise<void>} */ #written = Promise.resolve();
 
   /**
    * @param {() => Saved["edit"] | null} edit the state to save; null: none
@@ -23,21 +24,28 @@ export class Saver {
     window.addEventListener("pagehide", () => this.flush());
   }
 
-  /** @param {Saved["image"]} image to save with the next edit */
+  /** @param {Saved["image"]} image to save with the next edit, at once */
   keepImage(image) {
     this.#image = image;
+    this.#timer = setTimeout(() => this.flush(), 0);
   }
 
   schedule() {
     clearTimeout(this.#timer);
-    this.#timer = setTimeout(() => this.flush(), PAUSE);
+    this.#timer = setTimeout(() => this.flush(), this.#image ? 0 : PAUSE);
   }
 
-  /** Saves what is scheduled. */
-  async flush() {
-    if (!this.#timer) return;
-    clearTimeout(this.#timer);
-    this.#timer = 0;
+  /** Saves what is scheduled; resolves when all is written, or was refused. */
+  flush() {
+    if (this.#timer) {
+      clearTimeout(this.#timer);
+      this.#timer = 0;
+      this.#written = this.#write();
+    }
+    return this.#written;
+  }
+
+  async #write() {
     const edit = this.edit();
     const image = this.#image;
     this.#image = null;

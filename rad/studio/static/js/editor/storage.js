@@ -88,6 +88,7 @@ export class Storage {
     });
     if (image) write.objectStore("images").put(image, this.#tab);
     write.objectStore("edits").put({ ...edit, saved: Date.now() }, this.#tab);
+    write.commit(); // a page that is being left does not wait for answers
     await done;
     await this.#forget(database);
   }
