@@ -2,7 +2,7 @@
 
 import { button, h } from "./dom.js";
 import { paint } from "./images.js";
-import { methodTitle, ordinal, plural, secondsText, STATES } from "./words.js";
+import { methodTitle, ordinal, plural, secondsText, sentence, STATES } from "./words.js";
 
 const PREVIEW = 512;
 const FINISHED = 1024;
@@ -130,7 +130,7 @@ export class Lane extends EventTarget {
     this.frame.disabled = this.state !== "done";
     this.frame.setAttribute("aria-label", this.state === "done" ? `Open the result of ${this.title}` : `Preview of ${this.title}`);
     const waiting = this.state === "queued" && position !== null ? (position ? `${plural(position, "run")} before this one` : "Next in the queue") : "";
-    this.text.textContent = [this.message || waiting, ...(warnings ?? [])].filter(Boolean).join(" ");
+    this.text.textContent = [this.message || waiting, ...(warnings ?? [])].filter(Boolean).map(sentence).join(" ");
     this.text.hidden = !this.text.textContent;
     if (this.shownState !== `${this.state} ${this.place}`) this.renderActions();
   }

@@ -1,6 +1,7 @@
 /** The banner for a server that does not answer, and messages. */
 
 import { button, h } from "./dom.js";
+import { sentence } from "./words.js";
 
 /** Messages of the page. */
 export class Notices {
@@ -28,6 +29,7 @@ export class Notices {
    * @param {{error?: boolean}} [options]
    */
   show(text, { error = true } = {}) {
+    text = sentence(text);
     for (const old of this.list.children) if (old.firstChild.textContent === text) old.remove();
     const notice = h("div.notice", { role: error ? "alert" : "status", class: `notice ${error ? "error" : "info"}` },
       h("span", {}, text), button("", () => notice.remove(), { icon: "close", look: "icon quiet", label: "Close this message" }));

@@ -4,6 +4,7 @@ import { button, h } from "./dom.js";
 import { selectInput } from "./fields.js";
 import { download, paint, paintExtended, stem } from "./images.js";
 import { Slider } from "./slider.js";
+import { sentence } from "./words.js";
 
 const SHOWN = 2048;
 const THUMBNAIL = 96;
@@ -57,7 +58,7 @@ export class ResultView extends EventTarget {
     this.renderFiles();
     const texts = lane.update.warnings ?? [];
     this.warnings.hidden = !texts.length;
-    this.warnings.textContent = texts.join(" ");
+    this.warnings.textContent = texts.map(sentence).join(" ");
     await this.compare();
   }
 

@@ -64,3 +64,9 @@ export function ordinal(place) {
 export function secondsText(value) {
   return value < 60 ? `${value.toFixed(1)} s` : `${Math.floor(value / 60)} min ${Math.round(value % 60)} s`;
 }
+
+/** A message of the server as a sentence: a capital at its beginning and a full stop. @param {string} text */
+export function sentence(text) {
+  const ended = /[.!?]$/.test(text) ? text : `${text}.`;
+  return ended[0].toUpperCase() + ended.slice(1);
+}
