@@ -260,3 +260,37 @@ def test_broken_files_and_bodies_are_explained(client):
     assert "content type" in error(415, content=b"x", headers={"content-type": "text/plain"})
     assert "form cannot be read" in error(422, content=b"x", headers={"content-type": "multipart/form-data"})
     assert "twice" in error(422, files=[("image", photo()), ("image", photo())])
+
+
+def test_an_extended_image_needs_no_mask_and_is_reproduced(client, tmp_path, monkeypatch):
+    answer = client.post("/v1/inpaint", files={"image": ("a.png", photo())}, data={"steps": 2, "extend": "0,4,10,0"})
+    job = finished(client, answer.json()["id"])
+    assert (job["width"], job["height"]) == (50, 32)
+    result = pixels(client.get(f"/v1/jobs/{job['id']}/images/0").content)
+    np.testing.assert_array_equal(result[4:, :40], pixels(photo()))
+    assert not pixels(client.get(f"/v1/jobs/{job['id']}/mask").content).any()
+    settings = client.get(f"/v1/jobs/{job['id']}/settings").json()
+    assert settings["extend"] == "0,4,10,0"
+    assert "mask" not in settings
+    both = fill(client, extend="3,0,0,0")
+    result = pixels(client.get(f"/v1/jobs/{both['id']}/images/0").content)
+    known = pixels(box()) == 0
+    np.testing.assert_array_equal(result[:, 3:][known], pixels(photo())[known])
+
+
+def test_previews_are_small_images_of_a_job_that_somebody_follows(client, monkeypatch):
+    monkeypatch.setattr("rad.studio.service.BETWEEN_PREVIEWS", 0.0)
+    job = fill(client, steps=10)
+    assert job["preview"] > 3
+    preview = pixels(client.get(f"/v1/jobs/{job['id']}/preview").content)
+    known = pixels(box()) == 0
+    assert preview.shape == (28, 40, 3)
+    np.testing.assert_array_equal(preview[known], pixels(photo())[known])
+    large = random_image(600, 900, seed=1)
+    answer = client.post(
+        "/v1/inpaint",
+        files={"image": png(large), "mask": box(900, 600)},
+        data={"steps": 3, "name": "a.png"},
+    )
+    job = finished(client, answer.json()["id"])
+    assert pixels(client.get(f"/v1/jobs/{job['id']}/preview").content).shape == (341, 512, 3)

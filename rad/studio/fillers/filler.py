@@ -96,3 +96,18 @@ class Speed:
 def setting_text(value: bool | int | float | str) -> str:
     """A JSON value as the text of a setting."""
     return str(value).lower() if isinstance(value, bool) else value if isinstance(value, str) else repr(value)
+
+
+def check_amounts(fields: InpaintFields) -> None:
+    """Raise ValueError if more than one field sets the number of steps."""
+    given = [name for name in ("steps", "budget_nfe", "budget_seconds") if getattr(fields, name) is not None]
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} both set the number of steps: give one of them")
+
+
+def too_little(budget: float, method: str, least: float) -> ValueError:
+    """The error for a budget in seconds that is below the `least` of a method."""
+    return ValueError(
+        f"budget_seconds is {budget:g}; {method} takes about {least:.2g} seconds or more here: give more seconds, or a "
+        "smaller hole"
+    )

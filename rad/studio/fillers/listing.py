@@ -45,7 +45,7 @@ def _view(name: str, method: Method, nfe: int, vjp: int, inpainter: Inpainter) -
         spacing=schedule.spacing,
         eta=schedule.eta,
         solvers=_solvers(method),
-        soft=method.weights == "adapter" or name == "differential",
+        soft=method.soft,
         settings=[_setting(item, get_type_hints(type(method))[item.name]) for item in fields(method)],
     )
 

@@ -1,9 +1,10 @@
 """Loads the models of a server."""
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path, PurePath
 
-from rad.resources import located
+from rad.resources import located, pip_install
 from rad.studio.fillers.filler import Filler
 from rad.studio.options import DEFAULT_CHECKPOINTS, StudioOptions
 
@@ -41,7 +42,14 @@ def _load(id: str, source: str, options: StudioOptions) -> Filler:
 
 
 def _load_onnx(id: str, source: str, folder: Path, options: StudioOptions) -> Filler:
-    raise ValueError(f"--checkpoint {source} needs rad.runtime, which this installation lacks")
+    if options.device not in ("auto", "cpu"):
+        raise ValueError(f"--device {options.device} has no effect on {source}, which runs on the CPU: leave it out")
+    if find_spec("onnxruntime") is None:
+        raise ValueError(f"--checkpoint {source} needs onnxruntime: {pip_install('onnx')}")
+    from rad.runtime.inpainter import OnnxInpainter
+    from rad.studio.fillers.onnx_filler import OnnxFiller
+
+    return OnnxFiller(id, source, OnnxInpainter.from_pretrained(folder))
 
 
 def model_id(source: str, taken: Sequence[str] | dict[str, Filler]) -> str:

@@ -7,12 +7,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+from rad.inpainting.canvas.outpaint import Extension
 from rad.inpainting.inpainter import Inpainter
 from rad.inpainting.result import Inpainted, Progress
 from rad.methods.registry import cost, create, steps_within
 from rad.models.loaded_model import PLAIN, Condition
 from rad.sampling.method import Method
-from rad.studio.fillers.filler import Hole, Plan, setting_text
+from rad.studio.fillers.filler import Hole, Plan, check_amounts, setting_text, too_little
 from rad.studio.fillers.listing import list_methods
 from rad.studio.schema import InpaintFields, ModelView
 
@@ -72,7 +73,7 @@ class TorchFiller:
         method = create(fields.method, plan.settings)
         return self.inpainter(
             image,
-            np.zeros((image.height, image.width), np.float32) if hole is None else hole,
+            hole,
             method=method,
             steps=plan.steps,
             solver=plan.solver,
@@ -86,7 +87,8 @@ class TorchFiller:
             batch_size=fields.batch_size,
             names=fields.name,
             condition=self._condition(fields, method),
-            on_step=counted(on_step),
+            extend=None if fields.extend is None else Extension.parse(fields.extend),
+            on_step=on_step,
         )
 
     def probe(self) -> Inpainted:
@@ -112,10 +114,8 @@ class TorchFiller:
 
     def _steps(self, fields: InpaintFields, method: Method, windows: int, rate: Callable[[], float]) -> int | None:
         """Steps of a request; as many as its budget allows; None: the preset."""
-        given = [name for name in ("steps", "budget_nfe", "budget_seconds") if getattr(fields, name) is not None]
-        if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} both set the number of steps: give one of them")
-        if method.weights == "none" or not given or given == ["steps"]:
+        check_amounts(fields)
+        if method.weights == "none" or (fields.budget_nfe is None and fields.budget_seconds is None):
             return fields.steps
         process = self.inpainter.model.base_process
         spacing = method.choose(solver=fields.solver, spacing=fields.spacing, eta=fields.eta).spacing
@@ -127,12 +127,4 @@ class TorchFiller:
         try:
             return steps_within(method, calls, base_process=process, spacing=spacing)
         except ValueError:
-            raise ValueError(
-                f"budget_seconds is {fields.budget_seconds:g}; {method.name} takes about {least * each * windows:.2g} seconds "
-                "or more here: give more seconds, or a smaller hole"
-            ) from None
-
-
-def counted(on_step: Callable[[Progress], None]) -> Callable[[int, int], None]:
-    """`on_step` for an inpainter that reports (done, planned)."""
-    return lambda done, planned: on_step(Progress(done, planned, list))
+            raise too_little(fields.budget_seconds, method.name, least * each * windows) from None
