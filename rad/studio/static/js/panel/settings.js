@@ -87,7 +87,10 @@ export class Settings extends EventTarget {
 
   /** @param {boolean} soft - whether the mask has grey values */
   showSoft(soft) {
+    const hard = this.chosen.filter((each) => !each.soft).map(methodTitle);
+    const exception = hard.length ? ` Without effect for ${hard.join(", ")}: grey pixels are filled whole.` : "";
     this.softNote.hidden = !soft;
+    this.softNote.textContent = `The mask has soft edges: grey pixels are filled in part.${exception}`;
   }
 
   changed() {
@@ -110,7 +113,7 @@ export class Settings extends EventTarget {
     this.amountArea = h("div");
     this.advanced = h("div");
     this.text = this.promptFields();
-    this.softNote = h("p.note.box", { hidden: true }, "The mask has soft edges: grey pixels are filled in part.");
+    this.softNote = h("p.note.box", { hidden: true });
     this.form = h("form.settings", { novalidate: "", onsubmit: (event) => event.preventDefault(),
       onkeydown: (event) => this.enter(event), oninput: () => this.changed() },
       this.modeList, this.modelField(), this.methodArea,
