@@ -41,12 +41,13 @@ def test_help_and_errors_in_options_load_no_heavy_package() -> None:
         ["smaple"],
         ["export", "--help"],
         ["push", "--help"],
+        ["studio", "--help"],
         *sample,
     ):
         program = f"from rad.__main__ import main\ntry:\n    main({words})\nexcept SystemExit:\n    pass"
         loaded = loaded_by(program)
         assert "rad.console" in loaded
-        assert not loaded & {"torch", "numpy", "diffusers", "lightning", "peft", "PIL"}, words
+        assert not loaded & {"torch", "numpy", "diffusers", "lightning", "peft", "PIL", "fastapi", "pydantic"}, words
 
 
 def test_images_and_masks_are_read_without_torch(tmp_path) -> None:

@@ -8,8 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-
-pytest.importorskip("fastapi")
 from starlette.testclient import TestClient
 
 from rad.cli.main import sample
@@ -276,6 +274,12 @@ def test_an_extended_image_needs_no_mask_and_is_reproduced(client, tmp_path, mon
     result = pixels(client.get(f"/v1/jobs/{both['id']}/images/0").content)
     known = pixels(box()) == 0
     np.testing.assert_array_equal(result[:, 3:][known], pixels(photo())[known])
+
+
+def test_grey_pixels_without_effect_are_a_warning(client):
+    job = fill(client, mask=box(value=128), soft_mask=True, method="tdpaint")
+    assert any("completely" in warning for warning in job["warnings"])
+    assert not any("completely" in warning for warning in fill(client, mask=box(value=128), soft_mask=True)["warnings"])
 
 
 def test_previews_are_small_images_of_a_job_that_somebody_follows(client, monkeypatch):

@@ -5,7 +5,6 @@ import time
 
 import pytest
 
-pytest.importorskip("fastapi")
 from rad.inpainting.result import Cancelled
 from rad.studio.jobs import job as job_module
 from rad.studio.jobs.job import Files, Job

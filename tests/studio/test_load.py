@@ -3,11 +3,9 @@
 import threading
 import time
 
+import httpx
 import numpy as np
 import pytest
-
-pytest.importorskip("fastapi")
-httpx = pytest.importorskip("httpx")
 from PIL import Image
 
 from tests.studio.server import box, make_service, photo, pixels, serving

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-
-pytest.importorskip("fastapi")
 from starlette.testclient import TestClient
 
 from rad.__main__ import main

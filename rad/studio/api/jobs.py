@@ -63,6 +63,8 @@ def router(service: Service) -> APIRouter:
         fields, image = upload.read(InpaintFields), upload.files.get("image")
         if image is None:
             raise Refused(422, "image is missing: send a file")
+        if wait:  # a client that waits is watched by its connection
+            fields = fields.model_copy(update={"watched": False})
         mask = upload.files.get("mask")
         job = await anyio.to_thread.run_sync(service.submit, fields, image, mask, limiter=service.decoding)
         del upload, image, mask
@@ -72,7 +74,6 @@ def router(service: Service) -> APIRouter:
         try:
             while not job.is_over:
                 await asyncio.sleep(TICK / 2)
-                job.see()
                 if await request.is_disconnected():
                     break
         finally:

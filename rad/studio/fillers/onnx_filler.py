@@ -126,7 +126,11 @@ class OnnxFiller:
         summary, _, _ = (inspect.getdoc(type(method)) or "").partition("; see")
         settings = [
             SettingView(
-                name=item.name, type="int", default=getattr(method, item.name), low=item.metadata["low"], help=item.metadata["help"]
+                name=item.name,
+                type="int",
+                default=getattr(method, item.name),
+                low=item.metadata["low"],
+                help=item.metadata["help"],
             )
             for item in fields_of(method)
         ]

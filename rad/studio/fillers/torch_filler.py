@@ -60,6 +60,8 @@ class TorchFiller:
             steps = schedule.steps
         settings = {item.name: setting_text(getattr(method, item.name)) for item in fields_of(method)}
         warnings = [f"{name} has no effect on {method.name}" for name in unused]
+        if not method.soft and bool(((hole > 0) & (hole < 1)).any()):
+            warnings.append(f"{method.name} fills grey pixels of a mask completely: use rad to keep part of the image")
         return Plan(steps, schedule.solver, schedule.spacing, schedule.eta, settings, work.nfe * windows, warnings)
 
     def fill(
