@@ -16,6 +16,8 @@ from PIL import Image
 
 import rad.studio
 
+Points = list[tuple[float, float]]
+
 STATIC = Path(rad.studio.__file__).parent / "static"
 POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'"
 PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Editor</title>
@@ -132,14 +134,16 @@ class EditorPage:
     def frame(self) -> None:
         self.run("await frame()")
 
-    def mask(self) -> NDArray[np.uint8] | None:
-        """The mask as the server would read it."""
+    def mask(self) -> NDArray[np.uint8]:
+        """The mask as the server would read it; fails if it is empty."""
         text = self.run("const blob = await editor.maskBlob(); return blob && await toText(blob)")
-        if text is None:
-            return None
+        assert text is not None, "the mask is empty"
         image = Image.open(io.BytesIO(base64.b64decode(text)))
         assert image.mode == "L"
         return np.asarray(image)
+
+    def is_empty(self) -> bool:
+        return self.run("return await editor.maskBlob()") is None
 
     def settings(self, **values: object) -> None:
         self.run("editor.settings.set(args[0])", values)
@@ -193,3 +197,21 @@ def png(pixels: NDArray[np.uint8], **options: Any) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "PNG", **options)
     return stream.getvalue()
+
+
+def photo(height: int, width: int) -> NDArray[np.uint8]:
+    """Smooth colours with noise."""
+    y, x = np.mgrid[:height, :width]
+    base = np.stack([x * 255 // width, y * 255 // height, (x + y) * 255 // (width + height)], axis=-1)
+    noise = np.random.default_rng(0).integers(-20, 20, base.shape)
+    return np.clip(base + noise, 0, 255).astype(np.uint8)
+
+
+def in_image(page: EditorPage, places: Points) -> Points:
+    view = page.view()
+    left, top = view["left"] + view["x"], view["top"] + view["y"]
+    return [((x - left) / view["zoom"], (y - top) / view["zoom"]) for x, y in places]
+
+
+def whole(places: Points) -> Points:
+    return [(float(round(x)), float(round(y))) for x, y in places]

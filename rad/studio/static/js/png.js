@@ -25,7 +25,7 @@ export function crc32(bytes) {
  * One chunk: length, type, data, checksum.
  * @param {string} type four letters
  * @param {Uint8Array} data
- * @returns {Uint8Array}
+ * @returns {Uint8Array<ArrayBuffer>}
  */
 function chunk(type, data) {
   const bytes = new Uint8Array(data.length + 12);
@@ -37,7 +37,7 @@ function chunk(type, data) {
   return bytes;
 }
 
-/** @returns {Uint8Array} the IHDR chunk of an 8-bit image */
+/** @returns {Uint8Array<ArrayBuffer>} the IHDR chunk of an 8-bit image */
 function header(width, height, channels) {
   const data = new Uint8Array(13);
   const view = new DataView(data.buffer);
@@ -48,7 +48,7 @@ function header(width, height, channels) {
   return chunk("IHDR", data);
 }
 
-/** @returns {Uint8Array} an iTXt chunk: UTF-8 text under a Latin-1 keyword */
+/** @returns {Uint8Array<ArrayBuffer>} an iTXt chunk: UTF-8 text under a Latin-1 keyword */
 function textChunk(keyword, text) {
   const key = Uint8Array.from(keyword, (letter) => letter.charCodeAt(0));
   const value = new TextEncoder().encode(text);
@@ -95,6 +95,7 @@ export async function encodePng(pixels, width, height, channels = 1, texts = {})
     },
   });
   const reader = source.pipeThrough(new CompressionStream("deflate")).getReader();
+  /** @type {BlobPart[]} */
   const parts = [SIGNATURE, header(width, height, channels)];
   for (const [keyword, text] of Object.entries(texts)) parts.push(textChunk(keyword, text));
   for (;;) {

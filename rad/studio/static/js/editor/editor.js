@@ -1,24 +1,22 @@
 /** The editor: an image, a mask over it, and the tools to change the mask. */
 
 import { encodePng } from "../png.js";
-import { element, icon } from "./dom.js";
-import { chooseFile, download, listenForFiles } from "./files.js";
+import { createActions } from "./actions.js";
+import { element } from "./dom.js";
+import { createEmpty, listenForFiles } from "./files.js";
 import { Handles, extension } from "./handles.js";
 import { createHelp } from "./help.js";
 import { Keys } from "./keys.js";
-import { safeName, stemOf } from "./names.js";
+import { safeName } from "./names.js";
 import { Painter } from "./painter.js";
-import { Picture, greyOf } from "./picture.js";
+import { Picture, decodeAny, greyOf } from "./picture.js";
 import { Pointers } from "./pointers.js";
 import { Saver } from "./saver.js";
 import { Settings } from "./settings.js";
 import { Stage } from "./stage.js";
-import { Status } from "./status.js";
+import { Status, holeText } from "./status.js";
 import { Toolbar } from "./toolbar.js";
 import { createTools } from "./tools.js";
-
-const ACCEPT = "image/*,.tif,.tiff";
-const ACCEPT_MASK = "image/*,.tif,.tiff,.npy,.npz";
 
 /**
  * Events: "image", "mask", "extend" after a change; "show" when painting ends the display of a result; "error" with
@@ -35,7 +33,7 @@ export class Editor extends EventTarget {
   stage = new Stage(this.settings);
   painter = new Painter(this.stage, this.settings, () => this.#changed("mask"));
   /** Shown while there is no image; the page may add to it. */
-  empty = this.#createEmpty();
+  empty = createEmpty((file) => this.open(file, file.name));
   #status = new Status();
   #saver = new Saver(() => this.#edit(), (message) => this.#fail(message));
   #help = createHelp();
@@ -44,19 +42,21 @@ export class Editor extends EventTarget {
   /** @param {HTMLElement} root an empty element, which the editor fills */
   constructor(root) {
     super();
-    const begin = () => this.#begin();
+    const begin = () => this.begin();
+    const actions = createActions(this, () => this.#help.showModal(), (message) => this.#fail(message));
     const tools = createTools(this.painter, this.settings);
     this.pointers = new Pointers(this.stage, this.settings, tools, begin);
     this.handles = new Handles(this.stage, (extend, final) => this.#extend(extend, final));
-    this.toolbar = new Toolbar(this.settings, this.#actions());
+    this.toolbar = new Toolbar(this.settings, actions);
     const announce = (text) => this.#status.announce(text);
-    this.keys = new Keys(root, this.stage, this.settings, tools, this.pointers, { ...this.#actions(), begin, announce });
+    this.keys = new Keys(this.stage, this.settings, tools, this.pointers, { ...actions, begin, announce });
     this.stage.root.append(this.empty, element("div", { class: "editor-drop-note", "aria-hidden": "true" }, "Drop to open"));
     root.classList.add("editor");
     root.append(this.toolbar.root, this.stage.root, this.#status.root, this.#help);
     listenForFiles(root, (file) => this.open(file, file.name));
     this.stage.moved = () => this.#refresh();
     this.settings.addEventListener("change", () => this.#settingsChanged());
+    this.toolbar.root.addEventListener("click", (event) => this.#clicked(event));
     this.#settingsChanged();
   }
 
@@ -84,7 +84,7 @@ export class Editor extends EventTarget {
     const turn = ++this.#opening;
     const done = this.#status.working(`Opening ${safe} …`);
     try {
-      const { picture, view } = await this.#decode(blob);
+      const { picture, view } = await decodeAny(blob, (file) => this.decodeImage(file));
       if (turn !== this.#opening) return picture.close(), false;
       this.#install(picture, blob, safe);
       this.#saver.keepImage({ blob, view, name: safe });
@@ -144,7 +144,7 @@ export class Editor extends EventTarget {
     if (!saved || this.image || this.#opening) return;
     const { image, edit } = saved;
     try {
-      const { picture } = await this.#decode(image.view ?? image.blob);
+      const { picture } = await decodeAny(image.view ?? image.blob, (file) => this.decodeImage(file));
       if (this.#opening) return picture.close();
       this.#install(picture, image.blob, image.name);
       if (edit.width === picture.width && edit.height === picture.height) this.painter.mask?.unpack(edit.tiles);
@@ -160,14 +160,6 @@ export class Editor extends EventTarget {
   /** Saves the work in this browser now; it is also saved a moment after each change. */
   save() {
     return this.#saver.flush();
-  }
-
-  /** @returns {Promise<{picture: Picture, view: Blob | null}>} `view`: the converted file, where one was needed */
-  async #decode(blob) {
-    const picture = await Picture.decode(blob).catch(() => null);
-    if (picture) return { picture, view: null };
-    const view = await this.decodeImage(blob);
-    return { picture: await Picture.decode(view), view };
   }
 
   #install(picture, blob, name) {
@@ -187,42 +179,8 @@ export class Editor extends EventTarget {
     stage.fit();
   }
 
-  #actions() {
-    const idle = (act) => () => this.image && !this.pointers.busy && (this.keys.cancel(), act());
-    const zoom = (factor) => (this.stage.view.zoomAt(factor), this.stage.redraw());
-    return {
-      open: async () => this.#chosen(await chooseFile(ACCEPT), (file) => this.open(file, file.name)),
-      uploadMask: async () => this.#chosen(await chooseFile(ACCEPT_MASK), (file) => this.#openMask(file)),
-      downloadMask: async () => this.#chosen(await this.maskBlob(), (blob) => download(blob, this.#maskName())),
-      undo: idle(() => this.painter.undo()),
-      redo: idle(() => this.painter.redo()),
-      invert: idle(() => this.#begin() && this.painter.invert()),
-      clear: idle(() => this.#begin() && this.painter.clear()),
-      help: () => this.#help.showModal(),
-      fit: () => this.stage.fit(),
-      extend: (extend) => this.#extend(extend, true),
-      zoom,
-    };
-  }
-
-  #chosen(value, act) {
-    if (value) act(value);
-  }
-
-  #maskName() {
-    return `${stemOf(this.image?.name ?? "image")}-mask.png`;
-  }
-
-  async #openMask(file) {
-    try {
-      await this.setMask(await this.openMaskFile(file));
-    } catch (error) {
-      this.#fail(`${safeName(file.name)} cannot be used as a mask: ${error.message ?? error}`);
-    }
-  }
-
-  /** Painting ends the display of a result. */
-  #begin() {
+  /** Before the mask changes: ends the display of a result. @returns {boolean} false: there is no image */
+  begin() {
     if (!this.image) return false;
     if (this.stage.result) {
       this.show(null);
@@ -242,6 +200,7 @@ export class Editor extends EventTarget {
   #changed(event) {
     this.#refresh();
     this.#saver.schedule();
+    if (event === "mask") this.#status.announce(holeText(this.painter.mask?.share ?? 0));
     this.dispatchEvent(new CustomEvent(event));
   }
 
@@ -262,6 +221,14 @@ export class Editor extends EventTarget {
     this.#status.update(state);
   }
 
+  /** A click on a button leaves the keys, such as Space, to the image; a button that was pressed by key keeps them. */
+  #clicked(event) {
+    const button = event.detail > 0 && event.target.closest("button");
+    if (button && this.image && !button.closest("[popover]") && !button.hasAttribute("popovertarget")) {
+      this.stage.root.focus({ preventScroll: true });
+    }
+  }
+
   #settingsChanged() {
     const { settings, stage } = this;
     const painting = settings.tool === "brush" || settings.tool === "eraser";
@@ -279,17 +246,5 @@ export class Editor extends EventTarget {
   #fail(message) {
     this.#status.announce(message);
     this.dispatchEvent(new CustomEvent("error", { detail: message }));
-  }
-
-  #createEmpty() {
-    const open = element("button", { type: "button", class: "editor-button editor-wide editor-main" }, icon("open"), "Open image");
-    open.addEventListener("click", () => this.#actions().open());
-    return element(
-      "div",
-      { class: "editor-empty" },
-      element("p", { class: "editor-empty-title" }, "Open a photo to start"),
-      open,
-      element("p", { class: "editor-note" }, "You can also drop a file here, or paste an image."),
-    );
   }
 }

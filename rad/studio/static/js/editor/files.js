@@ -1,6 +1,6 @@
 /** Files from the user: chosen, dropped or pasted; and files for the user. */
 
-import { element } from "./dom.js";
+import { element, icon } from "./dom.js";
 
 /**
  * Lets the user choose a file.
@@ -38,18 +38,18 @@ function firstFile(data) {
 }
 
 /**
- * Files dropped on an element, and images pasted anywhere on the page except into fields.
- * @param {HTMLElement} root gets the class "editor-drop" while files are over it
+ * Files dropped or pasted anywhere on the page, except into fields.
+ * @param {HTMLElement} root gets the class "editor-drop" while files are over the page
  * @param {(file: File) => void} open
  */
 export function listenForFiles(root, open) {
   let depth = 0;
   const hasFiles = (event) => event.dataTransfer?.types.includes("Files");
   const show = () => root.classList.toggle("editor-drop", depth > 0);
-  root.addEventListener("dragenter", (event) => hasFiles(event) && (event.preventDefault(), depth++, show()));
-  root.addEventListener("dragleave", (event) => hasFiles(event) && ((depth = Math.max(0, depth - 1)), show()));
-  root.addEventListener("dragover", (event) => hasFiles(event) && event.preventDefault());
-  root.addEventListener("drop", (event) => {
+  document.addEventListener("dragenter", (event) => hasFiles(event) && (event.preventDefault(), depth++, show()));
+  document.addEventListener("dragleave", (event) => hasFiles(event) && ((depth = Math.max(0, depth - 1)), show()));
+  document.addEventListener("dragover", (event) => hasFiles(event) && event.preventDefault());
+  document.addEventListener("drop", (event) => {
     if (!hasFiles(event)) return;
     event.preventDefault();
     depth = 0;
@@ -64,4 +64,25 @@ export function listenForFiles(root, open) {
     event.preventDefault();
     open(file);
   });
+}
+
+/**
+ * What the stage shows without an image.
+ * @param {(file: File) => void} open
+ * @returns {HTMLElement}
+ */
+export function createEmpty(open) {
+  const label = "Open image";
+  const button = element("button", { type: "button", class: "editor-button editor-wide editor-main" }, icon("open"), label);
+  button.addEventListener("click", async () => {
+    const file = await chooseFile("image/*,.tif,.tiff");
+    if (file) open(file);
+  });
+  return element(
+    "div",
+    { class: "editor-empty" },
+    element("p", { class: "editor-empty-title" }, "Open a photo to start"),
+    button,
+    element("p", { class: "editor-note" }, "You can also drop a file here, or paste an image."),
+  );
 }

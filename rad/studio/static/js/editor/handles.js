@@ -19,6 +19,7 @@ export function extension(value) {
 
 export class Handles {
   /** @type {HTMLElement[]} */ #handles = [];
+  /** @type {HTMLElement | null} */ #dragged = null;
 
   /**
    * @param {import("./stage.js").Stage} stage
@@ -42,7 +43,9 @@ export class Handles {
     this.#handles.forEach((handle, index) => {
       const [x, y] = places[index];
       const { width, height } = stage.view;
-      handle.hidden = !stage.picture || Boolean(stage.result) || x < 0 || y < 0 || x > width || y > height;
+      const away = x < 0 || y < 0 || x > width || y > height;
+      // A hidden element would lose the pointer.
+      handle.hidden = handle !== this.#dragged && (!stage.picture || Boolean(stage.result) || away);
       handle.style.left = `${x}px`;
       handle.style.top = `${y}px`;
       handle.setAttribute("aria-valuenow", String(stage.extend[index]));
@@ -74,12 +77,17 @@ export class Handles {
     event.stopPropagation();
     handle.focus({ preventScroll: true });
     handle.setPointerCapture(event.pointerId);
+    this.#dragged = handle;
     const before = [...this.stage.extend];
     const [right, down] = OUTWARDS[SIDES[index]];
     const from = this.stage.locate(event);
     const controller = new AbortController();
     const { signal } = controller;
-    const end = (extend) => (controller.abort(), this.change(extend, true));
+    const end = (extend) => {
+      controller.abort();
+      this.#dragged = null;
+      this.change(extend, true);
+    };
     handle.addEventListener(
       "pointermove",
       (moved) => {

@@ -10,7 +10,7 @@ const GROUPS = {
     ["L", "Lasso: all that the path encloses"],
     ["F", "Select by colour: connected pixels of a similar colour"],
     ["H", "Hand: move the image"],
-    ["[  ]", "Smaller or larger brush"],
+    ["[, ]", "Smaller or larger brush"],
     ["Alt", "Remove instead of add, while held"],
     ["Shift + click", "Straight line from the last stroke"],
     ["Escape", "Cancel the stroke in progress"],
@@ -23,17 +23,18 @@ const GROUPS = {
     ["Ctrl O", "Open an image"],
   ],
   View: [
-    ["Wheel, two fingers", "Zoom and move"],
-    ["Space + drag, middle button", "Move"],
-    ["+  -", "Zoom in or out"],
+    ["Wheel", "Zoom at the pointer"],
+    ["Two fingers", "Zoom and move"],
+    ["Space + drag", "Move; so does the middle button"],
+    ["+, -", "Zoom in or out"],
     ["0", "Whole image"],
     ["1", "One image pixel per screen pixel"],
   ],
   "Without a mouse": [
     ["Tab", "Go to the image; a crosshair appears"],
     ["Arrow keys", "Move the crosshair; with Shift in larger steps"],
-    ["Enter or Space", "Paint; hold and move for a line"],
-    ["Enter, Enter", "First and last corner of a rectangle or lasso"],
+    ["Enter, Space", "Paint; hold and move for a line"],
+    ["Enter twice", "Start and end of a rectangle or lasso"],
   ],
 };
 

@@ -50,7 +50,7 @@ export class History {
     const step = new Map();
     for (const [tile, before] of this.#open) {
       const after = this.mask.read(tile);
-      if (after.every((value, index) => value === before[index])) continue;
+      if (equal(before, after)) continue;
       step.set(tile, pack(before));
       this.mask.measure(tile, after);
     }
@@ -108,4 +108,10 @@ export class History {
     }
     return reverse;
   }
+}
+
+/** @returns {boolean} whether two tiles have the same bytes */
+function equal(one, other) {
+  for (let index = 0; index < one.length; index++) if (one[index] !== other[index]) return false;
+  return true;
 }

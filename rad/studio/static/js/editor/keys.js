@@ -26,15 +26,18 @@ export class Keys {
   /** @type {Tool | null} */ #pressed = null;
 
   /**
-   * @param {HTMLElement} root of the editor
    * @param {Stage} stage
    * @param {import("./settings.js").Settings} settings
    * @param {Record<string, Tool>} tools
    * @param {import("./pointers.js").Pointers} pointers
    * @param {Actions} actions
    */
-  constructor(root, stage, settings, tools, pointers, actions) {
-    Object.assign(this, { root, stage, settings, tools, pointers, actions });
+  constructor(stage, settings, tools, pointers, actions) {
+    this.stage = stage;
+    this.settings = settings;
+    this.tools = tools;
+    this.pointers = pointers;
+    this.actions = actions;
     document.addEventListener("keydown", (event) => this.#down(event));
     document.addEventListener("keyup", (event) => this.#up(event));
     window.addEventListener("blur", () => this.#space(false));
@@ -48,12 +51,11 @@ export class Keys {
     this.#pressed = null;
   }
 
-  /** Keys count on the page and in the editor, not in fields, dialogs and other parts. */
+  /** Keys count everywhere except in fields and dialogs, and where another part has handled them. */
   #listens(event) {
     const target = event.target;
     if (!(target instanceof Element) || event.defaultPrevented || event.isComposing) return false;
-    if (target.closest("input:not([type=range]), textarea, select, dialog, [contenteditable]")) return false;
-    return target === document.body || this.root.contains(target);
+    return !target.closest("input:not([type=range]), textarea, select, dialog, [contenteditable]");
   }
 
   #down(event) {
@@ -96,9 +98,9 @@ export class Keys {
       1: () => zoom(1 / view.ratio / view.zoom),
       i: this.actions.invert,
       "?": this.actions.help,
-      Escape: () => (this.cancel(), this.pointers.cancel()),
+      escape: () => (this.cancel(), this.pointers.cancel()),
     };
-    const act = tool && !event.altKey ? () => this.#choose(tool) : acts[event.key];
+    const act = tool && !event.altKey ? () => this.#choose(tool) : (acts[event.key] ?? acts[event.key.toLowerCase()]);
     if (!act || (event.target.matches?.("input[type=range]") && event.key.startsWith("Arrow"))) return false;
     act();
     return true;

@@ -39,6 +39,8 @@ export function unpack(packed, length) {
 }
 
 export class Mask {
+  /** @type {(Packed | undefined)[]} tiles as last packed, until they change */ #packed = [];
+
   /**
    * An empty mask.
    * @param {number} width
@@ -138,21 +140,23 @@ export class Mask {
     }
     this.sums[tile] = sum;
     this.softs[tile] = soft;
+    this.#packed[tile] = undefined;
   }
 
   /** Exchanges hole and known pixels. */
   invert() {
     const { data } = this;
     for (let index = 0; index < data.length; index++) data[index] = 255 - data[index];
+    this.#packed = [];
     for (let tile = 0; tile < this.tiles; tile++) {
       const { width, height } = this.tileRect(tile);
       this.sums[tile] = 255 * width * height - this.sums[tile];
     }
   }
 
-  /** @returns {Packed[]} all tiles, for storage */
+  /** @returns {Packed[]} all tiles, for storage; call it between strokes */
   pack() {
-    return Array.from({ length: this.tiles }, (_, tile) => pack(this.read(tile)));
+    return Array.from({ length: this.tiles }, (_, tile) => (this.#packed[tile] ??= pack(this.read(tile))));
   }
 
   /** @param {Packed[]} tiles from `pack` of a mask of this size */

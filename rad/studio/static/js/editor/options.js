@@ -37,7 +37,11 @@ function sizeOption(settings) {
     min: 0,
     max: 100,
     toText: () => "",
-    set: (value) => settings.set({ size: fromSlider(value) }),
+    set: (value) => {
+      const size = fromSlider(value);
+      const step = value > toSlider(settings.size) ? 1 : -1; // small sizes share positions of the slider
+      settings.set({ size: size === settings.size ? size + step : size });
+    },
   });
   const number = element("input", {
     type: "number",
@@ -47,10 +51,10 @@ function sizeOption(settings) {
     class: "editor-number",
   });
   number.addEventListener("change", () => settings.set({ size: Number(number.value) }));
-  range.root.querySelector("output").remove();
+  range.root.querySelector("output")?.remove();
   const show = (size) => {
     range.show(toSlider(size));
-    range.root.querySelector("input").setAttribute("aria-valuetext", `${size} pixels`);
+    range.root.querySelector("input")?.setAttribute("aria-valuetext", `${size} pixels`);
     number.value = String(size);
   };
   const unit = element("span", { class: "editor-unit", "aria-hidden": "true" }, "px");
@@ -187,5 +191,9 @@ export function createOptions(settings, extend) {
   };
   settings.addEventListener("change", refresh);
   refresh();
-  return { root, update: (state) => borders.show(state.extend) };
+  const update = (state) => {
+    borders.show(state.extend);
+    borders.root.querySelector("[popovertarget]")?.toggleAttribute("disabled", !state.open);
+  };
+  return { root, update };
 }

@@ -47,7 +47,7 @@ export class Overlay {
     }
   }
 
-  /** @returns {Uint8ClampedArray} RGBA of an area */
+  /** @returns {Uint8ClampedArray<ArrayBuffer>} RGBA of an area */
   #colour(view, area, thick, table) {
     const { width, height } = area;
     if (this.#pixels.length < width * height * 4) this.#pixels = new Uint8ClampedArray(width * height * 4);

@@ -86,6 +86,19 @@ export class Picture {
   }
 }
 
+/**
+ * Decodes a file of any format.
+ * @param {Blob} blob
+ * @param {(blob: Blob) => Promise<Blob>} convert turns a format unknown to the browser into a PNG
+ * @returns {Promise<{picture: Picture, view: Blob | null}>} `view`: the converted file, where one was needed
+ */
+export async function decodeAny(blob, convert) {
+  const picture = await Picture.decode(blob).catch(() => null);
+  if (picture) return { picture, view: null };
+  const view = await convert(blob);
+  return { picture: await Picture.decode(view), view };
+}
+
 /** @returns {OffscreenCanvasRenderingContext2D} of a canvas whose pixels will be read */
 function surface(width, height) {
   const context = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });

@@ -100,17 +100,17 @@ export class Pointers {
     const events = event.getCoalescedEvents?.() ?? [];
     if (active.tool) active.tool.move((events.length ? events : [event]).map((each) => this.#point(each)));
     else this.#pan(active, event);
-    this.#touches.has(event.pointerId) && this.#touches.set(event.pointerId, this.stage.locate(event));
+    if (this.#touches.has(event.pointerId)) this.#touches.set(event.pointerId, this.stage.locate(event));
     this.#hover(event);
   }
 
   #up(event) {
     this.#pens.delete(event.pointerId);
     this.#touches.delete(event.pointerId);
-    if (this.#active?.id !== event.pointerId) return;
-    const { tool } = this.#active;
+    const active = this.#active;
+    if (active?.id !== event.pointerId) return;
     this.#active = null;
-    tool?.release();
+    active?.tool?.release();
     this.#cursorStyle();
     if (event.pointerType === "touch") this.#hover(null);
   }

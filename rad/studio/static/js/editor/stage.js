@@ -39,7 +39,7 @@ export class Stage {
     });
     this.root = element(
       "div",
-      { class: "editor-stage", tabindex: "0", role: "application", "aria-label": "Image", "aria-describedby": "editor-keys" },
+      { class: "editor-stage", tabindex: "0", role: "application", "aria-label": "Image and mask", "aria-describedby": "editor-keys" },
       ...this.canvases,
     );
     new ResizeObserver(() => this.#resize()).observe(this.root);

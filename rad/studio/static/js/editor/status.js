@@ -32,7 +32,7 @@ export class Status {
     const parts = [
       `${image.width} × ${image.height}`,
       `zoom ${zoom < 0.1 ? (zoom * 100).toFixed(1) : Math.round(zoom * 100)} %`,
-      share > 0 ? `hole ${percent(share)} of the image` : "no hole yet: paint what should be replaced",
+      holeText(share),
     ];
     if (extend.some(Boolean)) {
       const [left, top, right, bottom] = extend;
@@ -64,8 +64,13 @@ export class Status {
   }
 }
 
-function percent(share) {
+/**
+ * @param {number} share of the image in the hole, 0 to 1
+ * @returns {string}
+ */
+export function holeText(share) {
   const value = share * 100;
-  if (value < 0.1) return "less than 0.1 %";
-  return `${value < 10 ? value.toFixed(1) : Math.round(value)} %`;
+  if (value === 0) return "no hole yet: paint what should be replaced";
+  const text = value < 0.1 ? "less than 0.1" : value < 10 ? value.toFixed(1) : String(Math.round(value));
+  return `hole ${text} % of the image`;
 }

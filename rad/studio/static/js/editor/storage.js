@@ -93,15 +93,17 @@ export class Storage {
     await this.#forget(database);
   }
 
-  /** Deletes the records of all but the last tabs. */
+  /** Deletes the oldest records, except those of open tabs. */
   async #forget(database) {
+    const { held = [] } = (await navigator.locks?.query()) ?? {};
+    const open = new Set(held.map((lock) => lock.name));
     const write = database.transaction(["images", "edits"], "readwrite");
     const keys = await finished(write.objectStore("edits").getAllKeys());
     if (keys.length <= TABS) return;
     const edits = await finished(write.objectStore("edits").getAll());
     const order = keys.map((key, index) => ({ key, saved: edits[index].saved })).sort((one, other) => other.saved - one.saved);
     for (const { key } of order.slice(TABS)) {
-      if (key === this.#tab) continue;
+      if (key === this.#tab || open.has(`${DATABASE}-${key}`)) continue;
       write.objectStore("images").delete(key);
       write.objectStore("edits").delete(key);
     }

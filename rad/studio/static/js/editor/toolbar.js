@@ -63,7 +63,7 @@ export class Toolbar {
       { class: "editor-toolbar" },
       element(
         "div",
-        { class: "editor-row", role: "toolbar", "aria-label": "Image and mask" },
+        { class: "editor-row", role: "group", "aria-label": "Image and mask" },
         open,
         group("Tools", ...Object.values(this.tools)),
         group("History", undo, redo),

@@ -55,6 +55,7 @@ class Brush {
     this.painter.cancel();
   }
 
+  /** @param {Point} point */
   #dab({ x, y, pressure }) {
     const share = pressure === undefined || !this.settings.pressure ? 1 : Math.max(LEAST_PRESSURE, pressure);
     return { x, y, radius: (this.settings.size / 2) * share };
