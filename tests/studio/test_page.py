@@ -1,0 +1,253 @@
+"""The page of the studio: fill, race, compare, and what happens when the server goes away."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from PIL import Image
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+
+from rad.__main__ import main
+from tests.browser import chromium, needs_chromium, requested
+from tests.conftest import random_image
+from tests.studio.studio_page import Page, load_service, serving
+
+pytest.importorskip("fastapi")
+pytestmark = [*needs_chromium, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def server(adapter: Path) -> Iterator[str]:
+    with serving(load_service(adapter)) as url:
+        yield url
+
+
+@pytest.fixture
+def driver(tmp_path: Path) -> Iterator[Any]:
+    with chromium(tmp_path / "profile") as started:
+        yield started
+
+
+@pytest.fixture
+def page(driver: Any, server: str, tmp_path: Path) -> Page:
+    (tmp_path / "downloads").mkdir()
+    return Page(driver, server, tmp_path / "downloads")
+
+
+def pixels(file: Path) -> np.ndarray:
+    with Image.open(file) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def test_an_example_is_filled_without_foreign_requests(page: Page) -> None:
+    requested(page.driver)
+    page.load()
+    page.example()
+    page.steps(3)
+    page.click("#fill")
+    page.wait("document.body.dataset.view === 'result'")
+    result, mask, source = (pixels(page.download(name)) for name in ("Download PNG", "Mask", "Input"))
+    known = mask[..., 0] == 0
+    assert 0 < (~known).mean() < 0.5
+    assert (result[known] == source[known]).all()
+    assert (result[~known] != source[~known]).any()
+    hosts = {urlsplit(url).netloc for url in requested(page.driver) if not url.startswith(("blob:", "data:"))}
+    assert hosts == {urlsplit(page.url).netloc}
+    assert page.errors() == []
+
+
+def test_a_race_ends_and_rad_sample_repeats_its_files(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    page.example(2)
+    page.race("rad", "repaint", "ddnm", steps=4)
+    page.lanes("done", "done", "done")
+    names = [each.text for each in page.driver.find_elements(By.CSS_SELECTOR, ".lane h3")]
+    places = [each.text for each in page.driver.find_elements(By.CSS_SELECTOR, ".lane .badge")]
+    assert names == ["RAD", "RePaint", "DDNM"]
+    assert sorted(places) == ["1st", "2nd", "3rd"]
+    assert page.run("return document.querySelectorAll('.history li').length") == 3
+    page.click(".lane .button", "Compare")
+    page.wait("document.body.dataset.view === 'result'")
+    saved = [page.download(name) for name in ("Mask", "Input")]
+    assert {each.name for each in saved} == {"cat-mask.png", "cat.png"}
+    monkeypatch.chdir(page.downloads)
+    for name in ("RAD", "RePaint", "DDNM"):
+        page.click("#result .thumbnail", name)
+        page.wait(f"document.querySelector('#result .thumbnail[aria-pressed=true]').textContent === '{name}'")
+        result, settings = page.download("Download PNG"), page.download("Settings")
+        assert result.name == f"cat-{name.lower()}.png"
+        assert f"rad sample --config {settings.name}" == page.run(
+            "return document.querySelector('.command code').textContent"
+        )
+        expected = pixels(result)
+        result.unlink()
+        assert main(["sample", "--config", settings.name]) == 0
+        assert (pixels(result) == expected).all()
+        result.unlink()
+    assert page.errors() == []
+
+
+def test_a_cancelled_lane_stops_and_runs_again(page: Page) -> None:
+    page.example()
+    page.race("rad", "repaint", steps=900)
+    page.wait("document.querySelectorAll('.lane[data-state=running]').length === 2")
+    page.click(".lane .button", "Cancel")
+    page.lanes("cancelled", "running")
+    page.click("#progress .button", "Cancel all")
+    page.lanes("cancelled", "cancelled")
+    assert "Race ended" in page.text("#progress h2")
+    page.click(".lane .button", "Run again")
+    page.lanes("running", "cancelled")
+    page.click("#fill")
+    page.lanes("cancelled", "cancelled")
+
+
+def test_two_tabs_do_not_disturb_each_other(page: Page, server: str) -> None:
+    page.example(1)
+    first = page.driver.current_window_handle
+    page.driver.switch_to.new_window("tab")
+    other = Page(page.driver, server, page.downloads)
+    second = page.driver.current_window_handle
+    other.driver.switch_to.window(first)
+    page.steps(2)
+    page.click("#fill")
+    page.wait("document.body.dataset.view === 'result'")
+    page.driver.switch_to.window(second)
+    assert other.view in ("editor", "welcome")
+    assert not other.run("return document.querySelectorAll('.history li').length")
+
+
+def test_a_stopped_server_loses_no_image_and_lanes_run_again(driver: Any, adapter: Path, tmp_path: Path) -> None:
+    (tmp_path / "downloads").mkdir()
+    service = load_service(adapter)
+    with serving(service) as url:
+        page = Page(driver, url, tmp_path / "downloads")
+        page.example()
+        page.race("rad", "ddnm", steps=900)
+        page.wait("document.querySelectorAll('.lane[data-state=running]').length === 2")
+    page.wait("document.querySelectorAll('.lane[data-state=running]').length === 0")
+    page.wait("document.querySelector('.notice.offline').hidden === false")
+    assert "kept in this browser" in page.text(".notice.offline")
+    page.click("[data-value=editor]")
+    assert "hole" in page.text("#editor")
+    with serving(load_service(adapter), port=urlsplit(url).port or 0):
+        page.wait("document.querySelector('.notice.offline').hidden")
+        page.click("[data-value=progress]")
+        page.steps(2)
+        page.click(".lane .button", "Run again")
+        page.wait("document.querySelectorAll('.lane[data-state=running]').length === 1")
+        page.load()
+        page.wait("document.body.dataset.view === 'editor'")
+        assert "hole" in page.text("#editor")
+        page.click("[data-value=fill]")
+        page.steps(2)
+        page.click("#fill")
+        page.wait("document.body.dataset.view === 'result'")
+
+
+def test_from_start_to_download_by_keyboard(page: Page) -> None:
+    page.tab_to(".example")
+    page.press(Keys.ENTER)
+    page.wait("document.body.dataset.view === 'editor'")
+    page.wait("document.querySelector('#fill').disabled === false")
+    page.wait("document.querySelector('.editor-toolbar [aria-label^=\"Clear\"]').disabled === false")
+    page.tab_to("#panel [data-value=preset]")
+    page.press(Keys.ARROW_RIGHT)
+    page.tab_to("[aria-label=Steps]")
+    page.press(Keys.CONTROL + "a" + Keys.NULL, "2", Keys.ENTER)
+    page.wait("document.body.dataset.view === 'result'")
+    page.tab_to("#views [data-value=result]")
+    page.tab_to(".range")
+    page.press(Keys.HOME)
+    assert page.run("return document.querySelector('.compare .line').style.left") == "0%"
+    page.press(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
+    assert page.run("return document.querySelector('.compare .line').style.left") == "2%"
+    page.tab_to("#result .button", "Download PNG")
+    before = set(page.downloads.iterdir())
+    page.press(Keys.ENTER)
+    assert page.downloaded(before).name == "astronaut-rad.png"
+
+
+def test_the_original_is_shown_while_o_is_held(page: Page) -> None:
+    page.example()
+    page.steps(1)
+    page.click("#fill")
+    page.wait("document.body.dataset.view === 'result'")
+    clip = "return document.querySelectorAll('.compare canvas')[1].style.clipPath"
+    half = page.run(clip)
+    page.run("document.body.dispatchEvent(new KeyboardEvent('keydown', {key: 'o', bubbles: true}))")
+    assert page.run(clip) != half
+    assert "0%" in page.run(clip)
+    page.run("document.body.dispatchEvent(new KeyboardEvent('keyup', {key: 'o', bubbles: true}))")
+    assert page.run(clip) == half
+
+
+def test_a_winner_becomes_the_image(page: Page) -> None:
+    page.example(2)
+    page.race("rad", "ddnm", steps=2)
+    page.lanes("done", "done")
+    page.click(".lane .button", "Use this")
+    page.wait("document.body.dataset.view === 'editor'")
+    page.wait("document.querySelector('#editor').textContent.includes('cat-filled.png')")
+    page.click("#fill")
+    page.wait("document.querySelector('.notice.error')")
+    assert "mask is empty" in page.text(".notice.error")
+    page.stroke([(0.45, 0.5), (0.55, 0.5)])
+    page.click("[data-value=fill]")
+    page.click("#fill")
+    page.wait("document.body.dataset.view === 'result'")
+    assert page.download("Input").name == "cat-filled.png"
+
+
+def test_a_soft_mask_stays_soft(page: Page, tmp_path: Path) -> None:
+    random_image(40, 60).save(tmp_path / "noise.png")
+    page.open(tmp_path / "noise.png")
+    page.run(
+        "const soft = document.querySelectorAll('.editor-toolbar input[type=range]')[1];"
+        "soft.value = soft.max; soft.dispatchEvent(new Event('input', {bubbles: true}))"
+    )
+    page.stroke([(0.45, 0.5), (0.55, 0.5)])
+    page.wait("!document.querySelector('.settings .note.box').hidden")
+    page.steps(2)
+    page.click("#fill")
+    page.wait("document.body.dataset.view === 'result'")
+    mask = pixels(page.download("Mask"))
+    assert ((mask > 0) & (mask < 255)).any()
+
+
+def test_a_hostile_name_is_text(page: Page, tmp_path: Path) -> None:
+    file = tmp_path / "<img src=x onerror=document.title='owned'>.png"
+    random_image(32, 32).save(file)
+    page.open(file)
+    page.stroke([(0.45, 0.5), (0.55, 0.5)])
+    page.steps(1)
+    page.click("#fill")
+    page.wait("document.body.dataset.view === 'result'")
+    assert page.driver.title == "rad studio"
+    assert page.run("return document.querySelector('img[src=x]')") is None
+    assert page.download("Input").name.endswith(".png")
+    assert page.errors() == []
+
+
+def test_wrong_numbers_are_marked_before_anything_starts(page: Page) -> None:
+    page.example()
+    page.steps(0)
+    page.click("#fill")
+    page.wait("document.querySelector('.notice.error')")
+    assert "Check the marked number" in page.text(".notice.error")
+    assert page.run("return document.activeElement.getAttribute('aria-label')") == "Steps"
+    assert page.view == "editor"
+
+
+def test_the_token_of_the_address_is_sent_and_hidden(driver: Any, adapter: Path, tmp_path: Path) -> None:
+    with serving(load_service(adapter), token="a-secret-token") as url:
+        driver.get(url)
+        page = Page(driver, f"{url}#token=a-secret-token", tmp_path)
+        page.example()
+        assert "token" not in driver.current_url
+        page.steps(1)
+        page.click("#fill")
+        page.wait("document.body.dataset.view === 'result'")
