@@ -1,0 +1,290 @@
+/** The editor: an image, a mask over it, and the tools to change the mask. */
+
+import { encodePng } from "../png.js";
+import { element, icon } from "./dom.js";
+import { chooseFile, download, listenForFiles } from "./files.js";
+import { Handles, extension } from "./handles.js";
+import { createHelp } from "./help.js";
+import { Keys } from "./keys.js";
+import { safeName, stemOf } from "./names.js";
+import { Painter } from "./painter.js";
+import { Picture, greyOf } from "./picture.js";
+import { Pointers } from "./pointers.js";
+import { Saver } from "./saver.js";
+import { Settings } from "./settings.js";
+import { Stage } from "./stage.js";
+import { Status } from "./status.js";
+import { Toolbar } from "./toolbar.js";
+import { createTools } from "./tools.js";
+
+const ACCEPT = "image/*,.tif,.tiff";
+const ACCEPT_MASK = "image/*,.tif,.tiff,.npy,.npz";
+
+/**
+ * Events: "image", "mask", "extend" after a change; "show" when painting ends the display of a result; "error" with
+ * a message in `detail`.
+ */
+export class Editor extends EventTarget {
+  /** Turns a mask file into a PNG that the browser reads; set it to accept more formats. */
+  openMaskFile = async (/** @type {Blob} */ file) => /** @type {Blob} */ (file);
+  /** Turns an image of a format unknown to the browser into a PNG. */
+  decodeImage = async (/** @type {Blob} */ _file) => /** @type {Blob} */ (await Promise.reject(new Error("unknown format")));
+
+  /** @type {{blob: Blob, name: string, width: number, height: number} | null} */ image = null;
+  settings = new Settings();
+  stage = new Stage(this.settings);
+  painter = new Painter(this.stage, this.settings, () => this.#changed("mask"));
+  /** Shown while there is no image; the page may add to it. */
+  empty = this.#createEmpty();
+  #status = new Status();
+  #saver = new Saver(() => this.#edit(), (message) => this.#fail(message));
+  #help = createHelp();
+  #opening = 0;
+
+  /** @param {HTMLElement} root an empty element, which the editor fills */
+  constructor(root) {
+    super();
+    const begin = () => this.#begin();
+    const tools = createTools(this.painter, this.settings);
+    this.pointers = new Pointers(this.stage, this.settings, tools, begin);
+    this.handles = new Handles(this.stage, (extend, final) => this.#extend(extend, final));
+    this.toolbar = new Toolbar(this.settings, this.#actions());
+    const announce = (text) => this.#status.announce(text);
+    this.keys = new Keys(root, this.stage, this.settings, tools, this.pointers, { ...this.#actions(), begin, announce });
+    this.stage.root.append(this.empty, element("div", { class: "editor-drop-note", "aria-hidden": "true" }, "Drop to open"));
+    root.classList.add("editor");
+    root.append(this.toolbar.root, this.stage.root, this.#status.root, this.#help);
+    listenForFiles(root, (file) => this.open(file, file.name));
+    this.stage.moved = () => this.#refresh();
+    this.settings.addEventListener("change", () => this.#settingsChanged());
+    this.#settingsChanged();
+  }
+
+  get extend() {
+    return [...this.stage.extend];
+  }
+
+  set extend(values) {
+    this.#extend([0, 1, 2, 3].map((side) => extension(values[side])), true);
+  }
+
+  /** Whether the mask has values between 0 and 255. */
+  get soft() {
+    return this.painter.mask?.soft ?? false;
+  }
+
+  /**
+   * Opens an image; the mask, the history and the extension start anew.
+   * @param {Blob} blob
+   * @param {string} [name]
+   * @returns {Promise<boolean>} false if it cannot be read, after the event "error"
+   */
+  async open(blob, name) {
+    const safe = safeName(name, blob.type);
+    const turn = ++this.#opening;
+    const done = this.#status.working(`Opening ${safe} …`);
+    try {
+      const { picture, view } = await this.#decode(blob);
+      if (turn !== this.#opening) return picture.close(), false;
+      this.#install(picture, blob, safe);
+      this.#saver.keepImage({ blob, view, name: safe });
+      this.#changed("image");
+      return true;
+    } catch (error) {
+      this.#fail(`${safe} cannot be opened as an image: ${error.message ?? error}`);
+      return false;
+    } finally {
+      done();
+    }
+  }
+
+  /** @returns {Promise<Blob | null>} 8-bit grey PNG of the image's size, 255 = fill; null if the mask is empty */
+  async maskBlob() {
+    const { mask } = this.painter;
+    return mask && !mask.empty ? encodePng(mask.data, mask.width, mask.height) : null;
+  }
+
+  /**
+   * Replaces the mask, as one step that can be undone.
+   * @param {Blob} blob PNG of the image's size, white = fill
+   * @returns {Promise<boolean>} false if it does not fit, after the event "error"
+   */
+  async setMask(blob) {
+    try {
+      const { image } = this;
+      if (!image) throw new Error("open an image first.");
+      const { data, width, height } = await greyOf(blob);
+      if (width !== image.width || height !== image.height) {
+        throw new Error(`it has ${width} × ${height} pixels, the image ${image.width} × ${image.height}.`);
+      }
+      this.painter.replace(data);
+      return true;
+    } catch (error) {
+      this.#fail(`The mask cannot be used: ${error.message ?? error}`);
+      return false;
+    }
+  }
+
+  /**
+   * Draws a result in place of the image, in the same view.
+   * @param {Blob | null} blob null: the image again
+   */
+  async show(blob) {
+    const turn = (this.showing = (this.showing ?? 0) + 1);
+    const result = blob && (await Picture.decode(blob));
+    if (turn !== this.showing) return result?.close();
+    this.stage.result?.close();
+    this.stage.result = result;
+    this.stage.redraw();
+  }
+
+  /** Brings back the image, the mask and the extension of the last visit. */
+  async restore() {
+    const saved = await this.#saver.load();
+    if (!saved || this.image || this.#opening) return;
+    const { image, edit } = saved;
+    try {
+      const { picture } = await this.#decode(image.view ?? image.blob);
+      if (this.#opening) return picture.close();
+      this.#install(picture, image.blob, image.name);
+      if (edit.width === picture.width && edit.height === picture.height) this.painter.mask?.unpack(edit.tiles);
+      this.stage.extend = [0, 1, 2, 3].map((side) => extension(edit.extend[side]));
+      this.stage.fit();
+      this.#saver.keepImage(image);
+      for (const event of ["image", "mask", "extend"]) this.#changed(event);
+    } catch (error) {
+      this.#fail(`The image of the last visit cannot be opened: ${error.message ?? error}`);
+    }
+  }
+
+  /** @returns {Promise<{picture: Picture, view: Blob | null}>} `view`: the converted file, where one was needed */
+  async #decode(blob) {
+    const picture = await Picture.decode(blob).catch(() => null);
+    if (picture) return { picture, view: null };
+    const view = await this.decodeImage(blob);
+    return { picture: await Picture.decode(view), view };
+  }
+
+  #install(picture, blob, name) {
+    const { stage } = this;
+    this.pointers.cancel();
+    this.keys.cancel();
+    stage.picture?.close();
+    stage.result?.close();
+    this.showing = (this.showing ?? 0) + 1;
+    stage.result = null;
+    stage.picture = picture;
+    stage.extend = [0, 0, 0, 0];
+    this.image = { blob, name, width: picture.width, height: picture.height };
+    this.painter.reset(picture.width, picture.height);
+    this.empty.hidden = true;
+    this.settings.set({ size: Math.max(2, Math.round(Math.min(picture.width, picture.height) / 12)) });
+    stage.fit();
+  }
+
+  #actions() {
+    const idle = (act) => () => this.image && !this.pointers.busy && (this.keys.cancel(), act());
+    const zoom = (factor) => (this.stage.view.zoomAt(factor), this.stage.redraw());
+    return {
+      open: async () => this.#chosen(await chooseFile(ACCEPT), (file) => this.open(file, file.name)),
+      uploadMask: async () => this.#chosen(await chooseFile(ACCEPT_MASK), (file) => this.#openMask(file)),
+      downloadMask: async () => this.#chosen(await this.maskBlob(), (blob) => download(blob, this.#maskName())),
+      undo: idle(() => this.painter.undo()),
+      redo: idle(() => this.painter.redo()),
+      invert: idle(() => this.#begin() && this.painter.invert()),
+      clear: idle(() => this.#begin() && this.painter.clear()),
+      help: () => this.#help.showModal(),
+      fit: () => this.stage.fit(),
+      extend: (extend) => this.#extend(extend, true),
+      zoom,
+    };
+  }
+
+  #chosen(value, act) {
+    if (value) act(value);
+  }
+
+  #maskName() {
+    return `${stemOf(this.image?.name ?? "image")}-mask.png`;
+  }
+
+  async #openMask(file) {
+    try {
+      await this.setMask(await this.openMaskFile(file));
+    } catch (error) {
+      this.#fail(`${safeName(file.name)} cannot be used as a mask: ${error.message ?? error}`);
+    }
+  }
+
+  /** Painting ends the display of a result. */
+  #begin() {
+    if (!this.image) return false;
+    if (this.stage.result) {
+      this.show(null);
+      this.dispatchEvent(new CustomEvent("show", { detail: null }));
+    }
+    return true;
+  }
+
+  #extend(extend, final) {
+    if (!this.image) return;
+    this.stage.extend = extend;
+    if (final && this.stage.view.fitted) this.stage.fit();
+    else this.stage.redraw();
+    if (final) this.#changed("extend");
+  }
+
+  #changed(event) {
+    this.#refresh();
+    this.#saver.schedule();
+    this.dispatchEvent(new CustomEvent(event));
+  }
+
+  #refresh() {
+    const { mask, history } = this.painter;
+    this.handles.place();
+    const state = {
+      image: this.image,
+      open: this.image !== null,
+      canUndo: history?.canUndo ?? false,
+      canRedo: history?.canRedo ?? false,
+      empty: mask?.empty ?? true,
+      share: mask?.share ?? 0,
+      zoom: this.stage.view.zoom * this.stage.view.ratio,
+      extend: this.extend,
+    };
+    this.toolbar.update(state);
+    this.#status.update(state);
+  }
+
+  #settingsChanged() {
+    const { settings, stage } = this;
+    const painting = settings.tool === "brush" || settings.tool === "eraser";
+    Object.assign(stage.guides, { radius: painting ? settings.size / 2 : 0, hardness: settings.hardness });
+    if (settings.tool !== "flood") stage.picture?.forgetPixels();
+    this.pointers.refresh();
+    stage.redraw();
+  }
+
+  #edit() {
+    const { mask } = this.painter;
+    return mask && { width: mask.width, height: mask.height, tiles: mask.pack(), extend: this.extend };
+  }
+
+  #fail(message) {
+    this.#status.announce(message);
+    this.dispatchEvent(new CustomEvent("error", { detail: message }));
+  }
+
+  #createEmpty() {
+    const open = element("button", { type: "button", class: "editor-button editor-wide editor-main" }, icon("open"), "Open image");
+    open.addEventListener("click", () => this.#actions().open());
+    return element(
+      "div",
+      { class: "editor-empty" },
+      element("p", { class: "editor-empty-title" }, "Open a photo to start"),
+      open,
+      element("p", { class: "editor-note" }, "You can also drop a file here, or paste an image."),
+    );
+  }
+}

@@ -1,0 +1,63 @@
+/** Saves the editor's state a moment after its last change, and at once when the page is left. */
+
+import { Storage } from "./storage.js";
+
+/** @typedef {import("./storage.js").Saved} Saved */
+
+const PAUSE = 700;
+
+export class Saver {
+  #storage = new Storage();
+  #timer = 0;
+  /** @type {Saved["image"] | null} that is not saved yet */ #image = null;
+  #failed = false;
+
+  /**
+   * @param {() => Saved["edit"] | null} edit the state to save; null: none
+   * @param {(message: string) => void} fail
+   */
+  constructor(edit, fail) {
+    this.edit = edit;
+    this.fail = fail;
+    document.addEventListener("visibilitychange", () => document.hidden && this.flush());
+    window.addEventListener("pagehide", () => this.flush());
+  }
+
+  /** @param {Saved["image"]} image to save with the next edit */
+  keepImage(image) {
+    this.#image = image;
+  }
+
+  schedule() {
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => this.flush(), PAUSE);
+  }
+
+  /** Saves what is scheduled. */
+  async flush() {
+    if (!this.#timer) return;
+    clearTimeout(this.#timer);
+    this.#timer = 0;
+    const edit = this.edit();
+    const image = this.#image;
+    this.#image = null;
+    if (!edit) return;
+    try {
+      await this.#storage.save(edit, image);
+      this.#failed = false;
+    } catch (error) {
+      this.#image ??= image;
+      if (!this.#failed) this.fail(`This browser cannot keep your work (${reason(error)}). You can go on without that.`);
+      this.#failed = true;
+    }
+  }
+
+  /** @returns {Promise<Saved | null>} of the last visit; null also where the browser keeps nothing */
+  async load() {
+    return this.#storage.load().catch(() => null);
+  }
+}
+
+function reason(error) {
+  return error?.name === "QuotaExceededError" ? "its storage is full" : (error?.message ?? "no storage");
+}
