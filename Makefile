@@ -5,7 +5,7 @@ CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test test-core slow numerical lint type methods-table bench gpu-wheels clean
+.PHONY: help setup demo studio test test-core slow numerical lint type methods-table bench gpu-wheels clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -21,6 +21,9 @@ demo: setup ## train a small RAD adapter, inpaint with it, write runs/demo/panel
 	rm -rf runs/demo
 	$(BIN)/rad train --config rad_demo.yaml --name demo
 	$(BIN)/rad demo --adapter runs/demo/checkpoints/step=240-ema --output runs/demo/panel.png
+
+studio: setup ## open the studio: a page to brush masks and watch methods race
+	$(BIN)/rad studio --open
 
 test: setup ## run the tests, on all cores
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from rad.data.captions import read_captions
 from rad.evaluation.features import feature_net
-from rad.images.codecs import to_tensor
 from rad.images.sources import list_images
+from rad.images.tensors import to_tensor
 
 FIRST, EACH = 5, 100
 """Number of guesses that count; training images per class."""

@@ -26,8 +26,8 @@ from rad.data.stream import HeldOut
 from rad.diffusion.levels import NoiseRegions
 from rad.diffusion.processes import region_aware
 from rad.diffusion.step import noised
-from rad.images.codecs import to_tensor
 from rad.images.sources import list_images
+from rad.images.tensors import to_tensor
 from rad.inpainting.inpainter import Inpainter
 from rad.masks.shapes import make
 from rad.models.unet_model import UNetModel

@@ -26,8 +26,8 @@ from torch import Tensor
 from benchmarks.image_set import spread, square
 from rad.evaluation.features import Extractor, feature_net
 from rad.evaluation.metrics import ReferenceFeatures, crop, crop_box, frechet_distance, gradient_energy, psnr
-from rad.images.codecs import to_tensor
 from rad.images.sources import list_images
+from rad.images.tensors import to_tensor
 from rad.inpainting.inpainter import Inpainter
 from rad.masks.shapes import make
 from rad.rng import generator

@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": ("rad.evaluation.__main__", "main", "score inpainted images, ours or those of other systems"),
     "masks": ("rad.masks.__main__", "main", "write named sets of masks, or check mask files"),
     "export": ("rad.cli.hub.export", "main", "merge an adapter into its base, or write weights in float16"),
+    "studio": ("rad.studio.command", "main", "open a page to brush masks and compare methods, and serve an HTTP API"),
     "push": ("rad.cli.hub.push", "main", "publish a trained model on the Hugging Face hub"),
     "doctor": ("rad.cli.doctor", "main", "print the environment and test the installation"),
     "demo": ("rad.cli.demo", "main", "draw the panel of the demo from a trained adapter"),

@@ -12,8 +12,9 @@ from torch import Tensor
 from rad.console import Parser, Progress, guarded, print_line, program, report
 from rad.data.module import ImageDataModule
 from rad.images.atomic import replacing
-from rad.images.codecs import blank, open_image, to_uint8
+from rad.images.codecs import open_image
 from rad.images.grid import contact_sheet
+from rad.images.tensors import blank, to_uint8
 from rad.inpainting.inpainter import Inpainter
 from rad.masks.shapes import Lettering, make
 from rad.rng import generator

@@ -374,7 +374,7 @@ def _sample(report: Report, adapter: Path) -> None:
     import torch
 
     from rad.cli.demo import held_out_crops
-    from rad.images.codecs import to_uint8
+    from rad.images.tensors import to_uint8
     from rad.inpainting.inpainter import Inpainter
     from rad.masks.shapes import make
 

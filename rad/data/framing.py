@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rad.images.codecs import to_tensor
+from rad.images.tensors import to_tensor
 
 Resize = Literal["short_side", "none"]
 Crop = Literal["center", "random", "random_scale"]

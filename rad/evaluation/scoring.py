@@ -15,8 +15,9 @@ from rad.evaluation.layout import MaskResults
 from rad.evaluation.metrics import ReferenceFeatures, pixels
 from rad.evaluation.metrics.columns import cropped, renamed
 from rad.evaluation.results import Result
-from rad.images.codecs import open_image, round_to_uint8, to_tensor
+from rad.images.codecs import open_image
 from rad.images.sources import ImageFile
+from rad.images.tensors import round_to_uint8, to_tensor
 from rad.masks.files import read_written_mask
 from rad.masks.sets import Entry
 

@@ -12,10 +12,11 @@ from rad.lazy import lazy_names
 
 if TYPE_CHECKING:
     from rad.images.atomic import replacing, replacing_folder, write_text
-    from rad.images.codecs import open_image, round_to_uint8, to_rgb, to_tensor, to_uint8
+    from rad.images.codecs import open_image, to_rgb
     from rad.images.formats import open_file, read_file
     from rad.images.grid import contact_sheet
     from rad.images.sources import ImageFile, is_source, list_images
+    from rad.images.tensors import round_to_uint8, to_tensor, to_uint8
 
 __all__ = [
     "ImageFile", "contact_sheet", "is_source", "list_images", "open_file", "open_image", "read_file",
@@ -26,9 +27,10 @@ __getattr__ = lazy_names(
     __name__,
     {
         "atomic": "replacing replacing_folder write_text",
-        "codecs": "open_image round_to_uint8 to_rgb to_tensor to_uint8",
+        "codecs": "open_image to_rgb",
         "formats": "open_file read_file",
         "grid": "contact_sheet",
         "sources": "ImageFile is_source list_images",
+        "tensors": "round_to_uint8 to_tensor to_uint8",
     },
 )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from rad.images.codecs import to_tensor, to_uint8
+from rad.images.tensors import to_tensor, to_uint8
 
 LINE, FONT_SIZE = 18, 13
 

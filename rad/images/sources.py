@@ -16,9 +16,8 @@ import numpy as np
 from PIL import Image
 
 from rad.images.archives import Database, Reader, RemoteFolder, Rows, Zip
-from rad.images.choice import Choice, walk
 from rad.images.codecs import check_samples, naming_errors, open_image
-from rad.images.formats import SUFFIXES, open_file
+from rad.images.formats import SUFFIXES, Choice, open_file, walk
 from rad.images.remote import Remote, Unreachable, is_remote
 from rad.images.tars import TARS, Tars, expand, expand_names, is_pattern
 
@@ -144,7 +143,7 @@ def list_images(source: str | Path) -> Sequence[ImageFile]:
     """All images of a folder of any depth or of an archive, sorted by name; or a single file.
 
     Folders, zips and tars are searched for the endings in `SUFFIXES`, in any case; hidden files are ignored. Links are followed
-    as in `rad.images.choice.walk`. One warning counts images of other kinds, such as .heic. A folder without images may hold
+    as in `rad.images.formats.walk`. One warning counts images of other kinds, such as .heic. A folder without images may hold
     tars instead. Tars, LMDB and datasets give a `Listing`.
 
     Args:

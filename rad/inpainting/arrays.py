@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from rad.arguments import describe
-from rad.images.codecs import open_image, to_rgb, to_uint8
+from rad.images.codecs import open_image, to_rgb
+from rad.images.tensors import to_uint8
 from rad.masks.base import MaskGenerator
 
 Array = np.ndarray | Tensor

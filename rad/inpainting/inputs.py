@@ -18,8 +18,9 @@ from rad.arguments import describe
 from rad.images.sources import is_source
 from rad.inpainting.arrays import ImageLike, MaskLike, to_image, to_list, to_mask
 from rad.masks.base import MaskGenerator
-from rad.masks.files import check_hole, dilate, fit, name_of, read_mask
+from rad.masks.files import read_mask
 from rad.masks.reading.format import MaskFormat, MaskWarning
+from rad.masks.reading.hole import check_hole, dilate, fit, name_of
 from rad.masks.shapes import MASKS, main_names, make
 from rad.models.loaded_model import Condition
 from rad.rng import Part, generator, identity
@@ -141,10 +142,10 @@ def read_hole(mask: Tensor | Image.Image | Path | bytes, image: Image.Image, for
     if format.channel != "auto":
         raise ValueError("mask has one channel, so mask_channel has no effect on it: leave it out")
     picture = fit(Image.fromarray(mask[0].numpy()), (image.height, image.width), format, GIVEN)
-    white = torch.from_numpy(np.array(picture))[None]
+    white = np.array(picture)
     if format.threshold is not None:
-        white = ((white > format.threshold) | (white == 1)).float()
+        white = ((white > float(format.threshold)) | (white == 1)).astype(np.float32)
     hole = dilate(white if format.polarity == "white_is_fill" else 1 - white, format.dilate)
     for message in check_hole(hole, format):
         warnings.warn(f"{GIVEN}: {message}", MaskWarning, stacklevel=2)
-    return hole
+    return torch.from_numpy(hole)[None]

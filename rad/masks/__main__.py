@@ -82,7 +82,7 @@ def _write(options: argparse.Namespace) -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
-    from rad.masks.files import looks_inverted
+    from rad.masks.reading.hole import looks_inverted
     from rad.masks.sets import read_set
 
     for source in options.check:
@@ -90,7 +90,7 @@ def _check(options: argparse.Namespace) -> None:
         for line in _describe(masks):
             print_line(line)
         if options.mask_polarity is None and masks.manifest is None:
-            inverted = sum(looks_inverted(hole) for _, hole in masks.holes())
+            inverted = sum(looks_inverted(hole[0].numpy()) for _, hole in masks.holes())
             if inverted:
                 report(
                     f"warning: {inverted} of {len(masks.entries)} masks of {masks.source} look inverted; "

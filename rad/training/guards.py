@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from rad.images.atomic import replacing_folder
-from rad.images.codecs import to_uint8
+from rad.images.tensors import to_uint8
 from rad.training.diffusion import Diffusion
 from rad.training.module import Batch, TrainingModule, unscales_in_step
 

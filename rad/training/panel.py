@@ -14,7 +14,7 @@ from torch import Tensor
 from rad.diffusion.solvers import Solver
 from rad.diffusion.spacings import Spacing
 from rad.images.atomic import replacing
-from rad.images.codecs import to_uint8
+from rad.images.tensors import to_uint8
 from rad.rng import KeyedNoise
 from rad.sampling.finite import NotFiniteError
 from rad.training.diffusion import Diffusion

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -46,6 +47,17 @@ def test_help_and_errors_in_options_load_no_heavy_package() -> None:
         loaded = loaded_by(program)
         assert "rad.console" in loaded
         assert not loaded & {"torch", "numpy", "diffusers", "lightning", "peft", "PIL"}, words
+
+
+def test_images_and_masks_are_read_without_torch(tmp_path) -> None:
+    Image.new("L", (8, 8), 255).save(tmp_path / "mask.png")
+    program = (
+        "import numpy, rad.images.sources\n"
+        "from rad.masks.reading.hole import load_hole\n"
+        f"(file,) = rad.images.sources.list_images({str(tmp_path / 'mask.png')!r})\n"
+        "assert (load_hole(file.file(), image=file.open()).hole == numpy.ones((8, 8))).all()"
+    )
+    assert not loaded_by(program) & {"torch", "diffusers", "lightning", "peft"}
 
 
 def test_the_summary_of_train_names_settings_of_the_full_help(capsys) -> None:

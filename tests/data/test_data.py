@@ -20,8 +20,9 @@ from rad.data.framing import ColourJitter, Framing
 from rad.data.listing import SKIMAGE_HELD_OUT, SKIMAGE_TRAIN, hold_out
 from rad.data.module import ImageDataModule
 from rad.data.stream import PositionSampler, Stream, Turns
-from rad.images.codecs import open_image, to_tensor, to_uint8
+from rad.images.codecs import open_image
 from rad.images.sources import list_images
+from rad.images.tensors import to_tensor, to_uint8
 from rad.masks import Box, MaskGenerator
 from rad.rng import generator
 

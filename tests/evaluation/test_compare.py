@@ -26,7 +26,7 @@ from rad.evaluation.layout import find_results
 from rad.evaluation.metrics import pixels, sets
 from rad.evaluation.results import Comparison, Interval, Row
 from rad.evaluation.statistics import set_interval
-from rad.images.codecs import to_tensor, to_uint8
+from rad.images.tensors import to_tensor, to_uint8
 from rad.lock import EVALUATION, InUse, locked, one_at_a_time
 from rad.masks.files import write_mask
 from rad.masks.reading.format import MaskFormat

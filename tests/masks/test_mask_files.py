@@ -9,8 +9,9 @@ import torch
 from PIL import Image, ImageFilter
 
 from rad.inpainting import Inpainter
-from rad.masks.files import dilate, load_mask, read_mask
+from rad.masks.files import load_mask, read_mask
 from rad.masks.reading.format import MaskFormat, MaskWarning
+from rad.masks.reading.hole import dilate
 
 SIDE = 48
 HOLE = np.zeros((SIDE, SIDE), bool)
@@ -218,9 +219,11 @@ def test_other_sizes_and_dilation():
     assert np.array_equal(
         load(file(Image.fromarray(255 - GREY)), polarity="white_is_known", dilate=3).hole[0].numpy(), grown
     )
-    dot = torch.zeros(1, 5, 9)
-    dot[0, 2, 3] = 1
-    assert dilate(dot, 10**12).min() == 1
+    dot = np.zeros((5, 9), np.float32)
+    dot[2, 3] = 0.5
+    assert np.array_equal(dilate(dot, 1)[1:4, 2:5], np.full((3, 3), 0.5))
+    assert dilate(dot, 1).sum() == 4.5
+    assert dilate(dot, 10**12).min() == 0.5
 
 
 @pytest.mark.parametrize(
@@ -275,7 +278,7 @@ def test_the_inpainter_reads_masks_as_the_files_say(adapter):
     large = Image.fromarray(GREY[:side, :side] // 255).resize((2 * side, 2 * side), Image.Resampling.NEAREST)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        expected, grown = (rad(photo, mask, steps=1).images[0] for mask in (hole, dilate(hole, 2)))
+        expected, grown = (rad(photo, mask, steps=1).images[0] for mask in (hole, dilate(hole[0].numpy(), 2)))
     with pytest.warns(MaskWarning, match="transparent part is the hole"):
         assert rad(photo, cutout, steps=1).images[0] == expected
     with pytest.warns(MaskWarning, match="two values, 0 and 1"):

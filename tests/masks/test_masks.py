@@ -15,9 +15,10 @@ from PIL import Image
 from scipy import ndimage, stats
 
 from rad.masks import MaskGenerator
-from rad.masks.files import looks_inverted, read_mask, same_mask, write_mask
+from rad.masks.files import read_mask, same_mask, write_mask
 from rad.masks.perlin import Perlin, Pnoise, perlin_noise, threshold_by_rank
 from rad.masks.reading.format import MaskFormat
+from rad.masks.reading.hole import looks_inverted
 from rad.masks.shapes import MASKS, Blobs, Box, CenterBox, Expand, Lettering, RandomPixels, Strokes, make
 
 REPAINT = Path(__file__).resolve().parents[3] / "shared" / "data" / "repaint_keep_masks.zip"
@@ -475,14 +476,14 @@ def test_a_file_that_is_no_image_is_named(tmp_path):
 
 
 def test_inverted_looks():
-    spot = CenterBox(side=0.3)(generators(1), 32, 32)[0]
+    spot = CenterBox(side=0.3)(generators(1), 32, 32)[0, 0].numpy()
     assert looks_inverted(1 - spot)
     assert not looks_inverted(spot)
-    assert not looks_inverted(torch.zeros(1, 32, 32))
-    assert not looks_inverted(torch.ones(1, 32, 32))
-    assert not looks_inverted(1 - CenterBox(side=0.9)(generators(1), 32, 32)[0])
+    assert not looks_inverted(np.zeros((32, 32)))
+    assert not looks_inverted(np.ones((32, 32)))
+    assert not looks_inverted(1 - CenterBox(side=0.9)(generators(1), 32, 32)[0, 0].numpy())
     for name in ("half", "lines", "superres", "pixels", "thick", "thin", "blobs", "lettering"):
-        assert not looks_inverted(make(name)(generators(1), 64, 64)[0])
+        assert not looks_inverted(make(name)(generators(1), 64, 64)[0, 0].numpy())
 
 
 @needs_repaint
@@ -490,11 +491,11 @@ def test_inverted_looks_of_the_masks_of_repaint():
     thick = [f"thick/{index:06d}.png" for index in range(0, 100, 5)]
     thin = [f"thin/{index:06d}.png" for index in range(0, 100, 5)]
     right = ["face/000000.png", "genhalf/000000.png", "nn2/000000.png", "ev2li/000000.png", *thick, *thin]
-    assert not any(looks_inverted(repaint(name)) for name in right)
-    assert looks_inverted(repaint("face/000000.png", polarity="white_is_fill"))
-    assert sum(looks_inverted(repaint(name, polarity="white_is_fill")) for name in thick) > 10
+    assert not any(looks_inverted(repaint(name)[0].numpy()) for name in right)
+    assert looks_inverted(repaint("face/000000.png", polarity="white_is_fill")[0].numpy())
+    assert sum(looks_inverted(repaint(name, polarity="white_is_fill")[0].numpy()) for name in thick) > 10
     # Outpainting looks like a mistake.
-    assert looks_inverted(repaint("ex64/000000.png"))
+    assert looks_inverted(repaint("ex64/000000.png")[0].numpy())
 
 
 def test_the_share_of_random_pixels_may_be_drawn():

@@ -13,8 +13,8 @@ from rad.cli.sample.options import SampleOptions
 from rad.cli.sample.plan import Job, Label, MethodRun
 from rad.cli.sample.run_log import Failures
 from rad.console import counted, print_line, report
-from rad.images.codecs import to_tensor, to_uint8
 from rad.images.sources import ImageFile
+from rad.images.tensors import to_tensor, to_uint8
 from rad.inpainting.inpainter import Inpainter
 from rad.inpainting.prepare import check_method
 from rad.masks.files import LoadedMask, same_mask

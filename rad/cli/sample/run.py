@@ -23,11 +23,12 @@ from rad.console import EXIT_INPUT, EXIT_OK, EXIT_SOME, Progress, counted, did_y
 from rad.device import find_devices
 from rad.evaluation.provenance import scoring
 from rad.images.atomic import remove_temporaries, require_writable, unwritable
-from rad.images.codecs import blank, images_up_to, to_tensor
+from rad.images.codecs import images_up_to
 from rad.images.formats import open_file
 from rad.images.grid import contact_sheet
 from rad.images.remote import Unreachable
 from rad.images.sources import is_source
+from rad.images.tensors import blank, to_tensor
 from rad.inpainting.prepare import check_running
 from rad.inpainting.runs import find_model
 from rad.lock import EVALUATION, locked, one_at_a_time

@@ -12,8 +12,9 @@ from PIL import Image
 
 from rad.evaluation.report.cells import number
 from rad.evaluation.results import Comparison, Metric, Result
-from rad.images.codecs import blank, open_image, to_tensor
+from rad.images.codecs import open_image
 from rad.images.sources import ImageFile
+from rad.images.tensors import blank, to_tensor
 from rad.masks.files import read_written_mask
 
 PAGE_BYTES = 10_000_000

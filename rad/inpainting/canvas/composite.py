@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from rad.arguments import describe, integer
-from rad.images.codecs import round_to_uint8, to_tensor, to_uint8
+from rad.images.tensors import round_to_uint8, to_tensor, to_uint8
 from rad.inpainting.canvas.windows import Window, plan_windows
 from rad.models.loaded_model import PLAIN, Condition
 

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from rad.diffusion.levels import per_image
-from rad.images.codecs import to_tensor
+from rad.images.tensors import to_tensor
 from rad.models.loaded_model import Condition
 
 if TYPE_CHECKING:

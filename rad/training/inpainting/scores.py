@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from rad.images.codecs import round_to_uint8
+from rad.images.tensors import round_to_uint8
 from rad.modes import float32_modes
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from lightning.pytorch.loggers import CometLogger, CSVLogger, Logger, MLFlowLogg
 from torch import Tensor
 
 from rad.images.atomic import replacing, write_text
-from rad.images.codecs import to_uint8
 from rad.images.remote import without_query
+from rad.images.tensors import to_uint8
 
 SHOWN = {"train/loss": 0, "val/loss": 0}
 """Curves that TensorBoard's table of hyperparameters shows."""

@@ -1,0 +1,1 @@
+"""Loaded models behind one interface: with torch, or with ONNX Runtime alone."""

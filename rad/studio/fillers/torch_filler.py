@@ -1,0 +1,138 @@
+"""A model that runs with torch."""
+
+from collections.abc import Callable
+from dataclasses import fields as fields_of
+
+import numpy as np
+import torch
+from PIL import Image
+
+from rad.inpainting.inpainter import Inpainter
+from rad.inpainting.result import Inpainted, Progress
+from rad.methods.registry import cost, create, steps_within
+from rad.models.loaded_model import PLAIN, Condition
+from rad.sampling.method import Method
+from rad.studio.fillers.filler import Hole, Plan, setting_text
+from rad.studio.fillers.listing import list_methods
+from rad.studio.schema import InpaintFields, ModelView
+
+
+class TorchFiller:
+    """See `Filler`.
+
+    Args:
+        id: for clients; source: the checkpoint as given at the start.
+    """
+
+    def __init__(self, id: str, source: str, inpainter: Inpainter) -> None:
+        self.inpainter, model = inpainter, inpainter.model
+        self.view = ModelView(
+            id=id,
+            source=source,
+            runtime="torch",
+            kind=model.kind,
+            size=list(model.size),
+            text=model.takes_text,
+            adapter=model.has_adapter,
+        )
+        self.methods = list_methods(inpainter)
+        self.checkpoint: dict[str, object] = {
+            "checkpoint": source,
+            "device": str(inpainter.device),
+            "precision": inpainter.precision,
+        }
+
+    def plan(self, fields: InpaintFields, hole: Hole, *, rate: Callable[[], float]) -> Plan:
+        method = self._method(fields)
+        self.inpainter.check([self._condition(fields, method)])
+        layout = {"size_policy": fields.size_policy, "margin": fields.margin}
+        windows = fields.num_samples * self.inpainter.count_windows(torch.from_numpy(hole)[None], **layout)
+        given = {"solver": fields.solver, "spacing": fields.spacing, "eta": fields.eta}
+        steps = self._steps(fields, method, windows, rate)
+        schedule = method.choose(steps=steps, **given)
+        work = self.inpainter.sampler(method, **vars(schedule)).cost
+        unused = method.unused(**given)
+        if method.weights == "none":
+            steps = None
+            unused += [name for name in ("steps", "budget_nfe", "budget_seconds") if getattr(fields, name) is not None]
+        else:
+            steps = schedule.steps
+        settings = {item.name: setting_text(item.name, getattr(method, item.name)) for item in fields_of(method)}
+        warnings = [f"{name} has no effect on {method.name}" for name in unused]
+        return Plan(steps, schedule.solver, schedule.spacing, schedule.eta, settings, work.nfe * windows, warnings)
+
+    def fill(
+        self,
+        fields: InpaintFields,
+        plan: Plan,
+        image: Image.Image,
+        hole: Hole | None,
+        on_step: Callable[[Progress], None],
+    ) -> Inpainted:
+        method = create(fields.method, plan.settings)
+        return self.inpainter(
+            image,
+            np.zeros((image.height, image.width), np.float32) if hole is None else hole,
+            method=method,
+            steps=plan.steps,
+            solver=plan.solver,
+            spacing=plan.spacing,
+            eta=plan.eta,
+            seed=fields.seed,
+            num_samples=fields.num_samples,
+            size_policy=fields.size_policy,
+            margin=fields.margin,
+            feather=fields.feather,
+            batch_size=fields.batch_size,
+            names=fields.name,
+            condition=self._condition(fields, method),
+            on_step=counted(on_step),
+        )
+
+    def probe(self) -> Inpainted:
+        height, width = self.inpainter.size
+        image, hole = Image.new("RGB", (width, height)), np.ones((height, width), np.float32)
+        method = next(name for name, view in self.methods.items() if view.nfe and not view.vjp)
+        self.inpainter(image, hole, method=method, steps=1)  # the first call of a process is slower
+        return self.inpainter(image, hole, method=method, steps=3)
+
+    def _method(self, fields: InpaintFields) -> Method:
+        """The method with its settings. Files of clients are never run, since the name is compared first."""
+        if fields.method not in self.methods:
+            raise ValueError(
+                f"method {fields.method!r} is not available on {self.view.id}; allowed are {', '.join(self.methods)}"
+            )
+        return create(fields.method, {name: setting_text(name, value) for name, value in fields.set.items()})
+
+    def _condition(self, fields: InpaintFields, method: Method) -> Condition:
+        condition = Condition(fields.prompt, fields.negative_prompt, fields.guidance)
+        if method.weights == "none" and condition != PLAIN:
+            raise ValueError(f"a prompt has no effect on {method.name}, which uses no network: leave it out")
+        return condition
+
+    def _steps(self, fields: InpaintFields, method: Method, windows: int, rate: Callable[[], float]) -> int | None:
+        """Steps of a request; as many as its budget allows; None: the preset."""
+        given = [name for name in ("steps", "budget_nfe", "budget_seconds") if getattr(fields, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} both set the number of steps: give one of them")
+        if method.weights == "none" or not given or given == ["steps"]:
+            return fields.steps
+        process = self.inpainter.model.base_process
+        spacing = method.choose(solver=fields.solver, spacing=fields.spacing, eta=fields.eta).spacing
+        if fields.budget_seconds is None:
+            assert fields.budget_nfe is not None
+            return steps_within(method, fields.budget_nfe, base_process=process, spacing=spacing)
+        each, least = rate(), cost(method, 1, base_process=process, spacing=spacing).units
+        calls = int(fields.budget_seconds / each / max(1, windows))
+        try:
+            return steps_within(method, max(1, calls), base_process=process, spacing=spacing)
+        except ValueError:
+            raise ValueError(
+                f"budget_seconds is {fields.budget_seconds:g}; {method.name} takes about {least * each * windows:.2g} seconds "
+                "or more here: give more seconds, or a smaller hole"
+            ) from None
+
+
+def counted(on_step: Callable[[Progress], None]) -> Callable[[int, int], None]:
+    """`on_step` for an inpainter that reports (done, planned)."""
+    return lambda done, planned: on_step(Progress(done, planned, list))
