@@ -71,7 +71,9 @@ def build(
         install(static / "vendor" / "onnxruntime-web", package)
         size = export(static / "model", checkpoint, precision)
         write_examples(static / "examples", window=size)
-        sizes = {str(path.relative_to(place)): path.stat().st_size for path in sorted(place.rglob("*")) if path.is_file()}
+        sizes = {
+            str(path.relative_to(place)): path.stat().st_size for path in sorted(place.rglob("*")) if path.is_file()
+        }
         write_text(place / MANIFEST, json.dumps({"files": sizes}, indent=2) + "\n")
     return Site(sizes)
 

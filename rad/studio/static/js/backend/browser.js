@@ -5,11 +5,12 @@ import { MOST_PIXELS } from "../runtime/picture.js";
 
 const ROOT = new URL("../../", import.meta.url);
 
-/** The run ended without a result. `state`: failed or cancelled. */
+/** A call that failed. `state` of a run: failed or cancelled. `status`: it fails again if it is repeated. */
 export class Ended extends Error {
-  constructor(message, state) {
+  constructor(message, state = "failed") {
     super(message);
     this.state = state;
+    this.status = 500;
   }
 }
 
@@ -22,9 +23,10 @@ export class Backend extends EventTarget {
     script.searchParams.set("model", new URL(model, ROOT).href);
     this.worker = new Worker(script, { type: "module" });
     this.worker.onmessage = ({ data }) => this.receive(data);
-    this.worker.onerror = () => this.fail(new Error("this browser cannot run the model"));
+    this.worker.onerror = () => this.fail(new Ended("This browser cannot run the model: it needs module workers."));
     this.pending = new Map();
     this.last = 0;
+    this.broken = null;
   }
 
   /** @returns {Promise<object>} models, examples and limits, as the service describes them */
@@ -32,7 +34,7 @@ export class Backend extends EventTarget {
     const [model, examples] = await Promise.all([this.call("info"), readExamples()]);
     const { name, kind, size, networks } = model;
     const described = { id: name, source: name, runtime: "onnx", kind, size, text: false, adapter: "rad" in networks };
-    const limits = { max_megapixels: MOST_PIXELS / 1e6, max_samples: MOST_SAMPLES };
+    const limits = { max_megapixels: MOST_PIXELS / 1e6, max_samples: MOST_SAMPLES, max_steps: model.betas.length };
     return { models: [described], defaultModel: name, examples, limits, static: true };
   }
 
@@ -82,6 +84,7 @@ export class Backend extends EventTarget {
   }
 
   call(call, content = {}, onEvent = null) {
+    if (this.broken) return Promise.reject(this.broken);
     const id = ++this.last;
     return new Promise((resolve, reject) => {
       this.pending.set(id, { resolve, reject, onEvent });
@@ -102,6 +105,7 @@ export class Backend extends EventTarget {
   }
 
   fail(error) {
+    this.broken = error;
     for (const { reject } of this.pending.values()) reject(error);
     this.pending.clear();
   }

@@ -1,7 +1,7 @@
 /** Methods of this runtime: their presets, as in rad/methods/rad.py and repaint.py, and the schedule of a run. */
 
 import { RegionAware, Uniform } from "./process.js";
-import { samplingTimesteps, SPACINGS, timeTravel } from "./spacings.js";
+import { samplingTimesteps, timeTravel } from "./spacings.js";
 import { checkSolver, DEFAULTS } from "./solvers.js";
 
 const SOLVERS = Object.keys(DEFAULTS);
@@ -9,7 +9,7 @@ const SOLVERS = Object.keys(DEFAULTS);
 export const METHODS = {
   rad: {
     name: "rad",
-    summary: "Region-aware diffusion: the network reads a noise level for each pixel",
+    summary: "RAD: Region-Aware Diffusion Models for Image Inpainting (Kim, Suh, Lee, CVPR 2025, arXiv 2412.09191).",
     paper: "Kim, Suh, Lee 2025, arXiv 2412.09191",
     network: "rad",
     steps: 20,
@@ -17,13 +17,15 @@ export const METHODS = {
     spacing: "logsnr",
     eta: 0,
     solvers: SOLVERS,
+    soft: true,
     fractional: true,
     replaces: false,
     settings: [],
   },
   repaint: {
     name: "repaint",
-    summary: "RePaint: replaces the known pixels at each step, with time travel",
+    summary:
+      "RePaint: Inpainting using Denoising Diffusion Probabilistic Models (Lugmayr et al., CVPR 2022, arXiv 2201.09865).",
     paper: "Lugmayr et al. 2022, arXiv 2201.09865",
     network: "base",
     steps: 250,
@@ -31,15 +33,16 @@ export const METHODS = {
     spacing: "even",
     eta: 1,
     solvers: ["ddpm", "ddim"],
+    soft: false,
     fractional: false,
     replaces: true,
     settings: [
       {
-        name: "jump_length", type: "int", default: 10, low: 1, high: null, choices: null,
+        name: "jump_length", type: "int", default: 10, low: 1, high: null, choices: [],
         help: "j, levels of a jump back up; the paper's 10",
       },
       {
-        name: "resamplings", type: "int", default: 10, low: 1, high: null, choices: null,
+        name: "resamplings", type: "int", default: 10, low: 1, high: null, choices: [],
         help: "r, passes through each block of levels; the paper's 10; 1: no jumps",
       },
     ],
@@ -102,8 +105,6 @@ export function methodsOf(model) {
     max_steps: model.betas.length,
     nfe: planRun(model, { method: method.name }).nfe,
     vjp: 0,
-    spacings: SPACINGS,
-    soft: true,
   }));
 }
 
