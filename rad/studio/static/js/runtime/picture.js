@@ -1,5 +1,7 @@
 /** Image and mask files to exact 8-bit values. */
 
+import { decodeAlphaPng } from "./transparent.js";
+
 const EXACT = { premultiplyAlpha: "none", colorSpaceConversion: "none" };
 
 /** Most pixels of an image: 50 megapixels. */
@@ -7,7 +9,7 @@ export const MOST_PIXELS = 5e7;
 
 /**
  * Values of an image file as the browser decodes it, upright by its EXIF orientation, without colour management. Opaque images
- * are exact. Colours under transparency are exact where the browser has ImageDecoder (Chromium, Firefox).
+ * are exact, and so are transparent PNG files with 8 bits.
  * @param {Blob} blob
  * @returns {Promise<{width: number, height: number, data: Uint8ClampedArray}>} RGBA
  */
@@ -21,28 +23,13 @@ async function decode(blob) {
   context.drawImage(bitmap, 0, 0);
   bitmap.close();
   const { data } = context.getImageData(0, 0, width, height);
-  return { width, height, data: isOpaque(data) ? data : ((await decodeTransparent(blob, width, height)) ?? data) };
+  const exact = isOpaque(data) ? null : await decodeAlphaPng(blob);
+  return exact?.width === width && exact.height === height ? exact : { width, height, data }; // EXIF may have turned it
 }
 
 function isOpaque(data) {
   for (let i = 3; i < data.length; i += 4) if (data[i] !== 255) return false;
   return true;
-}
-
-/** RGBA without premultiplied alpha, which a canvas cannot keep; null where the browser lacks ImageDecoder. */
-async function decodeTransparent(blob, width, height) {
-  if (!self.ImageDecoder || !(await ImageDecoder.isTypeSupported(blob.type))) return null;
-  const decoder = new ImageDecoder({ data: await blob.arrayBuffer(), type: blob.type, ...EXACT });
-  const { image } = await decoder.decode();
-  try {
-    if (image.displayWidth !== width || image.displayHeight !== height) return null; // turned by EXIF
-    const data = new Uint8ClampedArray(4 * width * height);
-    await image.copyTo(data, { format: "RGBA" });
-    return data;
-  } finally {
-    image.close();
-    decoder.close();
-  }
 }
 
 /**
