@@ -5,7 +5,7 @@ CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo studio test test-core slow numerical lint type methods-table bench gpu-wheels clean
+.PHONY: help setup demo studio pages test test-core slow numerical lint type methods-table bench gpu-wheels clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -24,6 +24,9 @@ demo: setup ## train a small RAD adapter, inpaint with it, write runs/demo/panel
 
 studio: setup ## open the studio: a page to brush masks and watch methods race
 	$(BIN)/rad studio --open
+
+pages: setup ## build the studio as a static demo in build/pages, which needs no server but one for files; needs npm
+	$(BIN)/python -m rad.studio.site --output build/pages
 
 test: setup ## run the tests, on all cores
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
