@@ -311,9 +311,11 @@ def test_the_demo_works_on_a_path_of_any_host(site: Path, tmp_path: Path) -> Non
     with chromium(tmp_path) as driver, serving(site) as url:
         driver.get(f"{url}some/path/")
         body = """
-          const shown = (each) => !each.disabled && each.offsetParent;
-          const button = (name) => until(() => [...document.querySelectorAll("button")].findLast(
-            (each) => each.innerText.trim() === name && shown(each)));
+          const named = (name) => [...document.querySelectorAll("button")].filter((each) => each.innerText.trim() === name);
+          const button = (name) => until(() => {
+            const last = named(name).at(-1); // the tab "Fill" comes before the button
+            return last && !last.disabled && last.offsetParent ? last : null;
+          });
           await until(() => document.body.dataset.ready);
           (await button("Cat")).click();
           await until(() => document.querySelector("#editor").offsetParent);
