@@ -54,13 +54,14 @@ def test_list_of_methods_is_printed():
 def test_sampling_commands_fill_the_holes(desk):
     """On two images; `test_evaluation_commands_score_the_results` runs the command with `--report`."""
     for arguments in commands("sample"):
-        if not {"--list_methods", "--report"} & set(arguments):
+        if not {"--list_methods", "--report", "rad-onnx"} & set(arguments):
             budget = ["--budget_nfe", "3"] if "--budget_nfe" in arguments else ["--steps", "2"]
             assert cli.sample([*arguments, "--limit", "2", *budget]) == 0
     truth, filled = (np.asarray(Image.open(desk / name)) for name in ("photo.png", "filled.png"))
     hole = np.asarray(Image.open(desk / "mask.png")) == 255
     assert (truth[~hole] == filled[~hole]).all()
     assert (truth[hole] != filled[hole]).any()
+    assert Image.open(desk / "larger.png").size == (64, 40)
     assert len(list((desk / "filled").iterdir())) == 4
     assert len(list((desk / "restored").iterdir())) == 4
     assert {path.name for path in (desk / "compared").iterdir()} == {"rad", "ddnm", "pigdm", "mean", "methods.png"}
@@ -106,11 +107,25 @@ def test_training_commands_write_adapters(desk):
         assert (desk / "runs" / name / "checkpoints" / f"step={steps}-ema" / "adapter_model.safetensors").is_file()
     assert cli.train([*find_rate, "20", "--data.batch_size", "2"]) == 0
     assert list((desk / "runs" / "rad_photos_lora" / "lr_find").iterdir())
-    (export,) = commands("export")
+    (export,) = (words for words in commands("export") if "--merge" in words)
     from rad.cli.hub.export import main
 
     assert main(export) == 0
     assert (desk / "merged" / "unet" / "config.json").is_file()
+
+
+@pytest.mark.slow
+def test_an_exported_folder_is_filled_without_torch(desk):
+    (export,) = (words for words in commands("export") if "--onnx" in words)
+    (sample,) = (words for words in commands("sample") if "rad-onnx" in words)
+    from rad.cli.hub.export import main
+
+    assert main(export) == 0
+    assert cli.sample([*sample, "--steps", "2"]) == 0
+    torch = [word.replace("rad-onnx", "checkpoints/rad-nature32").replace("-onnx", "") for word in sample]
+    assert cli.sample([*torch, "--steps", "2"]) == 0
+    ours, theirs = (np.asarray(Image.open(name), int) for name in ("filled-onnx.png", "filled.png"))
+    assert np.abs(ours - theirs).max() <= 1
 
 
 def test_python_code_fills_the_hole(desk):
