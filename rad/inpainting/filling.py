@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from rad.errors import NotFiniteError
 from rad.inpainting.canvas.composite import Canvas
 from rad.inpainting.canvas.windows import next_wave
 from rad.inpainting.memory import is_out_of_memory
@@ -16,7 +17,7 @@ from rad.models.latent_mask import Grid, Prefill
 from rad.models.loaded_model import PLAIN, LoadedModel
 from rad.models.vae import IDENTITY
 from rad.rng import KeyedNoise
-from rad.sampling.finite import NotFiniteError, require_finite
+from rad.sampling.finite import require_finite
 from rad.sampling.sampler import Sample, Sampler
 from rad.sampling.state import Cost
 from rad.sampling.task import Task

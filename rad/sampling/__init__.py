@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from rad.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from rad.sampling.finite import NotFiniteError
     from rad.sampling.method import CustomSampler, Method, SamplingMethod, setting
     from rad.sampling.sampler import Sample, Sampler
     from rad.sampling.state import Cost, CountedDenoiser, RunContext, State
@@ -23,7 +22,6 @@ __all__ = [
     "CountedDenoiser",
     "CustomSampler",
     "Method",
-    "NotFiniteError",
     "RunContext",
     "Sample",
     "Sampler",
@@ -36,7 +34,6 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
-        "finite": "NotFiniteError",
         "method": "CustomSampler Method SamplingMethod setting",
         "sampler": "Sample Sampler",
         "state": "Cost CountedDenoiser RunContext State",

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from rad.diffusion.solvers import Solver
 from rad.diffusion.spacings import Spacing
+from rad.errors import NotFiniteError
 from rad.images.atomic import replacing
 from rad.images.tensors import to_uint8
 from rad.rng import KeyedNoise
-from rad.sampling.finite import NotFiniteError
 from rad.training.diffusion import Diffusion
 from rad.training.ema import averaged
 from rad.training.inpainting.sampling import choose_sampler, draw_holes, inpaint

@@ -9,9 +9,9 @@ from PIL import Image
 
 from rad.cli import main as cli
 from rad.cli.sample.workers import _run
+from rad.errors import NotFiniteError
 from rad.methods import METHODS
 from rad.methods.replacement import Replacement
-from rad.sampling.finite import NotFiniteError
 from tests.conftest import SIZE
 
 

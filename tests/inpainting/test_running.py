@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from rad.diffusion.schedules import linear_betas
+from rad.errors import NotFiniteError
 from rad.inpainting.filling import WindowFiller
 from rad.inpainting.inpainter import Inpainter
 from rad.inpainting.prepare import check_running
 from rad.models.base import Base
 from rad.models.unet_model import UNetModel
 from rad.rng import KeyedNoise
-from rad.sampling.finite import NotFiniteError
 from tests.tiny_networks import small_unet
 
 SIZE = 16

@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 
 from rad.data.module import ImageDataModule
+from rad.errors import NotFiniteError
 from rad.masks.shapes import Box
 from rad.models.lora import LoRA, trainable
-from rad.sampling.finite import NotFiniteError
 from rad.training.checkpoint import Checkpoint
 from rad.training.diffusion import Diffusion
 from rad.training.ema import EMA

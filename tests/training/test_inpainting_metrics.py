@@ -11,10 +11,10 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from safetensors.torch import load_file
 
 from rad.data.module import ImageDataModule
+from rad.errors import NotFiniteError
 from rad.evaluation.features import feature_net
 from rad.evaluation.metrics.pixels import PSNR_LIMIT, crop, crop_box, gradient_energy, psnr
 from rad.models.lora import LoRA, trainable
-from rad.sampling.finite import NotFiniteError
 from rad.training.autoencoder import AutoencoderTraining
 from rad.training.checkpoint import Checkpoint
 from rad.training.diffusion import Diffusion

@@ -18,9 +18,10 @@ from rad.data.module import ImageDataModule
 from rad.data.stream import HeldOut
 from rad.diffusion.solvers import Solver
 from rad.diffusion.spacings import Spacing
+from rad.errors import NotFiniteError
 from rad.masks.shapes import make
 from rad.rng import KeyedNoise, check_seed, key_of
-from rad.sampling.finite import NotFiniteError, require_finite
+from rad.sampling.finite import require_finite
 from rad.training.checkpoint import best_folder, save_best
 from rad.training.diffusion import Diffusion
 from rad.training.ema import averaged, find_averages
