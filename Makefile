@@ -25,7 +25,7 @@ demo: setup ## train a small RAD adapter, inpaint with it, write runs/demo/panel
 studio: setup ## open the studio: a page to brush masks and watch methods race
 	$(BIN)/rad studio --open
 
-pages: setup ## build the studio as a static demo in build/pages, which needs no server but one for files; needs npm
+pages: setup ## build build/pages, a demo for static hosts; needs npm
 	$(BIN)/python -m rad.studio.site --output build/pages
 
 test: setup ## run the tests, on all cores

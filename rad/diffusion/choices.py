@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
-from rad.arguments import number
+from rad.arguments import describe, number
 
 CLEAN = -1
 """The t below 0: no noise anywhere."""
@@ -53,6 +53,15 @@ def check_solver(solver: Solver, eta: float, spacing: Spacing) -> None:
             f"spacing is {spacing!r}; solver 'dpm++2m' needs slowly changing steps in log(a / s): "
             "use spacing 'logsnr' or 'quad', or solver 'ddpm' or 'ddim'"
         )
+
+
+def check_given(solver: Solver | None, spacing: Spacing | None, eta: float | None) -> None:
+    """Raise ValueError for an unknown solver or spacing, or an eta outside [0,1]; None: the preset."""
+    for name, value, kind in (("solver", solver, Solver), ("spacing", spacing, Spacing)):
+        if value is not None and value not in get_args(kind):
+            raise ValueError(f"{name} is {describe(value)}; allowed are {', '.join(get_args(kind))}")
+    if eta is not None and not 0 <= number("eta", eta) <= 1:
+        raise ValueError(f"eta is {eta}; allowed are 0 (DDIM, no fresh noise) to 1 (DDPM)")
 
 
 def spaced_timesteps(

@@ -11,7 +11,8 @@ from typing import ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hi
 
 from torch import Tensor
 
-from rad.arguments import describe, number
+from rad.arguments import describe
+from rad.diffusion.choices import check_given
 from rad.diffusion.denoiser import Denoiser
 from rad.diffusion.levels import NoiseRegions
 from rad.diffusion.processes import Process, TimeOrigin
@@ -138,11 +139,7 @@ class Method:
 
         Raises ValueError for an eta outside [0,1], or an unknown solver or spacing.
         """
-        for name, value, kind in (("solver", solver, Solver), ("spacing", spacing, Spacing)):
-            if value is not None and value not in get_args(kind):
-                raise ValueError(f"{name} is {describe(value)}; allowed are {', '.join(get_args(kind))}")
-        if eta is not None and not 0 <= number("eta", eta) <= 1:
-            raise ValueError(f"eta is {eta}; allowed are 0 (DDIM, no fresh noise) to 1 (DDPM)")
+        check_given(solver, spacing, eta)
         solver = self.preset_solver if solver is None or not self.takes(solver) else solver
         preset = self.preset_spacing, self.preset_eta
         default_spacing, default_eta = preset if solver == self.preset_solver else DEFAULTS.get(solver, preset)

@@ -31,7 +31,7 @@ class StudioOptions:
         group=MODELS,
     )
     runtime: Runtime = option(
-        "onnx: folders of rad export --onnx; auto: what each checkpoint is for", "auto", group=MODELS
+        "onnx: folders of rad export --onnx; auto: onnx for such folders, else torch", "auto", group=MODELS
     )
     device: str = option("auto (an accelerator if there is one), cpu, cuda, ...", "auto", group=MODELS)
     precision: Precision = option("precision of the networks", "32", group=MODELS)

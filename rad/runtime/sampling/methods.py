@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass, field, fields
 from numbers import Integral
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
-from rad.arguments import describe, number
-from rad.diffusion.choices import DEFAULTS, Solver, Spacing, time_travel
+from rad.arguments import describe
+from rad.diffusion.choices import DEFAULTS, Solver, Spacing, check_given, time_travel
 
 
 def _setting(default: int, help: str, *, low: int) -> int:
@@ -68,11 +68,7 @@ class Method:
 
         Raises ValueError for an eta outside [0,1], or an unknown solver or spacing.
         """
-        for name, value, kind in (("solver", solver, Solver), ("spacing", spacing, Spacing)):
-            if value is not None and value not in get_args(kind):
-                raise ValueError(f"{name} is {describe(value)}; allowed are {', '.join(get_args(kind))}")
-        if eta is not None and not 0 <= number("eta", eta) <= 1:
-            raise ValueError(f"eta is {eta}; allowed are 0 (DDIM, no fresh noise) to 1 (DDPM)")
+        check_given(solver, spacing, eta)
         solver = self.preset_solver if solver is None else solver
         preset = self.preset_spacing, self.preset_eta
         default_spacing, default_eta = preset if solver == self.preset_solver else DEFAULTS[solver]

@@ -7,7 +7,7 @@ import { costText, LABELS, methodTitle, runText, sourceText } from "./words.js";
 const MAX_LANES = 8;
 const EFFORTS = /** @type {[string, string][]} */ ([["preset", "Preset"], ["steps", "Steps"], ["budget_nfe", "Calls"], ["budget_seconds", "Seconds"]]);
 const EFFORT_NOTES = {
-  preset: "As many steps as the method's paper suggests.",
+  preset: "The default number of steps of the method.",
   steps: "Noise levels from pure noise to the image. More steps: slower, often better.",
   budget_nfe: "The most steps within this number of network calls.",
   budget_seconds: "The most steps within this computing time. The first run measures the speed.",
