@@ -33,6 +33,8 @@ from tests.hub_server import serving
 from tests.pipelines import tiny_ldm
 from tests.tiny_networks import small_unet
 
+pytestmark = pytest.mark.slow  # each network is traced, which takes seconds
+
 OPERATORS = {
     *("Add", "AveragePool", "Cast", "Concat", "Constant", "Conv", "Cos", "Div", "Gemm", "InstanceNormalization", "MatMul"),
     *("Mul", "Reshape", "Resize", "Shape", "Sigmoid", "Sin", "Slice", "Softmax", "Split", "Squeeze", "Transpose"),
@@ -58,7 +60,7 @@ def traced_once() -> Iterator[None]:
     graph.trace = before
 
 
-@pytest.fixture(scope="module", params=["adapter", pytest.param("default", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["adapter", "default"])
 def network(request: pytest.FixtureRequest, adapter: Path) -> RegionAwareUNet:
     """The merged network of `adapter`, with "scale_shift"; and a network of the kind "default"."""
     if request.param == "default":
@@ -204,7 +206,6 @@ def check_folder(adapter: Path, folder: Path) -> dict:
     return settings
 
 
-@pytest.mark.slow
 def test_base_weights_of_an_adapter(adapter, tmp_path, capsys):
     assert onnx_export(adapter, "--onnx", tmp_path / "out", "--base_weights") == 0
     assert [line.split(": largest")[0] for line in capsys.readouterr().err.splitlines()] == ["rad.onnx", "base.onnx"]

@@ -7,9 +7,11 @@ import json
 import re
 import shutil
 from dataclasses import dataclass
+from importlib.metadata import distribution
 from pathlib import Path
 
 from rad.images.atomic import replacing_folder, write_text
+from rad.resources import PACKAGE, located
 from rad.runtime.precision import Precision
 from rad.studio.pages import STATIC, example_file, list_examples
 from rad.studio.site.packages import install
@@ -71,6 +73,7 @@ def build(
         install(static / "vendor" / "onnxruntime-web", package)
         size = export(static / "model", checkpoint, precision)
         write_examples(static / "examples", window=size)
+        write_text(place / "LICENSE", licence())
         sizes = {
             str(path.relative_to(place)): path.stat().st_size for path in sorted(place.rglob("*")) if path.is_file()
         }
@@ -102,7 +105,19 @@ def export(folder: Path, checkpoint: str, precision: Precision) -> int:
     model = load_model(parts.source, revision=parts.revision, adapter=parts.adapter, info=parts.info)
     name = Path(checkpoint).name
     export_onnx(model, folder, name=name, source=name, precision=precision, base_weights=True)
+    for source, card in ((parts.adapter, "CARD.md"), (located(parts.source), "CARD-base.md")):  # with their licences
+        if (source / "README.md").is_file():
+            shutil.copyfile(source / "README.md", folder / card)
     return model.size[0]
+
+
+def licence() -> str:
+    """The licence of this package."""
+    file = PACKAGE.parent / "LICENSE"  # in a checkout
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    package = distribution("rad-inpainting")
+    return package.read_text("licenses/LICENSE") or package.read_text("LICENSE") or package.metadata["License"]
 
 
 def write_examples(folder: Path, *, window: int) -> None:
