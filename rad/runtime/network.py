@@ -33,7 +33,7 @@ class OnnxNetwork:
         try:
             return np.asarray(session.run(["output"], inputs)[0], np.float32)
         except Exception as error:  # ONNX Runtime raises several types
-            if any(words in str(error) for words in OUT_OF_MEMORY):
+            if _is_out_of_memory(error):
                 raise MemoryError(f"ONNX Runtime cannot run {len(sample)} windows at once") from error
             raise
 
@@ -46,7 +46,7 @@ class OnnxNetwork:
 
 
 def _session(file: Path, threads: int | None) -> "InferenceSession":
-    """A session. Raises ValueError for a file that cannot be loaded."""
+    """A session. Raises ValueError for a file that cannot be loaded, MemoryError when memory runs out."""
     try:
         import onnxruntime
     except ImportError:
@@ -58,5 +58,11 @@ def _session(file: Path, threads: int | None) -> "InferenceSession":
     try:
         return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises several types
+        if _is_out_of_memory(error):
+            raise MemoryError(f"ONNX Runtime cannot load {file}") from error
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{file} cannot be loaded by ONNX Runtime ({reason}): export the model again") from error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return any(words in str(error) for words in OUT_OF_MEMORY)

@@ -11,7 +11,9 @@ from rad.runtime.network import OnnxNetwork
 def test_memory_that_runs_out_raises_memory_error(tmp_path, capfd):
     """ONNX Runtime raises an error of its own; `WindowFiller` halves the batch on MemoryError."""
     sizes = {name: [1] for name in ("sample", "timesteps", "levels")} | {"output": ["count"]}
-    *inputs, output = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, size) for name, size in sizes.items())
+    *inputs, output = (
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, size) for name, size in sizes.items()
+    )
     count = numpy_helper.from_array(np.array([2**50]), "most")
     expand = helper.make_node("Expand", ["sample", "most"], ["output"])
     graph = helper.make_graph([expand], "huge", inputs, [output], [count])
