@@ -38,8 +38,8 @@ from benchmarks.timing import interleaved, print_setting
 from rad.diffusion.levels import NoiseLevel, NoiseRegions
 from rad.diffusion.processes import region_aware
 from rad.diffusion.step import denoised, noised
-from rad.images.codecs import to_tensor
 from rad.images.sources import list_images
+from rad.images.tensors import to_tensor
 from rad.inpainting.inpainter import Inpainter
 from rad.masks.shapes import make
 from rad.models.unet_model import UNetModel
