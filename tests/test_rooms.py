@@ -6,6 +6,8 @@ from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+import pytest
+
 RAD = Path(__file__).resolve().parents[1] / "rad"
 
 BOTTOM = {"arguments", "keys", "errors", "modes", "rng", "console", "device", "lazy", "lock", "resources", "streams"}
@@ -102,3 +104,30 @@ def test_packages_are_small() -> None:
 def test_imports_inside_functions_count() -> None:
     source = "if TYPE_CHECKING:\n    import rad.cli.main\ndef f():\n    from rad.models.base import load_base\n"
     assert list(imported(ast.parse(source))) == ["models"]
+
+
+def names_of(module: str) -> set[str]:
+    """Names that a module of rad/ defines or imports, with the modules of a package and the texts of its `__all__`."""
+    path = RAD.parent.joinpath(*module.split("."))
+    names = {child.stem for child in path.glob("*")}
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.alias):
+            names.add(node.asname or node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names.add(node.value)
+    return names
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "examples"])
+def test_scripts_import_names_that_exist(folder):
+    """Most scripts are too slow to be run by a test."""
+    for file in (RAD.parent / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "rad":
+                missing = {name.name for name in node.names} - names_of(node.module or "")
+                assert not missing, f"{file} imports {missing} from {node.module}"

@@ -253,6 +253,10 @@ def _read_config(path: Path, *, norm_eps: float | None, qkv_order: QkvOrder) -> 
     from diffusers.models.unets.unet_2d import UNet2DModel
 
     if not path.is_file():
+        if (path.parent / "runtime.json").is_file():
+            raise ValueError(
+                f"{path.parent} holds ONNX files, which PyTorch does not read: give the checkpoint that they were exported from"
+            )
         raise FileNotFoundError(f"no {path}: give a diffusers folder, with unet/ and scheduler/ or both in one")
     config = read_json(path)
     if config.get("_class_name") != "UNet2DModel":

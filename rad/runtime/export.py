@@ -233,6 +233,7 @@ def card(settings: dict[str, Any]) -> str:
         **settings,
         height=settings["size"][0],
         width=settings["size"][1],
+        method="" if "rad" in settings["networks"] else " --method repaint",
         rows="\n".join(rows),
         hashes="\n".join(hashes),
     )
@@ -261,7 +262,7 @@ ONNX Runtime runs them without PyTorch.
 ## Use
 
 ```bash
-rad sample --runtime onnx --checkpoint FOLDER --image photo.png --mask mask.png --output filled.png
+rad sample --runtime onnx --checkpoint FOLDER --image photo.png --mask mask.png --output filled.png{method}
 ```
 
 `FOLDER` is this folder. White pixels of the mask are filled.

@@ -12,6 +12,9 @@ from rad.runtime.sampling.process import Floats
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
+OUT_OF_MEMORY = ("Failed to allocate memory", "bad_alloc", "bad allocation")
+"""In the messages of ONNX Runtime, which has no type for this error: of its arena, and of C++ libraries."""
+
 
 class OnnxNetwork:
     """A network in an ONNX file, run by ONNX Runtime on the CPU. Threads may share it. The session is created at the first call.
@@ -25,8 +28,14 @@ class OnnxNetwork:
         self._session: InferenceSession | None = None
 
     def __call__(self, sample: Floats, timesteps: Floats, levels: Floats) -> Floats:
-        inputs = {"sample": sample, "timesteps": timesteps, "levels": levels}
-        return np.asarray(self.session.run(["output"], inputs)[0], np.float32)
+        """The output. Raises MemoryError when memory runs out."""
+        session, inputs = self.session, {"sample": sample, "timesteps": timesteps, "levels": levels}
+        try:
+            return np.asarray(session.run(["output"], inputs)[0], np.float32)
+        except Exception as error:  # ONNX Runtime raises several types
+            if _is_out_of_memory(error):
+                raise MemoryError(f"ONNX Runtime cannot run {len(sample)} windows at once") from error
+            raise
 
     @property
     def session(self) -> "InferenceSession":
@@ -37,7 +46,7 @@ class OnnxNetwork:
 
 
 def _session(file: Path, threads: int | None) -> "InferenceSession":
-    """A session. Raises ValueError for a file that cannot be loaded."""
+    """A session. Raises ValueError for a file that cannot be loaded, MemoryError when memory runs out."""
     try:
         import onnxruntime
     except ImportError:
@@ -45,9 +54,15 @@ def _session(file: Path, threads: int | None) -> "InferenceSession":
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.enable_mem_pattern = False  # it would keep a block of memory for each size of a batch
-    options.log_severity_level = 3  # errors, which are raised too
+    options.log_severity_level = 4  # errors are raised
     try:
         return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises several types
+        if _is_out_of_memory(error):
+            raise MemoryError(f"ONNX Runtime cannot load {file}") from error
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{file} cannot be loaded by ONNX Runtime ({reason}): export the model again") from error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return any(words in str(error) for words in OUT_OF_MEMORY)

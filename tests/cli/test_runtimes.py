@@ -181,6 +181,25 @@ def test_what_onnx_runtime_cannot_do_is_one_error(sample, exported, words, messa
     assert not Path("out.png").exists()
 
 
+@pytest.mark.parametrize(
+    ("kept", "method", "advice"),
+    [
+        ("base", "rad", "has repaint: it was exported from a base model"),
+        ("rad", "repaint", "has rad: export the checkpoint again with --base_weights"),
+        ("rad", "ddnm", "has rad: other methods need the checkpoint"),
+    ],
+)
+def test_advice_on_a_missing_method_depends_on_the_folder(sample, exported, tmp_path, kept, method, advice):
+    folder = shutil.copytree(exported, tmp_path / "part")
+    settings = json.loads((folder / "runtime.json").read_text())
+    settings["networks"] = {kept: settings["networks"][kept], "of a later version": 1}
+    (folder / "runtime.json").write_text(json.dumps(settings))
+    code, _, err = sample("--method", method, checkpoint=folder)
+    assert code == 2
+    assert advice in err
+    assert sample("--method", "rad" if kept == "rad" else "repaint", "--steps", "1", checkpoint=folder)[0] == 0
+
+
 def test_onnx_runtime_needs_an_exported_folder(sample, adapter):
     code, _, err = sample("--runtime", "onnx", checkpoint=adapter)
     assert code == 2

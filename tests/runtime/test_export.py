@@ -301,6 +301,7 @@ def test_a_model_for_both_has_one_file_and_a_base_model_its_own(base, tmp_path, 
         (difference,) = export_onnx(load_model(base, info=info), tmp_path / name, name=name, source=name)
         settings = json.loads((tmp_path / name / "runtime.json").read_text())
         assert (tmp_path / name / difference.file).exists()
+        assert ("--method repaint" in (tmp_path / name / "README.md").read_text()) == (name == "base")
         files = {role: entry["file"] for role, entry in settings["networks"].items()}
         facts[name] = (files, settings["time_origin"], settings["learned_variance"], settings["base_learned_variance"])
     assert facts == {
@@ -329,6 +330,11 @@ def test_options_that_exclude_each_other(adapter, words, error, capsys, tmp_path
 
 
 def test_models_that_cannot_be_exported(base, tmp_path, capsys, monkeypatch):
+    exported = tmp_path / "exported"
+    exported.mkdir()
+    (exported / "runtime.json").write_text("{}")
+    assert onnx_export(exported, "--onnx", tmp_path / "x") == 2
+    assert "exported holds ONNX files, which PyTorch does not read" in capsys.readouterr().err
     latent = tiny_ldm(tmp_path / "latent")
     assert onnx_export(latent, "--onnx", tmp_path / "x") == 2
     assert "latent is a model of kind 'latent'; --onnx is for pixel models" in capsys.readouterr().err

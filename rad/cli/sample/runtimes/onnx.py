@@ -32,6 +32,13 @@ WITHOUT_EFFECT = (
 )
 """Options of other models, or of networks in PyTorch."""
 
+HINTS = {
+    "rad": "it was exported from a base model, without an adapter",
+    "repaint": "export the checkpoint again with --base_weights",
+}
+OTHERS = "other methods need the checkpoint that it was exported from"
+"""Advice on a method that a folder does not support, by method."""
+
 
 @dataclass(frozen=True)
 class Work:
@@ -63,8 +70,8 @@ class OnnxRuntime(Runtime):
             name: value for name, value in settings.items() if name not in ("name", "networks", "source", "rad_version")
         }
         return {
-            name: text_hash(json.dumps([kept, network["sha256"]], sort_keys=True))
-            for name, network in settings["networks"].items()
+            name: text_hash(json.dumps([kept, settings["networks"][name]["sha256"]], sort_keys=True))
+            for name in self.model.networks
         }
 
     def find_devices(self) -> list[str]:
@@ -171,10 +178,9 @@ def _make_methods(options: SampleOptions, model: ExportedModel) -> dict[Label, M
     available = [name for name, kind in METHODS.items() if kind.weights in model.networks]
     for label in labels:
         if label.method not in available:
-            hint = "; export with --base_weights for repaint" if "base" not in model.networks else ""
             raise ValueError(
                 f"method {label.method!r} is not available with --runtime onnx; {options.checkpoint} has "
-                f"{', '.join(available)}{hint}: other methods need the checkpoint that it was exported from"
+                f"{', '.join(available)}: {HINTS.get(label.method, OTHERS)}"
             )
     settings = parse_settings(options.set, list(dict.fromkeys(label.method for label in labels)))
     return {label: _create(label.method, settings[label.method]) for label in labels}
