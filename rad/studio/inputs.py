@@ -41,7 +41,7 @@ def decode_image(data: bytes, *, megapixels: float, name: str = "image") -> Imag
     try:
         return open_image(BytesIO(data), name=name)
     except ValueError as error:
-        raise Refused(422, str(error)) from None
+        raise _unreadable(error, name) from None
 
 
 def read_hole(data: bytes, format: MaskFormat, *, megapixels: float, image: Image.Image | None = None) -> Hole:
@@ -50,7 +50,7 @@ def read_hole(data: bytes, format: MaskFormat, *, megapixels: float, image: Imag
     try:
         mask = load_hole(BytesIO(data), format, image=image, name="mask")
     except ValueError as error:
-        raise Refused(422, str(error).replace("--", "")) from None
+        raise _unreadable(error, "mask") from None
     grey = np.rint(255 * mask.hole).astype(np.uint8)
     return Hole(as_hole(grey), encode(Image.fromarray(grey)), mask.notes, mask.warnings)
 
@@ -93,14 +93,23 @@ def without_paths(message: str) -> str:
     return re.sub(r"(?<![\w.:/])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\"()]+[/\\])+([^\s/\\'\"()]*)", r"\1", message)
 
 
+def _unreadable(error: ValueError, name: str) -> Refused:
+    """The message for a file of the field `name`, with names of fields in place of options."""
+    message = str(error).replace(f"cannot read image {name}:", f"cannot read the {name}:")
+    return Refused(422, message.removeprefix(f"{name}: ").replace("--", ""))
+
+
 def _check_pixels(data: bytes, megapixels: float, name: str) -> None:
     try:
         with naming_errors(name), open_file(BytesIO(data)) as image:
             width, height = image.size
     except ValueError as error:
-        raise Refused(422, str(error)) from None
+        if isinstance(error.__cause__, Image.DecompressionBombError):
+            raise _too_large(f"the {name} has too many pixels", megapixels) from None
+        raise _unreadable(error, name) from None
     if width * height > megapixels * 1e6:
-        raise Refused(
-            413,
-            f"the {name} has {width}x{height} pixels; this server takes up to {megapixels:g} megapixels: make it smaller",
-        )
+        raise _too_large(f"the {name} has {width}x{height} pixels", megapixels)
+
+
+def _too_large(problem: str, megapixels: float) -> Refused:
+    return Refused(413, f"{problem}; this server takes up to {megapixels:g} megapixels: make it smaller")

@@ -107,6 +107,18 @@ class Page:
         self.driver.find_element(By.CSS_SELECTOR, "#welcome input[type=file]").send_keys(str(file))
         self.wait("document.body.dataset.view === 'editor'")
 
+    def open_mask(self, file: Path) -> None:
+        """Open a mask file by the button of the editor, whose input is not on the page."""
+        self.run(
+            "const click = HTMLInputElement.prototype.click;"
+            "HTMLInputElement.prototype.click = function () {"
+            " HTMLInputElement.prototype.click = click; this.id = 'mask-file'; document.body.append(this); }"
+        )
+        self.click("[aria-label^='Open a mask file']")
+        field = self.driver.find_element(By.ID, "mask-file")
+        field.send_keys(str(file))
+        self.run("arguments[0].remove()", field)
+
     def enter(self, selector: str, value: object) -> None:
         """Type a value into a field."""
         field = self.driver.find_element(By.CSS_SELECTOR, selector)

@@ -250,7 +250,7 @@ def test_broken_files_and_bodies_are_explained(client):
     assert "image is missing" in error(422, files={"mask": box()})
     assert "mask is missing" in error(422, files={"image": photo()})
     assert "not an image" in error(422, files={"image": b"hello", "mask": box()})
-    assert "cannot read image" in error(422, files={"image": photo()[:-300], "mask": box()})
+    assert "cannot read the image" in error(422, files={"image": photo()[:-300], "mask": box()})
     assert "28x40" in error(422, files={"image": photo(), "mask": box(30, 30)})
     assert "image itself" in error(422, files={"image": photo(), "mask": photo()})
     assert "base64" in error(422, json={"image": "???"})

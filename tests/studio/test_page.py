@@ -1,5 +1,6 @@
 """The page of the studio: fill, race, compare, and what happens when the server goes away."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -251,3 +252,71 @@ def test_the_token_of_the_address_is_sent_and_hidden(driver: Any, adapter: Path,
         page.steps(1)
         page.click("#fill")
         page.wait("document.body.dataset.view === 'result'")
+
+
+def test_a_solver_brings_its_spacing_and_eta(page: Page) -> None:
+    page.example()
+    page.steps(2)
+    page.click(".advanced summary")
+    fields = "document.querySelectorAll('[data-method=rad] .input')"
+    shown = f"return Array.from({fields}, (each) => each.value)"
+    assert page.run(shown) == ["dpm++2m", "logsnr", "0"]
+    choose = (
+        f"const field = {fields}[arguments[0]]; field.value = arguments[1]; field.dispatchEvent(new Event('change'))"
+    )
+    page.run(choose, 0, "ddpm")
+    assert page.run(shown) == ["ddpm", "even", "1"]
+    page.run(choose, 1, "logsnr")
+    page.click("#fill")
+    page.wait("document.body.dataset.view === 'result'")
+    settings = json.loads(page.download("Settings").read_text())
+    assert [settings[name] for name in ("solver", "spacing", "eta")] == ["ddpm", "logsnr", 1]
+    page.run(choose, 0, "dpm++2m")
+    assert page.run(shown) == ["dpm++2m", "logsnr", "0"]
+
+
+def test_mask_files_keep_their_grey_values(page: Page, tmp_path: Path) -> None:
+    random_image(40, 60).save(tmp_path / "noise.png")
+    page.open(tmp_path / "noise.png")
+    grey = np.zeros((40, 60), np.uint8)
+    grey[10:20, 10:40] = np.linspace(20, 255, 30)
+    Image.fromarray(grey).save(tmp_path / "soft.png")
+    Image.fromarray(np.uint8(grey > 99)).save(tmp_path / "labels.png")
+    page.open_mask(tmp_path / "soft.png")
+    page.wait("!document.querySelector('.settings .note.box').hidden")
+    before = set(page.downloads.iterdir())
+    page.click("[aria-label^='Download the mask']")
+    assert (pixels(page.downloaded(before))[..., 0] == grey).all()
+    page.open_mask(tmp_path / "labels.png")
+    page.wait("document.querySelector('.settings .note.box').hidden")
+    assert "Mask: its two values, 0 and 1, are black and white." in page.text("#notices")
+    Image.fromarray(np.uint8(255 * (grey < 99))).save(tmp_path / "inverted.png")
+    page.open_mask(tmp_path / "inverted.png")
+    page.wait("document.querySelector('#notices').textContent.includes('press I to invert it')")
+    grey[:9].tofile(tmp_path / "damaged.png")
+    page.open_mask(tmp_path / "damaged.png")
+    page.wait("document.querySelector('.notice.error')")
+    assert page.text(".notice.error") == "Cannot use damaged.png as a mask: cannot read the mask: not an image."
+
+
+def test_keys_of_the_editor_rest_while_it_is_hidden(page: Page) -> None:
+    page.example()
+    page.steps(1)
+    page.click("#fill")
+    page.wait("document.body.dataset.view === 'result'")
+    page.run("document.activeElement.blur()")
+    page.press(Keys.DELETE, "i")
+    assert page.view == "result"
+    page.click("[data-value=editor]")
+    page.run("document.activeElement.blur()")
+    page.press(Keys.DELETE)
+    assert "no hole yet" in page.text("#editor")
+
+
+def test_an_image_above_the_limit_is_named_when_it_is_opened(driver: Any, adapter: Path, tmp_path: Path) -> None:
+    random_image(64, 64).save(tmp_path / "large.png")
+    with serving(load_service(adapter, max_megapixels=0.004)) as url:
+        page = Page(driver, url, tmp_path)
+        page.open(tmp_path / "large.png")
+        page.wait("document.querySelector('.notice.error')")
+        assert "this server takes up to 0.004 megapixels" in page.text(".notice.error")

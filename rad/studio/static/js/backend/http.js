@@ -63,7 +63,14 @@ export class Backend extends EventTarget {
     const form = new FormData();
     form.append("mask", file, file.name);
     if (image) form.append("image", image, image.name);
-    const answer = await this.json("v1/mask", { method: "POST", body: form });
+    const read = () => this.json("v1/mask", { method: "POST", body: form });
+    const soft = await isGreyPng(file);
+    if (soft) form.append("soft_mask", "true");
+    const answer = await read().catch((error) => {
+      if (!soft || !(error instanceof Refused)) throw error;
+      form.delete("soft_mask"); // for labels, such as 0 and 1
+      return read();
+    });
     const bytes = Uint8Array.from(atob(answer.mask), (letter) => letter.charCodeAt(0));
     return { blob: new Blob([bytes], { type: "image/png" }), notes: answer.notes, warnings: answer.warnings };
   }
@@ -284,6 +291,12 @@ function formOf({ image, mask, name, settings }) {
     form.append(key, key === "set" ? JSON.stringify(value) : String(value));
   }
   return form;
+}
+
+/** Whether a file is a PNG of 8-bit grey values, as the editor saves masks. @param {Blob} file */
+async function isGreyPng(file) {
+  const head = new Uint8Array(await file.slice(0, 26).arrayBuffer());
+  return String.fromCharCode(...head.subarray(1, 4)) === "PNG" && head[24] === 8 && head[25] === 0;
 }
 
 async function errorText(response) {

@@ -32,7 +32,7 @@ export function createActions(editor, help, fail) {
     try {
       await editor.setMask(await editor.openMaskFile(file));
     } catch (error) {
-      fail(`${safeName(file.name)} cannot be used as a mask: ${error.message ?? error}`);
+      fail(`Cannot use ${safeName(file.name)} as a mask: ${error.message ?? error}`);
     }
   }
 

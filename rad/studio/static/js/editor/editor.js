@@ -91,7 +91,7 @@ export class Editor extends EventTarget {
       this.#changed("image");
       return true;
     } catch (error) {
-      this.#fail(`${safe} cannot be opened as an image: ${error.message ?? error}`);
+      this.#fail(`Cannot open ${safe}: ${error.message ?? error}`);
       return false;
     } finally {
       done();

@@ -30,6 +30,10 @@ const GROUPS = {
     ["0", "Whole image"],
     ["1", "One image pixel per screen pixel"],
   ],
+  "Fill and result": [
+    ["Ctrl Enter", "Fill, or start the race"],
+    ["O", "The original, while held"],
+  ],
   "Without a mouse": [
     ["Tab", "Go to the image; a crosshair appears"],
     ["Arrow keys", "Move the crosshair; with Shift in larger steps"],

@@ -51,10 +51,12 @@ export class Keys {
     this.#pressed = null;
   }
 
-  /** Keys count everywhere except in fields and dialogs, and where another part has handled them. */
+  /** Keys count everywhere except in fields and dialogs, and where another part has handled them; not for a hidden editor. */
   #listens(event) {
     const target = event.target;
     if (!(target instanceof Element) || event.defaultPrevented || event.isComposing) return false;
+    const hidden = !this.stage.root.checkVisibility({ visibilityProperty: true });
+    if (hidden && event.key !== "?" && !(event.ctrlKey && event.key.toLowerCase() === "o")) return false;
     return !target.closest("input:not([type=range]), textarea, select, dialog, [contenteditable]");
   }
 

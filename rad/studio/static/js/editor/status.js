@@ -29,12 +29,10 @@ export class Status {
    */
   update({ image, zoom, share, extend }) {
     if (!image) return this.#facts.replaceChildren("No image");
-    const parts = [
-      `${image.width} × ${image.height}`,
-      `zoom ${zoom < 0.1 ? (zoom * 100).toFixed(1) : Math.round(zoom * 100)} %`,
-      holeText(share),
-    ];
-    if (extend.some(Boolean)) {
+    const parts = [`${image.width} × ${image.height}`, `zoom ${zoom < 0.1 ? (zoom * 100).toFixed(1) : Math.round(zoom * 100)} %`];
+    const extended = extend.some(Boolean);
+    if (share || !extended) parts.push(holeText(share));
+    if (extended) {
       const [left, top, right, bottom] = extend;
       parts.push(`extended to ${image.width + left + right} × ${image.height + top + bottom}`);
     }

@@ -7,6 +7,7 @@ import { ResultView } from "./result.js";
 import { Round } from "./round.js";
 import { Settings } from "./settings.js";
 import { Welcome } from "./welcome.js";
+import { maskText } from "./words.js";
 
 const VIEWS = /** @type {[string, string][]} */ ([["editor", "Edit"], ["progress", "Progress"], ["result", "Result"]]);
 const POSTER = 512;
@@ -93,7 +94,16 @@ export class Panel {
   edited(name) {
     if (this.zoomed) this.unzoom();
     if (name === "image" || this.view !== "editor") this.show("editor");
+    if (name === "image") this.checkSize();
     this.render();
+  }
+
+  /** Warn about an image that the server would refuse, before it is painted on. */
+  checkSize() {
+    const { width, height, name, blob } = this.editor.image;
+    const { max_megapixels: pixels = Infinity, max_bytes: bytes = Infinity } = this.info.limits;
+    const most = width * height > pixels * 1e6 ? `${pixels} megapixels` : blob.size > bytes ? `${bytes / 1e6} MB` : "";
+    if (most) this.notices.show(`The image ${name} is too large to fill: this server takes up to ${most}. Make it smaller first.`);
   }
 
   async open(blob, name) {
@@ -117,9 +127,13 @@ export class Panel {
 
   async openMask(file) {
     const image = this.editor.image;
-    const { blob, notes, warnings } = await this.backend.readMask(file, image && new File([image.blob], image.name));
-    for (const text of [...notes, ...warnings]) this.notices.show(text, { error: false });
-    return blob;
+    try {
+      const { blob, notes, warnings } = await this.backend.readMask(file, image && new File([image.blob], image.name));
+      for (const text of [...notes, ...warnings]) this.notices.show(`Mask: ${maskText(text)}`, { error: false });
+      return blob;
+    } catch (error) {
+      throw new Error(maskText(error.message));
+    }
   }
 
   /** Start a fill or a race, unless one runs. */

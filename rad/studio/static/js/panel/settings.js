@@ -1,5 +1,6 @@
 /** The form of settings: what to run, for how long, and how. */
 
+import { DEFAULTS } from "../runtime/solvers.js";
 import { button, h, segments } from "./dom.js";
 import { labelled, numberInput, selectInput, settingField } from "./fields.js";
 import { costText, LABELS, methodTitle, runText, sourceText } from "./words.js";
@@ -242,6 +243,15 @@ export class Settings extends EventTarget {
       : this.ownFields(method)));
   }
 
+  /** Choose a solver, with the spacing and eta that are usual for it. */
+  setSolver(method, solver) {
+    const { set } = /** @type {any} */ (this.overrides.get(method.name));
+    this.overrides.set(method.name, { set, ...(solver !== method.solver && { solver }) });
+    const fields = this.ownFields(method);
+    this.advanced.querySelector(`[data-method="${method.name}"]`)?.replaceWith(fields);
+    fields.querySelector("select")?.focus();
+  }
+
   /** Solver, spacing, eta and the method's own settings. */
   ownFields(method) {
     if (!this.overrides.has(method.name)) this.overrides.set(method.name, { set: {} });
@@ -252,18 +262,21 @@ export class Settings extends EventTarget {
     };
     const fields = [];
     const offered = method.steps ? { solver: method.solvers ?? [], spacing: SPACINGS } : {};
+    const [spacing, eta] = own.solver ? DEFAULTS[own.solver] : [method.spacing, method.eta];
     for (const [name, values] of Object.entries(offered)) {
       if (values.length < 2) continue;
-      const choices = values.map((each) => [each, each === method[name] ? `${each} (preset)` : each]);
-      fields.push(labelled(LABELS[name], selectInput(choices, own[name] ?? method[name], keep(own, name, method[name]))));
+      const preset = name === "solver" ? method.solver : spacing;
+      const choices = values.map((each) => [each, each === preset ? `${each} (preset)` : each]);
+      const change = name === "solver" ? (solver) => this.setSolver(method, solver) : keep(own, name, preset);
+      fields.push(labelled(LABELS[name], selectInput(choices, own[name] ?? preset, change)));
     }
     if (method.steps && (method.solvers ?? []).length > 1) {
-      const described = { name: "eta", type: "float", default: method.eta, low: 0, high: 1, help: "Noise added in each step: 0 none, 1 as in DDPM." };
-      fields.push(settingField(described, own.eta ?? method.eta, keep(own, "eta", method.eta)));
+      const described = { name: "eta", type: "float", low: 0, high: 1, help: "Noise added in each step: 0 none, 1 as in DDPM." };
+      fields.push(settingField(described, own.eta ?? eta, keep(own, "eta", eta)));
     }
     for (const setting of method.settings ?? []) {
       fields.push(settingField(setting, own.set[setting.name] ?? setting.default, keep(own.set, setting.name, setting.default)));
     }
-    return h("div.group", {}, ...(fields.length ? fields : [h("p.note", {}, "This method has no settings of its own.")]));
+    return h("div.group", { "data-method": method.name }, ...(fields.length ? fields : [h("p.note", {}, "This method has no settings of its own.")]));
   }
 }

@@ -65,6 +65,18 @@ export function secondsText(value) {
   return value < 60 ? `${value.toFixed(1)} s` : `${Math.floor(value / 60)} min ${Math.round(value % 60)} s`;
 }
 
+/** Options of `rad sample` in messages about masks, and what a user of the page does. */
+const INSTEAD = /** @type {[string, string][]} */ ([
+  [" (--soft_mask keeps them)", ""],
+  ["for white = known use --mask_polarity white_is_known", "press I to invert it"],
+  ["give mask_resize nearest, or give the mask", "give the mask"],
+]);
+
+/** A message about a mask file in words of the page. @param {string} text */
+export function maskText(text) {
+  return INSTEAD.reduce((message, [option, words]) => message.replace(option, words), text);
+}
+
 /** A message of the server as a sentence: a capital at its beginning and a full stop. @param {string} text */
 export function sentence(text) {
   const ended = /[.!?]$/.test(text) ? text : `${text}.`;
