@@ -98,6 +98,10 @@ def _check_pixels(data: bytes, megapixels: float, name: str) -> None:
         with naming_errors(name), open_file(BytesIO(data)) as image:
             width, height = image.size
     except ValueError as error:
+        if isinstance(error.__cause__, Image.DecompressionBombError):  # Pillow's limit, which `serve` sets to the same
+            raise Refused(
+                413, f"the {name} has more than {megapixels:g} megapixels, the limit of this server: make it smaller"
+            ) from None
         raise Refused(422, str(error)) from None
     if width * height > megapixels * 1e6:
         raise Refused(

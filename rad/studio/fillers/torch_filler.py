@@ -13,7 +13,7 @@ from rad.inpainting.result import Inpainted, Progress
 from rad.methods.registry import cost, create, steps_within
 from rad.models.loaded_model import PLAIN, Condition
 from rad.sampling.method import Method
-from rad.studio.fillers.filler import Hole, Plan, check_amounts, setting_text, too_little
+from rad.studio.fillers.filler import Hole, Plan, check_amounts, check_counts, check_text, setting_text, too_little
 from rad.studio.fillers.listing import list_methods
 from rad.studio.schema import InpaintFields, ModelView
 
@@ -45,6 +45,7 @@ class TorchFiller:
 
     def plan(self, fields: InpaintFields, hole: Hole, *, rate: Callable[[], float]) -> Plan:
         method = self._method(fields)
+        check_text(fields, self.view)
         self.inpainter.check([self._condition(fields, method)])
         layout = {"size_policy": fields.size_policy, "margin": fields.margin}
         windows = fields.num_samples * self.inpainter.count_windows(torch.from_numpy(hole)[None], **layout)
@@ -106,7 +107,9 @@ class TorchFiller:
             raise ValueError(
                 f"method {fields.method!r} is not available on {self.view.id}; allowed are {', '.join(self.methods)}"
             )
-        return create(fields.method, {name: setting_text(value) for name, value in fields.set.items()})
+        method = create(fields.method, {name: setting_text(value) for name, value in fields.set.items()})
+        check_counts(method)
+        return method
 
     def _condition(self, fields: InpaintFields, method: Method) -> Condition:
         condition = Condition(fields.prompt, fields.negative_prompt, fields.guidance)
