@@ -36,6 +36,9 @@ from rad.studio.uploads import Arriving, Refused, Upload, read_upload
 BETWEEN_PREVIEWS = 0.2
 """Least seconds between two previews of a job."""
 
+OVERLAP = 8
+"""Most pixels of all windows, in pixels of the largest image. The default margin needs 2 for a hole of the whole image."""
+
 ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".mdb")
 """Endings that `rad sample` takes for archives."""
 
@@ -89,6 +92,7 @@ class Service:
             size, values = self._extended(fields, image, hole.values)
             self._check_size(fields, *size)
             plan = filler.plan(fields, values, rate=lambda: self._rate(filler))
+            self._check_windows(fields, plan, filler)
         except ValueError as error:
             raise Refused(422, explain(error)) from None
         data, mask = image_data, hole.png
@@ -137,6 +141,17 @@ class Service:
             count = f"{samples} samples of " if samples > 1 else ""
             raise Refused(
                 413, f"{count}{width}x{height} pixels exceed {most:g} megapixels, the limit of this server: give less"
+            )
+
+    def _check_windows(self, fields: InpaintFields, plan: Plan, filler: Filler) -> None:
+        """Refuse a margin with which windows overlap so much that their number exhausts memory."""
+        height, width = filler.view.size
+        most = max(64, int(OVERLAP * self.options.max_megapixels * 1e6 / (height * width)))
+        if plan.windows * fields.num_samples > most:
+            raise Refused(
+                413,
+                f"the hole needs {plan.windows} windows; this server takes up to {most // fields.num_samples}: give a "
+                "smaller hole, margin or num_samples",
             )
 
     def _rate(self, filler: Filler) -> float:

@@ -166,6 +166,14 @@ def test_large_requests_are_refused_before_and_while_they_arrive(client, adapter
     assert b"0.2 MB" in answer
 
 
+def test_too_many_windows_are_refused(client):
+    files = {"image": photo(220, 220), "mask": box(220, 220, area=(0, 220, 0, 220))}
+    assert client.post("/v1/inpaint", files=files, data={"steps": 1}).status_code == 202
+    answer = client.post("/v1/inpaint", files=files, data={"steps": 1, "margin": 7})
+    assert answer.status_code == 413
+    assert "windows; this server takes up to" in answer.json()["error"]
+
+
 def test_json_of_many_values_is_refused_before_it_is_parsed(client, monkeypatch):
     monkeypatch.setattr("rad.studio.uploads.json.loads", None)
     for text in (b"[" * 30_000, b"[" + b"0," * 30_000 + b"0]"):

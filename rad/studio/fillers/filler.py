@@ -30,7 +30,7 @@ class Plan:
     Args:
         steps, solver, spacing, eta: of the sampler; steps is None for methods without a network.
         settings: of the method, as text.
-        nfe: network calls over all windows and samples.
+        nfe: network calls over all windows and samples; windows: of one sample.
         warnings: about values without effect.
     """
 
@@ -40,6 +40,7 @@ class Plan:
     eta: float
     settings: dict[str, str]
     nfe: int
+    windows: int
     warnings: list[str] = field(default_factory=list)
 
 

@@ -49,14 +49,13 @@ class OnnxFiller:
     def plan(self, fields: InpaintFields, hole: Hole, *, rate: Callable[[], float]) -> Plan:
         method = self._method(fields)
         check_text(fields, self.view)
-        windows = fields.num_samples * self.inpainter.count_windows(
-            hole[None], size_policy=fields.size_policy, margin=fields.margin
-        )
+        each = self.inpainter.count_windows(hole[None], size_policy=fields.size_policy, margin=fields.margin)
+        windows = fields.num_samples * each
         schedule = method.choose(steps=fields.steps, solver=fields.solver, spacing=fields.spacing, eta=fields.eta)
         schedule = {**vars(schedule), "steps": self._steps(fields, method, schedule.steps, windows, rate)}
         nfe = self.inpainter.sampler(method, **schedule).nfe
         settings = {item.name: setting_text(getattr(method, item.name)) for item in fields_of(method)}
-        return Plan(**schedule, settings=settings, nfe=nfe * windows)
+        return Plan(**schedule, settings=settings, nfe=nfe * windows, windows=each)
 
     def fill(
         self,

@@ -48,7 +48,8 @@ class TorchFiller:
         check_text(fields, self.view)
         self.inpainter.check([self._condition(fields, method)])
         layout = {"size_policy": fields.size_policy, "margin": fields.margin}
-        windows = fields.num_samples * self.inpainter.count_windows(torch.from_numpy(hole)[None], **layout)
+        each = self.inpainter.count_windows(torch.from_numpy(hole)[None], **layout)
+        windows = fields.num_samples * each
         given = {"solver": fields.solver, "spacing": fields.spacing, "eta": fields.eta}
         steps = self._steps(fields, method, windows, rate)
         schedule = method.choose(steps=steps, **given)
@@ -63,7 +64,9 @@ class TorchFiller:
         warnings = [f"{name} has no effect on {method.name}" for name in unused]
         if not method.soft and bool(((hole > 0) & (hole < 1)).any()):
             warnings.append(f"{method.name} fills grey pixels of a mask completely: use rad to keep part of the image")
-        return Plan(steps, schedule.solver, schedule.spacing, schedule.eta, settings, work.nfe * windows, warnings)
+        return Plan(
+            steps, schedule.solver, schedule.spacing, schedule.eta, settings, work.nfe * windows, each, warnings
+        )
 
     def fill(
         self,
