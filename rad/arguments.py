@@ -41,9 +41,13 @@ def number(name: str, value: object) -> float:
             result = float(value)  # pyright: ignore[reportArgumentType]
         except (TypeError, ValueError):
             result = None
+    try:
+        result = None if result is None else float(result)
+    except OverflowError:
+        result = None
     if result is None or not isfinite(result):
         raise ValueError(f"{name} is {describe(value)}; give a number")
-    return float(result)
+    return result
 
 
 def _index(value: object) -> int | None:

@@ -82,7 +82,7 @@ def test_number(value):
     assert number("eta", value) == float(value)
 
 
-@pytest.mark.parametrize("value", [True, "0.5", None, float("nan"), float("inf"), np.ones(1), [0.5]])
+@pytest.mark.parametrize("value", [True, "0.5", None, float("nan"), float("inf"), 10**400, np.ones(1), [0.5]])
 def test_other_types_are_no_number(value):
     with pytest.raises(ValueError, match=r"^eta is .*; give a number$"):
         number("eta", value)

@@ -90,7 +90,7 @@ class Method:
             number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
             if kinds[name] in (int, float) and not number:
                 raise ValueError(f"{name} is {describe(value)}; expected {'a whole' if whole else 'a'} number")
-            if number and not math.isfinite(value):
+            if number and not isinstance(value, Integral) and not math.isfinite(value):
                 raise ValueError(f"{name} is {value}; give a finite number")
             if number and not low <= value <= high:
                 raise ValueError(f"{name} is {value}; allowed are {_range(low, high)} ({item.metadata['help']})")

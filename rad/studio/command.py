@@ -3,6 +3,7 @@
 import errno
 import secrets
 import socket
+import threading
 import warnings
 import webbrowser
 from collections.abc import Sequence
@@ -59,7 +60,8 @@ def serve(options: StudioOptions) -> int:
 
             class Server(uvicorn.Server):
                 def handle_exit(self, sig: int, frame: object) -> None:
-                    service.queue.close()  # ends the streams of events, for which uvicorn waits
+                    # Ends the streams of events, for which uvicorn waits. In a thread: this one may hold a lock of the queue.
+                    threading.Thread(target=service.queue.close).start()
                     super().handle_exit(sig, frame)  # pyright: ignore[reportArgumentType]
 
             address = url(options, listening.getsockname()[1], token)

@@ -15,6 +15,9 @@ Solver = Literal["ddpm", "ddim", "dpm++2m"]
 Spacing = Literal["even", "trailing", "quad", "logsnr", "official"]
 
 
+ShortText = Annotated[str, Field(max_length=200)]
+
+
 class _Fields(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -61,7 +64,7 @@ class InpaintFields(MaskFields):
     model: Annotated[str | None, Field(pattern=NAME, description="id in GET /v1/models; default: the first")] = None
     method: Annotated[str, Field(pattern=NAME, description="name in GET /v1/methods")] = "rad"
     set: Annotated[
-        dict[str, bool | int | float | str],
+        dict[ShortText, bool | int | float | ShortText],
         Field(max_length=40, description="settings of the method; in a form: the text of a JSON object"),
     ] = {}
     steps: Annotated[int | None, Field(ge=1, le=1000, description="noise levels; default: the method's")] = None

@@ -2,12 +2,15 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import PurePath
 
 from anyio import CapacityLimiter
+from fastapi import Request
 from PIL import Image
 
+from rad.arguments import describe
 from rad.console import did_you_mean, one_line
 from rad.inpainting.canvas.outpaint import Extension
 from rad.inpainting.result import Progress
@@ -28,10 +31,13 @@ from rad.studio.jobs.queue import JobQueue
 from rad.studio.jobs.turns import Turn, Turnstile
 from rad.studio.options import StudioOptions
 from rad.studio.schema import InpaintFields
-from rad.studio.uploads import Refused
+from rad.studio.uploads import Arriving, Refused, Upload, read_upload
 
 BETWEEN_PREVIEWS = 0.2
 """Least seconds between two previews of a job."""
+
+OVERLAP = 8
+"""Most pixels of all windows, in pixels of the largest image. The default margin needs 2 for a hole of the whole image."""
 
 ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".mdb")
 """Endings that `rad sample` takes for archives."""
@@ -49,6 +55,7 @@ class Service:
         self.default = next(iter(self.fillers))
         self._speeds = {id: Speed() for id in self.fillers}
         self._turnstile = Turnstile()
+        self._arriving = Arriving(max(options.max_memory, options.max_upload) * 1e6)
         self.decoding = CapacityLimiter(2)  # requests that are decoded at the same time, for memory
         self.queue = JobQueue(
             lanes=options.lanes,
@@ -63,8 +70,14 @@ class Service:
         id = self.default if id is None else id
         if id not in self.fillers:
             known = ", ".join(self.fillers)
-            raise Refused(422, f"there is no model {id!r}{did_you_mean(id, self.fillers)}; allowed are {known}")
+            raise Refused(422, f"there is no model {describe(id)}{did_you_mean(id, self.fillers)}; allowed are {known}")
         return self.fillers[id]
+
+    @asynccontextmanager
+    async def receive(self, request: Request, files: Sequence[str]) -> AsyncIterator[Upload]:
+        """The content of a request; its bytes count as arriving until the context ends. Raises Refused."""
+        with self._arriving.request() as count:
+            yield await read_upload(request, files, int(self.options.max_upload * 1e6), count)
 
     def submit(self, fields: InpaintFields, image_data: bytes, mask_data: bytes | None) -> Job:
         """Check a request and queue its job. Raises Refused, or Full."""
@@ -79,6 +92,7 @@ class Service:
             size, values = self._extended(fields, image, hole.values)
             self._check_size(fields, *size)
             plan = filler.plan(fields, values, rate=lambda: self._rate(filler))
+            self._check_windows(fields, plan, filler)
         except ValueError as error:
             raise Refused(422, explain(error)) from None
         data, mask = image_data, hole.png
@@ -127,6 +141,17 @@ class Service:
             count = f"{samples} samples of " if samples > 1 else ""
             raise Refused(
                 413, f"{count}{width}x{height} pixels exceed {most:g} megapixels, the limit of this server: give less"
+            )
+
+    def _check_windows(self, fields: InpaintFields, plan: Plan, filler: Filler) -> None:
+        """Refuse a margin with which windows overlap so much that their number exhausts memory."""
+        height, width = filler.view.size
+        most = max(64, int(OVERLAP * self.options.max_megapixels * 1e6 / (height * width)))
+        if plan.windows * fields.num_samples > most:
+            raise Refused(
+                413,
+                f"the hole needs {plan.windows} windows; this server takes up to {most // fields.num_samples}: give a "
+                "smaller hole, margin or num_samples",
             )
 
     def _rate(self, filler: Filler) -> float:

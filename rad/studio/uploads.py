@@ -3,7 +3,8 @@
 import base64
 import binascii
 import json
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -19,6 +20,9 @@ from rad.streams import printable
 MOST_FIELDS = 60
 """Fields of a form, and their length in bytes."""
 LONGEST_FIELD = 2**16
+
+MOST_VALUES = 20_000
+"""Values in a JSON object, by its commas and brackets; a parser needs 50 times the memory of short ones."""
 
 PLAIN = "allowed are letters, digits, '.', '_' and '-', at most 100"
 PATTERNS = {
@@ -40,6 +44,29 @@ class Refused(Exception):
         self.status, self.message, self.headers = status, message, headers
 
 
+class Arriving:
+    """Bytes of the requests that are being read, bounded over all of them. For one event loop."""
+
+    def __init__(self, most: float) -> None:
+        self.most, self.bytes = most, 0
+
+    @contextmanager
+    def request(self) -> Iterator[Callable[[int], None]]:
+        """A function that counts bytes of a request until its end; it raises Refused (429) above the limit."""
+        counted = 0
+
+        def count(size: int) -> None:
+            nonlocal counted
+            if self.bytes + size > self.most:
+                raise Refused(429, "too many files arrive at the same time: try again later", {"retry-after": "5"})
+            self.bytes, counted = self.bytes + size, counted + size
+
+        try:
+            yield count
+        finally:
+            self.bytes -= counted
+
+
 @dataclass(frozen=True)
 class Upload:
     """A request: files by field, their names, and other fields; `strict`: these have the types of JSON."""
@@ -57,13 +84,16 @@ class Upload:
             raise Refused(422, explain(error, list(kind.model_fields))) from None
 
 
-async def read_upload(request: Request, files: Sequence[str], most: int) -> Upload:
-    """Read a form or a JSON object. Raises Refused: 413 above `most` bytes, 415 for another type, 422 for broken content."""
+async def read_upload(request: Request, files: Sequence[str], most: int, count: Callable[[int], None]) -> Upload:
+    """Read a form or a JSON object; `count` is called with the size of each part that arrives.
+
+    Raises Refused: 413 above `most` bytes, 415 for another type, 422 for broken content.
+    """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        return await _read_form(request, files, most)
+        return await _read_form(request, files, _limited(request, most, count))
     if kind == "application/json":
-        return await _read_json(request, files, most)
+        return await _read_json(files, _limited(request, most, count))
     raise Refused(415, f"the content type is {describe(kind)}; send multipart/form-data or application/json")
 
 
@@ -75,11 +105,13 @@ def explain(error: ValidationError, known: Sequence[str]) -> str:
         return f"there is no field {name}{did_you_mean(name, known)}; allowed are {', '.join(known)}"
     if first["type"] == "string_pattern_mismatch":
         return f"{name} is {printable(describe(first['input']))}; {PATTERNS.get(name, 'it has characters that are not allowed')}"
+    if first["loc"][:1] == ("set",) and len(first["loc"]) > 1:  # pydantic names each type of the value
+        return f"{name} is {printable(describe(first['input']))}; give a number, a short text, true or false"
     problem = first["msg"].removeprefix("Input ").removeprefix("Value ").removeprefix("String ")
     return f"{name} is {printable(describe(first['input']))}; it {problem}"
 
 
-async def _limited(request: Request, most: int) -> AsyncGenerator[bytes, None]:
+async def _limited(request: Request, most: int, count: Callable[[int], None]) -> AsyncGenerator[bytes, None]:
     declared = request.headers.get("content-length", "")
     total = int(declared) if declared.isascii() and declared.isdigit() and len(declared) < 20 else 0
     refused = Refused(413, f"the request has more than {most / 1e6:g} MB, the limit of this server: send smaller files")
@@ -90,13 +122,14 @@ async def _limited(request: Request, most: int) -> AsyncGenerator[bytes, None]:
         total += len(chunk)
         if total > most:
             raise refused
+        count(len(chunk))
         yield chunk
 
 
-async def _read_form(request: Request, files: Sequence[str], most: int) -> Upload:
+async def _read_form(request: Request, files: Sequence[str], body: AsyncGenerator[bytes, None]) -> Upload:
     parser = MultiPartParser(
         request.headers,
-        _limited(request, most),
+        body,
         max_files=len(files),
         max_fields=MOST_FIELDS,
         max_part_size=LONGEST_FIELD,
@@ -127,8 +160,11 @@ async def _read_form(request: Request, files: Sequence[str], most: int) -> Uploa
     return Upload({name: data for name, data in contents.items() if data}, names, fields, strict=False)
 
 
-async def _read_json(request: Request, files: Sequence[str], most: int) -> Upload:
-    fields = _object(b"".join([chunk async for chunk in _limited(request, most)]))
+async def _read_json(files: Sequence[str], body: AsyncGenerator[bytes, None]) -> Upload:
+    data = b"".join([chunk async for chunk in body])
+    if sum(map(data.count, b",[{")) > MOST_VALUES:  # the server would stand still while it parses them
+        raise Refused(422, f"the JSON has more than {MOST_VALUES} values: give the fields of this request alone")
+    fields = _object(data)
     contents: dict[str, bytes] = {}
     for name in files:
         text = fields.pop(name, None)

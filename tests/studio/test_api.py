@@ -231,6 +231,13 @@ def test_metrics_count_jobs_and_network_calls(client, service):
         ({"prompt": "a cat"}, "prompt"),
         ({"mask_threshold": 0.5, "soft_mask": "true"}, "exclude each other"),
         ({"eta": "nan"}, "eta"),
+        ({"guidance": 0}, "guidance has no effect, since tiny takes no text"),
+        ({"method": "repaint", "set": '{"resamplings": 1000000000}'}, "takes up to 1000"),
+        ({"method": "repaint", "set": '{"resamplings": null}'}, "set.resamplings is None; give a number"),
+        ({"method": "repaint", "set": f'{{"resamplings": {"9" * 4000}}}'}, "resamplings is 99"),
+        ({"method": "repaint", "set": f'{{"resamplings": "{"x" * 60_000}"}}'}, "give a number, a short text"),
+        ({"method": "dps", "set": f'{{"{"x" * 60_000}": 1}}'}, "give a number, a short text"),
+        ({"model": "x" * 99}, "there is no model"),
         ({"seed": 2**64}, "seed"),
     ],
 )
@@ -239,6 +246,7 @@ def test_wrong_values_are_explained_in_one_line(client, fields, part):
     assert response.status_code == 422
     assert part in response.json()["error"]
     assert "\n" not in response.json()["error"]
+    assert len(response.text) < 1000
 
 
 def test_broken_files_and_bodies_are_explained(client):

@@ -193,6 +193,21 @@ def test_the_queue_has_a_limit(queue):
     jobs.add(make_job(lambda job: Files()))
 
 
+def test_a_refused_job_removes_no_results(queue):
+    jobs, free = queue(limit=1, most_bytes=250), threading.Event()
+    jobs.add(done := make_job(lambda job: Files([bytes(100)])))
+    wait_for(lambda: done.is_over)
+    with pytest.raises(Full, match="memory"):
+        jobs.add(make_job(lambda job: Files(), held=300))
+    jobs.add(running := make_job(lambda job: free.wait(10) and Files()))
+    wait_for(lambda: running.state == "running")
+    jobs.add(make_job(lambda job: Files()))
+    with pytest.raises(Full, match="limit"):
+        jobs.add(make_job(lambda job: Files(), held=200))
+    assert jobs.get(done.id) is done
+    free.set()
+
+
 def test_memory_is_bounded_and_the_oldest_results_go_first(queue):
     jobs = queue(most_bytes=250)
     done = []

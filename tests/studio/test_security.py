@@ -11,6 +11,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from rad.__main__ import main
+from rad.images.codecs import images_up_to
 from rad.studio import app as app_module
 from rad.studio.app import create_app
 from rad.studio.command import bind, choose_token, url
@@ -165,6 +166,35 @@ def test_large_requests_are_refused_before_and_while_they_arrive(client, adapter
     assert b"0.2 MB" in answer
 
 
+def test_too_many_windows_are_refused(client):
+    files = {"image": photo(220, 220), "mask": box(220, 220, area=(0, 220, 0, 220))}
+    assert client.post("/v1/inpaint", files=files, data={"steps": 1}).status_code == 202
+    answer = client.post("/v1/inpaint", files=files, data={"steps": 1, "margin": 7})
+    assert answer.status_code == 413
+    assert "windows; this server takes up to" in answer.json()["error"]
+
+
+def test_json_of_many_values_is_refused_before_it_is_parsed(client, monkeypatch):
+    monkeypatch.setattr("rad.studio.uploads.json.loads", None)
+    for text in (b"[" * 30_000, b"[" + b"0," * 30_000 + b"0]"):
+        answer = client.post("/v1/inpaint", content=text, headers={"content-type": "application/json"})
+        assert answer.status_code == 422
+        assert "more than 20000 values" in answer.text
+
+
+def test_requests_share_the_memory_for_their_bytes(service, client, monkeypatch):
+    monkeypatch.setattr(service._arriving, "most", 50_000)
+    with service._arriving.request() as count:
+        count(45_000)  # of another request, which has not ended
+        for kind in ({"files": {"image": bytes(10_000)}}, {"json": {"image": "x" * 10_000}}):
+            answer = client.post("/v1/image", **kind)
+            assert answer.status_code == 429
+            assert int(answer.headers["retry-after"]) > 0
+        assert client.post("/v1/image", files={"image": photo(8, 8)}).status_code == 200
+    assert client.post("/v1/image", files={"image": bytes(10_000)}).status_code == 422
+    assert service._arriving.bytes == 0
+
+
 def bomb(side: int) -> bytes:
     """A small PNG file of side x side pixels."""
     file = BytesIO()
@@ -175,14 +205,17 @@ def bomb(side: int) -> bytes:
     return bytes(data)
 
 
-def test_too_many_pixels_are_refused_before_they_are_decoded(client):
+@pytest.mark.parametrize("limit", [0.05, 100])
+def test_too_many_pixels_are_refused_before_they_are_decoded(client, limit):
     for path, files in (
         ("image", {"image": bomb(50_000)}),
         ("mask", {"mask": bomb(50_000)}),
         ("mask", {"mask": bomb(1000)}),
     ):
-        answer = client.post(f"/v1/{path}", files=files)
-        assert answer.status_code in (413, 422), answer.text
+        with images_up_to(limit):  # 0.05: the server's; otherwise Pillow's own limit
+            answer = client.post(f"/v1/{path}", files=files)
+        assert answer.status_code == 413, answer.text
+        assert "0.05 megapixels" in answer.json()["error"]
     answer = client.post("/v1/image", files={"image": bomb(1000)})
     assert answer.status_code == 413
     assert "1000x1000 pixels" in answer.json()["error"]

@@ -16,7 +16,7 @@ def errors(*statuses: int) -> Responses:
         413: "too large",
         415: "another content type",
         422: "bad input",
-        429: "the queue is full; Retry-After says for how many seconds",
+        429: "the queue or the memory for requests is full; Retry-After says for how many seconds",
         500: "the job failed",
     }
     return {status: {"model": Error, "description": reasons[status]} for status in (401, 403, *statuses)}

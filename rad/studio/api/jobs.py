@@ -14,7 +14,7 @@ from rad.studio.api import PNG, Responses, errors, upload_body
 from rad.studio.jobs.job import Files, Job
 from rad.studio.schema import NAME, InpaintFields, JobView
 from rad.studio.service import Service
-from rad.studio.uploads import Refused, read_upload
+from rad.studio.uploads import Refused
 
 FILES = {"image": "image of any format that rad reads", "mask": "mask of the image's size; may be missing with extend"}
 
@@ -56,17 +56,17 @@ def router(service: Service) -> APIRouter:
         wait: Annotated[bool, Query(description="answer with the PNG of the first sample when it is finished")] = False,
     ) -> Response:
         """Fill the hole of an image."""
-        upload = await read_upload(request, tuple(FILES), int(service.options.max_upload * 1e6))
-        name = upload.names.get("image", "")
-        if "name" not in upload.fields and is_plain(name):
-            upload.fields["name"] = name
-        fields, image = upload.read(InpaintFields), upload.files.get("image")
-        if image is None:
-            raise Refused(422, "image is missing: send a file")
-        if wait:  # a client that waits is watched by its connection
-            fields = fields.model_copy(update={"watched": False})
-        mask = upload.files.get("mask")
-        job = await anyio.to_thread.run_sync(service.submit, fields, image, mask, limiter=service.decoding)
+        async with service.receive(request, tuple(FILES)) as upload:
+            name = upload.names.get("image", "")
+            if "name" not in upload.fields and is_plain(name):
+                upload.fields["name"] = name
+            fields, image = upload.read(InpaintFields), upload.files.get("image")
+            if image is None:
+                raise Refused(422, "image is missing: send a file")
+            if wait:  # a client that waits is watched by its connection
+                fields = fields.model_copy(update={"watched": False})
+            mask = upload.files.get("mask")
+            job = await anyio.to_thread.run_sync(service.submit, fields, image, mask, limiter=service.decoding)
         del upload, image, mask
         headers = {"location": f"/v1/jobs/{job.id}"}
         if not wait:

@@ -11,11 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from rad.arguments import describe
 from rad.inpainting.result import Inpainted, Progress
 from rad.studio.schema import InpaintFields, MethodView, ModelView, Solver, Spacing
 
 Hole = NDArray[np.float32]
 """(H,W) in [0,1], 1 = fill."""
+
+
+MOST_COUNT = 1000
+"""Largest whole number in the settings of a method, such as RePaint's passes or MCGDiff's particles."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,7 @@ class Plan:
     Args:
         steps, solver, spacing, eta: of the sampler; steps is None for methods without a network.
         settings: of the method, as text.
-        nfe: network calls over all windows and samples.
+        nfe: network calls over all windows and samples; windows: of one sample.
         warnings: about values without effect.
     """
 
@@ -35,6 +40,7 @@ class Plan:
     eta: float
     settings: dict[str, str]
     nfe: int
+    windows: int
     warnings: list[str] = field(default_factory=list)
 
 
@@ -103,6 +109,20 @@ def check_amounts(fields: InpaintFields) -> None:
     given = [name for name in ("steps", "budget_nfe", "budget_seconds") if getattr(fields, name) is not None]
     if len(given) > 1:
         raise ValueError(f"{' and '.join(given)} both set the number of steps: give one of them")
+
+
+def check_text(fields: InpaintFields, view: ModelView) -> None:
+    """Raise ValueError for a prompt or guidance if the model takes no text."""
+    given = [name for name in ("prompt", "negative_prompt", "guidance") if getattr(fields, name) not in ("", None)]
+    if given and not view.text:
+        raise ValueError(f"{given[0]} has no effect, since {view.id} takes no text: leave it out")
+
+
+def check_counts(method: object) -> None:
+    """Raise ValueError for a setting of a method, a dataclass, that asks for endless work or memory between two steps."""
+    for name, value in vars(method).items():
+        if isinstance(value, int) and value > MOST_COUNT:
+            raise ValueError(f"{name} is {describe(value)}; this server takes up to {MOST_COUNT}")
 
 
 def too_little(budget: float, method: str, least: float) -> ValueError:

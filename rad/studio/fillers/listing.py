@@ -10,6 +10,7 @@ from rad.methods import METHODS
 from rad.methods.own import is_own
 from rad.methods.registry import most_steps
 from rad.sampling.method import Method
+from rad.studio.fillers.filler import MOST_COUNT
 from rad.studio.schema import MethodView, SettingView
 
 TYPES: dict[object, Literal["float", "int", "bool"]] = {float: "float", int: "int", bool: "bool"}
@@ -58,6 +59,7 @@ def _solvers(method: Method) -> list[str]:
 def _setting(item: "Field[Any]", kind: object) -> SettingView:
     choices = [str(choice) for choice in get_args(kind)] if get_origin(kind) is Literal else []
     low, high = (item.metadata.get(name, math.inf) for name in ("low", "high"))
+    high = min(high, MOST_COUNT) if kind is int else high
     return SettingView(
         name=item.name,
         type="choice" if choices else TYPES.get(kind, "text"),

@@ -11,10 +11,17 @@ from rad.inpainting.canvas.outpaint import Extension
 from rad.inpainting.result import Inpainted, Progress
 from rad.runtime.inpainter import OnnxInpainter
 from rad.runtime.sampling.methods import METHODS, Method
-from rad.studio.fillers.filler import Hole, Plan, check_amounts, setting_text, too_little
+from rad.studio.fillers.filler import (
+    MOST_COUNT,
+    Hole,
+    Plan,
+    check_amounts,
+    check_counts,
+    check_text,
+    setting_text,
+    too_little,
+)
 from rad.studio.schema import InpaintFields, MethodView, ModelView, SettingView
-
-TEXT = ("prompt", "negative_prompt", "guidance")
 
 
 class OnnxFiller:
@@ -41,16 +48,14 @@ class OnnxFiller:
 
     def plan(self, fields: InpaintFields, hole: Hole, *, rate: Callable[[], float]) -> Plan:
         method = self._method(fields)
-        if given := [name for name in TEXT if getattr(fields, name)]:
-            raise ValueError(f"{given[0]} has no effect, since {self.view.id} takes no text: leave it out")
-        windows = fields.num_samples * self.inpainter.count_windows(
-            hole[None], size_policy=fields.size_policy, margin=fields.margin
-        )
+        check_text(fields, self.view)
+        each = self.inpainter.count_windows(hole[None], size_policy=fields.size_policy, margin=fields.margin)
+        windows = fields.num_samples * each
         schedule = method.choose(steps=fields.steps, solver=fields.solver, spacing=fields.spacing, eta=fields.eta)
         schedule = {**vars(schedule), "steps": self._steps(fields, method, schedule.steps, windows, rate)}
         nfe = self.inpainter.sampler(method, **schedule).nfe
         settings = {item.name: setting_text(getattr(method, item.name)) for item in fields_of(method)}
-        return Plan(**schedule, settings=settings, nfe=nfe * windows)
+        return Plan(**schedule, settings=settings, nfe=nfe * windows, windows=each)
 
     def fill(
         self,
@@ -95,7 +100,9 @@ class OnnxFiller:
             raise ValueError(
                 f"method {fields.method} has no setting {unknown[0]!r}; it has {', '.join(known) or 'none'}"
             )
-        return kind(**fields.set)
+        method = kind(**fields.set)
+        check_counts(method)
+        return method
 
     def _steps(
         self, fields: InpaintFields, method: Method, preset: int, windows: int, rate: Callable[[], float]
@@ -130,6 +137,7 @@ class OnnxFiller:
                 type="int",
                 default=getattr(method, item.name),
                 low=item.metadata["low"],
+                high=MOST_COUNT,
                 help=item.metadata["help"],
             )
             for item in fields_of(method)

@@ -13,7 +13,7 @@ from rad.inpainting.result import Inpainted, Progress
 from rad.methods.registry import cost, create, steps_within
 from rad.models.loaded_model import PLAIN, Condition
 from rad.sampling.method import Method
-from rad.studio.fillers.filler import Hole, Plan, check_amounts, setting_text, too_little
+from rad.studio.fillers.filler import Hole, Plan, check_amounts, check_counts, check_text, setting_text, too_little
 from rad.studio.fillers.listing import list_methods
 from rad.studio.schema import InpaintFields, ModelView
 
@@ -45,9 +45,11 @@ class TorchFiller:
 
     def plan(self, fields: InpaintFields, hole: Hole, *, rate: Callable[[], float]) -> Plan:
         method = self._method(fields)
+        check_text(fields, self.view)
         self.inpainter.check([self._condition(fields, method)])
         layout = {"size_policy": fields.size_policy, "margin": fields.margin}
-        windows = fields.num_samples * self.inpainter.count_windows(torch.from_numpy(hole)[None], **layout)
+        each = self.inpainter.count_windows(torch.from_numpy(hole)[None], **layout)
+        windows = fields.num_samples * each
         given = {"solver": fields.solver, "spacing": fields.spacing, "eta": fields.eta}
         steps = self._steps(fields, method, windows, rate)
         schedule = method.choose(steps=steps, **given)
@@ -62,7 +64,9 @@ class TorchFiller:
         warnings = [f"{name} has no effect on {method.name}" for name in unused]
         if not method.soft and bool(((hole > 0) & (hole < 1)).any()):
             warnings.append(f"{method.name} fills grey pixels of a mask completely: use rad to keep part of the image")
-        return Plan(steps, schedule.solver, schedule.spacing, schedule.eta, settings, work.nfe * windows, warnings)
+        return Plan(
+            steps, schedule.solver, schedule.spacing, schedule.eta, settings, work.nfe * windows, each, warnings
+        )
 
     def fill(
         self,
@@ -106,7 +110,9 @@ class TorchFiller:
             raise ValueError(
                 f"method {fields.method!r} is not available on {self.view.id}; allowed are {', '.join(self.methods)}"
             )
-        return create(fields.method, {name: setting_text(value) for name, value in fields.set.items()})
+        method = create(fields.method, {name: setting_text(value) for name, value in fields.set.items()})
+        check_counts(method)
+        return method
 
     def _condition(self, fields: InpaintFields, method: Method) -> Condition:
         condition = Condition(fields.prompt, fields.negative_prompt, fields.guidance)

@@ -53,11 +53,12 @@ class JobQueue:
         with self._condition:
             if self._closed:
                 raise Full("the server is shutting down", 5)
-            self._sweep(room=job.held)
             if len(self._waiting) >= self.limit:
                 raise Full(f"{self.limit} jobs are waiting, which is the limit: try again later", self._delay())
-            if self.bytes + job.held > self._most_bytes:
+            unfinished = sum(other.size for other in self._jobs.values() if not other.is_over)
+            if unfinished + job.held > self._most_bytes:  # no results are removed for a job that is refused
                 raise Full("the memory for waiting jobs and results is full: try again later", self._delay())
+            self._sweep(room=job.held)
             self._jobs[job.id] = job
             self._waiting.append(job)
             self._condition.notify()
