@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Literal, get_args, get_origin, get_type_hints
 
-from rad.console import did_you_mean
+from rad.console import counted, did_you_mean
 from rad.diffusion.processes import Process, Uniform
 from rad.diffusion.schedules import linear_betas
 from rad.diffusion.spacings import Spacing, sampling_timesteps
@@ -91,8 +91,9 @@ def steps_within(
     within = [steps for steps, units in costs if units <= budget]
     if not within:
         least, units = min(costs, key=lambda pair: pair[1])
+        calls = counted(units, "network call")
         raise ValueError(
-            f"method {method.name} costs at least {units} network calls ({least} steps), more than the budget of {budget}"
+            f"method {method.name} costs at least {calls} ({counted(least, 'step')}), more than the budget of {budget}"
         )
     return max(within)
 

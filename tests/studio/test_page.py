@@ -97,7 +97,7 @@ def test_a_cancelled_lane_stops_and_runs_again(page: Page) -> None:
     page.wait("document.querySelectorAll('.lane[data-state=running]').length === 2")
     page.click(".lane .button", "Cancel")
     page.lanes("cancelled", "running")
-    page.click("#progress .button", "Cancel all")
+    page.click("#fill", "Cancel the race")
     page.lanes("cancelled", "cancelled")
     assert "Race ended" in page.text("#progress h2")
     page.click(".lane .button", "Run again")
@@ -320,3 +320,80 @@ def test_an_image_above_the_limit_is_named_when_it_is_opened(driver: Any, adapte
         page.open(tmp_path / "large.png")
         page.wait("document.querySelector('.notice.error')")
         assert "this server takes up to 0.004 megapixels" in page.text(".notice.error")
+
+
+def test_the_page_starts_while_another_tab_blocks_its_storage(page: Page, server: str) -> None:
+    page.run(
+        "indexedDB.open('rad-studio', 1).onsuccess = (event) => {"
+        " window.kept = event.target.result; indexedDB.deleteDatabase('rad-studio'); }"
+    )
+    page.wait("window.kept")
+    page.driver.switch_to.new_window("tab")
+    other = Page(page.driver, server, page.downloads)
+    assert "The work of your last visit cannot be read" in other.text("#notices")
+    other.example()
+    assert other.text("#fill") == "Fill"
+
+
+def test_a_server_that_is_not_ready_is_asked_again(page: Page) -> None:
+    script = (
+        "const ask = window.fetch; let calls = 0;"
+        "window.fetch = (path, options) => path !== 'v1/models' ? ask(path, options)"
+        " : ++calls === 1 ? Promise.reject(new TypeError('no network'))"
+        " : calls === 2 ? Promise.resolve(new Response('', {status: 503})) : ask(path, options);"
+    )
+    page.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": script})
+    page.driver.get(page.url)
+    page.wait("document.querySelector('.notice.offline')?.hidden === false")
+    page.wait("document.body.dataset.ready === 'true'")
+    assert page.run("return document.querySelector('.notice.offline').hidden")
+    page.example()
+
+
+def test_the_start_page_is_a_click_away_and_images_come_back(page: Page) -> None:
+    page.example(1)
+    hole = page.text("#editor .editor-status")
+    page.click("#new")
+    assert page.view == "welcome"
+    assert not page.driver.find_element(By.ID, "fill").is_enabled()
+    page.click("#welcome .button", "Back to astronaut.png")
+    assert page.view == "editor"
+    page.click("#home")
+    page.example(2)
+    page.wait("document.querySelector('#editor').textContent.includes('cat.png')")
+    page.click("#home")
+    page.click("#welcome .button", "Reopen astronaut.png")
+    page.wait("document.body.dataset.view === 'editor'")
+    assert set(hole.splitlines()) <= set(page.text("#editor .editor-status").splitlines())
+    page.click("#home")
+    assert "Reopen cat.png" in page.text("#welcome")
+
+
+def test_a_dropped_file_is_a_mask_by_its_name(page: Page, tmp_path: Path) -> None:
+    drop = (
+        "const canvas = new OffscreenCanvas(64, 48), context = canvas.getContext('2d');"
+        "context.fillRect(0, 0, 64, 48); context.fillStyle = 'white'; context.fillRect(8, 8, 16, 16);"
+        "canvas.convertToBlob().then((blob) => { const data = new DataTransfer();"
+        " data.items.add(new File([blob], arguments[0], {type: 'image/png'}));"
+        " document.querySelector(arguments[1]).dispatchEvent(new DragEvent('drop', {dataTransfer: data, bubbles: true})); })"
+    )
+    page.run(drop, "scene.png", "#welcome")
+    page.wait("document.querySelector('#editor').textContent.includes('scene.png')")
+    assert "no hole yet" in page.text("#editor")
+    page.run(drop, "scene-mask.png", "#editor")
+    page.wait("!document.querySelector('#editor').textContent.includes('no hole yet')")
+    assert "scene.png" in page.text("#editor")
+
+
+def test_steps_of_a_race_are_limited_by_its_methods(page: Page) -> None:
+    page.example()
+    page.click("[data-value=race]")
+    page.click("[data-value=steps]")
+    limit = "return Number(document.querySelector('[aria-label=Steps]').max)"
+    methods = page.run("return fetch('v1/methods?model=adapter').then((answer) => answer.json())")["methods"]
+    most = {each["name"]: each["max_steps"] for each in methods if each["max_steps"]}
+    for box in page.driver.find_elements(By.CSS_SELECTOR, ".racer input:checked"):
+        page.run("arguments[0].click()", box)
+    for name in (max(most, key=lambda name: most[name]), min(most, key=lambda name: most[name])):
+        page.run("arguments[0].click()", page.driver.find_element(By.CSS_SELECTOR, f".racer [value={name}]"))
+        assert page.run(limit) == min(most[name], 1000)

@@ -7,6 +7,7 @@ from dataclasses import fields as fields_of
 import numpy as np
 from PIL import Image
 
+from rad.console import counted
 from rad.inpainting.canvas.outpaint import Extension
 from rad.inpainting.result import Inpainted, Progress
 from rad.runtime.inpainter import OnnxInpainter
@@ -126,7 +127,9 @@ class OnnxFiller:
         least = min(costs.values())
         if fields.budget_seconds is not None:
             raise too_little(fields.budget_seconds, method.name, least * each)
-        raise ValueError(f"method {method.name} costs at least {least} network calls, more than the budget of {calls}")
+        raise ValueError(
+            f"method {method.name} costs at least {counted(least, 'network call')}, more than the budget of {calls}"
+        )
 
     def _describe(self, method: Method) -> MethodView:
         schedule = method.choose()

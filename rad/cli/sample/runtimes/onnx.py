@@ -13,7 +13,7 @@ from rad.cli.sample.options import SampleOptions
 from rad.cli.sample.plan import Job, Label, parse_settings
 from rad.cli.sample.request import text_hash
 from rad.cli.sample.runtimes.base import SAMPLING, Model, Plan, Runtime, choose_steps
-from rad.console import did_you_mean
+from rad.console import counted, did_you_mean
 from rad.runtime.folder import ExportedModel
 from rad.runtime.sampling.methods import METHODS, Method
 
@@ -208,8 +208,9 @@ def _most_steps(label: Label, cost: Callable[[int], Work], most: int, budget: in
     within = [steps for steps, nfe in costs.items() if nfe <= budget]
     if not within:
         least = min(costs, key=costs.__getitem__)
+        calls = counted(costs[least], "network call")
         raise ValueError(
-            f"method {label.method} costs at least {costs[least]} network calls ({least} steps), more than the budget of {budget}"
+            f"method {label.method} costs at least {calls} ({counted(least, 'step')}), more than the budget of {budget}"
         )
     return max(within)
 

@@ -5,8 +5,6 @@ import { Notices } from "./panel/notices.js";
 import { Panel } from "./panel/panel.js";
 import { themeButton } from "./panel/theme.js";
 
-const RETRY = 1500;
-
 const element = (id) => /** @type {HTMLElement} */ (document.getElementById(id));
 const kind = document.querySelector('meta[name="rad-backend"]')?.getAttribute("content");
 const { Backend } = await import(kind === "browser" ? "./backend/browser.js" : "./backend/http.js");
@@ -18,20 +16,8 @@ backend.addEventListener("offline", () => notices.setOnline(false));
 backend.addEventListener("online", () => notices.setOnline(true));
 const editor = new Editor(element("editor"));
 
-/** Information about the server; asks again until it answers. */
-async function info() {
-  for (;;) {
-    try {
-      return await backend.info();
-    } catch (error) {
-      if (error.status) throw error;
-      await new Promise((resolve) => setTimeout(resolve, RETRY));
-    }
-  }
-}
-
 try {
-  await new Panel(editor, backend, notices, await info()).start();
+  await new Panel(editor, backend, notices, await notices.insist(() => backend.info())).start();
   document.body.dataset.ready = "true";
 } catch (error) {
   notices.show(error.message);

@@ -12,6 +12,7 @@ const POLL_OFFLINE = 1500;
 const RECONNECTS = 3;
 const POLL_JOB = 300;
 const RECONNECT = 400;
+const ANSWER = 10_000;
 
 /** An answer with an error of the server. `retryAfter`: seconds, when the queue is full. */
 export class Refused extends Error {
@@ -44,13 +45,13 @@ export class Backend extends EventTarget {
   }
 
   async info() {
-    const [models, limits, examples] = await Promise.all(["models", "limits", "examples"].map((name) => this.json(`v1/${name}`)));
+    const [models, limits, examples] = await Promise.all(["models", "limits", "examples"].map((name) => this.ask(`v1/${name}`)));
     return { models: models.models, defaultModel: models.default, examples: examples.examples, limits, static: false };
   }
 
   /** @param {string} model */
   async methods(model) {
-    return (await this.json(`v1/methods?model=${encodeURIComponent(model)}`)).methods;
+    return (await this.ask(`v1/methods?model=${encodeURIComponent(model)}`)).methods;
   }
 
   /** Image or mask of an example. */
@@ -107,6 +108,11 @@ export class Backend extends EventTarget {
     for (const [wake, end] of this.pauses) if (end <= Date.now()) wake();
   }
 
+  /** `json` with a limit of time: a server that does not answer counts as away. */
+  ask(path) {
+    return this.json(path, { signal: AbortSignal.timeout(ANSWER) });
+  }
+
   async json(path, options = {}) {
     return (await this.fetch(path, options)).json();
   }
@@ -139,7 +145,7 @@ export class Backend extends EventTarget {
   poll() {
     clearTimeout(this.timer);
     this.timer = setTimeout(async () => {
-      await this.fetch("v1/health").catch(() => null);
+      await this.ask("v1/health").catch(() => null);
       this.poll();
     }, this.online ? POLL_ONLINE : POLL_OFFLINE);
   }

@@ -4,6 +4,8 @@ import { chooseFile, download } from "./files.js";
 import { safeName, stemOf } from "./names.js";
 
 const IMAGES = "image/*,.tif,.tiff";
+/** Names of mask files, such as cat-mask.png. */
+const MASK_NAME = /(^|[^a-z])mask([^a-z]|$)|\.np[yz]$/i;
 const MASKS = "image/*,.tif,.tiff,.npy,.npz";
 
 /**
@@ -28,7 +30,10 @@ export function createActions(editor, help, fail) {
 
   async function uploadMask() {
     const file = await chooseFile(MASKS);
-    if (!file) return;
+    if (file) await useMask(file);
+  }
+
+  async function useMask(file) {
     try {
       await editor.setMask(await editor.openMaskFile(file));
     } catch (error) {
@@ -41,8 +46,15 @@ export function createActions(editor, help, fail) {
     if (blob) download(blob, `${stemOf(editor.image?.name ?? "image")}-mask.png`);
   }
 
+  /** A dropped or pasted file: an image, or a mask by its name if there is an image. */
+  async function drop(file) {
+    if (editor.image && MASK_NAME.test(file.name)) await useMask(file);
+    else await editor.open(file, file.name);
+  }
+
   return {
     open,
+    drop,
     uploadMask,
     downloadMask,
     help,

@@ -29,6 +29,7 @@ export class Editor extends EventTarget {
   decodeImage = async (/** @type {Blob} */ _file) => /** @type {Blob} */ (await Promise.reject(new Error("unknown format")));
 
   /** @type {{blob: Blob, name: string, width: number, height: number} | null} */ image = null;
+  /** The image that the current one replaced, with its mask. @type {(import("./saver.js").Saved & {image: {name: string}}) | null} */ previous = null;
   settings = new Settings();
   stage = new Stage(this.settings);
   painter = new Painter(this.stage, this.settings, () => this.#changed("mask"));
@@ -53,7 +54,7 @@ export class Editor extends EventTarget {
     this.stage.root.append(this.empty, element("div", { class: "editor-drop-note", "aria-hidden": "true" }, "Drop to open"));
     root.classList.add("editor");
     root.append(this.toolbar.root, this.stage.root, this.#status.root, this.#help);
-    listenForFiles(root, (file) => this.open(file, file.name));
+    listenForFiles(root, actions.drop);
     this.stage.moved = () => this.#refresh();
     this.settings.addEventListener("change", () => this.#settingsChanged());
     this.toolbar.root.addEventListener("click", (event) => this.#clicked(event));
@@ -147,14 +148,26 @@ export class Editor extends EventTarget {
       const { picture } = await decodeAny(image.view ?? image.blob, (file) => this.decodeImage(file));
       if (this.#opening) return picture.close();
       this.#install(picture, image.blob, image.name);
-      if (edit.width === picture.width && edit.height === picture.height) this.painter.mask?.unpack(edit.tiles);
-      this.stage.extend = [0, 1, 2, 3].map((side) => extension(edit.extend[side]));
-      this.stage.fit();
       this.#saver.keepImage(image);
-      for (const event of ["image", "mask", "extend"]) this.#changed(event);
+      this.#continue(edit);
     } catch (error) {
       this.#fail(`The image of the last visit cannot be opened: ${error.message ?? error}`);
     }
+  }
+
+  /** Exchanges the image with the one before it, with its mask and extension; the history starts anew. */
+  async reopen() {
+    const before = this.previous;
+    if (before && (await this.open(before.image.blob, before.image.name))) this.#continue(before.edit);
+  }
+
+  /** Takes over the mask and the extension that were saved for the image. */
+  #continue(edit) {
+    const { mask } = this.painter;
+    if (mask && edit.width === mask.width && edit.height === mask.height) mask.unpack(edit.tiles);
+    this.stage.extend = [0, 1, 2, 3].map((side) => extension(edit.extend[side]));
+    this.stage.fit();
+    for (const event of ["image", "mask", "extend"]) this.#changed(event);
   }
 
   /** Saves the work in this browser now; it is also saved a moment after each change. */
@@ -171,6 +184,8 @@ export class Editor extends EventTarget {
     this.showing = (this.showing ?? 0) + 1;
     stage.result = null;
     stage.picture = picture;
+    const edit = this.#edit();
+    if (this.image && edit) this.previous = { image: { ...this.image, view: null }, edit };
     stage.extend = [0, 0, 0, 0];
     this.image = { blob, name, width: picture.width, height: picture.height };
     this.painter.reset(picture.width, picture.height);

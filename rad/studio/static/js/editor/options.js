@@ -50,7 +50,7 @@ function sizeOption(settings) {
     "aria-label": "Size in pixels",
     class: "editor-number",
   });
-  number.addEventListener("change", () => settings.set({ size: Number(number.value) }));
+  number.addEventListener("change", () => settings.set({ size: Number(number.value) || settings.size }));
   range.root.querySelector("output")?.remove();
   const show = (size) => {
     range.show(toSlider(size));

@@ -62,7 +62,12 @@ export class Saver {
 
   /** @returns {Promise<Saved | null>} of the last visit; null also where the browser keeps nothing */
   async load() {
-    return this.#storage.load().catch(() => null);
+    try {
+      return await this.#storage.load();
+    } catch (error) {
+      if (error?.name === "TimeoutError") this.fail(`The work of your last visit cannot be read (${reason(error)}). You can go on without it.`);
+      return null;
+    }
   }
 }
 

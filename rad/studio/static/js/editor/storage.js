@@ -12,6 +12,7 @@ const DATABASE = "rad-studio";
 const KEY = "rad-studio-tab";
 const TABS = 8;
 const PATIENCE = 400;
+const LIMIT = 4000;
 
 /** @returns {Promise<any>} result of a request */
 function finished(request) {
@@ -21,13 +22,31 @@ function finished(request) {
   });
 }
 
-/** @returns {Promise<IDBDatabase>} */
-function connect() {
+/** Rejects with a TimeoutError when a promise takes too long, as while another tab deletes the database. */
+function limited(promise, reason = () => "its storage does not answer") {
+  const fail = (reject) => setTimeout(() => reject(new DOMException(reason(), "TimeoutError")), LIMIT);
+  return Promise.race([promise, new Promise((_, reject) => fail(reject))]);
+}
+
+/**
+ * @param {() => void} lost called when the connection has ended
+ * @returns {Promise<IDBDatabase>}
+ */
+function connect(lost) {
   const request = indexedDB.open(DATABASE, 1);
+  let reason = "its storage does not answer";
+  let late = false;
+  request.onblocked = () => (reason = "another tab keeps its storage; close that tab");
   request.onupgradeneeded = () => {
     for (const store of ["images", "edits"]) request.result.createObjectStore(store);
   };
-  return finished(request);
+  const opened = finished(request).then((database) => {
+    if (late) database.close();
+    database.onversionchange = () => (database.close(), lost());
+    database.onclose = lost;
+    return database;
+  });
+  return limited(opened, () => ((late = true), reason));
 }
 
 /**
@@ -52,8 +71,12 @@ export class Storage {
   #tab = "";
   /** @type {Promise<unknown>} */ #last = Promise.resolve();
 
-  /** @returns {Promise<Saved | null>} of this tab, or else of the tab that saved last */
-  async load() {
+  /** @returns {Promise<Saved | null>} of this tab, or else of the tab that saved last; rejects after some seconds */
+  load() {
+    return limited(this.#load());
+  }
+
+  async #load() {
     const database = await this.#connect();
     const before = sessionStorage.getItem(KEY) ?? "";
     if (before && (await hold(before))) this.#tab = before;
@@ -116,7 +139,13 @@ export class Storage {
   }
 
   #connect() {
-    this.#database ??= connect();
-    return this.#database;
+    if (this.#database) return this.#database;
+    const forget = () => {
+      if (this.#database === database) this.#database = null;
+    };
+    const database = connect(forget);
+    database.catch(forget);
+    this.#database = database;
+    return database;
   }
 }

@@ -76,10 +76,11 @@ export function segments(list, choices, onchange) {
   list.replaceChildren(...buttons);
 
   function select(value) {
+    const known = buttons.some((each) => each.dataset.value === value);
     for (const each of buttons) {
       const on = each.dataset.value === value;
       each.setAttribute(state, String(on));
-      each.tabIndex = on ? 0 : -1;
+      each.tabIndex = on || (!known && each === buttons[0]) ? 0 : -1;
     }
   }
   function choose(value) {

@@ -19,10 +19,11 @@ export class Lane extends EventTarget {
    * @param {Input} input
    * @param {any} method - as in GET /v1/methods
    * @param {Record<string, any>} settings - fields of POST /v1/inpaint
+   * @param {boolean} race - whether it runs beside others, and has a button to cancel it alone
    */
-  constructor(backend, input, method, settings) {
+  constructor(backend, input, method, settings, race) {
     super();
-    Object.assign(this, { backend, input, method, settings });
+    Object.assign(this, { backend, input, method, settings, race });
     this.title = methodTitle(method);
     this.place = 0;
     this.build();
@@ -150,7 +151,7 @@ export class Lane extends EventTarget {
     ];
     const again = [button("Run again", () => this.start(), { icon: "again", label: `Run ${this.title} again` })];
     const cancel = [button("Cancel", () => this.cancel(), { look: "quiet", icon: "close", label: `Cancel ${this.title}` })];
-    this.actions.replaceChildren(...(this.state === "done" ? done : this.ended ? again : cancel));
+    this.actions.replaceChildren(...(this.state === "done" ? done : this.ended ? again : this.race ? cancel : []));
     if (focused) this.actions.querySelector("button")?.focus();
   }
 }

@@ -3,6 +3,9 @@
 import { button, h } from "./dom.js";
 import { sentence } from "./words.js";
 
+const RETRY = 1500;
+const UNAVAILABLE = [429, 502, 503, 504];
+
 /** Messages of the page. */
 export class Notices {
   /**
@@ -21,6 +24,26 @@ export class Notices {
   setOnline(online) {
     if (online && !this.offline.hidden) this.say("The server answers again.");
     this.offline.hidden = online;
+  }
+
+  /**
+   * Repeat a request until the server answers it; the banner is shown meanwhile.
+   * @template T
+   * @param {() => Promise<T>} ask
+   * @returns {Promise<T>} rejects when the server refuses the request
+   */
+  async insist(ask) {
+    for (let failures = 0; ; failures++) {
+      try {
+        const answer = await ask();
+        if (failures) this.setOnline(true);
+        return answer;
+      } catch (error) {
+        if (error.status && !UNAVAILABLE.includes(error.status)) throw error;
+        this.setOnline(false);
+        await new Promise((resolve) => setTimeout(resolve, RETRY));
+      }
+    }
   }
 
   /**

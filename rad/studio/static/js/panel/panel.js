@@ -30,6 +30,8 @@ export class Panel {
   async start() {
     const { editor, backend, info } = this;
     const body = h("div.body");
+    this.element("tools").prepend(button("New", () => this.show("start"), { icon: "open", look: "quiet", id: "new" }));
+    this.element("new").title = "Another image, or an example";
     this.settings = new Settings(body, backend, info);
     this.history = new History(body);
     this.fill = button("Fill", () => (this.round?.running ? this.round.cancel() : this.run()), { look: "primary big", id: "fill" });
@@ -40,7 +42,7 @@ export class Panel {
     this.zoomBar = this.buildZoomBar();
     this.welcome = new Welcome(this.element("welcome"), info, (url) => backend.file(url));
     this.listen();
-    await this.settings.load();
+    await this.notices.insist(() => this.settings.load());
     await editor.restore().catch((error) => this.notices.show(error.message));
     this.show("editor");
     this.render();
@@ -59,6 +61,9 @@ export class Panel {
     history.addEventListener("open", (event) => this.openResult(event.detail.round, event.detail.lane));
     result.addEventListener("continue", (event) => this.continueFrom(event.detail.lane, event.detail.blob));
     result.addEventListener("zoom", (event) => this.zoom(event.detail.lane, event.detail.blob));
+    this.element("home").addEventListener("click", () => this.show("start"));
+    welcome.addEventListener("back", () => this.show("editor"));
+    welcome.addEventListener("reopen", () => editor.reopen());
     welcome.addEventListener("file", (event) => this.open(event.detail, event.detail.name));
     welcome.addEventListener("example", (event) => this.openExample(event.detail));
     document.addEventListener("keydown", (event) => this.key(event));
@@ -66,25 +71,30 @@ export class Panel {
     window.addEventListener("blur", () => this.peek(false));
   }
 
-  /** Show one of the views; without an image the start page takes the place of the editor. */
+  /** Show one of the views or "start"; without an image the start page takes the place of the editor. */
   show(view) {
     if (view !== this.view) scrollTo(0, 0);
     this.view = view;
     this.tabs.select(view);
-    const shown = view === "editor" && !this.editor.image ? "welcome" : view;
+    const { image, previous } = this.editor;
+    const shown = view === "start" || (view === "editor" && !image) ? "welcome" : view;
+    if (shown === "welcome") this.welcome.offer(image?.name, previous?.image.name);
+    this.element("new").hidden = shown === "welcome";
     for (const id of ["editor", "welcome", "progress", "result"]) this.element(id).toggleAttribute("data-hidden", id !== shown);
     document.body.dataset.view = shown;
     if (view === "result") this.result.slider.layout();
+    this.render();
   }
 
   render() {
     const running = Boolean(this.round?.running);
     const race = this.settings.mode === "race" && this.settings.chosen.length > 1;
-    this.fill.replaceChildren(running ? "Cancel" : race ? "Start the race" : "Fill");
+    const image = this.view !== "start" && this.editor.image;
+    this.fill.replaceChildren(running ? (this.round.race ? "Cancel the race" : "Cancel") : race ? "Start the race" : "Fill");
     this.fill.classList.toggle("primary", !running);
     this.fill.title = running ? "" : "Ctrl+Enter";
-    this.fill.disabled = !this.editor.image && !running;
-    const hint = this.editor.image ? this.settings.summary : "Open an image first.";
+    this.fill.disabled = !image && !running;
+    const hint = image ? this.settings.summary : "Open an image first.";
     this.summary.textContent = running ? "You can edit the mask meanwhile." : hint;
     this.tabs.enable("progress", Boolean(this.round));
     this.tabs.enable("result", Boolean(this.result.lane));
@@ -94,7 +104,10 @@ export class Panel {
   edited(name) {
     if (this.zoomed) this.unzoom();
     if (name === "image" || this.view !== "editor") this.show("editor");
-    if (name === "image") this.checkSize();
+    if (name === "image") {
+      this.notices.clear();
+      this.checkSize();
+    }
     this.render();
   }
 
@@ -138,7 +151,7 @@ export class Panel {
 
   /** Start a fill or a race, unless one runs. */
   async run() {
-    if (!this.editor.image || this.starting || this.round?.running) return;
+    if (!this.editor.image || this.view === "start" || this.starting || this.round?.running) return;
     this.starting = true;
     try {
       this.notices.clear();

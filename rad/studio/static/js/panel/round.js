@@ -1,6 +1,6 @@
 /** A round: lanes that started together, from one method (a fill) or several (a race). */
 
-import { button, h } from "./dom.js";
+import { h } from "./dom.js";
 import { Lane } from "./lane.js";
 import { ordinal, plural } from "./words.js";
 
@@ -17,14 +17,13 @@ export class Round extends EventTarget {
     super();
     this.input = input;
     this.spoken = 0;
-    this.lanes = runs.map(([method, settings]) => new Lane(backend, input, method, settings));
+    this.lanes = runs.map(([method, settings]) => new Lane(backend, input, method, settings, runs.length > 1));
     for (const lane of this.lanes) {
       lane.addEventListener("change", () => this.changed(lane));
       for (const name of ["open", "continue"]) lane.addEventListener(name, () => this.send(name, lane));
     }
     this.title = h("h2");
-    this.stop = button(this.race ? "Cancel all" : "Cancel", () => this.cancel(), { icon: "close" });
-    this.element = h("div.round", {}, h("header.bar", {}, this.title, this.stop),
+    this.element = h("div.round", {}, h("header.bar", {}, this.title),
       h("div.lanes", { "data-count": this.lanes.length }, ...this.lanes.map((lane) => lane.element)));
     this.render();
   }
@@ -73,7 +72,6 @@ export class Round extends EventTarget {
     const progress = `${ended} of ${plural(this.lanes.length, "method")} finished`;
     const result = this.finished.length ? "Race finished: choose a winner" : "Race ended";
     this.title.textContent = this.race ? (this.running ? `Race: ${progress}` : result) : this.running ? "Filling ..." : "Fill";
-    this.stop.hidden = !this.running;
   }
 
   send(name, detail) {

@@ -214,6 +214,7 @@ export class Settings extends EventTarget {
     if (box.checked) this.racers.add(name);
     else this.racers.delete(name);
     this.limitRace(this.methodArea);
+    this.renderAmount();
     this.renderAdvanced();
     this.changed();
   }
@@ -229,7 +230,7 @@ export class Settings extends EventTarget {
       return;
     }
     const most = Math.min(...this.chosen.map((each) => each.max_steps ?? 1000), this.info.limits.max_steps ?? 1000);
-    const limits = this.effort === "steps" ? { min: 1, max: most } : { min: 1, max: 100_000 };
+    const limits = this.effort === "steps" ? { min: 1, max: most } : { min: this.effort === "budget_seconds" ? 0.1 : 1, max: 100_000 };
     const label = { steps: "Steps", budget_nfe: "Network calls", budget_seconds: "Seconds" }[this.effort];
     const input = numberInput(this.amounts[this.effort], { ...limits, label, whole: this.effort !== "budget_seconds",
       onchange: () => { this.amounts[this.effort] = input.valueAsNumber; } });

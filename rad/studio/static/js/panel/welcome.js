@@ -1,4 +1,4 @@
-/** What is shown before there is an image: open one, or try an example. */
+/** The start page: open an image, try an example, or go back to an image that is open. */
 
 import { button, h } from "./dom.js";
 
@@ -8,7 +8,7 @@ const STEPS = [
   ["Press Fill", "and compare"],
 ];
 
-/** Events: "file" (detail: File); "example" (detail: one of `info.examples`). */
+/** Events: "file" (detail: File); "example" (detail: one of `info.examples`); "back" and "reopen". */
 export class Welcome extends EventTarget {
   /**
    * @param {HTMLElement} element
@@ -21,18 +21,14 @@ export class Welcome extends EventTarget {
       onchange: () => input.files[0] && this.send("file", input.files[0]) });
     const steps = STEPS.map(([name, rest]) => h("li", {}, h("strong", {}, name), ` ${rest}`));
     const examples = info.examples.map((example) => this.card(example, load));
+    this.images = h("div.row.wrap.images", { hidden: true });
     element.replaceChildren(h("div.welcome", {},
       h("h2", {}, "Replace part of a photograph"),
       h("p.lead", {}, `Brush over something, and a diffusion model paints what could be there. ${place(info)}`),
       h("ol.steps", {}, ...steps),
       button("Open image", () => input.click(), { icon: "open", look: "primary big" }), input,
-      h("p.note", {}, "You can also drop an image here, or paste one."),
+      h("p.note", {}, "You can also drop an image here, or paste one."), this.images,
       examples.length ? h("h3", {}, "Or try an example") : null, h("div.examples", {}, ...examples)));
-    element.addEventListener("dragover", (event) => event.preventDefault());
-    element.addEventListener("drop", (event) => {
-      event.preventDefault();
-      if (event.dataTransfer?.files[0]) this.send("file", event.dataTransfer.files[0]);
-    });
   }
 
   card(example, load) {
@@ -43,6 +39,18 @@ export class Welcome extends EventTarget {
       Object.assign(image, { onload: free, onerror: free, src: url });
     }, () => null);
     return h("button.example", { type: "button", onclick: () => this.send("example", example) }, image, h("span", {}, example.title));
+  }
+
+  /**
+   * Offer the images that a new one would replace.
+   * @param {string} [current] name of the image in the editor
+   * @param {string} [previous] name of the one before it
+   */
+  offer(current, previous) {
+    const back = current && button(`Back to ${current}`, () => this.send("back"), { icon: "next" });
+    const reopen = previous && button(`Reopen ${previous}`, () => this.send("reopen"), { icon: "again" });
+    this.images.replaceChildren(...[back, reopen].filter(Boolean));
+    this.images.hidden = !this.images.children.length;
   }
 
   send(name, detail) {

@@ -43,7 +43,8 @@ export function runText(methods, effort, amounts) {
   if (effort !== "preset") {
     const units = { steps: "step", budget_nfe: "network call", budget_seconds: "second" };
     const most = effort === "steps" ? "" : "at most ";
-    return `${who}, ${most}${plural(amounts[effort] || 0, units[effort])}${methods.length > 1 ? " each" : ""}`;
+    const each = effort === "budget_nfe" ? " for each window" : methods.length > 1 ? " each" : "";
+    return `${who}, ${most}${plural(amounts[effort] || 0, units[effort])}${each}`;
   }
   return methods.length === 1 ? `${who}, ${costText(methods[0])} for each window` : `${who}, one lane each, fair turns`;
 }
