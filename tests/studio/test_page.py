@@ -372,15 +372,15 @@ def test_the_start_page_is_a_click_away_and_images_come_back(page: Page) -> None
 def test_a_dropped_file_is_a_mask_by_its_name(page: Page, tmp_path: Path) -> None:
     drop = (
         "const canvas = new OffscreenCanvas(64, 48), context = canvas.getContext('2d');"
-        "context.fillRect(0, 0, 64, 48); context.fillStyle = 'white'; context.fillRect(8, 8, 16, 16);"
+        "context.fillRect(0, 0, 64, 48); context.fillStyle = arguments[2]; context.fillRect(8, 8, 16, 16);"
         "canvas.convertToBlob().then((blob) => { const data = new DataTransfer();"
         " data.items.add(new File([blob], arguments[0], {type: 'image/png'}));"
         " document.querySelector(arguments[1]).dispatchEvent(new DragEvent('drop', {dataTransfer: data, bubbles: true})); })"
     )
-    page.run(drop, "scene.png", "#welcome")
+    page.run(drop, "scene.png", "#welcome", "teal")
     page.wait("document.querySelector('#editor').textContent.includes('scene.png')")
     assert "no hole yet" in page.text("#editor")
-    page.run(drop, "scene-mask.png", "#editor")
+    page.run(drop, "scene-mask.png", "#editor", "white")
     page.wait("!document.querySelector('#editor').textContent.includes('no hole yet')")
     assert "scene.png" in page.text("#editor")
 
@@ -397,3 +397,13 @@ def test_steps_of_a_race_are_limited_by_its_methods(page: Page) -> None:
     for name in (max(most, key=lambda name: most[name]), min(most, key=lambda name: most[name])):
         page.run("arguments[0].click()", page.driver.find_element(By.CSS_SELECTOR, f".racer [value={name}]"))
         assert page.run(limit) == min(most[name], 1000)
+
+
+def test_an_emptied_brush_size_keeps_the_last_one(page: Page) -> None:
+    page.example()
+    field = page.driver.find_element(By.CSS_SELECTOR, ".editor-number")
+    size = field.get_attribute("value")
+    page.press(Keys.ESCAPE)
+    field.click()
+    field.send_keys(Keys.CONTROL, "a", Keys.NULL, Keys.BACKSPACE, Keys.TAB)
+    assert field.get_attribute("value") == size

@@ -71,6 +71,7 @@ const INSTEAD = /** @type {[string, string][]} */ ([
   [" (--soft_mask keeps them)", ""],
   ["for white = known use --mask_polarity white_is_known", "press I to invert it"],
   ["give mask_resize nearest, or give the mask", "give the mask"],
+  ["give its mask; for masks beside the images see mask_pattern", "open the file of its mask"],
 ]);
 
 /** A message about a mask file in words of the page. @param {string} text */
