@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -90,11 +91,17 @@ class Page:
     def click(self, selector: str, text: str = "") -> None:
         """Click the first visible element, whose text begins with `text`."""
 
-        def found() -> Any:
-            elements = self.driver.find_elements(By.CSS_SELECTOR, selector)
-            return next((each for each in elements if each.is_displayed() and each.text.startswith(text)), None)
+        def clicked() -> bool:
+            try:
+                elements = self.driver.find_elements(By.CSS_SELECTOR, selector)
+                shown = [each for each in elements if each.is_displayed() and each.text.startswith(text)]
+                for each in shown[:1]:
+                    each.click()
+                return bool(shown)
+            except StaleElementReferenceException:  # the page drew it anew
+                return False
 
-        until(found).click()
+        until(clicked)
 
     def example(self, number: int = 1) -> None:
         """Open an example with its mask."""

@@ -1,5 +1,7 @@
 /** Images for display, never larger than needed, and files for the user. */
 
+const POSTER = 512;
+
 /**
  * Draw an image on a canvas, scaled so that its longest side has at most `longest` pixels.
  * @param {HTMLCanvasElement} canvas
@@ -58,6 +60,26 @@ export async function paintInput(canvas, blob, mask, extend, longest) {
   }
   context.putImageData(pixels, 0, 0);
   canvas.getContext("2d")?.drawImage(layer, extend[0] * scale, extend[1] * scale);
+}
+
+/**
+ * The image as a blob that a canvas can show (the file itself, or a PNG from the backend), and small with its hole.
+ * @param {any} backend
+ * @param {{blob: Blob, name: string}} image
+ * @param {Blob|null} mask
+ * @param {number[]} extend
+ * @returns {Promise<{shown: Blob, poster: HTMLCanvasElement}>}
+ */
+export async function display(backend, image, mask, extend) {
+  const poster = document.createElement("canvas");
+  let shown = image.blob;
+  try {
+    await paintInput(poster, shown, mask, extend, POSTER);
+  } catch {
+    shown = await backend.readImage(new File([image.blob], image.name));
+    await paintInput(poster, shown, mask, extend, POSTER);
+  }
+  return { shown, poster };
 }
 
 /** @returns {CanvasRenderingContext2D} */

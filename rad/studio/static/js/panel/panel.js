@@ -2,7 +2,7 @@
 
 import { button, h, segments } from "./dom.js";
 import { History } from "./history.js";
-import { filledName, paintInput } from "./images.js";
+import { display, filledName } from "./images.js";
 import { ResultView } from "./result.js";
 import { Round } from "./round.js";
 import { Settings } from "./settings.js";
@@ -10,7 +10,6 @@ import { Welcome } from "./welcome.js";
 import { maskText } from "./words.js";
 
 const VIEWS = /** @type {[string, string][]} */ ([["editor", "Edit"], ["progress", "Progress"], ["result", "Result"]]);
-const POSTER = 512;
 
 /** Starts with `await new Panel(...).start()`. */
 export class Panel {
@@ -175,7 +174,7 @@ export class Panel {
     const extend = [...this.editor.extend];
     const extended = extend.some((side) => side > 0);
     if (!mask && !extended) throw new Error("The mask is empty. Brush over the part to fill first.");
-    const input = { image: image.blob, mask, name: image.name, extend, ...(await this.display(image, mask, extend)) };
+    const input = { image: image.blob, mask, name: image.name, extend, ...(await display(this.backend, image, mask, extend)) };
     const more = { ...(extended && { extend: extend.join(",") }), ...(this.editor.soft && { soft_mask: true }) };
     this.watch(new Round(this.backend, input, chosen.map((method) => [method, { ...this.settings.value(method.name), ...more }])));
   }
@@ -212,19 +211,6 @@ export class Panel {
   async continueFrom(lane, blob) {
     await this.open(blob, filledName(lane.input.name));
     this.show("editor");
-  }
-
-  /** The image as a blob that a canvas can show (the file itself, or a PNG from the server), and small with its hole. */
-  async display(image, mask, extend) {
-    const poster = document.createElement("canvas");
-    let shown = image.blob;
-    try {
-      await paintInput(poster, shown, mask, extend, POSTER);
-    } catch {
-      shown = await this.backend.readImage(new File([image.blob], image.name));
-      await paintInput(poster, shown, mask, extend, POSTER);
-    }
-    return { shown, poster };
   }
 
   buildZoomBar() {
