@@ -1,5 +1,6 @@
 """RAD in diffusers' form: results equal those of `Inpainter`; diffusers loads what the pipeline saves."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from rad.resources import find_data
 from tests.conftest import SIZE, box_hole, random_image
 from tests.tiny_pipelines import write_pipeline
 
+ROOT = Path(__file__).resolve().parents[1]
 IMAGES = [random_image(SIZE, SIZE, seed=seed) for seed in (0, 1)]
 MASK = Image.fromarray((box_hole(SIZE, SIZE, 3, 4, 11, 12)[0].numpy() * 255).astype(np.uint8))
 
@@ -211,3 +213,15 @@ def test_errors_of_loading_and_saving(adapter, pipe, tmp_path):
         RADInpaintPipeline()(image=IMAGES[0], mask_image=MASK)
     with pytest.raises(NotImplementedError, match="no CPU offload"):
         pipe.enable_sequential_cpu_offload()
+
+
+def test_code_of_the_guide_runs(modules, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("checkpoints").symlink_to(find_data("rad-nature32").resolve().parent)
+    random_image(40, 50).save("photo.png")
+    Image.fromarray((box_hole(40, 50, 10, 12, 30, 30)[0].numpy() * 255).astype(np.uint8)).save("mask.png")
+    names = {}
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "diffusers.md").read_text(), re.DOTALL):
+        exec(compile(block, "docs/diffusers.md", "exec"), names)
+    assert capsys.readouterr().out.splitlines() == [*(f"{n} of 10 network calls" for n in (1, 2, 3)), "interrupted"]
+    assert Image.open("filled.png").size == (50, 40)
