@@ -98,7 +98,7 @@ class OnnxInpainter:
         Args:
             mask: a generator, such as "wide", needs torch, which draws its holes; other masks do not.
             method: a name in `methods`, or an instance such as `rad.runtime.RePaint(resamplings=5)`.
-            feather: needs SciPy, if above 0.
+            feather: needs SciPy, if above 0. So does size_policy "zoom", where it enlarges.
 
         Raises ValueError or FileNotFoundError for an unsuitable input or option, before any network call.
         """
