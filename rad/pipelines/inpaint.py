@@ -118,9 +118,7 @@ class RADInpaintPipeline(DiffusionPipeline):
         if path is None or self._inpainter is not None:
             return
         if not Path(str(path)).exists():
-            raise ValueError(
-                f"{path} is not a local folder: use RADInpaintPipeline.from_pretrained for models of the hub"
-            )
+            raise ValueError(f"{path} is not a local folder: use RADInpaintPipeline.from_pretrained for the hub")
         self._source, self._inpainter = str(path), Inpainter.from_pretrained(str(path), device="cpu")
 
     @property
@@ -278,9 +276,7 @@ class RADInpaintPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: object) -> "RADInpaintPipeline":
-        raise NotImplementedError(
-            "RADInpaintPipeline takes no components of a pipeline: give its folder to from_pretrained"
-        )
+        raise NotImplementedError("RADInpaintPipeline takes no components: give the folder to from_pretrained")
 
     def enable_sequential_cpu_offload(self, *args: object, **kwargs: object) -> None:
         raise NotImplementedError("RADInpaintPipeline has no CPU offload: use to('cuda'), or a smaller batch_size")
