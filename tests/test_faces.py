@@ -19,6 +19,7 @@ LIGHT = (
     "masks",
     "models",
     "networks",
+    "pipelines",
     "sampling",
     "training",
 )

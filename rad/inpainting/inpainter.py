@@ -185,8 +185,10 @@ class Inpainter:
             seed: whole number; fixes the noise with `names`. Batch size and order have no effect (except `share` of VIPaint).
             mask_polarity, mask_channel, mask_threshold, soft_mask, mask_resize, mask_dilate: see `MaskFormat`.
             num_samples: results per image; batch_size: windows per forward pass, halved when memory runs out.
-            size_policy: for images of another size: "error"; "resize" and back; "crop" windows around each hole.
-            margin: context around a window's core in pixels, for "crop"; None: an eighth of the model's size.
+            size_policy: for images of another size: "error"; "resize" and back; "crop" windows around each hole; "zoom" one
+                region around all holes, scaled to the model's size and back.
+            margin: context around a window's core in pixels, for "crop"; None: an eighth of the model's size. For "zoom" around
+                the holes; None: half of their longer side, or an eighth of the model's size if that is more.
             names: identity of each image's noise; None: equal noise for all, so that a result does not depend on the place
                 in the list. Generated masks then take the file name of the image, which equals `rad sample`.
             condition: prompt and guidance images, one for each image or one for all.
@@ -217,7 +219,8 @@ class Inpainter:
         _warn_of_greys(sampler.method, holes)
         rows = zip(inputs.images, holes, inputs.names, inputs.conditions, strict=True)
         canvases = [canvas for row in rows for canvas in layout.canvases(*row, samples=num_samples)]
-        finisher = Finisher(inputs.images, holes, num_samples, feather, resize=_resize)
+        regions = [layout.region(hole) for hole in holes]
+        finisher = Finisher(inputs.images, holes, num_samples, feather, regions, resize=_resize)
         filler = self._filler(sampler, grid=grid, fill=fill, seed=seed, batch_size=batch_size)
         reset_peak_memory(self.device)
         with self.model.in_evaluation():

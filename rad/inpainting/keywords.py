@@ -28,7 +28,7 @@ OURS = {
     "latents": "seed= and names=, which fix the noise",
     "height": "size_policy=, for images of another size than the model's",
     "width": "size_policy=, for images of another size than the model's",
-    "padding_mask_crop": "size_policy='crop' and margin=",
+    "padding_mask_crop": "size_policy='zoom' and margin=",
     "callback_on_step_end": "on_step=",
     "callback": "on_step=",
     "scheduler": "solver= and spacing=",

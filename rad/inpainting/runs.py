@@ -13,15 +13,20 @@ from rad.resources import find_data, located
 MODEL_FILES = ("adapter_config.json", "rad_config.json", "model_index.json", "config.json", "unet")
 """Any of these makes a folder a model; a run folder has none of them."""
 
+PIPELINE_MODEL = "rad_model"
+"""The model in a folder of `rad.pipelines.RADInpaintPipeline`; the base of an adapter lies beside it."""
+
 
 def find_trained(path: Path) -> Path:
-    """The model that a run folder, its `checkpoints` or a `.ckpt` stands for; other paths are returned unchanged.
+    """The model of a run folder, its `checkpoints`, a `.ckpt` or a saved pipeline; other paths are returned unchanged.
 
     It is the newest `step=N-ema`, or `step=N` if the run keeps no averaged weights; for a `.ckpt` the one of its step.
     Raises FileNotFoundError for a run without a model.
     """
     if path.suffix == ".ckpt":
         return _beside(path)
+    if (path / PIPELINE_MODEL).is_dir():
+        return path / PIPELINE_MODEL
     if not path.is_dir() or any((path / name).exists() for name in MODEL_FILES):
         return path
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
@@ -90,7 +95,8 @@ def find_parts(path: str | os.PathLike[str], base: str | os.PathLike[str] | None
     info = AdapterInfo.read(folder) if described else None
     if info is not None and not (folder / "unet").is_dir():  # otherwise a fully trained model
         if base is None:
-            return Parts(find_base(folder, info), info.base_revision, folder, info)
+            source = find_base(folder, info)
+            return Parts(source, None if Path(source).exists() else info.base_revision, folder, info)
         return Parts(*find_model(base), folder, info)
     if base is not None:
         raise ValueError(

@@ -98,7 +98,7 @@ class OnnxInpainter:
         Args:
             mask: a generator, such as "wide", needs torch, which draws its holes; other masks do not.
             method: a name in `methods`, or an instance such as `rad.runtime.RePaint(resamplings=5)`.
-            feather: needs SciPy, if above 0.
+            feather: needs SciPy, if above 0. So does size_policy "zoom", where it enlarges.
 
         Raises ValueError or FileNotFoundError for an unsuitable input or option, before any network call.
         """
@@ -119,7 +119,7 @@ class OnnxInpainter:
         inputs, holes = inputs.extended(extension, inputs.read(format, seed))
         rows = zip(inputs.images, holes, inputs.names, strict=True)
         canvases = [canvas for row in rows for canvas in layout.canvases(*row, samples=num_samples)]
-        finisher = Finisher(inputs.images, holes, num_samples, feather)
+        finisher = Finisher(inputs.images, holes, num_samples, feather, [layout.region(hole) for hole in holes])
         filler = WindowFiller(sampler, self.denoiser(sampler.method.weights), seed, batch_size)
         reporter = None if on_step is None else Reporter(on_step, canvases, finisher, nfe=sampler.nfe)
         reset_peak_memory()

@@ -99,9 +99,17 @@ class SampleOptions(ReportOptions):
     eta: float | None = option("fresh noise, 0 (DDIM) to 1 (DDPM); default: by solver or method", None, low=0, high=1)
     seed: int = option("seed of noise and generated masks", 0, low=SEEDS[0], high=SEEDS[1])
     num_samples: int = option("results per image", 1, low=1, high=10**4)
-    size_policy: SizePolicy = option("images of another size than the model's; crop: windows around each hole", "error")
+    size_policy: SizePolicy = option(
+        "images of another size than the model's; crop: windows around each hole; zoom: one region around all holes, scaled to "
+        "the model's size and back",
+        "error",
+    )
     margin: int | None = option(
-        "context of a window in pixels, for crop; default: an eighth of its size", None, low=0, high=PIXELS
+        "context in pixels: of a window, for crop; of the holes, for zoom; default: an eighth of the model's size; for zoom half "
+        "the holes' longer side, if that is more",
+        None,
+        low=0,
+        high=PIXELS,
     )
     feather: int = option(
         "width in pixels of the blend from known pixels into the filling; 0: off", 0, low=0, high=PIXELS

@@ -10,7 +10,8 @@ from PIL import Image
 
 from rad.arguments import describe, integer
 from rad.inpainting.canvas.resize import Floats, max_pool, mean_pool, resize_bicubic
-from rad.inpainting.canvas.windows import Window, plan_windows
+from rad.inpainting.canvas.windows import Box, Window, plan_windows
+from rad.inpainting.canvas.zoom import zoom_region, zoomed
 
 if TYPE_CHECKING:
     from rad.models.loaded_model import Condition
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 Pixels = NDArray[np.uint8] | Floats
 """Values of uint8, or float in [-1,1]."""
 
-SizePolicy = Literal["error", "resize", "crop"]
+SizePolicy = Literal["error", "resize", "crop", "zoom"]
 
 
 class Canvas:
@@ -93,8 +94,10 @@ class Layout:
     """Maps images to a model of `size` (height, width) in pixels.
 
     Args:
-        policy: for images of another size: "error"; "resize" and back; "crop" windows around each hole.
-        margin: context around a window's core in pixels, for "crop"; None: an eighth of the model's size.
+        policy: for images of another size: "error"; "resize" and back; "crop" windows around each hole; "zoom" a region around
+            all holes, scaled to the model's size and back.
+        margin: context around a window's core in pixels, for "crop"; None: an eighth of the model's size. For "zoom", see
+            `zoom_region`.
 
     Raises ValueError for an unknown policy or a margin outside its range.
     """
@@ -115,6 +118,11 @@ class Layout:
     def plan(self, hole: Floats) -> tuple[Floats, list[Window]]:
         """The hole (1,H,W) in working size, and its windows. Raises ValueError for another size with "error"."""
         height, width = self.size
+        region = self.region(hole)
+        if region is not None:
+            hole = _cut(hole, region, 1.0)
+        elif self.policy == "zoom":
+            return hole, []
         if self.policy == "crop":
             margin = height // 8 if self.margin is None else self.margin
             padded = pad(hole, self.size, 1.0)  # the outside is unknown too
@@ -131,6 +139,10 @@ class Layout:
         whole = Window((0, 0, height, width), (0, 0, height, width))
         return hole, [whole] if (hole > 0).any() else []
 
+    def region(self, hole: Floats) -> Box | None:
+        """The region that "zoom" scales, for a hole (1,H,W); None without a hole and for other policies."""
+        return zoom_region(hole, self.size, self.margin) if self.policy == "zoom" else None
+
     def canvases(
         self,
         image: Image.Image,
@@ -141,12 +153,16 @@ class Layout:
         samples: int,
     ) -> list[Canvas]:
         """One canvas for each sample of an image with its hole (1,H,W)."""
+        original, region = hole, self.region(hole)
         hole, windows = self.plan(hole)
         model_size = (self.size[1], self.size[0])
         if condition is not None:
-            condition = condition.resized(image.size if self.policy == "crop" else model_size)
+            condition = condition.resized(image.size if self.policy in ("crop", "zoom") else model_size)
+            condition = condition if region is None else condition.cut(region).resized(model_size)
         pixels = np.array(image).transpose(2, 0, 1)
-        if self.policy == "resize" and image.size != model_size:
+        if region is not None:
+            pixels = zoomed(_signed(_cut(pixels, region, 0)), _cut(original, region, 1.0), self.size)
+        elif self.policy == "resize" and image.size != model_size:
             # Both poolings have the same windows: no known pixel of the small image depends on the hole's content.
             pixels = mean_pool(_signed(pixels), self.size)
         else:
@@ -170,6 +186,12 @@ def composite(image: Image.Image, filled: Image.Image, hole: Floats, *, feather:
     else:
         composed.paste(filled, mask=Image.fromarray(inside))
     return composed
+
+
+def _cut(image: NDArray, region: Box, value: float) -> NDArray:
+    """The region of an image (C,H,W), which may end beyond its edge; `value` is there."""
+    top, left, bottom, right = region
+    return pad(image, (bottom, right), value)[:, top:bottom, left:right]
 
 
 def pad(image: NDArray, size: tuple[int, int], value: float) -> NDArray:

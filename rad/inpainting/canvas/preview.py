@@ -8,7 +8,7 @@ from PIL import Image
 
 from rad.inpainting.canvas.composite import Canvas, Floats, Pixels, composite, restore_size
 from rad.inpainting.canvas.resize import resize_bicubic
-from rad.inpainting.canvas.windows import Window
+from rad.inpainting.canvas.windows import Box, Window
 
 
 def preview(canvas: Canvas, estimates: Mapping[Window, Floats]) -> Pixels:
@@ -37,13 +37,14 @@ class Finisher:
 
     Args:
         images, holes: RGB, and (1,H,W), of each image; samples: canvases of each image; feather: see `composite`.
-        resize: see `restore_size`.
+        resize: see `restore_size`; regions: see `Layout.region`, of each image.
     """
 
     images: Sequence[Image.Image]
     holes: Sequence[Floats]
     samples: int
     feather: int
+    regions: Sequence[Box | None]
     resize: Callable[[Floats, tuple[int, int]], Floats] = resize_bicubic
 
     def finish(self, canvases: list[Canvas]) -> tuple[list[Image.Image], list[Image.Image]]:
@@ -61,6 +62,12 @@ class Finisher:
 
     def _composed(self, number: int, pixels: Pixels) -> tuple[Image.Image, Image.Image]:
         original, hole = self.images[number // self.samples], self.holes[number // self.samples]
-        filled = restore_size(pixels, original.size, resize=self.resize)
+        region = self.regions[number // self.samples]
+        if region is None:
+            filled = restore_size(pixels, original.size, resize=self.resize)
+        else:
+            top, left, bottom, right = region
+            filled = original.copy()
+            filled.paste(restore_size(pixels, (right - left, bottom - top), resize=self.resize), (left, top))
         filled.info = dict(original.info)
         return composite(original, filled, hole, feather=self.feather), filled
