@@ -80,8 +80,11 @@ class InpaintFields(MaskFields):
     seed: Annotated[int, Field(ge=-(2**63), le=2**64 - 1, description="seed of the noise")] = 0
     num_samples: Annotated[int, Field(ge=1, le=1000, description="results")] = 1
     size_policy: Annotated[
-        Literal["error", "resize", "crop"],
-        Field(description="images of another size than the model's; crop: windows around the hole"),
+        Literal["error", "resize", "crop", "zoom"],
+        Field(
+            description="images of another size than the model's; crop: windows around the hole; zoom: one region around "
+            "all holes, scaled to the model's size"
+        ),
     ] = "crop"
     margin: Annotated[
         int | None, Field(ge=0, le=65536, description="context of a window in pixels; default: an eighth of its size")
