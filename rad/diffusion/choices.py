@@ -1,10 +1,11 @@
 """Choices of a sampler: solver, eta, and the timesteps to visit, with RePaint's time travel. Loads no torch."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 from rad.arguments import describe, number
+from rad.console import counted
 
 CLEAN = -1
 """The t below 0: no noise anywhere."""
@@ -111,3 +112,38 @@ def time_travel(timesteps: list[float], *, length: int, visits: int) -> list[flo
             path.extend(range(at + 1, at + length + 1))
             at += length
     return [levels[j] for j in path] + [CLEAN]
+
+
+DIPS = 16
+"""Steps within which a cost that grows with the steps may fall again: rounded timesteps drop duplicates. Measured: 1."""
+
+
+def most_count(total: int, spacing: str) -> int:
+    """Largest number of steps of a spacing on `total` timesteps."""
+    return max(1, total - 9) if spacing == "official" else total
+
+
+def steps_within(cost: Callable[[int], int], budget: int, *, most: int, dips: int = DIPS, name: str) -> int:
+    """The most steps in [1, most] that cost at most `budget` network calls.
+
+    The number is doubled, then bisected: few evaluations, none of them far above the budget.
+
+    Args:
+        cost: of a number of steps. If cost(n) > cost(m) for n < m, then m - n <= `dips`; with dips=most it is arbitrary.
+        name: of the method, for the error.
+
+    Raises ValueError if the budget allows no number of steps.
+    """
+    within, beyond = 0, 1
+    while beyond <= most and cost(beyond) <= budget:
+        within, beyond = beyond, most + 1 if beyond == most else min(2 * beyond, most)
+    while beyond - within > 1:
+        middle = (within + beyond) // 2
+        within, beyond = (middle, beyond) if cost(middle) <= budget else (within, middle)
+    costs = {steps: cost(steps) for steps in range(beyond, min(beyond + dips, most) + 1)}
+    within = max((steps for steps, calls in costs.items() if calls <= budget), default=within)
+    if not within:
+        least = min(costs, key=costs.__getitem__)
+        calls = f"{counted(costs[least], 'network call')} ({counted(least, 'step')})"
+        raise ValueError(f"method {name} costs at least {calls}, more than the budget of {budget}")
+    return within

@@ -125,15 +125,18 @@ def replace_link(link: Path, target: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def remove_temporaries(folders: Iterable[Path]) -> None:
-    """Remove what killed processes left unfinished directly in `folders`. Call it while no other process writes there."""
+def remove_temporaries(folders: Iterable[Path], *, older: float = ABANDONED) -> None:
+    """Remove what killed processes left unfinished directly in `folders`. Call it while no other process writes there.
+
+    `older`: seconds without a change; at least as many as another process may need for a file, if there can be one.
+    """
     for folder in folders:
         with suppress(OSError):
             for entry in list(os.scandir(folder)):
                 if not TEMPORARY.fullmatch(entry.name):
                     continue
                 with suppress(OSError):
-                    if time.time() - entry.stat(follow_symlinks=False).st_mtime < ABANDONED:
+                    if time.time() - entry.stat(follow_symlinks=False).st_mtime < older:
                         continue
                     if entry.is_dir(follow_symlinks=False):
                         shutil.rmtree(entry.path, ignore_errors=True)

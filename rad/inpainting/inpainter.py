@@ -287,9 +287,19 @@ class Inpainter:
         """The method with its other models loaded: the coarse model of M2S."""
         return load_coarse(method, self.model, self.device)
 
-    def count_windows(self, hole: Tensor, *, size_policy: SizePolicy = "error", margin: int | None = None) -> int:
-        """Number of windows for a hole (1,H,W). Each costs `sampler(...).cost` per sample."""
-        return len(Layout(self.size, size_policy, margin).plan(hole.numpy())[1])
+    def count_windows(
+        self,
+        hole: Tensor,
+        *,
+        size_policy: SizePolicy = "error",
+        margin: int | None = None,
+        most: int | None = None,
+    ) -> int:
+        """Number of windows for a hole (1,H,W). Each costs `sampler(...).cost` per sample.
+
+        `most`: the count stops at `most` + 1; None: never.
+        """
+        return len(Layout(self.size, size_policy, margin).plan(hole.numpy(), most=most)[1])
 
 
 def _device(device: str | torch.device) -> torch.device:

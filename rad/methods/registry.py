@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Literal, get_args, get_origin, get_type_hints
 
-from rad.console import counted, did_you_mean
+from rad.console import did_you_mean
+from rad.diffusion import choices
 from rad.diffusion.processes import Process, Uniform
 from rad.diffusion.schedules import linear_betas
 from rad.diffusion.spacings import Spacing, sampling_timesteps
@@ -84,18 +85,15 @@ def steps_within(
 ) -> int:
     """The most steps that cost at most `budget` (NFE; a VJP counts as two), see `cost`. ValueError if there are none."""
     base_process = base_process or Uniform(linear_betas())
-    most = most_steps(method, base_process)
-    costs = [
-        (steps, cost(method, steps, base_process=base_process, spacing=spacing).units) for steps in range(1, most + 1)
-    ]
-    within = [steps for steps, units in costs if units <= budget]
-    if not within:
-        least, units = min(costs, key=lambda pair: pair[1])
-        calls = counted(units, "network call")
-        raise ValueError(
-            f"method {method.name} costs at least {calls} ({counted(least, 'step')}), more than the budget of {budget}"
-        )
-    return max(within)
+    spacing = method.preset_spacing if spacing is None else spacing
+    most = choices.most_count(most_steps(method, base_process), spacing)
+    return choices.steps_within(
+        lambda steps: cost(method, steps, base_process=base_process, spacing=spacing).units,
+        budget,
+        most=most,
+        dips=most if is_own(type(method)) else choices.DIPS,  # nothing is known about the cost of your own methods
+        name=method.name,
+    )
 
 
 def hooks(kind: type[Method]) -> str:

@@ -204,6 +204,7 @@ def _settings(model: UNetModel, *, name: str, source: str, precision: Precision)
         "size": list(model.size),
         "side_multiple": model.side_multiple,
         "channels": model.autoencoder.channels,
+        "steps": len(model.base.betas),
         "betas": model.base.betas.tolist(),
         "prediction": model.prediction,
         "clip": True,

@@ -11,6 +11,7 @@ import numpy as np
 
 from rad.arguments import describe, integer
 from rad.resources import located
+from rad.runtime.precision import PRECISIONS
 from rad.runtime.sampling.process import Doubles, TimeOrigin, Uniform
 from rad.runtime.sampling.steps import Prediction
 
@@ -19,6 +20,14 @@ FORMAT = 1
 
 SETTINGS = "runtime.json"
 NETWORKS = ("rad", "base")
+
+ALLOWED: dict[str, tuple[str, ...]] = {
+    "prediction": get_args(Prediction),
+    "time_origin": get_args(TimeOrigin),
+    "process": ("uniform", "region_aware", "tdpaint"),
+    "precision": PRECISIONS,
+}
+"""Entries with a choice of texts."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +74,19 @@ class ExportedModel:
     @classmethod
     def _from_settings(cls, folder: Path, settings: dict[str, Any]) -> "ExportedModel":
         multiple = integer("side_multiple", settings["side_multiple"], low=1)
+        if not isinstance(settings["size"], list) or len(settings["size"]) != 2:
+            raise ValueError("size is no list of height and width")
         height, width = (integer("a side of size", side, low=1) for side in settings["size"])
         if height % multiple or width % multiple:
             raise ValueError(f"size is {width}x{height}; its sides must be multiples of {multiple}")
-        betas = np.array(settings["betas"], np.float64)
-        Uniform(betas)  # raises ValueError for others than betas
-        for name, allowed in (("prediction", get_args(Prediction)), ("time_origin", get_args(TimeOrigin))):
+        for name, allowed in ALLOWED.items():
             if settings[name] not in allowed:
                 raise ValueError(f"{name} is {describe(settings[name])}; allowed are {', '.join(allowed)}")
+        for name in ("clip", "learned_variance", "base_learned_variance"):
+            if not isinstance(settings[name], bool):
+                raise ValueError(f"{name} is {describe(settings[name])}; allowed are true and false")
+        if not isinstance(settings["name"], str):
+            raise ValueError(f"name is {describe(settings['name'])}; expected a text")
         networks = {
             name: folder / str(settings["networks"][name]["file"]) for name in NETWORKS if name in settings["networks"]
         }
@@ -80,17 +94,28 @@ class ExportedModel:
             raise ValueError("networks has to name files in the folder")
         return cls(
             folder,
-            str(settings["name"]),
+            settings["name"],
             (height, width),
             multiple,
-            betas,
+            _betas(settings),
             settings["prediction"],
-            bool(settings["clip"]),
-            {"rad": bool(settings["learned_variance"]), "base": bool(settings["base_learned_variance"])},
+            settings["clip"],
+            {"rad": settings["learned_variance"], "base": settings["base_learned_variance"]},
             settings["time_origin"],
-            str(settings["precision"]),
+            settings["precision"],
             networks,
         )
+
+
+def _betas(settings: dict[str, Any]) -> Doubles:
+    betas = settings["betas"]
+    if not isinstance(betas, list) or not all(type(beta) in (int, float) for beta in betas):
+        raise ValueError("betas is no list of numbers")
+    if "steps" in settings and settings["steps"] != len(betas):  # folders of earlier versions have no entry
+        raise ValueError(f"betas has {len(betas)} values; expected as many as steps, {describe(settings['steps'])}")
+    values = np.array(betas, np.float64)
+    Uniform(values)  # raises ValueError for others than betas
+    return values
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:
@@ -102,7 +127,7 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{file} is damaged ({error}): export the model again") from error
     version = settings.get("format") if isinstance(settings, dict) else None
-    if version != FORMAT:
+    if version != FORMAT or isinstance(version, bool):
         raise ValueError(
             f"{file} has format {describe(version)}; this version of rad reads format {FORMAT}: export the model again, "
             "or update rad"

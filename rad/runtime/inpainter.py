@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 
 from rad.arguments import integer
-from rad.diffusion.choices import Solver, Spacing
+from rad.diffusion.choices import Solver, Spacing, most_count, steps_within
 from rad.inpainting.arrays import ImageLike, MaskLike
 from rad.inpainting.canvas.composite import Floats, Layout, SizePolicy
 from rad.inpainting.canvas.outpaint import Extension
@@ -148,6 +148,25 @@ class OnnxInpainter:
         schedule = chosen.choose(steps=steps, solver=solver, spacing=spacing, eta=eta)
         return Sampler(process, chosen, **vars(schedule))
 
+    def steps_within(
+        self,
+        method: object,
+        budget: int,
+        *,
+        eta: float | None = None,
+        solver: Solver | None = None,
+        spacing: Spacing | None = None,
+    ) -> int:
+        """The most steps of a method that cost at most `budget` network calls per window. ValueError if there are none."""
+        chosen = find(method, self.methods)
+        schedule = chosen.choose(solver=solver, spacing=spacing, eta=eta)
+
+        def cost(steps: int) -> int:
+            return self.sampler(chosen, **{**vars(schedule), "steps": steps}).nfe
+
+        most = most_count(len(self.model.betas), schedule.spacing)
+        return steps_within(cost, budget, most=most, name=chosen.name)
+
     def denoiser(self, weights: str) -> Denoiser:
         """The denoiser of the network "rad" or "base"."""
         model = self.model
@@ -155,6 +174,16 @@ class OnnxInpainter:
             self._networks[weights], model.prediction, clip=model.clip, learned_variance=model.learned_variance[weights]
         )
 
-    def count_windows(self, hole: Floats, *, size_policy: SizePolicy = "error", margin: int | None = None) -> int:
-        """Number of windows for a hole (1,H,W) float32. Each costs `sampler(...).nfe` network calls per sample."""
-        return len(Layout(self.size, size_policy, margin).plan(hole)[1])
+    def count_windows(
+        self,
+        hole: Floats,
+        *,
+        size_policy: SizePolicy = "error",
+        margin: int | None = None,
+        most: int | None = None,
+    ) -> int:
+        """Number of windows for a hole (1,H,W) float32. Each costs `sampler(...).nfe` network calls per sample.
+
+        `most`: the count stops at `most` + 1; None: never.
+        """
+        return len(Layout(self.size, size_policy, margin).plan(hole, most=most)[1])

@@ -1,6 +1,7 @@
 """`rad studio`: loads the models and serves the page and the API until Ctrl-C."""
 
 import errno
+import logging
 import secrets
 import socket
 import threading
@@ -12,6 +13,9 @@ from importlib.util import find_spec
 from rad.console import EXIT_OK, guarded, print_line, report
 from rad.resources import pip_install
 from rad.studio.options import StudioOptions, read_options
+
+MOST_CONNECTIONS, IDLE_SECONDS = 500, 5
+"""Open connections, above which requests are answered with 503; seconds for which one without a request stays open."""
 
 NEEDED = ("fastapi", "uvicorn", "python_multipart")
 
@@ -45,6 +49,7 @@ def serve(options: StudioOptions) -> int:
         from rad.studio.fillers.loading import load_fillers
         from rad.studio.service import Service
 
+        logging.getLogger("python_multipart").setLevel(logging.ERROR)
         fillers = load_fillers(options)
         token = choose_token(options)
         with images_up_to(options.max_megapixels), warnings.catch_warnings():
@@ -52,9 +57,11 @@ def serve(options: StudioOptions) -> int:
             service = Service(fillers, options)
             config = uvicorn.Config(
                 create_app(service, token=token),
-                log_level="warning",
+                log_level="error",  # clients cause warnings at will, such as by requests that are no HTTP
                 access_log=False,
                 server_header=False,
+                limit_concurrency=MOST_CONNECTIONS,
+                timeout_keep_alive=IDLE_SECONDS,
                 timeout_graceful_shutdown=5,
             )
 

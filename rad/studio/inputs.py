@@ -22,7 +22,7 @@ CHUNK = "rad-settings"
 
 
 @dataclass(frozen=True)
-class Hole:
+class ReadHole:
     """A hole (H,W) float32 in [0,1], its PNG, and messages about its file."""
 
     values: NDArray[np.float32]
@@ -44,7 +44,7 @@ def decode_image(data: bytes, *, megapixels: float, name: str = "image") -> Imag
         raise _unreadable(error, name) from None
 
 
-def read_hole(data: bytes, format: MaskFormat, *, megapixels: float, image: Image.Image | None = None) -> Hole:
+def read_hole(data: bytes, format: MaskFormat, *, megapixels: float, image: Image.Image | None = None) -> ReadHole:
     """The hole in a mask file, rounded to the 8 bits of its PNG. Raises Refused as `decode_image`."""
     _check_pixels(data, megapixels, "mask")
     try:
@@ -52,7 +52,7 @@ def read_hole(data: bytes, format: MaskFormat, *, megapixels: float, image: Imag
     except ValueError as error:
         raise _unreadable(error, "mask") from None
     grey = np.rint(255 * mask.hole).astype(np.uint8)
-    return Hole(as_hole(grey), encode(Image.fromarray(grey)), mask.notes, mask.warnings)
+    return ReadHole(as_hole(grey), encode(Image.fromarray(grey)), mask.notes, mask.warnings)
 
 
 def as_hole(grey: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -61,15 +61,15 @@ def as_hole(grey: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def read_written(png: bytes) -> NDArray[np.uint8]:
-    """The pixels (H,W) of `Hole.png`."""
+    """The pixels (H,W) of `ReadHole.png`."""
     with Image.open(BytesIO(png), formats=["PNG"]) as image:
         return np.array(image)
 
 
-def empty_hole(image: Image.Image) -> Hole:
+def empty_hole(image: Image.Image) -> ReadHole:
     """The hole of an outpainting without a mask."""
     grey = np.zeros((image.height, image.width), np.uint8)
-    return Hole(grey.astype(np.float32), encode(Image.fromarray(grey)))
+    return ReadHole(grey.astype(np.float32), encode(Image.fromarray(grey)))
 
 
 def encode(image: Image.Image, *, settings: str = "", compression: int = 6) -> bytes:

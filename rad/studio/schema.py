@@ -1,8 +1,10 @@
 """What clients send and receive: models of the HTTP API, from which its OpenAPI document follows."""
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from rad.masks.reading.format import MaskFormat
 from rad.studio.jobs.job import State
@@ -18,8 +20,20 @@ Spacing = Literal["even", "trailing", "quad", "logsnr", "official"]
 ShortText = Annotated[str, Field(max_length=200)]
 
 
+NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
+
+
 class _Fields(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _check_number(cls, value: object, info: ValidationInfo) -> object:
+        """Forms carry numbers as text; pydantic would also take "1_0"."""
+        kind = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, str) and {int, float} & {kind, *get_args(kind)} and not re.fullmatch(NUMBER, value):
+            raise PydanticCustomError("number", "Input should be a plain number such as 20 or 0.5")
+        return value
 
 
 class NoFields(_Fields):
@@ -220,7 +234,9 @@ class JobView(BaseModel):
     method: str
     steps: Annotated[int | None, Field(description="noise levels; null: the method uses no network")]
     nfe: Annotated[int, Field(description="network calls so far, over all windows and samples")]
-    planned: int
+    planned: Annotated[
+        int, Field(description="network calls of the whole job; a line search (copaint) may exceed them")
+    ]
     seconds: Annotated[float, Field(description="computing time of this job alone")]
     position: Annotated[int | None, Field(description="place in the queue, 0 = next")]
     preview: Annotated[int, Field(description="number of previews so far")]

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import PurePath
 
+import anyio
 from anyio import CapacityLimiter
 from fastapi import Request
 from PIL import Image
@@ -15,8 +16,8 @@ from rad.console import did_you_mean, one_line
 from rad.inpainting.canvas.outpaint import Extension
 from rad.inpainting.result import Progress
 from rad.studio.fillers.filler import Filler, Hole, Plan, Speed
-from rad.studio.inputs import Hole as ReadHole
 from rad.studio.inputs import (
+    ReadHole,
     as_hole,
     decode_image,
     empty_hole,
@@ -35,6 +36,9 @@ from rad.studio.uploads import Arriving, Refused, Upload, read_upload
 
 BETWEEN_PREVIEWS = 0.2
 """Least seconds between two previews of a job."""
+
+UPLOAD_SECONDS = 300.0
+"""Seconds in which a request has to arrive, against clients that keep connections and memory by sending slowly."""
 
 OVERLAP = 8
 """Most pixels of all windows, in pixels of the largest image. The default margin needs 2 for a hole of the whole image."""
@@ -77,7 +81,13 @@ class Service:
     async def receive(self, request: Request, files: Sequence[str]) -> AsyncIterator[Upload]:
         """The content of a request; its bytes count as arriving until the context ends. Raises Refused."""
         with self._arriving.request() as count:
-            yield await read_upload(request, files, int(self.options.max_upload * 1e6), count)
+            try:
+                with anyio.fail_after(UPLOAD_SECONDS):
+                    upload = await read_upload(request, files, int(self.options.max_upload * 1e6), count)
+            except TimeoutError:
+                reason = f"the request did not arrive within {UPLOAD_SECONDS:g} seconds: send smaller files"
+                raise Refused(408, reason, {"connection": "close"}) from None
+            yield upload
 
     def submit(self, fields: InpaintFields, image_data: bytes, mask_data: bytes | None) -> Job:
         """Check a request and queue its job. Raises Refused, or Full."""
@@ -91,10 +101,16 @@ class Service:
         try:
             size, values = self._extended(fields, image, hole.values)
             self._check_size(fields, *size)
-            plan = filler.plan(fields, values, rate=lambda: self._rate(filler))
-            self._check_windows(fields, plan, filler)
+            most = self._most_windows(fields, filler)
+            plan = filler.plan(fields, values, rate=lambda: self._rate(filler), most_windows=most)
         except ValueError as error:
             raise Refused(422, explain(error)) from None
+        if plan.windows > most:
+            raise Refused(
+                413,
+                f"the hole needs more than {most} windows, the limit of this server: give a smaller hole, margin or "
+                "num_samples",
+            )
         data, mask = image_data, hole.png
         job = Job(
             filler.view.id,
@@ -143,16 +159,10 @@ class Service:
                 413, f"{count}{width}x{height} pixels exceed {most:g} megapixels, the limit of this server: give less"
             )
 
-    def _check_windows(self, fields: InpaintFields, plan: Plan, filler: Filler) -> None:
-        """Refuse a margin with which windows overlap so much that their number exhausts memory."""
+    def _most_windows(self, fields: InpaintFields, filler: Filler) -> int:
+        """Largest number of windows of a sample: a large margin, or a hole of many pieces, needs more than memory has."""
         height, width = filler.view.size
-        most = max(64, int(OVERLAP * self.options.max_megapixels * 1e6 / (height * width)))
-        if plan.windows * fields.num_samples > most:
-            raise Refused(
-                413,
-                f"the hole needs {plan.windows} windows; this server takes up to {most // fields.num_samples}: give a "
-                "smaller hole, margin or num_samples",
-            )
+        return max(64, int(OVERLAP * self.options.max_megapixels * 1e6 / (height * width))) // fields.num_samples
 
     def _rate(self, filler: Filler) -> float:
         """Seconds per network call of a model; measured at the first use."""
@@ -177,7 +187,7 @@ class Service:
             job.check()
             if job.is_seen and time.monotonic() - last >= BETWEEN_PREVIEWS:
                 if previews := progress.previews():
-                    job.preview, job.previews = encode_preview(previews[0]), job.previews + 1
+                    job.show(encode_preview(previews[0]))
                 last = time.monotonic()
             turn.pass_on()
             job.check()

@@ -107,6 +107,8 @@ def test_old_leftovers_are_removed_and_nothing_else(tmp_path: Path) -> None:
     write_text(tmp_path / ".00000000.rad-tmp" / "w", "")
     for name in (*names[:3], "a.png", ".00000000.rad-tmp"):
         os.utime(tmp_path / name, (0, time.time() - 3600))
+    remove_temporaries([tmp_path], older=7200)
+    assert len(os.listdir(tmp_path)) == 6
     remove_temporaries([tmp_path, tmp_path / "missing"])
     assert sorted(os.listdir(tmp_path)) == [".0123abce.rad-tmp.png", ".fresh000.png", "a.png"]
 

@@ -6,12 +6,14 @@ import pytest
 import torch
 
 from rad.cli.sample.plan import parse_settings
+from rad.diffusion import choices
 from rad.diffusion.gaussian import GaussianDenoiser
 from rad.diffusion.levels import NoiseLevel
 from rad.diffusion.processes import Uniform
+from rad.diffusion.schedules import linear_betas
 from rad.methods import METHODS
 from rad.methods.m2s import M2S
-from rad.methods.registry import RECONSTRUCTED, cost, create, hooks, steps_within, table
+from rad.methods.registry import RECONSTRUCTED, cost, create, hooks, most_steps, steps_within, table
 from rad.rng import KeyedNoise
 from rad.sampling.method import CustomSampler, SamplingMethod
 from rad.sampling.sampler import Sampler
@@ -254,6 +256,40 @@ def test_a_budget_allows_the_most_steps_that_fit(name):
     if least:
         with pytest.raises(ValueError, match=f"method {name} costs at least"):
             steps_within(method, 0)
+
+
+def test_a_budget_finds_the_steps_of_a_search_through_all(name):
+    method, process = method_of(name), Uniform(linear_betas(200))
+    for spacing in ("even", "quad", method.preset_spacing) if method.uses_spacing else (method.preset_spacing,):
+        most = most_steps(method, process)
+        costs = [cost(method, steps, base_process=process, spacing=spacing).units for steps in range(1, most + 1)]
+        for budget in {*range(min(costs), max(costs) + 2, max(1, max(costs) // 40)), *costs[:30], *costs[-5:]}:
+            expected = max(steps for steps, units in enumerate(costs, 1) if units <= budget)
+            assert steps_within(method, budget, base_process=process, spacing=spacing) == expected
+
+
+def test_the_steps_for_a_budget_need_few_evaluations_and_may_dip():
+    calls = []
+
+    def dipping(steps):
+        calls.append(steps)
+        return 3 * steps - (20 if steps % 50 == 0 else 0)
+
+    for budget in (*range(3, 3000, 7), 10**6):
+        calls.clear()
+        expected = max(steps for steps in range(1, 1001) if dipping(steps) <= budget)
+        calls.clear()
+        assert choices.steps_within(dipping, budget, most=1000, name="x") == expected
+        assert len(calls) <= 2 * 10 + 2 + choices.DIPS
+        assert max(calls) <= max(32, 3 * budget)
+    with pytest.raises(
+        ValueError, match=r"method x costs at least 3 network calls \(1 steps\), more than the budget of 2"
+    ):
+        choices.steps_within(dipping, 2, most=1000, name="x")
+
+
+def test_a_budget_with_the_official_spacing_keeps_its_most_steps():
+    assert steps_within(create("rad"), 5000, spacing="official") == 991
 
 
 @pytest.mark.parametrize(

@@ -220,6 +220,7 @@ def test_the_folder_of_an_adapter(adapter, tmp_path, capsys):
     assert streams.err.startswith("rad.onnx: largest difference from PyTorch ")
     settings = check_folder(adapter, folder)
     assert np.array_equal(np.array(settings.pop("betas")), linear_betas().numpy()), "exact"
+    assert settings.pop("steps") == 1000
     rest = {key: value for key, value in settings.items() if key not in ("networks", "source", "rad_version")}
     assert rest == {
         "format": 1,

@@ -217,6 +217,8 @@ def test_metrics_count_jobs_and_network_calls(client, service):
     ("fields", "part"),
     [
         ({"stps": 3}, "did you mean steps?"),
+        ({"steps": "1_0"}, "steps is '1_0'; it should be a plain number such as 20 or 0.5"),
+        ({"eta": "0.5 "}, "eta is '0.5 '; it should be a plain number"),
         ({"steps": 0}, "steps is '0'; it should be greater than or equal to 1"),
         ({"steps": 3, "budget_nfe": 9}, "give one of them"),
         ({"model": "tinny"}, "did you mean tiny?"),

@@ -256,3 +256,12 @@ def test_closing_stops_running_and_waiting_jobs(queue):
         jobs.add(make_job(work))
     with pytest.raises(Cancelled):
         running.check()
+
+
+def test_a_preview_that_was_drawn_during_a_cancel_is_dropped():
+    job = make_job(lambda job: Files())
+    job.show(b"before")
+    assert (job.preview, job.previews) == (b"before", 1)
+    job.cancel()
+    job.show(b"after")
+    assert (job.preview, job.previews, job.size) == (None, 1, 0)

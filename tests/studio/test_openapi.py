@@ -51,8 +51,9 @@ def document(api):
     return schemathesis.openapi.from_asgi("/openapi.json", app)
 
 
+@pytest.mark.parametrize("examples", [15, pytest.param(80, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
-def test_generated_requests_are_answered_as_documented(document, mode):
+def test_generated_requests_are_answered_as_documented(document, mode, examples):
     """Negative: requests with bodies that the document does not allow."""
     operations = [result.ok() for result in document.get_all_operations()]
     assert len(operations) == 17
@@ -61,7 +62,7 @@ def test_generated_requests_are_answered_as_documented(document, mode):
             continue
 
         @settings(
-            max_examples=15,
+            max_examples=examples,
             deadline=None,
             derandomize=True,
             database=None,

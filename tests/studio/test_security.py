@@ -6,19 +6,21 @@ import zlib
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
 from rad.__main__ import main
 from rad.images.codecs import images_up_to
+from rad.inpainting.canvas.windows import _cuts
 from rad.studio import app as app_module
 from rad.studio.app import create_app
 from rad.studio.command import bind, choose_token, url
 from rad.studio.guard import HEADERS
 from rad.studio.inputs import without_paths
 from rad.studio.options import StudioOptions
-from tests.studio.server import box, make_service, photo, serving
+from tests.studio.server import box, make_service, photo, png, serving
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -171,7 +173,31 @@ def test_too_many_windows_are_refused(client):
     assert client.post("/v1/inpaint", files=files, data={"steps": 1}).status_code == 202
     answer = client.post("/v1/inpaint", files=files, data={"steps": 1, "margin": 7})
     assert answer.status_code == 413
-    assert "windows; this server takes up to" in answer.json()["error"]
+    assert "the hole needs more than 1562 windows" in answer.json()["error"]
+
+
+def test_the_windows_of_single_pixels_are_not_all_counted(client, monkeypatch):
+    cuts = []
+    monkeypatch.setattr("rad.inpainting.canvas.windows._cuts", lambda *args: cuts.append(args) or _cuts(*args))
+    mask = np.zeros((220, 220), np.uint8)
+    mask[::2, ::2] = 255
+    answer = client.post("/v1/inpaint", files={"image": photo(220, 220), "mask": png(mask)}, data={"steps": 1})
+    assert answer.status_code == 413
+    assert len(cuts) < 110 * 110 / 2  # pixels
+
+
+def test_a_slow_request_is_ended(adapter, monkeypatch):
+    monkeypatch.setattr("rad.studio.service.UPLOAD_SECONDS", 0.3)
+    head = b"POST /v1/mask HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{"
+    with (
+        serving(make_service(adapter)) as address,
+        socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as connection,
+    ):
+        connection.sendall(head)
+        connection.settimeout(10)
+        answer = b"".join(iter(lambda: connection.recv(10_000), b""))  # until the server closes
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert b"did not arrive within 0.3 seconds" in answer
 
 
 def test_json_of_many_values_is_refused_before_it_is_parsed(client, monkeypatch):

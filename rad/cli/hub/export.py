@@ -13,6 +13,9 @@ from rad.console import EXIT_OK, Parser, print_line, program, report
 if TYPE_CHECKING:
     from rad.inpainting.runs import Parts
 
+DAY = 86400.0
+"""Seconds without a change after which the unfinished folder of an export is one of a killed process."""
+
 PARTS = (
     "unet", "transformer", "scheduler", "vae", "vqvae", "text_encoder*", "tokenizer*",
     "feature_extractor", "image_encoder", "safety_checker",
@@ -63,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run `rad export ...`. The folder goes to stdout."""
     options = parser().parse_args(arguments)
     _check_options(options)
-    from rad.images.atomic import replacing_folder, require_writable
+    from rad.images.atomic import remove_temporaries, replacing_folder, require_writable
     from rad.inpainting.runs import find_parts, find_trained
     from rad.resources import located
 
@@ -76,6 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if find_trained(given := located(options.checkpoint)) != given:
         report(f"{options.checkpoint}: using {source}")
     require_writable(output.parent, options.output)
+    remove_temporaries([output.parent], older=DAY)  # of killed exports; others may be running
     with replacing_folder(output) as place:
         _write(options, parts, source, place)
     print_line(output)

@@ -115,8 +115,11 @@ class Layout:
         if self.policy == "crop" and height != width:
             raise ValueError(f"size_policy 'crop' needs a square model; this one is {width}x{height}: use 'resize'")
 
-    def plan(self, hole: Floats) -> tuple[Floats, list[Window]]:
-        """The hole (1,H,W) in working size, and its windows. Raises ValueError for another size with "error"."""
+    def plan(self, hole: Floats, *, most: int | None = None) -> tuple[Floats, list[Window]]:
+        """The hole (1,H,W) in working size, and its windows; `most` as in `plan_windows`.
+
+        Raises ValueError for another size with "error".
+        """
         height, width = self.size
         region = self.region(hole)
         if region is not None:
@@ -128,7 +131,7 @@ class Layout:
             padded = pad(hole, self.size, 1.0)  # the outside is unknown too
             inside = padded[0] > 0
             inside[hole.shape[1] :], inside[:, hole.shape[2] :] = False, False
-            return padded, plan_windows(inside, size=height, margin=margin)
+            return padded, plan_windows(inside, size=height, margin=margin, most=most)
         if hole.shape[1:] != self.size:
             if self.policy == "error":
                 raise ValueError(

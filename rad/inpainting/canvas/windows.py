@@ -4,7 +4,9 @@ A window has S x S pixels. Only its core is kept, the window without a margin, w
 A hole that fits into a core gets one centred window. A longer hole is cut into cores; later windows see earlier results.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,34 +33,43 @@ class Window:
         return slice(top, bottom), slice(left, right)
 
 
-def plan_windows(hole: NDArray[np.bool_], *, size: int, margin: int) -> list[Window]:
+CHUNK = 2**16
+"""Boxes that are Python objects at the same time: a mask of single pixels has millions."""
+
+
+def plan_windows(hole: NDArray[np.bool_], *, size: int, margin: int, most: int | None = None) -> list[Window]:
     """Windows whose cores cover every hole pixel. Raises ValueError for an image below `size` or a margin out of range.
 
     Args:
         hole: (H,W) with H, W >= size. Pad a smaller image with hole.
         size: S, side of the model's images in pixels.
         margin: between a window's edge and its core in pixels, below S / 2; 0 at the edge of the image.
+        most: stop after `most` + 1 windows; None: never.
     """
     if min(hole.shape) < size or not 0 <= 2 * margin < size:
         raise ValueError(
             f"image is {hole.shape} and margin {margin}; expected sides of at least {size}, 0 <= margin < {size / 2}"
         )
-    open_pixels = hole.copy()
-    windows: list[Window] = []
-    for top, left, bottom, right in component_boxes(hole):
+    return list(islice(_windows(hole, size, margin), None if most is None else most + 1))
+
+
+def _windows(hole: NDArray[np.bool_], size: int, margin: int) -> Iterator[Window]:
+    """The windows of `plan_windows`, one by one."""
+    open_pixels, boxes = hole.copy(), component_boxes(hole)
+    rows_of_boxes = (row for start in range(0, len(boxes), CHUNK) for row in boxes[start : start + CHUNK].tolist())
+    for top, left, bottom, right in rows_of_boxes:
         for rows in _cuts(top, bottom, hole.shape[0], size, margin):
             for columns in _cuts(left, right, hole.shape[1], size, margin):
                 window = Window((rows[0], columns[0], rows[1], columns[1]), (rows[2], columns[2], rows[3], columns[3]))
                 inside = open_pixels[window.core_slices]
                 if inside.any():
                     inside[:] = False
-                    windows.append(window)
+                    yield window
     assert not open_pixels.any()
-    return windows
 
 
-def component_boxes(hole: NDArray[np.bool_]) -> list[Box]:
-    """Bounding box of each 8-connected component of hole (H,W), in the order of their first pixels, row by row.
+def component_boxes(hole: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The `Box` of each 8-connected component of hole (H,W), in the order of their first pixels, row by row: (N,4).
 
     A row is cut into runs of hole pixels. Runs of neighbouring rows that touch are merged (union-find on whole arrays).
     """
@@ -83,10 +94,7 @@ def component_boxes(hole: NDArray[np.bool_]) -> list[Box]:
     np.minimum.at(lefts, number, starts - rows * stride)
     np.maximum.at(bottoms, number, rows + 1)
     np.maximum.at(rights, number, ends - rows * stride)
-    return [
-        (top, left, bottom, right)
-        for top, left, bottom, right in np.stack([tops, lefts, bottoms, rights], 1).tolist()  # plain ints
-    ]
+    return np.stack([tops, lefts, bottoms, rights], 1)
 
 
 def _roots(count: int, first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -11,6 +11,7 @@ def errors(*statuses: int) -> Responses:
         401: "the token is missing or wrong",
         403: "the host or the origin is not allowed",
         404: "unknown",
+        408: "it did not arrive in time",
         409: "the job was cancelled",
         410: "removed, after its time or by DELETE",
         413: "too large",
@@ -36,10 +37,14 @@ def upload_body(kind: type, files: dict[str, str], *, required: tuple[str, ...])
         name: {"type": "string", "contentEncoding": "base64", "description": f"{text}, in base64"}
         for name, text in files.items()
     }
+    empty = {"type": "string", "maxLength": 0}
     text = {"set": {"type": "string", "description": fields["set"]["description"]}} if "set" in fields else {}
+    written = {  # an empty field of a form is one that is left out
+        name: {"anyOf": [field, empty], "description": field["description"]} for name, field in (fields | text).items()
+    }
     common = {"type": "object", "required": list(required), "additionalProperties": False}
     content = {
-        "multipart/form-data": {"schema": {**common, "properties": {**binary, **fields, **text}}},
+        "multipart/form-data": {"schema": {**common, "properties": {**binary, **written}}},
         "application/json": {"schema": {**common, "properties": {**base64, **fields}}},
     }
     return {"requestBody": {"required": True, "content": content}}

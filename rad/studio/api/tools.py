@@ -20,7 +20,9 @@ def router(service: Service) -> APIRouter:
     router, megapixels = APIRouter(), service.options.max_megapixels
 
     @router.post(
-        "/mask", responses=errors(413, 415, 422, 429), openapi_extra=upload_body(MaskFields, MASK, required=("mask",))
+        "/mask",
+        responses=errors(408, 413, 415, 422, 429),
+        openapi_extra=upload_body(MaskFields, MASK, required=("mask",)),
     )
     async def mask(request: Request) -> MaskView:
         """Read a mask file, as `rad sample` does."""
@@ -44,7 +46,7 @@ def router(service: Service) -> APIRouter:
     @router.post(
         "/image",
         response_class=Response,
-        responses=PNG | errors(413, 415, 422, 429),
+        responses=PNG | errors(408, 413, 415, 422, 429),
         openapi_extra=upload_body(NoFields, IMAGE, required=("image",)),
     )
     async def image(request: Request) -> Response:

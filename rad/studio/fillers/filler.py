@@ -56,8 +56,11 @@ class Filler(Protocol):
     methods: dict[str, MethodView]
     checkpoint: dict[str, object]
 
-    def plan(self, fields: InpaintFields, hole: Hole, *, rate: Callable[[], float]) -> Plan:
-        """Check a request and fix its values. `hole` is extended; `rate`: seconds per network call.
+    def plan(self, fields: InpaintFields, hole: Hole, *, rate: Callable[[], float], most_windows: int) -> Plan:
+        """Check a request and fix its values.
+
+        Args:
+            hole: extended; rate: seconds per network call; most_windows: their count stops at this number + 1.
 
         Raises ValueError for a choice that the model does not support.
         """

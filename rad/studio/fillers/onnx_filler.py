@@ -7,7 +7,6 @@ from dataclasses import fields as fields_of
 import numpy as np
 from PIL import Image
 
-from rad.console import counted
 from rad.inpainting.canvas.outpaint import Extension
 from rad.inpainting.result import Inpainted, Progress
 from rad.runtime.inpainter import OnnxInpainter
@@ -47,10 +46,12 @@ class OnnxFiller:
         self.methods = {name: self._describe(METHODS[name]()) for name in inpainter.methods}
         self.checkpoint: dict[str, object] = {"checkpoint": source, "runtime": "onnx"}
 
-    def plan(self, fields: InpaintFields, hole: Hole, *, rate: Callable[[], float]) -> Plan:
+    def plan(self, fields: InpaintFields, hole: Hole, *, rate: Callable[[], float], most_windows: int) -> Plan:
         method = self._method(fields)
         check_text(fields, self.view)
-        each = self.inpainter.count_windows(hole[None], size_policy=fields.size_policy, margin=fields.margin)
+        each = self.inpainter.count_windows(
+            hole[None], size_policy=fields.size_policy, margin=fields.margin, most=most_windows
+        )
         windows = fields.num_samples * each
         schedule = method.choose(steps=fields.steps, solver=fields.solver, spacing=fields.spacing, eta=fields.eta)
         schedule = {**vars(schedule), "steps": self._steps(fields, method, schedule.steps, windows, rate)}
@@ -112,24 +113,16 @@ class OnnxFiller:
         check_amounts(fields)
         if fields.budget_nfe is None and fields.budget_seconds is None:
             return preset
-        schedule = vars(method.choose(solver=fields.solver, spacing=fields.spacing, eta=fields.eta))
-        costs = {
-            steps: self.inpainter.sampler(method, **{**schedule, "steps": steps}).nfe
-            for steps in range(1, self._most_steps + 1)
-        }
-        calls = fields.budget_nfe
-        each = 0.0 if fields.budget_seconds is None else rate() * max(1, windows)
-        if fields.budget_seconds is not None:
-            calls = int(fields.budget_seconds / each)
-        within = [steps for steps, nfe in costs.items() if calls is not None and nfe <= calls]
-        if within:
-            return max(within)
-        least = min(costs.values())
-        if fields.budget_seconds is not None:
-            raise too_little(fields.budget_seconds, method.name, least * each)
-        raise ValueError(
-            f"method {method.name} costs at least {counted(least, 'network call')}, more than the budget of {calls}"
-        )
+        given = {"solver": fields.solver, "spacing": fields.spacing, "eta": fields.eta}
+        if fields.budget_seconds is None:
+            assert fields.budget_nfe is not None
+            return self.inpainter.steps_within(method, fields.budget_nfe, **given)
+        each = rate() * max(1, windows)
+        try:
+            return self.inpainter.steps_within(method, int(fields.budget_seconds / each), **given)
+        except ValueError:
+            least = self.inpainter.sampler(method, steps=1, **given).nfe
+            raise too_little(fields.budget_seconds, method.name, least * each) from None
 
     def _describe(self, method: Method) -> MethodView:
         schedule = method.choose()

@@ -43,12 +43,13 @@ class TorchFiller:
             "precision": inpainter.precision,
         }
 
-    def plan(self, fields: InpaintFields, hole: Hole, *, rate: Callable[[], float]) -> Plan:
+    def plan(self, fields: InpaintFields, hole: Hole, *, rate: Callable[[], float], most_windows: int) -> Plan:
         method = self._method(fields)
         check_text(fields, self.view)
         self.inpainter.check([self._condition(fields, method)])
-        layout = {"size_policy": fields.size_policy, "margin": fields.margin}
-        each = self.inpainter.count_windows(torch.from_numpy(hole)[None], **layout)
+        each = self.inpainter.count_windows(
+            torch.from_numpy(hole)[None], size_policy=fields.size_policy, margin=fields.margin, most=most_windows
+        )
         windows = fields.num_samples * each
         given = {"solver": fields.solver, "spacing": fields.spacing, "eta": fields.eta}
         steps = self._steps(fields, method, windows, rate)

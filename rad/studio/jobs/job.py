@@ -100,6 +100,12 @@ class Job:
                 self.error, self.files, self.preview = error, files, self.preview if files else None
                 self.held, self.work, self.state, self.ended = 0, None, state, time.monotonic()
 
+    def show(self, preview: bytes) -> None:
+        """Keep a preview, unless the job has ended, such as by a cancel while it was drawn."""
+        with self._lock:
+            if self.ended is None:
+                self.preview, self.previews = preview, self.previews + 1
+
     # ---- readers --------------------------------------------------------------------------------
 
     def see(self) -> None:

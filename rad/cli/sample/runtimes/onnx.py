@@ -13,7 +13,8 @@ from rad.cli.sample.options import SampleOptions
 from rad.cli.sample.plan import Job, Label, parse_settings
 from rad.cli.sample.request import text_hash
 from rad.cli.sample.runtimes.base import SAMPLING, Model, Plan, Runtime, choose_steps
-from rad.console import counted, did_you_mean
+from rad.console import did_you_mean
+from rad.diffusion.choices import most_count
 from rad.runtime.folder import ExportedModel
 from rad.runtime.sampling.methods import METHODS, Method
 
@@ -66,9 +67,8 @@ class OnnxRuntime(Runtime):
     def hashes(self) -> dict[str, str]:
         """See `Runtime`: of a network's file with the settings of its process."""
         settings = json.loads((self.model.folder / "runtime.json").read_text(encoding="utf-8"))
-        kept = {
-            name: value for name, value in settings.items() if name not in ("name", "networks", "source", "rad_version")
-        }
+        left_out = ("name", "networks", "source", "rad_version", "steps")  # the number of betas
+        kept = {name: value for name, value in settings.items() if name not in left_out}
         return {
             name: text_hash(json.dumps([kept, settings["networks"][name]["sha256"]], sort_keys=True))
             for name in self.model.networks
@@ -116,10 +116,9 @@ class OnnxModel(Model):
             return Work(self.inpainter.sampler(method, steps=steps, **given).nfe)
 
         try:
-            most = self.inpainter.sampler(method, steps=1, **given).process.sampled_steps
-            steps = choose_steps(
-                label, self.options, within=partial(_most_steps, label, cost, most), cost=cost, most=most
-            )
+            most = most_count(len(self.inpainter.model.betas), method.choose(**given).spacing)
+            within = partial(self.inpainter.steps_within, method, **given)
+            steps = choose_steps(label, self.options, within=within, cost=cost, most=most)
             plan = method.choose(steps=steps, **given)
             return plan, cost(plan.steps)
         except ValueError as error:
@@ -200,19 +199,6 @@ def _create(name: str, settings: Mapping[str, str]) -> Method:
         return METHODS[name](**values)
     except ValueError as error:
         raise ValueError(f"method {name}: {error}") from None
-
-
-def _most_steps(label: Label, cost: Callable[[int], Work], most: int, budget: int) -> int:
-    """The most steps that cost at most `budget` network calls. Raises ValueError if there are none."""
-    costs = {steps: cost(steps).nfe for steps in range(1, most + 1)}
-    within = [steps for steps, nfe in costs.items() if nfe <= budget]
-    if not within:
-        least = min(costs, key=costs.__getitem__)
-        calls = counted(costs[least], "network call")
-        raise ValueError(
-            f"method {label.method} costs at least {calls} ({counted(least, 'step')}), more than the budget of {budget}"
-        )
-    return max(within)
 
 
 def _cores() -> int:

@@ -12,12 +12,13 @@ from rad.cli.sample.plan import Job, Label, parse_settings
 from rad.cli.sample.request import source_hash
 from rad.cli.sample.runtimes.base import SAMPLING, Model, Plan, Runtime, choose_steps, warn_unused
 from rad.device import find_devices, kind_of, threads_of_each
+from rad.diffusion.choices import most_count
 from rad.images.sources import ImageFile, by_stem, holds_one, list_images, match_names
 from rad.inpainting.inpainter import Inpainter
 from rad.inpainting.prepare import check_method, check_running
 from rad.inpainting.runs import find_base
 from rad.methods.own import file_of, loaded_from
-from rad.methods.registry import cost, create, steps_within
+from rad.methods.registry import cost, create, most_steps, steps_within
 from rad.models.adapter import AdapterInfo
 from rad.models.latent_mask import Grid
 from rad.models.loaded_model import PLAIN, Condition
@@ -95,7 +96,7 @@ class TorchModel(Model):
                 options,
                 within=partial(steps_within, method, base_process=base_process, spacing=spacing),
                 cost=partial(cost, method, base_process=base_process, spacing=spacing),
-                most=base_process.sampled_steps,
+                most=most_count(most_steps(method, base_process), spacing),
             )
         schedule = method.choose(steps=steps, **given)
         try:

@@ -126,7 +126,9 @@ export class Lane extends EventTarget {
     this.badge.textContent = this.badgeText(share);
     this.badge.classList.toggle("first", this.place === 1);
     this.bar.value = this.state === "done" ? 1 : share;
-    this.calls.textContent = planned ? `${nfe.toLocaleString("en")} / ${plural(planned, "call")}` : "";
+    // A line search may need more calls than planned.
+    this.calls.textContent = !planned ? "" : nfe > planned ? `${plural(nfe, "call")}, ${planned.toLocaleString("en")} planned`
+      : `${nfe.toLocaleString("en")} / ${plural(planned, "call")}`;
     this.time.textContent = seconds ? secondsText(seconds) : "";
     this.frame.disabled = this.state !== "done";
     this.frame.setAttribute("aria-label", this.state === "done" ? `Open the result of ${this.title}` : `Preview of ${this.title}`);

@@ -63,7 +63,7 @@ export class Round extends EventTarget {
     if (Date.now() - this.spoken < ANNOUNCE) return;
     this.spoken = Date.now();
     const shares = this.lanes.filter((lane) => lane.state === "running" && lane.update.planned)
-      .map((lane) => `${lane.title} ${Math.floor((100 * lane.update.nfe) / lane.update.planned)} percent`);
+      .map((lane) => `${lane.title} ${Math.floor(100 * Math.min(1, lane.update.nfe / lane.update.planned))} percent`);
     if (shares.length) this.send("say", shares.join(", "));
   }
 
