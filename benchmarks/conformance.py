@@ -34,8 +34,8 @@ from tests.gaussian import Distance, distance, law, law_of_draws, make_world, mo
 DRAWS = {"repaint": 16, "lanpaint": 12}
 """Maximum number of draws between two steps, for methods with more than four."""
 
-NOT_AFFINE = ("flowchef", "flowdps")
-"""Callback methods without gradients that are not affine in x, because they normalise their step length."""
+NOT_AFFINE = ("flowchef", "flowdps", "latino")
+"""Callback methods without gradients that are not affine in x: they normalise their step length, or clip."""
 
 BLIND = [name for name, kind in METHODS.items() if not kind.needs_text]
 """Methods that need no text: Gaussian data have none."""
@@ -195,7 +195,10 @@ REMARKS = [
     "- The other methods take DDPM or DDIM steps, which have too little variance at few steps. With DDPM steps, RAD has 0.81",
     "  of the variance at 100 calls (below). With the true kernel between two levels, RAD equals the posterior to 1e-3 nats",
     "  at 10 steps (`tests/diffusion/test_gaussian.py`).",
-    "- Optimisers (`reddiff`) and baselines without a network (`mean`, `biharmonic`) give one image, not samples of a posterior.",
+    "- Optimisers (`reddiff`, `flair`) and baselines without a network (`mean`, `biharmonic`, `telea`, `navier_stokes`) give one",
+    "  image, not samples of a posterior.",
+    "- `latino` is for models distilled to few steps, whose estimates are samples. The exact denoiser returns means, and 8 of",
+    "  them are few.",
     "- `growrad`, `gradpaint` and `grow` are reconstructed from an abstract, without official code.",
 ]
 

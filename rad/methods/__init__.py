@@ -17,16 +17,19 @@ from rad.methods.differential import Differential
 from rad.methods.diffpir import DiffPIR
 from rad.methods.ding import DInG
 from rad.methods.dps import DPS
+from rad.methods.flair import FLAIR
 from rad.methods.flowchef import FlowChef
 from rad.methods.flowdps import FlowDPS
 from rad.methods.gradpaint import GradPaint
 from rad.methods.grow import Grow
 from rad.methods.growrad import GrowRAD
 from rad.methods.lanpaint import LanPaint
+from rad.methods.latino import LATINO
 from rad.methods.m2s import M2S
 from rad.methods.mcg import MCG
 from rad.methods.mcgdiff import MCGDiff
 from rad.methods.mean import Mean
+from rad.methods.navier_stokes import NavierStokes
 from rad.methods.own import register
 from rad.methods.pigdm import PiGDM
 from rad.methods.pilot import PILOT
@@ -38,6 +41,7 @@ from rad.methods.repaint import RePaint
 from rad.methods.replacement import Replacement
 from rad.methods.resample import ReSample
 from rad.methods.tdpaint import TDPaint
+from rad.methods.telea import Telea
 from rad.methods.vipaint import VIPaint
 from rad.sampling.method import Method, name_of
 
@@ -63,6 +67,8 @@ METHODS: dict[str, type[Method]] = {
         FlowChef,
         FlowDPS,
         PnPFlow,
+        FLAIR,
+        LATINO,
         REDDiff,
         MCG,
         DPS,
@@ -78,5 +84,7 @@ METHODS: dict[str, type[Method]] = {
         Grow,
         Mean,
         Biharmonic,
+        Telea,
+        NavierStokes,
     )
 }

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from rad.diffusion.processes import Uniform
-from rad.diffusion.schedules import linear_betas
+from rad.diffusion.processes import Flow, Uniform
+from rad.diffusion.schedules import linear_betas, shifted_sigmas
 from rad.methods.dps import DPS
 from rad.methods.psld import PSLD
 from rad.rng import KeyedNoise
@@ -96,3 +96,14 @@ def test_more_steps_reduce_the_error_of_known_pixels_and_of_the_hole():
     found, exact = many.flatten(1).mean(0)[WORLD.inside], WORLD.posterior()[0]
     assert float(torch.corrcoef(torch.stack([found, exact]))[0, 1]) > 0.8
     assert distance(WORLD, *moments(many)).mean_error < 1
+
+
+def test_a_flow_gives_nearly_the_result_of_variance_preserving_levels():
+    """The same weights and steps, in other units of noise: the two grids differ, so the results are only close."""
+    vp, flow = (
+        distance(WORLD, *moments(sampled(WORLD, PSLD(), steps=200, rows=60, base_process=process)))
+        for process in (None, Flow(shifted_sigmas()))
+    )
+    assert flow.mean_error == pytest.approx(vp.mean_error, abs=0.1)
+    assert flow.variance_ratio == pytest.approx(vp.variance_ratio, abs=0.1)
+    assert max(flow.mean_error, vp.mean_error) < 0.5

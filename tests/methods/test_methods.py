@@ -100,8 +100,9 @@ def test_actual_calls_equal_the_plan(name, both):
 
 
 LINE_SEARCH = ("copaint",)
-# Known pixels are pulled, or denoised once more after they were met (ding), or left to a weight that fades (flowdps).
-PULL = ("copaint", "ding", "dps", "flowdps", "psld", "reddiff", "resample", "vipaint")
+# Known pixels are pulled, or denoised once more after they were met (ding), or left to a weight that fades (flowdps), or clipped
+# to [-1,1] (latino).
+PULL = ("copaint", "ding", "dps", "flair", "flowdps", "latino", "psld", "reddiff", "resample", "vipaint")
 
 
 def test_the_holes_content_has_no_effect(name, both):
@@ -174,7 +175,7 @@ class Flipped(KeyedNoise):
 
 
 # They break ties from top left, take a uniform number from the first pixel, or draw for every second pixel.
-NOT_EQUIVARIANT = ("grow", "growrad", "mcgdiff", "m2s")
+NOT_EQUIVARIANT = ("grow", "growrad", "mcgdiff", "m2s", "navier_stokes", "telea")
 
 
 @pytest.mark.parametrize("name", [name for name in ORACLE if name not in NOT_EQUIVARIANT])

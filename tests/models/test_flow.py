@@ -251,7 +251,7 @@ def test_a_call_of_flux_is_the_pipelines_own(folders, flux, guidance):
 # ---- whole runs ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["replacement", "ddnm", "repaint", "dps"])
+@pytest.mark.parametrize("method", ["replacement", "ddnm", "repaint", "dps", "psld", "flair", "latino"])
 def test_whole_runs(inpainter, method):
     image = random_image(SIDE, SIDE)
     settings = {"repaint": {"jump_length": 2, "resamplings": 2}}.get(method, {})

@@ -313,7 +313,7 @@ def test_the_autoencoder_goes_there_and_back(plain):
 
 
 @pytest.mark.parametrize("which", ["sd", "xl"])
-@pytest.mark.parametrize("method", ["replacement", "ddnm", PILOT(interval=2, iterations=2)])
+@pytest.mark.parametrize("method", ["replacement", "ddnm", "latino", PILOT(interval=2, iterations=2)])
 def test_images_are_filled_from_end_to_end(folder, which, method):
     inpainter = Inpainter.from_pretrained(folder / which, device="cpu")
     image, hole = random_image(SIZE, SIZE), box_hole(SIZE, SIZE, 8, 8, 24, 24)

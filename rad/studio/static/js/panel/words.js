@@ -4,7 +4,8 @@ const TITLES = {
   rad: "RAD", tdpaint: "TD-Paint", growrad: "GrowRAD", repaint: "RePaint", lanpaint: "LanPaint", ddrm: "DDRM", ddnm: "DDNM",
   diffpir: "DiffPIR", dps: "DPS", daps: "DAPS", copaint: "CoPaint", mcg: "MCG", mcgdiff: "MCGDiff", m2s: "M2S", pigdm: "PiGDM",
   gradpaint: "GradPaint", reddiff: "RED-diff", resample: "ReSample", vipaint: "VIPaint", pnpflow: "PnP-Flow", flowdps: "FlowDPS",
-  flowchef: "FlowChef", ding: "DInG", pilot: "PILOT", psld: "PSLD",
+  flowchef: "FlowChef", ding: "DInG", pilot: "PILOT", psld: "PSLD", flair: "FLAIR", latino: "LATINO", telea: "Telea",
+  navier_stokes: "Navier-Stokes",
 };
 
 export const LABELS = { solver: "Solver", spacing: "Spacing of the steps" };
