@@ -284,7 +284,7 @@ def test_the_steps_for_a_budget_need_few_evaluations_and_may_dip():
         assert len(calls) <= 2 * 10 + 2 + choices.DIPS
         assert max(calls) <= max(32, 3 * budget)
     with pytest.raises(
-        ValueError, match=r"method x costs at least 3 network calls \(1 steps\), more than the budget of 2"
+        ValueError, match=r"method x costs at least 3 network calls \(1 step\), more than the budget of 2"
     ):
         choices.steps_within(dipping, 2, most=1000, name="x")
 
