@@ -99,6 +99,7 @@ def test_the_commands_of_the_page_on_evaluation_are_valid():
         assert parsers[program].parse_args(words)
 
 
+@pytest.mark.slow
 def test_training_commands_write_adapters(desk):
     shorter = ["--data.batch_size", "2", "--trainer.limit_val_batches", "1", "--trainer.enable_progress_bar", "false"]
     start, resume, tune, find_rate = commands("train")

@@ -25,6 +25,7 @@ def names(folder):
     return {path.name for path in Path(folder).glob("config*")}
 
 
+@pytest.mark.slow
 def test_each_start_has_its_configuration_and_any_of_them_starts_a_new_run(train):
     assert train("--name", "a")[0] == 0
     first = Path("runs/a/config.yaml").read_bytes()
@@ -62,11 +63,13 @@ KEEP = ("--trainer.callbacks", "rad.training.Checkpoint", "--trainer.callbacks.d
     [
         (CSV, "runs/c/checkpoints"),
         (("--trainer.logger", "false"), "runs/c/checkpoints"),
-        ((*CSV, "--trainer.callbacks", "ModelCheckpoint"), "runs/c/checkpoints"),
-        (KEEP, "kept"),
+        pytest.param((*CSV, "--trainer.callbacks", "ModelCheckpoint"), "runs/c/checkpoints", marks=pytest.mark.slow),
+        pytest.param(KEEP, "kept", marks=pytest.mark.slow),
         (("--trainer.default_root_dir", "elsewhere"), "elsewhere/c/checkpoints"),
-        (("--trainer.logger", "CSVLogger"), "runs/c/checkpoints"),
-        (("--trainer.logger", "[CSVLogger, TensorBoardLogger]"), "runs/c/checkpoints"),
+        pytest.param(("--trainer.logger", "CSVLogger"), "runs/c/checkpoints", marks=pytest.mark.slow),
+        pytest.param(
+            ("--trainer.logger", "[CSVLogger, TensorBoardLogger]"), "runs/c/checkpoints", marks=pytest.mark.slow
+        ),
         (("--trainer.logger", "TensorBoardLogger"), "runs/c/checkpoints"),
     ],
     ids=["csv", "none", "lightning", "dirpath", "root", "csv by name", "several", "tensorboard"],

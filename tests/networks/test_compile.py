@@ -37,8 +37,9 @@ def inputs(kind, batch, *, levels=2):
     return values
 
 
-@pytest.mark.parametrize("kind", ["unet", *(pytest.param(kind, marks=pytest.mark.slow) for kind in list(NETWORKS)[1:])])
-@pytest.mark.parametrize("checkpointing", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("checkpointing", [False, True])
 def test_training_is_one_graph(kind, checkpointing):
     network = network_of(kind).train()
     if checkpointing:
@@ -47,7 +48,8 @@ def test_training_is_one_graph(kind, checkpointing):
     assert count_graphs(lambda: network(**values, return_dict=False)[0]) == (1, [])
 
 
-@pytest.mark.parametrize("kind", ["unet", *(pytest.param(kind, marks=pytest.mark.slow) for kind in list(NETWORKS)[1:])])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", NETWORKS)
 def test_export_keeps_the_batch_dynamic(kind):
     network = network_of(kind)
     batch = torch.export.Dim("batch", min=2, max=63)  # diffusers' upsampling has a branch at 64

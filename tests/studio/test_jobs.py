@@ -68,6 +68,7 @@ def test_threads_take_turns_in_order_and_seconds_count_their_own_work():
     assert sum(seconds.values()) <= time.perf_counter() - began  # no second counts for two
 
 
+@pytest.mark.slow
 def test_lanes_of_a_race_advance_together(adapter):
     service = make_service(adapter, lanes=3)
     fields = [InpaintFields(method=method, steps=30, name="a.png") for method in ("rad", "ddnm", "replacement")]

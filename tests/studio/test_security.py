@@ -150,6 +150,7 @@ def test_static_files_have_their_types_and_stay_in_their_folder(service, tmp_pat
         assert client.get(f"/static/{path}").status_code in (404, 405), path
 
 
+@pytest.mark.slow
 def test_large_requests_are_refused_before_and_while_they_arrive(client, adapter):
     assert client.post("/v1/image", files={"image": bytes(300_000)}).status_code == 413
     many = {f"f{number}": "x" for number in range(100)}
