@@ -71,7 +71,10 @@ def test_generated_requests_are_answered_as_documented(document, mode, examples)
         )
         @given(case=operation.as_strategy(generation_mode=mode))
         def answer(case):
-            case.call_and_validate(checks=CHECKS)
+            form = case.media_type == "multipart/form-data"  # which sends the entries of a list as if they were values
+            case.call_and_validate(
+                checks=[check for check in CHECKS if not (form and check is negative_data_rejection)]
+            )
 
         answer()
 

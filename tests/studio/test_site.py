@@ -311,15 +311,13 @@ def test_the_demo_works_on_a_path_of_any_host(site: Path, tmp_path: Path) -> Non
     with chromium(tmp_path) as driver, serving(site) as url:
         driver.get(f"{url}some/path/")
         body = """
-          const named = (name) => [...document.querySelectorAll("button")].filter((each) => each.innerText.trim() === name);
-          const button = (name) => until(() => {
-            const last = named(name).at(-1); // the tab "Fill" comes before the button
-            return last && !last.disabled && last.offsetParent ? last : null;
-          });
+          const ready = (each) => each && !each.disabled && each.offsetParent ? each : null;
+          const named = (name) => [...document.querySelectorAll("button")].find((each) => each.innerText.trim() === name);
+          const button = (name) => until(() => ready(named(name)));
           await until(() => document.body.dataset.ready);
           (await button("Cat")).click();
           await until(() => document.querySelector("#editor").offsetParent);
-          (await button("Fill")).click();
+          (await until(() => ready(document.querySelector("#fill")))).click();
           await button("Download PNG");
           return document.querySelector("#result").innerText;
         """
