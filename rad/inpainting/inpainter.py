@@ -221,28 +221,12 @@ class Inpainter:
         canvases = [canvas for row in rows for canvas in layout.canvases(*row, samples=num_samples)]
         regions = [layout.region(hole) for hole in holes]
         finisher = Finisher(inputs.images, holes, num_samples, feather, regions, resize=_resize)
-        filler = self._filler(sampler, grid=grid, fill=fill, seed=seed, batch_size=batch_size)
+        filler = _filler(self, sampler, grid=grid, fill=fill, seed=seed, batch_size=batch_size)
         reset_peak_memory(self.device)
         with self.model.in_evaluation():
             cost, seconds = filler.run(canvases, on_step, finisher.preview)
         finished, raw = finisher.finish(canvases)
         return Inpainted(finished, raw, cost.nfe, cost.vjp, seconds, peak_memory(self.device))
-
-    def _filler(
-        self, sampler: Sampler, *, grid: Grid | None, fill: Prefill, seed: int, batch_size: int
-    ) -> WindowFiller:
-        return WindowFiller(
-            self._sampled,
-            sampler,
-            self.device,
-            grid,
-            fill,
-            seed,
-            batch_size,
-            bf16=self.precision == "bf16",
-            noise_on=self.device if self.noise_device == "device" else "cpu",
-            compiled_batches=None if self.compile == "off" else self._compiled_batches,
-        )
 
     def check(self, conditions: Sequence[Condition], *, grid: Grid | None = None, fill: Prefill = "smooth") -> None:
         """Raises ValueError for a condition or setting that the model does not support, or that has no effect on it."""
@@ -300,6 +284,23 @@ class Inpainter:
         `most`: the count stops at `most` + 1; None: never.
         """
         return len(Layout(self.size, size_policy, margin).plan(hole.numpy(), most=most)[1])
+
+
+def _filler(
+    inpainter: Inpainter, sampler: Sampler, *, grid: Grid | None, fill: Prefill, seed: int, batch_size: int
+) -> WindowFiller:
+    return WindowFiller(
+        inpainter._sampled,
+        sampler,
+        inpainter.device,
+        grid,
+        fill,
+        seed,
+        batch_size,
+        bf16=inpainter.precision == "bf16",
+        noise_on=inpainter.device if inpainter.noise_device == "device" else "cpu",
+        compiled_batches=None if inpainter.compile == "off" else inpainter._compiled_batches,
+    )
 
 
 def _device(device: str | torch.device) -> torch.device:
