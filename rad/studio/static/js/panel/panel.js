@@ -92,7 +92,7 @@ export class Panel {
     this.fill.replaceChildren(running ? (this.round.race ? "Cancel the race" : "Cancel") : race ? "Start the race" : "Fill");
     this.fill.classList.toggle("primary", !running);
     this.fill.title = running ? "" : "Ctrl+Enter";
-    this.fill.disabled = !image && !running;
+    this.fill.disabled = (!image || this.opening) && !running;
     const hint = image ? this.settings.summary : "Open an image first.";
     this.summary.textContent = running ? "You can edit the mask meanwhile." : hint;
     this.tabs.enable("progress", Boolean(this.round));
@@ -128,6 +128,7 @@ export class Panel {
   }
 
   async openExample(example) {
+    this.opening = true; // nothing can be filled before the mask is there
     try {
       const [image, mask] = await Promise.all([example.image, example.mask].map((url) => url && this.backend.file(url)));
       await this.open(image, example.name.includes(".") ? example.name : `${example.name}.png`);
@@ -135,6 +136,8 @@ export class Panel {
     } catch (error) {
       this.notices.show(`The example could not be opened: ${error.message}`);
     }
+    this.opening = false;
+    this.render();
   }
 
   async openMask(file) {
