@@ -7,6 +7,9 @@ PACKAGE = Path(__file__).resolve().parent
 CHECKOUT = PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").is_file() else None
 """The folder of the project, if rad runs from one; None for an installed package."""
 
+EXPORTED = "runtime.json"
+"""The settings in a folder of `rad export --onnx`, which make a folder one."""
+
 FOLDERS = ("configs", "checkpoints")
 
 

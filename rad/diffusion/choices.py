@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 from rad.arguments import describe, number
@@ -30,6 +31,16 @@ DEFAULTS: dict[Solver, tuple[Spacing, float]] = {
     "dpm++2m": ("logsnr", 0.0),
 }
 """Default spacing and eta of each solver."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Number of steps, solver with eta, and spacing of a run."""
+
+    steps: int
+    solver: Solver
+    spacing: Spacing
+    eta: float
 
 
 SMOOTH: tuple[Spacing, ...] = ("logsnr", "quad")

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rad.arguments import describe, integer
+from rad.arguments import describe
 from rad.device import find_device
 from rad.diffusion.solvers import Solver
 from rad.diffusion.spacings import Spacing
@@ -18,7 +18,7 @@ from rad.inpainting.canvas.composite import Floats, Layout, SizePolicy
 from rad.inpainting.canvas.outpaint import Extension
 from rad.inpainting.canvas.preview import Finisher
 from rad.inpainting.filling import WindowFiller
-from rad.inpainting.inputs import Inputs, find_extension
+from rad.inpainting.inputs import Inputs, check_numbers, find_extension
 from rad.inpainting.keywords import understood
 from rad.inpainting.memory import peak_memory, reset_peak_memory
 from rad.inpainting.prepare import NoiseDevice, Precision, build_sampler, check_method, check_running, load_coarse
@@ -203,7 +203,7 @@ class Inpainter:
         Warns about a mask that is empty, full, not plain black and white, or grey without effect on the method.
         """
         seed, layout, extension = check_seed(seed), Layout(self.size, size_policy, margin), find_extension(extend, mask)
-        _check_numbers(num_samples=num_samples, batch_size=batch_size, feather=feather)
+        check_numbers(num_samples=num_samples, batch_size=batch_size, feather=feather)
         format = MaskFormat(
             polarity=mask_polarity,
             channel=mask_channel,
@@ -307,12 +307,6 @@ def _device(device: str | torch.device) -> torch.device:
     if not isinstance(device, str | torch.device):
         raise ValueError(f"device is {describe(device)}; give a name such as 'cuda', 'cpu' or 'auto'")
     return torch.device(find_device(str(device)))
-
-
-def _check_numbers(*, num_samples: int, batch_size: int, feather: int) -> None:
-    integer("num_samples", num_samples, low=1, high=10**4)
-    integer("batch_size", batch_size, low=1, high=2**16)
-    integer("feather", feather, low=0, high=2**16)
 
 
 def _warn_of_greys(method: Method, holes: Sequence[Floats]) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Union, cast
 import numpy as np
 from PIL import Image
 
-from rad.arguments import describe
+from rad.arguments import describe, integer
 from rad.images.sources import is_source
 from rad.inpainting.arrays import ImageLike, MaskLike, is_array, is_generator, to_image, to_list, to_mask
 from rad.inpainting.canvas.outpaint import Extension
@@ -112,6 +112,13 @@ class Inputs:
         ]
         extended = [extension.hole(hole[0])[None] for hole in holes]
         return replace(self, images=images, conditions=conditions), extended
+
+
+def check_numbers(*, num_samples: int, batch_size: int, feather: int) -> None:
+    """Raise ValueError for a number outside its range."""
+    integer("num_samples", num_samples, low=1, high=10**4)
+    integer("batch_size", batch_size, low=1, high=2**16)
+    integer("feather", feather, low=0, high=2**16)
 
 
 def find_extension(

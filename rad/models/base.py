@@ -39,7 +39,7 @@ from rad.models.weights import (
 )
 from rad.modes import float32_modes
 from rad.networks import REGION_AWARE
-from rad.resources import checkpoint_names, located
+from rad.resources import EXPORTED, checkpoint_names, located
 
 if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d import UNet2DModel
@@ -253,7 +253,7 @@ def _read_config(path: Path, *, norm_eps: float | None, qkv_order: QkvOrder) -> 
     from diffusers.models.unets.unet_2d import UNet2DModel
 
     if not path.is_file():
-        if (path.parent / "runtime.json").is_file():
+        if (path.parent / EXPORTED).is_file():
             raise ValueError(
                 f"{path.parent} holds ONNX files, which PyTorch does not read: give the checkpoint that they were exported from"
             )

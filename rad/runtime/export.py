@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, cast
 from rad import __version__
 from rad.images.atomic import write_text
 from rad.models.weights import weights_hash
-from rad.resources import pip_install
+from rad.resources import EXPORTED, pip_install
+from rad.runtime.folder import FORMAT
 from rad.runtime.precision import Precision, convert
 
 if TYPE_CHECKING:
@@ -27,8 +28,7 @@ if TYPE_CHECKING:
     from rad.models.unet_model import UNetModel
     from rad.networks.unet import RegionAwareUNet
 
-FORMAT = 1
-SETTINGS, CARD = "runtime.json", "README.md"
+CARD = "README.md"
 TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 1e-2, "int8": 0.05}
 """Largest allowed difference from PyTorch in float32, as a share of the largest output."""
 LARGEST = 2**31 - 2**24
@@ -119,7 +119,7 @@ def export_onnx(
         }
     settings = _settings(unet_model, name=name, source=source, precision=precision)
     settings["networks"] = entries
-    write_text(folder / SETTINGS, json.dumps(settings, indent=2) + "\n")
+    write_text(folder / EXPORTED, json.dumps(settings, indent=2) + "\n")
     write_text(folder / CARD, card(settings))
     return list(written.values())
 

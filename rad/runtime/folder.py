@@ -10,15 +10,14 @@ from typing import Any, get_args
 import numpy as np
 
 from rad.arguments import describe, integer
-from rad.resources import located
+from rad.resources import EXPORTED, located
 from rad.runtime.precision import PRECISIONS
 from rad.runtime.sampling.process import Doubles, TimeOrigin, Uniform
 from rad.runtime.sampling.steps import Prediction
 
 FORMAT = 1
-"""Version of runtime.json that this version of rad reads."""
+"""Version of runtime.json that this version of rad writes and reads."""
 
-SETTINGS = "runtime.json"
 NETWORKS = ("rad", "base")
 
 ALLOWED: dict[str, tuple[str, ...]] = {
@@ -66,7 +65,7 @@ class ExportedModel:
             model = cls._from_settings(folder, settings)
         except (KeyError, TypeError, ValueError) as error:
             reason = f"no entry {error}" if isinstance(error, KeyError) else error
-            raise ValueError(f"{folder / SETTINGS} is damaged ({reason}): export the model again") from error
+            raise ValueError(f"{folder / EXPORTED} is damaged ({reason}): export the model again") from error
         for name, file in model.networks.items():
             _check_file(file, settings["networks"][name].get("sha256"))
         return model
@@ -119,7 +118,7 @@ def _betas(settings: dict[str, Any]) -> Doubles:
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:
-    file = folder / SETTINGS
+    file = folder / EXPORTED
     if not file.is_file():
         raise FileNotFoundError(f"there is no {file}: give a folder that `rad export CHECKPOINT --onnx FOLDER` wrote")
     try:
@@ -139,10 +138,10 @@ def _read_settings(folder: Path) -> dict[str, Any]:
 
 def _check_file(file: Path, expected: object) -> None:
     if not file.is_file():
-        raise FileNotFoundError(f"there is no {file}, which {SETTINGS} names: export the model again")
+        raise FileNotFoundError(f"there is no {file}, which {EXPORTED} names: export the model again")
     digest = hashlib.sha256()
     with file.open("rb") as stream:
         while block := stream.read(2**20):
             digest.update(block)
     if digest.hexdigest() != expected:
-        raise ValueError(f"{file} is damaged: its SHA-256 differs from that in {SETTINGS}: export the model again")
+        raise ValueError(f"{file} is damaged: its SHA-256 differs from that in {EXPORTED}: export the model again")

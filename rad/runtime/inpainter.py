@@ -9,7 +9,7 @@ from rad.inpainting.arrays import ImageLike, MaskLike
 from rad.inpainting.canvas.composite import Floats, Layout, SizePolicy
 from rad.inpainting.canvas.outpaint import Extension
 from rad.inpainting.canvas.preview import Finisher
-from rad.inpainting.inputs import Inputs, find_extension
+from rad.inpainting.inputs import Inputs, check_numbers, find_extension
 from rad.inpainting.keywords import understood
 from rad.inpainting.memory import peak_memory, reset_peak_memory
 from rad.inpainting.result import Inpainted, Progress
@@ -103,9 +103,7 @@ class OnnxInpainter:
         Raises ValueError or FileNotFoundError for an unsuitable input or option, before any network call.
         """
         seed, layout, extension = check_seed(seed), Layout(self.size, size_policy, margin), find_extension(extend, mask)
-        integer("num_samples", num_samples, low=1, high=10**4)
-        integer("batch_size", batch_size, low=1, high=2**16)
-        integer("feather", feather, low=0, high=2**16)
+        check_numbers(num_samples=num_samples, batch_size=batch_size, feather=feather)
         format = MaskFormat(
             polarity=mask_polarity,
             channel=mask_channel,

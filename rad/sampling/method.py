@@ -12,7 +12,7 @@ from typing import ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hi
 from torch import Tensor
 
 from rad.arguments import describe
-from rad.diffusion.choices import check_given
+from rad.diffusion.choices import Schedule, check_given
 from rad.diffusion.denoiser import Denoiser
 from rad.diffusion.levels import NoiseRegions
 from rad.diffusion.processes import Process, TimeOrigin
@@ -29,16 +29,6 @@ Value = TypeVar("Value")
 def setting(default: Value, help: str, *, low: float = -math.inf, high: float = math.inf) -> Value:
     """A setting of a method: default, help (meaning, unit, equation, source), and inclusive range."""
     return field(default=default, metadata={"help": help, "low": low, "high": high})
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Number of steps, solver with eta, and spacing of a run."""
-
-    steps: int
-    solver: Solver
-    spacing: Spacing
-    eta: float
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from rad.arguments import describe
 from rad.console import did_you_mean, one_line
 from rad.inpainting.canvas.outpaint import Extension
 from rad.inpainting.result import Progress
-from rad.studio.fillers.filler import Filler, Hole, Plan, Speed
+from rad.masks.reading.hole import Hole
+from rad.studio.fillers.filler import Filler, Plan, Speed
 from rad.studio.inputs import (
     ReadHole,
     as_hole,

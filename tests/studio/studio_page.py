@@ -1,9 +1,7 @@
-"""The studio in a browser: a server of this process, and a page that is driven as a user would."""
+"""The studio in a browser: a page that is driven as a user would."""
 
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,31 +22,6 @@ def load_service(checkpoint: Path, **options: Any) -> Any:
 
     chosen = StudioOptions(checkpoint=[str(checkpoint)], device="cpu", **options)
     return Service(load_fillers(chosen), chosen)
-
-
-@contextmanager
-def serving(service: Any, *, port: int = 0, token: str | None = None) -> Iterator[str]:
-    """Serve it on a thread; its address."""
-    import uvicorn
-
-    from rad.studio.app import create_app
-    from rad.studio.command import bind
-
-    listening = bind("127.0.0.1", port)
-    config = uvicorn.Config(
-        create_app(service, token=token), log_level="error", access_log=False, timeout_graceful_shutdown=1
-    )
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    thread.start()
-    try:
-        until(lambda: server.started)
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
-    finally:
-        service.queue.close()
-        server.should_exit = True
-        thread.join(LIMIT)
-        listening.close()
 
 
 def until(condition: Callable[[], Any], limit: float = LIMIT) -> Any:

@@ -1,7 +1,6 @@
 """The canvas editor of the page in headless Chromium: strokes, selections, keys and fingers, against NumPy."""
 
 import base64
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,19 +12,6 @@ from tests.browser import chromium, needs_chromium
 from tests.studio.editor_page import EditorPage, Points, in_image, photo, png, served, whole
 
 pytestmark = [*needs_chromium, pytest.mark.slow]
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EditorPage]:
-    with served() as url, chromium(tmp_path_factory.mktemp("profile"), width=1280, height=900) as driver:
-        driver.set_script_timeout(120)
-        yield EditorPage(driver, url)
-
-
-@pytest.fixture
-def editor(page: EditorPage) -> EditorPage:
-    page.load()
-    return page
 
 
 def distance(shape: tuple[int, int], points: Points) -> NDArray[np.float64]:

@@ -3,7 +3,6 @@
 import base64
 import io
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.browser import chromium, needs_chromium, requested
-from tests.studio.editor_page import EditorPage, photo, png, served
+from tests.browser import needs_chromium, requested
+from tests.studio.editor_page import EditorPage, photo, png
 
 pytestmark = [*needs_chromium, pytest.mark.slow]
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EditorPage]:
-    with served() as url, chromium(tmp_path_factory.mktemp("profile"), width=1280, height=900) as driver:
-        driver.set_script_timeout(120)
-        yield EditorPage(driver, url)
-
-
-@pytest.fixture
-def editor(page: EditorPage) -> EditorPage:
-    page.load()
-    return page
 
 
 FILE = (

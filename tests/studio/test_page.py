@@ -15,7 +15,8 @@ from selenium.webdriver.common.keys import Keys
 from rad.__main__ import main
 from tests.browser import chromium, needs_chromium, requested
 from tests.conftest import random_image
-from tests.studio.studio_page import Page, load_service, serving
+from tests.studio.server import serving
+from tests.studio.studio_page import Page, load_service
 
 pytest.importorskip("fastapi")
 pytestmark = [*needs_chromium, pytest.mark.slow]

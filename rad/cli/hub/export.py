@@ -180,8 +180,9 @@ def _folder(source: str, revision: str | None) -> Path:
 def _check_output(output: Path, source: Path, *, overwrite: bool) -> None:
     """Raise ValueError for an output that exists, or that is the source, contains it or lies in it."""
     from rad.inpainting.runs import MODEL_FILES
+    from rad.resources import EXPORTED
 
-    marks = (*MODEL_FILES, "runtime.json")
+    marks = (*MODEL_FILES, EXPORTED)
 
     place, given = output.resolve(), source.resolve()
     if place == given or place in given.parents:

@@ -5,21 +5,11 @@ from numbers import Integral
 from typing import ClassVar, Literal
 
 from rad.arguments import describe
-from rad.diffusion.choices import DEFAULTS, Solver, Spacing, check_given, time_travel
+from rad.diffusion.choices import DEFAULTS, Schedule, Solver, Spacing, check_given, time_travel
 
 
 def _setting(default: int, help: str, *, low: int) -> int:
     return field(default=default, metadata={"help": help, "low": low})
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Number of steps, solver with eta, and spacing of a run."""
-
-    steps: int
-    solver: Solver
-    spacing: Spacing
-    eta: float
 
 
 @dataclass(frozen=True)

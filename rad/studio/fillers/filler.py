@@ -3,21 +3,18 @@
 import statistics
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from rad.arguments import describe
+from rad.inpainting.canvas.outpaint import Extension
 from rad.inpainting.result import Inpainted, Progress
+from rad.masks.reading.hole import Hole
 from rad.studio.schema import InpaintFields, MethodView, ModelView, Solver, Spacing
-
-Hole = NDArray[np.float32]
-"""(H,W) in [0,1], 1 = fill."""
-
 
 MOST_COUNT = 1000
 """Largest whole number in the settings of a method, such as RePaint's passes or MCGDiff's particles."""
@@ -105,6 +102,64 @@ class Speed:
 def setting_text(value: bool | int | float | str) -> str:
     """A JSON value as the text of a setting."""
     return str(value).lower() if isinstance(value, bool) else value if isinstance(value, str) else repr(value)
+
+
+def arguments(fields: InpaintFields, plan: Plan) -> dict[str, Any]:
+    """The arguments of a call that both runtimes take: all but image, hole, method and condition."""
+    names = ("seed", "num_samples", "size_policy", "margin", "feather", "batch_size")
+    return {
+        **{name: getattr(plan, name) for name in ("steps", "solver", "spacing", "eta")},
+        **{name: getattr(fields, name) for name in names},
+        "names": fields.name,
+        "extend": None if fields.extend is None else Extension.parse(fields.extend),
+    }
+
+
+def sampler_fields(fields: InpaintFields) -> dict[str, Any]:
+    """Solver, spacing and eta of a request."""
+    return {"solver": fields.solver, "spacing": fields.spacing, "eta": fields.eta}
+
+
+def probe(inpainter: Callable[..., Inpainted], size: tuple[int, int], method: str) -> Inpainted:
+    """Fill one window of (height, width) with three steps; the first call of a process is slower and does not count."""
+    image, hole = Image.new("RGB", (size[1], size[0])), np.ones(size, np.float32)
+    inpainter(image, hole, method=method, steps=1)
+    return inpainter(image, hole, method=method, steps=3)
+
+
+def steps_of(
+    fields: InpaintFields,
+    method: str,
+    *,
+    windows: int,
+    rate: Callable[[], float],
+    within: Callable[[int], int],
+    least: Callable[[], int],
+) -> int | None:
+    """Steps of a request; as many as its budget allows; None: the preset.
+
+    Args:
+        windows: over all samples; rate: seconds per network call.
+        within: the most steps for a number of network calls per window; least: network calls of one step.
+
+    Raises ValueError if more than one field sets the steps, or for a budget that is too small.
+    """
+    check_amounts(fields)
+    if fields.budget_nfe is not None:
+        return within(fields.budget_nfe)
+    if fields.budget_seconds is None:
+        return fields.steps
+    each = rate() * max(1, windows)
+    try:
+        return within(int(fields.budget_seconds / each))
+    except ValueError:
+        raise too_little(fields.budget_seconds, method, least() * each) from None
+
+
+def check_method(fields: InpaintFields, view: ModelView, methods: Mapping[str, MethodView]) -> None:
+    """Raise ValueError for a method that the model does not have. Files of clients are never run: only names are compared."""
+    if fields.method not in methods:
+        raise ValueError(f"method {fields.method!r} is not available on {view.id}; allowed are {', '.join(methods)}")
 
 
 def check_amounts(fields: InpaintFields) -> None:

@@ -4,12 +4,9 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path, PurePath
 
-from rad.resources import located, pip_install
+from rad.resources import EXPORTED, located, pip_install
 from rad.studio.fillers.filler import Filler
 from rad.studio.options import DEFAULT_CHECKPOINTS, StudioOptions
-
-ONNX_SETTINGS = "runtime.json"
-"""Makes a folder one of `rad export --onnx`."""
 
 
 def load_fillers(options: StudioOptions) -> dict[str, Filler]:
@@ -23,10 +20,10 @@ def load_fillers(options: StudioOptions) -> dict[str, Filler]:
 
 def _load(id: str, source: str, options: StudioOptions) -> Filler:
     folder = located(source)
-    is_onnx = (folder / ONNX_SETTINGS).is_file()
+    is_onnx = (folder / EXPORTED).is_file()
     if options.runtime == "onnx" and not is_onnx:
         raise ValueError(
-            f"--checkpoint {source} has no {ONNX_SETTINGS}: write it with `rad export {source} --onnx OUT`, or leave out "
+            f"--checkpoint {source} has no {EXPORTED}: write it with `rad export {source} --onnx OUT`, or leave out "
             "--runtime onnx"
         )
     if options.runtime == "torch" and is_onnx:

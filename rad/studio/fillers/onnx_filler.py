@@ -3,23 +3,25 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import fields as fields_of
+from functools import partial
 
-import numpy as np
 from PIL import Image
 
-from rad.inpainting.canvas.outpaint import Extension
 from rad.inpainting.result import Inpainted, Progress
+from rad.masks.reading.hole import Hole
 from rad.runtime.inpainter import OnnxInpainter
 from rad.runtime.sampling.methods import METHODS, Method
 from rad.studio.fillers.filler import (
     MOST_COUNT,
-    Hole,
     Plan,
-    check_amounts,
+    arguments,
     check_counts,
+    check_method,
     check_text,
+    probe,
+    sampler_fields,
     setting_text,
-    too_little,
+    steps_of,
 )
 from rad.studio.schema import InpaintFields, MethodView, ModelView, SettingView
 
@@ -53,8 +55,8 @@ class OnnxFiller:
             hole[None], size_policy=fields.size_policy, margin=fields.margin, most=most_windows
         )
         windows = fields.num_samples * each
-        schedule = method.choose(steps=fields.steps, solver=fields.solver, spacing=fields.spacing, eta=fields.eta)
-        schedule = {**vars(schedule), "steps": self._steps(fields, method, schedule.steps, windows, rate)}
+        steps = self._steps(fields, method, windows, rate)
+        schedule = vars(method.choose(steps=steps, **sampler_fields(fields)))
         nfe = self.inpainter.sampler(method, **schedule).nfe
         settings = {item.name: setting_text(getattr(method, item.name)) for item in fields_of(method)}
         return Plan(**schedule, settings=settings, nfe=nfe * windows, windows=each)
@@ -71,32 +73,15 @@ class OnnxFiller:
             image,
             hole,
             method=METHODS[fields.method](**{name: int(text) for name, text in plan.settings.items()}),
-            steps=plan.steps,
-            solver=plan.solver,
-            spacing=plan.spacing,
-            eta=plan.eta,
-            seed=fields.seed,
-            num_samples=fields.num_samples,
-            size_policy=fields.size_policy,
-            margin=fields.margin,
-            feather=fields.feather,
-            batch_size=fields.batch_size,
-            names=fields.name,
-            extend=None if fields.extend is None else Extension.parse(fields.extend),
+            **arguments(fields, plan),
             on_step=on_step,
         )
 
     def probe(self) -> Inpainted:
-        height, width = self.inpainter.size
-        image, hole = Image.new("RGB", (width, height)), np.ones((height, width), np.float32)
-        self.inpainter(image, hole, method=self.inpainter.methods[0], steps=1)
-        return self.inpainter(image, hole, method=self.inpainter.methods[0], steps=3)
+        return probe(self.inpainter, self.inpainter.size, self.inpainter.methods[0])
 
     def _method(self, fields: InpaintFields) -> Method:
-        if fields.method not in self.methods:
-            raise ValueError(
-                f"method {fields.method!r} is not available on {self.view.id}; allowed are {', '.join(self.methods)}"
-            )
+        check_method(fields, self.view, self.methods)
         kind, known = METHODS[fields.method], [item.name for item in fields_of(METHODS[fields.method])]
         if unknown := [name for name in fields.set if name not in known]:
             raise ValueError(
@@ -106,23 +91,16 @@ class OnnxFiller:
         check_counts(method)
         return method
 
-    def _steps(
-        self, fields: InpaintFields, method: Method, preset: int, windows: int, rate: Callable[[], float]
-    ) -> int:
-        """Steps of a request, or as many as its budget allows."""
-        check_amounts(fields)
-        if fields.budget_nfe is None and fields.budget_seconds is None:
-            return preset
-        given = {"solver": fields.solver, "spacing": fields.spacing, "eta": fields.eta}
-        if fields.budget_seconds is None:
-            assert fields.budget_nfe is not None
-            return self.inpainter.steps_within(method, fields.budget_nfe, **given)
-        each = rate() * max(1, windows)
-        try:
-            return self.inpainter.steps_within(method, int(fields.budget_seconds / each), **given)
-        except ValueError:
-            least = self.inpainter.sampler(method, steps=1, **given).nfe
-            raise too_little(fields.budget_seconds, method.name, least * each) from None
+    def _steps(self, fields: InpaintFields, method: Method, windows: int, rate: Callable[[], float]) -> int | None:
+        given = sampler_fields(fields)
+        return steps_of(
+            fields,
+            method.name,
+            windows=windows,
+            rate=rate,
+            within=partial(self.inpainter.steps_within, method, **given),
+            least=lambda: self.inpainter.sampler(method, steps=1, **given).nfe,
+        )
 
     def _describe(self, method: Method) -> MethodView:
         schedule = method.choose()

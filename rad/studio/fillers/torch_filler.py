@@ -2,18 +2,29 @@
 
 from collections.abc import Callable
 from dataclasses import fields as fields_of
+from functools import partial
 
-import numpy as np
 import torch
 from PIL import Image
 
-from rad.inpainting.canvas.outpaint import Extension
 from rad.inpainting.inpainter import Inpainter
 from rad.inpainting.result import Inpainted, Progress
+from rad.masks.reading.hole import Hole
 from rad.methods.registry import cost, create, steps_within
 from rad.models.loaded_model import PLAIN, Condition
 from rad.sampling.method import Method
-from rad.studio.fillers.filler import Hole, Plan, check_amounts, check_counts, check_text, setting_text, too_little
+from rad.studio.fillers.filler import (
+    Plan,
+    arguments,
+    check_amounts,
+    check_counts,
+    check_method,
+    check_text,
+    probe,
+    sampler_fields,
+    setting_text,
+    steps_of,
+)
 from rad.studio.fillers.listing import list_methods
 from rad.studio.schema import InpaintFields, ModelView
 
@@ -51,7 +62,7 @@ class TorchFiller:
             torch.from_numpy(hole)[None], size_policy=fields.size_policy, margin=fields.margin, most=most_windows
         )
         windows = fields.num_samples * each
-        given = {"solver": fields.solver, "spacing": fields.spacing, "eta": fields.eta}
+        given = sampler_fields(fields)
         steps = self._steps(fields, method, windows, rate)
         schedule = method.choose(steps=steps, **given)
         work = self.inpainter.sampler(method, **vars(schedule)).cost
@@ -82,35 +93,17 @@ class TorchFiller:
             image,
             hole,
             method=method,
-            steps=plan.steps,
-            solver=plan.solver,
-            spacing=plan.spacing,
-            eta=plan.eta,
-            seed=fields.seed,
-            num_samples=fields.num_samples,
-            size_policy=fields.size_policy,
-            margin=fields.margin,
-            feather=fields.feather,
-            batch_size=fields.batch_size,
-            names=fields.name,
             condition=self._condition(fields, method),
-            extend=None if fields.extend is None else Extension.parse(fields.extend),
+            **arguments(fields, plan),
             on_step=on_step,
         )
 
     def probe(self) -> Inpainted:
-        height, width = self.inpainter.size
-        image, hole = Image.new("RGB", (width, height)), np.ones((height, width), np.float32)
         method = next(name for name, view in self.methods.items() if view.nfe and not view.vjp)
-        self.inpainter(image, hole, method=method, steps=1)  # the first call of a process is slower
-        return self.inpainter(image, hole, method=method, steps=3)
+        return probe(self.inpainter, self.inpainter.size, method)
 
     def _method(self, fields: InpaintFields) -> Method:
-        """The method with its settings. Files of clients are never run, since the name is compared first."""
-        if fields.method not in self.methods:
-            raise ValueError(
-                f"method {fields.method!r} is not available on {self.view.id}; allowed are {', '.join(self.methods)}"
-            )
+        check_method(fields, self.view, self.methods)
         method = create(fields.method, {name: setting_text(value) for name, value in fields.set.items()})
         check_counts(method)
         return method
@@ -122,18 +115,16 @@ class TorchFiller:
         return condition
 
     def _steps(self, fields: InpaintFields, method: Method, windows: int, rate: Callable[[], float]) -> int | None:
-        """Steps of a request; as many as its budget allows; None: the preset."""
-        check_amounts(fields)
-        if method.weights == "none" or (fields.budget_nfe is None and fields.budget_seconds is None):
+        if method.weights == "none":
+            check_amounts(fields)
             return fields.steps
         process = self.inpainter.model.base_process
-        spacing = method.choose(solver=fields.solver, spacing=fields.spacing, eta=fields.eta).spacing
-        if fields.budget_seconds is None:
-            assert fields.budget_nfe is not None
-            return steps_within(method, fields.budget_nfe, base_process=process, spacing=spacing)
-        each, least = rate(), cost(method, 1, base_process=process, spacing=spacing).units
-        calls = int(fields.budget_seconds / each / max(1, windows))
-        try:
-            return steps_within(method, calls, base_process=process, spacing=spacing)
-        except ValueError:
-            raise too_little(fields.budget_seconds, method.name, least * each * windows) from None
+        spacing = method.choose(**sampler_fields(fields)).spacing
+        return steps_of(
+            fields,
+            method.name,
+            windows=windows,
+            rate=rate,
+            within=partial(steps_within, method, base_process=process, spacing=spacing),
+            least=lambda: cost(method, 1, base_process=process, spacing=spacing).units,
+        )

@@ -5,10 +5,7 @@ from dataclasses import replace
 from rad.cli.sample.options import SampleOptions
 from rad.cli.sample.runtimes.base import Runtime
 from rad.console import program, report
-from rad.resources import located
-
-SETTINGS = "runtime.json"
-"""Makes a folder one of `rad export --onnx`."""
+from rad.resources import EXPORTED, located
 
 
 def find_runtime(options: SampleOptions) -> Runtime:
@@ -16,10 +13,10 @@ def find_runtime(options: SampleOptions) -> Runtime:
 
     Raises ValueError or FileNotFoundError for a checkpoint of another runtime, or an unknown method or setting.
     """
-    exported = (located(options.checkpoint) / SETTINGS).is_file()
+    exported = (located(options.checkpoint) / EXPORTED).is_file()
     if options.runtime == "onnx" and not exported:
         raise ValueError(
-            f"--runtime onnx needs a folder with {SETTINGS}, and {options.checkpoint} is none: write one with "
+            f"--runtime onnx needs a folder with {EXPORTED}, and {options.checkpoint} is none: write one with "
             f"`{program('export')} {options.checkpoint} --onnx OUT`, then give --checkpoint OUT"
         )
     if options.runtime == "torch" and exported:

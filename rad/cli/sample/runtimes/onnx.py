@@ -15,6 +15,7 @@ from rad.cli.sample.request import text_hash
 from rad.cli.sample.runtimes.base import SAMPLING, Model, Plan, Runtime, choose_steps
 from rad.console import did_you_mean
 from rad.diffusion.choices import most_count
+from rad.resources import EXPORTED
 from rad.runtime.folder import ExportedModel
 from rad.runtime.sampling.methods import METHODS, Method
 
@@ -66,7 +67,7 @@ class OnnxRuntime(Runtime):
 
     def hashes(self) -> dict[str, str]:
         """See `Runtime`: of a network's file with the settings of its process."""
-        settings = json.loads((self.model.folder / "runtime.json").read_text(encoding="utf-8"))
+        settings = json.loads((self.model.folder / EXPORTED).read_text(encoding="utf-8"))
         left_out = ("name", "networks", "source", "rad_version", "steps")  # the number of betas
         kept = {name: value for name, value in settings.items() if name not in left_out}
         return {
