@@ -1,7 +1,7 @@
 """Measures the distance of every method from the exact posterior on Gaussian data.
 
-    python benchmarks/conformance.py             writes docs/conformance.md, docs/conformance.png and docs/fewstep.png
-    python benchmarks/conformance.py --fewstep   writes only the section on few steps and docs/fewstep.png, in seconds
+    python benchmarks/conformance.py             writes docs/results/conformance.md, docs/results/conformance.png and docs/results/fewstep.png
+    python benchmarks/conformance.py --fewstep   writes only the section on few steps and docs/results/fewstep.png, in seconds
 
 The data are 8x8 grey images from a known Gaussian, the hole is 4x4, and the denoiser is exact. All remaining error is therefore
 the method's own. Every method runs at its preset. Methods that are affine in x are propagated exactly, without random numbers.
@@ -252,7 +252,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=2000, help="samples per method that is not affine")
     parser.add_argument("--only", nargs="+", default=BLIND, choices=BLIND)
-    parser.add_argument("--output", type=Path, default=ROOT / "docs")
+    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "results")
     parser.add_argument("--redraw", action="store_true", help="redraw the figure from the existing page")
     parser.add_argument("--fewstep", action="store_true", help="update the section on few steps of the existing page")
     options = parser.parse_args()
@@ -263,8 +263,8 @@ def main() -> None:
     if options.redraw:
         figure(written.read_text(), options.output / "conformance.png")
         return
-    if len(options.only) < len(BLIND) and options.output == ROOT / "docs":
-        parser.error("--only would overwrite docs/ with a page of few methods: give --output")
+    if len(options.only) < len(BLIND) and options.output == ROOT / "docs" / "results":
+        parser.error("--only would overwrite docs/results with a page of few methods: give --output")
     rows = []
     for name in options.only:
         rows.append(measure(name, options.rows))

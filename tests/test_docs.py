@@ -1,4 +1,4 @@
-"""The code of docs/add-a-method.md runs, and its method passes the tests of a built-in method; links in docs/ are valid."""
+"""The code of docs/tutorials/add-a-method.md runs, and its method passes the tests of a built-in method; links in docs/ are valid."""
 
 import re
 from pathlib import Path
@@ -16,8 +16,8 @@ from rad.sampling.task import Task
 from tests.gaussian import make_world
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("checkpoints/*/README.md")]
-PAGE = (ROOT / "docs" / "add-a-method.md").read_text()
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("checkpoints/*/README.md")]
+PAGE = (ROOT / "docs" / "tutorials" / "add-a-method.md").read_text()
 EXAMPLE, REGISTER, MEASURE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
@@ -37,7 +37,7 @@ def test_example_is_short_and_has_the_name_of_its_file(projection):
 
 def test_example_can_be_registered_with_another_name(projection):
     del METHODS["projection"]
-    exec(compile(REGISTER, "docs/add-a-method.md", "exec"), {"Projection": projection})
+    exec(compile(REGISTER, "docs/tutorials/add-a-method.md", "exec"), {"Projection": projection})
     assert projection().name == "my-projection"
     assert create("my-projection") == projection()
 
@@ -56,7 +56,7 @@ def test_example_keeps_known_pixels_and_equals_the_plain_sampler_at_strength_0(p
 
 
 def test_example_has_the_expected_distance_from_the_posterior(projection, capsys):
-    exec(compile(MEASURE, "docs/add-a-method.md", "exec"), {"Projection": projection})
+    exec(compile(MEASURE, "docs/tutorials/add-a-method.md", "exec"), {"Projection": projection})
     printed = re.fullmatch(r"mean (\S+) posterior deviations off, variance (\S+), KL (\S+)\n", capsys.readouterr().out)
     assert printed is not None
     # DDNM's posterior form has the mean of replacement in the hole: 1.12 deviations at 100 steps.

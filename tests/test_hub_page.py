@@ -1,4 +1,4 @@
-"""The Python code of docs/hub.md runs on the shipped models, and peft and a merged network predict what rad's network does."""
+"""The Python code of docs/guides/hub.md runs on the shipped models, and peft and a merged network predict what rad's network does."""
 
 import re
 import shutil
@@ -11,7 +11,7 @@ from rad.__main__ import main
 from rad.models.load import load_model
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = (ROOT / "docs" / "hub.md").read_text()
+PAGE = (ROOT / "docs" / "guides" / "hub.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
@@ -25,7 +25,7 @@ def desk(tmp_path, monkeypatch):
 def run(code: str) -> dict[str, object]:
     names: dict[str, object] = {}
     with torch.no_grad():
-        exec(compile(code, "docs/hub.md", "exec"), names)
+        exec(compile(code, "docs/guides/hub.md", "exec"), names)
     return names
 
 

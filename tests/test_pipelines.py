@@ -223,7 +223,7 @@ def test_code_of_the_guide_runs(modules, tmp_path, monkeypatch, capsys):
     random_image(40, 50).save("photo.png")
     Image.fromarray((box_hole(40, 50, 10, 12, 30, 30)[0].numpy() * 255).astype(np.uint8)).save("mask.png")
     names = {}
-    for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "diffusers.md").read_text(), re.DOTALL):
-        exec(compile(block, "docs/diffusers.md", "exec"), names)
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "guides" / "diffusers.md").read_text(), re.DOTALL):
+        exec(compile(block, "docs/guides/diffusers.md", "exec"), names)
     assert capsys.readouterr().out.splitlines() == [*(f"{n} of 10 network calls" for n in (1, 2, 3)), "interrupted"]
     assert Image.open("filled.png").size == (50, 40)

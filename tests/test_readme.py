@@ -90,7 +90,7 @@ def test_the_commands_of_the_page_on_evaluation_are_valid():
     from rad.masks import __main__ as masks
 
     parsers = {"sample": sampling.parser(), "evaluate": evaluation.parser(), "masks": masks.parser()}
-    text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "guides" / "evaluation.md").read_text(encoding="utf-8")
     lines = [line for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
     assert len(lines) == 6
     for line in lines:

@@ -45,7 +45,7 @@ class ImageDataModule(LightningDataModule):
     Args:
         path: folder of any depth, zip, tar, SHARD-{0000..0099}.tar, folder of tars, folder of an LMDB, "hf:ID:SPLIT:COLUMN" for a
             Hugging Face dataset, a URL of a folder, zip or tar, such as s3://BUCKET/train.zip, or "skimage" for scikit-image's
-            photographs; or a list of these. See docs/data.md.
+            photographs; or a list of these. See docs/guides/data.md.
         weights: relative number of samples of each path, whole numbers, drawn in a fixed pattern. Each path then has its own
             epochs; `trainer.max_epochs` still counts all images. None: all images are equally frequent.
         val_path: source for validation, or a list. None: hold out `val_count` images of `path`, chosen by a hash of their names,

@@ -14,7 +14,7 @@ class RAD(SamplingMethod):
     """Has no settings: the process and the adapter are the method.
 
     The paper samples with solver "ddpm" and spacing "even". The preset is a second-order solver, even in log(a / s): its 10 NFE
-    give the texture that DDPM lacks at 50 NFE (docs/results.md).
+    give the texture that DDPM lacks at 50 NFE (docs/results/results.md).
     """
 
     paper = "Kim, Suh, Lee 2025, arXiv 2412.09191"

@@ -249,7 +249,7 @@ def test_the_command_line_takes_the_names(tmp_path: Path) -> None:
         ('["x-{0..9}.tar", "hf:a/b"]', ["x-{0..9}.tar", "hf:a/b"]),
     ):
         assert parser.parse_args(["--data.path", text]).data.path == path
-    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "guides" / "data.md").read_text(encoding="utf-8")
     commands = [shlex.split(line) for line in page.splitlines() if line.startswith("rad train ")]
     assert len(commands) == 4
     for _, command, option, config, *words in commands:

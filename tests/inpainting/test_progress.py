@@ -18,7 +18,7 @@ from tests.conftest import SIZE, box_hole, random_image
 from tests.tiny_networks import small_unet
 from tests.tiny_pipelines import write_pipeline
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "python.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "guides" / "python.md"
 
 IMAGE, HOLE = random_image(SIZE, SIZE), box_hole(SIZE, SIZE, 3, 4, 13, 12)
 KNOWN = (HOLE[0] == 0).numpy()

@@ -1,4 +1,4 @@
-/** Fills images through the HTTP API of `rad studio`, see docs/studio.md. */
+/** Fills images through the HTTP API of `rad studio`, see docs/guides/studio.md. */
 
 /**
  * @typedef {{state: string, nfe: number, planned: number, seconds: number, position: number|null, preview: Blob|null, warnings: string[]}} Update
