@@ -1,4 +1,4 @@
-"""The code of docs/tutorials/add-a-method.md runs, and its method passes the tests of a built-in method; links in docs/ are valid."""
+"""The code of docs/tutorials/add-a-method.md runs; its method passes the tests of a built-in method; links in docs/ are valid."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The Python code of docs/guides/hub.md runs on the shipped models, and peft and a merged network predict what rad's network does."""
+"""The Python code of docs/guides/hub.md runs on the shipped models; peft and a merged network predict as rad's network does."""
 
 import re
 import shutil

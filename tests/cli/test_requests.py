@@ -18,6 +18,7 @@ from rad.lock import locked
 from rad.masks.names import main_names
 from rad.masks.shapes import make
 from tests.conftest import SIZE, random_image
+from tests.parameters import rest_slow
 
 
 @pytest.fixture(autouse=True)
@@ -58,16 +59,19 @@ def edit(path):
 
 @pytest.mark.parametrize(
     ("words", "options", "part"),
-    [
-        ("--seed 1", {}, "seed 0, now 1"),
-        ("", {"mask": "other.png"}, "another mask"),
-        ("", {"mask": "box"}, "another mask"),
-        ("", {"method": "biharmonic"}, "method mean, now biharmonic"),
-        ("--size_policy crop", {}, "size_policy error, now crop"),
-        ("--mask_polarity white_is_known", {}, "mask_polarity white_is_fill, now white_is_known"),
-        ("--feather 2", {}, "feather"),
-        ("--seed 1 --raw", {}, "seed 0, now 1"),
-    ],
+    rest_slow(
+        [
+            ("--seed 1", {}, "seed 0, now 1"),
+            ("", {"mask": "other.png"}, "another mask"),
+            ("", {"mask": "box"}, "another mask"),
+            ("", {"method": "biharmonic"}, "method mean, now biharmonic"),
+            ("--size_policy crop", {}, "size_policy error, now crop"),
+            ("--mask_polarity white_is_known", {}, "mask_polarity white_is_fill, now white_is_known"),
+            ("--feather 2", {}, "feather"),
+            ("--seed 1 --raw", {}, "seed 0, now 1"),
+        ],
+        keep=3,
+    ),
 )
 def test_another_request_is_not_taken_for_a_finished_one(sample, words, options, part):
     assert sample()[0] == 0
@@ -155,7 +159,7 @@ def test_results_without_a_request_are_kept_with_a_remark(sample):
     assert "warning" not in err
 
 
-@pytest.mark.parametrize("size", [0, 5, 60, 200])
+@pytest.mark.parametrize("size", rest_slow([60, 0, 5, 200]))
 def test_a_torn_result_is_computed_again(sample, size):
     assert sample()[0] == 0
     before = contents()

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from rad.cli.train.errors import explain
 from rad.training import AutoencoderTraining, Diffusion
+from tests.parameters import rest_slow
 
 
 def error(err):
@@ -60,18 +61,18 @@ KEEP = ("--trainer.callbacks", "rad.training.Checkpoint", "--trainer.callbacks.d
 
 @pytest.mark.parametrize(
     ("words", "folder"),
-    [
-        (CSV, "runs/c/checkpoints"),
-        (("--trainer.logger", "false"), "runs/c/checkpoints"),
-        pytest.param((*CSV, "--trainer.callbacks", "ModelCheckpoint"), "runs/c/checkpoints", marks=pytest.mark.slow),
-        pytest.param(KEEP, "kept", marks=pytest.mark.slow),
-        (("--trainer.default_root_dir", "elsewhere"), "elsewhere/c/checkpoints"),
-        pytest.param(("--trainer.logger", "CSVLogger"), "runs/c/checkpoints", marks=pytest.mark.slow),
-        pytest.param(
-            ("--trainer.logger", "[CSVLogger, TensorBoardLogger]"), "runs/c/checkpoints", marks=pytest.mark.slow
-        ),
-        (("--trainer.logger", "TensorBoardLogger"), "runs/c/checkpoints"),
-    ],
+    rest_slow(
+        [
+            (CSV, "runs/c/checkpoints"),
+            (("--trainer.logger", "false"), "runs/c/checkpoints"),
+            ((*CSV, "--trainer.callbacks", "ModelCheckpoint"), "runs/c/checkpoints"),
+            (KEEP, "kept"),
+            (("--trainer.default_root_dir", "elsewhere"), "elsewhere/c/checkpoints"),
+            (("--trainer.logger", "CSVLogger"), "runs/c/checkpoints"),
+            (("--trainer.logger", "[CSVLogger, TensorBoardLogger]"), "runs/c/checkpoints"),
+            (("--trainer.logger", "TensorBoardLogger"), "runs/c/checkpoints"),
+        ]
+    ),
     ids=["csv", "none", "lightning", "dirpath", "root", "csv by name", "several", "tensorboard"],
 )
 def test_a_run_goes_on_wherever_it_logs_and_keeps_its_checkpoints(train, words, folder):
@@ -107,7 +108,7 @@ def test_the_name_of_a_run_is_that_of_one_folder(train, tmp_path, name):
     assert train("--config", "d.yaml")[0] == 2
 
 
-@pytest.mark.parametrize("name", ["a b", "mine-2.1_(x)=3", "ünïcode", "x" * 200])
+@pytest.mark.parametrize("name", rest_slow(["a b", "mine-2.1_(x)=3", "ünïcode", "x" * 200]))
 def test_other_names_are_allowed(train, name):
     assert train("--name", name)[0] == 0
     assert Path("runs", name, "config.yaml").is_file()

@@ -13,6 +13,7 @@ from rad.cli.sample.plan import Label
 from rad.evaluation.run_log import read_costs
 from rad.inpainting.inpainter import Inpainter
 from tests.conftest import SIZE, random_image
+from tests.parameters import rest_slow
 
 
 @pytest.fixture(autouse=True)
@@ -177,20 +178,23 @@ def test_results_of_the_base_model_and_of_its_adapter_go_together(sample, base):
 
 @pytest.mark.parametrize(
     ("words", "part"),
-    [
-        ("--method rad@2 --solver ddim", "holds results of rad@2"),
-        ("--method rad@2 --seed 1", "results of --seed 0, this is 1"),
-        ("--method rad@2 mean --num_samples 2", "results of --num_samples 1, this is 2"),
-        ("--method ddnm@2 --set ddnm.eta=0.5", "holds results of ddnm@2"),
-        ("--method ddnm@2 --precision bf16 --limit 3", "holds results of ddnm@2"),
-        ("--method rad@2 --eta 0.5 --overwrite", "holds results of rad@2"),
-        ("--method ddnm@2 --limit 2 --seed 1", "results of --seed 0, this is 1"),
-        ("--method ddnm@2 --limit 2 --set ddnm.eta=0.5", "holds results of ddnm@2"),
-        ("--method mean --image in/a.png", "--image"),
-        ("--method mean --size_policy crop", "--size_policy error, this is crop"),
-        ("--method mean --mask_polarity white_is_known", "--mask_polarity"),
-        ("--method mean --mask_by order", "masks half"),
-    ],
+    rest_slow(
+        [
+            ("--method rad@2 --solver ddim", "holds results of rad@2"),
+            ("--method rad@2 --seed 1", "results of --seed 0, this is 1"),
+            ("--method rad@2 mean --num_samples 2", "results of --num_samples 1, this is 2"),
+            ("--method ddnm@2 --set ddnm.eta=0.5", "holds results of ddnm@2"),
+            ("--method ddnm@2 --precision bf16 --limit 3", "holds results of ddnm@2"),
+            ("--method rad@2 --eta 0.5 --overwrite", "holds results of rad@2"),
+            ("--method ddnm@2 --limit 2 --seed 1", "results of --seed 0, this is 1"),
+            ("--method ddnm@2 --limit 2 --set ddnm.eta=0.5", "holds results of ddnm@2"),
+            ("--method mean --image in/a.png", "--image"),
+            ("--method mean --size_policy crop", "--size_policy error, this is crop"),
+            ("--method mean --mask_polarity white_is_known", "--mask_polarity"),
+            ("--method mean --mask_by order", "masks half"),
+        ],
+        keep=3,
+    ),
 )
 def test_incomparable_results_are_refused_in_one_folder(sample, images, words, part):
     sample("--mask half box --method rad@2 ddnm@2 --limit 2")
@@ -401,7 +405,7 @@ def test_a_run_without_results_leaves_no_record(sample, images):
     assert sample("--mask half box --method rad@1 --size_policy crop")[0] == 0
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "3", '{"runs": []}', '{"runs": {}, "options": []}'])
+@pytest.mark.parametrize("content", rest_slow(["{", "[]", "3", '{"runs": []}', '{"runs": {}, "options": []}']))
 def test_a_broken_record_gives_one_line(sample, images, content):
     assert sample("--mask half box --method mean")[0] == 0
     (images / "out" / "run.json").write_text(content)

@@ -12,6 +12,7 @@ from rad.models.adapter import AdapterInfo, load_adapter, save_adapter
 from rad.models.lora import LoRA, inject, lora_layers, merge, trainable, twin
 from rad.networks.dropout import find_keys
 from rad.networks.unet import patch
+from tests.parameters import rest_slow
 from tests.rounding import assert_same
 from tests.tiny_networks import small_transformer, small_unet
 
@@ -89,7 +90,7 @@ def test_each_layer_starts_with_the_deviation_of_its_own_rank():
 
 
 @EACH
-@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("half", rest_slow([True, False]))
 def test_folders_restore_the_variant(tmp_path, lora, half):
     model = adapted(lora)
     folder = save_adapter(model, tmp_path / "adapter", INFO, card="", half=half)

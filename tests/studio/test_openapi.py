@@ -15,6 +15,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from rad.studio.app import create_api
+from tests.parameters import rest_slow
 from tests.studio.server import box, make_service, photo
 
 CHECKS = [
@@ -51,7 +52,7 @@ def document(api):
     return schemathesis.openapi.from_asgi("/openapi.json", app)
 
 
-@pytest.mark.parametrize("examples", [15, pytest.param(80, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", rest_slow([8, 80]))
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
 def test_generated_requests_are_answered_as_documented(document, mode, examples):
     """Negative: requests with bodies that the document does not allow."""

@@ -25,6 +25,7 @@ from rad.training.guards import FiniteGuard, StopOnSignal, requeue_job
 from rad.training.panel import Panel
 from rad.training.settings import TrainingLoss
 from tests.conftest import SIZE, random_image
+from tests.parameters import rest_slow
 from tests.training.test_module import adamw
 
 
@@ -72,7 +73,7 @@ class Send(L.Callback):
             os.kill(os.getpid(), self.number)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", rest_slow([2, 1]))
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=["SIGTERM", "SIGUSR1"])
 def test_a_signal_ends_the_run_with_a_checkpoint_that_goes_on_bit_for_bit(
     world, capsys, number, accumulate, monkeypatch

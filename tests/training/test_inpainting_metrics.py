@@ -23,6 +23,7 @@ from rad.training.inpainting import InpaintingMetrics, metrics, scores
 from rad.training.inpainting.best import Best
 from rad.training.settings import TrainingProcess
 from tests.conftest import SIZE, random_image
+from tests.parameters import rest_slow
 from tests.training.test_module import BASE_MODEL, adamw
 
 DISTANCE = "inpainting/perceptual-crop/nature64-resnet"
@@ -329,7 +330,14 @@ def test_a_run_that_cannot_be_measured_is_refused_before_training(fit):
 @pytest.mark.filterwarnings("ignore:trainer.precision bf16-true")
 @pytest.mark.parametrize(
     ("process", "precision"),
-    [("uniform", "bf16-mixed"), ("region_aware", "bf16-mixed"), ("region_aware", "bf16-true"), ("uniform", "64-true")],
+    rest_slow(
+        [
+            ("region_aware", "bf16-mixed"),
+            ("uniform", "bf16-mixed"),
+            ("region_aware", "bf16-true"),
+            ("uniform", "64-true"),
+        ]
+    ),
 )
 def test_base_models_and_other_precisions(fit, process, precision):
     log = Log()

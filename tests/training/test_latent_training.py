@@ -30,6 +30,7 @@ from rad.training.execution import Execution
 from rad.training.inpainting import InpaintingMetrics
 from rad.training.panel import Panel
 from rad.training.settings import Scratch, TrainingLoss, TrainingProcess
+from tests.parameters import rest_slow
 from tests.rounding import assert_same, doubled
 from tests.tiny_pipelines import captions, small_autoencoder, write_pipeline
 from tests.training.test_module import adamw, configured
@@ -211,7 +212,7 @@ def test_a_fresh_adapter_changes_nothing_and_trains_the_time(world, kind, time_l
     assert not any("norm1_context" in name or "text_embedder" in name for name in names)
 
 
-@EACH
+@pytest.mark.parametrize("kind", rest_slow(["stable", "latent", "stable3"]))
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(world, tmp_path, kind):
     whole, resumed = module(world, kind), module(world, kind)
     fit(tmp_path / "whole", whole, data(world, kind), 4)
