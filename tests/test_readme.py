@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from rad.cli import main as cli
+from rad.cli.names import METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -20,7 +21,7 @@ def blocks(language):
 
 @pytest.fixture
 def desk(tmp_path, monkeypatch):
-    """A working folder with the shipped models, six small photographs and their masks."""
+    """A working folder with the shipped models, six small photographs, their masks, and a photograph with lettering."""
     for name in ("checkpoints", "configs"):
         (tmp_path / name).symlink_to(ROOT / name)
     random = np.random.default_rng(0)
@@ -34,6 +35,11 @@ def desk(tmp_path, monkeypatch):
         Image.fromarray(mask).save(tmp_path / "masks" / f"{number}.png")
     (tmp_path / "photo.png").write_bytes((tmp_path / "photos" / "0.png").read_bytes())
     (tmp_path / "mask.png").write_bytes((tmp_path / "masks" / "0.png").read_bytes())
+    letters = Image.new("L", (48, 40))
+    ImageDraw.Draw(letters).text((4, 12), "1974", font=ImageFont.load_default(16), fill=255)
+    photo = Image.open(tmp_path / "photo.png")
+    Image.composite(Image.new("RGB", photo.size, "white"), photo, letters).save(tmp_path / "lettered.png")
+    letters.point(lambda value: 255 if value > 127 else 0).save(tmp_path / "lettered-mask.png")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -63,7 +69,13 @@ def test_sampling_commands_fill_the_holes(desk):
     assert (truth[hole] != filled[hole]).any()
     assert Image.open(desk / "larger.png").size == (64, 40)
     assert len(list((desk / "filled").iterdir())) == 4
-    assert len(list((desk / "restored").iterdir())) == 4
+    lettered, restored = (np.asarray(Image.open(desk / name), int) for name in ("lettered.png", "restored.png"))
+    letters = np.asarray(Image.open(desk / "lettered-mask.png")) == 255
+    grown = (
+        np.asarray(Image.open(desk / "lettered-mask.png").filter(ImageFilter.MaxFilter(3))) == 255
+    )  # --mask_dilate 1
+    assert (lettered[~grown] == restored[~grown]).all()
+    assert restored[letters].mean() < lettered[letters].mean() - 20  # the white letters are gone
     assert {path.name for path in (desk / "compared").iterdir()} == {"rad", "ddnm", "pigdm", "mean", "methods.png"}
 
 
@@ -135,7 +147,14 @@ def test_python_code_fills_the_hole(desk):
     assert (desk / "filled.png").is_file()
 
 
+def test_the_page_on_methods_names_every_method():
+    page = (ROOT / "docs" / "start" / "which-method.md").read_text(encoding="utf-8")
+    (families,) = re.findall(r"## All methods\n(.*?)\n## ", page, re.DOTALL)
+    assert set(METHODS) - set(re.findall(r"`(\w+)`", families)) == set()
+
+
 def test_files_and_headings_named_in_the_readme_exist():
+    assert len(README.splitlines()) <= 250
     for name in re.findall(r"`((?:rad|configs|benchmarks|tests|checkpoints)/[\w./-]+)`", README):
         assert (ROOT / name).exists(), name
     for name in re.findall(r"`(\w+\.yaml)`", README):
