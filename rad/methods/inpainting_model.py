@@ -30,6 +30,8 @@ class InpaintingModel(SamplingMethod):
 
     def view(self, denoiser: Denoiser, task: Task) -> Denoiser:
         if not isinstance(denoiser, InpaintingDenoiser):
-            raise ValueError(f"method {self.name!r} needs a network trained for inpainting, whose input contains the hole")
+            raise ValueError(
+                f"method {self.name!r} needs a network trained for inpainting, whose input contains the hole"
+            )
         hole = (task.image_hole > 0).to(task.image.dtype)
         return denoiser.for_hole(task.image * (1 - hole), hole)

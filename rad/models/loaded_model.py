@@ -179,9 +179,7 @@ class LoadedModel(ABC):
     @property
     def has_base(self) -> bool:
         """Whether zero-shot methods can run."""
-        return not self.for_inpainting and (
-            self.info is None or self.adapted is not None or self.info.unconditional
-        )
+        return not self.for_inpainting and (self.info is None or self.adapted is not None or self.info.unconditional)
 
     @property
     def has_adapter(self) -> bool:
