@@ -1,5 +1,6 @@
 """Networks trained for inpainting: the results of diffusers' own pipelines, step by step, and what is refused."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from rad.sampling.sampler import Sampler
 from rad.sampling.task import Task
 from tests.conftest import box_hole, random_image
 from tests.rounding import assert_same, doubled
-from tests.tiny_stable import SIZE, write_stable, write_stable_xl
+from tests.tiny_stable import SIZE, make_unet, write_controlnet, write_stable, write_stable_xl
 
 IMAGE, HOLE = random_image(SIZE, SIZE), box_hole(SIZE, SIZE, 7, 8, 25, 21)  # an odd edge splits a latent cell
 CAT = Condition("a cat", "dog", guidance=4.0)
@@ -135,6 +136,19 @@ def test_a_run_fills_the_hole_and_never_sees_its_content(folders, name):
     assert (np.array(other.images[0])[~known] == filled[~known]).all()
     assert (filled[~known] != np.array(IMAGE)[~known]).any()
     assert (np.array(fill(IMAGE, solver="dpm++2m").images[0]) != filled).any()
+
+
+@pytest.mark.slow
+def test_a_controlnet_reads_the_latents_alone(folders, tmp_path):
+    """Its input has four channels, as in diffusers."""
+    control = write_controlnet(tmp_path / "control", make_unet())
+    inpainter = Inpainter.from_pretrained(folders["sd"], controlnet=control, device="cpu")
+
+    def fill(**changes):
+        condition = replace(CAT, control_image=IMAGE, **changes)
+        return np.array(inpainter(IMAGE, HOLE, method="inpainting_model", steps=2, condition=condition).images[0])
+
+    assert (fill() != fill(control_scale=0.0)).any()
 
 
 @pytest.mark.slow

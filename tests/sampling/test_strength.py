@@ -63,7 +63,7 @@ def test_the_mean_is_the_estimate_at_the_first_level(process, strength):
     torch.testing.assert_close(result.image, torch.where(WORLD.hole == 1, expected, WORLD.y), rtol=0, atol=1e-9)
     assert result.nfe == round(10 * strength)
     pure = Sampler(process, steps=10)(WORLD.denoiser, task(), noise=Zeros()).image
-    assert float((pure - result.image).abs().max()) > 1e-3
+    assert float((pure - result.image).abs().max()) > 1e-4
 
 
 @pytest.mark.parametrize("name", ["rad", "replacement", "repaint", "ddnm", "dps"])
@@ -139,14 +139,17 @@ def test_methods_that_cannot_start_from_the_content_refuse_it():
 def test_every_size_policy_keeps_the_content(base, policy, sides):
     """Also of images that are smaller or larger than the model's 16x16."""
     inpainter = Inpainter.from_pretrained(base, device="cpu")
-    image, hole = Image.new("RGB", sides[::-1], (200, 60, 90)), box_hole(*sides, 4, 4, 8, 9)
-    pixels = np.array(image)
+    image, hole = Image.new("RGB", sides[::-1], (200, 60, 90)), box_hole(*sides, 2, 3, 11, 12)
+    pixels, inside = (
+        np.array(image),
+        box_hole(*sides, 5, 6, 8, 9)[0].numpy() == 1,
+    )  # away from the border, which a resize blends
     pixels[hole[0].numpy() == 1] = (20, 220, 240)
 
     def filled(strength):
         options = {"method": "replacement", "steps": 50, "size_policy": policy, "strength": strength}
         result = np.array(inpainter(Image.fromarray(pixels), hole, **options).images[0], int)
-        return np.abs(result - pixels)[hole[0].numpy() == 1].mean()
+        return np.abs(result - pixels)[inside].mean()
 
     assert filled(0.02) < 25
     assert filled(1.0) > 40
@@ -179,7 +182,8 @@ def test_rad_sample_records_the_strength(base, tmp_path, monkeypatch, capsys):
     )
     assert (np.array(result.images[0]) == request("half.png")[1]).all()
     assert result.nfe == 5
-    assert sample("--output", "both", "--method", "replacement@10,strength=0.5", "ddnm@10")[0] == 0
+    code, err = sample("--output", "both", "--method", "replacement@10,strength=0.5", "ddnm@10")
+    assert code == 0, err
     assert (request("both/replacement@10,strength=0.5/in.png")[1] == request("half.png")[1]).all()
     for more, message in (
         (("--method", "daps"), "daps: strength is 0.5; method 'daps' cannot start"),
