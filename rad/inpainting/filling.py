@@ -97,15 +97,17 @@ class WindowFiller:
             self._autocast(),
         ):
             with torch.no_grad():
-                task = Task.encoded(pixels, hole, autoencoder, grid=self.grid, fill=self.fill)
+                start = self.sampler.strength < 1
+                task = Task.encoded(pixels, hole, autoencoder, grid=self.grid, fill=self.fill, start=start)
             if autoencoder is not IDENTITY:
                 require_finite(task.known, "the encoder's output is not finite: check the weights of the autoencoder")
             denoiser = self.model.denoiser(conditions, adapter=self._with_adapter)
             on_call = None if reporter is None else reporter.begin(jobs, task)
             result = self.sampler(denoiser, task, noise=noise, on_call=on_call)
             with torch.no_grad():
-                x = result.raw if autoencoder is IDENTITY else result.image
-                outputs = self.sampler.method.decode(x, task)[: len(jobs)].float().cpu()
+                method = self.sampler.method
+                x = result.raw if autoencoder is IDENTITY or not method.keeps_known else result.image
+                outputs = method.decode(x, task)[: len(jobs)].float().cpu()
             require_finite(outputs, "the decoded image is not finite: check the weights of the autoencoder")
         for (canvas, window), output in zip(jobs, outputs, strict=True):
             canvas.paste(window, output.numpy())

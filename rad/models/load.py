@@ -20,13 +20,16 @@ from rad.models.loaded_model import LoadedModel, Origin
 from rad.models.text_to_image.folders import Pipeline, find_pipeline, require_transformers
 from rad.models.unet_model import UNetModel
 from rad.models.vae import AUTOENCODERS, IDENTITY, Autoencoder, PretrainedAutoencoder
-from rad.models.weights import Config, UNetT, empty_unet, require_run, weights_hash
+from rad.models.weights import Config, UNetT, empty_unet, read_json, require_run, weights_hash
 from rad.modes import float32_modes
 from rad.rng import check_seed
 
-STABLE_DIFFUSION = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+FOR_INPAINTING = ("StableDiffusionInpaintPipeline", "StableDiffusionXLInpaintPipeline")
+STABLE_DIFFUSION = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", *FOR_INPAINTING)
 FLOWS = ("StableDiffusion3Pipeline", "FluxPipeline")
-UNTRAINED = ("StableDiffusionXLPipeline", "FluxPipeline")
+LATENT_CHANNELS = 4
+"""Input channels of a Stable Diffusion that is not trained for inpainting, which diffusers' inpainting pipelines also take."""
+UNTRAINED = ("StableDiffusionXLPipeline", "FluxPipeline", *FOR_INPAINTING)
 """Pipelines that training does not support."""
 
 
@@ -91,6 +94,18 @@ def load_model(
         model.checkpoint_gradients()
     model.to(device)
     return model
+
+
+def is_for_inpainting(source: str | Path, revision: str | None = None) -> bool:
+    """Whether the index of a pipeline names one for inpainting; False where it cannot be read. Loads no weights."""
+    try:
+        index = find_pipeline(source, revision)
+        if index is None or index.kind not in FOR_INPAINTING:
+            return False
+        config = index.folder / "unet" / "config.json"
+        return not config.is_file() or read_json(config).get("in_channels") != LATENT_CHANNELS
+    except (ValueError, OSError):
+        return False
 
 
 def _load_text_to_image(

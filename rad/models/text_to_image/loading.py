@@ -99,7 +99,7 @@ def load_stable_diffusion(
     betas, prediction = read_schedule(folder)
     origin = Origin(index.source, index.revision)
     with quietly():
-        pipeline = _stable_pipeline(folder, large=index.kind == "StableDiffusionXLPipeline")
+        pipeline = _stable_pipeline(folder, large="XL" in index.kind)
         controls = Controls(
             pipeline,
             None if controlnet is None else _network(ControlNetModel, Path(controlnet)),
@@ -217,7 +217,10 @@ def _stable_pipeline(folder: Path, *, large: bool) -> StableDiffusion:
         parts["scheduler"] = _scheduler(scheduler_file(folder))
         if not large:
             return StableDiffusionPipeline(**parts, **UNUSED)
-        zeros = bool(read_json(folder / INDEX).get("force_zeros_for_empty_prompt", True))
+        index = read_json(folder / INDEX)
+        if index.get("requires_aesthetics_score"):
+            raise ValueError(f"{folder} requires an aesthetics score, which is not supported: take a base model")
+        zeros = bool(index.get("force_zeros_for_empty_prompt", True))
         return StableDiffusionXLPipeline(**parts, force_zeros_for_empty_prompt=zeros, add_watermarker=False)
 
 
