@@ -25,8 +25,9 @@ from rad.modes import float32_modes
 from rad.rng import check_seed
 
 STABLE_DIFFUSION = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
-FLOWS = ("StableDiffusion3Pipeline", "FluxPipeline")
-UNTRAINED = ("StableDiffusionXLPipeline", "FluxPipeline")
+FLUX = ("FluxPipeline", "FluxFillPipeline")
+FLOWS = ("StableDiffusion3Pipeline", *FLUX)
+UNTRAINED = ("StableDiffusionXLPipeline", *FLUX)
 """Pipelines that training does not support."""
 
 
@@ -58,7 +59,8 @@ def load_model(
         dtype: of the weights of SD3 and Flux without an adapter.
         head_channels: channels of an attention head, for a .pt file; qkv_order: see `load_base`.
         controlnet, t2i_adapter, ip_adapter, loras: for Stable Diffusion 1, 2 and XL: diffusers folders; a .safetensors file
-            beside a folder `image_encoder`; .safetensors files, or folders with one, and their weights.
+            beside a folder `image_encoder`; .safetensors files, or folders with one, and their weights. `controlnet` may be a
+            hub id. For SD3 it is one that was trained for inpainting, and excludes an adapter.
         training: load the model for training, with the text encoder T5 in bfloat16.
 
     Raises FileNotFoundError for a missing file, ValueError for an unsuitable one or an option without effect on this kind.
@@ -110,9 +112,20 @@ def _load_text_to_image(
             f"{index.source} is a {index.kind}: training is of latent diffusion, Stable Diffusion 1, 2 and 3"
         )
     if index.kind in FLOWS:
-        _require_none(adapter or index.source, "Stable Diffusion 1, 2 or XL", extras)
+        controlnet = extras["controlnet"] if index.kind == "StableDiffusion3Pipeline" else None
+        if controlnet and (adapter is not None or training):
+            raise ValueError(
+                f"controlnet={str(controlnet)!r} is for sampling with Stable Diffusion 3 without a RAD adapter, and "
+                f"{adapter or index.source} is used otherwise: leave out one of them"
+            )
+        if controlnet is None:
+            _require_none(adapter or index.source, "Stable Diffusion", {"controlnet": extras["controlnet"]})
+        others = {name: value for name, value in extras.items() if name != "controlnet"}
+        _require_none(adapter or index.source, "Stable Diffusion 1, 2 or XL", others)
         t5_dtype = torch.bfloat16 if training else None  # trained in bfloat16; overflows in float16
-        return load_flow(index, adapter=adapter, info=info, size=size, dtype=dtype, t5_dtype=t5_dtype)
+        return load_flow(
+            index, adapter=adapter, info=info, size=size, dtype=dtype, t5_dtype=t5_dtype, controlnet=controlnet
+        )
     if not training:
         _require_none(adapter or index.source, "SD3 or Flux", {"size": size})
     if adapter is not None and extras["loras"]:
