@@ -5,8 +5,8 @@ from typing import Literal
 METHODS = (
     "rad", "tdpaint", "growrad", "replacement", "blended", "blended_latent", "differential", "repaint", "lanpaint",
     "ddrm", "ddnm", "diffpir", "daps", "ding", "flowchef", "flowdps", "pnpflow", "flair", "latino", "reddiff", "mcg",
-    "dps", "psld", "resample", "pigdm", "gradpaint", "copaint", "vipaint", "pilot", "mcgdiff", "m2s", "grow", "mean",
-    "biharmonic", "telea", "navier_stokes",
+    "dps", "psld", "resample", "pigdm", "gradpaint", "copaint", "vipaint", "pilot", "mcgdiff", "m2s", "grow",
+    "inpainting_model", "mean", "biharmonic", "telea", "navier_stokes",
 )  # fmt: skip
 
 MASKS = (

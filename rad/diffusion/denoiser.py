@@ -43,6 +43,20 @@ class Semantics:
 
 
 @runtime_checkable
+class InpaintingDenoiser(Denoiser, Protocol):
+    """The denoiser of a network trained for inpainting, which also reads the hole and the known pixels."""
+
+    def for_hole(self, image: Tensor, hole: Tensor) -> Denoiser:
+        """The denoiser of these images; the result alone can `denoise`.
+
+        Args:
+            image: (B,3,H,W) in [-1,1], 0 (mid-grey) in the hole.
+            hole: (B,1,H,W) of 0 and 1 in pixels, 1 = fill.
+        """
+        ...
+
+
+@runtime_checkable
 class TextDenoiser(Denoiser, Protocol):
     """A text-conditioned denoiser that can limit its text to a region, and report its attention."""
 

@@ -104,8 +104,9 @@ class WindowFiller:
             on_call = None if reporter is None else reporter.begin(jobs, task)
             result = self.sampler(denoiser, task, noise=noise, on_call=on_call)
             with torch.no_grad():
-                x = result.raw if autoencoder is IDENTITY else result.image
-                outputs = self.sampler.method.decode(x, task)[: len(jobs)].float().cpu()
+                method = self.sampler.method
+                x = result.raw if autoencoder is IDENTITY or not method.keeps_known else result.image
+                outputs = method.decode(x, task)[: len(jobs)].float().cpu()
             require_finite(outputs, "the decoded image is not finite: check the weights of the autoencoder")
         for (canvas, window), output in zip(jobs, outputs, strict=True):
             canvas.paste(window, output.numpy())

@@ -75,8 +75,18 @@ def load_coarse(method: Method, model: LoadedModel, device: torch.device) -> Met
 def check_method(method: Method, model: LoadedModel, *, bf16: bool) -> None:
     """Raises ValueError for a method that the model or its precision does not support."""
     name, others = method.name, {other: kind for other, kind in METHODS.items() if other != method.name}
+    if model.for_inpainting and method.weights not in ("inpainting", "none"):
+        raise ValueError(
+            f"method {name!r} cannot use {model.source}, a model trained for inpainting: use inpainting_model, "
+            f"or the plain text-to-image model"
+        )
+    if method.weights == "inpainting" and not model.for_inpainting:
+        raise ValueError(
+            f"method {name!r} needs a model trained for inpainting, such as Stable Diffusion's, and {model.source} is none: "
+            "use another method"
+        )
     if method.weights == "adapter" and not model.has_adapter:
-        zero_shot = ", ".join(other for other, kind in others.items() if kind.weights != "adapter")
+        zero_shot = ", ".join(other for other, kind in others.items() if kind.weights in ("base", "none"))
         raise ValueError(
             f"method {name!r} needs an adapter, and {model.source} is a base model: use one of {zero_shot}"
         )

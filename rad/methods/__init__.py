@@ -23,6 +23,7 @@ from rad.methods.flowdps import FlowDPS
 from rad.methods.gradpaint import GradPaint
 from rad.methods.grow import Grow
 from rad.methods.growrad import GrowRAD
+from rad.methods.inpainting_model import InpaintingModel
 from rad.methods.lanpaint import LanPaint
 from rad.methods.latino import LATINO
 from rad.methods.m2s import M2S
@@ -82,6 +83,7 @@ METHODS: dict[str, type[Method]] = {
         MCGDiff,
         M2S,
         Grow,
+        InpaintingModel,
         Mean,
         Biharmonic,
         Telea,

@@ -20,14 +20,18 @@ from rad.models.loaded_model import LoadedModel, Origin
 from rad.models.text_to_image.folders import Pipeline, find_pipeline, require_transformers
 from rad.models.unet_model import UNetModel
 from rad.models.vae import AUTOENCODERS, IDENTITY, Autoencoder, PretrainedAutoencoder
-from rad.models.weights import Config, UNetT, empty_unet, require_run, weights_hash
+from rad.models.weights import Config, UNetT, empty_unet, read_json, require_run, weights_hash
 from rad.modes import float32_modes
 from rad.rng import check_seed
 
-STABLE_DIFFUSION = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+FOR_INPAINTING = ("StableDiffusionInpaintPipeline", "StableDiffusionXLInpaintPipeline")
+STABLE_DIFFUSION = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", *FOR_INPAINTING)
+SD3 = "StableDiffusion3Pipeline"
 FLUX = ("FluxPipeline", "FluxFillPipeline")
-FLOWS = ("StableDiffusion3Pipeline", *FLUX)
-UNTRAINED = ("StableDiffusionXLPipeline", *FLUX)
+FLOWS = (SD3, *FLUX)
+LATENT_CHANNELS = 4
+"""Input channels of a Stable Diffusion that is not trained for inpainting, which diffusers' inpainting pipelines also take."""
+UNTRAINED = ("StableDiffusionXLPipeline", *FLUX, *FOR_INPAINTING)
 """Pipelines that training does not support."""
 
 
@@ -95,6 +99,23 @@ def load_model(
     return model
 
 
+def is_for_inpainting(source: str | Path, revision: str | None = None, *, controlnet: str | Path | None = None) -> bool:
+    """Whether the index of a pipeline names one for inpainting; False where it cannot be read. Loads no weights.
+
+    Stable Diffusion 3 is one with a ControlNet.
+    """
+    try:
+        index = find_pipeline(source, revision)
+        if index is not None and index.kind in FLOWS:
+            return index.kind == "FluxFillPipeline" or (index.kind == SD3 and controlnet is not None)
+        if index is None or index.kind not in FOR_INPAINTING:
+            return False
+        config = index.folder / "unet" / "config.json"
+        return not config.is_file() or read_json(config).get("in_channels") != LATENT_CHANNELS
+    except (ValueError, OSError):
+        return False
+
+
 def _load_text_to_image(
     index: Pipeline,
     adapter: Path | None,
@@ -112,7 +133,7 @@ def _load_text_to_image(
             f"{index.source} is a {index.kind}: training is of latent diffusion, Stable Diffusion 1, 2 and 3"
         )
     if index.kind in FLOWS:
-        controlnet = extras["controlnet"] if index.kind == "StableDiffusion3Pipeline" else None
+        controlnet = extras["controlnet"] if index.kind == SD3 else None
         if controlnet and (adapter is not None or training):
             raise ValueError(
                 f"controlnet={str(controlnet)!r} is for sampling with Stable Diffusion 3 without a RAD adapter, and "

@@ -138,6 +138,8 @@ class LoadedModel(ABC):
     """Processes for which all weights may be trained; an adapter may be trained for each."""
     largest_side: float = math.inf
     """Limit of the sides of an image, in pixels."""
+    for_inpainting: bool = False
+    """Whether the network was trained for inpainting: its denoisers are `InpaintingDenoiser`s, for method `inpainting_model`."""
 
     def __init__(
         self,
@@ -177,7 +179,7 @@ class LoadedModel(ABC):
     @property
     def has_base(self) -> bool:
         """Whether zero-shot methods can run."""
-        return self.info is None or self.adapted is not None or self.info.unconditional
+        return not self.for_inpainting and (self.info is None or self.adapted is not None or self.info.unconditional)
 
     @property
     def has_adapter(self) -> bool:

@@ -39,11 +39,14 @@ class Method:
         paper: authors, year, arXiv id.
         preset_steps, preset_eta, preset_solver, preset_spacing: defaults, from the paper or measured.
         needs_grad: the method differentiates the network, which excludes bf16.
-        weights: "base": the pretrained network; "adapter": RAD's; "none": no network.
+        weights: "base": the pretrained network; "adapter": RAD's; "inpainting": a network trained for inpainting; "none":
+            no network.
         uses_eta, uses_spacing: the sampler's eta (and choice of ddpm or ddim), or its spacing, affects the method.
         multistep: the method leaves x and x0 unchanged between steps, as solver "dpm++2m" requires.
         fractional: the method supports fractional timesteps; otherwise they are rounded and duplicates are dropped.
         needs_text: the method requires a `TextDenoiser`.
+        keeps_known: known pixels of x are those of the image, at its noise level. False: the network keeps them itself; x starts
+            as pure noise, and all its cells are decoded.
         soft: grey pixels of a soft mask keep part of the image. Otherwise they are filled completely.
         reconstructed: the method follows an abstract, or a paper without code or constants; some choices are inferred.
         registered_name: set by `rad.methods.register`.
@@ -55,12 +58,13 @@ class Method:
     preset_solver: ClassVar[Solver] = "ddpm"
     preset_spacing: ClassVar[Spacing] = "even"
     needs_grad: ClassVar[bool] = False
-    weights: ClassVar[Literal["base", "adapter", "none"]] = "base"
+    weights: ClassVar[Literal["base", "adapter", "inpainting", "none"]] = "base"
     uses_eta: ClassVar[bool] = True
     uses_spacing: ClassVar[bool] = True
     multistep: ClassVar[bool] = False
     fractional: ClassVar[bool] = False
     needs_text: ClassVar[bool] = False
+    keeps_known: ClassVar[bool] = True
     soft: ClassVar[bool] = True
     reconstructed: ClassVar[bool] = False
     registered_name: ClassVar[str] = ""

@@ -152,7 +152,8 @@ class Sampler:
     def _reverse(self, run: RunContext, method: SamplingMethod) -> Tensor:
         task, randn, timesteps = run.task, run.randn, run.timesteps
         now = run.level(timesteps[0])
-        x = noised(task.known, now, noise=randn())
+        noise = randn()
+        x = noised(task.known, now, noise=noise) if method.keeps_known else noise
         done, total = 0, sum(nxt < now for now, nxt in pairwise(timesteps))
         indices = {t: index for index, t in enumerate(sorted(set(timesteps), reverse=True))}
         before: History | None = None

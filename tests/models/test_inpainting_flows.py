@@ -14,10 +14,10 @@ from PIL import Image
 from torch import nn
 
 from rad.images.tensors import to_tensor
+from rad.inpainting.inpainter import Inpainter
 from rad.models.load import load_model
 from rad.models.loaded_model import Condition
 from rad.rng import KeyedNoise
-from rad.sampling.sampler import Sampler
 from rad.sampling.task import Task
 from tests.conftest import box_hole, random_image
 from tests.pipelines import SIDE, tiny_flux, tiny_sd3, tiny_sd3_controlnet
@@ -28,7 +28,7 @@ HOLES = torch.stack([box_hole(SIDE, SIDE, 4, 5, 11, 12), box_hole(SIDE, SIDE, 1,
 
 
 def levels_of(model, steps):
-    timesteps = Sampler(model.base_process, steps=steps).timesteps
+    timesteps = Inpainter(model).sampler("inpainting_model", steps=steps).timesteps
     return [float(model.base_process.noise(torch.tensor([t])).sigma_map()) for t in timesteps[:-1]]
 
 
@@ -43,20 +43,15 @@ def make_deterministic(vae):
 
 
 def ours(model, images, holes, conditions, *, steps):
-    """The final latents of Euler's steps, and the noise that they start from."""
+    """The final latents of method `inpainting_model`, and the noise that they start from."""
     pixels = torch.stack([to_tensor(image) for image in images]) * 2 - 1
     task = Task.encoded(pixels, holes, model.autoencoder)
-    denoiser = model.denoiser(conditions, adapter=False).inpainting(task.image, task.image_hole)
+    denoiser = model.denoiser(conditions, adapter=False)
     with KeyedNoise(3, range(len(images))) as noise:
         start = noise.randn(0, task.known.shape[1:])
-
-    class Start:
-        def randn(self, number, shape):
-            return start
-
-    hidden = Task.encoded(pixels, torch.ones_like(holes), model.autoencoder)  # pure noise everywhere
-    with torch.no_grad():
-        return Sampler(model.base_process, steps=steps, eta=0)(denoiser, hidden, noise=Start()).raw, start
+        sample = Inpainter(model).sampler("inpainting_model", steps=steps)(denoiser, task, noise=noise)
+    assert sample.nfe == steps
+    return sample.raw, start
 
 
 def fill_reference(folder, images, holes, prompts, *, start, levels, guidance):
@@ -64,7 +59,7 @@ def fill_reference(folder, images, holes, prompts, *, start, levels, guidance):
     pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)  # which takes the levels as they are given
     make_deterministic(pipeline.vae)
-    latents = pipeline._pack_latents(levels[0] * start, len(images), 4, SIDE // 2, SIDE // 2)
+    latents = pipeline._pack_latents(start, len(images), 4, SIDE // 2, SIDE // 2)
     result = pipeline(
         prompts,
         image=images,
@@ -93,7 +88,7 @@ def control_reference(folders, images, holes, prompts, *, start, levels, guidanc
         height=SIDE,
         width=SIDE,
         sigmas=levels,
-        latents=levels[0] * start,
+        latents=start,
         guidance_scale=guidance,
         controlnet_conditioning_scale=scale,
         output_type="latent",

@@ -73,12 +73,12 @@ class FlowDenoiser:
 
 
 class InpaintingFlowDenoiser:
-    """Of a network that was trained for inpainting. `inpainting` returns the denoiser that also reads the known image.
+    """Of a network that was trained for inpainting. `for_hole` returns the denoiser that also reads the known image.
 
     Args:
         plain: the denoiser without the image.
         velocity: as `Velocity`, with the keyword argument `context` (B,c,H,W).
-        prepare: returns the context for an image (B,3,H,W) in [-1,1] and its hole (B,1,H,W) of 0 and 1.
+        prepare: returns the context for the arguments of `for_hole`.
     """
 
     def __init__(
@@ -90,8 +90,8 @@ class InpaintingFlowDenoiser:
         """Without the image."""
         return self.plain.denoise(x, noise)
 
-    def inpainting(self, image: Tensor, hole: Tensor) -> FlowDenoiser:
-        """The denoiser for these images. Arguments as of `prepare`."""
+    def for_hole(self, image: Tensor, hole: Tensor) -> FlowDenoiser:
+        """See `rad.diffusion.denoiser.InpaintingDenoiser`."""
         bound, context = copy.copy(self.plain), self.prepare(image, hole)
         rows = torch.cat([context, context[bound.guided]])
         bound.velocity = functools.partial(self.velocity, context=rows)

@@ -20,6 +20,7 @@ from rad.models.text_to_image.flux import CELLS, FluxModel
 class FluxFillModel(FluxModel):
     """Flux.1 Fill; `load_model` loads it."""
 
+    for_inpainting = True
     guidance = 30.0
 
     @property
@@ -39,10 +40,10 @@ class FluxFillModel(FluxModel):
             )
 
     def context(self, image: Tensor, hole: Tensor) -> Tensor:
-        """Latents of the masked image and the mask, (B,C+f*f,H/f,W/f); arguments as of `InpaintingFlowDenoiser`."""
+        """Latents of the masked image and the mask, (B,C+f*f,H/f,W/f); arguments as of `InpaintingDenoiser.for_hole`."""
         side = self.autoencoder.factor
         cells = rearrange(hole, "b 1 (h p) (w q) -> b (p q) h w", p=side, q=side)
-        return torch.cat([self.autoencoder.encode(image * (1 - hole)), cells], 1)
+        return torch.cat([self.autoencoder.encode(image), cells], 1)
 
     def denoiser(self, conditions: Sequence[Condition], *, adapter: bool) -> InpaintingFlowDenoiser:
         plain = super().denoiser(conditions, adapter=adapter)

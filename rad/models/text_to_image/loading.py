@@ -104,7 +104,7 @@ def load_stable_diffusion(
     betas, prediction = read_schedule(folder)
     origin = Origin(index.source, index.revision)
     with quietly():
-        pipeline = _stable_pipeline(folder, large=index.kind == "StableDiffusionXLPipeline")
+        pipeline = _stable_pipeline(folder, large="XL" in index.kind)
         controls = Controls(
             pipeline,
             None if controlnet is None else _network(ControlNetModel, network_folder(controlnet)),
@@ -154,7 +154,10 @@ def load_flow(
     parts: Parts = dict.fromkeys(() if flux or with_t5 else SD3_T5)
     parts |= _parts(folder, kinds, dtype=dtype, t5_dtype=t5_dtype)
     parts |= {"vae": PretrainedAutoencoder.load(folder / "vae").network, "scheduler": None}
-    origin, pipeline = Origin(index.source, index.revision), (FluxPipeline if flux else StableDiffusion3Pipeline)(**parts)
+    origin, pipeline = (
+        Origin(index.source, index.revision),
+        (FluxPipeline if flux else StableDiffusion3Pipeline)(**parts),
+    )
     if controlnet is not None:
         control = _load_inpainting_controlnet(controlnet, parts["transformer"], index.source, dtype)
         return SD3InpaintModel(pipeline, origin, scheduler=scheduler, size=size, controlnet=control)
@@ -232,7 +235,10 @@ def _stable_pipeline(folder: Path, *, large: bool) -> StableDiffusion:
         parts["scheduler"] = _scheduler(scheduler_file(folder))
         if not large:
             return StableDiffusionPipeline(**parts, **UNUSED)
-        zeros = bool(read_json(folder / INDEX).get("force_zeros_for_empty_prompt", True))
+        index = read_json(folder / INDEX)
+        if index.get("requires_aesthetics_score"):
+            raise ValueError(f"{folder} requires an aesthetics score, which is not supported: take a base model")
+        zeros = bool(index.get("force_zeros_for_empty_prompt", True))
         return StableDiffusionXLPipeline(**parts, force_zeros_for_empty_prompt=zeros, add_watermarker=False)
 
 

@@ -23,12 +23,21 @@ from rad.models.weights import Config
 if TYPE_CHECKING:
     from diffusers import FlowMatchEulerDiscreteScheduler, SD3ControlNetModel, StableDiffusion3Pipeline
 
-SHARED = ("in_channels", "patch_size", "joint_attention_dim", "pooled_projection_dim", "num_attention_heads", "attention_head_dim")
+SHARED = (
+    "in_channels",
+    "patch_size",
+    "joint_attention_dim",
+    "pooled_projection_dim",
+    "num_attention_heads",
+    "attention_head_dim",
+)
 """Settings that the ControlNet and the network have in common."""
 
 
 class SD3InpaintModel(SD3Model):
     """Stable Diffusion 3 with an inpainting ControlNet, which passed `check_controlnet`; `load_model` loads it."""
+
+    for_inpainting = True
 
     def __init__(
         self,
@@ -52,7 +61,7 @@ class SD3InpaintModel(SD3Model):
         return [*super().frozen_modules(), self.controlnet]
 
     def context(self, image: Tensor, hole: Tensor) -> Tensor:
-        """Latents of the masked image and the known cells, (B,C+1,H/f,W/f); arguments as of `InpaintingFlowDenoiser`.
+        """Latents of the masked image and the known cells, (B,C+1,H/f,W/f); arguments as of `InpaintingDenoiser.for_hole`.
 
         A cell is known if its first pixel is, as in diffusers.
         """
@@ -83,9 +92,7 @@ class SD3InpaintModel(SD3Model):
             return_dict=False,
         )[0]
         network = self.sampled_network(adapter=False)
-        output = network(
-            **inputs, **text.arguments(), block_controlnet_hidden_states=residuals, return_dict=False
-        )
+        output = network(**inputs, **text.arguments(), block_controlnet_hidden_states=residuals, return_dict=False)
         return output[0].to(x.dtype)
 
     def denoiser(self, conditions: Sequence[Condition], *, adapter: bool) -> InpaintingFlowDenoiser:

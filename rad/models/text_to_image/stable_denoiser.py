@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from rad.diffusion.denoiser import Semantics
@@ -50,6 +51,7 @@ class StableDiffusionDenoiser:
         words: (B,T) 1 at the words of the prompt, 0 at other tokens.
         guidance: (B,); style: (B,) scales of the IP-Adapter, None: none.
         control: images (B,3,H,W) in [0,1] for the ControlNet, and their scales (B,); features: scaled, of the T2I-Adapter.
+        masked: (B,1+c,h,w) further input of a network trained for inpainting: hole, and latents of the known pixels.
         inside: region of the text, as in `rad.networks.attention.Focus`; None: everywhere.
     """
 
@@ -62,6 +64,7 @@ class StableDiffusionDenoiser:
     control: tuple[Tensor, Tensor] | None = None
     features: list[Tensor] | None = None
     style: Tensor | None = None
+    masked: Tensor | None = None
     inside: dict[int, Tensor] | None = None
     channels: int = 4
     compiled: Callable[..., UNet2DConditionOutput] | None = None
@@ -83,6 +86,12 @@ class StableDiffusionDenoiser:
         guidance = per_image(self.guidance)
         return self._x0(x, torch.where(guidance > 1, negative + guidance * (positive - negative), positive), noise)
 
+    def for_hole(self, image: Tensor, hole: Tensor) -> StableDiffusionDenoiser:
+        """See `InpaintingDenoiser`. As in diffusers, a cell of the hole is that of its first pixel, top left."""
+        latents = self.model.autoencoder.encode(image)
+        cells = F.interpolate(hole, latents.shape[2:], mode="nearest").to(latents.dtype)
+        return replace(self, masked=torch.cat([cells, latents], 1))
+
     def bounded(self, hole: Tensor) -> StableDiffusionDenoiser:
         free = (hole.flatten(1).amax(1) == 0) | (self.words.amax(1) == 0)
         inside = {
@@ -103,7 +112,9 @@ class StableDiffusionDenoiser:
         """The network's output, (n B,c,h,w) for the n B rows of `branch`."""
         model, text = self.model, branch.text
         rows = functools.partial(_rows, copies=len(text.tokens) // len(x))
+        assert (self.masked is not None) == model.for_inpainting, "for_hole() comes first"
         x, times = rows(x), rows(noise.timesteps.to(x.dtype))
+        inputs = x if self.masked is None else torch.cat([x, rows(self.masked.to(x.dtype))], 1)
         noisiest = times.amax(1)
         added: dict[str, Tensor | list[Tensor]] = {}
         if text.pooled is not None:
@@ -130,7 +141,7 @@ class StableDiffusionDenoiser:
         levels = (noisiest, {}) if noise.index is None else (times, {"index": rows(noise.index)})
         network = self.compiled if plain and self.compiled is not None else self.unet
         return network(
-            x,
+            inputs,
             levels[0],
             encoder_hidden_states=text.tokens,
             cross_attention_kwargs=None if plain else {"focus": focus},

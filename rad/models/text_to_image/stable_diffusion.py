@@ -60,11 +60,13 @@ class StableDiffusionModel(LoadedModel):
         self.pipeline, self.betas = pipeline, betas
         self.controls = Controls(pipeline) if controls is None else controls
         autoencoder = PretrainedAutoencoder(pipeline.vae)
-        if self.unet.config["in_channels"] != autoencoder.channels:
+        channels, inputs = autoencoder.channels, self.unet.config["in_channels"]
+        if inputs not in (channels, 2 * channels + 1):
             raise ValueError(
-                f"{origin.source} has a network of {self.unet.config['in_channels']} channels and latents of "
-                f"{autoencoder.channels}: it was trained for inpainting or editing; take the plain text-to-image model"
+                f"{origin.source} has a network of {inputs} input channels and latents of {channels}; allowed are {channels}, "
+                f"or {2 * channels + 1} with the mask and the masked image: take a text-to-image or an inpainting model"
             )
+        self.for_inpainting = inputs != channels
         if prediction not in ("epsilon", "v_prediction"):
             raise ValueError(f"{origin.source} predicts {prediction!r}; allowed are 'epsilon' and 'v_prediction'")
         self.large = hasattr(pipeline, "text_encoder_2")

@@ -7,6 +7,9 @@ from rad.cli.sample.runtimes.base import Runtime
 from rad.console import program, report
 from rad.resources import EXPORTED, located
 
+INPAINTING = "inpainting_model"
+"""Default method of models trained for inpainting."""
+
 
 def find_runtime(options: SampleOptions) -> Runtime:
     """The runtime of a run, with the folder of its model.
@@ -28,12 +31,15 @@ def find_runtime(options: SampleOptions) -> Runtime:
         return open_runtime(replace(options, runtime="onnx"))
     from rad.cli.sample.runtimes.pytorch import make_methods
     from rad.inpainting.runs import find_model
+    from rad.models.load import is_for_inpainting
 
     make_methods(options)  # errors before a model is looked up, perhaps on the hub
     model, revision = find_model(options.checkpoint)
     if revision is None and model != options.checkpoint:
         report(f"--checkpoint {options.checkpoint}: using {model}")
         options = replace(options, checkpoint=model)
+    if not options.method and is_for_inpainting(model, revision, controlnet=options.controlnet):
+        options = replace(options, method=[INPAINTING])
     return open_runtime(replace(options, runtime="torch"))
 
 

@@ -41,7 +41,8 @@ class TorchRuntime(Runtime):
         self.methods: Mapping[Label, Method] = make_methods(options)
 
     def hashes(self) -> dict[str, str]:
-        return {"adapter": source_hash(self.options.checkpoint), "base": source_hash(_base(self.options))}
+        base = source_hash(_base(self.options))
+        return {"adapter": source_hash(self.options.checkpoint), "base": base, "inpainting": base}
 
     def find_devices(self) -> list[str]:
         options = self.options
