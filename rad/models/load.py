@@ -26,9 +26,9 @@ from rad.rng import check_seed
 
 FOR_INPAINTING = ("StableDiffusionInpaintPipeline", "StableDiffusionXLInpaintPipeline")
 STABLE_DIFFUSION = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", *FOR_INPAINTING)
-SD3 = "StableDiffusion3Pipeline"
+SD3 = ("StableDiffusion3Pipeline", "StableDiffusion3ControlNetInpaintingPipeline")
 FLUX = ("FluxPipeline", "FluxFillPipeline")
-FLOWS = (SD3, *FLUX)
+FLOWS = (*SD3, *FLUX)
 LATENT_CHANNELS = 4
 """Input channels of a Stable Diffusion that is not trained for inpainting, which diffusers' inpainting pipelines also take."""
 UNTRAINED = ("StableDiffusionXLPipeline", *FLUX, *FOR_INPAINTING)
@@ -107,7 +107,7 @@ def is_for_inpainting(source: str | Path, revision: str | None = None, *, contro
     try:
         index = find_pipeline(source, revision)
         if index is not None and index.kind in FLOWS:
-            return index.kind == "FluxFillPipeline" or (index.kind == SD3 and controlnet is not None)
+            return index.kind in (SD3[1], FLUX[1]) or (index.kind == SD3[0] and controlnet is not None)
         if index is None or index.kind not in FOR_INPAINTING:
             return False
         config = index.folder / "unet" / "config.json"
@@ -133,11 +133,13 @@ def _load_text_to_image(
             f"{index.source} is a {index.kind}: training is of latent diffusion, Stable Diffusion 1, 2 and 3"
         )
     if index.kind in FLOWS:
-        controlnet = extras["controlnet"] if index.kind == SD3 else None
-        if controlnet and (adapter is not None or training):
+        controlnet = extras["controlnet"] if index.kind in SD3 else None
+        if index.kind == SD3[1] and controlnet is None:
+            controlnet = index.folder / "controlnet"
+        if controlnet is not None and (adapter is not None or training):
             raise ValueError(
-                f"controlnet={str(controlnet)!r} is for sampling with Stable Diffusion 3 without a RAD adapter, and "
-                f"{adapter or index.source} is used otherwise: leave out one of them"
+                f"the ControlNet {controlnet} is for sampling without a RAD adapter, and {adapter or index.source} is "
+                "loaded with one or for training: leave out the ControlNet, or the adapter"
             )
         if controlnet is None:
             _require_none(adapter or index.source, "Stable Diffusion", {"controlnet": extras["controlnet"]})

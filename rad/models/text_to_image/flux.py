@@ -53,7 +53,10 @@ class FluxModel(FlowModel):
         *,
         guidance: Tensor | None = None,
     ) -> Tensor:
-        """guidance: (B,); context: (B,c,H,W), further channels. The tokens are those of diffusers' pipeline: 2x2 cells of all channels, row by row."""
+        """The tokens are those of diffusers' pipeline: 2x2 cells of all channels, row by row.
+
+        guidance: (B,); context: (B,c,H,W), further channels of the network's input.
+        """
         assert index is None
         assert isinstance(self.base_process, Flow)
         rows, columns = x.shape[2] // CELLS, x.shape[3] // CELLS

@@ -154,10 +154,8 @@ def load_flow(
     parts: Parts = dict.fromkeys(() if flux or with_t5 else SD3_T5)
     parts |= _parts(folder, kinds, dtype=dtype, t5_dtype=t5_dtype)
     parts |= {"vae": PretrainedAutoencoder.load(folder / "vae").network, "scheduler": None}
-    origin, pipeline = (
-        Origin(index.source, index.revision),
-        (FluxPipeline if flux else StableDiffusion3Pipeline)(**parts),
-    )
+    origin = Origin(index.source, index.revision)
+    pipeline = FluxPipeline(**parts) if flux else StableDiffusion3Pipeline(**parts)
     if controlnet is not None:
         control = _load_inpainting_controlnet(controlnet, parts["transformer"], index.source, dtype)
         return SD3InpaintModel(pipeline, origin, scheduler=scheduler, size=size, controlnet=control)
