@@ -193,7 +193,8 @@ def test_to_moves_the_model_and_sets_its_precision(adapter):
         ({"output_type": "latent"}, ValueError, "allowed are pil, np, pt"),
         ({"image": [IMAGES[0], random_image(8, 8)], "output_type": "np"}, ValueError, "images of one size"),
         ({"prompt": "a boat"}, ValueError, "takes no text"),
-        ({"strength": 0.5}, TypeError, "give a soft mask"),
+        ({"strength": 0}, ValueError, "strength is 0; allowed are above 0 to 1"),
+        ({"strength": 0.5, "method": "daps"}, ValueError, "method 'daps' cannot start from the image's content"),
         ({"num_inference_step": 5}, TypeError, "did you mean num_inference_steps"),
     ],
 )

@@ -8,7 +8,9 @@ from diffusers import (
     AutoencoderKL,
     ControlNetModel,
     DDIMScheduler,
+    StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLInpaintPipeline,
     StableDiffusionXLPipeline,
     T2IAdapter,
     UNet2DConditionModel,
@@ -113,13 +115,14 @@ def make_unet(**settings):
     )
 
 
-def write_stable(folder: Path, *, prediction_type: str = "epsilon") -> Path:
+def write_stable(folder: Path, *, prediction_type: str = "epsilon", for_inpainting: bool = False) -> Path:
+    """for_inpainting: a StableDiffusionInpaintPipeline, whose network has 9 input channels."""
     tokenizer = write_tokenizer(folder / "tokenizer")
-    StableDiffusionPipeline(
+    (StableDiffusionInpaintPipeline if for_inpainting else StableDiffusionPipeline)(
         vae=autoencoder(),
         text_encoder=text_encoder(CLIPTextModel, tokenizer, 1),
         tokenizer=tokenizer,
-        unet=make_unet(),
+        unet=make_unet(in_channels=9) if for_inpainting else make_unet(),
         scheduler=scheduler(prediction_type),
         safety_checker=None,
         feature_extractor=None,
@@ -128,15 +131,17 @@ def write_stable(folder: Path, *, prediction_type: str = "epsilon") -> Path:
     return folder
 
 
-def write_stable_xl(folder: Path) -> Path:
+def write_stable_xl(folder: Path, *, for_inpainting: bool = False) -> Path:
+    """for_inpainting: as of `write_stable`."""
     tokenizer = write_tokenizer(folder / "tokenizer")
-    StableDiffusionXLPipeline(
+    (StableDiffusionXLInpaintPipeline if for_inpainting else StableDiffusionXLPipeline)(
         vae=autoencoder(),
         text_encoder=text_encoder(CLIPTextModel, tokenizer, 1),
         text_encoder_2=text_encoder(CLIPTextModelWithProjection, tokenizer, 2),
         tokenizer=tokenizer,
         tokenizer_2=tokenizer,
         unet=make_unet(
+            in_channels=9 if for_inpainting else 4,
             block_out_channels=CHANNELS[:3],
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),

@@ -6,7 +6,7 @@ METHODS = (
     "rad", "tdpaint", "growrad", "replacement", "blended", "blended_latent", "differential", "repaint", "lanpaint",
     "ddrm", "ddnm", "diffpir", "daps", "ding", "flowchef", "flowdps", "pnpflow", "flair", "latino", "reddiff", "mcg",
     "dps", "psld", "resample", "pigdm", "gradpaint", "copaint", "vipaint", "pilot", "mcgdiff", "m2s", "grow",
-    "inpainting_model", "mean", "biharmonic", "telea", "navier_stokes",
+    "inpainting_model", "mean", "biharmonic", "telea", "navier_stokes", "lama",
 )  # fmt: skip
 
 MASKS = (

@@ -100,6 +100,21 @@ def spaced_timesteps(
     return [*(timesteps if spacing == "quad" and fractional else whole(timesteps)), CLEAN]
 
 
+def check_strength(strength: float) -> float:
+    """Raise ValueError for a strength outside (0,1]."""
+    if not 0 < number("strength", strength) <= 1:
+        raise ValueError(
+            f"strength is {strength}; allowed are above 0 to 1: 1 starts from pure noise, less from the image's own content"
+        )
+    return strength
+
+
+def last_part(timesteps: list[float], strength: float) -> list[float]:
+    """The last floor(n strength) of n timesteps, at least one, then CLEAN; as diffusers' `StableDiffusionInpaintPipeline`."""
+    count = len(timesteps) - 1
+    return timesteps[count - max(1, int(count * strength)) :]
+
+
 def whole(timesteps: Sequence[float]) -> list[float]:
     """Timesteps rounded half up, without duplicates."""
     return list(dict.fromkeys(math.floor(t + 0.5) for t in timesteps))

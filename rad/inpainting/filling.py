@@ -97,7 +97,8 @@ class WindowFiller:
             self._autocast(),
         ):
             with torch.no_grad():
-                task = Task.encoded(pixels, hole, autoencoder, grid=self.grid, fill=self.fill)
+                start = self.sampler.strength < 1
+                task = Task.encoded(pixels, hole, autoencoder, grid=self.grid, fill=self.fill, start=start)
             if autoencoder is not IDENTITY:
                 require_finite(task.known, "the encoder's output is not finite: check the weights of the autoencoder")
             denoiser = self.model.denoiser(conditions, adapter=self._with_adapter)

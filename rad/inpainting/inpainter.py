@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rad.arguments import describe
 from rad.device import find_device
+from rad.diffusion.choices import check_strength
 from rad.diffusion.solvers import Solver
 from rad.diffusion.spacings import Spacing
 from rad.inpainting.arrays import ImageLike, MaskLike
@@ -21,7 +22,7 @@ from rad.inpainting.filling import WindowFiller
 from rad.inpainting.inputs import Inputs, check_numbers, find_extension
 from rad.inpainting.keywords import understood
 from rad.inpainting.memory import peak_memory, reset_peak_memory
-from rad.inpainting.prepare import NoiseDevice, Precision, build_sampler, check_method, check_running, load_coarse
+from rad.inpainting.prepare import NoiseDevice, Precision, build_sampler, check_method, check_running, load_networks
 from rad.inpainting.result import Inpainted, Progress
 from rad.inpainting.runs import find_parts
 from rad.masks.reading.format import MaskChannel, MaskFormat, MaskResize, MaskWarning, Polarity
@@ -117,8 +118,7 @@ class Inpainter:
                 name beside it.
             device: "auto" picks an accelerator if there is one.
             precision: "bf16" runs the network in bfloat16. SD3 and Flux without an adapter are loaded in it too.
-            compile, noise_device: see `Inpainter`.
-            channels_last: memory format of the network's convolutions, for models that have some.
+            compile, noise_device: see `Inpainter`; channels_last: memory format of the network's convolutions.
             size: image side in pixels for SD3 and Flux. None: the model's own, or the one its adapter was trained at.
             controlnet, t2i_adapter, ip_adapter, loras: see `load_model`; `loras` cannot be combined with a RAD adapter.
 
@@ -173,9 +173,10 @@ class Inpainter:
         fill: Prefill = "smooth",
         feather: int = 0,
         extend: Extension | tuple[int, int, int, int] | None = None,
+        strength: float = 1.0,
         on_step: Callable[[Progress], None] | None = None,
     ) -> Inpainted:
-        """Fill the holes of one image or several. For method, steps, eta, solver and spacing see `sampler`.
+        """Fill the holes of one image or several. For method, steps, eta, solver, spacing and strength see `sampler`.
 
         Args:
             image: PIL image; path, bytes or binary file; array (H,W,3) or tensor (3,H,W), uint8 or float in [0,1], see
@@ -184,25 +185,26 @@ class Inpainter:
                 a generator, such as "wide" or `Box()`, whose hole depends on the seed and on the image's name.
             seed: whole number; fixes the noise with `names`. Batch size and order have no effect (except `share` of VIPaint).
             mask_polarity, mask_channel, mask_threshold, soft_mask, mask_resize, mask_dilate: see `MaskFormat`.
-            num_samples: results per image; batch_size: windows per forward pass, halved when memory runs out.
+            num_samples: results per image; batch_size: windows per pass, halved when memory runs out.
             size_policy: for images of another size: "error"; "resize" and back; "crop" windows around each hole; "zoom" one
                 region around all holes, scaled to the model's size and back.
             margin: context around a window's core in pixels, for "crop"; None: an eighth of the model's size. For "zoom" around
                 the holes; None: half of their longer side, or an eighth of the model's size if that is more.
-            names: identity of each image's noise; None: equal noise for all, so that a result does not depend on the place
-                in the list. Generated masks then take the file name of the image, which equals `rad sample`.
+            names: identity of each image's noise; None: equal noise for all, at any place in the list. Generated masks then
+                take the file name of the image, which equals `rad sample`.
             condition: prompt and guidance images, one for each image or one for all.
             grid, fill: for latent models, see `Task.encoded`.
-            feather: width in pixels of a blend into the known pixels around the hole; 0: known pixels stay exact.
-            extend: new pixels (left, top, right, bottom) to fill around each image, which the results contain; these alone if
-                `mask` is None. Masks, and control and adapter images, belong to the image without them.
+            feather: width in pixels of a blend into the known pixels; 0: they stay exact.
+            extend: new pixels (left, top, right, bottom) around each image to fill; these alone if `mask` is None. Masks, and
+                control and adapter images, belong to the image without them.
             on_step: called after each network call, in this thread; raise `Cancelled` in it to stop the run, see `Progress`.
 
         num_inference_steps, mask_image and num_images_per_prompt of diffusers are steps, mask and num_samples.
         Raises ValueError or FileNotFoundError for an unsuitable input or option, before any network call.
         Warns about a mask that is empty, full, not plain black and white, or grey without effect on the method.
         """
-        seed, layout, extension = check_seed(seed), Layout(self.size, size_policy, margin), find_extension(extend, mask)
+        layout = Layout(self.size, size_policy, margin, content=check_strength(strength) < 1)
+        seed, extension = check_seed(seed), find_extension(extend, mask, strength=strength)
         check_numbers(num_samples=num_samples, batch_size=batch_size, feather=feather)
         format = MaskFormat(
             polarity=mask_polarity,
@@ -214,7 +216,7 @@ class Inpainter:
         )
         inputs = Inputs.align(image, mask, names=names, condition=condition)
         self.check(inputs.conditions, grid=grid, fill=fill)
-        sampler = self.sampler(method, steps=steps, eta=eta, solver=solver, spacing=spacing)
+        sampler = self.sampler(method, steps=steps, eta=eta, solver=solver, spacing=spacing, strength=strength)
         inputs, holes = inputs.extended(extension, inputs.read(format, seed))
         _warn_of_greys(sampler.method, holes)
         rows = zip(inputs.images, holes, inputs.names, inputs.conditions, strict=True)
@@ -244,6 +246,7 @@ class Inpainter:
         eta: float | None = None,
         solver: Solver | None = None,
         spacing: Spacing | None = None,
+        strength: float = 1.0,
     ) -> Sampler:
         """The reverse loop of a method on this model. Warns about a solver or spacing without effect.
 
@@ -254,6 +257,7 @@ class Inpainter:
             eta: 1 DDPM to 0 DDIM; with solver "dpm++2m" 0 (ODE) or 1 (SDE).
             solver: "ddpm", "ddim", or "dpm++2m" (second order, for few steps; for `rad` and `tdpaint`).
             spacing: "even", "trailing", "quad", "logsnr" or "official", see `Spacing`.
+            strength: in (0,1]; below 1 the last floor(steps strength) levels, from the noised content of the hole.
 
         None is the method's preset. With another solver, eta and spacing default to the solver's own.
         Raises ValueError for a choice that the model or the method does not support.
@@ -264,12 +268,12 @@ class Inpainter:
         bf16 = self.precision == "bf16"
         check_method(method, self.model, bf16=bf16)
         return build_sampler(
-            method, self.model, steps=steps, eta=eta, solver=solver, spacing=spacing, bf16=bf16, stacklevel=3
+            method, self.model, steps=steps, eta=eta, solver=solver, spacing=spacing, strength=strength, bf16=bf16
         )
 
     def complete(self, method: Method) -> Method:
-        """The method with its other models loaded: the coarse model of M2S."""
-        return load_coarse(method, self.model, self.device)
+        """The method with its own networks loaded, as of M2S and LaMa."""
+        return load_networks(method, self.model, self.device)
 
     def count_windows(
         self,

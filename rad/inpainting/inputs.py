@@ -122,10 +122,17 @@ def check_numbers(*, num_samples: int, batch_size: int, feather: int) -> None:
 
 
 def find_extension(
-    extend: Extension | tuple[int, int, int, int] | None, mask: MaskLike | Sequence[MaskLike] | None
+    extend: Extension | tuple[int, int, int, int] | None,
+    mask: MaskLike | Sequence[MaskLike] | None,
+    *,
+    strength: float = 1.0,
 ) -> Extension:
-    """The extension of `Inpainter.__call__`. Raises ValueError for another type, or if neither argument has a hole."""
+    """The extension of `Inpainter.__call__`. Raises ValueError for another type, without any hole, or with strength < 1."""
     extension = Extension() if extend is None else Extension.of(extend)
+    if extension and strength < 1:
+        raise ValueError(
+            f"strength is {strength}, and the new pixels of extend have no content to start from: leave out one"
+        )
     if mask is None and not extension:
         raise ValueError(
             "mask is None; give a mask, or extend=(left, top, right, bottom) with new pixels to fill around the image"

@@ -22,7 +22,6 @@ OURS = {
     "ip_adapter_image": CONDITION.format("style_image=..."),
     "control_image": CONDITION.format("control_image=..."),
     "controlnet_conditioning_scale": CONDITION.format("control_scale=..."),
-    "strength": "a soft mask, with values between 0 and 1; a hole of 1 starts from pure noise",
     "output_type": "no such choice: `images` of the result are PIL images",
     "return_dict": "no such choice: the result is an `Inpainted`",
     "latents": "seed= and names=, which fix the noise",

@@ -1,4 +1,4 @@
-"""Checks before a run: how networks run, and methods on a loaded model; the coarse model of M2S, and the sampler."""
+"""Checks before a run: how networks run, and methods on a loaded model; the networks of methods, and the sampler."""
 
 import warnings
 from dataclasses import replace
@@ -10,6 +10,7 @@ from rad.arguments import describe
 from rad.diffusion.solvers import Solver
 from rad.diffusion.spacings import Spacing
 from rad.methods import METHODS
+from rad.methods.lama import LaMa
 from rad.methods.m2s import M2S, Coarse
 from rad.models.load import load_model
 from rad.models.loaded_model import LoadedModel
@@ -50,12 +51,15 @@ def check_running(
         )
 
 
-def load_coarse(method: Method, model: LoadedModel, device: torch.device) -> Method:
-    """The method; for M2S with its coarse model, loaded from its path.
+def load_networks(method: Method, model: LoadedModel, device: torch.device) -> Method:
+    """The method with the networks in its settings, loaded from their paths: M2S's coarse model, LaMa's network.
 
     Raises:
-        ValueError: M2S on a latent model, or a coarse model whose size does not divide the model's.
+        FileNotFoundError: a missing file.
+        ValueError: a file of another kind, M2S on a latent model, or a coarse model whose size does not divide the model's.
     """
+    if isinstance(method, LaMa):
+        return method.load(device)
     if isinstance(method, M2S) and model.autoencoder is not IDENTITY:
         raise ValueError(f"m2s needs a model of pixels, and {model.source} works on latents: use another method")
     if not isinstance(method, M2S) or not isinstance(method.coarse, str):
@@ -78,7 +82,7 @@ def check_method(method: Method, model: LoadedModel, *, bf16: bool) -> None:
     if model.for_inpainting and method.weights not in ("inpainting", "none"):
         raise ValueError(
             f"method {name!r} cannot use {model.source}, a model trained for inpainting: use inpainting_model, "
-            f"or the plain text-to-image model"
+            "or the plain text-to-image model"
         )
     if method.weights == "inpainting" and not model.for_inpainting:
         raise ValueError(
@@ -119,13 +123,13 @@ def build_sampler(
     eta: float | None,
     solver: Solver | None,
     spacing: Spacing | None,
+    strength: float = 1.0,
     bf16: bool,
-    stacklevel: int,
 ) -> Sampler:
     """The reverse loop of a checked method. Warns about a solver or spacing without effect."""
     process = method.process(model.base_process, "adm" if model.info is None else model.info.time_origin)
     for name in method.unused(solver=solver, spacing=spacing):
-        warnings.warn(f"{name} has no effect on method {method.name!r}", stacklevel=stacklevel + 1)
+        warnings.warn(f"{name} has no effect on method {method.name!r}", stacklevel=4)
     schedule = method.choose(steps=steps, solver=solver, spacing=spacing, eta=eta)
     assert isinstance(method, CustomSampler | SamplingMethod)
-    return Sampler(process, method, **vars(schedule), bf16=bf16)
+    return Sampler(process, method, **vars(schedule), strength=strength, bf16=bf16)

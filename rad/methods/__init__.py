@@ -24,6 +24,7 @@ from rad.methods.gradpaint import GradPaint
 from rad.methods.grow import Grow
 from rad.methods.growrad import GrowRAD
 from rad.methods.inpainting_model import InpaintingModel
+from rad.methods.lama import LaMa
 from rad.methods.lanpaint import LanPaint
 from rad.methods.latino import LATINO
 from rad.methods.m2s import M2S
@@ -88,5 +89,6 @@ METHODS: dict[str, type[Method]] = {
         Biharmonic,
         Telea,
         NavierStokes,
+        LaMa,
     )
 }

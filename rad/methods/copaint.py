@@ -33,6 +33,7 @@ class CoPaint(SamplingMethod):
     """
 
     paper = "Zhang et al. 2023, arXiv 2304.03322"
+    uses_strength = False  # its rates count from the noisiest level
     preset_steps = 250
     preset_eta = 0.0
     uses_spacing = False  # its rates grow with evenly spaced levels

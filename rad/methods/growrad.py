@@ -22,6 +22,7 @@ class GrowRAD(SamplingMethod):
     """
 
     paper = "after Growing Images 2026, OpenReview 6VOu2xvsbd"
+    uses_strength = False  # bands that go first would keep their content
     reconstructed = True
     weights = "adapter"
     soft = False

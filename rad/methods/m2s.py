@@ -50,7 +50,7 @@ class M2S(CustomSampler):
     uses_spacing = False  # its jumps are counted in evenly spaced levels
 
     coarse: Coarse | str | None = field(
-        default=None, metadata={"help": "model of the first stage: a base model's path"}
+        default=None, metadata={"help": "model of the first stage: a base model's path", "path": True}
     )
     coarse_start: int = setting(250, "levels, of 270, that the coarse stage goes down; run.sh", low=1, high=270)
     coarse_jump: int = setting(20, "levels of a trip up in the coarse stage; run.sh", low=1)

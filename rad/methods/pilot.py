@@ -39,6 +39,7 @@ class PILOT(SamplingMethod):
     """
 
     paper = "Pan et al. 2024, arXiv 2407.08019"
+    uses_strength = False  # its rates and weights count from the noisiest level
     preset_steps = 100
     preset_eta = 0.0
     needs_grad = True

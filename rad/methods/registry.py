@@ -72,23 +72,35 @@ def most_steps(method: Method, base_process: Process) -> int:
     return method.process(base_process, "adm").sampled_steps
 
 
-def cost(method: Method, steps: int, *, base_process: Process | None = None, spacing: Spacing | None = None) -> Cost:
+def cost(
+    method: Method,
+    steps: int,
+    *,
+    base_process: Process | None = None,
+    spacing: Spacing | None = None,
+    strength: float = 1.0,
+) -> Cost:
     """Work per image for `steps` levels. Without `base_process`: DDPM's 1000 levels; without `spacing`: the preset's."""
     process = method.process(base_process or Uniform(linear_betas()), "adm")
     spacing = method.preset_spacing if spacing is None else spacing
     timesteps = sampling_timesteps(process, steps, spacing=spacing, fractional=method.fractional)
-    return method.cost(method.plan(timesteps))
+    return method.cost(method.plan(choices.last_part(timesteps, strength)))
 
 
 def steps_within(
-    method: Method, budget: int, *, base_process: Process | None = None, spacing: Spacing | None = None
+    method: Method,
+    budget: int,
+    *,
+    base_process: Process | None = None,
+    spacing: Spacing | None = None,
+    strength: float = 1.0,
 ) -> int:
     """The most steps that cost at most `budget` (NFE; a VJP counts as two), see `cost`. ValueError if there are none."""
     base_process = base_process or Uniform(linear_betas())
     spacing = method.preset_spacing if spacing is None else spacing
     most = choices.most_count(most_steps(method, base_process), spacing)
     return choices.steps_within(
-        lambda steps: cost(method, steps, base_process=base_process, spacing=spacing).units,
+        lambda steps: cost(method, steps, base_process=base_process, spacing=spacing, strength=strength).units,
         budget,
         most=most,
         dips=most if is_own(type(method)) else choices.DIPS,  # nothing is known about the cost of your own methods

@@ -34,6 +34,7 @@ class ReSample(SamplingMethod):
     """
 
     paper = "Song et al. 2024, arXiv 2307.08123"
+    uses_strength = False  # its stages are thirds of the whole schedule
     preset_steps = 50
     preset_eta = 0.0
     needs_grad = True

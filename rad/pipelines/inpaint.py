@@ -179,6 +179,7 @@ class RADInpaintPipeline(DiffusionPipeline):
         mask_image: MaskLike | Sequence[MaskLike] | None = None,
         *,
         negative_prompt: str | Sequence[str] | None = None,
+        strength: float = 1.0,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         num_images_per_prompt: int = 1,
@@ -209,7 +210,7 @@ class RADInpaintPipeline(DiffusionPipeline):
             prompt, negative_prompt, guidance_scale: for text-to-image models; None: no text, and the model's own scale. A list
                 has an entry for each image; a list with a single image fills this image once for each prompt.
             image, mask_image: see `Inpainter.__call__`; white / 1 = fill.
-            num_inference_steps: number of noise levels; None: the method's own.
+            strength, num_inference_steps: see `Inpainter.sampler`, whose steps are num_inference_steps; None: the method's own.
             generator: its initial seed is the seed; its state is neither read nor changed. None: seed 0.
             control_image, adapter_image, ip_adapter_image and their scales: see `Condition`.
             output_type: see `RADInpaintPipelineOutput`; return_dict: False returns a tuple with the images alone.
@@ -239,6 +240,7 @@ class RADInpaintPipeline(DiffusionPipeline):
                 mask_image,
                 method=method,
                 steps=num_inference_steps,
+                strength=strength,
                 eta=eta,
                 solver=solver,
                 spacing=spacing,

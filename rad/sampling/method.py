@@ -12,7 +12,7 @@ from typing import ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hi
 from torch import Tensor
 
 from rad.arguments import describe
-from rad.diffusion.choices import Schedule, check_given
+from rad.diffusion.choices import Schedule, check_given, check_strength
 from rad.diffusion.denoiser import Denoiser
 from rad.diffusion.levels import NoiseRegions
 from rad.diffusion.processes import Process, TimeOrigin
@@ -42,6 +42,7 @@ class Method:
         weights: "base": the pretrained network; "adapter": RAD's; "inpainting": a network trained for inpainting; "none":
             no network.
         uses_eta, uses_spacing: the sampler's eta (and choice of ddpm or ddim), or its spacing, affects the method.
+        uses_strength: a run may start at a lower noise level, from the image's own content. Not if `on_start` is overridden.
         multistep: the method leaves x and x0 unchanged between steps, as solver "dpm++2m" requires.
         fractional: the method supports fractional timesteps; otherwise they are rounded and duplicates are dropped.
         needs_text: the method requires a `TextDenoiser`.
@@ -61,6 +62,7 @@ class Method:
     weights: ClassVar[Literal["base", "adapter", "inpainting", "none"]] = "base"
     uses_eta: ClassVar[bool] = True
     uses_spacing: ClassVar[bool] = True
+    uses_strength: ClassVar[bool] = False
     multistep: ClassVar[bool] = False
     fractional: ClassVar[bool] = False
     needs_text: ClassVar[bool] = False
@@ -158,6 +160,20 @@ class Method:
         }
         return [name for name, fine in kept.items() if not fine]
 
+    @property
+    def takes_strength(self) -> bool:
+        """Whether a strength below 1 is possible."""
+        return self.uses_strength
+
+    def check_strength(self, strength: float) -> float:
+        """Raise ValueError for a strength outside (0,1], or below 1 on a method that cannot start from the image's content."""
+        if check_strength(strength) < 1 and not self.takes_strength:
+            raise ValueError(
+                f"strength is {strength}; method {self.name!r} cannot start from the image's content: leave out strength, or "
+                "use a method of the standard loop, such as rad or repaint"
+            )
+        return strength
+
     def plan(self, timesteps: list[float]) -> list[float]:
         """The t to visit, ending in CLEAN. A t above its predecessor is a forward step."""
         return timesteps
@@ -170,6 +186,11 @@ class Method:
     def decode(self, x: Tensor, task: Task) -> Tensor:
         """Decode the result x (B,C,h,w) to images (B,3,H,W) in [-1,1], before known pixels are restored."""
         return task.autoencoder.decode(x)
+
+
+def paths_of(kind: type[Method]) -> list[str]:
+    """Settings of a method that are paths. Clients of a server cannot give them, and results record a hash of the files."""
+    return [item.name for item in fields(kind) if item.metadata.get("path")]
 
 
 def name_of(kind: type[Method]) -> str:
@@ -198,6 +219,12 @@ class SamplingMethod(Method):
         Traceback (most recent call last):
         ValueError: limit is -1; allowed are 0 or more (largest absolute value of x)
     """
+
+    uses_strength = True
+
+    @property
+    def takes_strength(self) -> bool:
+        return self.uses_strength and type(self).on_start is SamplingMethod.on_start
 
     def differentiates(self, state: State) -> bool:
         """Whether the estimate of this step must be differentiable with respect to `state.x`."""

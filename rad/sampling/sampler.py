@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from rad.arguments import describe
+from rad.diffusion.choices import last_part
 from rad.diffusion.denoiser import Denoiser
-from rad.diffusion.levels import CLEAN
+from rad.diffusion.levels import CLEAN, NoiseLevel
 from rad.diffusion.processes import Process
 from rad.diffusion.solvers import DEFAULTS, History, Solver, check_solver, multistep
 from rad.diffusion.spacings import Spacing, sampling_timesteps
@@ -75,6 +76,8 @@ class Sampler:
         steps: number of noise levels, 1 to process.sampled_steps.
         eta: 1 adds DDPM's noise, 0 none. None: the solver's default (1 for "ddpm", otherwise 0).
         solver, spacing: see `rad.diffusion.solvers` and `rad.diffusion.spacings`.
+        strength: in (0,1]. Below 1 only the last floor(steps strength) levels are visited, at least one. The first x is then the
+            noised content of the task, which needs `Task.start`.
         bf16: run the network in bfloat16 (autocast). An autocast around the call has no effect.
 
     Raises ValueError if a number is outside its range, or the solver does not support the spacing or the method.
@@ -89,6 +92,7 @@ class Sampler:
         eta: float | None = None,
         solver: Solver = "ddpm",
         spacing: Spacing = "even",
+        strength: float = 1.0,
         bf16: bool = False,
     ) -> None:
         method = _NoHooks() if method is None else method
@@ -102,7 +106,9 @@ class Sampler:
         if spacing not in ("even", "official") and not method.uses_spacing:
             raise ValueError(f"spacing {spacing!r} has no effect on method {method.name!r}: use 'even'")
         self.process, self.method, self.eta, self.solver, self.bf16 = process, method, eta, solver, bf16
-        self.timesteps = method.plan(sampling_timesteps(process, steps, spacing=spacing, fractional=method.fractional))
+        self.strength = method.check_strength(strength)
+        timesteps = sampling_timesteps(process, steps, spacing=spacing, fractional=method.fractional)
+        self.timesteps = method.plan(last_part(timesteps, strength))
         if isinstance(method, SamplingMethod) and (not self.timesteps or self.timesteps[-1] != CLEAN):
             raise ValueError(
                 f"plan() of method {method.name!r} does not end in {CLEAN}, the clean image: append CLEAN to it"
@@ -137,23 +143,34 @@ class Sampler:
             drawn += 1
             return _sent(noise.randn(drawn - 1, task.known.shape[1:]), task.known)
 
-        task = replace(task, regions=method.regions(task))
+        if self.strength < 1 and task.start is None:
+            raise ValueError(
+                f"strength is {self.strength} and the task has no start: use Task.encoded(..., start=True)"
+            )
+        start, task = task.start, replace(task, regions=method.regions(task), start=None)
         run = RunContext(task, self.process, counted, self.timesteps, self.eta, randn)
         kind, within = task.known.device.type, isinstance(denoiser, CountedDenoiser)  # within: a sampler in a sampler
         bf16 = torch.is_autocast_enabled(kind) if within else self.bf16
         autocast = torch.autocast(kind, torch.bfloat16, enabled=bf16)
         with plain_modes(), torch.inference_mode(not method.needs_grad), torch.no_grad(), autocast:
-            x = method.run(run) if isinstance(method, CustomSampler) else self._reverse(run, method)
+            x = method.run(run) if isinstance(method, CustomSampler) else self._reverse(run, method, start)
             x = _image(x, task.known, "the result", method).detach()
             counted.record.check(x, task.known, method)
             image = torch.where(task.hole == 0, task.known, x)
         return Sample(image, x, counted.nfe, counted.vjp, time.perf_counter() - began)
 
-    def _reverse(self, run: RunContext, method: SamplingMethod) -> Tensor:
+    def _first(self, task: Task, now: NoiseLevel, start: Tensor | None, noise: Tensor) -> Tensor:
+        """x at the first level."""
+        if self.strength < 1:
+            assert start is not None
+            content = torch.where(task.hole > 0, start, task.known) if self.method.keeps_known else start
+            return noised(content, now, noise=noise)
+        return noised(task.known, now, noise=noise) if self.method.keeps_known else noise
+
+    def _reverse(self, run: RunContext, method: SamplingMethod, start: Tensor | None) -> Tensor:
         task, randn, timesteps = run.task, run.randn, run.timesteps
         now = run.level(timesteps[0])
-        noise = randn()
-        x = noised(task.known, now, noise=noise) if method.keeps_known else noise
+        x = self._first(task, now, start, randn())
         done, total = 0, sum(nxt < now for now, nxt in pairwise(timesteps))
         indices = {t: index for index, t in enumerate(sorted(set(timesteps), reverse=True))}
         before: History | None = None

@@ -1,6 +1,6 @@
 """The sampler's input: images and their holes, in pixels or latents."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -27,6 +27,8 @@ class Task:
         known: (B,C,H,W) in model space (pixels or latents), zero where the hole is 1, which hides that content from methods.
         hole: (B,1,H,W) in [0,1], 1 = fill; between: a partial edit (RAD's soft masks). regions: its distinct values.
         autoencoder: between model space and pixels.
+        start: (B,C,H,W) image with the hole's content, from which a run with a strength below 1 starts; the sampler hides it from
+            methods. None: it is not available.
         image, image_hole: the same in pixels, (B,3,H,W) in [-1,1] and (B,1,H,W). Pixel models share them with `known`, `hole`.
     """
 
@@ -36,6 +38,7 @@ class Task:
     autoencoder: Autoencoder
     image: Tensor
     image_hole: Tensor
+    start: Tensor | None = None
 
     @classmethod
     def from_image(cls, image: Tensor, hole: Tensor) -> "Task":
@@ -58,6 +61,7 @@ class Task:
         *,
         grid: Grid | None = None,
         fill: Prefill = "smooth",
+        start: bool = False,
     ) -> "Task":
         """Task of a latent model; with `IDENTITY` that of a pixel model.
 
@@ -65,10 +69,12 @@ class Task:
             image: (B,3,H,W) in [-1,1]; hole: (B,1,H,W) in [0,1]; H and W are multiples of autoencoder.factor.
             grid: rule that maps the hole to the latent grid.
             fill: replaces the hole's content for the encoder. "none": the original, which leaks (`--encode_full`).
+            start: add the image with the hole's content, for a strength below 1. Known cells do not depend on it.
         """
         plain = cls.from_image(image, hole)
         if autoencoder is IDENTITY:
-            return plain
+            return replace(plain, start=image) if start else plain
         latents, cells = encode_known(image, plain.hole, autoencoder, grid=grid, fill=fill)
         inner = cls.from_image(latents, cells)
-        return cls(inner.known, inner.hole, inner.regions, autoencoder, plain.image, plain.hole)
+        whole = autoencoder.encode(image) if start else None
+        return cls(inner.known, inner.hole, inner.regions, autoencoder, plain.image, plain.hole, whole)

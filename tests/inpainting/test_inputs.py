@@ -282,7 +282,6 @@ def test_words_of_diffusers(rad):
         ("generator", "seed="),
         ("prompt", r"Condition\(prompt="),
         ("guidance_scale", r"Condition\(guidance="),
-        ("strength", "soft mask"),
         ("output_type", "PIL images"),
         ("step", r"did you mean steps\?"),
         ("mask_polarty", r"did you mean mask_polarity\?"),

@@ -29,7 +29,9 @@ DETAIL = 0.05 * torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(8, 8)  # which e
 PICTURES = CODEC.decode(LATENTS) + DETAIL
 HOLE = WORLD.hole.float().repeat_interleave(2, 2).repeat_interleave(2, 3).repeat(2, 1, 1, 1)
 HOLE[1] = HOLE[1].flip(-1)
-BLIND = [name for name, kind in METHODS.items() if name != "m2s" and not kind.needs_text]
+BLIND = [
+    name for name, kind in METHODS.items() if name not in ("m2s", "inpainting_model", "lama") and not kind.needs_text
+]
 """Methods that do not need pixels."""
 
 

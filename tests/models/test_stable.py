@@ -461,12 +461,12 @@ def test_a_missing_part_is_named(copied):
     assert "no AutoencoderKL at" in refused(copied)
 
 
-def test_a_model_with_more_inputs_is_refused(copied):
+def test_a_model_with_other_inputs_is_refused(copied):
     weights = copied / "unet" / "diffusion_pytorch_model.safetensors"
     weights.unlink()
     (copied / "unet" / "config.json").unlink()
-    make_unet(in_channels=9).save_pretrained(copied / "unet")
-    assert "take the plain text-to-image model" in refused(copied)
+    make_unet(in_channels=8).save_pretrained(copied / "unet")  # of an editing model
+    assert "take a text-to-image or an inpainting model" in refused(copied)
 
 
 def test_other_refusals(folder, base, tmp_path):

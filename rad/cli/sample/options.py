@@ -97,6 +97,13 @@ class SampleOptions(ReportOptions):
         None,
     )
     eta: float | None = option("fresh noise, 0 (DDIM) to 1 (DDPM); default: by solver or method", None, low=0, high=1)
+    strength: float = option(
+        "above 0 to 1; below 1: start from the image's own content in the hole, noised, with the last floor(steps * strength) "
+        "levels; rad@20,strength=0.5 for one method; for methods of the standard loop",
+        1.0,
+        low=1e-6,
+        high=1,
+    )
     seed: int = option("seed of noise and generated masks", 0, low=SEEDS[0], high=SEEDS[1])
     num_samples: int = option("results per image", 1, low=1, high=10**4)
     size_policy: SizePolicy = option(
@@ -213,6 +220,10 @@ class SampleOptions(ReportOptions):
             raise ValueError("nothing to fill: give --mask, or new pixels at the borders with --extend")
         if self.extend is None:
             return
+        if self.strength < 1:
+            raise ValueError(
+                f"--strength {self.strength}: new pixels of --extend have no content: leave out one of them"
+            )
         if self.report:
             raise ValueError(
                 "--report scores results against the images, which --extend enlarges: leave out one of them"

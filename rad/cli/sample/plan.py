@@ -95,7 +95,7 @@ class Label:
 
     Args:
         steps, budget: number after "@": of steps, or of network calls ("ddnm@100nfe").
-        solver, spacing, eta: words after commas; None: the options of the whole run.
+        solver, spacing, eta, strength: words after commas; None: the options of the whole run.
     """
 
     text: str
@@ -105,6 +105,7 @@ class Label:
     solver: Solver | None = None
     spacing: Spacing | None = None
     eta: float | None = None
+    strength: float | None = None
 
     @classmethod
     def of(cls, text: str) -> "Label":
@@ -137,6 +138,10 @@ class Label:
         names = ("solver", "spacing", "eta")
         return {name: getattr(options if getattr(self, name) is None else self, name) for name in names}
 
+    def given_strength(self, options: SampleOptions) -> float:
+        """Strength of the label, otherwise of the options."""
+        return options.strength if self.strength is None else self.strength
+
 
 def _named(text: str) -> str:
     """`mine.py:Mine@50` as `mine@50`; registers the method."""
@@ -151,16 +156,20 @@ def _named(text: str) -> str:
 def _sampler_words(text: str, words: Sequence[str]) -> dict[str, Any]:
     """`["solver=ddim", "eta=0"]` as {"solver": "ddim", "eta": 0.0}."""
     values: dict[str, Any] = {name: value for name, _, value in (word.partition("=") for word in words)}
-    if len(values) < len(words) or not values.keys() <= {"solver", "spacing", "eta"}:
-        raise ValueError(f"{text!r}: after a comma give solver=, spacing= or eta=, each once, as in rad@10,solver=ddim")
+    if len(values) < len(words) or not values.keys() <= {"solver", "spacing", "eta", "strength"}:
+        raise ValueError(
+            f"{text!r}: after a comma give solver=, spacing=, eta= or strength=, each once, as in rad@10,solver=ddim"
+        )
     for name, choices in {"solver": get_args(Solver), "spacing": get_args(Spacing)}.items():
         if values.get(name, choices[0]) not in choices:
             hint = did_you_mean(values[name], choices)
             raise ValueError(f"{text!r}: {name} is {values[name]!r}{hint}; allowed are {', '.join(choices)}")
-    try:
-        return values | ({"eta": float(values["eta"])} if "eta" in values else {})
-    except ValueError:
-        raise ValueError(f"{text!r}: eta is {values['eta']!r}; allowed are 0 to 1") from None
+    for name in values.keys() & {"eta", "strength"}:
+        try:
+            values[name] = float(values[name])
+        except ValueError:
+            raise ValueError(f"{text!r}: {name} is {values[name]!r}; allowed are 0 to 1") from None
+    return values
 
 
 @dataclass(frozen=True)

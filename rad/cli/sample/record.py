@@ -26,6 +26,9 @@ COMMON = (
 )
 """Options that all results in a folder have in common."""
 
+PURE_NOISE = {"start_strength": 1.0}
+"""Entry of --strength, at the value that is left out; some methods have a setting called `strength`."""
+
 ONLY_IF_GIVEN = {"grid": None, "dilate": 0, "encode_full": False, "feather": 0, "extend": None}
 """Options that count as settings of a method, with the values at which they are left out."""
 
@@ -143,7 +146,7 @@ class Record:
         now = self.settings[label]
         before = self.before["settings"].get(label, now)
         before = {**FIRST_SOLVER, **before} if "eta" in before else before
-        defaults = {**ONLY_IF_GIVEN, "method_sha256": None}
+        defaults = {**ONLY_IF_GIVEN, **PURE_NOISE, "method_sha256": None}
         names = sorted((now.keys() | before.keys()) - NOT_COMPARED - ignore)
         old, new = ({name: some.get(name, defaults.get(name)) for name in names} for some in (before, now))
         self._compare(label, old, new)
@@ -181,6 +184,8 @@ def method_settings(runtime: Runtime, label: Label) -> dict[str, object]:
         return {"method": method.name, **values}
     schedule = vars(method.choose(**label.given(options)))
     sampler = {name: schedule[name] for name in ("eta", "solver", "spacing")}
+    strength = label.given_strength(options)
+    sampler |= {} if strength == 1 else {"start_strength": strength}
     return {"method": method.name, **sampler, "precision": runtime.precision, **values}
 
 

@@ -64,6 +64,9 @@ class Requests:
         for label, method in runtime.methods.items():
             settings = {**common, **method_settings(runtime, label)}
             settings.pop("method_file", None)
+            for name in runtime.paths(label):
+                if (path := settings.pop(name)) is not None:
+                    settings[f"{name}_sha256"] = source_hash(str(path))
             if method.weights != "none":
                 settings |= {"model": models[method.weights], **_length(label, options)}
             self._common[label] = settings

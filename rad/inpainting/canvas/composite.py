@@ -98,6 +98,8 @@ class Layout:
             all holes, scaled to the model's size and back.
         margin: context around a window's core in pixels, for "crop"; None: an eighth of the model's size. For "zoom", see
             `zoom_region`.
+        content: keep the hole's content, from which a run with a strength below 1 starts: pixels enlarged by "zoom" depend on it,
+            and an image smaller than the model is continued by its edge, not by black.
 
     Raises ValueError for an unknown policy or a margin outside its range.
     """
@@ -105,6 +107,7 @@ class Layout:
     size: tuple[int, int]
     policy: SizePolicy = "error"
     margin: int | None = None
+    content: bool = False
 
     def __post_init__(self) -> None:
         if self.policy not in get_args(SizePolicy):
@@ -163,13 +166,15 @@ class Layout:
             condition = condition.resized(image.size if self.policy in ("crop", "zoom") else model_size)
             condition = condition if region is None else condition.cut(region).resized(model_size)
         pixels = np.array(image).transpose(2, 0, 1)
+        outside = None if self.content else 0
         if region is not None:
-            pixels = zoomed(_signed(_cut(pixels, region, 0)), _cut(original, region, 1.0), self.size)
+            hidden = _cut(original, region, 1.0) * (not self.content)
+            pixels = zoomed(_signed(_cut(pixels, region, outside)), hidden, self.size)
         elif self.policy == "resize" and image.size != model_size:
             # Both poolings have the same windows: no known pixel of the small image depends on the hole's content.
             pixels = mean_pool(_signed(pixels), self.size)
         else:
-            pixels = pad(pixels, self.size, 0)
+            pixels = pad(pixels, self.size, outside)
         return [Canvas(name, sample, pixels, hole, windows, condition) for sample in range(samples)]
 
 
@@ -191,17 +196,19 @@ def composite(image: Image.Image, filled: Image.Image, hole: Floats, *, feather:
     return composed
 
 
-def _cut(image: NDArray, region: Box, value: float) -> NDArray:
-    """The region of an image (C,H,W), which may end beyond its edge; `value` is there."""
+def _cut(image: NDArray, region: Box, value: float | None) -> NDArray:
+    """The region of an image (C,H,W), which may end beyond its edge; `value` is there, see `pad`."""
     top, left, bottom, right = region
     return pad(image, (bottom, right), value)[:, top:bottom, left:right]
 
 
-def pad(image: NDArray, size: tuple[int, int], value: float) -> NDArray:
-    """(C,H,W) padded at the bottom and the right to at least `size` (height, width)."""
+def pad(image: NDArray, size: tuple[int, int], value: float | None) -> NDArray:
+    """(C,H,W) padded at the bottom and the right to at least `size` (height, width); None: by the values of its edge."""
     rows, columns = (max(0, wanted - given) for wanted, given in zip(size, image.shape[1:], strict=True))
     widths = ((0, 0), (0, rows), (0, columns))
-    return np.pad(image, widths, constant_values=value) if rows or columns else image
+    if not (rows or columns):
+        return image
+    return np.pad(image, widths, mode="edge") if value is None else np.pad(image, widths, constant_values=value)
 
 
 def restore_size(

@@ -9,7 +9,7 @@ from rad.inpainting.inpainter import Inpainter
 from rad.methods import METHODS
 from rad.methods.own import is_own
 from rad.methods.registry import most_steps
-from rad.sampling.method import Method
+from rad.sampling.method import Method, paths_of
 from rad.studio.fillers.filler import MOST_COUNT
 from rad.studio.schema import MethodView, SettingView
 
@@ -17,10 +17,13 @@ TYPES: dict[object, Literal["float", "int", "bool"]] = {float: "float", int: "in
 
 
 def list_methods(inpainter: Inpainter) -> dict[str, MethodView]:
-    """The methods that run on a model with their default settings, by name. Methods from files are left out."""
+    """The methods that run on a model with their default settings, by name.
+
+    Methods from files, or with a path among their settings, are left out: clients give no paths.
+    """
     views = {}
     for name, kind in METHODS.items():
-        if is_own(kind):
+        if is_own(kind) or paths_of(kind):
             continue
         method = kind()
         try:

@@ -115,6 +115,10 @@ class Runtime(ABC):
         """Files of your own methods, and their hashes, as arguments of `rad.methods.own.load`."""
         return []
 
+    def paths(self, label: "Label") -> list[str]:
+        """Settings of a method that are paths."""
+        return []
+
     def method_file(self, label: "Label") -> dict[str, object]:
         """Entries of a method's settings for its file; empty if it comes with rad."""
         return {}

@@ -23,6 +23,7 @@ from rad.models.adapter import AdapterInfo
 from rad.models.latent_mask import Grid
 from rad.models.loaded_model import PLAIN, Condition
 from rad.resources import located
+from rad.sampling.method import paths_of
 
 if TYPE_CHECKING:
     from rad.inpainting.result import Inpainted
@@ -66,6 +67,9 @@ class TorchRuntime(Runtime):
     def method_files(self) -> list[tuple[str, str]]:
         return [file for method in self.methods.values() if (file := loaded_from(type(method)))]
 
+    def paths(self, label: Label) -> list[str]:
+        return paths_of(type(self.methods[label]))
+
     def method_file(self, label: Label) -> dict[str, object]:
         file = file_of(type(self.methods[label]))
         return {} if file is None else {"method_file": str(file.path), "method_sha256": file.sha256}
@@ -89,19 +93,19 @@ class TorchModel(Model):
     def prepare(self, label: Label) -> "tuple[Plan, Cost]":
         method, options, base_process = self.methods[label], self.options, self.inpainter.model.base_process
         check_method(method, self.inpainter.model, bf16=options.precision == "bf16")
-        given, steps = label.given(options), None
+        given, strength, steps = label.given(options), label.given_strength(options), None
         if method.weights != "none":
             spacing = method.choose(**given).spacing
             steps = choose_steps(
                 label,
                 options,
-                within=partial(steps_within, method, base_process=base_process, spacing=spacing),
-                cost=partial(cost, method, base_process=base_process, spacing=spacing),
+                within=partial(steps_within, method, base_process=base_process, spacing=spacing, strength=strength),
+                cost=partial(cost, method, base_process=base_process, spacing=spacing, strength=strength),
                 most=most_count(most_steps(method, base_process), spacing),
             )
         schedule = method.choose(steps=steps, **given)
         try:
-            result = self.inpainter.sampler(method, **vars(schedule)).cost
+            result = self.inpainter.sampler(method, **vars(schedule), strength=strength).cost
         except ValueError as error:
             preset = method.preset_solver if given["solver"] is None else "ddpm"
             hint = "" if preset == "ddpm" else f" ({preset!r} is its preset; {label.text},solver=ddpm takes another)"
@@ -139,6 +143,7 @@ class TorchModel(Model):
             [_tensor(hole) for hole in holes],
             method=self.methods[label],
             **vars(plan),
+            strength=label.given_strength(self.options),
             **{name: getattr(self.options, name) for name in SAMPLING},
             **encoding(self.options),
             names=names,
@@ -147,11 +152,21 @@ class TorchModel(Model):
         )
 
 
+def _check_strength(label: Label, method: "Method", strength: float) -> None:
+    try:
+        method.check_strength(strength)
+    except ValueError as error:
+        raise ValueError(f"{label.text}: {error}") from None
+
+
 def make_methods(options: SampleOptions) -> "dict[Label, Method]":
     """The methods of --method with their settings. Raises ValueError for an unknown one."""
     labels = Label.all_of(options)
     settings = parse_settings(options.set, list(dict.fromkeys(label.method for label in labels)))
-    return {label: create(label.method, settings[label.method]) for label in labels}
+    methods = {label: create(label.method, settings[label.method]) for label in labels}
+    for label, method in methods.items():
+        _check_strength(label, method, label.given_strength(options))
+    return methods
 
 
 def load_inpainter(options: SampleOptions, device: str, *, planning: bool = False) -> Inpainter:
