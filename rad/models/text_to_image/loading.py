@@ -155,11 +155,12 @@ def load_flow(
     parts |= _parts(folder, kinds, dtype=dtype, t5_dtype=t5_dtype)
     parts |= {"vae": PretrainedAutoencoder.load(folder / "vae").network, "scheduler": None}
     origin = Origin(index.source, index.revision)
-    pipeline = FluxPipeline(**parts) if flux else StableDiffusion3Pipeline(**parts)
     if controlnet is not None:
         control = _load_inpainting_controlnet(controlnet, parts["transformer"], index.source, dtype)
+        pipeline = StableDiffusion3Pipeline(**parts)
         return SD3InpaintModel(pipeline, origin, scheduler=scheduler, size=size, controlnet=control)
     kind = FLUX[index.kind] if flux else SD3Model
+    pipeline = FluxPipeline(**parts) if flux else StableDiffusion3Pipeline(**parts)
     model = kind(pipeline, origin, scheduler=scheduler, size=size, info=info)
     if isinstance(model, FluxFillModel):
         model.check_channels()
