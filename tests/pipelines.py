@@ -9,8 +9,10 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxFillPipeline,
     FluxPipeline,
     FluxTransformer2DModel,
+    SD3ControlNetModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     UNet2DModel,
@@ -139,12 +141,38 @@ def tiny_sd3(folder: Path, *, t5: bool = False) -> Path:
     return folder
 
 
-def tiny_flux(folder: Path, *, guidance_embeds: bool = True) -> Path:
-    """A FluxPipeline. Its default size is 256x256; pass a size of 16."""
+def tiny_sd3_controlnet(folder: Path, **changes: Any) -> Path:
+    """An inpainting ControlNet for `tiny_sd3`, whose layers that start at zero are random."""
+    fields: dict[str, Any] = {
+        "sample_size": SIDE // 2,
+        "patch_size": 2,
+        "in_channels": 4,
+        "out_channels": 4,
+        "num_layers": 2,
+        "attention_head_dim": 8,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 32,
+        "caption_projection_dim": 16,
+        "pooled_projection_dim": 32,
+        "pos_embed_max_size": 8,
+        "extra_conditioning_channels": 1,
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        controlnet = _amplified(SD3ControlNetModel(**(fields | changes)))
+        for parameter in (*controlnet.controlnet_blocks.parameters(), *controlnet.pos_embed_input.parameters()):
+            nn.init.normal_(parameter, std=0.3)
+    controlnet.save_pretrained(folder)
+    return folder
+
+
+def tiny_flux(folder: Path, *, guidance_embeds: bool = True, fill: bool = False) -> Path:
+    """A FluxPipeline, or a FluxFillPipeline. Its default size is 256x256; pass a size of 16."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         transformer = FluxTransformer2DModel(
-            in_channels=16,
+            in_channels=4 * (4 + 4 + 2 * 2) if fill else 16,
+            out_channels=16 if fill else None,
             num_layers=1,
             num_single_layers=1,
             attention_head_dim=8,
@@ -154,7 +182,7 @@ def tiny_flux(folder: Path, *, guidance_embeds: bool = True) -> Path:
             guidance_embeds=guidance_embeds,
             axes_dims_rope=(2, 2, 4),
         )
-        pipeline = FluxPipeline(
+        pipeline = (FluxFillPipeline if fill else FluxPipeline)(
             transformer=_amplified(transformer),
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
             vae=tiny_vae(scaling_factor=1.5, shift_factor=0.06),

@@ -26,10 +26,12 @@ from rad.rng import check_seed
 
 FOR_INPAINTING = ("StableDiffusionInpaintPipeline", "StableDiffusionXLInpaintPipeline")
 STABLE_DIFFUSION = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", *FOR_INPAINTING)
-FLOWS = ("StableDiffusion3Pipeline", "FluxPipeline")
+SD3 = ("StableDiffusion3Pipeline", "StableDiffusion3ControlNetInpaintingPipeline")
+FLUX = ("FluxPipeline", "FluxFillPipeline")
+FLOWS = (*SD3, *FLUX)
 LATENT_CHANNELS = 4
 """Input channels of a Stable Diffusion that is not trained for inpainting, which diffusers' inpainting pipelines also take."""
-UNTRAINED = ("StableDiffusionXLPipeline", "FluxPipeline", *FOR_INPAINTING)
+UNTRAINED = ("StableDiffusionXLPipeline", *FLUX, *FOR_INPAINTING)
 """Pipelines that training does not support."""
 
 
@@ -61,7 +63,8 @@ def load_model(
         dtype: of the weights of SD3 and Flux without an adapter.
         head_channels: channels of an attention head, for a .pt file; qkv_order: see `load_base`.
         controlnet, t2i_adapter, ip_adapter, loras: for Stable Diffusion 1, 2 and XL: diffusers folders; a .safetensors file
-            beside a folder `image_encoder`; .safetensors files, or folders with one, and their weights.
+            beside a folder `image_encoder`; .safetensors files, or folders with one, and their weights. `controlnet` may be a
+            hub id. For SD3 it is one that was trained for inpainting, and excludes an adapter.
         training: load the model for training, with the text encoder T5 in bfloat16.
 
     Raises FileNotFoundError for a missing file, ValueError for an unsuitable one or an option without effect on this kind.
@@ -96,10 +99,15 @@ def load_model(
     return model
 
 
-def is_for_inpainting(source: str | Path, revision: str | None = None) -> bool:
-    """Whether the index of a pipeline names one for inpainting; False where it cannot be read. Loads no weights."""
+def is_for_inpainting(source: str | Path, revision: str | None = None, *, controlnet: str | Path | None = None) -> bool:
+    """Whether the index of a pipeline names one for inpainting; False where it cannot be read. Loads no weights.
+
+    Stable Diffusion 3 is one with a ControlNet.
+    """
     try:
         index = find_pipeline(source, revision)
+        if index is not None and index.kind in FLOWS:
+            return index.kind in (SD3[1], FLUX[1]) or (index.kind == SD3[0] and controlnet is not None)
         if index is None or index.kind not in FOR_INPAINTING:
             return False
         config = index.folder / "unet" / "config.json"
@@ -125,9 +133,22 @@ def _load_text_to_image(
             f"{index.source} is a {index.kind}: training is of latent diffusion, Stable Diffusion 1, 2 and 3"
         )
     if index.kind in FLOWS:
-        _require_none(adapter or index.source, "Stable Diffusion 1, 2 or XL", extras)
+        controlnet = extras["controlnet"] if index.kind in SD3 else None
+        if index.kind == SD3[1] and controlnet is None:
+            controlnet = index.folder / "controlnet"
+        if controlnet is not None and (adapter is not None or training):
+            raise ValueError(
+                f"the ControlNet {controlnet} is for sampling without a RAD adapter, and {adapter or index.source} is "
+                "loaded with one or for training: leave out the ControlNet, or the adapter"
+            )
+        if controlnet is None:
+            _require_none(adapter or index.source, "Stable Diffusion", {"controlnet": extras["controlnet"]})
+        others = {name: value for name, value in extras.items() if name != "controlnet"}
+        _require_none(adapter or index.source, "Stable Diffusion 1, 2 or XL", others)
         t5_dtype = torch.bfloat16 if training else None  # trained in bfloat16; overflows in float16
-        return load_flow(index, adapter=adapter, info=info, size=size, dtype=dtype, t5_dtype=t5_dtype)
+        return load_flow(
+            index, adapter=adapter, info=info, size=size, dtype=dtype, t5_dtype=t5_dtype, controlnet=controlnet
+        )
     if not training:
         _require_none(adapter or index.source, "SD3 or Flux", {"size": size})
     if adapter is not None and extras["loras"]:

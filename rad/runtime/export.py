@@ -79,6 +79,7 @@ def kind_of(source: str, revision: str | None) -> Kind:
         "StableDiffusionXLPipeline": "stable_xl",
         "StableDiffusion3Pipeline": "stable3",
         "FluxPipeline": "flux",
+        "FluxFillPipeline": "flux",
     }
     return kinds.get(index.kind, "latent")
 

@@ -188,7 +188,12 @@ class SampleOptions(ReportOptions):
     adapter_scale: float = option("weight of the T2I-Adapter; 0: off", 1.0, group=TEXT)
     style_image: str | None = option("image for all, folder or archive by name, for --ip_adapter", None, group=TEXT)
     style_scale: float = option("weight of the IP-Adapter; 0: off", 1.0, group=TEXT)
-    controlnet: str | None = option("diffusers ControlNet", None, metavar="FOLDER", group=TEXT)
+    controlnet: str | None = option(
+        "diffusers ControlNet, folder or hub id; for Stable Diffusion 3 one trained for inpainting",
+        None,
+        metavar="FOLDER",
+        group=TEXT,
+    )
     t2i_adapter: str | None = option("diffusers T2I-Adapter", None, metavar="FOLDER", group=TEXT)
     ip_adapter: str | None = option(".safetensors beside its folder image_encoder", None, metavar="FILE", group=TEXT)
     lora: list[str] = option(".safetensors file or its folder; several add up", [], metavar="PATH[=WEIGHT]", group=TEXT)

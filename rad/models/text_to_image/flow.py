@@ -10,6 +10,8 @@ and both branches run as one batch, which counts as one network call. Flux takes
 
 from __future__ import annotations
 
+import copy
+import functools
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -68,6 +70,32 @@ class FlowDenoiser:
         else:
             v = self.velocity(x, times, self.text, index)
         return Denoised(denoised(x, v, noise, "velocity"))
+
+
+class InpaintingFlowDenoiser:
+    """Of a network that was trained for inpainting. `for_hole` returns the denoiser that also reads the known image.
+
+    Args:
+        plain: the denoiser without the image.
+        velocity: as `Velocity`, with the keyword argument `context` (B,c,H,W).
+        prepare: returns the context for the arguments of `for_hole`.
+    """
+
+    def __init__(
+        self, plain: FlowDenoiser, velocity: Callable[..., Tensor], prepare: Callable[[Tensor, Tensor], Tensor]
+    ) -> None:
+        self.plain, self.velocity, self.prepare, self.channels = plain, velocity, prepare, plain.channels
+
+    def denoise(self, x: Tensor, noise: NoiseLevel) -> Denoised:
+        """Without the image."""
+        return self.plain.denoise(x, noise)
+
+    def for_hole(self, image: Tensor, hole: Tensor) -> FlowDenoiser:
+        """See `rad.diffusion.denoiser.InpaintingDenoiser`."""
+        bound, context = copy.copy(self.plain), self.prepare(image, hole)
+        rows = torch.cat([context, context[bound.guided]])
+        bound.velocity = functools.partial(self.velocity, context=rows)
+        return bound
 
 
 @dataclass(frozen=True)

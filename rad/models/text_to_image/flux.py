@@ -44,9 +44,19 @@ class FluxModel(FlowModel):
         return cast(Tensor, scheduler.sigmas)[:-1].flip(0).double()
 
     def velocity(
-        self, x: Tensor, times: Tensor, text: Text, index: Tensor | None = None, *, guidance: Tensor | None = None
+        self,
+        x: Tensor,
+        times: Tensor,
+        text: Text,
+        index: Tensor | None = None,
+        context: Tensor | None = None,
+        *,
+        guidance: Tensor | None = None,
     ) -> Tensor:
-        """guidance: (B,). The tokens are those of diffusers' pipeline: 2x2 cells of all channels, row by row."""
+        """The tokens are those of diffusers' pipeline: 2x2 cells of all channels, row by row.
+
+        guidance: (B,); context: (B,c,H,W), further channels of the network's input.
+        """
         assert index is None
         assert isinstance(self.base_process, Flow)
         rows, columns = x.shape[2] // CELLS, x.shape[3] // CELLS
@@ -54,7 +64,8 @@ class FluxModel(FlowModel):
         places = torch.zeros(rows, columns, 3, device=x.device, dtype=dtype)
         places[..., 1] += torch.arange(rows, device=x.device)[:, None]
         places[..., 2] += torch.arange(columns, device=x.device)
-        tokens = rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=CELLS, q=CELLS)
+        inputs = x if context is None else torch.cat([x, context], 1)
+        tokens = rearrange(inputs, "b c (h p) (w q) -> b (h w) (c p q)", p=CELLS, q=CELLS)
         output = self.sampled_network(adapter=False)(
             hidden_states=tokens.to(self.transformer.dtype),
             timestep=times[:, 0] / self.base_process.scale,

@@ -104,6 +104,17 @@ def find_pipeline(source: str | Path, revision: str | None = None) -> Pipeline |
     return Pipeline(str(source), commit, folder, kind if isinstance(kind, str) else "", parts)
 
 
+def network_folder(source: str | Path) -> Path:
+    """The folder of a single network: local, or fetched for a hub id "organisation/name" or "organisation/name@revision"."""
+    if located(source).exists():
+        return located(source)
+    name, _, revision = str(source).partition("@")
+    if isinstance(source, Path) or not is_hub_id(name):
+        return Path(source)
+    files = ["config.json", WEIGHT_FILES[0], f"{WEIGHT_FILES[0]}.index.json", "diffusion_pytorch_model-*.safetensors"]
+    return fetch(name, files, revision=revision or None)
+
+
 def read_config(folder: Path, allowed: Sequence[str]) -> Config:
     """The config.json of a part, whose class must be one of `allowed`."""
     path = folder / "config.json"

@@ -18,6 +18,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    SD3ControlNetModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
@@ -40,16 +41,19 @@ from rad.models.loaded_model import Origin
 from rad.models.text_to_image.controls import Controls
 from rad.models.text_to_image.flow import FlowModel
 from rad.models.text_to_image.flux import FluxModel
+from rad.models.text_to_image.flux_fill import FluxFillModel
 from rad.models.text_to_image.folders import (
     NetworkT,
     Pipeline,
     load_encoder,
     load_network,
     load_tokenizer,
+    network_folder,
     quietly,
     read_config,
 )
 from rad.models.text_to_image.sd3 import SD3Model
+from rad.models.text_to_image.sd3_inpaint import SD3InpaintModel, check_controlnet
 from rad.models.text_to_image.stable_diffusion import StableDiffusionModel
 from rad.models.vae import PretrainedAutoencoder
 from rad.models.weights import MOST_STEPS, describing, read_json, read_weights
@@ -80,6 +84,7 @@ FLUX_PARTS = {
     "text_encoder_2": T5EncoderModel,
     "tokenizer_2": T5TokenizerFast,
 }
+FLUX = {"FluxPipeline": FluxModel, "FluxFillPipeline": FluxFillModel}
 UNUSED = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 
 
@@ -102,7 +107,7 @@ def load_stable_diffusion(
         pipeline = _stable_pipeline(folder, large="XL" in index.kind)
         controls = Controls(
             pipeline,
-            None if controlnet is None else _network(ControlNetModel, Path(controlnet)),
+            None if controlnet is None else _network(ControlNetModel, network_folder(controlnet)),
             None if t2i_adapter is None else _network(T2IAdapter, Path(t2i_adapter)),
         )
         model = StableDiffusionModel(
@@ -134,30 +139,42 @@ def load_flow(
     size: int | None = None,
     dtype: torch.dtype = torch.float32,
     t5_dtype: torch.dtype | None = None,
+    controlnet: str | Path | None = None,
 ) -> FlowModel:
     """Stable Diffusion 3 or Flux, on the CPU. An adapter needs the network in float32, and replaces the default size.
 
-    `dtype`: of the network and the text encoders; `t5_dtype`: of T5; None: the same.
+    `dtype`: of the network and the text encoders; `t5_dtype`: of T5; None: the same. `controlnet`: for inpainting with SD3.
     """
     folder = index.fetched().folder
     scheduler, t5_dtype = _flow_scheduler(folder, index.source), t5_dtype or dtype
     if adapter is not None and info is not None:
         size, dtype = info.size[0] if size is None else size, torch.float32
-    flux, with_t5 = index.kind == "FluxPipeline", "text_encoder_3" in index.parts
+    flux, with_t5 = index.kind in FLUX, "text_encoder_3" in index.parts
     kinds = FLUX_PARTS if flux else SD3_PARTS | (SD3_T5 if with_t5 else {})
     parts: Parts = dict.fromkeys(() if flux or with_t5 else SD3_T5)
     parts |= _parts(folder, kinds, dtype=dtype, t5_dtype=t5_dtype)
     parts |= {"vae": PretrainedAutoencoder.load(folder / "vae").network, "scheduler": None}
-    model = (FluxModel if flux else SD3Model)(
-        FluxPipeline(**parts) if flux else StableDiffusion3Pipeline(**parts),
-        Origin(index.source, index.revision),
-        scheduler=scheduler,
-        size=size,
-        info=info,
-    )
+    origin = Origin(index.source, index.revision)
+    if controlnet is not None:
+        control = _load_inpainting_controlnet(controlnet, parts["transformer"], index.source, dtype)
+        pipeline = StableDiffusion3Pipeline(**parts)
+        return SD3InpaintModel(pipeline, origin, scheduler=scheduler, size=size, controlnet=control)
+    kind = FLUX[index.kind] if flux else SD3Model
+    pipeline = FluxPipeline(**parts) if flux else StableDiffusion3Pipeline(**parts)
+    model = kind(pipeline, origin, scheduler=scheduler, size=size, info=info)
+    if isinstance(model, FluxFillModel):
+        model.check_channels()
     if adapter is not None:
         model.add_adapter(adapter)
     return model
+
+
+def _load_inpainting_controlnet(
+    source: str | Path, transformer: SD3Transformer2DModel, of: str, dtype: torch.dtype
+) -> SD3ControlNetModel:
+    controlnet = _network(SD3ControlNetModel, network_folder(source), dtype=dtype)
+    check_controlnet(controlnet.config, transformer.config, name=str(source), source=of)
+    return controlnet
 
 
 def load_text(folder: Path, unet: UNet2DConditionModel, autoencoder: PretrainedAutoencoder) -> StableDiffusionPipeline:

@@ -38,7 +38,7 @@ def find_runtime(options: SampleOptions) -> Runtime:
     if revision is None and model != options.checkpoint:
         report(f"--checkpoint {options.checkpoint}: using {model}")
         options = replace(options, checkpoint=model)
-    if not options.method and is_for_inpainting(model, revision):
+    if not options.method and is_for_inpainting(model, revision, controlnet=options.controlnet):
         options = replace(options, method=[INPAINTING])
     return open_runtime(replace(options, runtime="torch"))
 
