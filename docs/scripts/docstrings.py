@@ -20,7 +20,7 @@ class Docstrings(griffe.Extension):
     def on_attribute_instance(self, *, attr: griffe.Attribute, **_: object) -> None:
         """A field `x: int = setting(10, "help")` has the default 10 and the docstring "help"."""
         call = attr.value
-        if isinstance(call, griffe.ExprCall) and str(call.function) == "setting":
+        if isinstance(call, griffe.ExprCall) and str(call.function) in ("setting", "_setting"):
             default, text = call.arguments[:2]
             attr.value = default
             attr.docstring = griffe.Docstring(_text(text), parent=attr)

@@ -14,6 +14,9 @@ ICON = ROOT / "rad" / "studio" / "static" / "icon.svg"
 ORIGINS: dict[str, str] = {}
 """Path in the repository of each page, by its path in the site."""
 
+HIDDEN = {"index.md": ["navigation", "toc"], "gallery.md": ["navigation"], "changelog.md": ["navigation"]}
+"""Columns that pages without neighbours leave out."""
+
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages, and those of files outside docs/ that a page links to."""
@@ -32,7 +35,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turn links that leave docs/ into links to the pages of those files."""
+    """Turn links that leave docs/ into links to the pages of those files; hide empty columns."""
+    if page.file.src_uri in HIDDEN:
+        page.meta.setdefault("hide", HIDDEN[page.file.src_uri])
     return Outside(ROOT).relink(markdown, origin=ORIGINS[page.file.src_uri], page=page.file.src_uri)
 
 

@@ -12,6 +12,8 @@ FOLDER = "reference/api"
 OUTSIDE = {"rad.cli", "rad.studio"}
 """Packages of commands, which have pages of their own."""
 
+LONG = "\n    options:\n      show_attribute_values: false\n"
+
 
 def packages() -> list[str]:
     """Packages with public names."""
@@ -33,7 +35,9 @@ def page(package: str) -> str:
     """The page of a package."""
     options = "    options:\n      show_root_heading: false\n      show_root_toc_entry: false\n      members: false\n"
     parts = [f"# {package}", f"::: {package}\n{options}"]
-    return "\n\n".join([*parts, *(f"::: {name}" for name in names(package))]) + "\n"
+    for name in names(package):
+        parts.append(f"::: {name}" + (LONG if name == "rad.methods.METHODS" else ""))
+    return "\n\n".join(parts) + "\n"
 
 
 def overview() -> str:

@@ -1,6 +1,7 @@
 """A page for each `rad` command, from its parser."""
 
 import argparse
+import re
 from collections.abc import Iterator
 from contextlib import redirect_stdout, suppress
 from importlib import import_module
@@ -32,6 +33,7 @@ GUIDES = {
 """Page that explains each command, and its name."""
 
 HELP = {
+    "config": "options from a YAML file, or for `rad train` also from a shipped configuration; later ones override earlier ones",
     "print_config": "print the resolved settings and exit",
     "seed_everything": "seed of the run; `true`: a random seed",
 }
@@ -71,9 +73,10 @@ def row(action: argparse.Action) -> Row:
     """The row of an option in a table."""
     option = max((text for text in action.option_strings if not text.endswith("+")), key=len, default="")
     name = option or str(action.metavar or action.dest)
+    metavar = action.metavar if isinstance(action.metavar, str) else ""
     empty = action.default in (None, "", [], argparse.SUPPRESS, "==SUPPRESS==") or action.nargs == 0
     return Row(
-        name=f"{name} {action.metavar}" if option and isinstance(action.metavar, str) else name,
+        name=f"{name} {metavar}" if option and re.match(r"\w", metavar) else name,
         kind=kind(action),
         default="required" if action.required else "" if empty else value(action.default),
         text=HELP.get(action.dest, action.help or ""),
@@ -85,11 +88,11 @@ def kind(action: argparse.Action) -> str:
     """Markdown of the type of an option."""
     if action.nargs == 0:
         return "flag"
-    hint = getattr(action, "_typehint", None) or action.type or str
+    parsed = action.type if isinstance(action.type, type) else str
     if action.choices:
         text = ", ".join(map(code, action.choices))
     else:
-        text = describe(hint if isinstance(hint, type) or not callable(hint) else str).removesuffix(" or `null`")
+        text = describe(getattr(action, "_typehint", None) or parsed).removesuffix(" or `null`")
     if action.nargs == "?":
         return f"{text}, optional"
     return f"{text}, several" if action.nargs in ("+", "*") else text
