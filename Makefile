@@ -5,7 +5,7 @@ CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo studio pages test test-core slow numerical lint type methods-table bench gpu-wheels clean
+.PHONY: help setup demo studio pages test test-core slow numerical lint type methods-table docs docs-serve bench gpu-wheels clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -53,6 +53,13 @@ type: setup ## check types
 
 methods-table: setup ## regenerate the stored table of `rad sample --list_methods`
 	$(BIN)/python -c "from pathlib import Path; from rad.methods.registry import table; Path('rad/methods/methods.txt').write_text(table() + '\n', encoding='utf-8')"
+
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: setup ## build the documentation site in build/site
+	$(BIN)/python -m mkdocs build --strict --quiet
+
+docs-serve: setup ## serve the documentation site, and rebuild it when a page changes
+	$(BIN)/python -m mkdocs serve
 
 bench: setup ## measure what benchmarks/results.md reports
 	for script in embedding memory perlin loop import_time; do $(BIN)/python benchmarks/$$script.py || exit 1; done
