@@ -25,8 +25,9 @@ from rad.modes import float32_modes
 from rad.rng import check_seed
 
 STABLE_DIFFUSION = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
-FLOWS = ("StableDiffusion3Pipeline", "FluxPipeline")
-UNTRAINED = ("StableDiffusionXLPipeline", "FluxPipeline")
+NEWER_FLOWS = ("QwenImagePipeline", "ZImagePipeline", "Flux2KleinPipeline")
+FLOWS = ("StableDiffusion3Pipeline", "FluxPipeline", *NEWER_FLOWS)
+UNTRAINED = ("StableDiffusionXLPipeline", "FluxPipeline", *NEWER_FLOWS)
 """Pipelines that training does not support."""
 
 
@@ -54,8 +55,8 @@ def load_model(
         source: a diffusers folder, a hub id "organisation/name", or a guided-diffusion .pt file.
         adapter: folder of a RAD adapter for it.
         info: of the adapter, None: read from its folder; or of per-pixel training of all weights.
-        size: side of the images in pixels; for training, and for sampling with SD3 and Flux; None: the model's default.
-        dtype: of the weights of SD3 and Flux without an adapter.
+        size: side of the images in pixels; for training, and for sampling with flow models; None: the model's default.
+        dtype: of the weights of flow models (SD3, Flux, Qwen-Image, Z-Image, FLUX.2 [klein]) without an adapter.
         head_channels: channels of an attention head, for a .pt file; qkv_order: see `load_base`.
         controlnet, t2i_adapter, ip_adapter, loras: for Stable Diffusion 1, 2 and XL: diffusers folders; a .safetensors file
             beside a folder `image_encoder`; .safetensors files, or folders with one, and their weights.

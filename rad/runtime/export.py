@@ -79,6 +79,9 @@ def kind_of(source: str, revision: str | None) -> Kind:
         "StableDiffusionXLPipeline": "stable_xl",
         "StableDiffusion3Pipeline": "stable3",
         "FluxPipeline": "flux",
+        "QwenImagePipeline": "qwen_image",
+        "ZImagePipeline": "z_image",
+        "Flux2KleinPipeline": "flux2_klein",
     }
     return kinds.get(index.kind, "latent")
 

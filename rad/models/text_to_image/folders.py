@@ -70,7 +70,7 @@ class Pipeline:
             return self
         wanted, used = [INDEX], [part for part in self.parts if part not in UNUSED]
         for part in used:
-            wanted += [f"{part}/*.json", f"{part}/*.txt", f"{part}/spiece.model"]
+            wanted += [f"{part}/*.json", f"{part}/*.txt", f"{part}/*.jinja", f"{part}/spiece.model"]
             for stem in ("diffusion_pytorch_model", "model"):
                 wanted += [f"{part}/{stem}.safetensors", f"{part}/{stem}-*-of-*.safetensors"]
         folder = fetch(self.source, wanted, revision=self.revision)

@@ -1,4 +1,4 @@
-"""Text-to-image models from pipeline folders: Stable Diffusion 1, 2, XL and 3, Flux; LoRAs and IP-Adapters.
+"""Text-to-image models from pipeline folders: Stable Diffusion 1, 2, XL and 3, Flux, `NEWER`; LoRAs and IP-Adapters.
 
 The network classes are named here, so no file of a model decides which code runs.
 """
@@ -49,6 +49,7 @@ from rad.models.text_to_image.folders import (
     quietly,
     read_config,
 )
+from rad.models.text_to_image.newer import NEWER, load_newer
 from rad.models.text_to_image.sd3 import SD3Model
 from rad.models.text_to_image.stable_diffusion import StableDiffusionModel
 from rad.models.vae import PretrainedAutoencoder
@@ -135,12 +136,17 @@ def load_flow(
     dtype: torch.dtype = torch.float32,
     t5_dtype: torch.dtype | None = None,
 ) -> FlowModel:
-    """Stable Diffusion 3 or Flux, on the CPU. An adapter needs the network in float32, and replaces the default size.
+    """Stable Diffusion 3, Flux or a model of `NEWER`, on the CPU. An adapter needs the network in float32, and replaces the default size.
 
     `dtype`: of the network and the text encoders; `t5_dtype`: of T5; None: the same.
     """
-    folder = index.fetched().folder
+    index = index.fetched()
+    folder = index.folder
     scheduler, t5_dtype = _flow_scheduler(folder, index.source), t5_dtype or dtype
+    if index.kind in NEWER:
+        if adapter is not None:
+            raise ValueError(f"{index.source} is a {index.kind}, which has no RAD adapters: use another model")
+        return load_newer(index, scheduler, size=size, dtype=dtype)
     if adapter is not None and info is not None:
         size, dtype = info.size[0] if size is None else size, torch.float32
     flux, with_t5 = index.kind == "FluxPipeline", "text_encoder_3" in index.parts
