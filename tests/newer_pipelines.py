@@ -7,9 +7,9 @@ import torch
 from diffusers import (
     AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
+    FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
     Flux2Transformer2DModel,
-    FlowMatchEulerDiscreteScheduler,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
     ZImagePipeline,
@@ -142,9 +142,6 @@ def tiny_newer(folder: Path, name: Name) -> Path:
     """A pipeline for images of 16x16 pixels, with 8x8 latent cells of four channels. Pass a size of 16."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        pipeline = (
-            _qwen() if name == "qwen" else _z_image() if name == "z" else _klein(distilled=name == "klein")
-        )
+        pipeline = _qwen() if name == "qwen" else _z_image() if name == "z" else _klein(distilled=name == "klein")
     pipeline.save_pretrained(folder)
     return folder
-

@@ -107,9 +107,7 @@ class Flow:
     `plan`: number of steps n -> the n sigmas, increasing, of the model's own scheduler; None: it samples the table evenly.
     """
 
-    def __init__(
-        self, sigmas: Tensor, *, scale: float = 1000.0, plan: Callable[[int], Tensor] | None = None
-    ) -> None:
+    def __init__(self, sigmas: Tensor, *, scale: float = 1000.0, plan: Callable[[int], Tensor] | None = None) -> None:
         self.plan = plan
         self.sigmas = sigmas.to(torch.float64).clamp(max=1 - LEAST_SIGNAL)
         self.table, self.scale = _sigma_table(self.sigmas, "a flow's sigmas must increase, in (0,1]"), scale

@@ -75,12 +75,14 @@ class PromptEncoder:
         self.pipeline, self._encode = pipeline, encode
         parts = [getattr(pipeline, name, None) for name in ("text_encoder", "text_encoder_2", "text_encoder_3")]
         self.encoders: list[nn.Module] = [part for part in parts if part is not None]
+        self.place: torch.device | None = None
+        """Where encoders compute whose weights are kept elsewhere; None: where their weights are."""
         self.single = functools.lru_cache(maxsize=KEPT_PROMPTS)(lambda prompt: self([prompt]))
         """Encode one prompt, (1,L,D); results are cached."""
 
     @property
     def device(self) -> torch.device:
-        return next(self.encoders[0].parameters()).device
+        return next(self.encoders[0].parameters()).device if self.place is None else self.place
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str]) -> Text:

@@ -21,7 +21,14 @@ from torch import Tensor, nn
 from rad.diffusion.processes import Flow
 from rad.models.adapter import Kind
 from rad.models.loaded_model import Condition
-from rad.models.text_to_image.flow import FlowDenoiser, FlowModel, Layout, level_shift, linear_guidance, scheduled_sigmas
+from rad.models.text_to_image.flow import (
+    FlowDenoiser,
+    FlowModel,
+    Layout,
+    level_shift,
+    linear_guidance,
+    scheduled_sigmas,
+)
 from rad.models.text_to_image.prompts import Pipeline, Text
 from rad.models.vae import PretrainedAutoencoder
 
@@ -94,7 +101,6 @@ class QwenImageModel(FlowModel):
 
     @property
     def layout(self) -> Layout:
-        # 4096 positions of the rotary embedding at each side of the centre
         return Layout(self.transformer.config["in_channels"] // CELLS**2, CELLS, default=128, largest=1024)
 
     @staticmethod

@@ -11,9 +11,10 @@ from packaging.version import Version
 
 from rad.models.base import INDEX
 from rad.models.loaded_model import Origin
-from rad.models.text_to_image import flux2_klein, qwen_image, z_image
+from rad.models.memory.choices import Quantize, quantization
 from rad.models.text_to_image.flow import FlowModel
 from rad.models.text_to_image.folders import Pipeline, load_encoder, load_network, load_tokenizer, quietly, read_config
+from rad.models.text_to_image.newer import flux2_klein, qwen_image, z_image
 from rad.models.weights import read_json
 
 if TYPE_CHECKING:
@@ -30,13 +31,10 @@ OLDEST = {"diffusers": "0.42", "transformers": "5.0"}
 """Versions that these models need."""
 
 
-def load_newer(
-    index: Pipeline, scheduler: FlowMatchEulerDiscreteScheduler, *, size: int | None = None, dtype: torch.dtype
-) -> FlowModel:
-    """A model of `NEWER`, on the CPU; `dtype`: of the network and the text encoder.
-
-    Raises FileNotFoundError for a missing part, ValueError for one that does not fit, or for packages that are too old.
-    """
+def require_versions(index: Pipeline) -> None:
+    """Raise ValueError for a pipeline of `NEWER` with packages that are too old; before its weights are fetched."""
+    if index.kind not in NEWER:
+        return
     for package, oldest in OLDEST.items():
         installed = metadata.version(package)
         if Version(installed) < Version(oldest):
@@ -44,16 +42,32 @@ def load_newer(
                 f"{index.source} is a {index.kind}, which needs {package} {oldest} or newer; installed is {installed}: "
                 f"pip install -U {package}"
             )
+
+
+def load_newer(
+    index: Pipeline,
+    scheduler: FlowMatchEulerDiscreteScheduler,
+    *,
+    size: int | None = None,
+    dtype: torch.dtype,
+    quantize: Quantize | None = None,
+) -> FlowModel:
+    """A model of `NEWER`, on the CPU; `dtype`: of the network and the text encoder; `quantize`: both.
+
+    Raises FileNotFoundError for a missing part, ValueError for one that does not fit.
+    """
     kind, parts = NEWER[index.kind]
     with quietly():
-        loaded = {name: _part(index, name, allowed, dtype) for name, allowed in parts.items()}
+        loaded = {name: _part(index, name, allowed, dtype, quantize) for name, allowed in parts.items()}
         more = {"is_distilled": bool(read_json(index.folder / INDEX).get("is_distilled", False))}
         pipeline_class = getattr(importlib.import_module("diffusers"), index.kind)
         pipeline = pipeline_class(**loaded, scheduler=None, **(more if index.kind == "Flux2KleinPipeline" else {}))
     return kind(pipeline, Origin(index.source, index.revision), scheduler=scheduler, size=size)
 
 
-def _part(index: Pipeline, name: str, allowed: tuple[str, ...], dtype: torch.dtype) -> object:
+def _part(
+    index: Pipeline, name: str, allowed: tuple[str, ...], dtype: torch.dtype, quantize: Quantize | None
+) -> object:
     folder, written = index.folder / name, index.parts.get(name)
     if written not in allowed:
         raise ValueError(f"{name} of {index.source} is {written}; supported are {', '.join(allowed)}")
@@ -64,8 +78,10 @@ def _part(index: Pipeline, name: str, allowed: tuple[str, ...], dtype: torch.dty
     if name == "tokenizer":
         return load_tokenizer(kind, folder)
     if name == "text_encoder":
-        return load_encoder(kind, folder, dtype=dtype)
-    network = load_network(
-        kind, folder, read_config(folder, allowed), dtype=torch.float32 if name == "vae" else dtype
-    )
+        return load_encoder(kind, folder, dtype=dtype, quantization=quantize and quantization(quantize, "transformers"))
+    config = read_config(folder, allowed)
+    if name == "vae":
+        return load_network(kind, folder, config)
+    scheme = quantize and quantization(quantize, "diffusers")
+    network = load_network(kind, folder, config, dtype=dtype, quantization=scheme)
     return qwen_image.with_positions(network) if written == "QwenImageTransformer2DModel" else network
