@@ -99,6 +99,7 @@ def test_names_in_help_texts_match_the_registries():
     from rad.masks.shapes import main_names
     from rad.methods import METHODS
     from rad.models.latent_mask import GridRule
+    from rad.models.memory.choices import Offload, Quantize
     from rad.networks.compiled import CompileMode
 
     assert tuple(METHODS) == names.METHODS
@@ -110,6 +111,8 @@ def test_names_in_help_texts_match_the_registries():
         (names.Precision, Precision),
         (names.CompileMode, CompileMode),
         (names.NoiseDevice, NoiseDevice),
+        (names.Offload, Offload),
+        (names.Quantize, Quantize),
         (names.GridRule, GridRule),
     ):
         assert get_args(mine) == get_args(theirs)

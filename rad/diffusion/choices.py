@@ -14,7 +14,7 @@ CLEAN = -1
 Spacing = Literal["even", "trailing", "quad", "logsnr", "official"]
 """Spacing of the n sampled timesteps, from t = T-1 down. The last step goes to the clean image.
 
-- even: rounded linspace(T-1, 0, n). The last network call is at t = 0, with little noise left.
+- even: rounded linspace(T-1, 0, n). The last network call is at t = 0, with little noise left. Flows with a plan: the plan.
 - trailing: round(T - i T/n) - 1. The last call goes from t = T/n - 1 to the clean image (Lin et al., arXiv 2305.08891).
 - quad: t proportional to (1 - i/(n-1))^2.
 - logsnr: even in log(a / s) from t = T-1 to t = 0.

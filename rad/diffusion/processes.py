@@ -10,6 +10,7 @@ where G_t = log A_t / log(1 - nu). The symbols are listed in `rad.diffusion`. Pr
 calls, but for copies of their tables on each device.
 """
 
+from collections.abc import Callable
 from typing import Literal, Protocol, get_args, runtime_checkable
 
 import torch
@@ -103,9 +104,11 @@ class Flow:
         ([0.75, 0.25], [250.0, 750.0])
 
     `sigmas` (T,) increase in (0,1] and are clamped to 1 - `LEAST_SIGNAL`. The network's timestep is `scale` * sigma.
+    `plan`: number of steps n -> the n sigmas, increasing, of the model's own scheduler; None: it samples the table evenly.
     """
 
-    def __init__(self, sigmas: Tensor, *, scale: float = 1000.0) -> None:
+    def __init__(self, sigmas: Tensor, *, scale: float = 1000.0, plan: Callable[[int], Tensor] | None = None) -> None:
+        self.plan = plan
         self.sigmas = sigmas.to(torch.float64).clamp(max=1 - LEAST_SIGNAL)
         self.table, self.scale = _sigma_table(self.sigmas, "a flow's sigmas must increase, in (0,1]"), scale
         self._table = Table(self.table)
@@ -116,6 +119,14 @@ class Flow:
         t = _checked(t, self.steps)
         sigma = _between(self._table.on(t.device), t)[:, None]
         return NoiseLevel(1 - sigma, sigma, timesteps=self.scale * sigma)
+
+    def planned(self, count: int) -> list[float] | None:
+        """Fractional t of the levels of `plan`, decreasing; None without a plan."""
+        if self.plan is None:
+            return None
+        sigmas = self.plan(count).to(torch.float64).clamp(max=1 - LEAST_SIGNAL)
+        t = self.time_of(torch.log((1 - sigmas) / sigmas)).clamp(0, self.steps - 1)
+        return list(dict.fromkeys(t.flip(0).tolist()))
 
     def on(self, device: torch.device) -> Tensor:
         """`table` on a device."""

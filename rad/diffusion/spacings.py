@@ -10,19 +10,23 @@ from rad.diffusion.choices import Spacing as Spacing
 from rad.diffusion.choices import spaced_timesteps as spaced_timesteps
 from rad.diffusion.choices import time_travel as time_travel
 from rad.diffusion.levels import NoiseRegions
-from rad.diffusion.processes import Invertible, Process
+from rad.diffusion.processes import Flow, Invertible, Process
 
 
 def sampling_timesteps(
     process: Process, count: int, *, spacing: Spacing = "even", fractional: bool = False
 ) -> list[float]:
-    """`spaced_timesteps` of a process, for every `Spacing`.
+    """`spaced_timesteps` of a process, for every `Spacing`; "even" and "trailing" of a flow with a plan are its plan.
 
     Raises ValueError for a count outside [1, sampled_steps], an unknown spacing, or "logsnr" on a process without `time_of`.
     """
     total, count = process.sampled_steps, integer("steps", count)
     if spacing not in get_args(Spacing):
         raise ValueError(f"spacing is {spacing!r}; allowed are {', '.join(get_args(Spacing))}")
+    if isinstance(process, Flow) and spacing in ("even", "trailing") and 1 <= count <= total:
+        planned = process.planned(count)
+        if planned is not None:
+            return [*(planned if fractional else whole(planned)), CLEAN]
     if spacing != "logsnr" or count == 1 or not 1 <= count <= total:
         return spaced_timesteps(total, count, spacing="even" if spacing == "logsnr" else spacing, fractional=fractional)
     if not isinstance(process, Invertible):

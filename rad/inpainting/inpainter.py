@@ -30,6 +30,7 @@ from rad.methods.registry import find
 from rad.models.latent_mask import Grid, Prefill
 from rad.models.load import load_model
 from rad.models.loaded_model import PLAIN, Condition, LoadedModel
+from rad.models.memory.choices import Offload, Quantize, check_saving
 from rad.models.vae import IDENTITY
 from rad.modes import plain_modes
 from rad.networks.compiled import CompileMode
@@ -86,8 +87,8 @@ class Inpainter:
         """Move the model in place, and return the inpainter. Raises ValueError for a device that cannot be used."""
         target = _device(device)
         check_running(target, compile=self.compile, noise_device=self.noise_device)
+        self.model.to(target)
         self.device = target
-        self.model.to(self.device)
         return self
 
     @classmethod
@@ -103,6 +104,9 @@ class Inpainter:
         channels_last: bool = False,
         noise_device: NoiseDevice = "cpu",
         size: int | None = None,
+        offload: Offload | None = None,
+        quantize: Quantize | None = None,
+        vae_tiling: bool = False,
         controlnet: str | Path | None = None,
         t2i_adapter: str | Path | None = None,
         ip_adapter: str | Path | None = None,
@@ -116,16 +120,18 @@ class Inpainter:
                 model, see `rad.inpainting.runs.find_trained`.
             base: base model of an adapter, checked by its hash. None: the path or hub id in the adapter, or a folder of that
                 name beside it.
-            device: "auto" picks an accelerator if there is one.
-            precision: "bf16" runs the network in bfloat16. SD3 and Flux without an adapter are loaded in it too.
-            compile, noise_device: see `Inpainter`; channels_last: memory format of the network's convolutions.
-            size: image side in pixels for SD3 and Flux. None: the model's own, or the one its adapter was trained at.
+            device: "auto" picks an accelerator if there is one; compile, noise_device: see `Inpainter`.
+            precision: "bf16" runs the network in bfloat16. Flow models without an adapter are loaded in it too.
+            channels_last: memory format of the network's convolutions, for models that have some.
+            size: image side in pixels for flow models. None: the model's own, or the one its adapter was trained at.
+            offload, quantize: see `rad.models.memory.choices`; vae_tiling: encode and decode large images in tiles.
             controlnet, t2i_adapter, ip_adapter, loras: see `load_model`; `loras` cannot be combined with a RAD adapter.
 
         Raises FileNotFoundError for a missing file, ValueError for an unsuitable one or an unsuitable option.
         """
         parts, target = find_parts(path, base), _device(device)
         check_running(target, precision=precision, compile=compile, noise_device=noise_device)
+        check_saving(offload, quantize, target, bf16=precision == "bf16", compiled=compile != "off")
         model = load_model(
             parts.source,
             device=target,
@@ -134,6 +140,9 @@ class Inpainter:
             info=parts.info,
             size=size,
             dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
+            offload=offload,
+            quantize=quantize,
+            vae_tiling=vae_tiling,
             controlnet=controlnet,
             t2i_adapter=t2i_adapter,
             ip_adapter=ip_adapter,
@@ -276,12 +285,7 @@ class Inpainter:
         return load_networks(method, self.model, self.device)
 
     def count_windows(
-        self,
-        hole: Tensor,
-        *,
-        size_policy: SizePolicy = "error",
-        margin: int | None = None,
-        most: int | None = None,
+        self, hole: Tensor, *, size_policy: SizePolicy = "error", margin: int | None = None, most: int | None = None
     ) -> int:
         """Number of windows for a hole (1,H,W). Each costs `sampler(...).cost` per sample.
 

@@ -17,9 +17,10 @@ from rad.models.adapter import AdapterInfo
 from rad.models.base import Base, load_base
 from rad.models.guided_diffusion import QkvOrder
 from rad.models.loaded_model import LoadedModel, Origin
+from rad.models.memory.choices import Offload, Quantize
 from rad.models.text_to_image.folders import Pipeline, find_pipeline, require_transformers
 from rad.models.unet_model import UNetModel
-from rad.models.vae import AUTOENCODERS, IDENTITY, Autoencoder, PretrainedAutoencoder
+from rad.models.vae import AUTOENCODERS, IDENTITY, Autoencoder, PretrainedAutoencoder, tile
 from rad.models.weights import Config, UNetT, empty_unet, read_json, require_run, weights_hash
 from rad.modes import float32_modes
 from rad.rng import check_seed
@@ -28,10 +29,11 @@ FOR_INPAINTING = ("StableDiffusionInpaintPipeline", "StableDiffusionXLInpaintPip
 STABLE_DIFFUSION = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", *FOR_INPAINTING)
 SD3 = ("StableDiffusion3Pipeline", "StableDiffusion3ControlNetInpaintingPipeline")
 FLUX = ("FluxPipeline", "FluxFillPipeline")
-FLOWS = (*SD3, *FLUX)
+NEWER_FLOWS = ("QwenImagePipeline", "ZImagePipeline", "Flux2KleinPipeline")
+FLOWS = (*SD3, *FLUX, *NEWER_FLOWS)
 LATENT_CHANNELS = 4
 """Input channels of a Stable Diffusion that is not trained for inpainting, which diffusers' inpainting pipelines also take."""
-UNTRAINED = ("StableDiffusionXLPipeline", *FLUX, *FOR_INPAINTING)
+UNTRAINED = ("StableDiffusionXLPipeline", *FLUX, *NEWER_FLOWS, *FOR_INPAINTING)
 """Pipelines that training does not support."""
 
 
@@ -51,6 +53,9 @@ def load_model(
     t2i_adapter: str | Path | None = None,
     ip_adapter: str | Path | None = None,
     loras: Sequence[tuple[str | Path, float]] = (),
+    offload: Offload | None = None,
+    quantize: Quantize | None = None,
+    vae_tiling: bool = False,
     training: bool = False,
 ) -> LoadedModel:
     """Load a base model of any kind, with or without an adapter.
@@ -59,12 +64,14 @@ def load_model(
         source: a diffusers folder, a hub id "organisation/name", or a guided-diffusion .pt file.
         adapter: folder of a RAD adapter for it.
         info: of the adapter, None: read from its folder; or of per-pixel training of all weights.
-        size: side of the images in pixels; for training, and for sampling with SD3 and Flux; None: the model's default.
-        dtype: of the weights of SD3 and Flux without an adapter.
+        size: side of the images in pixels; for training, and for sampling with flow models; None: the model's default.
+        dtype: of the weights of flow models (SD3, Flux, Qwen-Image, Z-Image, FLUX.2 [klein]) without an adapter.
         head_channels: channels of an attention head, for a .pt file; qkv_order: see `load_base`.
         controlnet, t2i_adapter, ip_adapter, loras: for Stable Diffusion 1, 2 and XL: diffusers folders; a .safetensors file
             beside a folder `image_encoder`; .safetensors files, or folders with one, and their weights. `controlnet` may be a
             hub id. For SD3 it is one that was trained for inpainting, and excludes an adapter.
+        offload, quantize: for flow models without an adapter, see `rad.models.memory.choices`; None: off.
+        vae_tiling: encode and decode images that exceed the autoencoder's tile in tiles, and batches one by one.
         training: load the model for training, with the text encoder T5 in bfloat16.
 
     Raises FileNotFoundError for a missing file, ValueError for an unsuitable one or an option without effect on this kind.
@@ -75,11 +82,13 @@ def load_model(
         info = AdapterInfo.read(adapter) if info is None else info
         qkv_order = info.qkv_order
     index = find_pipeline(source, revision)
+    if adapter is not None or index is None or index.kind not in FLOWS:
+        _require_none(adapter or source, "a flow model without an adapter", {"offload": offload, "quantize": quantize})
     extras = {"controlnet": controlnet, "t2i_adapter": t2i_adapter, "ip_adapter": ip_adapter, "loras": loras}
     if index is not None and index.kind in (*STABLE_DIFFUSION, *FLOWS):
         whole = adapter is None and info is not None and info.kind == "stable"  # an adapter merged into the weights
         text_info = info if adapter is not None or whole else None
-        model = _load_text_to_image(index, adapter, text_info, size, dtype, training, extras)
+        model = _load_text_to_image(index, adapter, text_info, size, dtype, quantize, training, extras)
         if whole:
             model.region_aware_network()
     else:
@@ -93,9 +102,16 @@ def load_model(
             model.require_inpainting()
         if adapter is not None:
             model.add_adapter(adapter)
+    if vae_tiling:
+        tile(model.autoencoder, model.source)
     if not training:
         model.checkpoint_gradients()
-    model.to(device)
+    if offload is not None or quantize is not None:
+        from rad.models.memory.offload import place
+
+        place(model, torch.device(device), offload=offload, quantize=quantize)
+    else:
+        model.to(device)
     return model
 
 
@@ -122,6 +138,7 @@ def _load_text_to_image(
     info: AdapterInfo | None,
     size: int | None,
     dtype: torch.dtype,
+    quantize: Quantize | None,
     training: bool,
     extras: dict[str, Any],
 ) -> LoadedModel:
@@ -146,9 +163,8 @@ def _load_text_to_image(
         others = {name: value for name, value in extras.items() if name != "controlnet"}
         _require_none(adapter or index.source, "Stable Diffusion 1, 2 or XL", others)
         t5_dtype = torch.bfloat16 if training else None  # trained in bfloat16; overflows in float16
-        return load_flow(
-            index, adapter=adapter, info=info, size=size, dtype=dtype, t5_dtype=t5_dtype, controlnet=controlnet
-        )
+        options = {"info": info, "size": size, "dtype": dtype, "t5_dtype": t5_dtype, "quantize": quantize}
+        return load_flow(index, adapter=adapter, controlnet=controlnet, **options)
     if not training:
         _require_none(adapter or index.source, "SD3 or Flux", {"size": size})
     if adapter is not None and extras["loras"]:

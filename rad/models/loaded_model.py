@@ -163,6 +163,7 @@ class LoadedModel(ABC):
         self.adapted: Network | None = None
         self._compiled: dict[bool, CompiledNetwork] = {}
         self._evaluation = Evaluation()
+        self._pinned, self._kept = "", dict[str, Tensor]()
         height, width = size
         if height % side_multiple or width % side_multiple:
             raise ValueError(
@@ -173,7 +174,7 @@ class LoadedModel(ABC):
     def hash(self) -> str:
         """`rad.models.weights.weights_hash` of the base network with its LoRAs, without RAD's adapter."""
         if self._hash is None:
-            self._hash = weights_hash(self.network.state_dict())
+            self._hash = weights_hash(self._kept or self.network.state_dict())
         return self._hash
 
     @property
@@ -237,7 +238,14 @@ class LoadedModel(ABC):
         """Context with all networks in evaluation mode. Training modes return when no call is within it."""
         return self._evaluation(self._modules())
 
+    def pin(self, reason: str, *, keep: bool = False) -> None:
+        """Refuse later moves to a device; `reason` completes the error. `keep`: the present weights, for `hash`."""
+        self._pinned, self._kept = reason, dict(self.network.state_dict()) if keep else {}
+
     def to(self, device: torch.device | str) -> None:
+        """Move all networks. Raises ValueError for a model whose weights are offloaded or quantised."""
+        if self._pinned:
+            raise ValueError(f"{self.source} cannot be moved to {str(device)!r}, as {self._pinned}: load it again")
         for module in self._modules():
             module.to(device)
         if self.text is not None:

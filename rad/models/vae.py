@@ -130,3 +130,16 @@ class PretrainedAutoencoder:
         """Gradients pass through the quantisation of a VQ autoencoder unchanged."""
         with torch.autocast(latents.device.type, enabled=False):
             return self.network.decode(latents.float() / self.scale + self.shift).sample
+
+
+def tile(autoencoder: Autoencoder, source: str) -> None:
+    """Work on large images in tiles, and on batches one by one, by diffusers' switches; tiles differ slightly at their seams.
+
+    Raises ValueError for models of pixels, and for autoencoders without tiles.
+    """
+    network = autoencoder.network if isinstance(autoencoder, PretrainedAutoencoder) else None
+    if network is None or not hasattr(network, "use_tiling"):
+        reason = "works on pixels" if network is None else f"has a {type(network).__name__}, which has no tiles"
+        raise ValueError(f"{source} {reason}, so vae_tiling=True has no effect: leave it out")
+    network.enable_tiling()
+    network.enable_slicing()

@@ -37,7 +37,9 @@ def weights_hash(state: Mapping[str, Tensor]) -> str:
     """SHA-256 (hex) of sorted names, shapes and little-endian float32 values, however they are stored."""
     digest = hashlib.sha256()
     for name in sorted(state):
-        tensor = state[name].detach().to("cpu", torch.float32)
+        values = state[name].detach()
+        values = values.dequantize() if type(values).__module__.startswith("torchao") else values
+        tensor = values.to("cpu", torch.float32)
         digest.update(f"{name} {list(tensor.shape)}\n".encode())
         digest.update(tensor.numpy().astype("<f4", copy=False).tobytes())
     return digest.hexdigest()

@@ -80,6 +80,9 @@ def kind_of(source: str, revision: str | None) -> Kind:
         "StableDiffusion3Pipeline": "stable3",
         "FluxPipeline": "flux",
         "FluxFillPipeline": "flux",
+        "QwenImagePipeline": "qwen_image",
+        "ZImagePipeline": "z_image",
+        "Flux2KleinPipeline": "flux2_klein",
     }
     return kinds.get(index.kind, "latent")
 

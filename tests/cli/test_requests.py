@@ -307,7 +307,7 @@ def test_the_whole_request_is_compared():
     elsewhere = {"checkpoint", "base", "mask", "method", "set", "steps", "budget_nfe", "solver", "spacing", "eta"}
     elsewhere |= {"precision", "prompt", "prompts", *ONLY_IF_GIVEN, *OF_EACH}
     without_effect = {"mask_by", "limit", "output", "batch_size", "device", "devices", "shard", "max_megapixels"}
-    without_effect |= {"compile", "channels_last"}
+    without_effect |= {"compile", "channels_last", "offload"}
     without_effect |= {
         "raw",
         "save_mask",

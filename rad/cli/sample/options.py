@@ -15,7 +15,9 @@ from rad.cli.names import (
     CompileMode,
     GridRule,
     NoiseDevice,
+    Offload,
     Precision,
+    Quantize,
     RuntimeName,
     SizePolicy,
     Solver,
@@ -121,7 +123,9 @@ class SampleOptions(ReportOptions):
     feather: int = option(
         "width in pixels of the blend from known pixels into the filling; 0: off", 0, low=0, high=PIXELS
     )
-    size: int | None = option("image size in pixels, for SD3 and Flux; default: the model's", None, low=8, high=PIXELS)
+    size: int | None = option(
+        "image size in pixels, for flow models such as SD3 and Flux; default: the model's", None, low=8, high=PIXELS
+    )
     batch_size: int = option("windows per network call", 8, low=1, high=PIXELS)
     precision: Precision = option("precision of the networks", "32")
     compile: CompileMode = option(
@@ -129,6 +133,16 @@ class SampleOptions(ReportOptions):
         "off",
     )
     channels_last: bool = option("memory format of the network's convolutions", False)
+    offload: Offload | None = option(
+        "keep weights of flow models (SD3, Flux, ...) on the CPU; model: one network at a time on the accelerator; sequential: "
+        "one layer at a time, far slower. Equal results",
+        None,
+    )
+    quantize: Quantize | None = option(
+        "quantise flow models, with --precision bf16; 8bit, 4bit: by bitsandbytes, on CUDA devices; int8: by torchao",
+        None,
+    )
+    vae_tiling: bool = option("encode and decode large images in tiles, to save memory", False)
     noise_device: NoiseDevice = option(
         "cpu: equal noise on all machines; device: faster, but equal on the same kind of accelerator only",
         "cpu",

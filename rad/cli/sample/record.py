@@ -22,7 +22,7 @@ COMMON = (
     *("image", "runtime", "seed", "noise_device", "num_samples", "size_policy", "margin", "prompts", "size", "prompt"),
     *("mask_polarity", "mask_channel", "mask_threshold", "soft_mask", "mask_resize", "mask_dilate", "mask_pattern"),
     *("negative_prompt", "guidance", *(f"{kind}_{part}" for kind in GUIDES for part in ("image", "scale"))),
-    *(*GUIDES.values(), "lora"),
+    *(*GUIDES.values(), "lora", "quantize", "vae_tiling"),
 )
 """Options that all results in a folder have in common."""
 

@@ -10,7 +10,7 @@ from typing import Any
 from rad.models.adapter import Kind
 from rad.models.weights import is_hub_id
 
-TEXT: tuple[Kind, ...] = ("stable", "stable_xl", "stable3", "flux")
+TEXT: tuple[Kind, ...] = ("stable", "stable_xl", "stable3", "flux", "qwen_image", "z_image", "flux2_klein")
 """Kinds of models that are guided by text."""
 
 MACHINE_PATH = re.compile(

@@ -1,4 +1,4 @@
-"""Text-to-image models that are rectified flows: the common part of Stable Diffusion 3 and Flux.
+"""Text-to-image models that are rectified flows: the common part of Stable Diffusion 3, Flux and newer models.
 
 With x = (1 - s) x0 + s e the network predicts the velocity v = e - x0, hence x0 = x - s v (Liu et al. 2022, arXiv 2209.03003;
 Esser et al. 2024, arXiv 2403.03206). Its timestep is 1000 s. Classifier-free guidance (arXiv 2207.12598) is linear,
@@ -15,8 +15,9 @@ import functools
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NoReturn, Protocol, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,11 +31,10 @@ from rad.models.vae import PretrainedAutoencoder
 
 if TYPE_CHECKING:
     from diffusers import (
+        DiffusionPipeline,
         FlowMatchEulerDiscreteScheduler,
-        FluxPipeline,
         FluxTransformer2DModel,
         SD3Transformer2DModel,
-        StableDiffusion3Pipeline,
     )
 
 
@@ -44,13 +44,29 @@ class Velocity(Protocol):
     def __call__(self, x: Tensor, times: Tensor, text: Text, index: Tensor | None) -> Tensor: ...
 
 
+Combine = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(v_prompt, v_negative, g (B,1,1,1)) -> v; all velocities (B,C,H,W)."""
+
+
+def linear_guidance(prompt: Tensor, negative: Tensor, scale: Tensor) -> Tensor:
+    """See `Combine` and the equation above."""
+    return negative + scale * (prompt - negative)
+
+
 class FlowDenoiser:
     """A network that predicts velocities; `negative`: texts of the images with `guidance` (B,) above 1, in their order."""
 
     def __init__(
-        self, velocity: Velocity, text: Text, *, negative: Text | None, guidance: Sequence[float], channels: int
+        self,
+        velocity: Velocity,
+        text: Text,
+        *,
+        negative: Text | None,
+        guidance: Sequence[float],
+        channels: int,
+        combine: Combine = linear_guidance,
     ) -> None:
-        self.velocity, self.channels = velocity, channels
+        self.velocity, self.channels, self.combine = velocity, channels, combine
         self.guidance = torch.tensor(guidance, dtype=torch.float32, device=text.tokens.device)
         self.guided = (self.guidance > 1).nonzero()[:, 0]
         assert (negative is None) == (len(self.guided) == 0), "a negative text for each guided image"
@@ -66,7 +82,7 @@ class FlowDenoiser:
             velocities = self.velocity(*inputs, self.text, both)
             v, v_negative = velocities[: self.count], velocities[self.count :]
             g = self.guidance[self.guided, None, None, None].to(x.dtype)
-            v = v.index_copy(0, self.guided, v_negative + g * (v[self.guided] - v_negative))
+            v = v.index_copy(0, self.guided, self.combine(v[self.guided], v_negative, g))
         else:
             v = self.velocity(x, times, self.text, index)
         return Denoised(denoised(x, v, noise, "velocity"))
@@ -120,11 +136,12 @@ class FlowModel(LoadedModel):
     guidance: float
     """Default guidance."""
     encode: Callable[..., Text]
-    """Function of `rad.models.text_to_image.prompts`."""
+    """Encodes prompts, such as the functions of `rad.models.text_to_image.prompts`."""
+    coder: type[PretrainedAutoencoder] = PretrainedAutoencoder
 
     def __init__(
         self,
-        pipeline: StableDiffusion3Pipeline | FluxPipeline,
+        pipeline: DiffusionPipeline,
         origin: Origin,
         *,
         scheduler: FlowMatchEulerDiscreteScheduler,
@@ -132,7 +149,7 @@ class FlowModel(LoadedModel):
         info: AdapterInfo | None = None,
     ) -> None:
         self.transformer: SD3Transformer2DModel | FluxTransformer2DModel = pipeline.transformer
-        autoencoder, layout = PretrainedAutoencoder(pipeline.vae), self.layout
+        autoencoder, layout = self.coder(pipeline.vae), self.layout
         factor, multiple = autoencoder.factor, autoencoder.factor * layout.cells
         if autoencoder.channels != layout.channels:
             raise ValueError(
@@ -149,6 +166,7 @@ class FlowModel(LoadedModel):
         process = Flow(
             torch.cat([sigmas[:-1][sigmas[:-1] < 1 - LEAST_SIGNAL], sigmas[-1:]]),
             scale=scheduler.config["num_train_timesteps"],
+            plan=self.plan(scheduler, (side // multiple) ** 2),
         )
         self.largest_side = layout.largest * factor
         super().__init__(
@@ -172,6 +190,11 @@ class FlowModel(LoadedModel):
     def sigmas(scheduler: FlowMatchEulerDiscreteScheduler, tokens: int) -> Tensor:
         """The noise levels of diffusers' pipeline for images of `tokens` tokens: (T,) float64, increasing."""
 
+    @staticmethod
+    def plan(scheduler: FlowMatchEulerDiscreteScheduler, tokens: int) -> Callable[[int], Tensor] | None:
+        """See `rad.diffusion.processes.Flow`; None: every number of steps samples the same table of noise levels."""
+        return None
+
     @abstractmethod
     def velocity(self, x: Tensor, times: Tensor, text: Text, index: Tensor | None = None) -> Tensor:
         """See `Velocity`."""
@@ -186,6 +209,36 @@ class FlowModel(LoadedModel):
     def training_denoiser(self, prompts: Sequence[str], *, learned_variance: bool) -> FlowDenoiser:
         return self._unguided(self.velocity, self.encode_text(prompts))
 
+    def _guided(
+        self,
+        conditions: Sequence[Condition],
+        velocity: Velocity,
+        *,
+        combine: Combine = linear_guidance,
+        empty: str = "",
+    ) -> FlowDenoiser:
+        """The denoiser with classifier-free guidance; `empty` stands for an empty negative prompt."""
+        scales = [self._scale(condition) for condition in conditions]
+        pairs = zip(conditions, scales, strict=True)
+        negatives = [condition.negative or empty for condition, scale in pairs if scale > 1]
+        return FlowDenoiser(
+            velocity,
+            self._texts([condition.prompt for condition in conditions]),
+            negative=self._texts(negatives) if negatives else None,
+            guidance=scales,
+            channels=self.autoencoder.channels,
+            combine=combine,
+        )
+
+    def _check_negatives(self, conditions: Sequence[Condition]) -> None:
+        for condition in conditions:
+            scale = self._scale(condition)
+            if condition.negative and scale <= 1:
+                raise ValueError(f"a negative prompt has no effect with guidance {scale:g}: raise it above 1")
+
+    def _no_adapters(self, name: str) -> NoReturn:
+        raise ValueError(f"{self.source} is {name}, which has no RAD adapters: use another model")
+
     def _unguided(self, velocity: Velocity, text: Text) -> FlowDenoiser:
         guidance = [0.0] * len(text.tokens)
         return FlowDenoiser(velocity, text, negative=None, guidance=guidance, channels=self.autoencoder.channels)
@@ -196,6 +249,13 @@ class FlowModel(LoadedModel):
 
     def _scale(self, condition: Condition) -> float:
         return self.guidance if condition.guidance is None else condition.guidance
+
+
+def scheduled_sigmas(scheduler: FlowMatchEulerDiscreteScheduler, shift: float, steps: int) -> Tensor:
+    """The levels of diffusers' scheduler for sigmas from 1 to 1 / steps: (steps,) float64, increasing."""
+    scheduler = copy.copy(scheduler)
+    scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps).tolist(), mu=shift)
+    return cast(Tensor, scheduler.sigmas)[:-1].flip(0).double()
 
 
 def level_shift(scheduler: FlowMatchEulerDiscreteScheduler, tokens: int) -> float:

@@ -97,4 +97,4 @@ class FluxModel(FlowModel):
         return self._unguided(velocity, text)
 
     def _patched(self, embedding: EmbeddingKind) -> NoReturn:
-        raise ValueError(f"{self.source} is Flux, which has no RAD adapters: use another model")
+        self._no_adapters("Flux")

@@ -70,7 +70,7 @@ class Pipeline:
             return self
         wanted, used = [INDEX], [part for part in self.parts if part not in UNUSED]
         for part in used:
-            wanted += [f"{part}/*.json", f"{part}/*.txt", f"{part}/spiece.model"]
+            wanted += [f"{part}/*.json", f"{part}/*.txt", f"{part}/*.jinja", f"{part}/spiece.model"]
             for stem in ("diffusion_pytorch_model", "model"):
                 wanted += [f"{part}/{stem}.safetensors", f"{part}/{stem}-*-of-*.safetensors"]
         folder = fetch(self.source, wanted, revision=self.revision)
@@ -128,8 +128,17 @@ def read_config(folder: Path, allowed: Sequence[str]) -> Config:
     return config
 
 
-def load_network(kind: type[NetworkT], folder: Path, config: Config, *, dtype: torch.dtype = torch.float32) -> NetworkT:
+def load_network(
+    kind: type[NetworkT],
+    folder: Path,
+    config: Config,
+    *,
+    dtype: torch.dtype = torch.float32,
+    quantization: object = None,
+) -> NetworkT:
     """The network of a part, in `dtype`, with every name and shape matched; in eval mode, frozen, on the CPU.
+
+    `quantization`: of diffusers, with which its own loader reads the weights.
 
     Raises FileNotFoundError without weights, ValueError for weights or settings that do not fit, or are quantised.
     """
@@ -143,6 +152,11 @@ def load_network(kind: type[NetworkT], folder: Path, config: Config, *, dtype: t
     files = _files(folder)
     if not files:
         raise FileNotFoundError(f"no weights in {folder}: put {WEIGHT_FILES[0]} there")
+    if quantization is not None:
+        with describing(folder):
+            options = {"torch_dtype": dtype, "local_files_only": True, "use_safetensors": True}
+            quantised = kind.from_pretrained(folder, quantization_config=quantization, **options)
+        return quantised.eval().requires_grad_(False)
     state = {name: _cast(value, dtype) for file in files for name, value in with_new_names(read_weights(file)).items()}
     with describing(folder):
         with torch.device("meta"):
@@ -190,8 +204,13 @@ UNTRUSTED = ("auto_map", "quantization_config", "attn_implementation")
 """Settings of an encoder that make transformers import or fetch something."""
 
 
-def load_encoder(kind: type[EncoderT], folder: Path, *, dtype: torch.dtype = torch.float32) -> EncoderT:
-    """A text or image encoder of transformers, from safetensors; in eval mode, frozen, on the CPU."""
+def load_encoder(
+    kind: type[EncoderT], folder: Path, *, dtype: torch.dtype = torch.float32, quantization: object = None
+) -> EncoderT:
+    """A text or image encoder of transformers, from safetensors; in eval mode, frozen, on the CPU.
+
+    `quantization`: of transformers.
+    """
     config = folder / "config.json"
     if not config.is_file():
         raise FileNotFoundError(f"no {config}: fetch the whole pipeline folder again")
@@ -202,6 +221,7 @@ def load_encoder(kind: type[EncoderT], folder: Path, *, dtype: torch.dtype = tor
     files = _files(folder)
     if not files:
         raise FileNotFoundError(f"no safetensors in {folder}: fetch the whole pipeline folder again")
+    quantised = {} if quantization is None else {"quantization_config": quantization, "torch_dtype": dtype}
     with describing(folder), quietly():
         assert kind.config_class is not None
         encoder, info = kind.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]  # output_loading_info makes it a pair
@@ -211,9 +231,12 @@ def load_encoder(kind: type[EncoderT], folder: Path, *, dtype: torch.dtype = tor
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
+            **quantised,
         )
         if info["missing_keys"]:
             raise ValueError(f"{len(info['missing_keys'])} weights are missing, as {sorted(info['missing_keys'])[0]}")
+    if quantization is not None:
+        return encoder.eval().requires_grad_(False)
     require_finite_weights(encoder.state_dict(), folder)
     return encoder.to(dtype).eval().requires_grad_(False)
 

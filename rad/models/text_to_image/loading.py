@@ -1,4 +1,4 @@
-"""Text-to-image models from pipeline folders: Stable Diffusion 1, 2, XL and 3, Flux; LoRAs and IP-Adapters.
+"""Text-to-image models from pipeline folders, with LoRAs and IP-Adapters.
 
 The network classes are named here, so no file of a model decides which code runs.
 """
@@ -38,6 +38,7 @@ from transformers import (
 from rad.models.adapter import AdapterInfo
 from rad.models.base import INDEX, read_schedule, scheduler_file
 from rad.models.loaded_model import Origin
+from rad.models.memory.choices import Quantize, quantization
 from rad.models.text_to_image.controls import Controls
 from rad.models.text_to_image.flow import FlowModel
 from rad.models.text_to_image.flux import FluxModel
@@ -52,6 +53,7 @@ from rad.models.text_to_image.folders import (
     quietly,
     read_config,
 )
+from rad.models.text_to_image.newer.loading import NEWER, load_newer, require_versions
 from rad.models.text_to_image.sd3 import SD3Model
 from rad.models.text_to_image.sd3_inpaint import SD3InpaintModel, check_controlnet
 from rad.models.text_to_image.stable_diffusion import StableDiffusionModel
@@ -140,19 +142,28 @@ def load_flow(
     dtype: torch.dtype = torch.float32,
     t5_dtype: torch.dtype | None = None,
     controlnet: str | Path | None = None,
+    quantize: Quantize | None = None,
 ) -> FlowModel:
-    """Stable Diffusion 3 or Flux, on the CPU. An adapter needs the network in float32, and replaces the default size.
+    """Stable Diffusion 3, Flux or a model of `NEWER`, on the CPU.
 
+    An adapter needs the network in float32, and replaces the default size.
     `dtype`: of the network and the text encoders; `t5_dtype`: of T5; None: the same. `controlnet`: for inpainting with SD3.
+    `quantize`: the network and T5.
     """
-    folder = index.fetched().folder
+    require_versions(index)
+    index = index.fetched()
+    folder = index.folder
     scheduler, t5_dtype = _flow_scheduler(folder, index.source), t5_dtype or dtype
+    if index.kind in NEWER:
+        if adapter is not None:
+            raise ValueError(f"{index.source} is a {index.kind}, which has no RAD adapters: use another model")
+        return load_newer(index, scheduler, size=size, dtype=dtype, quantize=quantize)
     if adapter is not None and info is not None:
         size, dtype = info.size[0] if size is None else size, torch.float32
     flux, with_t5 = index.kind in FLUX, "text_encoder_3" in index.parts
     kinds = FLUX_PARTS if flux else SD3_PARTS | (SD3_T5 if with_t5 else {})
     parts: Parts = dict.fromkeys(() if flux or with_t5 else SD3_T5)
-    parts |= _parts(folder, kinds, dtype=dtype, t5_dtype=t5_dtype)
+    parts |= _parts(folder, kinds, dtype=dtype, t5_dtype=t5_dtype, quantize=quantize)
     parts |= {"vae": PretrainedAutoencoder.load(folder / "vae").network, "scheduler": None}
     origin = Origin(index.source, index.revision)
     if controlnet is not None:
@@ -206,8 +217,15 @@ def load_text(folder: Path, unet: UNet2DConditionModel, autoencoder: PretrainedA
     return StableDiffusionPipeline(**parts, **UNUSED)
 
 
-def _network(kind: type[NetworkT], folder: Path, *, dtype: torch.dtype = torch.float32) -> NetworkT:
-    return load_network(kind, folder, read_config(folder, (kind.__name__,)), dtype=dtype)
+def _network(
+    kind: type[NetworkT],
+    folder: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    quantize: Quantize | None = None,
+) -> NetworkT:
+    config, scheme = read_config(folder, (kind.__name__,)), quantize and quantization(quantize, "diffusers")
+    return load_network(kind, folder, config, dtype=dtype, quantization=scheme)
 
 
 def _parts(
@@ -216,15 +234,18 @@ def _parts(
     *,
     dtype: torch.dtype = torch.float32,
     t5_dtype: torch.dtype = torch.float32,
+    quantize: Quantize | None = None,
 ) -> Parts:
     parts: Parts = {}
     for name, kind in kinds.items():
         if name.startswith("tokenizer"):
             parts[name] = load_tokenizer(kind, folder / name)
         elif name.startswith("text_encoder"):
-            parts[name] = load_encoder(kind, folder / name, dtype=t5_dtype if kind is T5EncoderModel else dtype)
+            t5 = kind is T5EncoderModel
+            scheme = quantization(quantize, "transformers") if t5 and quantize is not None else None
+            parts[name] = load_encoder(kind, folder / name, dtype=t5_dtype if t5 else dtype, quantization=scheme)
         else:
-            parts[name] = _network(kind, folder / name, dtype=dtype)
+            parts[name] = _network(kind, folder / name, dtype=dtype, quantize=quantize)
     return parts
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from rad.models.weights import weights_hash
 
@@ -29,18 +30,34 @@ ENCODING = threading.Lock()
 
 @dataclass(frozen=True)
 class Text:
-    """Encoded prompts, one row an image: tokens (B,L,D), and a vector (B,P) of the whole prompt for models that take one."""
+    """Encoded prompts, one row an image.
+
+    Args:
+        tokens: (B,L,D); pooled: (B,P), of the whole prompt, for models that take it.
+        mask: (B,L) bool, False for padding; None: all tokens are valid.
+    """
 
     tokens: Tensor
     pooled: Tensor | None = None
+    mask: Tensor | None = None
 
     @classmethod
     def cat(cls, rows: Sequence[Text]) -> Text:
+        """Texts of several batches as one batch; shorter texts are padded with masked zeros."""
         pooled = [row.pooled for row in rows if row.pooled is not None]
-        return cls(torch.cat([row.tokens for row in rows]), torch.cat(pooled) if pooled else None)
+        length = max(row.tokens.shape[1] for row in rows)
+        whole = all(row.mask is None and row.tokens.shape[1] == length for row in rows)
+        mask = None if whole else torch.cat([pad(row.valid, (0, length - row.valid.shape[1])) for row in rows])
+        tokens = torch.cat([pad(row.tokens, (0, 0, 0, length - row.tokens.shape[1])) for row in rows])
+        return cls(tokens, torch.cat(pooled) if pooled else None, mask)
+
+    @property
+    def valid(self) -> Tensor:
+        """(B,L) bool, False for padding."""
+        return torch.ones_like(self.tokens[..., 0], dtype=torch.bool) if self.mask is None else self.mask
 
     def to(self, dtype: torch.dtype) -> Text:
-        return Text(self.tokens.to(dtype), None if self.pooled is None else self.pooled.to(dtype))
+        return Text(self.tokens.to(dtype), None if self.pooled is None else self.pooled.to(dtype), self.mask)
 
     def zeros(self) -> Text:
         return Text(torch.zeros_like(self.tokens), None if self.pooled is None else torch.zeros_like(self.pooled))
@@ -58,12 +75,14 @@ class PromptEncoder:
         self.pipeline, self._encode = pipeline, encode
         parts = [getattr(pipeline, name, None) for name in ("text_encoder", "text_encoder_2", "text_encoder_3")]
         self.encoders: list[nn.Module] = [part for part in parts if part is not None]
+        self.place: torch.device | None = None
+        """Where encoders compute whose weights are kept elsewhere; None: where their weights are."""
         self.single = functools.lru_cache(maxsize=KEPT_PROMPTS)(lambda prompt: self([prompt]))
         """Encode one prompt, (1,L,D); results are cached."""
 
     @property
     def device(self) -> torch.device:
-        return next(self.encoders[0].parameters()).device
+        return next(self.encoders[0].parameters()).device if self.place is None else self.place
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str]) -> Text:

@@ -49,23 +49,11 @@ class SD3Model(FlowModel):
 
     def check(self, conditions: Sequence[Condition]) -> None:
         super().check(conditions)
-        for condition in conditions:
-            if condition.negative and condition.guidance is not None and condition.guidance <= 1:
-                raise ValueError(
-                    f"a negative prompt has no effect with guidance {condition.guidance:g}: raise it above 1"
-                )
+        self._check_negatives(conditions)
 
     def denoiser(self, conditions: Sequence[Condition], *, adapter: bool) -> FlowDenoiser:
         self.check(conditions)
-        scales = [self._scale(condition) for condition in conditions]
-        negatives = [condition.negative for condition, scale in zip(conditions, scales, strict=True) if scale > 1]
-        return FlowDenoiser(
-            functools.partial(self.velocity, adapter=adapter),
-            self._texts([condition.prompt for condition in conditions]),
-            negative=self._texts(negatives) if negatives else None,
-            guidance=scales,
-            channels=self.autoencoder.channels,
-        )
+        return self._guided(conditions, functools.partial(self.velocity, adapter=adapter))
 
     def _patched(self, embedding: EmbeddingKind) -> RegionAwareTransformer:
         return patch_transformer(cast("SD3Transformer2DModel", self.transformer), embedding=embedding)

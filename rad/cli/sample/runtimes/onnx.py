@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from rad.runtime.inpainter import OnnxInpainter
 
 WITHOUT_EFFECT = (
-    *("base", "size", "precision", "compile", "channels_last", "noise_device", "grid", "dilate", "encode_full"),
-    "strength",
+    *("base", "size", "precision", "compile", "channels_last", "noise_device", "offload", "quantize", "vae_tiling"),
+    *("grid", "dilate", "encode_full", "strength"),
     *("prompt", "prompts", "negative_prompt", "guidance", "control_image", "control_scale", "adapter_image"),
     *("adapter_scale", "style_image", "style_scale", "controlnet", "t2i_adapter", "ip_adapter", "lora"),
 )

@@ -171,8 +171,8 @@ def make_methods(options: SampleOptions) -> "dict[Label, Method]":
 
 def load_inpainter(options: SampleOptions, device: str, *, planning: bool = False) -> Inpainter:
     """The model of the options; only to plan the run if `planning`. Raises ValueError or FileNotFoundError."""
-    names = ("base", "precision", "channels_last", "size", "controlnet", "t2i_adapter", "ip_adapter")
-    names += () if planning else ("compile", "noise_device")
+    names = ("base", "precision", "channels_last", "size", "controlnet", "t2i_adapter", "ip_adapter", "vae_tiling")
+    names += () if planning else ("compile", "noise_device", "offload", "quantize")
     given = {name: getattr(options, name) for name in names}
     return Inpainter.from_pretrained(options.checkpoint, device=device, loras=options.loras, **given)
 
