@@ -1,7 +1,7 @@
 """Measures the distance of every method from the exact posterior on Gaussian data.
 
-    python benchmarks/conformance.py             writes docs/results/conformance.md, docs/results/conformance.png and docs/results/fewstep.png
-    python benchmarks/conformance.py --fewstep   writes only the section on few steps and docs/results/fewstep.png, in seconds
+    python benchmarks/conformance.py             writes conformance.md, conformance.png and fewstep.png in docs/results
+    python benchmarks/conformance.py --fewstep   writes only the section on few steps and fewstep.png, in seconds
 
 The data are 8x8 grey images from a known Gaussian, the hole is 4x4, and the denoiser is exact. All remaining error is therefore
 the method's own. Every method runs at its preset. Methods that are affine in x are propagated exactly, without random numbers.
