@@ -33,4 +33,4 @@ def _text(expression: object) -> str:
 
 def _as_code(match: re.Match[str]) -> str:
     indent, body = match[1], dedent(match[2]).strip("\n")
-    return "".join(f"{indent}{line}\n" for line in ("```python", *body.splitlines(), "```"))
+    return "".join(f"{indent}{line}\n" for line in ("```python", *body.splitlines(), "```", ""))

@@ -21,6 +21,8 @@ HIDDEN = {"index.md": ["navigation", "toc"], "gallery.md": ["navigation"], "chan
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages, and those of files outside docs/ that a page links to."""
     for uri, content in generated_pages().items():
+        if (short := files.get_file_from_path(uri)) is not None:  # what GitHub shows
+            files.remove(short)
         files.append(File.generated(config, uri, content=content))
     files.append(File.generated(config, "assets/icon.svg", abs_src_path=str(ICON)))
     texts = {f"docs/{file.src_uri}": file.content_string for file in files.documentation_pages()}

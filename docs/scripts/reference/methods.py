@@ -67,7 +67,7 @@ def section(kind: type[Method]) -> Iterator[str]:
             kind=_range(
                 describe(hints[item.name]), item.metadata.get("low", -math.inf), item.metadata.get("high", math.inf)
             ),
-            default=value(item.default),
+            default=code(None) if item.default is None else value(item.default),
             text=item.metadata["help"],
             anchor=f"{method.name}.{item.name}",
         )
