@@ -24,9 +24,11 @@ class Checked(nn.Module):
     """Checks its inputs. The result is 1 - image + mask / 4, clipped: it depends on every value of both."""
 
     def forward(self, image: Tensor, mask: Tensor) -> Tensor:
-        assert image.shape[0] == 1 and image.shape[1] == 3 and mask.shape[0] == 1 and mask.shape[1] == 1
-        assert image.shape[2] % 8 == 0 and image.shape[3] % 8 == 0 and image.shape[2:] == mask.shape[2:]
-        assert bool((image >= 0).all()) and bool((image <= 1).all()), "range"
+        height, width = image.shape[2], image.shape[3]
+        assert image.shape == [1, 3, height, width]
+        assert mask.shape == [1, 1, height, width]
+        assert height % 8 + width % 8 == 0
+        assert bool(((image >= 0) & (image <= 1)).all()), "range"
         assert bool(((mask == 0) | (mask == 1)).all()), "binary"
         assert bool((image * mask == 0).all()), "the content is hidden"
         return (1 - image - mask / 4).clamp(0, 1)
@@ -36,7 +38,7 @@ class Mirrored(nn.Module):
     """Fails unless both inputs were padded from 12x17 to 16x24 by reflection."""
 
     def forward(self, image: Tensor, mask: Tensor) -> Tensor:
-        assert image.shape[2] == 16 and image.shape[3] == 24
+        assert image.shape == [1, 3, 16, 24]
         for x in (image, mask):
             assert bool((x[:, :, 12:] == x[:, :, 7:11].flip(2)).all()), "rows"
             assert bool((x[:, :, :, 17:] == x[:, :, :, 9:16].flip(3)).all()), "columns"

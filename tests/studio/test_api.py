@@ -156,7 +156,7 @@ def test_events_are_the_states_of_the_job_up_to_its_end(client):
 def test_methods_are_those_of_the_model_with_their_presets(client, base):
     methods = {method["name"]: method for method in client.get("/v1/methods").json()["methods"]}
     assert {"rad", "repaint", "dps", "mean"} <= methods.keys()
-    assert not methods.keys() & {"m2s", "pilot"}  # a second model; attention of a prompt
+    assert not methods.keys() & {"m2s", "lama", "pilot", "inpainting_model"}  # settings that are paths; other models
     assert "dpm++2m" in methods["rad"]["solvers"]
     assert "dpm++2m" not in methods["repaint"]["solvers"]
     settings = {setting["name"]: setting for setting in methods["repaint"]["settings"]}

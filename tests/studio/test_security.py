@@ -263,6 +263,7 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(client, limit):
         {"method": "mine.py:Mine"},
         {"method": "/tmp/mine.py:Mine"},
         {"method": "m2s", "set": json.dumps({"coarse": "/etc"})},
+        {"method": "lama", "set": json.dumps({"file": "/etc/hosts"})},
         {"method": "grow", "set": json.dumps({"method": "/tmp/mine.py:Mine"})},
         {"model": "../../etc"},
         {"model": "/etc"},

@@ -283,7 +283,8 @@ def _check_output(options: SampleOptions, output: Path) -> bool:
     """Whether `output` is the file of a single result. Raises ValueError for a place that cannot take the results."""
     source, is_folder = Path(options.image), output.is_dir()
     single, suffix = holds_one(source), output.suffix.lower()
-    into_file = single and not options.tree and suffix != "" and not is_folder
+    whole = output == Path(options.output)  # not the folder of a method, as "rad@10,eta=0.5"
+    into_file = single and whole and not options.tree and suffix != "" and not is_folder
     folder, problem = output.parent if into_file else output, ""
     if not single and suffix == ".png" and not is_folder:
         problem = f"{source} holds several images: give a folder"
