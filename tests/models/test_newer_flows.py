@@ -135,8 +135,8 @@ def test_everything_hole_is_the_pipelines_own_run(model, pipeline, name, guided)
     )
     assert sample.nfe == 7
     start = (1 - LEAST_SIGNAL) * noise + LEAST_SIGNAL * task.known
-    told = arguments(pipeline, name, start, condition)
-    theirs = pipeline(prompt=PROMPT, height=SIDE, width=SIDE, num_inference_steps=7, output_type="pt", **told).images
+    given = arguments(pipeline, name, start, condition)
+    theirs = pipeline(prompt=PROMPT, height=SIDE, width=SIDE, num_inference_steps=7, output_type="pt", **given).images
     assert float(theirs.std()) > 0.05
     ours = (model.autoencoder.decode(sample.raw) / 2 + 0.5).clamp(0, 1)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-4)

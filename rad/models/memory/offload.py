@@ -25,7 +25,8 @@ def place(model: LoadedModel, device: torch.device, *, offload: Offload | None, 
         model.to(device)
     else:
         model.pin("its weights are quantised by bitsandbytes")
-        for module in (model.network, *model.frozen_modules()):
+        modules: list[nn.Module] = [model.network, *model.frozen_modules()]
+        for module in modules:
             if not (getattr(module, "is_loaded_in_8bit", False) or getattr(module, "is_loaded_in_4bit", False)):
                 module.to(device)
 

@@ -33,7 +33,7 @@ from rad.models.text_to_image.prompts import Pipeline, Text
 from rad.models.vae import PretrainedAutoencoder
 
 if TYPE_CHECKING:
-    from diffusers import FlowMatchEulerDiscreteScheduler
+    from diffusers import FlowMatchEulerDiscreteScheduler, QwenImageTransformer2DModel
 
     from rad.networks.unet import EmbeddingKind
 
@@ -154,7 +154,7 @@ def from_tokens(tokens: Tensor, rows: int) -> Tensor:
     return rearrange(tokens, "b (h w) (c p q) -> b c (h p) (w q)", h=rows, p=CELLS, q=CELLS)
 
 
-def with_positions(network: nn.Module) -> nn.Module:
+def with_positions(network: QwenImageTransformer2DModel) -> QwenImageTransformer2DModel:
     """The transformer with its table of positions, which is no weight: loading leaves it empty."""
     old = network.pos_embed
     if old.pos_freqs.is_meta:

@@ -39,7 +39,7 @@ class ZImageModel(FlowModel):
 
     kind: Kind = "z_image"
     guidance = 1.0
-    """That of Z-Image-Turbo; the folder does not tell it from Z-Image."""
+    """That of Z-Image-Turbo. Folders of Z-Image, which needs guidance, look the same."""
 
     @staticmethod
     def encode(pipeline: Pipeline, prompts: Sequence[str], device: torch.device) -> Text:
