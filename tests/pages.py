@@ -17,9 +17,20 @@ def blocks(page: str, language: str) -> list[str]:
     )
 
 
+def code(page: str) -> list[tuple[str, str]]:
+    """The Python and shell blocks of a page as (language, code), in order."""
+    fences = re.compile(r"^ *```(python|bash)[^\n]*\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
+    return fences.findall((DOCS / page).read_text(encoding="utf-8"))
+
+
 def commands(page: str) -> list[list[str]]:
     """The words after `rad` of each `rad` command of a page, in order. Lines that end with a backslash are joined."""
-    lines = "\n".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
+    return words_of("\n".join(blocks(page, "bash")))
+
+
+def words_of(block: str) -> list[list[str]]:
+    """The words after `rad` of each `rad` command of a shell block."""
+    lines = block.replace("\\\n", " ").splitlines()
     return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("rad ")]
 
 
