@@ -1,6 +1,6 @@
 """Draws docs/images/sizes.webp: the part of an image that the network sees with each size policy. Loads no model.
 
-    python docs/scripts/sizes.py
+python docs/scripts/sizes.py
 """
 
 from pathlib import Path
@@ -50,7 +50,6 @@ def show(axes: Axes, picture: np.ndarray, title: str, boxes: list[Box]) -> None:
 def main() -> None:
     matplotlib.use("Agg")
     photo, hole = skimage.data.chelsea(), holes()
-    height, width = hole.shape
     values = hole[None].astype(np.float32)
     zoomed = zoom_region(values, (MODEL, MODEL), margin=16)
     assert zoomed is not None
