@@ -304,7 +304,19 @@ def test_the_whole_request_is_compared():
     from rad.cli.sample.request import OF_EACH
     from rad.evaluation.options import ReportOptions
 
-    elsewhere = {"checkpoint", "base", "mask", "method", "set", "steps", "budget_nfe", "solver", "spacing", "eta"}
+    elsewhere = {
+        "checkpoint",
+        "base",
+        "mask",
+        "method",
+        "set",
+        "steps",
+        "budget_nfe",
+        "solver",
+        "spacing",
+        "eta",
+        "strength",
+    }
     elsewhere |= {"precision", "prompt", "prompts", *ONLY_IF_GIVEN, *OF_EACH}
     without_effect = {"mask_by", "limit", "output", "batch_size", "device", "devices", "shard", "max_megapixels"}
     without_effect |= {"compile", "channels_last", "offload"}

@@ -15,6 +15,8 @@ from rad.inpainting.inpainter import Inpainter
 from rad.methods.inpainting_model import InpaintingModel
 from rad.models.load import is_for_inpainting, load_model
 from rad.models.loaded_model import Condition
+from rad.models.text_to_image.stable_denoiser import StableDiffusionDenoiser
+from rad.models.text_to_image.stable_diffusion import StableDiffusionModel
 from rad.rng import KeyedNoise
 from rad.sampling.sampler import Sampler
 from rad.sampling.task import Task
@@ -39,6 +41,7 @@ def folders(tmp_path_factory):
 def pair(request, folders):
     """Our model, and diffusers' pipeline on the same networks; the UNet in float64."""
     model = load_model(folders[request.param])
+    assert isinstance(model, StableDiffusionModel)
     doubled(model.unet)
     parts = {name: part for name, part in vars(model.pipeline).items() if name in model.pipeline.config}
     config = model.pipeline.scheduler.config
@@ -54,7 +57,7 @@ def ours(model, hole=HOLE, *, strength=1.0):
     """Our latents, before and after each step."""
     image = torch.from_numpy(np.array(IMAGE)).permute(2, 0, 1)[None] / 127.5 - 1
     task, path = Task.encoded(image, hole[None], model.autoencoder, start=strength < 1), []
-    task = Task(**{n: v.double() if n in ("known", "start") and v is not None else v for n, v in vars(task).items()})
+    task = replace(task, known=task.known.double(), start=None if task.start is None else task.start.double())
 
     class Watched(InpaintingModel):
         def after_step(self, state, denoised, x_next):
@@ -112,7 +115,9 @@ def test_the_network_reads_the_hole_and_the_known_pixels(folders):
     image = torch.rand(1, 3, SIZE, SIZE) * 2 - 1
     hole = torch.zeros(1, 1, SIZE, SIZE)
     hole[..., 6:12, 7:12] = 1  # the first pixel of a cell of 2x2 decides
+    assert isinstance(denoiser, StableDiffusionDenoiser)
     masked = denoiser.for_hole(image, hole).masked
+    assert masked is not None
     cells = torch.zeros(1, 1, SIZE // 2, SIZE // 2)
     cells[..., 3:6, 4:6] = 1
     assert torch.equal(masked[:, :1], cells)
