@@ -40,8 +40,7 @@ from rad.models.base import INDEX, read_schedule, scheduler_file
 from rad.models.loaded_model import Origin
 from rad.models.text_to_image.controls import Controls
 from rad.models.text_to_image.flow import FlowModel
-from rad.models.text_to_image.flux import FluxModel
-from rad.models.text_to_image.flux_fill import FluxFillModel
+from rad.models.text_to_image.flux import FluxFillModel, FluxModel
 from rad.models.text_to_image.folders import (
     NetworkT,
     Pipeline,
