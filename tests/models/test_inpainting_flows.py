@@ -429,6 +429,7 @@ def test_diffusers_form(folders, controlled):
     assert np.array_equal(result[0], expected.images[0])
 
 
+@pytest.mark.filterwarnings("ignore:the mask given. it is full")
 @pytest.mark.parametrize("kind", ["fill", "controlled"])
 def test_the_studio_lists_the_methods_that_run(kind, request):
     filler = TorchFiller("model", "model", Inpainter(request.getfixturevalue(kind)))
