@@ -12,7 +12,12 @@ from rad.sampling.method import Method
 
 from .tables import Row, code, describe, prose, table, value
 
-NETWORKS = {"adapter": "RAD adapter", "base": "pretrained model", "none": "no network"}
+NETWORKS = {
+    "adapter": "RAD adapter",
+    "base": "pretrained model",
+    "inpainting": "model trained for inpainting",
+    "none": "no network",
+}
 
 
 def page() -> str:

@@ -1,4 +1,7 @@
-"""Flux: tokens of 2x2 latent cells; the guidance is an input of the network (dev), or there is none (schnell)."""
+"""Flux: tokens of 2x2 latent cells; the guidance is an input of the network (dev), or there is none (schnell).
+
+Flux.1 Fill also reads the masked image and the mask.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from torch import Tensor
 from rad.diffusion.processes import Flow
 from rad.models.adapter import Kind
 from rad.models.loaded_model import Condition
-from rad.models.text_to_image.flow import FlowDenoiser, FlowModel, Layout, level_shift
+from rad.models.text_to_image.flow import FlowDenoiser, FlowModel, InpaintingFlowDenoiser, Layout, level_shift
 from rad.models.text_to_image.prompts import Text, encode_flux
 
 if TYPE_CHECKING:
@@ -98,3 +101,40 @@ class FluxModel(FlowModel):
 
     def _patched(self, embedding: EmbeddingKind) -> NoReturn:
         self._no_adapters("Flux")
+
+
+class FluxFillModel(FluxModel):
+    """Flux.1 Fill, trained for inpainting; `load_model` loads it.
+
+    Its tokens hold the noisy latents, the masked image's latents, and the mask. The mask keeps its resolution: the 8x8 pixels of
+    a cell are 64 channels, 1 = fill. With 16 latent channels the network reads 4 (16 + 16 + 64) = 384 channels and predicts 64.
+    """
+
+    for_inpainting = True
+    guidance = 30.0
+
+    @property
+    def layout(self) -> Layout:
+        config = self.transformer.config
+        outputs = config["out_channels"] or config["in_channels"]
+        return Layout(outputs // CELLS**2, CELLS, default=128, largest=512)
+
+    def check_channels(self) -> None:
+        """Raise ValueError if the network does not read latents, masked latents and a mask."""
+        autoencoder, inputs = self.autoencoder, self.transformer.config["in_channels"]
+        expected = CELLS**2 * (2 * autoencoder.channels + autoencoder.factor**2)
+        if inputs != expected:
+            raise ValueError(
+                f"the network of {self.source} takes {inputs} channels; Flux Fill takes {expected} with this autoencoder: "
+                "give the folder of a Flux Fill model"
+            )
+
+    def context(self, image: Tensor, hole: Tensor) -> Tensor:
+        """Latents of the masked image and the mask, (B,C+f*f,H/f,W/f); arguments as of `InpaintingDenoiser.for_hole`."""
+        side = self.autoencoder.factor
+        cells = rearrange(hole, "b 1 (h p) (w q) -> b (p q) h w", p=side, q=side)
+        return torch.cat([self.autoencoder.encode(image), cells], 1)
+
+    def denoiser(self, conditions: Sequence[Condition], *, adapter: bool) -> InpaintingFlowDenoiser:
+        plain = super().denoiser(conditions, adapter=adapter)
+        return InpaintingFlowDenoiser(plain, plain.velocity, self.context)

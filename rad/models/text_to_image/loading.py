@@ -41,8 +41,7 @@ from rad.models.loaded_model import Origin
 from rad.models.memory.choices import Quantize, quantization
 from rad.models.text_to_image.controls import Controls
 from rad.models.text_to_image.flow import FlowModel
-from rad.models.text_to_image.flux import FluxModel
-from rad.models.text_to_image.flux_fill import FluxFillModel
+from rad.models.text_to_image.flux import FluxFillModel, FluxModel
 from rad.models.text_to_image.folders import (
     NetworkT,
     Pipeline,
