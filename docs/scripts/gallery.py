@@ -1,8 +1,8 @@
 """Pictures of docs/gallery.md: runs the commands of the page, and shows input and result.
 
-    python docs/scripts/gallery.py                  # all of them
-    python docs/scripts/gallery.py badge            # this one
-    python docs/scripts/gallery.py --inputs         # only writes the photographs and masks into runs/gallery
+python docs/scripts/gallery.py                  # all of them
+python docs/scripts/gallery.py badge            # this one
+python docs/scripts/gallery.py --inputs         # only writes the photographs and masks into runs/gallery
 """
 
 import shlex
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
-from PIL import Image, ImageDraw
 from pictures import IMAGES, grid, letters, marked, painted, photograph, save, scratches
+from PIL import Image, ImageDraw
 
 from rad.__main__ import main as rad
 

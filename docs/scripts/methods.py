@@ -14,8 +14,8 @@ from pathlib import Path
 from time import perf_counter
 
 import numpy as np
-from PIL import Image
 from pictures import IMAGES, grid, labelled, painted, photograph, save
+from PIL import Image
 
 from rad import Inpainter
 from rad.inpainting import Progress

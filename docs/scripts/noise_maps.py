@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib import colormaps
-from PIL import Image
 from pictures import IMAGES, grid, labelled, photograph, save
+from PIL import Image
 from torch import Tensor
 
 from rad import Inpainter
@@ -105,7 +105,9 @@ def run(hole: Tensor, *, steps: int) -> tuple[Recorded, list[Tensor], Tensor]:
     sampler = Sampler(process, method, steps=steps, solver="ddpm")
     with model.in_evaluation(), KeyedNoise(SEED, ["noise maps"]) as noise:
         task = Task.from_image(scene()[0], hole)
-        sample = sampler(model.denoiser([PLAIN], adapter=True), task, noise=noise, on_call=lambda _, x0: estimates.append(x0))
+        sample = sampler(
+            model.denoiser([PLAIN], adapter=True), task, noise=noise, on_call=lambda _, x0: estimates.append(x0)
+        )
     return method, estimates, sample.image
 
 

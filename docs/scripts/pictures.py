@@ -30,7 +30,9 @@ def scratches(size: tuple[int, int], count: int, *, width: tuple[float, float], 
     return to_mask(draw([generator(seed, "scratches")], size[1], size[0])[0])
 
 
-def letters(size: tuple[int, int], texts: Sequence[tuple[str, tuple[int, int], int]], *, margin: int = 0) -> Image.Image:
+def letters(
+    size: tuple[int, int], texts: Sequence[tuple[str, tuple[int, int], int]], *, margin: int = 0
+) -> Image.Image:
     """Mask of texts, each with its place (left, top) and font size in pixels; `margin` pixels around the letters."""
     mask = Image.new("L", size)
     draw = ImageDraw.Draw(mask)
