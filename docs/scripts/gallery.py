@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
-from pictures import IMAGES, grid, letters, marked, painted, photograph, save, scratches
+from pictures import IMAGES, grid, letters, marked, painted, photograph, polygons, save, scratches
 from PIL import Image, ImageDraw
 
 from rad.__main__ import main as rad
@@ -73,13 +73,15 @@ def badge() -> Inputs:
 
 
 def wider() -> Inputs:
-    return photograph("rocket.jpg", (20, 60, 380, 420)), None
+    return coffee().resize((96, 96), Image.Resampling.LANCZOS), None
 
 
-def faded() -> Inputs:
-    """A pale stain; the mask is grey, so that what is left of the fur is kept."""
-    mask = disk(110, 285, 26).point(lambda value: value // 2)
-    return Image.composite(Image.new("RGB", (SIDE, SIDE), "white"), cat(), mask), mask
+def strengths() -> Inputs:
+    """Four disks of the cat's fur, with mask values of a quarter, a half, three quarters and one."""
+    mask = Image.new("L", (SIDE, SIDE))
+    for number in range(4):
+        mask.paste(64 * (number + 1) - 1, mask=disk(50 + 45 * number, 265 + 10 * number, 15))
+    return cat(), mask
 
 
 def sampled() -> Inputs:
@@ -89,9 +91,9 @@ def sampled() -> Inputs:
     return image, mask
 
 
-def large_letters() -> Inputs:
-    texts = [("Espresso", (70, 40), 60)]
-    return painted(coffee(), letters((SIDE, SIDE), texts)), letters((SIDE, SIDE), texts, margin=2)
+def tower() -> Inputs:
+    outline = [(172, 92), (186, 92), (196, 250), (190, 358), (148, 362), (160, 250)]
+    return photograph("rocket.jpg", (20, 27, 420, 427)), polygons((SIDE, SIDE), [outline])
 
 
 def face() -> Inputs:
@@ -102,11 +104,11 @@ FEW = "--solver ddim --spacing trailing --steps 4"
 CASES: dict[str, Case] = {
     "scratched": Case(scratched, f"--checkpoint photos --size_policy crop {FEW}"),
     "lettered": Case(lettered, "--checkpoint photos --size_policy crop --solver ddpm --steps 25"),
-    "badge": Case(badge, f"--checkpoint photos --size_policy zoom {FEW}", shown=True),
-    "wider": Case(wider, "--checkpoint photos --extend 0,24,24,0 --size_policy crop --solver ddpm --steps 25"),
-    "faded": Case(faded, f"--checkpoint photos --soft_mask --size_policy crop {FEW}"),
+    "badge": Case(badge, f"--checkpoint photos --size_policy zoom {FEW} --num_samples 3", shown=True, samples=3),
+    "wider": Case(wider, "--checkpoint rad-nature32 --extend 8,8,8,8 --size_policy crop --solver ddpm --steps 25"),
+    "strengths": Case(strengths, f"--checkpoint photos --soft_mask --size_policy crop {FEW}", shown=True),
     "sampled": Case(sampled, "--checkpoint rad-nature32 --num_samples 4", shown=True, samples=4),
-    "large-letters": Case(large_letters, f"--checkpoint photos --size_policy crop {FEW}"),
+    "tower": Case(tower, "--checkpoint photos --size_policy crop", shown=True),
     "face": Case(face, f"--checkpoint photos --size_policy zoom {FEW}", shown=True),
 }
 
@@ -132,14 +134,14 @@ def restored(name: str) -> list[Image.Image]:
 
 
 def picture(name: str) -> Image.Image:
-    """Input and results side by side; an image smaller than its result lies at the lower left of its tile."""
+    """Input and results side by side; an image smaller than its result lies in the middle of its tile."""
     images = restored(name)
     width, height = images[-1].size
-    scale = 5 if width < 100 else 1
     page = Image.new("RGBA", (width, height), (0, 0, 0, 0))
-    page.paste(images[0], (0, height - images[0].height))
-    tiles = [page, *images[1:]]
-    return grid([[tile.resize((width * scale, height * scale), Image.Resampling.BICUBIC) for tile in tiles]])
+    page.paste(images[0], ((width - images[0].width) // 2, (height - images[0].height) // 2))
+    side = 160 if len(images) > 4 else 300 if len(images) > 2 else SIDE
+    size = (side * width // max(width, height), side * height // max(width, height))
+    return grid([[tile.resize(size, Image.Resampling.BICUBIC) for tile in [page, *images[1:]]]])
 
 
 def main(arguments: Sequence[str]) -> None:

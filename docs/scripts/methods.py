@@ -21,7 +21,7 @@ from rad import Inpainter
 from rad.inpainting import Progress
 from rad.methods import METHODS
 from rad.methods.registry import create
-from rad.models.loaded_model import Condition
+from rad.models.loaded_model import PLAIN, Condition
 
 SIZE, SCALE, SEED = 32, 4, 0
 MOMENTS = (0.0, 0.2, 0.4, 0.6, 0.8)
@@ -74,9 +74,9 @@ def trajectory(name: str, run: Run) -> list[Image.Image]:
         while len(shown) < len(MOMENTS) and progress.done >= max(1, MOMENTS[len(shown)] * progress.planned):
             shown.append(progress.previews()[0])
 
-    condition = {"condition": Condition(run.prompt, guidance=2)} if run.prompt else {}
+    condition = Condition(run.prompt, guidance=2) if run.prompt else PLAIN
     result = loaded(run.checkpoint)(
-        image, mask, method=create(name, run.settings), steps=run.steps, seed=SEED, on_step=on_step, **condition
+        image, mask, method=create(name, run.settings), steps=run.steps, seed=SEED, on_step=on_step, condition=condition
     )
     return [*shown, result.images[0]]
 
