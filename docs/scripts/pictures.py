@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -33,12 +32,15 @@ def scratches(size: tuple[int, int], count: int, *, width: tuple[float, float], 
 def letters(
     size: tuple[int, int], texts: Sequence[tuple[str, tuple[int, int], int]], *, margin: int = 0
 ) -> Image.Image:
-    """Mask of texts, each with its place (left, top) and font size in pixels; `margin` pixels around the letters."""
+    """Mask of texts, each with its place (left, top) and font size in pixels; `margin` pixels around the letters.
+
+    With a margin the mask is black and white; without one it has the soft edges of the letters.
+    """
     mask = Image.new("L", size)
     draw = ImageDraw.Draw(mask)
     for text, place, height in texts:
         draw.text(place, text, fill=255, font=ImageFont.load_default(height), stroke_width=margin)
-    return mask.point(lambda value: 255 if value > 40 else 0) if margin else mask
+    return mask.point([0] * 41 + [255] * 215) if margin else mask
 
 
 def polygons(size: tuple[int, int], shapes: Sequence[Sequence[tuple[int, int]]]) -> Image.Image:
@@ -60,7 +62,7 @@ def painted(image: Image.Image, mask: Image.Image, colour: str = "white") -> Ima
 
 
 def marked(image: Image.Image, mask: Image.Image) -> Image.Image:
-    """The image with a red tint over the hole, and a sharp border around it."""
+    """The image with a red tint over the hole, weaker where the mask is grey."""
     tinted = Image.blend(image, Image.new("RGB", image.size, (255, 40, 40)), 0.55)
     return Image.composite(tinted, image, mask)
 
@@ -95,8 +97,3 @@ def save(image: Image.Image, name: str, folder: Path = IMAGES, *, quality: int =
     image.save(path, quality=quality, method=6)
     print(f"{path}: {image.width}x{image.height}, {path.stat().st_size / 1024:.0f} KB")
     return path
-
-
-def difference(first: Image.Image, second: Image.Image) -> float:
-    """Root mean square difference of two images of one size, in grey levels."""
-    return float(np.sqrt(np.mean((np.asarray(first, float) - np.asarray(second, float)) ** 2)))
