@@ -58,4 +58,4 @@ def test_settings_are_hashed_by_method(tmp_path, setting):
 
 def test_every_method_is_run():
     words = {word.split("@")[0] for commands in golden.read_commands().values() for line in commands for word in line}
-    assert words >= set(METHODS)
+    assert words >= set(METHODS) - {"inpainting_model", "lama"}  # other models, which are not shipped

@@ -82,6 +82,14 @@ def test_only_the_initial_seed_of_a_generator_counts(pipe):
     assert not equal(first, others[0])
 
 
+def test_strength_is_that_of_an_inpainter(pipe):
+    result = pipe(image=IMAGES[0], mask_image=MASK, num_inference_steps=4, strength=0.5)
+    expected = pipe.inpainter(IMAGES[0], MASK, steps=4, strength=0.5)
+    assert equal(result.images, expected.images)
+    assert result.nfe == expected.nfe == 2
+    assert not equal(result.images, pipe.inpainter(IMAGES[0], MASK, steps=4).images)
+
+
 def test_prompts_become_conditions(tmp_path):
     pipe = quiet(RADInpaintPipeline.from_pretrained(write_pipeline(tmp_path, "stable")))
     options = {"method": "replacement", "num_inference_steps": 2}

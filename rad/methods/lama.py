@@ -65,7 +65,7 @@ class LaMa(Mean):
                 )  # TorchScript is deprecated, and the format of LaMa's weights
                 network = torch.jit.load(path, map_location=device).eval()
         except (RuntimeError, ValueError) as error:
-            reason = str(error).strip().partition("\n")[0]
+            reason = str(error).strip().partition("\n")[0].partition(". ")[0]
             raise ValueError(
                 f"lama.file: {path} is not a TorchScript file ({reason}): give an exported network such as big-lama.pt, not "
                 "a training checkpoint"
