@@ -205,6 +205,7 @@ class Latent:
     """The least latent model."""
 
     source, hash, size, base_process, info, has_base, has_adapter = "latent", "0", (8, 8), PROCESS, None, True, False
+    for_inpainting = False
 
     def __init__(self):
         self.autoencoder = Blocks(2, dtype=torch.float32)
