@@ -59,10 +59,9 @@ def test_every_command_parses():
             words = words[: words.index(">")] if ">" in words else words
             if kind == "sample" and not {"--list_methods", "--config"} & set(words):
                 words = [word for word in words if word != "--print_config"]
-                options = sample_options(
-                    [re.sub(r"^\w+\.py:\w+", "ddnm", "ddnm" if word == "projection" else word) for word in words]
-                )
+                options = sample_options([re.sub(r"^(\w+\.py:\w+|projection(?=@))", "mcg", word) for word in words])
                 assert options.part or options.mask or options.extend
+                assert options.baseline in (None, *options.method)
             elif kind == "evaluate":
                 assert evaluate_parser().parse_args(words).results
             elif kind == "studio":
