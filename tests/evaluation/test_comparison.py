@@ -50,7 +50,7 @@ def test_a_label_is_a_method_with_steps_or_a_budget():
     assert own == Label(own.text, "rad", steps=10, solver="ddim", spacing="quad", eta=0.0)
     assert Label.of("rad,solver=ddpm") == Label("rad,solver=ddpm", "rad", solver="ddpm")
     for wrong in ("rad,", "rad,ddim", "rad,steps=5", "rad,solver=ddim,solver=ddpm"):
-        with pytest.raises(ValueError, match="after a comma give solver=, spacing= or eta="):
+        with pytest.raises(ValueError, match="after a comma give solver=, spacing=, eta= or strength="):
             Label.of(wrong)
     with pytest.raises(ValueError, match="solver is 'euler'; allowed are ddpm, ddim"):
         Label.of("rad@5,solver=euler")
