@@ -59,10 +59,9 @@ def test_every_command_parses():
             words = words[: words.index(">")] if ">" in words else words
             if kind == "sample" and not {"--list_methods", "--config"} & set(words):
                 words = [word for word in words if word != "--print_config"]
-                options = sample_options(
-                    [re.sub(r"^\w+\.py:\w+", "ddnm", "ddnm" if word == "projection" else word) for word in words]
-                )
+                options = sample_options([re.sub(r"^(\w+\.py:\w+|projection(?=@))", "mcg", word) for word in words])
                 assert options.part or options.mask or options.extend
+                assert options.baseline in (None, *options.method)
             elif kind == "evaluate":
                 assert evaluate_parser().parse_args(words).results
             elif kind == "studio":
@@ -91,8 +90,9 @@ def test_methods_are_compared_and_the_table_is_printed(desk: Path, capsys: pytes
     presets, equal, evaluate = commands(page)
     run_python(page, create)
     assert len(list((desk / "originals").iterdir())) == 12
-    run_command([re.sub("^(rad|ddnm|diffpir)$", r"\1@2", word) for word in presets], "--mask", "wide", "--limit", "6")
-    run_command(equal, "--mask", "wide", "--limit", "6", "--budget_nfe", "2")
+    presets, equal = ([word for word in words if word != "thin"] for words in (presets, equal))
+    run_command(presets, "--limit", "6", "--steps", "2")
+    run_command(equal, "--limit", "6", "--budget_nfe", "2")
     run_python(page, other)
     assert len(list((desk / "theirs").iterdir())) == 6
     for file in (desk / "theirs").iterdir():  # the other system has kept the known pixels

@@ -99,6 +99,7 @@ def example(
         ],
         "options": {"seed": 7},
         "model": {"base_hash": "5be1c0e2"},
+        "mask_sources": {"half": {"mask": "half", "mask_by": "name"}},
     }
     return Comparison([PSNR, LPIPS], rows, results, next(iter(chosen)), "psnr", run, ["FID was left out."])
 
@@ -413,7 +414,9 @@ def test_the_run_is_described(tmp_path: Path) -> None:
     assert "- FID was left out.\n" in summary
     assert "- LPIPS small (`lpips/small`, lower is better): extractor small; weights sha256 0123abcd\n" in summary
     assert ["LPIPS small", "lpips/small", "lower", "–", "–", "small", "sha256 0123abcd"] in page.rows
-    assert "sample.py --image &#39;my photos&#39;" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "sample.py --image &#39;my photos&#39;" in html
+    assert "<summary>mask sources</summary>" in html
 
 
 @pytest.mark.usefixtures("no_plots")

@@ -1,6 +1,8 @@
 """The nodes of integrations/comfyui, loaded and called as ComfyUI does: under inference mode, with its tensors."""
 
 import importlib.util
+import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ import torch
 
 from rad.inpainting.inpainter import Inpainter
 from tests.conftest import SIZE, box_hole, random_image
+from tests.pages import DOCS
 
 FOLDER = Path(__file__).resolve().parents[2] / "integrations" / "comfyui"
 MASK = box_hole(SIZE, SIZE, 3, 4, 11, 12)
@@ -164,3 +167,28 @@ def test_package_loads_outside_of_comfyui_and_describes_itself(monkeypatch):
     content = pytest.importorskip("tomllib").loads((FOLDER / "pyproject.toml").read_text())
     assert content["project"]["dependencies"] == (FOLDER / "requirements.txt").read_text().split()
     assert {"PublisherId", "DisplayName"} <= set(content["tool"]["comfy"])
+
+
+def test_the_workflow_of_the_page_fits_the_nodes(nodes):
+    """Required inputs are complete, choices are in their lists, and links have the right type."""
+    found = re.search(r"```json\n(.*?)```", (DOCS / "how-to" / "comfyui.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert found is not None
+    workflow = json.loads(found[1])
+    outputs = {"LoadImage": ("IMAGE", "MASK")} | {
+        name: kind.RETURN_TYPES for name, kind in nodes.package.NODE_CLASS_MAPPINGS.items()
+    }
+    own = [node for node in workflow.values() if node["class_type"].startswith("RAD")]
+    assert len(own) == 2
+    for node in own:
+        inputs = getattr(nodes, node["class_type"]).INPUT_TYPES()
+        kinds = inputs["required"] | inputs.get("optional", {})
+        assert set(inputs["required"]) <= set(node["inputs"]) <= set(kinds)
+        for name, value in node["inputs"].items():
+            kind = kinds[name][0]
+            if isinstance(value, list):
+                source, number = value
+                assert outputs[workflow[source]["class_type"]][number] == kind
+            elif isinstance(kind, list):
+                assert value in kind
+            else:
+                assert type(value) is {"INT": int, "BOOLEAN": bool}[kind]
