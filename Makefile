@@ -36,7 +36,7 @@ CORE := diffusion networks sampling images masks inpainting methods/test_methods
 test-core: setup ## run the core tests, for other versions of Python and of packages
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow" $(CORE:%=tests/%)
 
-slow: setup ## run the tests that take more than ten seconds each
+slow: setup ## run the tests marked slow
 	$(BIN)/python -m pytest -n auto --dist loadfile -m slow
 
 NUMERICAL := models/test_adapters.py networks/test_attention.py networks/test_compile.py training/test_cached_encodings.py data/test_draws.py networks/test_dropout.py training/test_inpainting_metrics.py models/test_lora_variants.py training/test_objectives.py training/test_posthoc.py models/test_autoencoder.py training/test_autoencoder_training.py models/test_codecs.py evaluation/test_compare.py networks/test_conditional.py training/test_ddp.py models/test_edm.py evaluation/test_features.py models/test_flow.py models/test_latent.py training/test_latent_training.py models/test_load.py models/test_lora.py evaluation/test_metrics.py training/test_module.py sampling/test_sampler.py models/test_stable.py networks/test_transformer.py networks/test_unet.py

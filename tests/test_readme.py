@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageFilter
 
 from rad.cli import main as cli
 from rad.cli.names import METHODS
+from tests.pages import words_of
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -19,35 +20,21 @@ def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
+INPUTS, FILL = blocks("python")
+
+
 @pytest.fixture
 def desk(tmp_path, monkeypatch):
-    """A working folder with the shipped models, six small photographs, their masks, and a photograph with lettering."""
-    for name in ("checkpoints", "configs"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    random = np.random.default_rng(0)
-    for folder in ("photos", "masks"):
-        (tmp_path / folder).mkdir()
-    for number in range(6):
-        pixels = random.integers(0, 256, (6, 8, 3), dtype=np.uint8)
-        Image.fromarray(pixels).resize((48, 40), Image.Resampling.BICUBIC).save(tmp_path / "photos" / f"{number}.png")
-        mask = np.zeros((40, 48), np.uint8)
-        mask[10:20, 5 + number : 20] = 255
-        Image.fromarray(mask).save(tmp_path / "masks" / f"{number}.png")
-    (tmp_path / "photo.png").write_bytes((tmp_path / "photos" / "0.png").read_bytes())
-    (tmp_path / "mask.png").write_bytes((tmp_path / "masks" / "0.png").read_bytes())
-    letters = Image.new("L", (48, 40))
-    ImageDraw.Draw(letters).text((4, 12), "1974", font=ImageFont.load_default(16), fill=255)
-    photo = Image.open(tmp_path / "photo.png")
-    Image.composite(Image.new("RGB", photo.size, "white"), photo, letters).save(tmp_path / "lettered.png")
-    letters.point(lambda value: 255 if value > 127 else 0).save(tmp_path / "lettered-mask.png")
+    """A working folder with the photographs and masks that the page writes; the shipped models are found from any folder."""
     monkeypatch.chdir(tmp_path)
+    exec(compile(INPUTS, "README.md", "exec"), {})
     return tmp_path
 
 
 def commands(name):
-    lines = [line for block in blocks("bash") for line in block.splitlines() if line.startswith(f"rad {name}")]
-    assert lines
-    return [shlex.split(line)[2:] for line in lines]
+    found = [words[1:] for block in blocks("bash") for words in words_of(block) if words[0] == name]
+    assert found
+    return found
 
 
 def test_list_of_methods_is_printed():
@@ -67,13 +54,11 @@ def test_sampling_commands_fill_the_holes(desk):
     hole = np.asarray(Image.open(desk / "mask.png")) == 255
     assert (truth[~hole] == filled[~hole]).all()
     assert (truth[hole] != filled[hole]).any()
-    assert Image.open(desk / "larger.png").size == (64, 40)
+    assert Image.open(desk / "larger.png").size == (80, 64)
     assert len(list((desk / "filled").iterdir())) == 4
     lettered, restored = (np.asarray(Image.open(desk / name), int) for name in ("lettered.png", "restored.png"))
-    letters = np.asarray(Image.open(desk / "lettered-mask.png")) == 255
-    grown = (
-        np.asarray(Image.open(desk / "lettered-mask.png").filter(ImageFilter.MaxFilter(3))) == 255
-    )  # --mask_dilate 1
+    drawn = Image.open(desk / "lettered-mask.png")
+    letters, grown = (np.asarray(mask) > 127 for mask in (drawn, drawn.filter(ImageFilter.MaxFilter(3))))
     assert (lettered[~grown] == restored[~grown]).all()
     assert restored[letters].mean() < lettered[letters].mean() - 20  # the white letters are gone
     assert {path.name for path in (desk / "compared").iterdir()} == {"rad", "ddnm", "pigdm", "mean", "methods.png"}
@@ -142,8 +127,7 @@ def test_an_exported_folder_is_filled_without_torch(desk):
 
 
 def test_python_code_fills_the_hole(desk):
-    (code,) = blocks("python")
-    exec(compile(code, "README.md", "exec"), {})
+    exec(compile(FILL, "README.md", "exec"), {})
     assert (desk / "filled.png").is_file()
 
 
