@@ -54,9 +54,9 @@ type: setup ## check types
 methods-table: setup ## regenerate the stored table of `rad sample --list_methods`
 	$(BIN)/python -c "from pathlib import Path; from rad.methods.registry import table; Path('rad/methods/methods.txt').write_text(table() + '\n', encoding='utf-8')"
 
-docs: export NO_MKDOCS_2_WARNING = 1
+docs docs-serve: export NO_MKDOCS_2_WARNING = 1
 docs: setup ## build the documentation site in build/site
-	$(BIN)/python -m mkdocs build --strict --quiet
+	$(BIN)/python -m mkdocs build --strict # with --quiet, warnings do not count
 
 docs-serve: setup ## serve the documentation site, and rebuild it when a page changes
 	$(BIN)/python -m mkdocs serve

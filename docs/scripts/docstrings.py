@@ -12,8 +12,8 @@ EXAMPLE = re.compile(r"^( *)Example:\n((?:\1 +.*(?:\n|\Z)|\s*\n)+)", re.MULTILIN
 class Docstrings(griffe.Extension):
     """Changes what griffe read from a file before mkdocstrings shows it."""
 
-    def on_object(self, *, obj: griffe.Object, **_: object) -> None:
-        """Show the block under `Example:` as code."""
+    def on_instance(self, *, obj: griffe.Object, **_: object) -> None:
+        """Show the block under `Example:` as code; `on_object` leaves out the package `rad` itself."""
         if obj.docstring is not None:
             obj.docstring.value = EXAMPLE.sub(_as_code, obj.docstring.value)
 

@@ -30,7 +30,8 @@ class ImageFile:
 
     Attributes:
         name: path inside the folder or archive, with "/"; the file's name for a single file.
-        source, number: the file; or the archive, and the number of the image in it.
+        source: the file, or the archive.
+        number: of the image in the archive.
     """
 
     name: str

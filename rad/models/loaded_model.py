@@ -125,11 +125,12 @@ class LoadedModel(ABC):
     Attributes:
         network: the denoiser network, without RAD's adapter; training patches and adapts it in place.
         adapted: a second network with the adapter in its weights, which shares all other weights; None without an adapter.
-        autoencoder: between pixels and the network's input; `IDENTITY` for pixel models.
-        base_process, prediction: noise process and prediction of the pretrained network.
-        size: (height, width) of the images in pixels, multiples of side_multiple.
-        info: of the adapter, or of per-pixel training of all weights; None for a base model.
-        text: None for a model without text.
+        autoencoder (Autoencoder): between pixels and the network's input; `IDENTITY` for pixel models.
+        base_process (Process): noise process of the pretrained network.
+        prediction (Prediction): what the pretrained network predicts.
+        size (tuple[int, int]): (height, width) of the images in pixels, multiples of side_multiple.
+        info (AdapterInfo | None): of the adapter, or of per-pixel training of all weights; None for a base model.
+        text (PromptEncoder | None): None for a model without text.
     """
 
     kind: Kind

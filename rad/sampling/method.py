@@ -37,11 +37,15 @@ class Method:
 
     Attributes:
         paper: authors, year, arXiv id.
-        preset_steps, preset_eta, preset_solver, preset_spacing: defaults, from the paper or measured.
+        preset_steps: default number of steps, from the paper or measured, as are the other presets.
+        preset_eta: default eta.
+        preset_solver: default solver.
+        preset_spacing: default spacing.
         needs_grad: the method differentiates the network, which excludes bf16.
         weights: "base": the pretrained network; "adapter": RAD's; "inpainting": a network trained for inpainting; "none":
             no network.
-        uses_eta, uses_spacing: the sampler's eta (and choice of ddpm or ddim), or its spacing, affects the method.
+        uses_eta: the sampler's eta, and the choice of ddpm or ddim, affects the method.
+        uses_spacing: the sampler's spacing affects the method.
         uses_strength: a run may start at a lower noise level, from the image's own content. Not if `on_start` is overridden.
         multistep: the method leaves x and x0 unchanged between steps, as solver "dpm++2m" requires.
         fractional: the method supports fractional timesteps; otherwise they are rounded and duplicates are dropped.

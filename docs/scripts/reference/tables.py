@@ -65,7 +65,7 @@ def prose(text: str) -> str:
         parts += [_escape(text[end : match.start()]), code(match[2])]
         end = match.end()
     line = " ".join("".join([*parts, _escape(text[end:])]).split())
-    if not re.match(r"[\w+-]+[:;] |[b-z] ", line):  # the name of a choice keeps its case
+    if not re.match(r"[\w+-]+[:;] |[b-z],? |auto[, ]|\w+\.\w", line):  # the name of a choice keeps its case
         line = line[:1].upper() + line[1:]
     return line + ("" if not line or line.endswith((".", ":", ")")) else ".")
 

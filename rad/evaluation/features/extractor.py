@@ -23,7 +23,9 @@ class Extractor(ABC):
 
     Attributes:
         provenance: "extractor", "weights" (first 16 hex digits of their SHA-256), "layers", "resize", "range", "library".
-        distance_name, frechet_name, kernel_name: names of its metrics; None if it has none of this kind.
+        distance_name: name of its perceptual distance; None if it has none.
+        frechet_name: name of its Fréchet distance; None if it has none.
+        kernel_name: name of its kernel distance; None if it has none.
     """
 
     provenance: dict[str, str]

@@ -19,7 +19,8 @@ class Method:
     Attributes:
         weights: network of the method.
         known_noise: known pixels are replaced, with fresh noise, before each step.
-        multistep, fractional: whether the method takes solver "dpm++2m", and fractional timesteps.
+        multistep: whether the method takes solver "dpm++2m".
+        fractional: whether it takes fractional timesteps.
 
     Raises ValueError for a setting outside its range.
     """
