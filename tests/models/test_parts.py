@@ -153,7 +153,9 @@ def test_half_precision_in_several_files(sd3, part):
         names = sorted(state)[number::2]
         save_file({name: state[name].half() for name in names}, folder / part / file, metadata={"format": "pt"})
         shards |= dict.fromkeys(names, file)
-    (folder / part / f"{stem}.safetensors.index.fp16.json").write_text(json.dumps({"weight_map": shards}))
+    (folder / part / f"{stem}.safetensors.index.fp16.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": shards})
+    )
     model = load_model(folder)
     loaded = model.network if part == "transformer" else model.text.encoders[2]
     values = loaded.state_dict()
