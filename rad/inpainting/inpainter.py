@@ -116,8 +116,8 @@ class Inpainter:
 
         Args:
             path: a folder, hub id, guided-diffusion .pt, or the name of a shipped checkpoint ("rad-nature32"). Adapters
-                exist for all kinds of models but Stable Diffusion XL and Flux. For the folder of a training run: its newest
-                model, see `rad.inpainting.runs.find_trained`.
+                exist for pixel and latent models, and for Stable Diffusion 1, 2 and 3. For the folder of a training run: its
+                newest model, see `rad.inpainting.runs.find_trained`.
             base: base model of an adapter, checked by its hash. None: the path or hub id in the adapter, or a folder of that
                 name beside it.
             device: "auto" picks an accelerator if there is one; compile, noise_device: see `Inpainter`.

@@ -17,7 +17,7 @@ from rad.models.adapter import AdapterInfo
 from rad.models.base import Base, load_base
 from rad.models.guided_diffusion import QkvOrder
 from rad.models.loaded_model import LoadedModel, Origin
-from rad.models.memory.choices import Offload, Quantize
+from rad.models.memory.choices import Offload, Quantize, check_saving
 from rad.models.text_to_image.folders import Pipeline, find_pipeline, require_transformers
 from rad.models.unet_model import UNetModel
 from rad.models.vae import AUTOENCODERS, IDENTITY, Autoencoder, PretrainedAutoencoder, tile
@@ -84,6 +84,7 @@ def load_model(
     index = find_pipeline(source, revision)
     if adapter is not None or index is None or index.kind not in FLOWS:
         _require_none(adapter or source, "a flow model without an adapter", {"offload": offload, "quantize": quantize})
+    check_saving(offload, quantize, torch.device(device), bf16=dtype == torch.bfloat16, compiled=False)
     extras = {"controlnet": controlnet, "t2i_adapter": t2i_adapter, "ip_adapter": ip_adapter, "loras": loras}
     if index is not None and index.kind in (*STABLE_DIFFUSION, *FLOWS):
         whole = adapter is None and info is not None and info.kind == "stable"  # an adapter merged into the weights

@@ -281,7 +281,10 @@ class RADInpaintPipeline(DiffusionPipeline):
         raise NotImplementedError("RADInpaintPipeline takes no components: give the folder to from_pretrained")
 
     def enable_sequential_cpu_offload(self, *args: object, **kwargs: object) -> None:
-        raise NotImplementedError("RADInpaintPipeline has no CPU offload: use to('cuda'), or a smaller batch_size")
+        raise NotImplementedError(
+            "RADInpaintPipeline offloads flow models alone, as they are loaded: use "
+            "RADInpaintPipeline(Inpainter.from_pretrained(PATH, offload='sequential')), or a smaller batch_size"
+        )
 
     def push_to_hub(self, *args: object, **kwargs: object) -> None:
         raise NotImplementedError("RADInpaintPipeline is not published as a whole: publish its model with `rad push`")

@@ -74,6 +74,16 @@ def test_other_models_take_no_savers(tmp_path):
         load_model(folder, vae_tiling=True)
 
 
+def test_a_model_is_not_loaded_with_unsuitable_choices(folders):
+    for options, message in (
+        ({"quantize": "2bit", "dtype": torch.bfloat16}, "quantize is '2bit'; allowed are"),
+        ({"quantize": "4bit", "dtype": torch.bfloat16}, "needs a CUDA device"),
+        ({"offload": "model"}, "the device is 'cpu': leave it out"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_model(folders["sd3"], **options)
+
+
 def test_options_of_the_command_line():
     options = SampleOptions(checkpoint="m", image="i", mask=["box"], output="o", offload="model", vae_tiling=True)
     assert (options.offload, options.quantize, options.vae_tiling) == ("model", None, True)

@@ -17,7 +17,8 @@ from rad.inpainting.inpainter import Inpainter
 from rad.methods import METHODS
 from rad.models.load import load_model
 from rad.models.loaded_model import Condition
-from rad.models.text_to_image.newer.qwen_image import norm_keeping_guidance, to_tokens
+from rad.models.text_to_image.flow import to_tokens
+from rad.models.text_to_image.newer.qwen_image import norm_keeping_guidance
 from rad.models.text_to_image.prompts import Text
 from rad.sampling.sampler import Sampler
 from rad.sampling.task import Task

@@ -141,6 +141,48 @@ def test_weights_in_several_files(sd3):
     assert "is missing" in one_line(load_network, SD3Transformer2DModel, part, config), "no file of another folder"
 
 
+@pytest.mark.parametrize("part", ["transformer", "text_encoder_3"])
+def test_half_precision_in_several_files(sd3, part):
+    folder = copied(sd3)
+    stem = "diffusion_pytorch_model" if part == "transformer" else "model"
+    weights = folder / part / f"{stem}.safetensors"
+    state, shards = load_file(weights), {}
+    weights.unlink()
+    for number in range(2):
+        file = f"{stem}.fp16-0000{number + 1}-of-00002.safetensors"
+        names = sorted(state)[number::2]
+        save_file({name: state[name].half() for name in names}, folder / part / file, metadata={"format": "pt"})
+        shards |= dict.fromkeys(names, file)
+    (folder / part / f"{stem}.safetensors.index.fp16.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": shards})
+    )
+    model = load_model(folder)
+    loaded = model.network if part == "transformer" else model.text.encoders[2]
+    values = loaded.state_dict()
+    assert all(torch.equal(values[name], state[name].half().float()) for name in state)
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder_3", "tokenizer_2", "scheduler"])
+def test_a_missing_part_is_named_before_weights_are_read(sd3, part, monkeypatch):
+    folder = copied(sd3)
+    shutil.rmtree(folder / part)
+    monkeypatch.setattr("rad.models.text_to_image.folders.read_weights", lambda path: pytest.fail(f"reads {path}"))
+    with pytest.raises(FileNotFoundError, match=rf"no .*{part}.*: fetch the whole pipeline folder again"):
+        load_model(folder)
+
+
+def test_settings_without_effect_in_published_files_are_ignored(sd3):
+    part = copied(sd3) / "transformer"
+    kind = SD3Transformer2DModel
+    averaged = {"decay": 0.9999, "inv_gamma": 1.0, "optimization_step": 37000, "use_ema_warmup": False}
+    change(part / "config.json", **averaged)
+    network = load_network(kind, part, read_config(part, (kind.__name__,)))
+    assert "decay" not in network.config
+    change(part / "config.json", zero_cond_t=True)
+    with pytest.raises(ValueError, match=r"settings unknown to SD3Transformer2DModel \('zero_cond_t'\)"):
+        load_network(kind, part, read_config(part, (kind.__name__,)))
+
+
 @KINDS
 @pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder", "text_encoder_3"])
 def test_pickled_weights_are_not_run(sd3, content, part):

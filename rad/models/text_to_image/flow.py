@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NoReturn, Protocol, cast
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from rad.diffusion.levels import NoiseLevel
@@ -36,6 +37,10 @@ if TYPE_CHECKING:
         FluxTransformer2DModel,
         SD3Transformer2DModel,
     )
+
+
+CELLS = 2
+"""Latent cells along a side of a token, for all models but Stable Diffusion 3 and Z-Image."""
 
 
 class Velocity(Protocol):
@@ -265,3 +270,13 @@ def level_shift(scheduler: FlowMatchEulerDiscreteScheduler, tokens: int) -> floa
     config = scheduler.config
     names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
     return calculate_shift(tokens, *(config[name] for name in names))
+
+
+def to_tokens(x: Tensor) -> Tensor:
+    """(B,C,H,W) -> (B,L,4C): 2x2 cells of all channels, row by row."""
+    return rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=CELLS, q=CELLS)
+
+
+def from_tokens(tokens: Tensor, rows: int) -> Tensor:
+    """Inverse of `to_tokens`; rows: of tokens, half the rows of x."""
+    return rearrange(tokens, "b (h w) (c p q) -> b c (h p) (w q)", h=rows, p=CELLS, q=CELLS)

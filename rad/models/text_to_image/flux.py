@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn, cast
+from typing import TYPE_CHECKING, NoReturn
 
-import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -17,16 +16,23 @@ from torch import Tensor
 from rad.diffusion.processes import Flow
 from rad.models.adapter import Kind
 from rad.models.loaded_model import Condition
-from rad.models.text_to_image.flow import FlowDenoiser, FlowModel, InpaintingFlowDenoiser, Layout, level_shift
+from rad.models.text_to_image.flow import (
+    CELLS,
+    FlowDenoiser,
+    FlowModel,
+    InpaintingFlowDenoiser,
+    Layout,
+    from_tokens,
+    level_shift,
+    scheduled_sigmas,
+    to_tokens,
+)
 from rad.models.text_to_image.prompts import Text, encode_flux
 
 if TYPE_CHECKING:
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     from rad.networks.unet import EmbeddingKind
-
-CELLS = 2
-"""Latent cells along a side of a token."""
 
 
 class FluxModel(FlowModel):
@@ -42,9 +48,7 @@ class FluxModel(FlowModel):
 
     @staticmethod
     def sigmas(scheduler: FlowMatchEulerDiscreteScheduler, tokens: int) -> Tensor:
-        steps = scheduler.config["num_train_timesteps"]
-        scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps).tolist(), mu=level_shift(scheduler, tokens))
-        return cast(Tensor, scheduler.sigmas)[:-1].flip(0).double()
+        return scheduled_sigmas(scheduler, level_shift(scheduler, tokens), scheduler.config["num_train_timesteps"])
 
     def velocity(
         self,
@@ -68,9 +72,8 @@ class FluxModel(FlowModel):
         places[..., 1] += torch.arange(rows, device=x.device)[:, None]
         places[..., 2] += torch.arange(columns, device=x.device)
         inputs = x if context is None else torch.cat([x, context], 1)
-        tokens = rearrange(inputs, "b c (h p) (w q) -> b (h w) (c p q)", p=CELLS, q=CELLS)
         output = self.sampled_network(adapter=False)(
-            hidden_states=tokens.to(self.transformer.dtype),
+            hidden_states=to_tokens(inputs).to(self.transformer.dtype),
             timestep=times[:, 0] / self.base_process.scale,
             guidance=guidance,
             encoder_hidden_states=text.tokens,
@@ -79,8 +82,7 @@ class FluxModel(FlowModel):
             img_ids=places.flatten(0, 1),
             return_dict=False,
         )[0]
-        v = rearrange(output, "b (h w) (c p q) -> b c (h p) (w q)", h=rows, w=columns, p=CELLS, q=CELLS)
-        return v.to(x.dtype)
+        return from_tokens(output, rows).to(x.dtype)
 
     def check(self, conditions: Sequence[Condition]) -> None:
         super().check(conditions)

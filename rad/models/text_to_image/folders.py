@@ -10,7 +10,7 @@ import inspect
 import re
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -45,6 +45,20 @@ TokenizerT = TypeVar("TokenizerT", bound="PreTrainedTokenizerBase")
 ENCODER_FILES = ("model.safetensors", "model.fp16.safetensors")
 """Names of weights of transformers."""
 
+SHARD_INDEXES = tuple(
+    f"{stem}.safetensors.index{variant}.json"
+    for variant in ("", ".fp16")
+    for stem in ("diffusion_pytorch_model", "model")
+)
+"""Names of the list of files of weights in several files."""
+
+WITHOUT_EFFECT = {
+    *("decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup"),
+    "pooled_projection_dim",
+}
+"""Settings in published config.json files that their networks ignore: of averaged weights (Stable Diffusion XL for inpainting),
+and of Qwen-Image's first version."""
+
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 """Parts that are not fetched; an IP-Adapter has its own image_encoder."""
 
@@ -74,9 +88,12 @@ class Pipeline:
             for stem in ("diffusion_pytorch_model", "model"):
                 wanted += [f"{part}/{stem}.safetensors", f"{part}/{stem}-*-of-*.safetensors"]
         folder = fetch(self.source, wanted, revision=self.revision)
-        without = [part for part in used if (folder / part / "config.json").is_file() and not _files(folder / part)]
+        without = [
+            part for part in used if (folder / part / "config.json").is_file() and not _has_weights(folder / part)
+        ]
         if without:  # stored in half precision alone, or before safetensors
-            more = [f"{part}/{name}" for part in without for name in (*WEIGHT_FILES[1:], ENCODER_FILES[1])]
+            names = (*WEIGHT_FILES[1:], ENCODER_FILES[1], "*.fp16-*-of-*.safetensors")
+            more = [f"{part}/{name}" for part in without for name in names]
             folder = fetch(self.source, [*wanted, *more], revision=self.revision)
         return Pipeline(self.source, self.revision, folder, self.kind, self.parts)
 
@@ -143,18 +160,25 @@ def load_network(
     Raises FileNotFoundError without weights, ValueError for weights or settings that do not fit, or are quantised.
     """
     settings = {name: value for name, value in config.items() if not name.startswith("_") and name != REGION_AWARE}
-    unknown = sorted(settings.keys() - inspect.signature(kind.__init__).parameters.keys())
+    known = inspect.signature(kind.__init__).parameters.keys()
+    unknown = sorted(settings.keys() - known - WITHOUT_EFFECT)
     if unknown:
         raise ValueError(
             f"{folder / 'config.json'} has settings unknown to {kind.__name__} ({', '.join(map(repr, unknown[:5]))}): "
             "take weights that are not quantised, or remove them"
         )
+    settings = {name: value for name, value in settings.items() if name in known}
     files = _files(folder)
     if not files:
         raise FileNotFoundError(f"no weights in {folder}: put {WEIGHT_FILES[0]} there")
     if quantization is not None:
         with describing(folder):
-            options = {"torch_dtype": dtype, "local_files_only": True, "use_safetensors": True}
+            options = {
+                "torch_dtype": dtype,
+                "local_files_only": True,
+                "use_safetensors": True,
+                "variant": _variant(files),
+            }
             quantised = kind.from_pretrained(folder, quantization_config=quantization, **options)
         return quantised.eval().requires_grad_(False)
     state = {name: _cast(value, dtype) for file in files for name, value in with_new_names(read_weights(file)).items()}
@@ -176,10 +200,8 @@ def _files(folder: Path) -> list[Path]:
     whole = next((folder / name for name in (*WEIGHT_FILES, *ENCODER_FILES) if (folder / name).is_file()), None)
     if whole is not None:
         return [whole]
-    index = folder / f"{WEIGHT_FILES[0]}.index.json"
-    if not index.is_file():
-        index = folder / "model.safetensors.index.json"
-    if not index.is_file():
+    index = next((folder / name for name in SHARD_INDEXES if (folder / name).is_file()), None)
+    if index is None:
         return []
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
@@ -189,6 +211,29 @@ def _files(folder: Path) -> list[Path]:
     if missing:
         raise FileNotFoundError(f"{missing[0]} is missing, of {len(shards)} files: fetch the folder again")
     return shards
+
+
+def require_parts(folder: Path, names: Iterable[str]) -> None:
+    """Raise FileNotFoundError for a part that is missing or has no weights; reads no weights."""
+    for name in names:
+        place = folder / name
+        needed = place if name.startswith("tokenizer") else place / "config.json"
+        if not needed.exists():
+            raise FileNotFoundError(f"no {needed}: fetch the whole pipeline folder again")
+        if needed != place and not _files(place):
+            raise FileNotFoundError(f"no weights in {place}: fetch the whole pipeline folder again")
+
+
+def _has_weights(folder: Path) -> bool:
+    try:
+        return bool(_files(folder))
+    except FileNotFoundError:
+        return False
+
+
+def _variant(files: Sequence[Path]) -> str | None:
+    """Name of the variant of the files for the loaders of diffusers and transformers."""
+    return "fp16" if ".fp16" in files[0].name else None
 
 
 def require_transformers() -> None:
@@ -227,7 +272,7 @@ def load_encoder(
         encoder, info = kind.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]  # output_loading_info makes it a pair
             folder,
             config=kind.config_class.from_dict(settings),
-            variant="fp16" if files[0].name == ENCODER_FILES[1] else None,
+            variant=_variant(files),
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,

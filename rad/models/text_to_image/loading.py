@@ -51,6 +51,7 @@ from rad.models.text_to_image.folders import (
     network_folder,
     quietly,
     read_config,
+    require_parts,
 )
 from rad.models.text_to_image.newer.loading import NEWER, load_newer, require_versions
 from rad.models.text_to_image.sd3 import SD3Model
@@ -161,6 +162,7 @@ def load_flow(
         size, dtype = info.size[0] if size is None else size, torch.float32
     flux, with_t5 = index.kind in FLUX, "text_encoder_3" in index.parts
     kinds = FLUX_PARTS if flux else SD3_PARTS | (SD3_T5 if with_t5 else {})
+    require_parts(folder, (*kinds, "vae"))
     parts: Parts = dict.fromkeys(() if flux or with_t5 else SD3_T5)
     parts |= _parts(folder, kinds, dtype=dtype, t5_dtype=t5_dtype, quantize=quantize)
     parts |= {"vae": PretrainedAutoencoder.load(folder / "vae").network, "scheduler": None}
@@ -273,6 +275,8 @@ def _scheduler(path: Path | None) -> DDIMScheduler:
 
 def _flow_scheduler(folder: Path, source: str) -> FlowMatchEulerDiscreteScheduler:
     path = folder / "scheduler" / "scheduler_config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path}: fetch the whole pipeline folder again")
     config = read_json(path)
     if config.get("_class_name") != "FlowMatchEulerDiscreteScheduler":
         raise ValueError(f"the scheduler of {source} is no FlowMatchEulerDiscreteScheduler, which its pipeline needs")

@@ -12,8 +12,15 @@ from torch import Tensor, nn
 from rad.diffusion.processes import Flow
 from rad.models.adapter import AdapterInfo, Kind
 from rad.models.loaded_model import Condition, Origin
-from rad.models.text_to_image.flow import FlowDenoiser, FlowModel, Layout, scheduled_sigmas
-from rad.models.text_to_image.newer.qwen_image import CELLS, from_tokens, to_tokens
+from rad.models.text_to_image.flow import (
+    CELLS,
+    FlowDenoiser,
+    FlowModel,
+    Layout,
+    from_tokens,
+    scheduled_sigmas,
+    to_tokens,
+)
 from rad.models.text_to_image.prompts import Pipeline, Text
 from rad.models.vae import PretrainedAutoencoder
 

@@ -13,7 +13,15 @@ from rad.models.base import INDEX
 from rad.models.loaded_model import Origin
 from rad.models.memory.choices import Quantize, quantization
 from rad.models.text_to_image.flow import FlowModel
-from rad.models.text_to_image.folders import Pipeline, load_encoder, load_network, load_tokenizer, quietly, read_config
+from rad.models.text_to_image.folders import (
+    Pipeline,
+    load_encoder,
+    load_network,
+    load_tokenizer,
+    quietly,
+    read_config,
+    require_parts,
+)
 from rad.models.text_to_image.newer import flux2_klein, qwen_image, z_image
 from rad.models.weights import read_json
 
@@ -57,6 +65,7 @@ def load_newer(
     Raises FileNotFoundError for a missing part, ValueError for one that does not fit.
     """
     kind, parts = NEWER[index.kind]
+    require_parts(index.folder, parts)
     with quietly():
         loaded = {name: _part(index, name, allowed, dtype, quantize) for name, allowed in parts.items()}
         more = {"is_distilled": bool(read_json(index.folder / INDEX).get("is_distilled", False))}

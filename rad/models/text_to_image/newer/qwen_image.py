@@ -15,19 +15,21 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from rad.diffusion.processes import Flow
 from rad.models.adapter import Kind
 from rad.models.loaded_model import Condition
 from rad.models.text_to_image.flow import (
+    CELLS,
     FlowDenoiser,
     FlowModel,
     Layout,
+    from_tokens,
     level_shift,
     linear_guidance,
     scheduled_sigmas,
+    to_tokens,
 )
 from rad.models.text_to_image.prompts import Pipeline, Text
 from rad.models.vae import PretrainedAutoencoder
@@ -36,9 +38,6 @@ if TYPE_CHECKING:
     from diffusers import FlowMatchEulerDiscreteScheduler, QwenImageTransformer2DModel
 
     from rad.networks.unet import EmbeddingKind
-
-CELLS = 2
-"""Latent cells along a side of a token."""
 
 LONGEST = 512
 """Most tokens of a prompt, the pipeline's own."""
@@ -142,16 +141,6 @@ def norm_keeping_guidance(prompt: Tensor, negative: Tensor, scale: Tensor) -> Te
     guided, rows = to_tokens(linear_guidance(prompt, negative, scale)), prompt.shape[2] // CELLS
     norm = to_tokens(prompt).norm(dim=-1, keepdim=True)
     return from_tokens(guided * (norm / guided.norm(dim=-1, keepdim=True)), rows)
-
-
-def to_tokens(x: Tensor) -> Tensor:
-    """(B,C,H,W) -> (B,L,4C): 2x2 cells of all channels, row by row."""
-    return rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=CELLS, q=CELLS)
-
-
-def from_tokens(tokens: Tensor, rows: int) -> Tensor:
-    """Inverse of `to_tokens`; rows: of tokens, half the rows of x."""
-    return rearrange(tokens, "b (h w) (c p q) -> b c (h p) (w q)", h=rows, p=CELLS, q=CELLS)
 
 
 def with_positions(network: QwenImageTransformer2DModel) -> QwenImageTransformer2DModel:
