@@ -150,6 +150,8 @@ class RADInpaint:
         image, mask = image[..., :3].detach().float().cpu(), mask.detach().float().cpu()
         mask = mask[None] if mask.ndim == 2 else mask
         if len(mask) not in (1, len(image)) or mask.shape[1:] != image.shape[1:3]:
+            if mask.shape[1:] == (64, 64) and not mask.any():  # Load Image's, of a file without transparency
+                raise ValueError("the mask is empty: paint one in the mask editor of Load Image")
             raise ValueError(
                 f"the mask is {tuple(mask.shape)} and the image {tuple(image.shape[:3])} (number, height, width): "
                 "give masks of the image's size, one for all or one each"

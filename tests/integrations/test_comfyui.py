@@ -154,6 +154,8 @@ def test_lists_of_models_and_errors(nodes, model):
         nodes.RADInpaint().fill(model, IMAGE, MASK, **{**DEFAULTS, "method": "evil.py:Evil"})
     with pytest.raises(ValueError, match="give masks of the image's size"):
         call(nodes.RADInpaint, model=model, image=IMAGE, mask=MASK[:, 1:], **DEFAULTS)
+    with pytest.raises(ValueError, match="the mask is empty: paint one in the mask editor of Load Image"):
+        call(nodes.RADInpaint, model=model, image=IMAGE, mask=torch.zeros(1, 64, 64), **DEFAULTS)
     with pytest.raises(ValueError, match="takes no text"):
         call(nodes.RADInpaint, model=model, image=IMAGE, mask=MASK, prompt="a boat", **DEFAULTS)
 
