@@ -29,7 +29,7 @@ def save(model: LoadedModel, parts: Parts, folder: Path, *, source: str) -> None
     if parts.info != model.info:
         raise ValueError(f"{source} holds another model than the one in memory: load it again, then save")
     for part in (located(parts.source), parts.adapter):
-        if part is not None and part.resolve() in (folder.resolve(), *folder.resolve().parents):
+        if part is not None and part.exists() and part.resolve() in (folder.resolve(), *folder.resolve().parents):
             raise ValueError(f"{folder} lies in {part}, the files to copy: give another folder")
     if parts.adapter is not None:
         assert parts.info is not None
