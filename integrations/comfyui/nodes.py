@@ -44,7 +44,7 @@ def model_places() -> dict[str, Path]:
     """Folders of models by name: those in ComfyUI/models/rad, then the checkpoints that come with RAD."""
     places: dict[str, Path] = {}
     for root in [] if folder_paths is None else folder_paths.get_folder_paths(FOLDER):
-        places = {path.name: path for path in sorted(Path(root).glob("*"))} | places
+        places = {path.name: path for path in sorted(Path(root).glob("[!.]*"))} | places
     for name in checkpoint_names():
         path = find_data(name)
         if path is not None and any((path / file).exists() for file in MODEL_FILES):

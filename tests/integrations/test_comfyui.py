@@ -28,6 +28,7 @@ def nodes(models, tmp_path_factory):
     """The node classes by name, loaded with stand-ins for ComfyUI's modules; `comfy` records their calls."""
     root = tmp_path_factory.mktemp("comfy")
     shutil.copytree(models, root / "rad")
+    (root / "rad" / ".DS_Store").touch()
     comfy = SimpleNamespace(updates=[], interrupt=False)
 
     def check():
