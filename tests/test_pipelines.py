@@ -204,6 +204,10 @@ def test_to_moves_the_model_and_sets_its_precision(adapter):
         ({"strength": 0}, ValueError, "strength is 0; allowed are above 0 to 1"),
         ({"strength": 0.5, "method": "daps"}, ValueError, "method 'daps' cannot start from the image's content"),
         ({"num_inference_step": 5}, TypeError, "did you mean num_inference_steps"),
+        ({"latents": 0}, TypeError, "no argument latents: give generator= and names="),
+        ({"mask": MASK}, TypeError, "no argument mask: give mask_image="),
+        ({"seed": 1}, TypeError, "no argument seed: give generator="),
+        ({"prompt": []}, ValueError, "prompt is an empty list"),
     ],
 )
 def test_errors_of_a_call(options, error, message, pipe):
@@ -222,8 +226,33 @@ def test_errors_of_loading_and_saving(adapter, pipe, tmp_path):
         RADInpaintPipeline()(image=IMAGES[0], mask_image=MASK)
     with pytest.raises(ValueError, match="is not a local folder: use RADInpaintPipeline"):
         RADInpaintPipeline().register_to_config(_name_or_path="user/name")  # as diffusers does
-    with pytest.raises(NotImplementedError, match="offloads flow models alone"):
-        pipe.enable_sequential_cpu_offload()
+    with pytest.raises(ValueError, match="dtype is 'auto'"):
+        RADInpaintPipeline.from_pretrained(adapter, torch_dtype="auto")
+    with pytest.raises(ValueError, match="'rad-nature32'; give an Inpainter, or use from_pretrained"):
+        RADInpaintPipeline("rad-nature32")
+    with pytest.raises(ValueError, match="give the device first"):
+        pipe.to(torch.float32, torch.device("cpu"))
+
+
+def test_offload_is_chosen_when_loading(pipe, base):
+    for switch in (pipe.enable_model_cpu_offload, pipe.enable_sequential_cpu_offload, pipe.enable_group_offload):
+        with pytest.raises(NotImplementedError, match=r"offload='(model|sequential)'"):
+            switch(onload_device="cpu")
+    with pytest.raises(ValueError, match="offload is 'model', which moves weights"):
+        RADInpaintPipeline.from_pretrained(base, offload="model")
+    with pytest.raises(ValueError, match="set precision to 'bf16'"):
+        RADInpaintPipeline.from_pretrained(base, quantize="int8")
+
+
+def test_saving_leaves_the_model_s_own_folder_as_it_is(base, tmp_path):
+    own = tmp_path / "own"
+    shutil.copytree(base, own)
+    files = sorted(own.rglob("*"))
+    pipe = RADInpaintPipeline.from_pretrained(own)
+    for folder in (own, own / "inside"):
+        with pytest.raises(ValueError, match="the files to copy: give another folder"):
+            pipe.save_pretrained(folder)
+    assert sorted(own.rglob("*")) == files
 
 
 def test_code_of_the_guide_runs(modules, tmp_path, monkeypatch, capsys):

@@ -44,7 +44,7 @@ def model_places() -> dict[str, Path]:
     """Folders of models by name: those in ComfyUI/models/rad, then the checkpoints that come with RAD."""
     places: dict[str, Path] = {}
     for root in [] if folder_paths is None else folder_paths.get_folder_paths(FOLDER):
-        places = {path.name: path for path in sorted(Path(root).glob("*"))} | places
+        places = {path.name: path for path in sorted(Path(root).glob("[!.]*"))} | places
     for name in checkpoint_names():
         path = find_data(name)
         if path is not None and any((path / file).exists() for file in MODEL_FILES):
@@ -150,6 +150,8 @@ class RADInpaint:
         image, mask = image[..., :3].detach().float().cpu(), mask.detach().float().cpu()
         mask = mask[None] if mask.ndim == 2 else mask
         if len(mask) not in (1, len(image)) or mask.shape[1:] != image.shape[1:3]:
+            if mask.shape[1:] == (64, 64) and not mask.any():  # Load Image's, of a file without transparency
+                raise ValueError("the mask is empty: paint one in the mask editor of Load Image")
             raise ValueError(
                 f"the mask is {tuple(mask.shape)} and the image {tuple(image.shape[:3])} (number, height, width): "
                 "give masks of the image's size, one for all or one each"

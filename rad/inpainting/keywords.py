@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ParamSpec, TypeVar
 
 from rad.console import did_you_mean
@@ -39,8 +39,10 @@ OURS = {
 """Arguments of diffusers that have no exact counterpart, and what to give in their place."""
 
 
-def understood(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """`function`, which also takes the names in `EQUAL`. Raises TypeError that explains any other unknown name."""
+def understood(
+    function: Callable[Parameters, Result], advice: Mapping[str, str] = OURS
+) -> Callable[Parameters, Result]:
+    """`function`, which also takes the names in `EQUAL`. Raises TypeError that explains any other unknown name by `advice`."""
     names = [name for name in inspect.signature(function).parameters if name not in ("self", "cls")]
 
     @functools.wraps(function)
@@ -48,7 +50,7 @@ def understood(function: Callable[Parameters, Result]) -> Callable[Parameters, R
         for word in [word for word in kwargs if word not in names]:
             name = EQUAL.get(word)
             if name not in names:
-                raise TypeError(_explain(word, names))
+                raise TypeError(_explain(word, names, advice))
             if name in kwargs:
                 raise TypeError(f"{word} is another name of {name}: give one of them")
             kwargs[name] = kwargs.pop(word)
@@ -57,7 +59,7 @@ def understood(function: Callable[Parameters, Result]) -> Callable[Parameters, R
     return call
 
 
-def _explain(word: str, names: list[str]) -> str:
-    if word in OURS:
-        return f"there is no argument {word}: give {OURS[word]}"
+def _explain(word: str, names: list[str], advice: Mapping[str, str]) -> str:
+    if word in advice:
+        return f"there is no argument {word}: give {advice[word]}"
     return f"there is no argument {word}{did_you_mean(word, [*names, *EQUAL])}: allowed are {', '.join(names)}"

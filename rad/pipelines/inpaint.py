@@ -13,20 +13,20 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from tqdm.auto import tqdm
 
+from rad.arguments import describe
 from rad.diffusion.solvers import Solver
 from rad.diffusion.spacings import Spacing
 from rad.inpainting.arrays import ImageLike, MaskLike, to_list
 from rad.inpainting.canvas.composite import SizePolicy
 from rad.inpainting.inpainter import Inpainter
-from rad.inpainting.keywords import understood
 from rad.inpainting.prepare import NoiseDevice, check_running
 from rad.inpainting.result import Cancelled, Progress
 from rad.inpainting.runs import find_parts
+from rad.models.memory.choices import Offload, Quantize
 from rad.networks.compiled import CompileMode
-from rad.pipelines.inputs import to_conditions, to_precision, to_seed
+from rad.pipelines.inputs import at_revision, explained, to_conditions, to_precision, to_seed
 from rad.pipelines.output import Images, OutputType, RADInpaintPipelineOutput, check_output, converted
 from rad.pipelines.saving import save
-from rad.resources import located
 from rad.rng import Part
 from rad.sampling.method import Method
 
@@ -46,6 +46,8 @@ class RADInpaintPipeline(DiffusionPipeline):
 
     def __init__(self, inpainter: Inpainter | None = None) -> None:
         super().__init__()
+        if not isinstance(inpainter, Inpainter | None):
+            raise ValueError(f"inpainter is {describe(inpainter)}; give an Inpainter, or use from_pretrained(PATH)")
         self._inpainter, self._interrupt = inpainter, False
         self._source: str | PathLike[str] | None = None
         self._base: str | Path | None = None
@@ -53,7 +55,7 @@ class RADInpaintPipeline(DiffusionPipeline):
         super().register_to_config()
 
     @classmethod
-    @understood
+    @explained
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | PathLike[str],
@@ -67,6 +69,9 @@ class RADInpaintPipeline(DiffusionPipeline):
         channels_last: bool = False,
         noise_device: NoiseDevice = "cpu",
         size: int | None = None,
+        offload: Offload | None = None,
+        quantize: Quantize | None = None,
+        vae_tiling: bool = False,
         controlnet: str | Path | None = None,
         t2i_adapter: str | Path | None = None,
         ip_adapter: str | Path | None = None,
@@ -78,18 +83,13 @@ class RADInpaintPipeline(DiffusionPipeline):
             pretrained_model_name_or_path: as `path` of `Inpainter.from_pretrained`, or a folder of `save_pretrained`.
             revision: branch, tag or commit of a hub id.
             dtype, torch_dtype: float32 or bfloat16, the `precision` of `Inpainter`; give one of them.
-            base, device, compile, channels_last, noise_device, size, controlnet, t2i_adapter, ip_adapter, loras: see
-                `Inpainter.from_pretrained`.
+            all others: see `Inpainter.from_pretrained`.
 
         Raises FileNotFoundError for a missing file, ValueError for an unsuitable one or an unsuitable option.
         """
         if dtype is not None and torch_dtype is not None:
             raise ValueError("dtype and torch_dtype are two names of one option: give one of them")
-        source = pretrained_model_name_or_path
-        if revision is not None:
-            if located(str(source)).exists():
-                raise ValueError(f"{source} is a local path, so revision={revision!r} has no effect: leave it out")
-            source = f"{source}@{revision}"
+        source = at_revision(pretrained_model_name_or_path, revision)
         inpainter = Inpainter.from_pretrained(
             source,
             base=base,
@@ -99,6 +99,9 @@ class RADInpaintPipeline(DiffusionPipeline):
             channels_last=channels_last,
             noise_device=noise_device,
             size=size,
+            offload=offload,
+            quantize=quantize,
+            vae_tiling=vae_tiling,
             controlnet=controlnet,
             t2i_adapter=t2i_adapter,
             ip_adapter=ip_adapter,
@@ -147,6 +150,8 @@ class RADInpaintPipeline(DiffusionPipeline):
         Raises ValueError for an unsuitable device or dtype.
         """
         if isinstance(device, torch.dtype):
+            if dtype is not None:
+                raise ValueError(f"to({device}, {dtype!r}) has a dtype first: give the device first")
             device, dtype = None, device
         inpainter = self.inpainter
         if dtype is not None:
@@ -163,7 +168,7 @@ class RADInpaintPipeline(DiffusionPipeline):
         """Copy the model's files, with the base of an adapter, and write a pipeline.py for `DiffusionPipeline.from_pretrained`.
 
         Other files of the folder stay. Guidance models and LoRAs are not saved: a warning names them. Raises ValueError for a
-        model that `from_pretrained` did not load, or whose files have changed since.
+        model that `from_pretrained` did not load, whose files have changed since, or whose own folder is given.
         """
         if self._source is None:
             raise ValueError("only a model of RADInpaintPipeline.from_pretrained can be saved: load it that way")
@@ -171,7 +176,7 @@ class RADInpaintPipeline(DiffusionPipeline):
             warnings.warn(f"{name} is not saved: give it to from_pretrained again", stacklevel=2)
         save(self.inpainter.model, find_parts(self._source, self._base), Path(save_directory), source=str(self._source))
 
-    @understood
+    @explained
     def __call__(
         self,
         prompt: str | Sequence[str] | None = None,
@@ -204,7 +209,7 @@ class RADInpaintPipeline(DiffusionPipeline):
         batch_size: int = 8,
         names: Sequence[Part] | Part | None = None,
     ) -> RADInpaintPipelineOutput | tuple[Images]:
-        """Fill the holes of one image or several. Results equal those of `Inpainter` with `seed=generator.initialto_seed()`.
+        """Fill the holes of one image or several. Results equal those of `Inpainter` with `seed=generator.initial_seed()`.
 
         Args:
             prompt, negative_prompt, guidance_scale: for text-to-image models; None: no text, and the model's own scale. A list
@@ -280,11 +285,18 @@ class RADInpaintPipeline(DiffusionPipeline):
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: object) -> "RADInpaintPipeline":
         raise NotImplementedError("RADInpaintPipeline takes no components: give the folder to from_pretrained")
 
+    def enable_model_cpu_offload(self, *args: object, **kwargs: object) -> None:
+        raise NotImplementedError(
+            "offload is chosen when loading: from_pretrained(..., device='cuda', offload='model')"
+        )
+
     def enable_sequential_cpu_offload(self, *args: object, **kwargs: object) -> None:
         raise NotImplementedError(
-            "RADInpaintPipeline offloads flow models alone, as they are loaded: use "
-            "RADInpaintPipeline(Inpainter.from_pretrained(PATH, offload='sequential')), or a smaller batch_size"
+            "offload is chosen when loading: from_pretrained(..., device='cuda', offload='sequential')"
         )
+
+    def enable_group_offload(self, *args: object, **kwargs: object) -> None:
+        raise NotImplementedError("RADInpaintPipeline has no group offload: load it with offload='sequential'")
 
     def push_to_hub(self, *args: object, **kwargs: object) -> None:
         raise NotImplementedError("RADInpaintPipeline is not published as a whole: publish its model with `rad push`")

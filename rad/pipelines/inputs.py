@@ -1,21 +1,59 @@
 """Arguments of diffusers as those of an inpainter: dtype, generator, prompts and guidance images."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from os import PathLike
+from typing import ParamSpec, TypeVar
 
 import torch
 
 from rad.arguments import describe
 from rad.inpainting.arrays import ImageLike
+from rad.inpainting.keywords import EQUAL, OURS, understood
 from rad.inpainting.prepare import Precision
 from rad.models.loaded_model import Condition
+from rad.resources import located
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+ADVICE = (
+    OURS
+    | {ours: f"{theirs}=" for theirs, ours in EQUAL.items()}
+    | {
+        "seed": "generator=torch.Generator().manual_seed(SEED)",
+        "latents": "generator= and names=, which fix the noise",
+        "callback": "callback_on_step_end=",
+        "callback_on_step_end_tensor_inputs": "callback_on_step_end= alone, which gets a Progress",
+        "on_step": "callback_on_step_end=",
+        "prompt_embeds": "prompt=, a text",
+        "condition": "prompt=, negative_prompt=, guidance_scale= and the guidance images",
+        "precision": "torch_dtype=torch.bfloat16 or torch.float32",
+        "quantization_config": "quantize='8bit', '4bit' or 'int8'",
+    }
+)
+"""Arguments of `Inpainter` and of diffusers that the pipeline lacks, and what to give in their place."""
 
 PRECISIONS: dict[torch.dtype | None, Precision] = {None: "32", torch.float32: "32", torch.bfloat16: "bf16"}
+
+
+def explained(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """As `understood`, with the names of the pipeline."""
+    return understood(function, ADVICE)
+
+
+def at_revision(source: str | PathLike[str], revision: str | None) -> str | PathLike[str]:
+    """A hub id with its revision. Raises ValueError for the revision of a local path."""
+    if revision is None:
+        return source
+    if located(str(source)).exists():
+        raise ValueError(f"{source} is a local path, so revision={revision!r} has no effect: leave it out")
+    return f"{source}@{revision}"
 
 
 def to_precision(dtype: torch.dtype | None) -> Precision:
     """Raises ValueError for another dtype than float32 and bfloat16."""
     if dtype not in PRECISIONS:
-        raise ValueError(f"dtype is {dtype}; RAD runs in torch.float32 or torch.bfloat16")
+        raise ValueError(f"dtype is {dtype!r}; RAD runs in torch.float32 or torch.bfloat16")
     return PRECISIONS[dtype]
 
 
@@ -33,9 +71,11 @@ def to_seed(generator: torch.Generator | None) -> int:
 def to_conditions(images: Sequence[ImageLike], **fields: object) -> tuple[Sequence[ImageLike], list[Condition]]:
     """Images and their conditions. A single image is repeated for a list of prompts; None is the default of a field.
 
-    Raises ValueError for another number of entries than images.
+    Raises ValueError for another number of entries than images, or an empty list of prompts.
     """
     prompts = fields["prompt"]
+    if isinstance(prompts, list | tuple) and not prompts:
+        raise ValueError("prompt is an empty list: give at least one, or None")
     if isinstance(prompts, list | tuple) and len(images) == 1:
         images = [images[0]] * len(prompts)
     rows: list[dict[str, object]] = [{} for _ in images]

@@ -22,9 +22,15 @@ MODULE = Path(__file__).with_name("pipeline.py")
 
 
 def save(model: LoadedModel, parts: Parts, folder: Path, *, source: str) -> None:
-    """Write the files of `model`, which was loaded from `parts`. Raises ValueError if they hold another model by now."""
+    """Write the files of `model`, which was loaded from `parts`.
+
+    Raises ValueError if they hold another model by now, or if `folder` lies in them.
+    """
     if parts.info != model.info:
         raise ValueError(f"{source} holds another model than the one in memory: load it again, then save")
+    for part in (located(parts.source), parts.adapter):
+        if part is not None and part.exists() and part.resolve() in (folder.resolve(), *folder.resolve().parents):
+            raise ValueError(f"{folder} lies in {part}, the files to copy: give another folder")
     if parts.adapter is not None:
         assert parts.info is not None
         name = Path(parts.info.base).name

@@ -31,6 +31,7 @@ def nodes(models, tmp_path_factory):
     """The node classes by name, loaded with stand-ins for ComfyUI's modules; `comfy` records their calls."""
     root = tmp_path_factory.mktemp("comfy")
     shutil.copytree(models, root / "rad")
+    (root / "rad" / ".DS_Store").touch()
     comfy = SimpleNamespace(updates=[], interrupt=False)
 
     def check():
@@ -157,6 +158,8 @@ def test_lists_of_models_and_errors(nodes, model):
         nodes.RADInpaint().fill(model, IMAGE, MASK, **{**DEFAULTS, "method": "evil.py:Evil"})
     with pytest.raises(ValueError, match="give masks of the image's size"):
         call(nodes.RADInpaint, model=model, image=IMAGE, mask=MASK[:, 1:], **DEFAULTS)
+    with pytest.raises(ValueError, match="the mask is empty: paint one in the mask editor of Load Image"):
+        call(nodes.RADInpaint, model=model, image=IMAGE, mask=torch.zeros(1, 64, 64), **DEFAULTS)
     with pytest.raises(ValueError, match="takes no text"):
         call(nodes.RADInpaint, model=model, image=IMAGE, mask=MASK, prompt="a boat", **DEFAULTS)
 
