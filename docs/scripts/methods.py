@@ -46,7 +46,7 @@ LATENT = "rad-latent-nature32"
 RUNS: dict[str, Run] = {
     "tdpaint": Run("tdpaint-nature32"),
     "blended_latent": Run(LATENT),
-    "psld": Run(LATENT),
+    "psld": Run(LATENT, {"omega": "0.01", "gamma": "0.01"}),
     "pilot": Run(LATENT, {"rate": "0.00025", "first_rate": "0.00007"}, prompt="tabby cat"),
     "flair": Run(settings={"calibration": "constant"}),
 }
