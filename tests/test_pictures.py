@@ -50,6 +50,13 @@ def test_the_table_of_methods_has_the_costs_of_their_presets():
         assert steps == (str(method.preset_steps) if work.nfe else ""), name
 
 
+def test_the_page_on_conformance_has_the_methods_of_its_script(monkeypatch):
+    monkeypatch.syspath_prepend(DOCS.parent / "benchmarks")
+    page = (DOCS / "results" / "conformance.md").read_text(encoding="utf-8")
+    shown = set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
+    assert shown == set(importlib.import_module("conformance").BLIND) & set(built_in())
+
+
 def test_every_method_has_its_strip(script):
     methods = script("methods")
     for name in built_in():

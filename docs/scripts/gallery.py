@@ -77,11 +77,12 @@ def wider() -> Inputs:
 
 
 def strengths() -> Inputs:
-    """Four disks of the cat's fur, with mask values of a quarter, a half, three quarters and one."""
-    mask = Image.new("L", (SIDE, SIDE))
+    """Four disks of striped fur, with mask values of a quarter, a half, three quarters and one."""
+    image = photograph("chelsea.png", (160, 0, 310, 100)).resize((300, 200), Image.Resampling.LANCZOS)
+    mask = Image.new("L", (300, 300))
     for number in range(4):
-        mask.paste(64 * (number + 1) - 1, mask=disk(50 + 45 * number, 265 + 10 * number, 15))
-    return cat(), mask
+        mask.paste(64 * (number + 1) - 1, mask=disk(42 + 72 * number, 87, 27, side=300))
+    return image, mask.crop((0, 0, 300, 200))
 
 
 def sampled() -> Inputs:

@@ -28,8 +28,8 @@ MOMENTS = (0.0, 0.2, 0.4, 0.6, 0.8)
 """Shares of the network calls after which the estimate is shown."""
 
 BASELINES = ("mean", "biharmonic", "telea", "navier_stokes")
-WITHOUT_FIGURE = ("m2s",)
-"""It needs a second model of lower resolution, and none is shipped."""
+WITHOUT_FIGURE = ("m2s", "inpainting_model", "lama")
+"""They need a model that is not shipped: one of lower resolution, or one trained for inpainting."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ LATENT = "rad-latent-nature32"
 RUNS: dict[str, Run] = {
     "tdpaint": Run("tdpaint-nature32"),
     "blended_latent": Run(LATENT),
-    "psld": Run(LATENT),
+    "psld": Run(LATENT, {"omega": "0.01", "gamma": "0.01"}),
     "pilot": Run(LATENT, {"rate": "0.00025", "first_rate": "0.00007"}, prompt="tabby cat"),
     "flair": Run(settings={"calibration": "constant"}),
 }
@@ -66,18 +66,19 @@ def example() -> tuple[Image.Image, Image.Image]:
 
 
 def trajectory(name: str, run: Run) -> list[Image.Image]:
-    """Estimates of the clean image at `MOMENTS` of a run of the method, and the result."""
+    """Estimates of the clean image after `MOMENTS` of all calls of a run of the method, and the result."""
     image, mask = example()
-    shown: list[Image.Image] = []
+    estimates: list[tuple[int, Image.Image]] = []
 
     def on_step(progress: Progress) -> None:
-        while len(shown) < len(MOMENTS) and progress.done >= max(1, MOMENTS[len(shown)] * progress.planned):
-            shown.append(progress.previews()[0])
+        estimates.append((progress.done, progress.previews()[0]))
 
     condition = Condition(run.prompt, guidance=2) if run.prompt else PLAIN
     result = loaded(run.checkpoint)(
         image, mask, method=create(name, run.settings), steps=run.steps, seed=SEED, on_step=on_step, condition=condition
     )
+    total = estimates[-1][0]
+    shown = [next(image for done, image in estimates if done >= max(1, share * total)) for share in MOMENTS]
     return [*shown, result.images[0]]
 
 
