@@ -176,7 +176,7 @@ def hashes(path: Path) -> Iterator[tuple[str, str]]:
 
         events = EventAccumulator(str(path), size_guidance={"scalars": 0}).Reload()
         for tag in events.Tags()["scalars"]:
-            if not tag.endswith(("per_second", "per_sec", "/time")):
+            if not tag.endswith(("per_second", "per_sec", "/time", "/seconds")):
                 yield tag, digest([(event.step, event.value) for event in events.Scalars(tag)])
 
 

@@ -46,6 +46,15 @@ def test_rename_changes_only_names_and_the_table_of_renames_accepts_it(tmp_path,
     assert golden.compare(before, golden.collect(tmp_path)) == []
 
 
+def test_logged_losses_are_hashed_and_durations_are_not(tmp_path):
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(tmp_path)) as writer:
+        for tag in ("train/loss", "inpainting/seconds", "train/images_per_second"):
+            writer.add_scalar(tag, 1.0, 0)
+    assert list(golden.collect(tmp_path)) == [f"{tmp_path.name}: train/loss"]
+
+
 @pytest.mark.parametrize("setting", ["steps", "eta"])
 def test_settings_are_hashed_by_method(tmp_path, setting):
     settings = {"ddnm": {"steps": 4, "eta": 0.85}, "dps": {"steps": 4, "eta": 1.0}}

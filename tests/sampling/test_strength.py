@@ -20,7 +20,7 @@ from rad.sampling.method import SamplingMethod
 from rad.sampling.sampler import Sampler
 from rad.sampling.task import Task
 from tests.conftest import box_hole, random_image
-from tests.gaussian import make_world
+from tests.gaussian import _UnitTape, make_world, propagate
 from tests.linear_autoencoder import LinearAutoencoder
 
 WORLD = make_world()
@@ -64,6 +64,48 @@ def test_the_mean_is_the_estimate_at_the_first_level(process, strength):
     assert result.nfe == round(10 * strength)
     pure = Sampler(process, steps=10)(WORLD.denoiser, task(), noise=Zeros()).image
     assert float((pure - result.image).abs().max()) > 1e-4
+
+
+@pytest.mark.parametrize("process", [RegionAware(linear_betas()), region_aware(FLOW)], ids=["vp", "flow"])
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_the_distribution_is_that_of_the_steps_from_the_noised_content(process, eta):
+    """Mean and covariance of the result, in closed form, from N(a content, s^2 I) at the first level."""
+    sampler, given = Sampler(process, steps=8, strength=0.5, eta=eta), task()
+    chain = [process.noise(torch.tensor([t]), given.regions) for t in sampler.timesteps]
+    a, s = chain[0].alpha_map(CONTENT), chain[0].sigma_map(CONTENT).expand_as(CONTENT)
+    start = {"mean": (a * CONTENT).flatten(), "covariance": torch.diag(s.flatten().square())}
+    mean, covariance = propagate(WORLD, chain, **start, eta=eta)
+    tape = _UnitTape(1 + 5 * 64)
+    many = {name: getattr(given, name).expand(tape.rows, 1, 8, 8) for name in ("known", "hole", "start")}
+    rows = replace(Task.from_image(many["known"], many["hole"]), start=many["start"])
+    made = sampler(WORLD.denoiser, rows, noise=tape).raw.flatten(1)
+    on_draws = made[1:] - made[0]
+    torch.testing.assert_close(made[0], mean, rtol=0, atol=1e-9)
+    torch.testing.assert_close(on_draws.T @ on_draws, covariance, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_the_first_x_has_the_content_in_all_of_the_hole_and_the_known_pixels_elsewhere(keeps):
+    """Grey pixels too. A network that keeps known pixels itself starts from the whole image."""
+    seen = []
+
+    @dataclass(frozen=True)
+    class Seeing(SamplingMethod):
+        keeps_known = keeps
+
+        def before_denoise(self, state):
+            seen.append((state.x, state.now))
+            return state.x
+
+    grey = WORLD.hole.clone()
+    grey[..., 4] *= 0.5
+    draw = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    given = replace(Task.from_image(WORLD.y, grey), start=WORLD.y.flip(-2) + 1)
+    noise = type("Fixed", (), {"randn": lambda self, number, shape: draw})()
+    Sampler(Uniform(linear_betas()), Seeing(), steps=4, strength=0.5)(WORLD.denoiser, given, noise=noise)
+    x, now = seen[0]
+    content = torch.where(grey > 0, given.start, given.known) if keeps else given.start
+    torch.testing.assert_close(x, now.alpha_map() * content + now.sigma_map() * draw, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["rad", "replacement", "repaint", "ddnm", "dps"])
