@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import skimage.data
 from PIL import Image, ImageDraw
 
 from rad.cli.sample.options import read_options as sample_options
@@ -90,8 +91,7 @@ def test_methods_are_compared_and_the_table_is_printed(desk: Path, capsys: pytes
     presets, equal, evaluate = commands(page)
     run_python(page, create)
     assert len(list((desk / "originals").iterdir())) == 12
-    presets, equal = ([word for word in words if word != "thin"] for words in (presets, equal))
-    run_command(presets, "--limit", "6", "--steps", "2")
+    run_command([re.sub("^(rad|ddnm|diffpir)$", r"\1@2", word) for word in presets], "--limit", "6")
     run_command(equal, "--limit", "6", "--budget_nfe", "2")
     run_python(page, other)
     assert len(list((desk / "theirs").iterdir())) == 6
@@ -100,27 +100,27 @@ def test_methods_are_compared_and_the_table_is_printed(desk: Path, capsys: pytes
         assert np.array_equal(pixels(file)[known], pixels(desk / "originals" / file.name)[known])
     from rad.evaluation.__main__ import main as evaluation
 
-    assert evaluation(evaluate[1:]) in (0, 3)  # 3: --limit leaves originals without results
+    shortened = [word.replace("presets/wide/rad", "presets/wide/rad@2") for word in evaluate[1:]]
+    assert evaluation(shortened) in (0, 3)  # 3: --limit leaves originals without results
     assert "theirs" in (desk / "against-theirs" / "sets.csv").read_text()
     capsys.readouterr()
     run_python(page, table)
     rows = capsys.readouterr().out.splitlines()[2:]
-    assert len(rows) == 5 + 4
+    assert len(rows) == 2 * (5 + 4)  # two mask sets
     assert all("[" in row and row.endswith("dB |") for row in rows)
 
 
 @pytest.mark.slow
 def test_a_mask_is_drawn_and_a_painted_copy_is_read(desk: Path):
     page = "how-to/draw-a-mask.md"
-    names: dict[str, object] = {}
-    Image.open("photo.png").resize((360, 240), Image.Resampling.BICUBIC).save("photo.png")
+    photo = Image.fromarray(skimage.data.chelsea()[:240, :360])
+    photo.save("photo.png")
     for code in blocks(page, "python"):
-        run_python(page, code, names)
+        run_python(page, code)
     mask = pixels("mask.png")[..., 0]
     assert mask[41, 251] == mask[110, 200] == 255
     assert mask[0, 0] == 0
     assert (pixels("mask-labels.png")[40:60, 80:120] == 255).all()
-    photo = Image.open("photo.png")
     photo.save("photo.jpg", quality=92)
     marked = Image.open("photo.jpg")
     ImageDraw.Draw(marked).rectangle((100, 60, 140, 90), fill=(255, 0, 0))
@@ -160,10 +160,9 @@ def test_results_are_reproduced(desk: Path, capsys: pytest.CaptureFixture[str]):
         run_command([*words[:-1], "--steps", "1", "--print_config"])
     Path("fill.yaml").write_text(capsys.readouterr().out)
     run_command(third)
-    names: dict[str, object] = {}
-    for code in blocks(page, "python"):
-        run_python(page, code, names)
-    assert names["settings"]["seed"] == 0  # type: ignore[index]
+    read, compare = blocks(page, "python")
+    assert run_python(page, read)["settings"]["seed"] == 0  # type: ignore[index]
+    run_python(page, compare)
     assert "largest difference: 0\n" in capsys.readouterr().out
     assert np.array_equal(pixels("third.png"), pixels("first.png"))
 
