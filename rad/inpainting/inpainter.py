@@ -192,7 +192,8 @@ class Inpainter:
                 `rad.inpainting.arrays.to_image`; a batch or a list of these.
             mask: one for each image or one for all; white / 1 = fill. As `image`, with arrays (H,W) and tensors (1,H,W); or
                 a generator, such as "wide" or `Box()`, whose hole depends on the seed and on the image's name.
-            seed: whole number; fixes the noise with `names`. Batch size and order change rounding only (except `share` of VIPaint).
+            seed: whole number; fixes the noise with `names`. Batch size and order change rounding only; `share` of VIPaint
+                also depends on them.
             mask_polarity, mask_channel, mask_threshold, soft_mask, mask_resize, mask_dilate: see `MaskFormat`.
             num_samples: results per image; batch_size: windows per pass, halved when memory runs out.
             size_policy: for images of another size: "error"; "resize" and back; "crop" windows around each hole; "zoom" one
