@@ -132,6 +132,8 @@ def with_hint(message: str, parser: argparse.ArgumentParser) -> str:
         return message + did_you_mean(unknown[1].partition("=")[0], options)
     if unknown := re.search(r"Option '(.*?)' is not accepted", message):  # in a file
         return message + did_you_mean(unknown[1], (text[2:] for text in options))
+    if unknown := re.search(r"Group '(.*?)' does not accept option '(.*?)'", message):
+        return message + did_you_mean(f"{unknown[1]}.{unknown[2]}", (text[2:] for text in options))
     if choice := re.search(r"(--\w+): (?:invalid choice: )?'(.*?)' (?:\(choose from|not among choices)", message):
         choices = options[choice[1]].choices if choice[1] in options else None
         return message + did_you_mean(choice[2], map(str, choices or ()))

@@ -1,5 +1,6 @@
 """MkDocs' events: pages made from the code, and pages of files outside docs/, see `mkdocs.yml`."""
 
+import re
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -16,6 +17,15 @@ ORIGINS: dict[str, str] = {}
 
 HIDDEN = {"index.md": ["navigation", "toc"], "gallery.md": ["navigation"], "changelog.md": ["navigation"]}
 """Columns that pages without neighbours leave out."""
+
+FIRST = ("guides/sampling.md", "guides/training.md")
+"""Guides that come first in a search for their subjects."""
+
+CODE = re.compile(r"(?<!<pre>)<code[^>]*>[^<]*</code>")
+"""Code inside a line; that of a block has tags, for its colours."""
+
+DASHES = re.compile(r"(?<![\w-])--?\w")
+"""Start of an option, such as `--s` of `--steps`."""
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -40,7 +50,14 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """Turn links that leave docs/ into links to the pages of those files; hide empty columns."""
     if page.file.src_uri in HIDDEN:
         page.meta.setdefault("hide", HIDDEN[page.file.src_uri])
+    if page.file.src_uri in FIRST:
+        page.meta.setdefault("search", {"boost": 3})
     return Outside(ROOT).relink(markdown, origin=ORIGINS[page.file.src_uri], page=page.file.src_uri)
+
+
+def on_page_content(html: str, **_: object) -> str:
+    """Keep the two hyphens of an option on the line of its name; browsers break after a hyphen."""
+    return CODE.sub(lambda match: DASHES.sub(r'<span class="dashes">\g<0></span>', match[0]), html)
 
 
 def _expand(nav: object, uris: list[str]) -> None:

@@ -147,6 +147,13 @@ def test_errors_of_lightning_are_one_line(train, words, parts):
     assert all(part in error(err) for part in parts), err
 
 
+def test_an_unknown_key_of_a_group_in_a_file_names_a_similar_one(train):
+    Path("unknown.yaml").write_text("data: {batchsize: 7}\n")
+    code, err = train("--config", "unknown.yaml")
+    assert code == 2
+    assert "did you mean data.batch_size?" in error(err)
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_trial_run_works_and_writes_nothing(train):
     code, err = train("--trainer.fast_dev_run", "true")

@@ -148,6 +148,8 @@ class TestBrowser:
         from selenium.webdriver.support.wait import WebDriverWait
 
         with chromium(tmp_path) as driver:
+            driver.get(f"{address}/index.html")
+            assert driver.find_element(By.CSS_SELECTOR, "article p").size["width"] <= 800  # a line of text
             for page in ("index", "tutorials/fine-tune", "reference/keys", "reference/api/inpainting", "models/photos"):
                 driver.get(f"{address}/{page}.html")
             driver.find_element(By.CSS_SELECTOR, "input.md-search__input").send_keys("repaint jump_length")

@@ -12,8 +12,6 @@ FOLDER = "reference/api"
 OUTSIDE = {"rad.cli", "rad.studio"}
 """Packages of commands, which have pages of their own."""
 
-LONG = "\n    options:\n      show_attribute_values: false\n"
-
 
 def packages() -> list[str]:
     """Packages with public names."""
@@ -35,9 +33,18 @@ def page(package: str) -> str:
     """The page of a package."""
     options = "    options:\n      show_root_heading: false\n      show_root_toc_entry: false\n      members: false\n"
     parts = [f"# {package}", f"::: {package}\n{options}"]
+    if package == "rad.methods":
+        parts.append("[Methods and settings](../methods.md) explains the settings of each class below.")
     for name in names(package):
-        parts.append(f"::: {name}" + (LONG if name == "rad.methods.METHODS" else ""))
+        parts.append(f"::: {name}{_options(name)}")
     return "\n\n".join(parts) + "\n"
+
+
+def _options(name: str) -> str:
+    """Options of mkdocstrings that keep an entry short: a method's settings have a page of their own."""
+    if name == "rad.methods.METHODS":
+        return "\n    options:\n      show_attribute_values: false\n"
+    return "\n    options:\n      members: false\n" if name.startswith("rad.methods.") and name.count(".") > 2 else ""
 
 
 def overview() -> str:

@@ -86,7 +86,7 @@ def row(action: argparse.Action) -> Row:
 
 def kind(action: argparse.Action) -> str:
     """Markdown of the type of an option."""
-    if action.nargs == 0:
+    if action.nargs == 0 or action.dest == "print_config":  # its value, flags of jsonargparse, is optional
         return "flag"
     parsed = action.type if isinstance(action.type, type) else str
     if action.choices:
