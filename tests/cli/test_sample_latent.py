@@ -106,6 +106,7 @@ def test_bad_files_of_prompts(sample, content):
         ("pixels", ("--encode_full",), "there is no latent grid or encoder"),
         ("pixels", ("--size", 32), "is not a flow model, so size=32 has no effect"),
         ("sd3", ("--negative_prompt", "x", "--guidance", 1), "negative prompt has no effect with guidance 1"),
+        ("sd3", ("--control_scale", 0.5), "takes no such image, so control_scale=0.5 has no effect: leave it out"),
         ("sd3", ("--guidance", -1), "--guidance -1.0: allowed are 0 or more"),
         ("flux", ("--negative_prompt", "x", "--size", 16), "takes no negative prompt"),
         ("ldm", ("--feather", -1), "--feather -1"),
