@@ -8,8 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -45,6 +47,7 @@ from rad.models.text_to_image.flux import FluxFillModel, FluxModel
 from rad.models.text_to_image.folders import (
     NetworkT,
     Pipeline,
+    empty_network,
     load_encoder,
     load_network,
     load_tokenizer,
@@ -53,12 +56,11 @@ from rad.models.text_to_image.folders import (
     read_config,
     require_parts,
 )
-from rad.models.text_to_image.newer.loading import NEWER, load_newer, require_versions
+from rad.models.text_to_image.newer.loading import NEWER, check_parts, load_newer, require_versions
 from rad.models.text_to_image.sd3 import SD3Model
-from rad.models.text_to_image.sd3_inpaint import SD3InpaintModel
-from rad.models.text_to_image.settings import check_settings
+from rad.models.text_to_image.sd3_inpaint import SD3InpaintModel, check_controlnet
 from rad.models.text_to_image.stable_diffusion import StableDiffusionModel
-from rad.models.vae import PretrainedAutoencoder
+from rad.models.vae import KINDS, PretrainedAutoencoder
 from rad.models.weights import MOST_STEPS, describing, read_json, read_weights
 
 Parts = dict[str, Any]
@@ -183,15 +185,38 @@ def _checked(index: Pipeline, parts: Iterable[str], size: int | None, controlnet
     """The files of a flow model. Its settings are checked before weights are fetched. Raises as `load_model`."""
     if index.revision is None:
         require_parts(index.folder, parts)
-    index = index.configured()
-    check_settings(index, _flow_scheduler(index.folder, index.source), _flow_class(index), size, controlnet)
+    with quietly():
+        _check_settings(index.configured(), size, controlnet)
     index = index.fetched()
     require_parts(index.folder, parts)
     return index
 
 
-def _flow_class(index: Pipeline) -> type[FlowModel]:
-    return NEWER[index.kind][0] if index.kind in NEWER else FLUX.get(index.kind, SD3Model)
+def _check_settings(index: Pipeline, size: int | None, controlnet: str | Path | None) -> None:
+    """Build the model without weights. Raises ValueError for parts, a ControlNet or a size that do not fit."""
+    if index.kind in NEWER:
+        check_parts(index)
+        kind, allowed = NEWER[index.kind]
+    else:
+        kind, network = FLUX.get(index.kind, SD3Model), (FLUX_PARTS if index.kind in FLUX else SD3_PARTS)["transformer"]
+        allowed = {"transformer": (network.__name__,), "vae": KINDS}
+    parts = {name: _empty(index.folder / name, allowed[name]) for name in ("transformer", "vae")}
+    pipeline: Any = SimpleNamespace(**parts, config={"is_distilled": False})
+    options = {"scheduler": _flow_scheduler(index.folder, index.source), "size": size}
+    origin = Origin(index.source, index.revision)
+    if controlnet is not None:
+        control = _empty(network_folder(controlnet, weights=False), ("SD3ControlNetModel",))
+        check_controlnet(control.config, parts["transformer"].config, name=str(controlnet), source=index.source)
+        SD3InpaintModel(pipeline, origin, controlnet=control, **options)
+        return
+    model = kind(pipeline, origin, **options)
+    if isinstance(model, FluxFillModel):
+        model.check_channels()
+
+
+def _empty(folder: Path, allowed: tuple[str, ...]) -> Any:
+    config = read_config(folder, allowed)
+    return empty_network(getattr(diffusers, config["_class_name"]), folder, config)
 
 
 def load_text(folder: Path, unet: UNet2DConditionModel, autoencoder: PretrainedAutoencoder) -> StableDiffusionPipeline:
