@@ -25,6 +25,10 @@ def main() -> None:
     parser.add_argument("--interval", action="store_true", help="add the 95 %% interval")
     parser.add_argument("--against", help="method to print paired differences from, for metrics of single images")
     options = parser.parse_args()
+    for folder in options.results:
+        file = folder / ("metrics.csv" if options.against else "sets.csv")
+        if not file.is_file():
+            raise SystemExit(f"no {file}: score the results first, python -m rad.evaluation --results {folder}")
     if options.against:
         print_differences(options)
         return

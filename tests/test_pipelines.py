@@ -200,7 +200,15 @@ def test_to_moves_the_model_and_sets_its_precision(adapter):
         ({"generator": [torch.Generator()]}, ValueError, "give one torch.Generator for all images"),
         ({"output_type": "latent"}, ValueError, "allowed are pil, np, pt"),
         ({"image": [IMAGES[0], random_image(8, 8)], "output_type": "np"}, ValueError, "images of one size"),
-        ({"prompt": "a boat"}, ValueError, "takes no text"),
+        ({"prompt": "a boat"}, ValueError, "takes no text: leave the prompt out"),
+        ({"guidance_scale": 3.0}, ValueError, "takes no text: leave guidance out"),
+        ({"num_images_per_prompt": 0}, ValueError, "^num_images_per_prompt is 0"),
+        ({"num_inference_steps": 5000}, ValueError, "^num_inference_steps is 5000"),
+        (
+            {"mask_image": MASK.resize((2 * SIZE, 2 * SIZE))},
+            ValueError,
+            "give mask_resize='nearest' to pipe.inpainter, or give the mask",
+        ),
         ({"strength": 0}, ValueError, "strength is 0; allowed are above 0 to 1"),
         ({"strength": 0.5, "method": "daps"}, ValueError, "method 'daps' cannot start from the image's content"),
         ({"num_inference_step": 5}, TypeError, "did you mean num_inference_steps"),
@@ -222,6 +230,11 @@ def test_errors_of_loading_and_saving(adapter, pipe, tmp_path):
         RADInpaintPipeline.from_pretrained(adapter, revision="main")
     with pytest.raises(ValueError, match=r"only a model of RADInpaintPipeline.from_pretrained can be saved"):
         RADInpaintPipeline(pipe.inpainter).save_pretrained(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="file is a file: give a folder"):
+        pipe.save_pretrained(tmp_path / "file")
+    with pytest.raises(ValueError, match="is a feature network for metrics, no diffusion model"):
+        RADInpaintPipeline.from_pretrained("features-nature64")
     with pytest.raises(ValueError, match="this pipeline has no model"):
         RADInpaintPipeline()(image=IMAGES[0], mask_image=MASK)
     with pytest.raises(ValueError, match="is not a local folder: use RADInpaintPipeline"):

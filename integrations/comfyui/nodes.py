@@ -20,6 +20,7 @@ from rad.inpainting.runs import MODEL_FILES
 from rad.methods import METHODS
 from rad.models.loaded_model import Condition
 from rad.resources import checkpoint_names, find_data
+from rad.sampling.method import paths_of
 
 try:
     import comfy.model_management as comfy_models
@@ -37,6 +38,9 @@ if folder_paths is not None:
 PREVIEW_SECONDS, PREVIEW_SIDE = 1.0, 512
 """Least time between previews, and their longest side in pixels."""
 
+ALLOWED = [name for name, kind in METHODS.items() if not paths_of(kind)]
+"""Methods without paths among their settings, which nodes cannot give."""
+
 Inputs = dict[str, dict[str, tuple[Any, ...]]]
 
 
@@ -44,7 +48,7 @@ def model_places() -> dict[str, Path]:
     """Folders of models by name: those in ComfyUI/models/rad, then the checkpoints that come with RAD."""
     places: dict[str, Path] = {}
     for root in [] if folder_paths is None else folder_paths.get_folder_paths(FOLDER):
-        places = {path.name: path for path in sorted(Path(root).glob("[!.]*"))} | places
+        places = {path.name: path for path in sorted(Path(root).glob("[!.]*")) if path.is_dir()} | places
     for name in checkpoint_names():
         path = find_data(name)
         if path is not None and any((path / file).exists() for file in MODEL_FILES):
@@ -103,7 +107,7 @@ class RADInpaint:
                 "model": ("RAD_MODEL",),
                 "image": ("IMAGE",),
                 "mask": ("MASK", {"tooltip": "White is filled. One mask for all images, or one for each."}),
-                "method": (list(METHODS), {"tooltip": "rad needs a RAD model; most others need a base model."}),
+                "method": (ALLOWED, {"tooltip": "rad needs a RAD model; most others need a base model."}),
                 "steps": ("INT", {"default": 0, "min": 0, "max": 1000, "tooltip": "0: the method's own number."}),
                 "seed": ("INT", {"default": 0, "min": 0, "max": 2**64 - 1, "control_after_generate": True}),
                 "samples": ("INT", {"default": 1, "min": 1, "max": 64, "tooltip": "Results for each image."}),
@@ -145,8 +149,8 @@ class RADInpaint:
 
         Raises ValueError for a method out of the list, or another number or size of masks than of images.
         """
-        if method not in METHODS:  # a file of one's own would run code from a workflow
-            raise ValueError(f"method is {method!r}; allowed are {', '.join(METHODS)}")
+        if method not in ALLOWED:  # a file of one's own would run code from a workflow
+            raise ValueError(f"method is {method!r}; allowed are {', '.join(ALLOWED)}")
         image, mask = image[..., :3].detach().float().cpu(), mask.detach().float().cpu()
         mask = mask[None] if mask.ndim == 2 else mask
         if len(mask) not in (1, len(image)) or mask.shape[1:] != image.shape[1:3]:

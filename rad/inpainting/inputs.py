@@ -4,6 +4,7 @@ Only mask generators load torch.
 """
 
 import os
+import re
 import threading
 import warnings
 from collections.abc import Sequence
@@ -72,9 +73,8 @@ class Inputs:
         masks = masks * count if len(masks) == 1 and not isinstance(mask, list | tuple) else masks
         keys = _names(names, count)
         if len(masks) != count or len(keys) != count:
-            raise ValueError(
-                f"{count} images, {len(masks)} masks, {len(keys)} names: give one mask and one name per image"
-            )
+            counts = f"{count} images, {len(masks)} masks" + ("" if names is None else f", {len(keys)} names")
+            raise ValueError(f"{counts}: give one mask {'' if names is None else 'and one name '}per image")
         mask_names = [_file_name(entry) for entry in images] if names is None else keys
         drawn = [name for name, entry in zip(mask_names, masks, strict=True) if is_generator(entry)]
         if names is None and len(set(drawn)) < len(drawn):
@@ -196,13 +196,27 @@ def _conditions(condition: "Condition | Sequence[Condition]", count: int) -> "li
 def read_hole(mask: Hole | Image.Image | Path | bytes, image: Image.Image, format: MaskFormat) -> Hole:
     """The hole (1,H,W) in [0,1], 1 = fill, in the size of its image. Greys of a hole in memory are exact, and stay.
 
-    Raises ValueError for an unsuitable mask. Warns as `rad.masks.files.load_mask` describes.
+    Raises ValueError for an unsuitable mask. Warns as `rad.masks.files.load_mask` describes. Both name arguments, not flags.
     """
+    try:
+        return _read_hole(mask, image, format)
+    except ValueError as error:
+        raise ValueError(as_arguments(str(error))) from error
+
+
+def as_arguments(message: str) -> str:
+    """A message with arguments of `Inpainter` in place of flags: `--mask_resize nearest` as `mask_resize='nearest'`."""
+    message = message.replace("--soft_mask", "soft_mask=True")
+    message = re.sub(r"--(mask_threshold) ([\d.]+)", r"\1=\2", message)
+    return re.sub(r"--(mask_\w+) (\w+)", r"\1='\2'", message)
+
+
+def _read_hole(mask: Hole | Image.Image | Path | bytes, image: Image.Image, format: MaskFormat) -> Hole:
     if not isinstance(mask, np.ndarray):
         name = name_of(mask)
         loaded = load_hole(BytesIO(mask) if isinstance(mask, bytes) else mask, format, image=image, name=name)
         for message in loaded.notes + loaded.warnings:
-            warnings.warn(f"{name}: {message}", MaskWarning, stacklevel=2)
+            warnings.warn(f"{name}: {as_arguments(message)}", MaskWarning, stacklevel=3)
         return loaded.hole[None]
     if format.channel != "auto":
         raise ValueError("mask has one channel, so mask_channel has no effect on it: leave it out")
@@ -211,5 +225,5 @@ def read_hole(mask: Hole | Image.Image | Path | bytes, image: Image.Image, forma
         white = ((white > float(format.threshold)) | (white == 1)).astype(np.float32)
     hole = dilate(white if format.polarity == "white_is_fill" else 1 - white, format.dilate)
     for message in check_hole(hole, format):
-        warnings.warn(f"{GIVEN}: {message}", MaskWarning, stacklevel=2)
+        warnings.warn(f"{GIVEN}: {as_arguments(message)}", MaskWarning, stacklevel=3)
     return hole[None]

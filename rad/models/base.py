@@ -41,6 +41,9 @@ from rad.modes import float32_modes
 from rad.networks import REGION_AWARE
 from rad.resources import EXPORTED, checkpoint_names, located
 
+FEATURES = "model.json"
+"""File of a feature network for metrics."""
+
 if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d import UNet2DModel
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -97,6 +100,8 @@ def load_base(
     if qkv_order not in ("legacy", "naive"):
         raise ValueError(f"qkv_order is {qkv_order!r}: use 'legacy' or 'naive'")
     path, revision = _locate(source, revision)
+    if (path / FEATURES).is_file() and not ((path / "unet").exists() or (path / "config.json").exists()):
+        raise ValueError(f"{path} is a feature network for metrics, no diffusion model: give it as feature_net")
     sigmas, sigma_data = None, 0.5
     if path.is_dir():
         unet = _read_unet(path, norm_eps=norm_eps, qkv_order=qkv_order)
@@ -210,6 +215,17 @@ def convert_adm(
     return _build(config, rename_adm(state, config, qkv_order=qkv_order))
 
 
+def require_source(source: str | Path) -> None:
+    """Raise FileNotFoundError for a source that is neither a path on this machine nor a hub id."""
+    path = located(source)
+    if not path.exists() and not is_hub_id(source):
+        hint = did_you_mean(path.name, checkpoint_names())
+        raise FileNotFoundError(
+            f"no model at {str(source)!r}{hint}: give an adapter folder, a diffusers folder, a guided-diffusion .pt file or a "
+            "hub id 'organisation/name'"
+        )
+
+
 def _locate(source: str | Path, revision: str | None) -> tuple[Path, str | None]:
     """The local path of `source`, fetched first if it is a hub id, and the hub commit."""
     path = located(source)
@@ -217,12 +233,7 @@ def _locate(source: str | Path, revision: str | None) -> tuple[Path, str | None]
         if revision is not None:
             warnings.warn(f"revision={revision!r} is unused: {path} is a local path", stacklevel=2)
         return path, None
-    if not is_hub_id(source):
-        hint = did_you_mean(path.name, checkpoint_names())
-        raise FileNotFoundError(
-            f"no model at {str(source)!r}{hint}: give an adapter folder, a diffusers folder, a guided-diffusion .pt file or a "
-            "hub id 'organisation/name'"
-        )
+    require_source(source)
     settings = ["config.json", "unet/config.json", "scheduler_config.json", "scheduler/scheduler_config.json"]
     for weights in WEIGHT_FILES:
         folder = fetch(str(source), [*settings, weights, f"unet/{weights}"], revision=revision)

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from rad.arguments import describe
+from rad.arguments import describe, integer
 from rad.diffusion.schedules import linear_betas
 from rad.diffusion.step import Prediction
 from rad.models.adapter import AdapterInfo
-from rad.models.base import Base, load_base
+from rad.models.base import Base, load_base, require_source
 from rad.models.guided_diffusion import QkvOrder
 from rad.models.loaded_model import LoadedModel, Origin
 from rad.models.memory.choices import Offload, Quantize, check_saving
@@ -78,6 +78,8 @@ def load_model(
     """
     if not isinstance(source, str | os.PathLike):
         raise ValueError(f"source is {describe(source)}; give a folder, a file or a hub id")
+    size = None if size is None else integer("size", size)
+    require_source(source)
     if adapter is not None:
         info = AdapterInfo.read(adapter) if info is None else info
         qkv_order = info.qkv_order
@@ -95,7 +97,7 @@ def load_model(
     else:
         _require_none(adapter or source, "Stable Diffusion", extras)
         if not training:
-            _require_none(adapter or source, "SD3 or Flux", {"size": size})
+            _require_none(adapter or source, "a flow model", {"size": size})
         pixels = info.size[0] if adapter is not None and info is not None else size
         base, autoencoder = _load_unet(source, index, pixels, head_channels, qkv_order, revision)
         model = UNetModel(base, autoencoder=autoencoder, info=info, size=None if size is None else (size, size))
@@ -167,7 +169,7 @@ def _load_text_to_image(
         options = {"info": info, "size": size, "dtype": dtype, "t5_dtype": t5_dtype, "quantize": quantize}
         return load_flow(index, adapter=adapter, controlnet=controlnet, **options)
     if not training:
-        _require_none(adapter or index.source, "SD3 or Flux", {"size": size})
+        _require_none(adapter or index.source, "a flow model", {"size": size})
     if adapter is not None and extras["loras"]:
         raise ValueError(f"loras change the weights that {adapter} was trained on: leave them out")
     sides = None if size is None else (size, size)

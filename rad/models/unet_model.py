@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -77,7 +78,14 @@ class UNetModel(LoadedModel):
 
     def check(self, conditions: Sequence[Condition]) -> None:
         if any(condition != PLAIN for condition in conditions):
-            raise ValueError(f"{self.source} takes no text: leave the prompt out, or use a text-to-image model")
+            names = {"prompt": "the prompt", "negative": "the negative prompt", "guidance": "guidance"}
+            names = {field.name: names.get(field.name, field.name) for field in fields(PLAIN)}
+            given = [
+                word
+                for name, word in names.items()
+                if any(getattr(condition, name) != getattr(PLAIN, name) for condition in conditions)
+            ]
+            raise ValueError(f"{self.source} takes no text: leave {', '.join(given)} out, or use a text-to-image model")
 
     def denoiser(self, conditions: Sequence[Condition], *, adapter: bool) -> Denoiser:
         self.check(conditions)

@@ -24,7 +24,7 @@ from rad.inpainting.result import Cancelled, Progress
 from rad.inpainting.runs import find_parts
 from rad.models.memory.choices import Offload, Quantize
 from rad.networks.compiled import CompileMode
-from rad.pipelines.inputs import at_revision, explained, to_conditions, to_precision, to_seed
+from rad.pipelines.inputs import at_revision, explained, renamed, to_conditions, to_precision, to_seed
 from rad.pipelines.output import Images, OutputType, RADInpaintPipelineOutput, check_output, converted
 from rad.pipelines.saving import save
 from rad.rng import Part
@@ -239,7 +239,7 @@ class RADInpaintPipeline(DiffusionPipeline):
             style_scale=ip_adapter_scale,
         )
         check_output(output_type, images)
-        with ExitStack() as stack:
+        with renamed(), ExitStack() as stack:
             result = self.inpainter(
                 images,
                 mask_image,

@@ -1,6 +1,8 @@
 """Arguments of diffusers as those of an inpainter: dtype, generator, prompts and guidance images."""
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from os import PathLike
 from typing import ParamSpec, TypeVar
 
@@ -39,6 +41,20 @@ PRECISIONS: dict[torch.dtype | None, Precision] = {None: "32", torch.float32: "3
 def explained(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """As `understood`, with the names of the pipeline."""
     return understood(function, ADVICE)
+
+
+@contextmanager
+def renamed() -> Iterator[None]:
+    """Errors name the arguments of the pipeline, and the inpainter for options that the pipeline lacks."""
+    try:
+        yield
+    except ValueError as error:
+        message = str(error).replace("num_samples is ", "num_images_per_prompt is ")
+        message = re.sub(r"^steps is ", "num_inference_steps is ", message)
+        message = re.sub(r"\b(mask_\w+=[^ ,;)]+)", r"\1 to pipe.inpainter", message)
+        if message == str(error):
+            raise
+        raise ValueError(message) from error
 
 
 def at_revision(source: str | PathLike[str], revision: str | None) -> str | PathLike[str]:

@@ -26,6 +26,8 @@ def save(model: LoadedModel, parts: Parts, folder: Path, *, source: str) -> None
 
     Raises ValueError if they hold another model by now, or if `folder` lies in them.
     """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: give a folder")
     if parts.info != model.info:
         raise ValueError(f"{source} holds another model than the one in memory: load it again, then save")
     for part in (located(parts.source), parts.adapter):

@@ -174,6 +174,7 @@ def test_pilot_and_prompts_need_text(desk, base, capsys):
     for words, message in (
         (["--method", "pilot"], "needs a text-to-image model with cross-attention"),
         (["--method", "replacement", "--prompt", "a cat"], "takes no text: leave the prompt out"),
+        (["--method", "replacement", "--guidance", "3"], "takes no text: leave guidance out"),
         (["--method", "replacement", "--lora", "x"], "is not Stable Diffusion, so loras="),
     ):
         arguments = ["--checkpoint", str(base), *LEAST[2:], "--size_policy", "resize", "--steps", "1", *words]

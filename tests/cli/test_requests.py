@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from rad import lock
 from rad.cli import main as cli
@@ -17,6 +18,7 @@ from rad.cli.sample.runtimes.pytorch import TorchRuntime
 from rad.lock import locked
 from rad.masks.names import main_names
 from rad.masks.shapes import make
+from rad.methods.rad import RAD
 from tests.conftest import SIZE, random_image
 from tests.parameters import rest_slow
 
@@ -103,6 +105,23 @@ def test_steps_model_and_precision_belong_to_the_request(sample, adapter, models
         assert code == 2
         assert part in err, err
     assert sample("--limit 1", method="rad@1")[:2] == (0, []), "the same steps in other words"
+
+
+def test_the_preset_number_of_steps_is_recorded_and_assumed_where_it_is_missing(sample, monkeypatch):
+    monkeypatch.setattr(RAD, "preset_steps", 2)
+    assert sample("--limit 1", method="rad")[0] == 0
+    path = Path("out/a.png")
+    request = read_request(path)
+    assert request is not None
+    assert request.pop("steps") == 2
+    text = PngInfo()
+    text.add_text("rad", json.dumps(request))
+    Image.open(path).save(path, pnginfo=text)  # as earlier versions wrote it
+    assert sample("--limit 1", method="rad")[:2] == (0, [])
+    assert sample("--limit 1", method="rad@2")[:2] == (0, [])
+    code, _, err = sample("--limit 1", method="rad@1")
+    assert code == 2
+    assert "steps 2, now 1" in err
 
 
 def test_a_single_file_has_its_request_too(sample):

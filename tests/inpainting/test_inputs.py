@@ -176,6 +176,24 @@ def test_other_masks_are_refused_in_one_line(rad, mask, message):
     assert len(str(error.value)) < 250
 
 
+def test_errors_and_warnings_of_masks_name_arguments(rad):
+    twice = Image.fromarray(HOLE).resize((2 * WIDTH, 2 * HEIGHT))
+    with pytest.raises(ValueError, match="give mask_resize='nearest', or give the mask"):
+        rad(PIXELS, twice)
+    with pytest.raises(ValueError, match=r"give mask_threshold=0\.5 .* or soft_mask=True"):
+        rad(PIXELS, Image.fromarray(np.arange(HEIGHT * WIDTH, dtype=np.uint8).reshape(HEIGHT, WIDTH) * 4))
+    inverted = ~np.pad(np.ones((1, 1), bool), ((2, 3), (4, 4)))
+    with pytest.warns(UserWarning, match="use mask_polarity='white_is_known'"):
+        rad(PIXELS, inverted, method="mean", size_policy="crop")
+
+
+def test_numbers_of_masks_and_names(rad):
+    with pytest.raises(ValueError, match=r"^1 images, 2 masks: give one mask per image$"):
+        rad(PIXELS, [HOLE, HOLE])
+    with pytest.raises(ValueError, match=r"^1 images, 1 masks, 2 names: give one mask and one name per image$"):
+        rad(PIXELS, HOLE, names=["a", "b"])
+
+
 def test_text_files_are_refused(rad, tmp_path):
     (tmp_path / "text").write_text("text")
     with (tmp_path / "text").open() as file, pytest.raises(ValueError, match="mode 'rb'"):

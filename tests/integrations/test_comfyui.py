@@ -31,7 +31,8 @@ def nodes(models, tmp_path_factory):
     """The node classes by name, loaded with stand-ins for ComfyUI's modules; `comfy` records their calls."""
     root = tmp_path_factory.mktemp("comfy")
     shutil.copytree(models, root / "rad")
-    (root / "rad" / ".DS_Store").touch()
+    for name in (".DS_Store", "notes.txt"):
+        (root / "rad" / name).touch()
     comfy = SimpleNamespace(updates=[], interrupt=False)
 
     def check():
@@ -152,6 +153,12 @@ def test_lists_of_models_and_errors(nodes, model):
     assert models[:2] == ["adapter", "base"]
     assert "rad-nature32" in models
     assert "features-nature64" not in models
+    assert "notes.txt" not in models
+    methods = nodes.RADInpaint.INPUT_TYPES()["required"]["method"][0]
+    assert "rad" in methods
+    assert "lama" not in methods, "it needs a path"
+    with pytest.raises(ValueError, match="method is 'lama'; allowed are rad"):
+        nodes.RADInpaint().fill(model, IMAGE, MASK, **{**DEFAULTS, "method": "lama"})
     with pytest.raises(ValueError, match="is not in the list: put its folder into ComfyUI/models/rad"):
         nodes.RADModelLoader().load("../elsewhere", "32")
     with pytest.raises(ValueError, match=r"method is 'evil.py:Evil'"):

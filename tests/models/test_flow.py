@@ -345,7 +345,7 @@ def test_the_clean_level_has_no_noise(sd3):
         ("transformer/config.json", {"_class_name": "Evil"}, "describes a Evil; supported are SD3Transformer2DModel"),
         ("text_encoder/config.json", {"quantization_config": {"quant_method": "x"}}, "quantised"),
         ("text_encoder/config.json", {"num_hidden_layers": 4}, "missing"),
-        ("vae/config.json", {"latent_channels": 3}, "of another shape"),
+        ("vae/config.json", {"latent_channels": 3}, "has 3 channels, its network takes 4"),
     ],
 )
 def test_damaged_folders_give_one_line(tmp_path, file, change, message):

@@ -219,7 +219,10 @@ def test_the_content_of_the_hole_has_no_effect(kind, request):
 @pytest.mark.parametrize("kind", ["fill", "controlled"])
 def test_known_pixels_stay_and_an_image_does_not_depend_on_its_batch(kind, request):
     inpainter = Inpainter(request.getfixturevalue(kind))
-    conditions = [Condition("a cat"), Condition("a dog", guidance=1.0, control_scale=0.5)]
+    conditions = [
+        Condition("a cat"),
+        Condition("a dog", guidance=1.0, control_scale=0.5 if kind == "controlled" else 1.0),
+    ]
     options = {"method": "inpainting_model", "steps": 3}
     both = inpainter(IMAGES, list(HOLES), names=["a", "b"], condition=conditions, num_samples=2, **options)
     assert len(both.images) == 4
@@ -325,6 +328,53 @@ def test_unsuitable_inputs_are_refused(folders, fill, controlled, tmp_path):
         load_model(folders["fill"], training=True)
 
 
+def without_weights(folder):
+    """With damaged weights, which nothing may read."""
+    for file in folder.rglob("*.safetensors"):
+        file.write_bytes(b"damaged")
+    return folder
+
+
+def test_settings_are_checked_before_weights_are_read(tmp_path):
+    fill, sd3 = without_weights(tiny_flux(tmp_path / "fill", fill=True)), without_weights(tiny_sd3(tmp_path / "sd3"))
+    for folder in (fill, sd3):
+        with pytest.raises(ValueError, match=r"size is 18; allowed .* multiples of 4"):
+            load_model(folder, size=18)
+        with pytest.raises(ValueError, match=r"size is '16'; give a whole number"):
+            load_model(folder, size="16")
+    other = without_weights(tiny_sd3_controlnet(tmp_path / "control", joint_attention_dim=16))
+    with pytest.raises(ValueError, match="has joint_attention_dim 16"):
+        load_model(sd3, controlnet=other)
+    with pytest.raises(ValueError, match="is a FluxFillPipeline, which has no RAD adapters"):
+        load_model(fill, adapter=tmp_path, info=ADAPTER)
+    index = json.loads((fill / "model_index.json").read_text())
+    flux = without_weights(tiny_flux(tmp_path / "flux"))
+    (flux / "model_index.json").write_text(json.dumps({**index, "_class_name": "FluxFillPipeline"}))
+    with pytest.raises(ValueError, match="takes 16 channels; Flux Fill takes 48"):
+        load_model(flux, size=SIDE)
+
+
+def test_settings_of_a_hub_id_are_fetched_and_checked_first(tmp_path, monkeypatch):
+    folder, asked = without_weights(tiny_flux(tmp_path / "fill", fill=True)), []
+
+    def fetch(source, files, *, revision):
+        asked.append(files)
+        return folder
+
+    monkeypatch.setattr("rad.models.text_to_image.folders.fetch", fetch)
+    with pytest.raises(ValueError, match="size is 18; allowed"):
+        load_model("organisation/fill", size=18)
+    assert len(asked) == 2
+    assert not [pattern for files in asked for pattern in files if "safetensors" in pattern]
+
+
+def test_a_scale_without_effect_is_refused(folders, fill, controlled):
+    for model in (fill, load_model(folders["t5"])):
+        with pytest.raises(ValueError, match=r"takes no such image, so control_scale=0\.5 has no effect: leave it out"):
+            model.check([Condition("a cat", control_scale=0.5)])
+    controlled.check([Condition("a cat", control_scale=0.5)])
+
+
 def test_a_hub_id_fetches_one_network(folders, monkeypatch):
     asked = []
 
@@ -335,7 +385,8 @@ def test_a_hub_id_fetches_one_network(folders, monkeypatch):
     monkeypatch.setattr("rad.models.text_to_image.folders.fetch", fetch)
     model = load_model(folders["t5"], controlnet="alimama-creative/SD3-Controlnet-Inpainting@main")
     assert model.for_inpainting
-    assert asked == [("alimama-creative/SD3-Controlnet-Inpainting", "main")]
+    assert set(asked) == {("alimama-creative/SD3-Controlnet-Inpainting", "main")}
+    assert len(asked) == 2, "its settings, then its weights"
 
 
 def test_a_saved_pipeline_holds_its_controlnet(folders, controlled, tmp_path):

@@ -429,6 +429,14 @@ def test_a_missing_source_is_an_error(source):
     assert str(source) in one_line(caught)
 
 
+def test_a_missing_path_is_named_before_options_without_effect():
+    for options in ({"size": 32}, {"quantize": "8bit"}):
+        with pytest.raises(FileNotFoundError, match="no model at 'nowhere'"):
+            load_model("nowhere", **options)
+    with pytest.raises(ValueError, match=r"size is 16\.0; give a whole number"):
+        load_model("nowhere", size=16.0)
+
+
 def test_hub_failure_gives_one_line(monkeypatch):
     def fail(*_, **__):
         raise huggingface_hub.errors.LocalEntryNotFoundError("first line\nsecond line")

@@ -275,6 +275,8 @@ def test_the_view_of_the_prompt_alone_has_the_positive_controls(guided):
 def test_an_image_without_its_network_is_refused(plain, kind):
     with pytest.raises(ValueError, match="was loaded without one"):
         plain.denoiser([replace(CAT, **{KINDS[kind]: IMAGE})], adapter=False)
+    with pytest.raises(ValueError, match=f"{kind}_scale=0.5 has no effect, as .* was loaded without a"):
+        plain.check([replace(CAT, **{f"{kind}_scale": 0.5})])
 
 
 def test_loras_add_up_with_their_weights(folder, plain):

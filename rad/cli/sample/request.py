@@ -60,6 +60,7 @@ class Requests:
         common["seed"] = options.seed
         models = runtime.hashes()
         self._common: dict[Label, Request] = {}
+        self._presets: dict[Label, Request] = {}
         self._hashes: dict[str, str | None] = {}
         for label, method in runtime.methods.items():
             settings = {**common, **method_settings(runtime, label)}
@@ -68,7 +69,9 @@ class Requests:
                 if (path := settings.pop(name)) is not None:
                     settings[f"{name}_sha256"] = source_hash(str(path))
             if method.weights != "none":
-                settings |= {"model": models[method.weights], **_length(label, options)}
+                preset = method.choose(**label.given(options)).steps
+                settings |= {"model": models[method.weights], **_length(label, options, preset)}
+                self._presets[label] = {"steps": preset}
             self._common[label] = settings
 
     def of(self, label: Label, job: Job) -> Request:
@@ -77,6 +80,10 @@ class Requests:
         request = {**self._common[label], "name": text_hash(job.name), "image": self._hash(job.image), "mask": mask}
         request |= {"prompt": text_hash(job.prompt)} if job.prompt else {}
         return json.loads(json.dumps(request, default=str))
+
+    def completed(self, label: Label, earlier: Request) -> Request:
+        """The request of an earlier result; without a length, as earlier versions stored it, it has the preset's steps."""
+        return earlier if "budget_nfe" in earlier else {**self._presets.get(label, {}), **earlier}
 
     def stored(self, label: Label, job: Job) -> PngInfo:
         """The text chunk of a result."""
@@ -96,10 +103,12 @@ class Requests:
         return self._hashes[name]
 
 
-def _length(label: Label, options: SampleOptions) -> Request:
+def _length(label: Label, options: SampleOptions, preset: int) -> Request:
     source = label if label.steps or label.budget else options
     budget = label.budget if source is label else options.budget_nfe
-    return {name: value for name, value in (("steps", source.steps), ("budget_nfe", budget)) if value is not None}
+    if budget is not None:  # its steps are known with the model only
+        return {"budget_nfe": budget}
+    return {"steps": preset if source.steps is None else source.steps}
 
 
 def _mask_hash(mask: object) -> str | None:
@@ -194,7 +203,9 @@ class Finished:
             request = read_request(path)
             if request is None:
                 self.unrecorded[-1] += path == job.outputs[0]
-            elif names := differences(request, new := requests.of(label, job)):
+                continue
+            request, new = requests.completed(label, request), requests.of(label, job)
+            if names := differences(request, new):
                 self.different.append((path, ", ".join(_describe(name, request, new) for name in names)))
         return len(whole) == len(job.files)
 

@@ -35,15 +35,19 @@ class Controls:
         return [module for module in modules if module is not None]
 
     def check(self, conditions: Sequence[Condition], source: str) -> None:
-        """Raise ValueError for an image without its network."""
+        """Raise ValueError for an image or a scale without its network."""
         for condition in conditions:
-            for image, network, name in (
-                (condition.control_image, self.controlnet is not None, "a ControlNet"),
-                (condition.adapter_image, self.t2i_adapter is not None, "a T2I-Adapter"),
-                (condition.style_image, self.has_style, "an IP-Adapter"),
+            for kind, network, name in (
+                ("control", self.controlnet is not None, "a ControlNet"),
+                ("adapter", self.t2i_adapter is not None, "a T2I-Adapter"),
+                ("style", self.has_style, "an IP-Adapter"),
             ):
-                if image is not None and not network:
+                if getattr(condition, f"{kind}_image") is not None and not network:
                     raise ValueError(f"an image is given for {name}, and {source} was loaded without one")
+                if (scale := getattr(condition, f"{kind}_scale")) != 1 and not network:
+                    raise ValueError(
+                        f"{kind}_scale={scale:g} has no effect, as {source} was loaded without {name}: leave it out"
+                    )
 
     def control(
         self, conditions: Sequence[Condition], size: tuple[int, int], device: torch.device

@@ -140,6 +140,8 @@ class FlowModel(LoadedModel):
     kind: Kind
     guidance: float
     """Default guidance."""
+    scales: tuple[str, ...] = ()
+    """Scales of a `Condition` that have an effect."""
     encode: Callable[..., Text]
     """Encodes prompts, such as the functions of `rad.models.text_to_image.prompts`."""
     coder: type[PretrainedAutoencoder] = PretrainedAutoencoder
@@ -210,6 +212,11 @@ class FlowModel(LoadedModel):
                 raise ValueError(
                     f"{self.source} takes no images beside the image: leave them out, or use Stable Diffusion"
                 )
+            for name in ("control_scale", "adapter_scale", "style_scale"):
+                if name not in self.scales and (value := getattr(condition, name)) != 1:
+                    raise ValueError(
+                        f"{self.source} takes no such image, so {name}={value:g} has no effect: leave it out"
+                    )
 
     def training_denoiser(self, prompts: Sequence[str], *, learned_variance: bool) -> FlowDenoiser:
         return self._unguided(self.velocity, self.encode_text(prompts))

@@ -11,7 +11,7 @@ import re
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -78,6 +78,13 @@ class Pipeline:
     kind: str
     parts: dict[str, str]
 
+    def configured(self) -> Pipeline:
+        """With the settings of all parts, which a hub id fetches now; without weights."""
+        if self.revision is None:
+            return self
+        folder = fetch(self.source, [INDEX, "*/config.json", "scheduler/*.json"], revision=self.revision)
+        return replace(self, folder=folder)
+
     def fetched(self) -> Pipeline:
         """With the files of all parts, which a hub id fetches now."""
         if self.revision is None:
@@ -95,7 +102,7 @@ class Pipeline:
             names = (*WEIGHT_FILES[1:], ENCODER_FILES[1], "*.fp16-*-of-*.safetensors")
             more = [f"{part}/{name}" for part in without for name in names]
             folder = fetch(self.source, [*wanted, *more], revision=self.revision)
-        return Pipeline(self.source, self.revision, folder, self.kind, self.parts)
+        return replace(self, folder=folder)
 
 
 def find_pipeline(source: str | Path, revision: str | None = None) -> Pipeline | None:
@@ -121,15 +128,18 @@ def find_pipeline(source: str | Path, revision: str | None = None) -> Pipeline |
     return Pipeline(str(source), commit, folder, kind if isinstance(kind, str) else "", parts)
 
 
-def network_folder(source: str | Path) -> Path:
-    """The folder of a single network: local, or fetched for a hub id "organisation/name" or "organisation/name@revision"."""
+def network_folder(source: str | Path, *, weights: bool = True) -> Path:
+    """The folder of a single network: local, or fetched for a hub id "organisation/name" or "organisation/name@revision".
+
+    Without `weights`, only the settings are fetched.
+    """
     if located(source).exists():
         return located(source)
     name, _, revision = str(source).partition("@")
     if isinstance(source, Path) or not is_hub_id(name):
         return Path(source)
-    files = ["config.json", WEIGHT_FILES[0], f"{WEIGHT_FILES[0]}.index.json", "diffusion_pytorch_model-*.safetensors"]
-    return fetch(name, files, revision=revision or None)
+    files = [WEIGHT_FILES[0], f"{WEIGHT_FILES[0]}.index.json", "diffusion_pytorch_model-*.safetensors"]
+    return fetch(name, ["config.json", *(files if weights else [])], revision=revision or None)
 
 
 def read_config(folder: Path, allowed: Sequence[str]) -> Config:
@@ -159,16 +169,7 @@ def load_network(
 
     Raises FileNotFoundError without weights, ValueError for weights or settings that do not fit, or are quantised.
     """
-    settings = {name: value for name, value in config.items() if not name.startswith("_") and name != REGION_AWARE}
-    known = inspect.signature(kind.__init__).parameters.keys()
-    unknown = sorted(settings.keys() - known - WITHOUT_EFFECT)
-    if unknown:
-        raise ValueError(
-            f"{folder / 'config.json'} has settings unknown to {kind.__name__} ({', '.join(map(repr, unknown[:5]))}): "
-            "take weights that are not quantised, or remove them"
-        )
-    settings = {name: value for name, value in settings.items() if name in known}
-    files = _files(folder)
+    settings, files = _settings(kind, folder, config), _files(folder)
     if not files:
         raise FileNotFoundError(f"no weights in {folder}: put {WEIGHT_FILES[0]} there")
     if quantization is not None:
@@ -183,13 +184,36 @@ def load_network(
         return quantised.eval().requires_grad_(False)
     state = {name: _cast(value, dtype) for file in files for name, value in with_new_names(read_weights(file)).items()}
     with describing(folder):
-        with torch.device("meta"):
-            network = kind(**settings)
+        network = _empty(kind, settings)
         require_fit(network, state)
         network.load_state_dict(state, assign=True)
     if config.get(REGION_AWARE):
         network.register_to_config(**{REGION_AWARE: True})
     return network.eval().requires_grad_(False)
+
+
+def empty_network(kind: type[NetworkT], folder: Path, config: Config) -> NetworkT:
+    """The network of a part on device "meta", without weights. Raises ValueError for settings that do not fit."""
+    settings = _settings(kind, folder, config)
+    with describing(folder):
+        return _empty(kind, settings)
+
+
+def _empty(kind: type[NetworkT], settings: Config) -> NetworkT:
+    with torch.device("meta"):
+        return kind(**settings)
+
+
+def _settings(kind: type[NetworkT], folder: Path, config: Config) -> Config:
+    settings = {name: value for name, value in config.items() if not name.startswith("_") and name != REGION_AWARE}
+    known = inspect.signature(kind.__init__).parameters.keys()
+    unknown = sorted(settings.keys() - known - WITHOUT_EFFECT)
+    if unknown:
+        raise ValueError(
+            f"{folder / 'config.json'} has settings unknown to {kind.__name__} ({', '.join(map(repr, unknown[:5]))}): "
+            "take weights that are not quantised, or remove them"
+        )
+    return {name: value for name, value in settings.items() if name in known}
 
 
 def _cast(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

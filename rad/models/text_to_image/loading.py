@@ -6,10 +6,12 @@ The network classes are named here, so no file of a model decides which code run
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -45,6 +47,7 @@ from rad.models.text_to_image.flux import FluxFillModel, FluxModel
 from rad.models.text_to_image.folders import (
     NetworkT,
     Pipeline,
+    empty_network,
     load_encoder,
     load_network,
     load_tokenizer,
@@ -53,11 +56,11 @@ from rad.models.text_to_image.folders import (
     read_config,
     require_parts,
 )
-from rad.models.text_to_image.newer.loading import NEWER, load_newer, require_versions
+from rad.models.text_to_image.newer.loading import NEWER, check_parts, load_newer, require_versions
 from rad.models.text_to_image.sd3 import SD3Model
 from rad.models.text_to_image.sd3_inpaint import SD3InpaintModel, check_controlnet
 from rad.models.text_to_image.stable_diffusion import StableDiffusionModel
-from rad.models.vae import PretrainedAutoencoder
+from rad.models.vae import KINDS, PretrainedAutoencoder
 from rad.models.weights import MOST_STEPS, describing, read_json, read_weights
 
 Parts = dict[str, Any]
@@ -151,42 +154,69 @@ def load_flow(
     `quantize`: the network and T5.
     """
     require_versions(index)
-    index = index.fetched()
+    flux, with_t5 = index.kind in FLUX, "text_encoder_3" in index.parts
+    if adapter is not None and (flux or index.kind in NEWER):
+        raise ValueError(f"{index.source} is a {index.kind}, which has no RAD adapters: use another model")
+    if adapter is not None and info is not None:
+        size, dtype = info.size[0] if size is None else size, torch.float32
+    kinds = FLUX_PARTS if flux else SD3_PARTS | (SD3_T5 if with_t5 else {})
+    index = _checked(index, NEWER[index.kind][1] if index.kind in NEWER else (*kinds, "vae"), size, controlnet)
     folder = index.folder
     scheduler, t5_dtype = _flow_scheduler(folder, index.source), t5_dtype or dtype
     if index.kind in NEWER:
-        if adapter is not None:
-            raise ValueError(f"{index.source} is a {index.kind}, which has no RAD adapters: use another model")
         return load_newer(index, scheduler, size=size, dtype=dtype, quantize=quantize)
-    if adapter is not None and info is not None:
-        size, dtype = info.size[0] if size is None else size, torch.float32
-    flux, with_t5 = index.kind in FLUX, "text_encoder_3" in index.parts
-    kinds = FLUX_PARTS if flux else SD3_PARTS | (SD3_T5 if with_t5 else {})
-    require_parts(folder, (*kinds, "vae"))
     parts: Parts = dict.fromkeys(() if flux or with_t5 else SD3_T5)
     parts |= _parts(folder, kinds, dtype=dtype, t5_dtype=t5_dtype, quantize=quantize)
     parts |= {"vae": PretrainedAutoencoder.load(folder / "vae").network, "scheduler": None}
     origin = Origin(index.source, index.revision)
     if controlnet is not None:
-        control = _load_inpainting_controlnet(controlnet, parts["transformer"], index.source, dtype)
+        control = _network(SD3ControlNetModel, network_folder(controlnet), dtype=dtype)
         pipeline = StableDiffusion3Pipeline(**parts)
         return SD3InpaintModel(pipeline, origin, scheduler=scheduler, size=size, controlnet=control)
     kind = FLUX[index.kind] if flux else SD3Model
     pipeline = FluxPipeline(**parts) if flux else StableDiffusion3Pipeline(**parts)
     model = kind(pipeline, origin, scheduler=scheduler, size=size, info=info)
-    if isinstance(model, FluxFillModel):
-        model.check_channels()
     if adapter is not None:
         model.add_adapter(adapter)
     return model
 
 
-def _load_inpainting_controlnet(
-    source: str | Path, transformer: SD3Transformer2DModel, of: str, dtype: torch.dtype
-) -> SD3ControlNetModel:
-    controlnet = _network(SD3ControlNetModel, network_folder(source), dtype=dtype)
-    check_controlnet(controlnet.config, transformer.config, name=str(source), source=of)
-    return controlnet
+def _checked(index: Pipeline, parts: Iterable[str], size: int | None, controlnet: str | Path | None) -> Pipeline:
+    """The files of a flow model. Its settings are checked before weights are fetched. Raises as `load_model`."""
+    if index.revision is None:
+        require_parts(index.folder, parts)
+    with quietly():
+        _check_settings(index.configured(), size, controlnet)
+    index = index.fetched()
+    require_parts(index.folder, parts)
+    return index
+
+
+def _check_settings(index: Pipeline, size: int | None, controlnet: str | Path | None) -> None:
+    """Build the model without weights. Raises ValueError for parts, a ControlNet or a size that do not fit."""
+    if index.kind in NEWER:
+        check_parts(index)
+        kind, allowed = NEWER[index.kind]
+    else:
+        kind, network = FLUX.get(index.kind, SD3Model), (FLUX_PARTS if index.kind in FLUX else SD3_PARTS)["transformer"]
+        allowed = {"transformer": (network.__name__,), "vae": KINDS}
+    parts = {name: _empty(index.folder / name, allowed[name]) for name in ("transformer", "vae")}
+    pipeline: Any = SimpleNamespace(**parts, config={"is_distilled": False})
+    options = {"scheduler": _flow_scheduler(index.folder, index.source), "size": size}
+    origin = Origin(index.source, index.revision)
+    if controlnet is not None:
+        control = _empty(network_folder(controlnet, weights=False), ("SD3ControlNetModel",))
+        check_controlnet(control.config, parts["transformer"].config, name=str(controlnet), source=index.source)
+        SD3InpaintModel(pipeline, origin, controlnet=control, **options)
+        return
+    model = kind(pipeline, origin, **options)
+    if isinstance(model, FluxFillModel):
+        model.check_channels()
+
+
+def _empty(folder: Path, allowed: tuple[str, ...]) -> Any:
+    config = read_config(folder, allowed)
+    return empty_network(getattr(diffusers, config["_class_name"]), folder, config)
 
 
 def load_text(folder: Path, unet: UNet2DConditionModel, autoencoder: PretrainedAutoencoder) -> StableDiffusionPipeline:

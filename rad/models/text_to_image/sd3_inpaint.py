@@ -38,6 +38,7 @@ class SD3InpaintModel(SD3Model):
     """Stable Diffusion 3 with an inpainting ControlNet, which passed `check_controlnet`; `load_model` loads it."""
 
     for_inpainting = True
+    scales = ("control_scale",)
 
     def __init__(
         self,

@@ -1,6 +1,7 @@
 """The runtime PyTorch: every method, on models of every kind."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +87,8 @@ class TorchModel(Model):
         options, prompts = self.options, dict.fromkeys(job.prompt for job in jobs)
         conditions = [Condition(prompt, options.negative_prompt, options.guidance) for prompt in prompts]
         if any(method.weights != "none" for method in self.methods.values()):
-            self.inpainter.check(conditions, **encoding(options))
+            scales = {f"{kind}_scale": getattr(options, f"{kind}_scale") for kind in GUIDES}
+            self.inpainter.check([replace(each, **scales) for each in conditions], **encoding(options))
         elif conditions != [Condition()]:
             raise ValueError("a prompt has no effect on methods that use no network")
 

@@ -20,7 +20,6 @@ from rad.models.text_to_image.folders import (
     load_tokenizer,
     quietly,
     read_config,
-    require_parts,
 )
 from rad.models.text_to_image.newer import flux2_klein, qwen_image, z_image
 from rad.models.weights import read_json
@@ -52,6 +51,13 @@ def require_versions(index: Pipeline) -> None:
             )
 
 
+def check_parts(index: Pipeline) -> None:
+    """Raise ValueError for a part of another class than `NEWER` allows."""
+    for name, allowed in NEWER[index.kind][1].items():
+        if index.parts.get(name) not in allowed:
+            raise ValueError(f"{name} of {index.source} is {index.parts.get(name)}; supported are {', '.join(allowed)}")
+
+
 def load_newer(
     index: Pipeline,
     scheduler: FlowMatchEulerDiscreteScheduler,
@@ -62,10 +68,9 @@ def load_newer(
 ) -> FlowModel:
     """A model of `NEWER`, on the CPU; `dtype`: of the network and the text encoder; `quantize`: both.
 
-    Raises FileNotFoundError for a missing part, ValueError for one that does not fit.
+    Its parts passed `check_parts`. Raises ValueError for one that does not fit.
     """
     kind, parts = NEWER[index.kind]
-    require_parts(index.folder, parts)
     with quietly():
         loaded = {name: _part(index, name, allowed, dtype, quantize) for name, allowed in parts.items()}
         more = {"is_distilled": bool(read_json(index.folder / INDEX).get("is_distilled", False))}
@@ -77,9 +82,7 @@ def load_newer(
 def _part(
     index: Pipeline, name: str, allowed: tuple[str, ...], dtype: torch.dtype, quantize: Quantize | None
 ) -> object:
-    folder, written = index.folder / name, index.parts.get(name)
-    if written not in allowed:
-        raise ValueError(f"{name} of {index.source} is {written}; supported are {', '.join(allowed)}")
+    folder, written = index.folder / name, index.parts[name]
     package = "diffusers" if name in ("transformer", "vae") else "transformers"
     kind = getattr(importlib.import_module(package), written, None)
     if kind is None:  # the next newer name of the same tokenizer
