@@ -14,7 +14,7 @@ from tests.conftest import SIZE, box_hole, random_image
 from tests.tiny_pipelines import write_pipeline
 
 IMAGE, HOLE = random_image(30, 40), box_hole(30, 40, 2, 3, 27, 21, 8, 30, 12, 37)
-CROP = {"size_policy": "crop", "margin": 2, "steps": 3, "seed": 5, "names": "a"}
+CROP = {"size_policy": "crop", "margin": 2, "steps": 3, "solver": "ddim", "seed": 5, "names": "a"}
 
 
 def rounded(values):
@@ -103,10 +103,9 @@ def test_scaled_images_get_the_mean_too(policy, adapter):
     samples = np.array([np.array(i, float) for i in inpainter(IMAGE, HOLE, num_samples=4, **options).images])
     mean = np.array(inpainter(IMAGE, HOLE, average=4, **options).images[0], float)
     inside = HOLE[0].numpy() > 0
-    assert np.abs(mean - samples.mean(0))[inside].mean() < 2, (
-        "samples differ by clipping before and after resizing alone"
-    )
-    assert np.abs(samples[0] - samples.mean(0))[inside].mean() > 4
+    # Samples are clipped after they are resized, and the mean before: noise of this network has many values at the limits.
+    assert np.abs(mean - samples.mean(0))[inside].mean() < 6
+    assert np.abs(samples[0] - samples.mean(0))[inside].mean() > 40
 
 
 def test_methods_without_noise_warn(base):
