@@ -196,8 +196,7 @@ class Inpainter:
             seed: whole number; fixes the noise with `names`. Batch size and order have no effect (except `share` of VIPaint).
             mask_polarity, mask_channel, mask_threshold, soft_mask, mask_resize, mask_dilate: see `MaskFormat`.
             num_samples: results per image; batch_size: windows per pass, halved when memory runs out.
-            average: each result is the mean of this number of samples, rounded to 8 bits once, at this multiple of the cost.
-                Result m is the mean of the samples m * average to (m + 1) * average - 1 of a larger `num_samples`.
+            average: a result m is the mean of N samples, rounded once: of those that `num_samples` numbers N m to N m + N - 1.
             size_policy: for images of another size: "error"; "resize" and back; "crop" windows around each hole; "zoom" one
                 region around all holes, scaled to the model's size and back.
             margin: context around a window's core in pixels, for "crop"; None: an eighth of the model's size. For "zoom" around
@@ -213,8 +212,7 @@ class Inpainter:
 
         num_inference_steps, mask_image and num_images_per_prompt of diffusers are steps, mask and num_samples.
         Raises ValueError or FileNotFoundError for an unsuitable input or option, before any network call.
-        Warns about a mask that is empty, full, not plain black and white, or grey without effect on the method; and about
-        `average` without effect.
+        Warns about a mask that is empty, full, not plain black and white, or grey without effect, and `average` without effect.
         """
         layout = Layout(self.size, size_policy, margin, content=check_strength(strength) < 1)
         seed, extension = check_seed(seed), find_extension(extend, mask, strength=strength)
