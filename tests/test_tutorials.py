@@ -80,7 +80,7 @@ def test_restore_page_fills_the_damage_and_keeps_all_other_pixels(folder):
         changed = differs("scan.png", f"{name}.png")
         assert not changed[~hole].any(), name
         assert changed[hole].mean() > 0.9, name
-    assert len({Path(f"samples/scan-{number}.png").read_bytes() for number in range(8)}) == 8
+    assert differs("mean.png", "four.png")[hole].mean() > 0.9
 
 
 @pytest.mark.slow

@@ -55,7 +55,7 @@ class WindowFiller:
         """
         cost, seconds, reporter = Cost(0), 0.0, None
         if on_step is not None:
-            planned = self.sampler.cost.nfe * sum(len(canvas.windows) for canvas in canvases)
+            planned = self.sampler.cost.nfe * sum(canvas.average * len(canvas.windows) for canvas in canvases)
             reporter = Reporter(on_step, canvases, finish, planned=planned)
         while any(canvas.windows for canvas in canvases):
             jobs = [(c, w) for c in canvases if c.windows for w in next_wave(c.unknown, list(c.windows))]

@@ -167,6 +167,7 @@ class Inpainter:
         spacing: Spacing | None = None,
         seed: int = 0,
         num_samples: int = 1,
+        average: int = 1,
         mask_polarity: Polarity = "white_is_fill",
         mask_channel: MaskChannel = "auto",
         mask_threshold: float | None = None,
@@ -196,6 +197,7 @@ class Inpainter:
                 also depends on them.
             mask_polarity, mask_channel, mask_threshold, soft_mask, mask_resize, mask_dilate: see `MaskFormat`.
             num_samples: results per image; batch_size: windows per pass, halved when memory runs out.
+            average: a result m is the mean of N samples, rounded once: of those that `num_samples` numbers N m to N m + N - 1.
             size_policy: for images of another size: "error"; "resize" and back; "crop" windows around each hole; "zoom" one
                 region around all holes, scaled to the model's size and back.
             margin: context around a window's core in pixels, for "crop"; None: an eighth of the model's size. For "zoom" around
@@ -211,11 +213,11 @@ class Inpainter:
 
         num_inference_steps, mask_image and num_images_per_prompt of diffusers are steps, mask and num_samples.
         Raises ValueError or FileNotFoundError for an unsuitable input or option, before any network call.
-        Warns about a mask that is empty, full, not plain black and white, or grey without effect on the method.
+        Warns about a mask that is empty, full, not plain black and white, or grey without effect, and `average` without effect.
         """
         layout = Layout(self.size, size_policy, margin, content=check_strength(strength) < 1)
         seed, extension = check_seed(seed), find_extension(extend, mask, strength=strength)
-        check_numbers(num_samples=num_samples, batch_size=batch_size, feather=feather)
+        check_numbers(num_samples=num_samples, average=average, batch_size=batch_size, feather=feather)
         format = MaskFormat(
             polarity=mask_polarity,
             channel=mask_channel,
@@ -229,8 +231,9 @@ class Inpainter:
         sampler = self.sampler(method, steps=steps, eta=eta, solver=solver, spacing=spacing, strength=strength)
         inputs, holes = inputs.extended(extension, inputs.read(format, seed))
         _warn_of_greys(sampler.method, holes)
+        average = _samples_of_mean(sampler.method, average)
         rows = zip(inputs.images, holes, inputs.names, inputs.conditions, strict=True)
-        canvases = [canvas for row in rows for canvas in layout.canvases(*row, samples=num_samples)]
+        canvases = [canvas for row in rows for canvas in layout.canvases(*row, samples=num_samples, average=average)]
         regions = [layout.region(hole) for hole in holes]
         finisher = Finisher(inputs.images, holes, num_samples, feather, regions, resize=_resize)
         filler = _filler(self, sampler, grid=grid, fill=fill, seed=seed, batch_size=batch_size)
@@ -322,6 +325,14 @@ def _warn_of_greys(method: Method, holes: Sequence[Floats]) -> None:
     if not method.soft and any(bool(((hole > 0) & (hole < 1)).any()) for hole in holes):
         message = f"method {method.name!r} fills grey pixels of a mask completely: use 'rad' to keep part of the image"
         warnings.warn(message, MaskWarning, stacklevel=6)
+
+
+def _samples_of_mean(method: Method, average: int) -> int:
+    """`average`, or 1 with a warning for a method whose samples are all equal."""
+    if average > 1 and method.weights == "none":
+        warnings.warn(f"average={average} has no effect on method {method.name!r}, which has no noise", stacklevel=6)
+        return 1
+    return average
 
 
 def _resize(pixels: Floats, size: tuple[int, int]) -> Floats:

@@ -68,7 +68,7 @@ class Reporter:
     def __init__(self, on_step: OnStep, canvases: Sequence[Canvas], finisher: Finisher, *, nfe: int) -> None:
         self._on_step, self._finisher = on_step, finisher
         self._numbers = {id(canvas): number for number, canvas in enumerate(canvases)}
-        self._planned = nfe * sum(len(canvas.windows) for canvas in canvases)
+        self._planned = nfe * sum(canvas.average * len(canvas.windows) for canvas in canvases)
         self._finished = self._most = 0
 
     def begin(self, jobs: Sequence[Job]) -> Callable[[int, Floats], None]:

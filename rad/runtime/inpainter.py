@@ -79,6 +79,7 @@ class OnnxInpainter:
         spacing: Spacing | None = None,
         seed: int = 0,
         num_samples: int = 1,
+        average: int = 1,
         mask_polarity: Polarity = "white_is_fill",
         mask_channel: MaskChannel = "auto",
         mask_threshold: float | None = None,
@@ -103,7 +104,7 @@ class OnnxInpainter:
         Raises ValueError or FileNotFoundError for an unsuitable input or option, before any network call.
         """
         seed, layout, extension = check_seed(seed), Layout(self.size, size_policy, margin), find_extension(extend, mask)
-        check_numbers(num_samples=num_samples, batch_size=batch_size, feather=feather)
+        check_numbers(num_samples=num_samples, average=average, batch_size=batch_size, feather=feather)
         format = MaskFormat(
             polarity=mask_polarity,
             channel=mask_channel,
@@ -116,7 +117,7 @@ class OnnxInpainter:
         sampler = self.sampler(method, steps=steps, eta=eta, solver=solver, spacing=spacing)
         inputs, holes = inputs.extended(extension, inputs.read(format, seed))
         rows = zip(inputs.images, holes, inputs.names, strict=True)
-        canvases = [canvas for row in rows for canvas in layout.canvases(*row, samples=num_samples)]
+        canvases = [canvas for row in rows for canvas in layout.canvases(*row, samples=num_samples, average=average)]
         finisher = Finisher(inputs.images, holes, num_samples, feather, [layout.region(hole) for hole in holes])
         filler = WindowFiller(sampler, self.denoiser(sampler.method.weights), seed, batch_size)
         reporter = None if on_step is None else Reporter(on_step, canvases, finisher, nfe=sampler.nfe)

@@ -32,6 +32,9 @@ class Cost:
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(self.nfe + other.nfe, self.vjp + other.vjp)
 
+    def __mul__(self, samples: int) -> "Cost":
+        return Cost(self.nfe * samples, self.vjp * samples)
+
 
 class CountedDenoiser:
     """A denoiser that counts its work: network calls `nfe`, and backward passes `vjp`.

@@ -335,6 +335,7 @@ def test_the_whole_request_is_compared():
         "spacing",
         "eta",
         "strength",
+        "average",
     }
     elsewhere |= {"precision", "prompt", "prompts", *ONLY_IF_GIVEN, *OF_EACH}
     without_effect = {"mask_by", "limit", "output", "batch_size", "device", "devices", "shard", "max_megapixels"}

@@ -88,6 +88,7 @@ def test_misspelt_names_are_suggested():
         "feather",
         "margin",
         "num_samples",
+        "average",
         "batch_size",
         "steps",
         "limit",

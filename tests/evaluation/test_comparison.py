@@ -49,8 +49,12 @@ def test_a_label_is_a_method_with_steps_or_a_budget():
     own = Label.of("rad@10,solver=ddim,spacing=quad,eta=0")
     assert own == Label(own.text, "rad", steps=10, solver="ddim", spacing="quad", eta=0.0)
     assert Label.of("rad,solver=ddpm") == Label("rad,solver=ddpm", "rad", solver="ddpm")
+    assert Label.of("rad@5,average=4") == Label("rad@5,average=4", "rad", steps=5, average=4)
+    for wrong in ("0", "-1", "2.5", "four", "", "10001"):
+        with pytest.raises(ValueError, match="average is"):
+            Label.of(f"rad@5,average={wrong}")
     for wrong in ("rad,", "rad,ddim", "rad,steps=5", "rad,solver=ddim,solver=ddpm"):
-        with pytest.raises(ValueError, match="after a comma give solver=, spacing=, eta= or strength="):
+        with pytest.raises(ValueError, match="after a comma give solver=, spacing=, eta=, strength= or average="):
             Label.of(wrong)
     with pytest.raises(ValueError, match="solver is 'euler'; allowed are ddpm, ddim"):
         Label.of("rad@5,solver=euler")

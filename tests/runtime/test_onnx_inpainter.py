@@ -32,6 +32,7 @@ CASES = {
 SHAPES = {
     "crop": {"size_policy": "crop"},
     "margin": {"size_policy": "crop", "margin": 0, "batch_size": 3, "num_samples": 2},
+    "mean": {"size_policy": "crop", "margin": 0, "num_samples": 2, "average": 3},
     "zoom": {"size_policy": "zoom", "margin": 1},
     "resize": {"size_policy": "resize", "names": "x.png", "feather": 2},
     "outpaint": {"size_policy": "crop", "extend": (3, 0, 0, 5)},

@@ -108,6 +108,9 @@ class SampleOptions(ReportOptions):
     )
     seed: int = option("seed of noise and generated masks", 0, low=SEEDS[0], high=SEEDS[1])
     num_samples: int = option("results per image", 1, low=1, high=10**4)
+    average: int = option(
+        "a result is the mean of N samples, at N times the cost; or rad@5,average=4", 1, low=1, high=10**4, metavar="N"
+    )
     size_policy: SizePolicy = option(
         "images of another size than the model's; crop: windows around each hole; zoom: one region around all holes, scaled to "
         "the model's size and back",

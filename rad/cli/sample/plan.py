@@ -95,7 +95,7 @@ class Label:
 
     Args:
         steps, budget: number after "@": of steps, or of network calls ("ddnm@100nfe").
-        solver, spacing, eta, strength: words after commas; None: the options of the whole run.
+        solver, spacing, eta, strength, average: words after commas; None: the options of the whole run.
     """
 
     text: str
@@ -106,6 +106,7 @@ class Label:
     spacing: Spacing | None = None
     eta: float | None = None
     strength: float | None = None
+    average: int | None = None
 
     @classmethod
     def of(cls, text: str) -> "Label":
@@ -142,6 +143,10 @@ class Label:
         """Strength of the label, otherwise of the options."""
         return options.strength if self.strength is None else self.strength
 
+    def given_average(self, options: SampleOptions) -> int:
+        """Samples of a mean, of the label, otherwise of the options."""
+        return options.average if self.average is None else self.average
+
 
 def _named(text: str) -> str:
     """`mine.py:Mine@50` as `mine@50`; registers the method."""
@@ -156,9 +161,9 @@ def _named(text: str) -> str:
 def _sampler_words(text: str, words: Sequence[str]) -> dict[str, Any]:
     """`["solver=ddim", "eta=0"]` as {"solver": "ddim", "eta": 0.0}."""
     values: dict[str, Any] = {name: value for name, _, value in (word.partition("=") for word in words)}
-    if len(values) < len(words) or not values.keys() <= {"solver", "spacing", "eta", "strength"}:
+    if len(values) < len(words) or not values.keys() <= {"solver", "spacing", "eta", "strength", "average"}:
         raise ValueError(
-            f"{text!r}: after a comma give solver=, spacing=, eta= or strength=, each once, as in rad@10,solver=ddim"
+            f"{text!r}: after a comma give solver=, spacing=, eta=, strength= or average=, each once, as in rad@10,solver=ddim"
         )
     for name, choices in {"solver": get_args(Solver), "spacing": get_args(Spacing)}.items():
         if values.get(name, choices[0]) not in choices:
@@ -169,6 +174,11 @@ def _sampler_words(text: str, words: Sequence[str]) -> dict[str, Any]:
             values[name] = float(values[name])
         except ValueError:
             raise ValueError(f"{text!r}: {name} is {values[name]!r}; allowed are 0 to 1") from None
+    if "average" in values:
+        number = re.fullmatch(r"\d{1,5}", values["average"], re.ASCII)
+        if number is None or not 1 <= int(number[0]) <= 10**4:
+            raise ValueError(f"{text!r}: average is {values['average']!r}; allowed are 1 to 10000")
+        values["average"] = int(number[0])
     return values
 
 

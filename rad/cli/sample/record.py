@@ -26,8 +26,8 @@ COMMON = (
 )
 """Options that all results in a folder have in common."""
 
-PURE_NOISE = {"start_strength": 1.0}
-"""Entry of --strength, at the value that is left out; some methods have a setting called `strength`."""
+UNRECORDED = {"start_strength": 1.0, "mean_of": 1}
+"""Entries of --strength and --average, at the values that are left out; some methods have settings of such names."""
 
 ONLY_IF_GIVEN = {"grid": None, "dilate": 0, "encode_full": False, "feather": 0, "extend": None}
 """Options that count as settings of a method, with the values at which they are left out."""
@@ -146,7 +146,7 @@ class Record:
         now = self.settings[label]
         before = self.before["settings"].get(label, now)
         before = {**FIRST_SOLVER, **before} if "eta" in before else before
-        defaults = {**ONLY_IF_GIVEN, **PURE_NOISE, "method_sha256": None}
+        defaults = {**ONLY_IF_GIVEN, **UNRECORDED, "method_sha256": None}
         names = sorted((now.keys() | before.keys()) - NOT_COMPARED - ignore)
         old, new = ({name: some.get(name, defaults.get(name)) for name in names} for some in (before, now))
         self._compare(label, old, new)
@@ -186,6 +186,7 @@ def method_settings(runtime: Runtime, label: Label) -> dict[str, object]:
     sampler = {name: schedule[name] for name in ("eta", "solver", "spacing")}
     strength = label.given_strength(options)
     sampler |= {} if strength == 1 else {"start_strength": strength}
+    sampler |= {} if (average := label.given_average(options)) == 1 else {"mean_of": average}
     return {"method": method.name, **sampler, "precision": runtime.precision, **values}
 
 

@@ -23,18 +23,20 @@ SizePolicy = Literal["error", "resize", "crop", "zoom"]
 
 
 class Canvas:
-    """One sample of an image, filled window by window. Memory: 4 bytes per pixel, and the filled windows in float.
+    """A result for an image, filled window by window. Memory: 4 bytes per pixel, and the filled windows in float.
 
     Args:
         name, sample: identity of the noise; windows: to fill; condition: guidance of models with text.
+        average: the result is the mean of this number of samples, from `sample` on. They are filled one after another.
         pixels: (3,H,W), uint8, or float in [-1,1] if resized; shared by the samples of an image and never changed.
         hole: (1,H,W) in [0,1], shared too.
 
     Attributes:
-        windows: the remaining windows, in their order.
-        unknown: (H,W), pixels still to fill.
-        filled: (3,H,W) in [-1,1], valid in the filled part of the hole; allocated lazily.
-        raw: `pixels` with the output of each window's core, known pixels included.
+        sample: the present sample.
+        windows: the remaining windows of the present sample, in their order; empty when all samples are filled.
+        unknown: (H,W), pixels still to fill in the present sample.
+        filled: (3,H,W) in [-1,1], the present sample, valid in the filled part of the hole; allocated lazily.
+        raw: `pixels` with the output of each window's core, known pixels included; the mean over the samples so far.
     """
 
     def __init__(
@@ -45,11 +47,15 @@ class Canvas:
         hole: Floats,
         windows: Sequence[Window],
         condition: "Condition | None" = None,
+        *,
+        average: int = 1,
     ) -> None:
         self.name, self.sample, self.pixels, self.hole, self.condition = name, sample, pixels, hole, condition
+        self.average, self.samples_filled, self._all_windows = average, 0, tuple(windows)
         self.windows = dict.fromkeys(windows)
         self.unknown = hole[0] > 0
         self.filled = np.zeros(pixels.shape, np.float32)
+        self._mean = np.zeros(pixels.shape if average > 1 else 0, np.float32)  # allocated lazily, too
         self.raw = pixels.copy()
 
     def job_name(self, window: Window) -> int | str:
@@ -66,17 +72,30 @@ class Canvas:
         return pixels, hole * unknown
 
     def paste(self, window: Window, output: Floats) -> None:
-        """Keep the core of the model's output (3,S,S) in [-1,1]."""
+        """Keep the core of the model's output (3,S,S) in [-1,1]. After the last window, the next sample of a mean begins."""
         top, left, _, _ = window.window
         rows, columns = window.core_slices
         core = (slice(None), rows, columns)
         output = output[:, rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
         unknown = self.unknown[rows, columns]
+        kept = unknown | (self.hole[core] == 0)
         self.filled[core] = np.where(unknown, output, self.filled[core])
+        if self.average > 1:
+            change = (np.clip(output, -1, 1) - self._mean[core]) / np.float32(self.samples_filled + 1)
+            self._mean[core] += np.where(kept, change, 0)
+            output = self._mean[core]
         raw = output if self.raw.dtype != np.uint8 else _rounded(output)
-        self.raw[core] = np.where(unknown | (self.hole[core] == 0), raw, self.raw[core])
+        self.raw[core] = np.where(kept, raw, self.raw[core])
         unknown[:] = False
         del self.windows[window]
+        if not self.windows:
+            self._begin_next_sample()
+
+    def _begin_next_sample(self) -> None:
+        self.samples_filled += 1
+        if self.samples_filled < self.average:
+            self.sample += 1
+            self.windows, self.unknown = dict.fromkeys(self._all_windows), self.hole[0] > 0
 
 
 def _signed(pixels: Pixels) -> Floats:
@@ -157,8 +176,9 @@ class Layout:
         condition: "Condition | None" = None,
         *,
         samples: int,
+        average: int = 1,
     ) -> list[Canvas]:
-        """One canvas for each sample of an image with its hole (1,H,W)."""
+        """One canvas for each result of an image with its hole (1,H,W); `average`: samples of a result, see `Canvas`."""
         original, region = hole, self.region(hole)
         hole, windows = self.plan(hole)
         model_size = (self.size[1], self.size[0])
@@ -175,7 +195,8 @@ class Layout:
             pixels = mean_pool(_signed(pixels), self.size)
         else:
             pixels = pad(pixels, self.size, outside)
-        return [Canvas(name, sample, pixels, hole, windows, condition) for sample in range(samples)]
+        firsts = range(0, samples * average, average)
+        return [Canvas(name, first, pixels, hole, windows, condition, average=average) for first in firsts]
 
 
 def composite(image: Image.Image, filled: Image.Image, hole: Floats, *, feather: int = 0) -> Image.Image:

@@ -14,11 +14,13 @@ from rad.inpainting.canvas.windows import Box, Window
 def preview(canvas: Canvas, estimates: Mapping[Window, Floats]) -> Pixels:
     """Pixels as `Canvas.raw`, with the cores of the estimates; other unknown pixels are mid-grey. The canvas stays as it is.
 
+    From the second sample of a mean on, the other unknown pixels show the mean so far.
+
     `estimates`: (3,S,S) for windows that remain to be filled, in [-1,1].
     """
     pixels = np.asarray(canvas.raw).copy()
     whole = pixels.dtype == np.uint8
-    for window in canvas.windows:  # their cores hold all unknown pixels
+    for window in () if canvas.samples_filled else canvas.windows:  # their cores hold all unknown pixels
         rows, columns = window.core_slices
         pixels[:, rows, columns][:, canvas.unknown[rows, columns]] = 128 if whole else 0
     for window, estimate in estimates.items():

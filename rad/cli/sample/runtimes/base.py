@@ -41,7 +41,7 @@ class Model(ABC):
 
     @abstractmethod
     def prepare(self, label: "Label") -> "tuple[Plan, Cost | Work]":
-        """Schedule of a method, and its cost per window; warns of options without effect.
+        """Schedule of a method, and the cost of a result per window; warns of options without effect.
 
         Raises ValueError for a method that cannot run on this model, or not within its budget.
         """
@@ -135,16 +135,22 @@ def choose_steps(
     """Steps of the label or the options; as many as a budget allows; None: the method's preset.
 
     Args:
-        within: the most steps for a budget of network calls; cost: of a number of steps; most: the largest number of steps.
+        within: the most steps of one sample for a budget of network calls; cost: of a number of steps, for one sample.
+        most: the largest number of steps.
     """
+    average = label.given_average(options)
     fixed = label.steps is not None or label.budget is not None
     steps, budget = (label.steps, label.budget) if fixed else (options.steps, options.budget_nfe)
     if budget is None:
         return steps
-    steps = within(budget)
-    work, unused = cost(steps), ""
+    if budget < average:
+        raise ValueError(
+            f"{label.method} with average={average} needs a budget of at least {average} network calls, not {budget}: raise it"
+        )
+    steps = within(budget // average)
+    work, unused = cost(steps) * average, ""
     if 2 * work.units < budget and steps < most:
-        more = cost(steps + 1).units
+        more = (cost(steps + 1) * average).units
         unused = (
             f"; {counted(steps + 1, 'step')} would cost {more}, so much of the budget is unused: change its settings"
         )

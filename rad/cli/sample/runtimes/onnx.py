@@ -54,6 +54,9 @@ class Work:
     def units(self) -> int:
         return self.nfe
 
+    def __mul__(self, samples: int) -> "Work":
+        return Work(self.nfe * samples)
+
 
 class OnnxRuntime(Runtime):
     """See `Runtime`. Raises ValueError for an unknown method or setting, or an option without effect."""
@@ -122,7 +125,7 @@ class OnnxModel(Model):
             within = partial(self.inpainter.steps_within, method, **given)
             steps = choose_steps(label, self.options, within=within, cost=cost, most=most)
             plan = method.choose(steps=steps, **given)
-            return plan, cost(plan.steps)
+            return plan, cost(plan.steps) * label.given_average(self.options)
         except ValueError as error:
             raise ValueError(f"{label.text}: {error}") from None
 
@@ -151,6 +154,7 @@ class OnnxModel(Model):
             list(holes),
             method=self.methods[label],
             **vars(plan),
+            average=label.given_average(self.options),
             **{name: getattr(self.options, name) for name in SAMPLING},
             names=names,
             on_step=lambda progress: on_step(min(progress.done, progress.planned)),

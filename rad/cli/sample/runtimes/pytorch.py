@@ -114,8 +114,9 @@ class TorchModel(Model):
             raise ValueError(f"{label.text}: {error}{hint}") from None
         others = ["steps"] if options.steps is not None and method.weights == "none" else []
         others += ["soft_mask"] if options.soft_mask and not method.soft else []
+        others += ["average"] if label.given_average(options) > 1 and method.weights == "none" else []
         warn_unused(label, method.unused(**given) + others)
-        return schedule, result
+        return schedule, result * label.given_average(options)
 
     def count_windows(self, hole: "Hole") -> int:
         options = self.options
@@ -146,6 +147,7 @@ class TorchModel(Model):
             method=self.methods[label],
             **vars(plan),
             strength=label.given_strength(self.options),
+            average=1 if self.methods[label].weights == "none" else label.given_average(self.options),
             **{name: getattr(self.options, name) for name in SAMPLING},
             **encoding(self.options),
             names=names,
