@@ -103,8 +103,9 @@ def table(item: str, rows: Sequence[Row], textures: dict[str, Interval], compari
 def cell(row: Row, metric: Metric) -> str:
     if metric.name not in row.values:
         return "-"
+    digits = max(4, metric.digits) if metric.name.startswith(("perceptual", "lpips")) else metric.digits
     tested = row.against.get(metric.name)
-    return interval(row.values[metric.name], metric.digits) + ("" if tested is None or tested.is_noise else " *")
+    return interval(row.values[metric.name], digits) + ("" if tested is None or tested.is_noise else " *")
 
 
 def interval(value: Interval, digits: int) -> str:
