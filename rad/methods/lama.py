@@ -47,6 +47,8 @@ class LaMa(Mean):
         """The network. Raises ValueError if there is none."""
         if isinstance(self.file, torch.jit.ScriptModule):
             return self.file
+        if self.file is not None:
+            raise ValueError(f"lama.file {str(self.file)!r} is not loaded: give the Sampler method.load(device)")
         raise ValueError(
             "lama needs its network, a TorchScript file: --set lama.file=big-lama.pt, in Python LaMa(file=PATH)"
         )

@@ -460,6 +460,8 @@ def test_a_budget_sets_and_reports_the_steps(adapter, capsys):
     assert cli.sample([*words.split(), "--set", "replacement.corrections=1"]) == 0
     err = capsys.readouterr().err
     assert "replacement: 3 steps for a budget of 7: 6 network calls, 0 VJP" in err
+    assert cli.sample([*words.split(), "--strength", "0.5", "--overwrite"]) == 0
+    assert "replacement: 15 steps for a budget of 7: 7 network calls, 0 VJP" in capsys.readouterr().err
     assert cli.sample([*words.split(), "--steps", "3", "--overwrite"]) == 2
     assert "give one of them" in capsys.readouterr().err
 

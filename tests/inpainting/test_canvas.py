@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from skimage.measure import label, regionprops
 
 from rad.inpainting.canvas.composite import Canvas, Layout
@@ -49,6 +50,18 @@ def test_bicubic_resizing_equals_pytorch_to_rounding(size):
     image = np.random.default_rng(2).random((3, 32, 32), np.float32) * 2 - 1
     expected = F.interpolate(torch.from_numpy(image)[None], size, mode="bicubic", antialias=True)[0].numpy()
     np.testing.assert_allclose(resize_bicubic(image, size), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("policy", "content", "value"), [("crop", True, 200), ("crop", False, 0), ("zoom", True, 200)])
+def test_pixels_beyond_the_image_are_unknown_and_continue_its_edge_if_content_counts(policy, content, value):
+    image, hole = Image.new("RGB", (6, 5), (200, 200, 200)), np.zeros((1, 5, 6), np.float32)
+    hole[:, 1:4, 1:5] = 1
+    (canvas,) = Layout((8, 8), policy, content=content, margin=3).canvases(image, hole, "a", samples=1)
+    (window,) = canvas.windows
+    pixels, remaining = canvas.cut(window)
+    assert remaining[0, -1, -1] == 1
+    np.testing.assert_allclose(pixels[:, -1, -1], value / 127.5 - 1, atol=1e-5)
+    assert canvas.pixels.shape == (3, 8, 8)
 
 
 def test_pixels_become_floats_and_return_as_in_pytorch():

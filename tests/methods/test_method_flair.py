@@ -32,6 +32,13 @@ def test_levels_are_even_in_the_flows_time(process):
     torch.testing.assert_close(t, expected, rtol=0, atol=0.006)
 
 
+@pytest.mark.parametrize("process", [FLOW, Uniform(linear_betas())])
+def test_no_level_is_clean(process):
+    """lam / t is finite."""
+    levels = FLAIR(lowest=0).levels(context(process, 999))
+    assert min(float(flow_time(level).min()) for level in levels) > 0
+
+
 def test_the_calibration_and_its_limits():
     t = torch.tensor([[0.75, 0.1, 1.0, 0.0, 0.975]], dtype=DOUBLE)
     expected = [0.57, 0.075, 0.105, 0.0, (0.72 + 3 * 0.56) / 8]
@@ -83,6 +90,15 @@ def test_data_steps_stop_at_the_tolerance_and_never_overshoot():
     falling = [misfit(FLAIR(iterations=count).consistent(task, start, 1e9 * rate)) for count in range(6)]
     assert falling == sorted(falling, reverse=True)
     assert torch.equal(FLAIR(tolerance=10).consistent(task, start, rate), start)
+
+
+def test_an_image_that_fits_takes_no_more_data_steps():
+    """The other images of the batch go on."""
+    task = Task.from_image(WORLD.y.repeat(2, 1, 1, 1), WORLD.hole.repeat(2, 1, 1, 1))
+    start = torch.cat([WORLD.y + 0.005, WORLD.y + 1])
+    made = FLAIR().consistent(task, start, 0.1 * torch.ones(2, dtype=DOUBLE))
+    assert torch.equal(made[0], start[0])
+    assert float((made[1] - WORLD.y)[WORLD.hole == 0].abs().max()) < 0.5
 
 
 def test_the_trajectory_brings_the_mean_nearer_to_the_posterior():

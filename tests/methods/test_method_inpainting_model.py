@@ -124,6 +124,19 @@ def test_the_network_reads_the_hole_and_the_known_pixels(folders):
     assert_same(masked[:, 1:], model.autoencoder.encode(image))
 
 
+def test_grey_pixels_belong_to_the_hole_and_content_is_hidden(folders):
+    model = load_model(folders["sd"])
+    denoiser = model.denoiser([Condition()], adapter=False)
+    image = torch.rand(1, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    task = Task.encoded(image, HOLE[None], model.autoencoder)
+    given = [task, replace(task, image_hole=0.5 * HOLE[None]), replace(task, image=image + HOLE)]
+    binary, grey, other = (InpaintingModel().view(denoiser, one) for one in given)
+    assert isinstance(binary, StableDiffusionDenoiser)
+    for view in (grey, other):
+        assert isinstance(view, StableDiffusionDenoiser)
+        assert torch.equal(view.masked, binary.masked)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sd", "xl"])
 def test_a_run_fills_the_hole_and_never_sees_its_content(folders, name):

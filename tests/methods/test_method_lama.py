@@ -101,11 +101,18 @@ def test_sides_are_padded_by_reflection(written):
 
 
 def test_a_latent_model_encodes_the_filled_pixels(written):
-    codec, method = LinearAutoencoder(), lama(written(Checked()))
+    codec, method = LinearAutoencoder(blur=0.5), lama(written(Checked()))  # the fill reaches known cells
     image, hole = IMAGE[..., :16], HOLE[..., :16]
     task = Task.encoded(image, hole, codec)
     pixels = run(method, Task.from_image(image, hole)).raw
     assert torch.equal(run(method, task).raw, torch.lerp(task.known, codec.encode(pixels), task.hole))
+    assert bool((codec.encode(pixels) != task.known)[task.hole == 0].any())
+
+
+def test_grey_pixels_are_hidden_from_the_network_and_the_result_is_a_blend(written):
+    grey = HOLE * 0.5
+    raw = run(lama(written(Checked())), Task.from_image(IMAGE, grey)).raw
+    torch.testing.assert_close(raw, torch.where(HOLE == 1, (IMAGE + 0.5) / 2, IMAGE))
 
 
 @pytest.mark.parametrize(
@@ -124,6 +131,8 @@ def test_an_unsuitable_output_is_refused(written, kind, message):
 def test_files_that_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"--set lama.file=big-lama.pt"):
         LaMa().check()
+    with pytest.raises(ValueError, match=r"'big-lama.pt' is not loaded: .*method.load\(device\)"):
+        LaMa("big-lama.pt").check()
     with pytest.raises(FileNotFoundError, match="there is no file"):
         lama(str(tmp_path / "gone.pt"))
     path = tmp_path / "weights.pt"

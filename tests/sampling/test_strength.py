@@ -13,6 +13,7 @@ from rad.diffusion.levels import CLEAN
 from rad.diffusion.processes import Flow, RegionAware, Uniform, region_aware
 from rad.diffusion.schedules import linear_betas
 from rad.inpainting.inpainter import Inpainter
+from rad.inpainting.inputs import find_extension
 from rad.methods import METHODS
 from rad.methods.registry import cost, steps_within
 from rad.rng import KeyedNoise
@@ -174,6 +175,12 @@ def test_methods_that_cannot_start_from_the_content_refuse_it():
             METHODS["rad"]().check_strength(strength)
     with pytest.raises(ValueError, match="the task has no start"):
         Sampler(Uniform(linear_betas()), steps=4, strength=0.5)(WORLD.denoiser, task(start=False), noise=Zeros())
+
+
+def test_new_pixels_have_no_content_to_start_from():
+    with pytest.raises(ValueError, match="the new pixels of extend have no content"):
+        find_extension((0, 0, 4, 0), None, strength=0.5)
+    assert find_extension((0, 0, 4, 0), None)
 
 
 @pytest.mark.slow
