@@ -270,6 +270,16 @@ def scheduled_sigmas(scheduler: FlowMatchEulerDiscreteScheduler, shift: float, s
     return cast(Tensor, scheduler.sigmas)[:-1].flip(0).double()
 
 
+def planned_levels(scheduler: FlowMatchEulerDiscreteScheduler, tokens: int) -> Callable[[int], Tensor]:
+    """`FlowModel.plan` of pipelines whose shift depends on the size of the image alone."""
+    return functools.partial(scheduled_sigmas, scheduler, level_shift(scheduler, tokens))
+
+
+def table_of_levels(scheduler: FlowMatchEulerDiscreteScheduler, tokens: int) -> Tensor:
+    """`FlowModel.sigmas` of the same pipelines: the levels of as many steps as the training had."""
+    return planned_levels(scheduler, tokens)(scheduler.config["num_train_timesteps"])
+
+
 def level_shift(scheduler: FlowMatchEulerDiscreteScheduler, tokens: int) -> float:
     """Shift of the noise levels, linear in the number of tokens of an image."""
     from diffusers.pipelines.flux.pipeline_flux import calculate_shift

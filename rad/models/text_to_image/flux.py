@@ -23,15 +23,12 @@ from rad.models.text_to_image.flow import (
     InpaintingFlowDenoiser,
     Layout,
     from_tokens,
-    level_shift,
-    scheduled_sigmas,
+    table_of_levels,
     to_tokens,
 )
 from rad.models.text_to_image.prompts import Text, encode_flux
 
 if TYPE_CHECKING:
-    from diffusers import FlowMatchEulerDiscreteScheduler
-
     from rad.networks.unet import EmbeddingKind
 
 
@@ -41,14 +38,11 @@ class FluxModel(FlowModel):
     kind: Kind = "flux"
     guidance = 3.5
     encode = staticmethod(encode_flux)
+    sigmas = staticmethod(table_of_levels)
 
     @property
     def layout(self) -> Layout:
         return Layout(self.transformer.config["in_channels"] // CELLS**2, CELLS, default=128, largest=512)
-
-    @staticmethod
-    def sigmas(scheduler: FlowMatchEulerDiscreteScheduler, tokens: int) -> Tensor:
-        return scheduled_sigmas(scheduler, level_shift(scheduler, tokens), scheduler.config["num_train_timesteps"])
 
     def velocity(
         self,

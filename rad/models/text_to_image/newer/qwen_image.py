@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 import torch
@@ -26,16 +26,16 @@ from rad.models.text_to_image.flow import (
     FlowModel,
     Layout,
     from_tokens,
-    level_shift,
     linear_guidance,
-    scheduled_sigmas,
+    planned_levels,
+    table_of_levels,
     to_tokens,
 )
 from rad.models.text_to_image.prompts import Pipeline, Text
 from rad.models.vae import PretrainedAutoencoder
 
 if TYPE_CHECKING:
-    from diffusers import FlowMatchEulerDiscreteScheduler, QwenImageTransformer2DModel
+    from diffusers import QwenImageTransformer2DModel
 
     from rad.networks.unet import EmbeddingKind
 
@@ -91,6 +91,8 @@ class QwenImageModel(FlowModel):
     kind: Kind = "qwen_image"
     guidance = 4.0
     coder = QwenAutoencoder
+    sigmas = staticmethod(table_of_levels)
+    plan = staticmethod(planned_levels)
 
     @staticmethod
     def encode(pipeline: Pipeline, prompts: Sequence[str], device: torch.device) -> Text:
@@ -101,14 +103,6 @@ class QwenImageModel(FlowModel):
     @property
     def layout(self) -> Layout:
         return Layout(self.transformer.config["in_channels"] // CELLS**2, CELLS, default=128, largest=1024)
-
-    @staticmethod
-    def sigmas(scheduler: FlowMatchEulerDiscreteScheduler, tokens: int) -> Tensor:
-        return scheduled_sigmas(scheduler, level_shift(scheduler, tokens), scheduler.config["num_train_timesteps"])
-
-    @staticmethod
-    def plan(scheduler: FlowMatchEulerDiscreteScheduler, tokens: int) -> Callable[[int], Tensor]:
-        return functools.partial(scheduled_sigmas, scheduler, level_shift(scheduler, tokens))
 
     def velocity(self, x: Tensor, times: Tensor, text: Text, index: Tensor | None = None) -> Tensor:
         """The tokens are those of diffusers' pipeline: 2x2 cells of all channels, row by row."""

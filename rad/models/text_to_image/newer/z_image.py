@@ -5,8 +5,7 @@ diffusers' pipeline writes guidance as v_prompt + w (v_prompt - v_negative). Thi
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 import torch
@@ -16,12 +15,10 @@ from torch.nn.utils.rnn import pad_sequence
 from rad.diffusion.processes import Flow
 from rad.models.adapter import Kind
 from rad.models.loaded_model import Condition
-from rad.models.text_to_image.flow import FlowDenoiser, FlowModel, Layout, level_shift, scheduled_sigmas
+from rad.models.text_to_image.flow import FlowDenoiser, FlowModel, Layout, planned_levels, table_of_levels
 from rad.models.text_to_image.prompts import Pipeline, Text
 
 if TYPE_CHECKING:
-    from diffusers import FlowMatchEulerDiscreteScheduler
-
     from rad.networks.unet import EmbeddingKind
 
 
@@ -39,6 +36,8 @@ class ZImageModel(FlowModel):
 
     kind: Kind = "z_image"
     guidance = 1.0
+    sigmas = staticmethod(table_of_levels)
+    plan = staticmethod(planned_levels)
     """That of Z-Image-Turbo. Folders of Z-Image, which needs guidance, look the same."""
 
     @staticmethod
@@ -54,14 +53,6 @@ class ZImageModel(FlowModel):
         config = self.transformer.config
         cells = config["all_patch_size"][0]
         return Layout(config["in_channels"], cells, default=128, largest=min(config["axes_lens"][1:]) * cells)
-
-    @staticmethod
-    def sigmas(scheduler: FlowMatchEulerDiscreteScheduler, tokens: int) -> Tensor:
-        return scheduled_sigmas(scheduler, level_shift(scheduler, tokens), scheduler.config["num_train_timesteps"])
-
-    @staticmethod
-    def plan(scheduler: FlowMatchEulerDiscreteScheduler, tokens: int) -> Callable[[int], Tensor]:
-        return functools.partial(scheduled_sigmas, scheduler, level_shift(scheduler, tokens))
 
     def velocity(self, x: Tensor, times: Tensor, text: Text, index: Tensor | None = None) -> Tensor:
         """The network takes lists: a frame (C,1,H,W) and a text (L,D) for each image."""
