@@ -62,9 +62,8 @@ class LaMa(Mean):
             raise FileNotFoundError(f"lama.file: there is no file {path}: give a TorchScript file such as big-lama.pt")
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore", FutureWarning
-                )  # TorchScript is deprecated, and the format of LaMa's weights
+                # TorchScript is deprecated, and the format of LaMa's weights.
+                warnings.simplefilter("ignore", FutureWarning)
                 network = torch.jit.load(path, map_location=device).eval()
         except (RuntimeError, ValueError) as error:
             reason = str(error).strip().partition("\n")[0].partition(". ")[0]

@@ -58,10 +58,8 @@ class _AloneOnDevice(CpuOffload):
         self.others = others
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        with (
-            torch.inference_mode(False),
-            torch.no_grad(),
-        ):  # weights that moved in inference mode could not be differentiated
+        # Weights that move in inference mode could not be differentiated.
+        with torch.inference_mode(False), torch.no_grad():
             for other in self.others:
                 other.to("cpu")
             module.to(self.execution_device)
