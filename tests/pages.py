@@ -4,6 +4,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rad.__main__ import main
 
@@ -34,7 +35,7 @@ def words_of(block: str) -> list[list[str]]:
     return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("rad ")]
 
 
-def run_python(page: str, code: str, names: dict[str, object] | None = None) -> dict[str, object]:
+def run_python(page: str, code: str, names: dict[str, Any] | None = None) -> dict[str, Any]:
     """Executes a code block; returns its names. `names` are those of earlier blocks."""
     names = {} if names is None else names
     exec(compile(code, page, "exec"), names)

@@ -145,7 +145,7 @@ def test_sizes(desk: Path):
     assert np.array_equal(pixels("larger.png")[:, :72], pixels("photo.png"))
     for code in blocks(page, "python"):
         names = run_python(page, code.replace("steps=10", "steps=1"))
-    assert names["wider"].size == (88, 48)  # type: ignore[union-attr]
+    assert names["wider"].size == (88, 48)
 
 
 @pytest.mark.slow
@@ -161,7 +161,7 @@ def test_results_are_reproduced(desk: Path, capsys: pytest.CaptureFixture[str]):
     Path("fill.yaml").write_text(capsys.readouterr().out)
     run_command(third)
     read, compare = blocks(page, "python")
-    assert run_python(page, read)["settings"]["seed"] == 0  # type: ignore[index]
+    assert run_python(page, read)["settings"]["seed"] == 0
     run_python(page, compare)
     assert "largest difference: 0\n" in capsys.readouterr().out
     assert np.array_equal(pixels("third.png"), pixels("first.png"))

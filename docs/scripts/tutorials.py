@@ -1,6 +1,6 @@
 """Pictures of the tutorials: runs the code of the pages, and writes docs/images/tutorial-*.webp from its results.
 
-    python docs/scripts/tutorials.py restore remove tune --work /tmp/tutorials     # quarter of an hour on two CPU cores
+    python docs/scripts/tutorials.py restore remove tune --work runs/tutorials     # quarter of an hour on two CPU cores
 
 A page whose folder in --work is complete is not run again.
 """

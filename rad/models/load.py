@@ -27,8 +27,10 @@ from rad.rng import check_seed
 
 FOR_INPAINTING = ("StableDiffusionInpaintPipeline", "StableDiffusionXLInpaintPipeline")
 STABLE_DIFFUSION = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", *FOR_INPAINTING)
-SD3 = ("StableDiffusion3Pipeline", "StableDiffusion3ControlNetInpaintingPipeline")
-FLUX = ("FluxPipeline", "FluxFillPipeline")
+SD3_INPAINTING = "StableDiffusion3ControlNetInpaintingPipeline"
+SD3 = ("StableDiffusion3Pipeline", SD3_INPAINTING)
+FLUX_FILL = "FluxFillPipeline"
+FLUX = ("FluxPipeline", FLUX_FILL)
 NEWER_FLOWS = ("QwenImagePipeline", "ZImagePipeline", "Flux2KleinPipeline")
 FLOWS = (*SD3, *FLUX, *NEWER_FLOWS)
 LATENT_CHANNELS = 4
@@ -126,7 +128,7 @@ def is_for_inpainting(source: str | Path, revision: str | None = None, *, contro
     try:
         index = find_pipeline(source, revision)
         if index is not None and index.kind in FLOWS:
-            return index.kind in (SD3[1], FLUX[1]) or (index.kind == SD3[0] and controlnet is not None)
+            return index.kind in (SD3_INPAINTING, FLUX_FILL) or (index.kind in SD3 and controlnet is not None)
         if index is None or index.kind not in FOR_INPAINTING:
             return False
         config = index.folder / "unet" / "config.json"
@@ -154,7 +156,7 @@ def _load_text_to_image(
         )
     if index.kind in FLOWS:
         controlnet = extras["controlnet"] if index.kind in SD3 else None
-        if index.kind == SD3[1] and controlnet is None:
+        if index.kind == SD3_INPAINTING and controlnet is None:
             controlnet = index.folder / "controlnet"
         if controlnet is not None and (adapter is not None or training):
             raise ValueError(

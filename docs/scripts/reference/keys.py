@@ -3,6 +3,7 @@
 import argparse
 import inspect
 from collections.abc import Callable, Iterator
+from types import ModuleType
 
 import jsonargparse
 from lightning import Callback
@@ -94,12 +95,12 @@ def _optional(key: str, settings_of: type, text: str) -> Iterator[str]:
     yield table(_arguments(settings_of, prefix=f"{key}."), "Key")
 
 
-def _classes(package: object, base: type) -> Iterator[str]:
+def _classes(package: ModuleType, base: type) -> Iterator[str]:
     """A section for each public class of a package that is derived from `base`."""
-    for name in package.__all__:  # type: ignore[attr-defined]
+    for name in package.__all__:
         entry = getattr(package, name)
         if inspect.isclass(entry) and issubclass(entry, base) and entry is not base:
-            path = f"{package.__name__}.{name}"  # type: ignore[attr-defined]
+            path = f"{package.__name__}.{name}"
             yield f"### {path}"
             yield prose((inspect.getdoc(entry) or "").partition("\n\n")[0])
             rows = list(_arguments(entry, prefix="", anchor=f"{path}."))

@@ -136,16 +136,18 @@ class Label:
 
     def given(self, options: SampleOptions) -> dict[str, Any]:
         """Solver, spacing and eta of the label, otherwise of the options."""
-        names = ("solver", "spacing", "eta")
-        return {name: getattr(options if getattr(self, name) is None else self, name) for name in names}
+        return {name: self._given(name, options) for name in ("solver", "spacing", "eta")}
 
     def given_strength(self, options: SampleOptions) -> float:
         """Strength of the label, otherwise of the options."""
-        return options.strength if self.strength is None else self.strength
+        return self._given("strength", options)
 
     def given_average(self, options: SampleOptions) -> int:
         """Samples of a mean, of the label, otherwise of the options."""
-        return options.average if self.average is None else self.average
+        return self._given("average", options)
+
+    def _given(self, name: str, options: SampleOptions) -> Any:
+        return getattr(options if getattr(self, name) is None else self, name)
 
 
 def _named(text: str) -> str:

@@ -289,6 +289,14 @@ def level_shift(scheduler: FlowMatchEulerDiscreteScheduler, tokens: int) -> floa
     return calculate_shift(tokens, *(config[name] for name in names))
 
 
+def token_places(rows: int, columns: int, *, axes: int, device: torch.device) -> Tensor:
+    """Position ids of the tokens of an image, (rows * columns, axes) int64: row at axis 1, column at axis 2, 0 elsewhere."""
+    places = torch.zeros(rows, columns, axes, dtype=torch.int64, device=device)
+    places[..., 1] = torch.arange(rows, device=device)[:, None]
+    places[..., 2] = torch.arange(columns, device=device)
+    return places.flatten(0, 1)
+
+
 def to_tokens(x: Tensor) -> Tensor:
     """(B,C,H,W) -> (B,L,4C): 2x2 cells of all channels, row by row."""
     return rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=CELLS, q=CELLS)

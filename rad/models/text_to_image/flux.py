@@ -25,6 +25,7 @@ from rad.models.text_to_image.flow import (
     from_tokens,
     table_of_levels,
     to_tokens,
+    token_places,
 )
 from rad.models.text_to_image.prompts import Text, encode_flux
 
@@ -62,9 +63,6 @@ class FluxModel(FlowModel):
         assert isinstance(self.base_process, Flow)
         rows, columns = x.shape[2] // CELLS, x.shape[3] // CELLS
         dtype = text.tokens.dtype
-        places = torch.zeros(rows, columns, 3, device=x.device, dtype=dtype)
-        places[..., 1] += torch.arange(rows, device=x.device)[:, None]
-        places[..., 2] += torch.arange(columns, device=x.device)
         inputs = x if context is None else torch.cat([x, context], 1)
         output = self.sampled_network(adapter=False)(
             hidden_states=to_tokens(inputs).to(self.transformer.dtype),
@@ -73,7 +71,7 @@ class FluxModel(FlowModel):
             encoder_hidden_states=text.tokens,
             pooled_projections=text.pooled,
             txt_ids=torch.zeros(text.tokens.shape[1], 3, device=x.device, dtype=dtype),
-            img_ids=places.flatten(0, 1),
+            img_ids=token_places(rows, columns, axes=3, device=x.device).to(dtype),
             return_dict=False,
         )[0]
         return from_tokens(output, rows).to(x.dtype)

@@ -20,6 +20,7 @@ from rad.models.text_to_image.flow import (
     from_tokens,
     scheduled_sigmas,
     to_tokens,
+    token_places,
 )
 from rad.models.text_to_image.prompts import Pipeline, Text
 from rad.models.vae import PretrainedAutoencoder
@@ -117,9 +118,7 @@ class Flux2KleinModel(FlowModel):
         assert index is None
         assert isinstance(self.base_process, Flow)
         rows, columns, length = x.shape[2] // CELLS, x.shape[3] // CELLS, text.tokens.shape[1]
-        places = torch.zeros(rows, columns, 4, device=x.device, dtype=torch.int64)
-        places[..., 1] += torch.arange(rows, device=x.device)[:, None]
-        places[..., 2] += torch.arange(columns, device=x.device)
+        places = token_places(rows, columns, axes=4, device=x.device)
         words = torch.zeros(length, 4, device=x.device, dtype=torch.int64)
         words[:, 3] = torch.arange(length, device=x.device)
         output = self.sampled_network(adapter=False)(
@@ -128,7 +127,7 @@ class Flux2KleinModel(FlowModel):
             guidance=None,
             encoder_hidden_states=text.tokens,
             txt_ids=words.expand(len(x), -1, -1),
-            img_ids=places.flatten(0, 1).expand(len(x), -1, -1),
+            img_ids=places.expand(len(x), -1, -1),
             return_dict=False,
         )[0]
         return from_tokens(output, rows).to(x.dtype)
