@@ -10,9 +10,16 @@ Systems without a network are shown by the best of them, as a line.
 import argparse
 import csv
 import re
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import matplotlib
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+from matplotlib.patheffects import Normal, Stroke
+from matplotlib.ticker import FixedLocator, NullLocator
 
 from rad.methods import METHODS
 from rad.methods.registry import cost
@@ -44,6 +51,8 @@ METRICS = {
     "fd-crop": "Fréchet distance",
 }
 HIGHER = ("psnr-hole",)
+LINES = 17
+"""Lines of labels in the height of a plot."""
 
 
 @dataclass(frozen=True)
@@ -89,10 +98,20 @@ def read(path: Path, item: str, metric: str) -> list[Point]:
     ]
 
 
-def show(axes, points: Sequence[Point], *, higher: bool) -> None:
+def beside(points: Sequence[Point], taken: Sequence[Point]) -> list[Point]:
+    """Points of equal calls next to each other instead of on top of each other and of those `taken`."""
+    counts = Counter(point.calls for point in taken)
+    moved = []
+    for point in sorted(points, key=lambda point: point.value):
+        moved.append(replace(point, calls=point.calls * 1.09 ** counts[point.calls]))
+        counts[point.calls] += 1
+    return moved
+
+
+def show(axes: Axes, points: Sequence[Point], *, higher: bool) -> None:
     """RAD as a curve, other methods as points, the best system without a network as a line."""
     rad = sorted((point for point in points if point.system.startswith("rad@")), key=lambda point: point.calls)
-    others = [point for point in points if point.calls and not point.system.startswith("rad")]
+    others = beside([point for point in points if point.calls and not point.system.startswith("rad")], rad)
     classical = [point for point in points if not point.calls]
     if classical:
         best = (max if higher else min)(classical, key=lambda point: point.value)
@@ -110,36 +129,45 @@ def show(axes, points: Sequence[Point], *, higher: bool) -> None:
             fontsize=10.5,
         )
     for group, colour, line in ((others, OTHER, ""), (rad, RAD, "-")):
-        axes.errorbar(
+        bars = axes.errorbar(
             [point.calls for point in group],
             [point.value for point in group],
             [[abs(point.value - point.low) for point in group], [abs(point.high - point.value) for point in group]],
             fmt="o" + line, color=colour, markersize=7 if group is rad else 5.5, linewidth=2.2, elinewidth=1.1, capsize=0,
         )  # fmt: skip
-    for point in others:
-        name = NAMES.get(point.system.partition("@")[0], point.system)
-        axes.annotate(name, (point.calls, point.value), (7, 5), textcoords="offset points", color=OTHER, fontsize=10.5)
+        bars[2][0].set_alpha(0.45)
     if rad:
-        axes.annotate(
-            "RAD",
-            (rad[0].calls, rad[0].value),
-            (-9, 9),
-            textcoords="offset points",
-            color=RAD,
-            fontsize=13,
-            fontweight="bold",
-            ha="right",
-        )
+        place = (rad[0].calls, rad[0].value)
+        axes.annotate("RAD", place, (9, 9), textcoords="offset points", color=RAD, fontsize=13, fontweight="bold")
+    if not higher:
+        axes.set_ylim(bottom=0)
+    label(axes, others)
+
+
+def label(axes: Axes, points: Sequence[Point]) -> None:
+    """Names to the right of each group of points of similar calls, from low to high, at least a line apart."""
+    line = (axes.get_ylim()[1] - axes.get_ylim()[0]) / LINES
+    halo = [Stroke(linewidth=3, foreground="white"), Normal()]
+    groups: list[list[Point]] = []
+    for point in sorted(points, key=lambda point: point.calls):
+        if not groups or point.calls > 1.5 * groups[-1][-1].calls:
+            groups.append([])
+        groups[-1].append(point)
+    for group in groups:
+        y = -line
+        for point in sorted(group, key=lambda point: point.value):
+            y = max(point.value, y + line)
+            name = NAMES.get(point.system.partition("@")[0], point.system)
+            text = axes.annotate(
+                name, (group[-1].calls, y), (8, 0), textcoords="offset points", color=OTHER, va="center"
+            )
+            text.set_fontsize(10.5)
+            text.set_path_effects(halo)
 
 
 def draw(results: Path, items: Sequence[str], metric: str, output: Path) -> None:
     """Write the picture: a plot for each item."""
-    import matplotlib
-
     matplotlib.use("Agg")
-    from matplotlib import pyplot
-    from matplotlib.ticker import FixedLocator, NullLocator
-
     matplotlib.rcParams.update({"font.size": 11, "text.color": INK, "axes.labelcolor": INK})
     path = results / "results" / "sets.csv"
     figure, grid = pyplot.subplots(
@@ -150,7 +178,9 @@ def draw(results: Path, items: Sequence[str], metric: str, output: Path) -> None
         points = read(path, item, metric)
         axes.set_xscale("log")
         show(axes, points, higher=metric in HIGHER)
-        axes.set_title(f"{item}, {max(point.images for point in points)} photographs", fontsize=13, loc="left", pad=10)
+        axes.set_title(
+            f"{item.capitalize()}, {max(point.images for point in points)} photographs", fontsize=13, loc="left", pad=10
+        )
         axes.set_xlabel("network calls")
         ticks = [
             tick for tick in (1, 2, 4, 10, 20, 50, 100, 250, 1000, 4000) if tick <= 1.5 * max(p.calls for p in points)
@@ -158,9 +188,7 @@ def draw(results: Path, items: Sequence[str], metric: str, output: Path) -> None
         axes.xaxis.set_major_locator(FixedLocator(ticks))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xticklabels([f"{tick:,}" for tick in ticks])
-        axes.set_xlim(0.75, 2.6 * max(point.calls for point in points))
-        if metric not in HIGHER:
-            axes.set_ylim(bottom=0)
+        axes.set_xlim(0.75, 9 * max(point.calls for point in points))
         axes.grid(axis="y", color=FAINT, linewidth=0.7)
         axes.set_axisbelow(True)
         axes.tick_params(length=0, colors=INK)
