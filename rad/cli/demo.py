@@ -21,6 +21,7 @@ from rad.inpainting.canvas.composite import SizePolicy
 from rad.inpainting.inpainter import Inpainter
 from rad.masks.base import MaskGenerator
 from rad.masks.damage import Polylines
+from rad.masks.shapes import make
 from rad.rng import generator
 
 
@@ -37,7 +38,7 @@ class Settings(TypedDict, total=False):
 THIN: Settings = {"solver": "ddim", "spacing": "trailing", "steps": 4, "average": 2, "size_policy": "crop"}
 """For scratches and lettering: near to the original."""
 LARGE: Settings = {"solver": "ddim", "spacing": "trailing", "steps": 4, "size_policy": "zoom"}
-"""For objects."""
+"""For removed objects, as in docs/scripts/hero.py."""
 WINDOW: int | None = None
 """Side of the model's windows in pixels; None: the model's own."""
 
@@ -47,8 +48,8 @@ TRAINED = 0.7
 """Share of each one's width for training, from the left; the rest is held out."""
 CROP, EXAMPLES = 144, 2
 """Side of the held-out crops in pixels, and crops of each image."""
-STROKES = Polylines(strokes=(3, 3), width=(9, 14), segments=(2, 3), length=(0.2, 0.5))
-"""Holes of the held-out crops."""
+HOLES = "wide"
+"""Mask set of the held-out crops: large holes, for which it matters that the model knows the material."""
 
 GAP, LINE, FONT = 12, 34, 20
 
@@ -153,12 +154,13 @@ def restored(inpainter: Inpainter, damage: Damage, *, seed: int) -> Image.Image:
     """A damaged photograph beside its restoration, at full size. Raises RuntimeError if a known pixel has changed."""
     original = photograph(damage.file)
     hole = damage.holes([generator(seed, "demo", damage.file)], original.height, original.width)[0]
-    damaged = paint(original, hole)
+    damaged, name = paint(original, hole), Path(damage.file).stem
+    report(f"{name}: restores {original.width}x{original.height} pixels")
     result = fill(inpainter, [damaged], [hole], seed=seed)[0]
     known = hole[0].numpy() == 0
     if not np.array_equal(np.asarray(result)[known], np.asarray(original)[known]):
         raise RuntimeError(f"{damage.file}: known pixels have changed; this is an error of rad, please report it")
-    name, share = Path(damage.file).stem, float(hole.mean())
+    share = float(hole.mean())
     quality = f"PSNR in the hole {psnr([result], [original], [hole]):.1f} dB"
     report(f"{name}: {quality}")
     model = Path(str(inpainter.model.source)).name
@@ -169,8 +171,11 @@ def restored(inpainter: Inpainter, damage: Damage, *, seed: int) -> Image.Image:
 def adapted(before: Inpainter, after: Inpainter, *, seed: int) -> Image.Image:
     """Held-out crops filled by both models, a row for each image of `MATERIALS`, and the PSNR in the hole."""
     crops = held_out_crops()
-    holes = [STROKES([generator(seed, "demo", number)], CROP, CROP)[0] for number in range(len(crops))]
-    results = [fill(inpainter, crops, holes, seed=seed) for inpainter in (before, after)]
+    holes = [make(HOLES)([generator(seed, "demo", number)], CROP, CROP)[0] for number in range(len(crops))]
+    results = []
+    for name, inpainter in (("before", before), ("after", after)):
+        report(f"{name} adaptation: fills {len(crops)} crops")
+        results.append(fill(inpainter, crops, holes, seed=seed))
     values = [f"{psnr(images, crops, holes):.2f} dB" for images in results]
     title = f"Adaptation on other parts of the same images. PSNR in the holes of {len(crops)} held-out crops: "
     title += f"{values[0]} before, {values[1]} after"
@@ -210,11 +215,11 @@ def text(line: str, *, width: int) -> Image.Image:
 
 
 def labelled(labels: Sequence[str], images: Sequence[Image.Image]) -> Image.Image:
-    """Images side by side, each below its label."""
-    columns = [
-        stack([text(label, width=image.width), image], gap=0) for label, image in zip(labels, images, strict=False)
-    ]
-    columns = columns or list(images)
+    """Images side by side, each below its label; without labels if there are none."""
+    columns = list(images)
+    if labels:
+        titles = [text(label, width=image.width) for label, image in zip(labels, images, strict=True)]
+        columns = [stack(pair, gap=0) for pair in zip(titles, images, strict=True)]
     page = Image.new("RGB", (sum(c.width + GAP for c in columns) - GAP, max(c.height for c in columns)), "white")
     left = 0
     for column in columns:
