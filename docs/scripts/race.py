@@ -85,16 +85,18 @@ def read(path: Path, item: str, metric: str) -> list[Point]:
     columns = [name for name in (rows[0] if rows else {}) if name.split("/")[0] == metric and not name.endswith("_low")]
     if not columns:
         raise ValueError(f"{path} has no {metric} of {item}: run benchmarks/photographs.py with this item")
-    column = columns[0]
+    value, low, high = (f"{columns[0]}{end}" for end in ("", "_low", "_high"))
     return [
         Point(
             row["method"],
             calls(row["method"], float(row["nfe"] or 0)),
-            *(float(row[f"{column}{end}"] or "nan") for end in ("", "_low", "_high")),
+            float(row[value]),
+            float(row[low] or "nan"),
+            float(row[high] or "nan"),
             int(row["images"]),
         )
         for row in rows
-        if row[column]
+        if row[value]
     ]
 
 
