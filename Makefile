@@ -5,7 +5,7 @@ CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo studio pages test test-core slow numerical lint type methods-table docs docs-serve bench gpu-wheels clean
+.PHONY: help setup demo studio pages test test-core slow numerical lint type methods-table pictures docs docs-serve bench gpu-wheels clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -17,10 +17,11 @@ $(READY): pyproject.toml setup.py $(CONSTRAINTS)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev]'
 	touch $(READY)
 
-demo: setup ## train a small RAD adapter, inpaint with it, write runs/demo/panel.png
+demo: setup ## adapt a model to images by LoRA, restore photographs, write runs/demo/panel.png
 	rm -rf runs/demo
-	$(BIN)/rad train --config rad_demo.yaml --name demo
-	$(BIN)/rad demo --adapter runs/demo/checkpoints/step=240-ema --output runs/demo/panel.png
+	$(BIN)/rad demo --prepare runs/demo/images
+	$(BIN)/rad train --config rad_demo.yaml --name demo --data.path runs/demo/images
+	$(BIN)/rad demo --adapter runs/demo/checkpoints/step=100-ema --output runs/demo/panel.png
 
 studio: setup ## open the studio: a page to brush masks and watch methods race
 	$(BIN)/rad studio --open
@@ -53,6 +54,12 @@ type: setup ## check types
 
 methods-table: setup ## regenerate the stored table of `rad sample --list_methods`
 	$(BIN)/python -c "from pathlib import Path; from rad.methods.registry import table; Path('rad/methods/methods.txt').write_text(table() + '\n', encoding='utf-8')"
+
+pictures: setup ## regenerate the pictures of the documentation; RESULTS=DIR, of benchmarks/photographs.py, adds the race
+	rm -rf runs/tutorials
+	for script in hero gallery sizes noise_maps methods 'models --no_costs' 'tutorials restore remove tune --work runs/tutorials'; do \
+		set -- $$script; name=$$1; shift; $(BIN)/python docs/scripts/$$name.py "$$@" || exit 1; done
+	$(if $(RESULTS),$(BIN)/python docs/scripts/race.py $(RESULTS))
 
 docs docs-serve: export NO_MKDOCS_2_WARNING = 1
 docs: setup ## build the documentation site in build/site

@@ -21,7 +21,7 @@ COMMANDS = {
     "studio": ("rad.studio.command", "main", "open a page to brush masks and compare methods, and serve an HTTP API"),
     "push": ("rad.cli.hub.push", "main", "publish a trained model on the Hugging Face hub"),
     "doctor": ("rad.cli.doctor", "main", "print the environment and test the installation"),
-    "demo": ("rad.cli.demo", "main", "draw the panel of the demo from a trained adapter"),
+    "demo": ("rad.cli.demo", "main", "write the training images and the panel of `make demo`"),
 }
 """Module, function and summary of each command; the functions take arguments and return an exit code."""
 

@@ -98,6 +98,6 @@ def test_sampling_and_training_work_from_an_empty_folder(installed, tmp_path):
     short = ("--trainer.max_steps", 1, "--trainer.limit_val_batches", 1, "--data.batch_size", 2)
     rad(installed, tmp_path, "train", "--config", "rad_demo.yaml", *short, "--trainer.enable_progress_bar", "false")
     trained = tmp_path / "runs" / "rad_demo" / "checkpoints" / "step=1-ema"
-    assert '"base": "checkpoints/base-nature32"' in (trained / "rad_config.json").read_text(), "no local path"
+    assert '"base": "checkpoints/photos"' in (trained / "rad_config.json").read_text(), "no local path"
     rad(installed, tmp_path / "elsewhere", "sample", "--checkpoint", trained, *common, "filled.png")
     assert (tmp_path / "elsewhere" / "filled.png").is_file()

@@ -23,7 +23,7 @@ def script(monkeypatch):
     monkeypatch.syspath_prepend(DOCS / "scripts")
     before = set(sys.modules)
     yield importlib.import_module
-    for name in ("pictures", "methods", "gallery", "hero", "noise_maps"):
+    for name in ("pictures", "methods", "gallery", "hero", "race", "noise_maps"):
         if name not in before:
             sys.modules.pop(name, None)
 
@@ -75,6 +75,51 @@ def test_pictures_are_used_and_small(folder):
 def test_the_gallery_shows_the_commands_of_its_script(script):
     cases = script("gallery").CASES
     assert commands("gallery.md") == [case.command(name).split()[1:] for name, case in cases.items()]
+
+
+def test_the_detail_of_the_hero_is_where_two_images_differ_most(script):
+    hero = script("hero")
+    assert set(hero.SHOWN) <= set(hero.CASES)
+    first = Image.new("RGB", (hero.WIDTH, hero.HEIGHT), "grey")
+    second = first.copy()
+    second.paste("white", (301, 120, 301 + hero.DETAIL, 120 + hero.DETAIL))
+    second.paste("white", (20, 30, 40, 50))
+    box = hero.detail_box(first, second)
+    assert box == (301, 120, 301 + hero.DETAIL, 120 + hero.DETAIL)
+    shown = np.asarray(hero.with_detail(second, box))
+    side = hero.DETAIL * hero.ZOOM
+    assert (shown[-side + 5 : -5, 5 : side - 5] == 255).all(), "the corner farthest from the detail"
+
+
+def test_the_race_counts_the_calls_of_one_window(script):
+    calls = script("race").calls
+    assert calls("rad@4", 58) == 4
+    assert calls("ddnm", 1400) == cost(METHODS["ddnm"](), METHODS["ddnm"].preset_steps).nfe
+    assert calls("repaint@100nfe", 1400) == 100
+    assert calls("deepinv-ddrm", 20) == 20, "other systems fill the whole image at once"
+    assert calls("telea", 0) == calls("biharmonic", 0) == 0
+
+
+@pytest.mark.slow
+def test_the_race_shows_the_rows_of_its_results(script, tmp_path):
+    race = script("race")
+    lines = ["mask,method,images,nfe,psnr-hole,psnr-hole_low,psnr-hole_high", "box,rad@1,3,7,20,19,21"]
+    lines += [
+        "box,rad@4,3,28,22,21,23",
+        "box,deepinv-ddrm,3,20,18,,",
+        "box,biharmonic,3,0,21,20,22",
+        "half,rad@1,3,7,9,9,9",
+    ]
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "sets.csv").write_text("\n".join(lines) + "\n")
+    points = race.read(tmp_path / "results" / "sets.csv", "box", "psnr-hole")
+    assert [(point.system, point.calls, point.value) for point in points] == [
+        ("rad@1", 1, 20), ("rad@4", 4, 22), ("deepinv-ddrm", 20, 18), ("biharmonic", 0, 21)
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="fd-crop of box"):
+        race.read(tmp_path / "results" / "sets.csv", "box", "fd-crop")
+    race.main([str(tmp_path), "--items", "box", "--metric", "psnr-hole", "--output", str(tmp_path / "race.webp")])
+    assert Image.open(tmp_path / "race.webp").width == race.WIDTH
 
 
 @pytest.mark.slow
