@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ class WindowFiller:
         noise_on: device that draws the noise.
         compiled_batches: sizes of batches that the network is compiled for, which grow; None: it is not compiled. A batch is
             padded to the smallest of them that holds it, by copies of its last window. Results do not depend on the copies.
+        finer: sampler of the finer scales of size policy "pyramid".
     """
 
     model: LoadedModel
@@ -45,18 +46,30 @@ class WindowFiller:
     bf16: bool
     noise_on: torch.device | str = "cpu"
     compiled_batches: set[int] | None = None
+    finer: Sampler | None = None
 
     def run(
         self, canvases: Sequence[Canvas], on_step: Callable[[Progress], None] | None, finish: Finish
     ) -> tuple[Cost, float]:
-        """Fill all windows, wave by wave, in place. Returns the total cost and the seconds in the sampling loops.
+        """Fill all windows of all scales in place. Returns the total cost and the seconds in the sampling loops.
 
         `on_step` is called after each network call; `finish` makes its previews.
         """
-        cost, seconds, reporter = Cost(0), 0.0, None
+        reporter = None
         if on_step is not None:
             planned = self.sampler.cost.nfe * sum(len(canvas.windows) for canvas in canvases)
+            planned += 0 if self.finer is None else self.finer.cost.nfe * sum(each.finer_windows for each in canvases)
             reporter = Reporter(on_step, canvases, finish, planned=planned)
+        cost, seconds = self._fill_scale(canvases, reporter)
+        while refined := [canvas for canvas in canvases if canvas.refine()]:
+            assert self.finer is not None
+            scale_cost, scale_seconds = replace(self, sampler=self.finer)._fill_scale(refined, reporter)
+            cost, seconds = cost + scale_cost, seconds + scale_seconds
+        return cost, seconds
+
+    def _fill_scale(self, canvases: Sequence[Canvas], reporter: Reporter | None) -> tuple[Cost, float]:
+        """Fill the windows of one scale, wave by wave. Returns (cost, seconds)."""
+        cost, seconds = Cost(0), 0.0
         while any(canvas.windows for canvas in canvases):
             jobs = [(c, w) for c in canvases if c.windows for w in next_wave(c.unknown, list(c.windows))]
             wave_cost, wave_seconds = self._fill_wave(jobs, reporter)

@@ -16,7 +16,8 @@ from tqdm.auto import tqdm
 from rad.diffusion.solvers import Solver
 from rad.diffusion.spacings import Spacing
 from rad.inpainting.arrays import ImageLike, MaskLike, to_list
-from rad.inpainting.canvas.composite import SizePolicy
+from rad.inpainting.canvas.layout import SizePolicy
+from rad.inpainting.canvas.pyramid import Pyramid
 from rad.inpainting.inpainter import Inpainter
 from rad.inpainting.keywords import understood
 from rad.inpainting.prepare import NoiseDevice, check_running
@@ -199,6 +200,7 @@ class RADInpaintPipeline(DiffusionPipeline):
         spacing: Spacing | None = None,
         size_policy: SizePolicy = "error",
         margin: int | None = None,
+        pyramid: Pyramid | None = None,
         soft_mask: bool = False,
         feather: int = 0,
         batch_size: int = 8,
@@ -215,7 +217,8 @@ class RADInpaintPipeline(DiffusionPipeline):
             control_image, adapter_image, ip_adapter_image and their scales: see `Condition`.
             output_type: see `RADInpaintPipelineOutput`; return_dict: False returns a tuple with the images alone.
             callback_on_step_end: see `StepEnd`. Set `pipeline._interrupt = True` in it to raise `rad.inpainting.Cancelled`.
-            method, solver, spacing, size_policy, margin, soft_mask, feather, batch_size, names, eta: see `Inpainter.__call__`.
+            method, solver, spacing, size_policy, margin, pyramid, soft_mask, feather, batch_size, names, eta: see
+                `Inpainter.__call__`.
 
         Raises ValueError for an unsuitable input or option, before any network call.
         """
@@ -249,6 +252,7 @@ class RADInpaintPipeline(DiffusionPipeline):
                 soft_mask=soft_mask,
                 size_policy=size_policy,
                 margin=margin,
+                pyramid=pyramid,
                 batch_size=batch_size,
                 names=names,
                 condition=condition,

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -23,15 +23,28 @@ OnStep = Callable[[Progress], None]
 
 @dataclass(frozen=True)
 class WindowFiller:
-    """Fills canvases with one sampler. `batch_size`: windows in a network call; halved for the rest when memory runs out."""
+    """Fills canvases with one sampler, and `finer` at the finer scales of size policy "pyramid".
+
+    `batch_size`: windows in a network call; halved for the rest of a scale when memory runs out.
+    """
 
     sampler: Sampler
     denoiser: Denoiser
     seed: int
     batch_size: int
+    finer: Sampler | None = None
 
     def run(self, canvases: Sequence[Canvas], reporter: "Reporter | None") -> tuple[int, float]:
-        """Fill all windows, wave by wave, in place. Returns the network calls and the seconds in the sampling loops."""
+        """Fill all windows of all scales in place. Returns the network calls and the seconds in the sampling loops."""
+        nfe, seconds = self._fill_scale(canvases, reporter)
+        while refined := [canvas for canvas in canvases if canvas.refine()]:
+            assert self.finer is not None
+            scale_nfe, scale_seconds = replace(self, sampler=self.finer)._fill_scale(refined, reporter)
+            nfe, seconds = nfe + scale_nfe, seconds + scale_seconds
+        return nfe, seconds
+
+    def _fill_scale(self, canvases: Sequence[Canvas], reporter: "Reporter | None") -> tuple[int, float]:
+        """Fill the windows of one scale, wave by wave. Returns (network calls, seconds)."""
         nfe, seconds, batch_size = 0, 0.0, self.batch_size
         while any(canvas.windows for canvas in canvases):
             jobs = [(c, w) for c in canvases if c.windows for w in next_wave(c.unknown, list(c.windows))]
@@ -63,12 +76,18 @@ class WindowFiller:
 
 
 class Reporter:
-    """Calls `on_step` after each network call of a run. `canvases`: in the order of the results; `nfe`: of one window."""
+    """Calls `on_step` after each network call of a run.
 
-    def __init__(self, on_step: OnStep, canvases: Sequence[Canvas], finisher: Finisher, *, nfe: int) -> None:
+    Args:
+        canvases: in the order of the results; nfe: of one window; finer: of one window at a finer scale.
+    """
+
+    def __init__(
+        self, on_step: OnStep, canvases: Sequence[Canvas], finisher: Finisher, *, nfe: int, finer: int = 0
+    ) -> None:
         self._on_step, self._finisher = on_step, finisher
         self._numbers = {id(canvas): number for number, canvas in enumerate(canvases)}
-        self._planned = nfe * sum(len(canvas.windows) for canvas in canvases)
+        self._planned = sum(nfe * len(canvas.windows) + finer * canvas.finer_windows for canvas in canvases)
         self._finished = self._most = 0
 
     def begin(self, jobs: Sequence[Job]) -> Callable[[int, Floats], None]:
