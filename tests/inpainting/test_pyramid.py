@@ -51,8 +51,8 @@ def test_squares_equal_a_search():
 @pytest.mark.parametrize(
     ("box", "coarsest", "sides"),
     [
-        ((10, 10, 26, 60), None, [1]),  # no square of 17
-        ((10, 10, 27, 60), None, [2, 1]),
+        ((10, 10, 22, 60), None, [1]),  # no square of 13
+        ((10, 10, 23, 60), None, [2, 1]),
         ((8, 8, 80, 80), None, [8, 4, 2, 1]),  # 72, 36, 18, 9
         ((8, 8, 80, 80), 36, [2, 1]),
         ((0, 0, 200, 260), 1, [16, 8, 4, 2, 1]),  # at 1/16 one window shows the whole image
@@ -111,9 +111,10 @@ def test_results_keep_known_pixels_and_count_their_calls(rad, method):
     for filled in result.images:
         assert np.array_equal(np.asarray(filled)[known], np.asarray(image)[known])
         assert (np.asarray(filled)[~known] != np.asarray(image)[~known]).mean() > 0.9
-    assert network.calls == result.nfe == calls[-1]
+    assert calls[-1] == result.nfe
     assert set(planned) == {result.nfe}
     if method == "rad":
+        assert network.calls == result.nfe
         first, finer = Layout((SIZE, SIZE), "pyramid", pyramid=POLICY["pyramid"]).count_windows(HOLE.numpy())
         assert result.nfe == 2 * (3 * first + 2 * finer)
         assert rad.count_windows(HOLE, size_policy="pyramid") == first + finer
@@ -122,7 +123,7 @@ def test_results_keep_known_pixels_and_count_their_calls(rad, method):
 
 @pytest.mark.slow
 def test_a_hole_that_fits_equals_crop(rad):
-    image, hole = random_image(*LARGE), box_hole(*LARGE, 10, 12, 10 + SIZE // 2, 60)
+    image, hole = random_image(*LARGE), box_hole(*LARGE, 10, 12, 10 + SIZE // 4, 60)
     crop, pyramid = (rad(image, hole, steps=3, size_policy=policy) for policy in ("crop", "pyramid"))
     assert bits(pyramid.images) == bits(crop.images)
     assert bits(pyramid.raw) == bits(crop.raw)

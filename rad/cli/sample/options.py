@@ -123,7 +123,7 @@ class SampleOptions(ReportOptions):
         high=PIXELS,
     )
     pyramid_coarsest: int | None = option(
-        "the coarsest scale is the first without a larger square in the hole, in its cells; default: half the model's size",
+        "the coarsest scale is the first without a larger square in the hole, in its cells; default: 3/8 of the model's size",
         None,
         low=1,
         high=PIXELS,

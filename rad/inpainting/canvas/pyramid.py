@@ -30,8 +30,8 @@ class Pyramid:
         7
 
     Args:
-        coarsest: the coarsest scale is the first at which no square of more cells a side fits into the hole; None: half the
-            model's size. Lower values add scales.
+        coarsest: the coarsest scale is the first at which no square of more cells a side fits into the hole; None: three eighths
+            of the model's size. Lower values add scales.
         strength: in (0,1), of finer scales, which start from the coarser result; see `Sampler`.
         steps: noise levels of each finer scale.
 
@@ -62,7 +62,7 @@ class Pyramid:
 
         A scale at which one window shows the whole image is the coarsest possible.
         """
-        most = size // 2 if self.coarsest is None else self.coarsest
+        most = 3 * size // 8 if self.coarsest is None else self.coarsest
         scales = [(1, hole)]
         while max(scales[0][1].shape[1:]) > size and has_square(scales[0][1][0] > 0, most + 1):
             side = 2 * scales[0][0]
