@@ -51,7 +51,8 @@ class Sampler:
                 "steps or has its own loop: use solver 'ddpm' or 'ddim'"
             )
         check_solver(solver, eta, spacing)
-        self.process, self.method, self.solver, self.eta = process, method, solver, eta
+        self.process, self.method, self.eta = process, method, eta
+        self.solver: Solver = solver
         self.strength = check_strength(strength)
         timesteps = sampling_timesteps(process, steps, spacing=spacing, fractional=method.fractional)
         self.timesteps = method.plan(last_part(timesteps, strength))
