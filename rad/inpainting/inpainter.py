@@ -133,7 +133,8 @@ class Inpainter:
             device: "auto" picks an accelerator if there is one; compile, noise_device: see `Inpainter`.
             precision: "bf16" runs the network in bfloat16. Flow models without an adapter are loaded in it too.
             channels_last: memory format of the network's convolutions, for models that have some.
-            size: image side in pixels for flow models. None: the model's own, or the one its adapter was trained at.
+            size: image side in pixels, for flow models and pixel models; a pixel model may see more than it was trained at. None:
+                the model's own, or the one its adapter was trained at.
             offload, quantize: see `rad.models.memory.choices`; vae_tiling: encode and decode large images in tiles.
             controlnet, t2i_adapter, ip_adapter, loras: see `load_model`; `loras` cannot be combined with a RAD adapter.
 

@@ -61,12 +61,15 @@ class OnnxInpainter:
 
     @classmethod
     @understood
-    def from_pretrained(cls, path: str | os.PathLike[str], *, threads: int | None = None) -> "OnnxInpainter":
+    def from_pretrained(
+        cls, path: str | os.PathLike[str], *, threads: int | None = None, size: int | None = None
+    ) -> "OnnxInpainter":
         """Load a folder that `rad export CHECKPOINT --onnx FOLDER` wrote.
 
-        Raises FileNotFoundError for a missing file, ValueError for a damaged one or another version of the format.
+        `size`: image side in pixels, a multiple of `ExportedModel.side_multiple`; None: the model's own.
+        Raises FileNotFoundError for a missing file, ValueError for a damaged one, another version of the format or such a size.
         """
-        return cls(ExportedModel.read(path), threads=threads)
+        return cls(ExportedModel.read(path).resized(size), threads=threads)
 
     @understood
     def __call__(

@@ -118,8 +118,8 @@ def test_each_sample_of_a_mean_passes_through_all_scales():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["rad", "repaint", "ddnm"])
-def test_results_keep_known_pixels_and_count_their_calls(rad, method):
+@pytest.mark.parametrize(("method", "average"), [("rad", 1), ("rad", 2), ("repaint", 1), ("ddnm", 1)])
+def test_results_keep_known_pixels_and_count_their_calls(rad, method, average):
     image, calls = random_image(*LARGE), []
     planned = []
 
@@ -130,7 +130,7 @@ def test_results_keep_known_pixels_and_count_their_calls(rad, method):
 
     solver = {"solver": "ddim"} if method == "repaint" else {}
     with counted(rad) as network:
-        options = {**POLICY, **solver, "method": method, "num_samples": 2, "seed": 3}
+        options = {**POLICY, **solver, "method": method, "num_samples": 2, "average": average, "seed": 3}
         result = rad(image, HOLE, **options, on_step=on_step)
     known = HOLE[0].numpy() == 0
     for filled in result.images:
@@ -141,7 +141,7 @@ def test_results_keep_known_pixels_and_count_their_calls(rad, method):
     if method == "rad":
         assert network.calls == result.nfe
         first, finer = Layout((SIZE, SIZE), "pyramid", pyramid=POLICY["pyramid"]).count_windows(HOLE.numpy())
-        assert result.nfe == 2 * (3 * first + 2 * finer)
+        assert result.nfe == 2 * average * (3 * first + 2 * finer)
         assert rad.count_windows(HOLE, size_policy="pyramid") == first + finer
     assert len(set(bits(result.images))) == 2
 
@@ -163,6 +163,17 @@ def test_batches_change_no_result(rad):
         together = rad(images, holes, names=["a", "b"], batch_size=8, **POLICY)
         alone = [rad(images[n], holes[n], names=["ab"[n]], batch_size=1, **POLICY).images[0] for n in (1, 0)]
     assert bits(together.images) == bits(alone[::-1])
+
+
+@pytest.mark.slow
+def test_means_do_not_depend_on_batches_and_lie_between_the_samples(rad):
+    image, inside = random_image(*LARGE), HOLE[0].numpy() > 0
+    with counted(rad):
+        one, other = (rad(image, HOLE, average=2, batch_size=size, **POLICY).images[0] for size in (1, 5))
+        samples = rad(image, HOLE, num_samples=2, **POLICY).images
+    assert bits([one]) == bits([other])
+    mean = np.mean([np.asarray(sample, float) for sample in samples], 0)
+    assert np.abs(np.asarray(one) - mean)[inside].max() <= 1
 
 
 @pytest.mark.slow
@@ -225,6 +236,11 @@ def test_rad_sample_plans_and_records_the_pyramid(adapter, tmp_path, monkeypatch
     assert f"{first + finer} windows" in err
     assert f"{3 * first + 2 * finer} network calls" in err
     assert f"{3 * first + 2 * finer} NFE" in err
+    code, err = sample(*pyramid, "2", "--average", "2", "--overwrite")
+    assert code == 0, err
+    assert f"{2 * (3 * first + 2 * finer)} network calls" in err
+    assert f"{2 * (3 * first + 2 * finer)} NFE" in err
+    assert sample(*pyramid, "2", "--overwrite")[0] == 0
     code, err = sample(*pyramid, "1")
     assert code == 2
     assert "pyramid_steps 2, now 1" in err

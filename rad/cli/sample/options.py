@@ -144,7 +144,11 @@ class SampleOptions(ReportOptions):
         "width in pixels of the blend from known pixels into the filling; 0: off", 0, low=0, high=PIXELS
     )
     size: int | None = option(
-        "image size in pixels, for flow models such as SD3 and Flux; default: the model's", None, low=8, high=PIXELS
+        "image size of the network in pixels, such as 96 for a pixel model trained at 32; for pixel models and flow models such "
+        "as SD3 and Flux; default: the model's",
+        None,
+        low=8,
+        high=PIXELS,
     )
     batch_size: int = option("windows per network call", 8, low=1, high=PIXELS)
     precision: Precision = option("precision of the networks", "32")

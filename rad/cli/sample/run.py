@@ -158,8 +158,8 @@ def _unfinished(options: SampleOptions, runs: Sequence[MethodRun], requests: Req
 
 
 def _warn(options: SampleOptions, runs: Sequence[MethodRun]) -> None:
-    if options.margin is not None and options.size_policy not in ("crop", "zoom"):
-        report("warning: --margin has no effect without --size_policy crop or zoom")
+    if options.margin is not None and options.size_policy not in ("crop", "zoom", "pyramid"):
+        report("warning: --margin has no effect without --size_policy crop, zoom or pyramid")
     generators, default = [mask for mask in options.mask if not is_source(mask)], DEFAULT
     unused = [name for name in vars(default) if getattr(options.mask_format, name) != getattr(default, name)]
     if generators and unused:

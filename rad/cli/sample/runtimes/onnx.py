@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from rad.runtime.inpainter import OnnxInpainter
 
 WITHOUT_EFFECT = (
-    *("base", "size", "precision", "compile", "channels_last", "noise_device", "offload", "quantize", "vae_tiling"),
+    *("base", "precision", "compile", "channels_last", "noise_device", "offload", "quantize", "vae_tiling"),
     *("grid", "dilate", "encode_full", "strength"),
     *("prompt", "prompts", "negative_prompt", "guidance", "control_image", "control_scale", "adapter_image"),
     *("adapter_scale", "style_image", "style_scale", "controlnet", "t2i_adapter", "ip_adapter", "lora"),
@@ -66,7 +66,7 @@ class OnnxRuntime(Runtime):
 
     def __init__(self, options: SampleOptions) -> None:
         _check_options(options)
-        self.options, self.model = options, ExportedModel.read(options.checkpoint)
+        self.options, self.model = options, ExportedModel.read(options.checkpoint).resized(options.size)
         self.precision = self.model.precision
         self.methods: Mapping[Label, Method] = _make_methods(options, self.model)
 
