@@ -35,7 +35,7 @@ def test_larger_windows_equal_those_of_the_torch_path(inpainters, photograph):
     assert [each.size for each in large] == [(64, 64)] * 2
     assert mine.nfe == expected.nfe
     assert np.abs(np.asarray(mine.images[0]).astype(int) - np.asarray(expected.images[0])).max() <= 1
-    with pytest.raises(ValueError, match=r"size is 30; .* takes multiples of 8"):
+    with pytest.raises(ValueError, match=r"size is 30; .* takes multiples of 4"):
         OnnxInpainter.from_pretrained(folder, size=30)
 
 
