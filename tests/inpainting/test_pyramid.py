@@ -212,7 +212,7 @@ def test_constant_images_with_noise_have_their_posterior(rad, monkeypatch):
             return Denoised(torch.cat(rows, 1).to(x))
 
     monkeypatch.setattr(rad.model, "denoiser", lambda conditions, adapter: Channels())
-    image = np.broadcast_to(np.uint8([200, 90, 30]), (*LARGE, 3)).copy()
+    image = np.broadcast_to(np.array([200, 90, 30], np.uint8), (*LARGE, 3)).copy()
     image[HOLE[0].numpy() > 0] = 0
     filled = np.asarray(rad(image, HOLE, size_policy="pyramid", steps=20).raw[0])[HOLE[0].numpy() > 0]
     assert np.abs(filled.mean(0) - [200, 90, 30]).max() < 0.5
