@@ -36,7 +36,7 @@ def test_cells_are_means_of_known_pixels():
     pixels = np.arange(1, 13, dtype=np.float32).reshape(1, 3, 4)
     hole = np.array([[[0, 1, 0, 0], [1, 1, 0, 1], [0, 1, 1, 1]]], np.float32)
     # Cells of 2x2; those of the last row have two pixels.
-    assert np.array_equal(reduce_pixels(pixels, hole, 2), np.float32([[[1, (3 + 4 + 7) / 3], [9, 0]]]))
+    assert np.array_equal(reduce_pixels(pixels, hole, 2), np.array([[[1, (3 + 4 + 7) / 3], [9, 0]]], np.float32))
     assert reduce_hole(hole, 2).tolist() == [[[1, 0], [0, 1]]], "1 of 4, 3 of 4, 1 of 2 and 0 of 2 known"
     grey = np.array([[[0.25, 0.75], [0.5, 1]]], np.float32)
     assert reduce_hole(grey, 2).tolist() == [[[0.5]]]
