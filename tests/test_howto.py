@@ -139,7 +139,7 @@ def test_sizes(desk: Path):
     page = "how-to/image-sizes.md"
     for words in commands(page):
         run_command(words, "--steps", "1")
-    for name in ("filled.png", "zoomed.png", "resized.png"):
+    for name in ("filled.png", "zoomed.png", "pyramid.png", "resized.png"):
         check_fill(name)
     assert pixels("larger.png").shape == (48, 88, 3)
     assert np.array_equal(pixels("larger.png")[:, :72], pixels("photo.png"))

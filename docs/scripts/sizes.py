@@ -1,8 +1,11 @@
 """Draws docs/images/sizes.webp: the part of an image that the network sees with each size policy. Loads no model.
 
-python docs/scripts/sizes.py
+With --large also docs/images/sizes-large.webp: a large hole filled with each policy, by the model checkpoints/photos.
+
+python docs/scripts/sizes.py --large
 """
 
+import sys
 from pathlib import Path
 
 import matplotlib
@@ -20,7 +23,10 @@ from rad.inpainting.canvas.zoom import zoom_region
 MODEL = 128
 """Side of the model's images in this picture, in pixels."""
 
-OUTPUT = Path(__file__).resolve().parents[1] / "images" / "sizes.webp"
+ROOT = Path(__file__).resolve().parents[2]
+OUTPUT = ROOT / "docs" / "images" / "sizes.webp"
+LARGE = ROOT / "docs" / "images" / "sizes-large.webp"
+CHECKPOINT = ROOT / "checkpoints" / "photos"
 BLUE, RED = "#1f77ff", (230, 40, 40)
 
 
@@ -67,6 +73,25 @@ def main() -> None:
     show(panels[1, 1], painted(extended, new), title, outpainted)
     figure.tight_layout()
     figure.savefig(OUTPUT, pil_kwargs={"quality": 85})
+    if "--large" in sys.argv[1:]:
+        large()
+
+
+def large() -> None:
+    """A hole of about 100 x 130 pixels in a photograph, and its fill with each policy."""
+    from rad import Inpainter
+
+    photo = skimage.data.chelsea()
+    rows, columns = np.mgrid[: photo.shape[0], : photo.shape[1]]
+    hole = ((rows - 225) / 50) ** 2 + ((columns - 90) / 65) ** 2 < 1
+    inpainter = Inpainter.from_pretrained(CHECKPOINT, device="cpu")
+    figure, panels = pyplot.subplots(2, 2, figsize=(8, 5.6), dpi=100, facecolor="white")
+    show(panels[0, 0], painted(photo, hole), "a hole of 100x130 pixels", [])
+    for panel, policy in zip(panels.flat[1:], ("crop", "zoom", "pyramid"), strict=True):
+        result = inpainter(photo, hole.astype(np.float32), size_policy=policy, names="chelsea.png")
+        show(panel, np.asarray(result.images[0]), f"{policy}: {result.nfe} network calls", [])
+    figure.tight_layout()
+    figure.savefig(LARGE, pil_kwargs={"quality": 85})
 
 
 def extend(photo: np.ndarray, extension: Extension) -> tuple[np.ndarray, np.ndarray]:

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from rad.inpainting import Inpainter, Progress
-from rad.inpainting.canvas.composite import SizePolicy
+from rad.inpainting.canvas.layout import SizePolicy
 from rad.inpainting.prepare import Precision
 from rad.inpainting.runs import MODEL_FILES
 from rad.methods import METHODS

@@ -16,7 +16,7 @@ MASKS = (
 
 Solver = Literal["ddpm", "ddim", "dpm++2m"]
 Spacing = Literal["even", "trailing", "quad", "logsnr", "official"]
-SizePolicy = Literal["error", "resize", "crop", "zoom"]
+SizePolicy = Literal["error", "resize", "crop", "zoom", "pyramid"]
 RuntimeName = Literal["auto", "torch", "onnx"]
 Precision = Literal["32", "bf16"]
 CompileMode = Literal["off", "default", "reduce-overhead"]

@@ -12,6 +12,7 @@ from rad.lazy import lazy_names
 
 if TYPE_CHECKING:
     from rad.inpainting.canvas.outpaint import Extension
+    from rad.inpainting.canvas.pyramid import Pyramid
     from rad.inpainting.canvas.windows import Window, plan_windows
     from rad.inpainting.inpainter import Inpainter
     from rad.inpainting.result import Cancelled, Inpainted, Progress
@@ -22,6 +23,7 @@ __all__ = [
     "Inpainted",
     "Inpainter",
     "Progress",
+    "Pyramid",
     "Window",
     "plan_windows",
 ]
@@ -32,6 +34,7 @@ __getattr__ = lazy_names(
         "inpainter": "Inpainter",
         "result": "Cancelled Inpainted Progress",
         "canvas.outpaint": "Extension",
+        "canvas.pyramid": "Pyramid",
         "canvas.windows": "Window plan_windows",
     },
 )

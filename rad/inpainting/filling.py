@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ class WindowFiller:
         noise_on: device that draws the noise.
         compiled_batches: sizes of batches that the network is compiled for, which grow; None: it is not compiled. A batch is
             padded to the smallest of them that holds it, by copies of its last window. Results do not depend on the copies.
+        finer: sampler of the finer scales of size policy "pyramid".
     """
 
     model: LoadedModel
@@ -45,22 +46,28 @@ class WindowFiller:
     bf16: bool
     noise_on: torch.device | str = "cpu"
     compiled_batches: set[int] | None = None
+    finer: Sampler | None = None
 
     def run(
         self, canvases: Sequence[Canvas], on_step: Callable[[Progress], None] | None, finish: Finish
     ) -> tuple[Cost, float]:
-        """Fill all windows, wave by wave, in place. Returns the total cost and the seconds in the sampling loops.
+        """Fill all windows of all scales in place. Returns the total cost and the seconds in the sampling loops.
 
         `on_step` is called after each network call; `finish` makes its previews.
         """
-        cost, seconds, reporter = Cost(0), 0.0, None
+        reporter = None
         if on_step is not None:
-            planned = self.sampler.cost.nfe * sum(canvas.average * len(canvas.windows) for canvas in canvases)
+            finer = 0 if self.finer is None else self.finer.cost.nfe
+            planned = sum(canvas.count_calls(self.sampler.cost.nfe, finer) for canvas in canvases)
             reporter = Reporter(on_step, canvases, finish, planned=planned)
-        while any(canvas.windows for canvas in canvases):
-            jobs = [(c, w) for c in canvases if c.windows for w in next_wave(c.unknown, list(c.windows))]
-            wave_cost, wave_seconds = self._fill_wave(jobs, reporter)
-            cost, seconds = cost + wave_cost, seconds + wave_seconds
+        cost, seconds = Cost(0), 0.0
+        while jobs := [(c, w) for c in canvases if c.windows for w in next_wave(c.unknown, list(c.windows))]:
+            first, finer = ([job for job in jobs if job[0].finer == which] for which in (False, True))
+            for sampler, part in ((self.sampler, first), (self.finer, finer)):
+                if part:
+                    assert sampler is not None
+                    part_cost, part_seconds = replace(self, sampler=sampler)._fill_wave(part, reporter)
+                    cost, seconds = cost + part_cost, seconds + part_seconds
         return cost, seconds
 
     def _fill_wave(self, jobs: Sequence[Job], reporter: Reporter | None) -> tuple[Cost, float]:

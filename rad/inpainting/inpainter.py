@@ -15,14 +15,24 @@ from rad.diffusion.choices import check_strength
 from rad.diffusion.solvers import Solver
 from rad.diffusion.spacings import Spacing
 from rad.inpainting.arrays import ImageLike, MaskLike
-from rad.inpainting.canvas.composite import Floats, Layout, SizePolicy
+from rad.inpainting.canvas.layout import Layout, SizePolicy
 from rad.inpainting.canvas.outpaint import Extension
 from rad.inpainting.canvas.preview import Finisher
+from rad.inpainting.canvas.pyramid import Pyramid
+from rad.inpainting.canvas.resize import Floats
 from rad.inpainting.filling import WindowFiller
 from rad.inpainting.inputs import Inputs, check_numbers, find_extension
 from rad.inpainting.keywords import understood
 from rad.inpainting.memory import peak_memory, reset_peak_memory
-from rad.inpainting.prepare import NoiseDevice, Precision, build_sampler, check_method, check_running, load_networks
+from rad.inpainting.prepare import (
+    NoiseDevice,
+    Precision,
+    build_finer,
+    build_sampler,
+    check_method,
+    check_running,
+    load_networks,
+)
 from rad.inpainting.result import Inpainted, Progress
 from rad.inpainting.runs import find_parts
 from rad.masks.reading.format import MaskChannel, MaskFormat, MaskResize, MaskWarning, Polarity
@@ -123,7 +133,8 @@ class Inpainter:
             device: "auto" picks an accelerator if there is one; compile, noise_device: see `Inpainter`.
             precision: "bf16" runs the network in bfloat16. Flow models without an adapter are loaded in it too.
             channels_last: memory format of the network's convolutions, for models that have some.
-            size: image side in pixels for flow models. None: the model's own, or the one its adapter was trained at.
+            size: image side in pixels, for flow models and pixel models; a pixel model may see more than it was trained at. None:
+                the model's own, or the one its adapter was trained at.
             offload, quantize: see `rad.models.memory.choices`; vae_tiling: encode and decode large images in tiles.
             controlnet, t2i_adapter, ip_adapter, loras: see `load_model`; `loras` cannot be combined with a RAD adapter.
 
@@ -176,6 +187,7 @@ class Inpainter:
         mask_dilate: int = 0,
         size_policy: SizePolicy = "error",
         margin: int | None = None,
+        pyramid: Pyramid | None = None,
         batch_size: int = 8,
         names: Sequence[Part] | Part | None = None,
         condition: Condition | Sequence[Condition] = PLAIN,
@@ -199,9 +211,11 @@ class Inpainter:
             num_samples: results per image; batch_size: windows per pass, halved when memory runs out.
             average: a result m is the mean of N samples, rounded once: of those that `num_samples` numbers N m to N m + N - 1.
             size_policy: for images of another size: "error"; "resize" and back; "crop" windows around each hole; "zoom" one
-                region around all holes, scaled to the model's size and back.
-            margin: context around a window's core in pixels, for "crop"; None: an eighth of the model's size. For "zoom" around
-                the holes; None: half of their longer side, or an eighth of the model's size if that is more.
+                region around all holes, scaled to the model's size and back; "pyramid" windows at several scales, coarse to fine,
+                for holes larger than a window.
+            pyramid: settings of "pyramid"; None: the defaults.
+            margin: context around a window's core in pixels, for "crop" and "pyramid"; None: an eighth of the model's size. For
+                "zoom" around the holes; None: half of their longer side, or an eighth of the model's size if that is more.
             names: identity of each image's noise; None: equal noise for all, at any place in the list. Generated masks then
                 take the file name of the image, which equals `rad sample`.
             condition: prompt and guidance images, one for each image or one for all.
@@ -215,7 +229,7 @@ class Inpainter:
         Raises ValueError or FileNotFoundError for an unsuitable input or option, before any network call.
         Warns about a mask that is empty, full, not plain black and white, or grey without effect, and `average` without effect.
         """
-        layout = Layout(self.size, size_policy, margin, content=check_strength(strength) < 1)
+        layout = Layout(self.size, size_policy, margin, content=check_strength(strength) < 1, pyramid=pyramid)
         seed, extension = check_seed(seed), find_extension(extend, mask, strength=strength)
         check_numbers(num_samples=num_samples, average=average, batch_size=batch_size, feather=feather)
         format = MaskFormat(
@@ -229,6 +243,9 @@ class Inpainter:
         inputs = Inputs.align(image, mask, names=names, condition=condition)
         self.check(inputs.conditions, grid=grid, fill=fill)
         sampler = self.sampler(method, steps=steps, eta=eta, solver=solver, spacing=spacing, strength=strength)
+        finer = None
+        if size_policy == "pyramid":
+            finer = build_finer(sampler, self.model, pyramid or Pyramid(), spacing=spacing)
         inputs, holes = inputs.extended(extension, inputs.read(format, seed))
         _warn_of_greys(sampler.method, holes)
         average = _samples_of_mean(sampler.method, average)
@@ -236,7 +253,7 @@ class Inpainter:
         canvases = [canvas for row in rows for canvas in layout.canvases(*row, samples=num_samples, average=average)]
         regions = [layout.region(hole) for hole in holes]
         finisher = Finisher(inputs.images, holes, num_samples, feather, regions, resize=_resize)
-        filler = _filler(self, sampler, grid=grid, fill=fill, seed=seed, batch_size=batch_size)
+        filler = _filler(self, sampler, grid=grid, fill=fill, seed=seed, batch_size=batch_size, finer=finer)
         reset_peak_memory(self.device)
         with self.model.in_evaluation():
             cost, seconds = filler.run(canvases, on_step, finisher.preview)
@@ -289,17 +306,30 @@ class Inpainter:
         return load_networks(method, self.model, self.device)
 
     def count_windows(
-        self, hole: Tensor, *, size_policy: SizePolicy = "error", margin: int | None = None, most: int | None = None
+        self,
+        hole: Tensor,
+        *,
+        size_policy: SizePolicy = "error",
+        margin: int | None = None,
+        pyramid: Pyramid | None = None,
+        most: int | None = None,
     ) -> int:
-        """Number of windows for a hole (1,H,W). Each costs `sampler(...).cost` per sample.
+        """Number of windows for a hole (1,H,W), at all scales. Each costs `sampler(...).cost` per sample at the coarsest scale.
 
-        `most`: the count stops at `most` + 1; None: never.
+        `most`: the count of a scale stops at `most` + 1; None: never.
         """
-        return len(Layout(self.size, size_policy, margin).plan(hole.numpy(), most=most)[1])
+        return sum(Layout(self.size, size_policy, margin, pyramid=pyramid).count_windows(hole.numpy(), most=most))
 
 
 def _filler(
-    inpainter: Inpainter, sampler: Sampler, *, grid: Grid | None, fill: Prefill, seed: int, batch_size: int
+    inpainter: Inpainter,
+    sampler: Sampler,
+    *,
+    grid: Grid | None,
+    fill: Prefill,
+    seed: int,
+    batch_size: int,
+    finer: Sampler | None,
 ) -> WindowFiller:
     return WindowFiller(
         inpainter._sampled,
@@ -312,6 +342,7 @@ def _filler(
         bf16=inpainter.precision == "bf16",
         noise_on=inpainter.device if inpainter.noise_device == "device" else "cpu",
         compiled_batches=None if inpainter.compile == "off" else inpainter._compiled_batches,
+        finer=finer,
     )
 
 

@@ -7,8 +7,10 @@ from typing import Literal, get_args
 import torch
 
 from rad.arguments import describe
+from rad.diffusion.choices import Schedule
 from rad.diffusion.solvers import Solver
 from rad.diffusion.spacings import Spacing
+from rad.inpainting.canvas.pyramid import Pyramid
 from rad.methods import METHODS
 from rad.methods.lama import LaMa
 from rad.methods.m2s import M2S, Coarse
@@ -127,9 +129,30 @@ def build_sampler(
     bf16: bool,
 ) -> Sampler:
     """The reverse loop of a checked method. Warns about a solver or spacing without effect."""
-    process = method.process(model.base_process, "adm" if model.info is None else model.info.time_origin)
     for name in method.unused(solver=solver, spacing=spacing):
         warnings.warn(f"{name} has no effect on method {method.name!r}", stacklevel=4)
-    schedule = method.choose(steps=steps, solver=solver, spacing=spacing, eta=eta)
+    return _sampler(
+        method, model, method.choose(steps=steps, solver=solver, spacing=spacing, eta=eta), strength=strength, bf16=bf16
+    )
+
+
+def build_finer(sampler: Sampler, model: LoadedModel, pyramid: Pyramid, *, spacing: Spacing | None) -> Sampler:
+    """The reverse loop at the finer scales of a pyramid; `sampler`: at the coarsest scale, with this `spacing`.
+
+    Raises ValueError for a method that cannot start from the coarser result.
+    """
+    method = sampler.method
+    if not method.takes_strength:
+        raise ValueError(
+            f"size_policy 'pyramid' starts finer scales from the coarser result, which method {method.name!r} cannot: use "
+            "size_policy 'crop' or 'zoom', or a method of the standard loop, such as rad or repaint"
+        )
+    solver, eta = (sampler.solver, sampler.eta) if method.uses_eta else (None, None)
+    schedule = method.choose(steps=pyramid.sampler_steps, solver=solver, spacing=spacing, eta=eta)
+    return _sampler(method, model, schedule, strength=pyramid.strength, bf16=sampler.bf16)
+
+
+def _sampler(method: Method, model: LoadedModel, schedule: Schedule, *, strength: float, bf16: bool) -> Sampler:
+    process = method.process(model.base_process, "adm" if model.info is None else model.info.time_origin)
     assert isinstance(method, CustomSampler | SamplingMethod)
     return Sampler(process, method, **vars(schedule), strength=strength, bf16=bf16)

@@ -66,7 +66,8 @@ def load_model(
         source: a diffusers folder, a hub id "organisation/name", or a guided-diffusion .pt file.
         adapter: folder of a RAD adapter for it.
         info: of the adapter, None: read from its folder; or of per-pixel training of all weights.
-        size: side of the images in pixels; for training, and for sampling with flow models; None: the model's default.
+        size: side of the images in pixels; for training, and for sampling with flow models and convolutional pixel models. None:
+            the model's default.
         dtype: of the weights of flow models (SD3, Flux, Qwen-Image, Z-Image, FLUX.2 [klein]) without an adapter.
         head_channels: channels of an attention head, for a .pt file; qkv_order: see `load_base`.
         controlnet, t2i_adapter, ip_adapter, loras: for Stable Diffusion 1, 2 and XL: diffusers folders; a .safetensors file
@@ -98,10 +99,10 @@ def load_model(
             model.region_aware_network()
     else:
         _require_none(adapter or source, "Stable Diffusion", extras)
-        if not training:
-            _require_none(adapter or source, "a flow model", {"size": size})
-        pixels = info.size[0] if adapter is not None and info is not None else size
-        base, autoencoder = _load_unet(source, index, pixels, head_channels, qkv_order, revision)
+        trained_size = info.size[0] if adapter is not None and info is not None else size if training else None
+        base, autoencoder = _load_unet(source, index, trained_size, head_channels, qkv_order, revision)
+        if not training and autoencoder is not IDENTITY:
+            _require_none(adapter or source, "a flow model or a model of pixels", {"size": size})
         model = UNetModel(base, autoencoder=autoencoder, info=info, size=None if size is None else (size, size))
         if not training:
             model.require_inpainting()

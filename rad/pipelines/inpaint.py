@@ -17,7 +17,8 @@ from rad.arguments import describe
 from rad.diffusion.solvers import Solver
 from rad.diffusion.spacings import Spacing
 from rad.inpainting.arrays import ImageLike, MaskLike, to_list
-from rad.inpainting.canvas.composite import SizePolicy
+from rad.inpainting.canvas.layout import SizePolicy
+from rad.inpainting.canvas.pyramid import Pyramid
 from rad.inpainting.inpainter import Inpainter
 from rad.inpainting.prepare import NoiseDevice, check_running
 from rad.inpainting.result import Cancelled, Progress
@@ -204,6 +205,7 @@ class RADInpaintPipeline(DiffusionPipeline):
         spacing: Spacing | None = None,
         size_policy: SizePolicy = "error",
         margin: int | None = None,
+        pyramid: Pyramid | None = None,
         soft_mask: bool = False,
         feather: int = 0,
         average: int = 1,
@@ -221,7 +223,7 @@ class RADInpaintPipeline(DiffusionPipeline):
             control_image, adapter_image, ip_adapter_image and their scales: see `Condition`.
             output_type: see `RADInpaintPipelineOutput`; return_dict: False returns a tuple with the images alone.
             callback_on_step_end: see `StepEnd`. Set `pipeline._interrupt = True` in it to raise `rad.inpainting.Cancelled`.
-            method, solver, spacing, size_policy, margin, soft_mask, feather, average, batch_size, names, eta: see
+            method, solver, spacing, size_policy, margin, pyramid, soft_mask, feather, average, batch_size, names, eta: see
                 `Inpainter.__call__`.
 
         Raises ValueError for an unsuitable input or option, before any network call.
@@ -257,6 +259,7 @@ class RADInpaintPipeline(DiffusionPipeline):
                 soft_mask=soft_mask,
                 size_policy=size_policy,
                 margin=margin,
+                pyramid=pyramid,
                 batch_size=batch_size,
                 names=names,
                 condition=condition,

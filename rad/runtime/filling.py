@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -23,30 +23,44 @@ OnStep = Callable[[Progress], None]
 
 @dataclass(frozen=True)
 class WindowFiller:
-    """Fills canvases with one sampler. `batch_size`: windows in a network call; halved for the rest when memory runs out."""
+    """Fills canvases with one sampler, and `finer` at the finer scales of size policy "pyramid".
+
+    `batch_size`: windows in a network call; halved for the rest of a wave when memory runs out.
+    """
 
     sampler: Sampler
     denoiser: Denoiser
     seed: int
     batch_size: int
+    finer: Sampler | None = None
 
     def run(self, canvases: Sequence[Canvas], reporter: "Reporter | None") -> tuple[int, float]:
-        """Fill all windows, wave by wave, in place. Returns the network calls and the seconds in the sampling loops."""
+        """Fill all windows of all scales in place. Returns the network calls and the seconds in the sampling loops."""
+        nfe, seconds = 0, 0.0
+        while jobs := [(c, w) for c in canvases if c.windows for w in next_wave(c.unknown, list(c.windows))]:
+            first, finer = ([job for job in jobs if job[0].finer == which] for which in (False, True))
+            for sampler, part in ((self.sampler, first), (self.finer, finer)):
+                if part:
+                    assert sampler is not None
+                    part_nfe, part_seconds = replace(self, sampler=sampler)._fill_wave(part, reporter)
+                    nfe, seconds = nfe + part_nfe, seconds + part_seconds
+        return nfe, seconds
+
+    def _fill_wave(self, jobs: Sequence[Job], reporter: "Reporter | None") -> tuple[int, float]:
+        """Fill windows that do not overlap. Returns (network calls, seconds)."""
         nfe, seconds, batch_size = 0, 0.0, self.batch_size
-        while any(canvas.windows for canvas in canvases):
-            jobs = [(c, w) for c in canvases if c.windows for w in next_wave(c.unknown, list(c.windows))]
-            while jobs:
-                batch, began = jobs[:batch_size], time.perf_counter()
-                try:
-                    self._fill_batch(batch, reporter)
-                except MemoryError:
-                    if len(batch) == 1:
-                        raise
-                    batch_size = (len(batch) + 1) // 2
-                    continue
-                seconds += time.perf_counter() - began
-                nfe += self.sampler.nfe * len(batch)
-                jobs = jobs[len(batch) :]
+        while jobs:
+            batch, began = jobs[:batch_size], time.perf_counter()
+            try:
+                self._fill_batch(batch, reporter)
+            except MemoryError:
+                if len(batch) == 1:
+                    raise
+                batch_size = (len(batch) + 1) // 2
+                continue
+            seconds += time.perf_counter() - began
+            nfe += self.sampler.nfe * len(batch)
+            jobs = jobs[len(batch) :]
         return nfe, seconds
 
     def _fill_batch(self, jobs: Sequence[Job], reporter: "Reporter | None") -> None:
@@ -63,12 +77,18 @@ class WindowFiller:
 
 
 class Reporter:
-    """Calls `on_step` after each network call of a run. `canvases`: in the order of the results; `nfe`: of one window."""
+    """Calls `on_step` after each network call of a run.
 
-    def __init__(self, on_step: OnStep, canvases: Sequence[Canvas], finisher: Finisher, *, nfe: int) -> None:
+    Args:
+        canvases: in the order of the results; nfe: of one window; finer: of one window at a finer scale.
+    """
+
+    def __init__(
+        self, on_step: OnStep, canvases: Sequence[Canvas], finisher: Finisher, *, nfe: int, finer: int = 0
+    ) -> None:
         self._on_step, self._finisher = on_step, finisher
         self._numbers = {id(canvas): number for number, canvas in enumerate(canvases)}
-        self._planned = nfe * sum(canvas.average * len(canvas.windows) for canvas in canvases)
+        self._planned = sum(canvas.count_calls(nfe, finer) for canvas in canvases)
         self._finished = self._most = 0
 
     def begin(self, jobs: Sequence[Job]) -> Callable[[int, Floats], None]:

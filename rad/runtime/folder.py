@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -69,6 +69,14 @@ class ExportedModel:
         for name, file in model.networks.items():
             _check_file(file, settings["networks"][name].get("sha256"))
         return model
+
+    def resized(self, size: int | None) -> "ExportedModel":
+        """The model for images of `size` x `size` pixels; None: as it is. Raises ValueError for a size that it does not take."""
+        if size is None:
+            return self
+        if integer("size", size, low=1) % self.side_multiple:
+            raise ValueError(f"size is {size}; {self.folder} takes multiples of {self.side_multiple}")
+        return replace(self, size=(size, size))
 
     @classmethod
     def _from_settings(cls, folder: Path, settings: dict[str, Any]) -> "ExportedModel":

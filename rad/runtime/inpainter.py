@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from rad.arguments import integer
 from rad.diffusion.choices import Solver, Spacing, most_count, steps_within
 from rad.inpainting.arrays import ImageLike, MaskLike
-from rad.inpainting.canvas.composite import Floats, Layout, SizePolicy
+from rad.inpainting.canvas.layout import Layout, SizePolicy
 from rad.inpainting.canvas.outpaint import Extension
 from rad.inpainting.canvas.preview import Finisher
+from rad.inpainting.canvas.pyramid import Pyramid
+from rad.inpainting.canvas.resize import Floats
 from rad.inpainting.inputs import Inputs, check_numbers, find_extension
 from rad.inpainting.keywords import understood
 from rad.inpainting.memory import peak_memory, reset_peak_memory
@@ -59,12 +61,15 @@ class OnnxInpainter:
 
     @classmethod
     @understood
-    def from_pretrained(cls, path: str | os.PathLike[str], *, threads: int | None = None) -> "OnnxInpainter":
+    def from_pretrained(
+        cls, path: str | os.PathLike[str], *, threads: int | None = None, size: int | None = None
+    ) -> "OnnxInpainter":
         """Load a folder that `rad export CHECKPOINT --onnx FOLDER` wrote.
 
-        Raises FileNotFoundError for a missing file, ValueError for a damaged one or another version of the format.
+        `size`: image side in pixels, a multiple of `ExportedModel.side_multiple`; None: the model's own.
+        Raises FileNotFoundError for a missing file, ValueError for a damaged one, another version of the format or such a size.
         """
-        return cls(ExportedModel.read(path), threads=threads)
+        return cls(ExportedModel.read(path).resized(size), threads=threads)
 
     @understood
     def __call__(
@@ -88,6 +93,7 @@ class OnnxInpainter:
         mask_dilate: int = 0,
         size_policy: SizePolicy = "error",
         margin: int | None = None,
+        pyramid: Pyramid | None = None,
         batch_size: int = 8,
         names: Sequence[Part] | Part | None = None,
         feather: int = 0,
@@ -103,7 +109,8 @@ class OnnxInpainter:
 
         Raises ValueError or FileNotFoundError for an unsuitable input or option, before any network call.
         """
-        seed, layout, extension = check_seed(seed), Layout(self.size, size_policy, margin), find_extension(extend, mask)
+        seed, extension = check_seed(seed), find_extension(extend, mask)
+        layout = Layout(self.size, size_policy, margin, pyramid=pyramid)
         check_numbers(num_samples=num_samples, average=average, batch_size=batch_size, feather=feather)
         format = MaskFormat(
             polarity=mask_polarity,
@@ -115,12 +122,18 @@ class OnnxInpainter:
         )
         inputs = Inputs.align(image, mask, names=names)
         sampler = self.sampler(method, steps=steps, eta=eta, solver=solver, spacing=spacing)
+        finer, finer_nfe = None, 0
+        if size_policy == "pyramid":
+            finer = self.finer_sampler(sampler, pyramid or Pyramid(), spacing=spacing)
+            finer_nfe = finer.nfe
         inputs, holes = inputs.extended(extension, inputs.read(format, seed))
         rows = zip(inputs.images, holes, inputs.names, strict=True)
         canvases = [canvas for row in rows for canvas in layout.canvases(*row, samples=num_samples, average=average)]
         finisher = Finisher(inputs.images, holes, num_samples, feather, [layout.region(hole) for hole in holes])
-        filler = WindowFiller(sampler, self.denoiser(sampler.method.weights), seed, batch_size)
-        reporter = None if on_step is None else Reporter(on_step, canvases, finisher, nfe=sampler.nfe)
+        filler = WindowFiller(sampler, self.denoiser(sampler.method.weights), seed, batch_size, finer)
+        reporter = None
+        if on_step is not None:
+            reporter = Reporter(on_step, canvases, finisher, nfe=sampler.nfe, finer=finer_nfe)
         reset_peak_memory()
         nfe, seconds = filler.run(canvases, reporter)
         finished, raw = finisher.finish(canvases)
@@ -146,6 +159,13 @@ class OnnxInpainter:
         )
         schedule = chosen.choose(steps=steps, solver=solver, spacing=spacing, eta=eta)
         return Sampler(process, chosen, **vars(schedule))
+
+    def finer_sampler(self, sampler: Sampler, pyramid: Pyramid, *, spacing: Spacing | None = None) -> Sampler:
+        """The reverse loop at the finer scales of size policy "pyramid"; `sampler`: at the coarsest, with this `spacing`."""
+        schedule = sampler.method.choose(
+            steps=pyramid.sampler_steps, solver=sampler.solver, spacing=spacing, eta=sampler.eta
+        )
+        return Sampler(sampler.process, sampler.method, **vars(schedule), strength=pyramid.strength)
 
     def steps_within(
         self,
@@ -179,10 +199,13 @@ class OnnxInpainter:
         *,
         size_policy: SizePolicy = "error",
         margin: int | None = None,
+        pyramid: Pyramid | None = None,
         most: int | None = None,
     ) -> int:
-        """Number of windows for a hole (1,H,W) float32. Each costs `sampler(...).nfe` network calls per sample.
+        """Number of windows for a hole (1,H,W) float32, at all scales.
 
-        `most`: the count stops at `most` + 1; None: never.
+        Each costs `sampler(...).nfe` network calls per sample; at finer scales those of `finer_sampler`.
+
+        `most`: the count of a scale stops at `most` + 1; None: never.
         """
-        return len(Layout(self.size, size_policy, margin).plan(hole, most=most)[1])
+        return sum(Layout(self.size, size_policy, margin, pyramid=pyramid).count_windows(hole, most=most))

@@ -105,7 +105,8 @@ class Sampler:
         check_solver(solver, eta, spacing)
         if spacing not in ("even", "official") and not method.uses_spacing:
             raise ValueError(f"spacing {spacing!r} has no effect on method {method.name!r}: use 'even'")
-        self.process, self.method, self.eta, self.solver, self.bf16 = process, method, eta, solver, bf16
+        self.process, self.method, self.eta, self.bf16 = process, method, eta, bf16
+        self.solver: Solver = solver
         self.strength = method.check_strength(strength)
         timesteps = sampling_timesteps(process, steps, spacing=spacing, fractional=method.fractional)
         self.timesteps = method.plan(last_part(timesteps, strength))

@@ -94,10 +94,10 @@ class InpaintFields(MaskFields):
     seed: Annotated[int, Field(ge=-(2**63), le=2**64 - 1, description="seed of the noise")] = 0
     num_samples: Annotated[int, Field(ge=1, le=1000, description="results")] = 1
     size_policy: Annotated[
-        Literal["error", "resize", "crop", "zoom"],
+        Literal["error", "resize", "crop", "zoom", "pyramid"],
         Field(
             description="images of another size than the model's; crop: windows around the hole; zoom: one region around "
-            "all holes, scaled to the model's size"
+            "all holes, scaled to the model's size; pyramid: windows at several scales, coarse to fine, for large holes"
         ),
     ] = "crop"
     margin: Annotated[

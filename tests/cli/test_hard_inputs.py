@@ -20,7 +20,7 @@ from rad.cli import main as cli
 from rad.cli.sample import record
 from rad.evaluation import run_log
 from rad.images.codecs import open_image
-from rad.inpainting.canvas.composite import Layout
+from rad.inpainting.canvas.layout import Layout
 from rad.inpainting.filling import WindowFiller
 from rad.inpainting.inpainter import Inpainter
 from rad.masks.shapes import main_names, make

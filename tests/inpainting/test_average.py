@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from rad.cli import main as cli
-from rad.inpainting.canvas.composite import Canvas, Layout
+from rad.inpainting.canvas.composite import Canvas
+from rad.inpainting.canvas.layout import Layout
 from rad.inpainting.canvas.preview import Finisher, preview
 from rad.inpainting.inpainter import Inpainter
 from tests.conftest import SIZE, box_hole, random_image

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from PIL import Image
 from skimage.measure import label, regionprops
 
-from rad.inpainting.canvas.composite import Canvas, Layout
+from rad.inpainting.canvas.composite import Canvas
+from rad.inpainting.canvas.layout import Layout
 from rad.inpainting.canvas.resize import max_pool, mean_pool, resize_bicubic
 from rad.inpainting.canvas.windows import component_boxes
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rad.inpainting.canvas.composite import Layout
+from rad.inpainting.canvas.layout import Layout
 from rad.inpainting.canvas.resize import max_pool
 from rad.inpainting.canvas.zoom import zoom_region, zoomed
 from rad.inpainting.inpainter import Inpainter

@@ -25,6 +25,20 @@ def inpainters(tmp_path_factory) -> tuple[OnnxInpainter, Inpainter]:
     return OnnxInpainter.from_pretrained(folder, threads=1), Inpainter.from_pretrained("rad-nature32", device="cpu")
 
 
+def test_larger_windows_equal_those_of_the_torch_path(inpainters, photograph):
+    (image, hole), folder = photograph, inpainters[0].model.folder
+    large = (
+        OnnxInpainter.from_pretrained(folder, size=64),
+        Inpainter.from_pretrained("rad-nature32", device="cpu", size=64),
+    )
+    mine, expected = (each(image, hole, size_policy="pyramid", steps=4) for each in large)
+    assert [each.size for each in large] == [(64, 64)] * 2
+    assert mine.nfe == expected.nfe
+    assert np.abs(np.asarray(mine.images[0]).astype(int) - np.asarray(expected.images[0])).max() <= 1
+    with pytest.raises(ValueError, match=r"size is 30; .* takes multiples of 4"):
+        OnnxInpainter.from_pretrained(folder, size=30)
+
+
 @pytest.fixture(scope="module")
 def photograph() -> tuple[Image.Image, np.ndarray]:
     """Part of a photograph with holes; one is larger than the model's window."""

@@ -36,6 +36,7 @@ SHAPES = {
     "zoom": {"size_policy": "zoom", "margin": 1},
     "resize": {"size_policy": "resize", "names": "x.png", "feather": 2},
     "outpaint": {"size_policy": "crop", "extend": (3, 0, 0, 5)},
+    "pyramid": {"size_policy": "pyramid"},
     "soft": {"size_policy": "crop", "soft_mask": True, "mask_dilate": 1},
     "inverted": {"size_policy": "crop", "mask_polarity": "white_is_known"},
 }

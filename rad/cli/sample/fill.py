@@ -36,20 +36,22 @@ class ReadError(ValueError):
 
 @dataclass(frozen=True)
 class WindowCount:
-    """Windows of an image for each sample, and its size in pixels."""
+    """Windows of an image for each sample, its size in pixels, and how many of the windows are at finer scales."""
 
     windows: int
     pixels: int
+    finer: int = 0
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images that are filled together, with their windows; `run`: number of their MethodRun."""
+    """Images that are filled together, with their windows, and how many are at finer scales; `run`: number of their MethodRun."""
 
     run: int
     label: Label
     jobs: list[Job]
     windows: list[int]
+    finer: list[int]
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,11 @@ def make_batches(
                 parts.append([])
                 total = pixels
             parts[-1].append(job)
-    return [Batch(number, run.label, part, [window_counts[job.image].windows for job in part]) for part in parts]
+    return [
+        Batch(number, run.label, part, [each.windows for each in counts], [each.finer for each in counts])
+        for part in parts
+        for counts in [[window_counts[job.image] for job in part]]
+    ]
 
 
 @dataclass

@@ -25,6 +25,7 @@ from rad.cli.names import (
 )
 from rad.console import SEEDS, add_options, check_options, option, program, with_hint, with_underscores
 from rad.evaluation.options import ReportOptions
+from rad.inpainting.canvas.pyramid import Pyramid
 from rad.masks.reading.format import MaskChannel, MaskFormat, MaskResize, Polarity
 from rad.resources import PACKAGE
 
@@ -40,6 +41,7 @@ GUIDES = {"control": "controlnet", "adapter": "t2i_adapter", "style": "ip_adapte
 PIXELS, MANY = 2**16, 2**31
 """Upper limits that exclude typing errors: of lengths in pixels, and of counts."""
 
+SCALES = "--size_policy pyramid"
 MASK_FILES, LATENT, TEXT = "mask files", "latent models", "text-to-image models"
 
 
@@ -113,21 +115,40 @@ class SampleOptions(ReportOptions):
     )
     size_policy: SizePolicy = option(
         "images of another size than the model's; crop: windows around each hole; zoom: one region around all holes, scaled to "
-        "the model's size and back",
+        "the model's size and back; pyramid: windows at several scales, coarse to fine, for holes larger than a window",
         "error",
     )
     margin: int | None = option(
-        "context in pixels: of a window, for crop; of the holes, for zoom; default: an eighth of the model's size; for zoom half "
-        "the holes' longer side, if that is more",
+        "context in pixels: of a window, for crop and pyramid; of the holes, for zoom; default: an eighth of the model's size; "
+        "for zoom half the holes' longer side, if that is more",
         None,
         low=0,
         high=PIXELS,
     )
+    pyramid_coarsest: int | None = option(
+        "the coarsest scale is the first without a larger square in the hole, in its cells; default: 3/8 of the model's size",
+        None,
+        low=1,
+        high=PIXELS,
+        group=SCALES,
+    )
+    pyramid_strength: float = option(
+        "start of a finer scale, see --strength; lower values keep more of the coarser result",
+        Pyramid.strength,
+        low=1e-6,
+        high=0.999999,
+        group=SCALES,
+    )
+    pyramid_steps: int = option("noise levels of each finer scale", Pyramid.steps, low=1, high=10**5, group=SCALES)
     feather: int = option(
         "width in pixels of the blend from known pixels into the filling; 0: off", 0, low=0, high=PIXELS
     )
     size: int | None = option(
-        "image size in pixels, for flow models such as SD3 and Flux; default: the model's", None, low=8, high=PIXELS
+        "image size of the network in pixels, such as 96 for a pixel model trained at 32; for pixel models and flow models such "
+        "as SD3 and Flux; default: the model's",
+        None,
+        low=8,
+        high=PIXELS,
     )
     batch_size: int = option("windows per network call", 8, low=1, high=PIXELS)
     precision: Precision = option("precision of the networks", "32")
@@ -222,7 +243,7 @@ class SampleOptions(ReportOptions):
         for kind, network in GUIDES.items():
             if getattr(self, f"{kind}_image") is not None and getattr(self, network) is None:
                 raise ValueError(f"--{kind}_image {getattr(self, f'{kind}_image')} needs --{network}")
-        _ = self.part, self.loras, self.mask_format
+        _ = self.part, self.loras, self.mask_format, self.pyramid
         self._check_extend()
         if self.mask_pattern is not None and not ("{stem}" in self.mask_pattern or "{name}" in self.mask_pattern):
             raise ValueError(f"--mask_pattern {self.mask_pattern!r}: put {{stem}} or {{name}} for the image's name")
@@ -255,6 +276,16 @@ class SampleOptions(ReportOptions):
         from rad.inpainting.canvas.outpaint import Extension
 
         return None if self.extend is None else Extension.parse(self.extend)
+
+    @property
+    def pyramid(self) -> Pyramid | None:
+        """Settings of --size_policy pyramid; None for others. Raises ValueError for settings without effect."""
+        pyramid = Pyramid(self.pyramid_coarsest, self.pyramid_strength, self.pyramid_steps)
+        if self.size_policy == "pyramid":
+            return pyramid
+        if pyramid != Pyramid():
+            raise ValueError("--pyramid_... options need --size_policy pyramid: give it, or leave them out")
+        return None
 
     @property
     def tree(self) -> bool:

@@ -42,7 +42,7 @@ def check_model(model: Model, options: SampleOptions, jobs: Sequence[Job]) -> No
     """Raise ValueError for prompts, latent options and a margin that the model cannot use."""
     model.check(jobs)
     most = (model.size[0] - 1) // 2
-    if options.size_policy == "crop" and options.margin is not None and options.margin > most:
+    if options.size_policy in ("crop", "pyramid") and options.margin is not None and options.margin > most:
         raise ValueError(f"--margin {options.margin}: allowed are 0 to {most} with this model")
 
 
@@ -58,7 +58,7 @@ def count_windows(
     for job in jobs:
         try:
             image, mask = job.read(options)
-            windows = model.count_windows(mask.hole)
+            windows, finer = model.count_windows(mask.hole)
             written = job.mask_output if options.tree and job.mask_output and job.mask_output.exists() else None
             same = written is None or same_hole(written, mask.hole)
         except (ValueError, OSError) as error:
@@ -69,7 +69,7 @@ def count_windows(
                 f"{written} differs from the mask of {job.image}: give another --output, or delete the results"
             )
         messages.add(str(job.mask), mask)
-        counts[job.image] = WindowCount(windows, image.width * image.height)
+        counts[job.image] = WindowCount(windows + finer, image.width * image.height, finer)
     messages.report()
     return counts
 

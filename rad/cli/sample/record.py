@@ -20,6 +20,7 @@ from rad.resources import located
 
 COMMON = (
     *("image", "runtime", "seed", "noise_device", "num_samples", "size_policy", "margin", "prompts", "size", "prompt"),
+    *("pyramid_coarsest", "pyramid_strength", "pyramid_steps"),
     *("mask_polarity", "mask_channel", "mask_threshold", "soft_mask", "mask_resize", "mask_dilate", "mask_pattern"),
     *("negative_prompt", "guidance", *(f"{kind}_{part}" for kind in GUIDES for part in ("image", "scale"))),
     *(*GUIDES.values(), "lora", "quantize", "vae_tiling"),

@@ -158,8 +158,8 @@ def _unfinished(options: SampleOptions, runs: Sequence[MethodRun], requests: Req
 
 
 def _warn(options: SampleOptions, runs: Sequence[MethodRun]) -> None:
-    if options.margin is not None and options.size_policy not in ("crop", "zoom"):
-        report("warning: --margin has no effect without --size_policy crop or zoom")
+    if options.margin is not None and options.size_policy not in ("crop", "zoom", "pyramid"):
+        report("warning: --margin has no effect without --size_policy crop, zoom or pyramid")
     generators, default = [mask for mask in options.mask if not is_source(mask)], DEFAULT
     unused = [name for name in vars(default) if getattr(options.mask_format, name) != getattr(default, name)]
     if generators and unused:
@@ -174,9 +174,10 @@ def _fill(runtime: Runtime, runs: Sequence[MethodRun], record: Record | None, fa
     several = len(devices) > 1
     model = runtime.load("cpu" if several else devices[0], planning=several)
     check_model(model, options, [job for run in runs for job in run.jobs])
-    plans, costs = {}, {}
+    plans, costs, finer = {}, {}, {}
     for label in runtime.methods:
         plans[label], costs[label] = model.prepare(label)
+        finer[label] = model.finer_cost(label, plans[label])
     if record is not None:
         record.complete(model, {label: plan.steps for label, plan in plans.items()}, devices)
     window_counts = {}
@@ -188,7 +189,8 @@ def _fill(runtime: Runtime, runs: Sequence[MethodRun], record: Record | None, fa
     logs = []
     for number, run in enumerate(runs):
         batches = make_batches(number, run, window_counts[run.mask], options)
-        logs.append(RunLog(run, batches, costs[run.label], plans[run.label], where, options, record, failures))
+        cost, plan = costs[run.label], plans[run.label]
+        logs.append(RunLog(run, batches, cost, plan, where, options, record, failures, finer[run.label]))
     if not several:
         _fill_here(Worker(model, plans, options, Requests(runtime)), logs)
         return

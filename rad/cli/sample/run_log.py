@@ -57,7 +57,7 @@ class RunLog:
 
     Args:
         batches: all that will be filled; where: description of the window size and the devices.
-        cost, schedule: of the method for one window.
+        cost, schedule: of the method for one window; finer: cost at the finer scales of --size_policy pyramid.
         record: of a comparison; without one, an error that does not concern single images ends the program.
     """
 
@@ -69,6 +69,7 @@ class RunLog:
     options: SampleOptions
     record: Record | None
     failures: Failures
+    finer: "Cost | Work"
 
     def __post_init__(self) -> None:
         self.calls = sum(map(self.calls_of, self.batches))
@@ -76,14 +77,19 @@ class RunLog:
 
     def calls_of(self, batch: Batch) -> int:
         """Network calls of a batch, counted for single windows."""
-        return self.options.num_samples * self.cost.nfe * sum(batch.windows)
+        return self._total(batch, self.cost.nfe, self.finer.nfe)
+
+    def _total(self, batch: Batch, each: int, finer: int) -> int:
+        """Calls of all windows of a batch, with `each` and `finer` calls a window."""
+        return self.options.num_samples * (each * (sum(batch.windows) - sum(batch.finer)) + finer * sum(batch.finer))
 
     def begin(self) -> None:
         run, cost, schedule = self.run, self.cost, self.schedule
         images = counted(sum(len(batch.jobs) for batch in self.batches), "image")
         windows = self.options.num_samples * sum(sum(batch.windows) for batch in self.batches)
         how = f" with {counted(schedule.steps, 'step')} ({schedule.solver}, {schedule.spacing})" if cost.nfe else ""
-        backward = f" and {counted(windows * cost.vjp, 'backward pass')}" if cost.vjp else ""
+        passes = sum(self._total(batch, cost.vjp, self.finer.vjp) for batch in self.batches)
+        backward = f" and {counted(passes, 'backward pass')}" if cost.vjp else ""
         report(
             f"{f'{run.mask}: ' if self.record else ''}{images}, {counted(windows, 'window')}, {run.label.text}{how}: "
             f"{counted(self.calls, 'network call')}{backward} {self.where}"

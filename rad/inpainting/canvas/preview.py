@@ -12,9 +12,9 @@ from rad.inpainting.canvas.windows import Box, Window
 
 
 def preview(canvas: Canvas, estimates: Mapping[Window, Floats]) -> Pixels:
-    """Pixels as `Canvas.raw`, with the cores of the estimates; other unknown pixels are mid-grey. The canvas stays as it is.
+    """Pixels at full scale, as `Canvas.raw`, with the cores of the estimates; other unknown pixels are mid-grey.
 
-    From the second sample of a mean on, the other unknown pixels show the mean so far.
+    From the second sample of a mean on, the other unknown pixels show the mean so far. The canvas stays as it is.
 
     `estimates`: (3,S,S) for windows that remain to be filled, in [-1,1].
     """
@@ -30,7 +30,7 @@ def preview(canvas: Canvas, estimates: Mapping[Window, Floats]) -> Pixels:
         part = estimate[:, rows.start - top : rows.stop - top, columns.start - left : columns.stop - left][:, unknown]
         part = np.nan_to_num(part)  # the run ends with an error of its own
         pixels[:, rows, columns][:, unknown] = np.rint(np.clip(part / 2 + 0.5, 0, 1) * 255) if whole else part
-    return pixels
+    return canvas.enlarged(pixels)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from rad.diffusion.choices import Solver, Spacing, check_solver
+from rad.diffusion.choices import Solver, Spacing, check_solver, check_strength, last_part
 from rad.errors import NotFiniteError
 from rad.runtime.sampling.denoiser import Denoiser
 from rad.runtime.sampling.methods import Method
@@ -29,13 +29,21 @@ class Sampler:
 
     Args:
         process: `RegionAware` for RAD, `Uniform` for methods on the base weights.
-        steps: number of noise levels, 1 to process.sampled_steps; solver, eta, spacing: see `rad.sampling.Sampler`.
+        steps: number of noise levels, 1 to process.sampled_steps; solver, eta, spacing, strength: see `rad.sampling.Sampler`.
 
     Raises ValueError if a number is outside its range, or the solver does not support the spacing or the method.
     """
 
     def __init__(
-        self, process: Uniform, method: Method, *, steps: int, solver: Solver, spacing: Spacing, eta: float
+        self,
+        process: Uniform,
+        method: Method,
+        *,
+        steps: int,
+        solver: Solver,
+        spacing: Spacing,
+        eta: float,
+        strength: float = 1.0,
     ) -> None:
         if solver == "dpm++2m" and not method.multistep:
             raise ValueError(
@@ -43,8 +51,11 @@ class Sampler:
                 "steps or has its own loop: use solver 'ddpm' or 'ddim'"
             )
         check_solver(solver, eta, spacing)
-        self.process, self.method, self.solver, self.eta = process, method, solver, eta
-        self.timesteps = method.plan(sampling_timesteps(process, steps, spacing=spacing, fractional=method.fractional))
+        self.process, self.method, self.eta = process, method, eta
+        self.solver: Solver = solver
+        self.strength = check_strength(strength)
+        timesteps = sampling_timesteps(process, steps, spacing=spacing, fractional=method.fractional)
+        self.timesteps = method.plan(last_part(timesteps, strength))
         self.nfe = sum(nxt < now for now, nxt in pairwise(self.timesteps))
 
     def __call__(
@@ -52,6 +63,7 @@ class Sampler:
     ) -> Floats:
         """Fill the holes of images (B,C,H,W) in [-1,1], hole (B,1,H,W) in [0,1]. Known pixels are not restored.
 
+        With a strength below 1, the run starts from the images' content in the hole.
         Raises NotFiniteError, with the network call, if the network's output or x is not finite.
         """
         known, regions = np.where(hole == 1, np.float32(0), image), Regions.from_mask(hole)
@@ -64,7 +76,7 @@ class Sampler:
 
         now = self.process.noise(self.timesteps[0], regions)
         levels = now.indicators(known.shape[2:])
-        x = noised(known, now, noise=randn())
+        x = noised(known if self.strength == 1 else image, now, noise=randn())
         calls = 0
         before: History | None = None
         for t, t_next in pairwise(self.timesteps):

@@ -169,6 +169,19 @@ def check_amounts(fields: InpaintFields) -> None:
         raise ValueError(f"{' and '.join(given)} both set the number of steps: give one of them")
 
 
+def check_finer(fields: InpaintFields, units: int) -> None:
+    """Raise ValueError for a budget that size policy "pyramid" does not keep; `units`: of a window at a finer scale."""
+    if fields.budget_seconds is not None:
+        raise ValueError(
+            "budget_seconds does not limit the finer scales of size_policy 'pyramid': give steps or budget_nfe"
+        )
+    if fields.budget_nfe is not None and units > fields.budget_nfe:
+        raise ValueError(
+            f"budget_nfe is {fields.budget_nfe}; a window at a finer scale of size_policy 'pyramid' costs {units} network "
+            "calls: give at least that"
+        )
+
+
 def check_text(fields: InpaintFields, view: ModelView) -> None:
     """Raise ValueError for a prompt or guidance if the model takes no text."""
     given = [name for name in ("prompt", "negative_prompt", "guidance") if getattr(fields, name) not in ("", None)]

@@ -7,6 +7,8 @@ from functools import partial
 
 from PIL import Image
 
+from rad.inpainting.canvas.layout import Layout
+from rad.inpainting.canvas.pyramid import Pyramid
 from rad.inpainting.result import Inpainted, Progress
 from rad.masks.reading.hole import Hole
 from rad.runtime.inpainter import OnnxInpainter
@@ -16,6 +18,7 @@ from rad.studio.fillers.filler import (
     Plan,
     arguments,
     check_counts,
+    check_finer,
     check_method,
     check_text,
     probe,
@@ -51,15 +54,19 @@ class OnnxFiller:
     def plan(self, fields: InpaintFields, hole: Hole, *, rate: Callable[[], float], most_windows: int) -> Plan:
         method = self._method(fields)
         check_text(fields, self.view)
-        each = self.inpainter.count_windows(
-            hole[None], size_policy=fields.size_policy, margin=fields.margin, most=most_windows
-        )
-        windows = fields.num_samples * each
+        layout = Layout(self.inpainter.size, fields.size_policy, fields.margin)
+        first, finer = layout.count_windows(hole[None], most=most_windows)
+        windows = fields.num_samples * first
         steps = self._steps(fields, method, windows, rate)
         schedule = vars(method.choose(steps=steps, **sampler_fields(fields)))
-        nfe = self.inpainter.sampler(method, **schedule).nfe
+        sampler = self.inpainter.sampler(method, **schedule)
+        nfe = windows * sampler.nfe
+        if fields.size_policy == "pyramid":
+            each = self.inpainter.finer_sampler(sampler, Pyramid(), spacing=schedule["spacing"]).nfe
+            check_finer(fields, each)
+            nfe += fields.num_samples * finer * each
         settings = {item.name: setting_text(getattr(method, item.name)) for item in fields_of(method)}
-        return Plan(**schedule, settings=settings, nfe=nfe * windows, windows=each)
+        return Plan(**schedule, settings=settings, nfe=nfe, windows=first + finer)
 
     def fill(
         self,

@@ -4,10 +4,12 @@ from collections.abc import Callable
 from dataclasses import fields as fields_of
 from functools import partial
 
-import torch
 from PIL import Image
 
+from rad.inpainting.canvas.layout import Layout
+from rad.inpainting.canvas.pyramid import Pyramid
 from rad.inpainting.inpainter import Inpainter
+from rad.inpainting.prepare import build_finer
 from rad.inpainting.result import Inpainted, Progress
 from rad.masks.reading.hole import Hole
 from rad.methods.registry import cost, create, steps_within
@@ -18,6 +20,7 @@ from rad.studio.fillers.filler import (
     arguments,
     check_amounts,
     check_counts,
+    check_finer,
     check_method,
     check_text,
     probe,
@@ -58,14 +61,18 @@ class TorchFiller:
         method = self._method(fields)
         check_text(fields, self.view)
         self.inpainter.check([self._condition(fields, method)])
-        each = self.inpainter.count_windows(
-            torch.from_numpy(hole)[None], size_policy=fields.size_policy, margin=fields.margin, most=most_windows
-        )
-        windows = fields.num_samples * each
+        layout = Layout(self.inpainter.size, fields.size_policy, fields.margin)
+        first, finer = layout.count_windows(hole[None], most=most_windows)
+        windows = fields.num_samples * first
         given = sampler_fields(fields)
         steps = self._steps(fields, method, windows, rate)
         schedule = method.choose(steps=steps, **given)
-        work = self.inpainter.sampler(method, **vars(schedule)).cost
+        sampler = self.inpainter.sampler(method, **vars(schedule))
+        nfe = windows * sampler.cost.nfe
+        if fields.size_policy == "pyramid":
+            scale = build_finer(sampler, self.inpainter.model, Pyramid(), spacing=schedule.spacing).cost
+            check_finer(fields, scale.units)
+            nfe += fields.num_samples * finer * scale.nfe
         unused = method.unused(**given)
         if method.weights == "none":
             steps = None
@@ -76,9 +83,7 @@ class TorchFiller:
         warnings = [f"{name} has no effect on {method.name}" for name in unused]
         if not method.soft and bool(((hole > 0) & (hole < 1)).any()):
             warnings.append(f"{method.name} fills grey pixels of a mask completely: use rad to keep part of the image")
-        return Plan(
-            steps, schedule.solver, schedule.spacing, schedule.eta, settings, work.nfe * windows, each, warnings
-        )
+        return Plan(steps, schedule.solver, schedule.spacing, schedule.eta, settings, nfe, first + finer, warnings)
 
     def fill(
         self,

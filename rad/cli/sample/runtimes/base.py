@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 from rad.console import counted, report
 
@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 Chosen: TypeAlias = "Method | onnx.Method"
 """A method with its settings, a dataclass."""
 
+CostT = TypeVar("CostT", "Cost", "Work")
+
 Plan: TypeAlias = "Schedule | onnx.Schedule"
 """Steps, solver, spacing and eta of a run."""
 
-SAMPLING = ("seed", "num_samples", "size_policy", "margin", "batch_size", "feather")
+SAMPLING = ("seed", "num_samples", "size_policy", "margin", "pyramid", "batch_size", "feather")
 """Options that the inpainters take under the same names."""
 
 
@@ -47,8 +49,15 @@ class Model(ABC):
         """
 
     @abstractmethod
-    def count_windows(self, hole: "Hole") -> int:
-        """Number of windows for a hole (H,W)."""
+    def finer_cost(self, label: "Label", plan: Plan) -> "Cost | Work":
+        """Cost per window at the finer scales of --size_policy pyramid, of a method with its schedule; 0 for other policies.
+
+        Raises ValueError for a method without this policy, or a cost above its budget.
+        """
+
+    @abstractmethod
+    def count_windows(self, hole: "Hole") -> tuple[int, int]:
+        """Number of windows for a hole (H,W): at full scale or the coarsest, and at finer scales."""
 
     @abstractmethod
     def recorded(self) -> dict[str, str]:
@@ -159,6 +168,18 @@ def choose_steps(
         f"{counted(work.nfe, 'network call')}, {work.vjp} VJP{unused}"
     )
     return steps
+
+
+def check_finer(label: "Label", options: "SampleOptions", cost: CostT) -> CostT:
+    """The cost of a result per window at a finer scale. Raises ValueError if it is above the budget."""
+    fixed = label.steps is not None or label.budget is not None
+    budget = label.budget if fixed else options.budget_nfe
+    if budget is not None and cost.units > budget:
+        raise ValueError(
+            f"{label.text}: a window at a finer scale costs {cost.units} network calls, above the budget of {budget}: give "
+            "fewer --pyramid_steps"
+        )
+    return cost
 
 
 def warn_unused(label: "Label", names: Sequence[str]) -> None:

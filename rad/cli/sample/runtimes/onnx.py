@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 from rad.cli.sample.options import SampleOptions
 from rad.cli.sample.plan import Job, Label, parse_settings
 from rad.cli.sample.request import text_hash
-from rad.cli.sample.runtimes.base import SAMPLING, Model, Plan, Runtime, choose_steps
+from rad.cli.sample.runtimes.base import SAMPLING, Model, Plan, Runtime, check_finer, choose_steps
 from rad.console import did_you_mean
 from rad.diffusion.choices import most_count
+from rad.inpainting.canvas.layout import Layout
 from rad.resources import EXPORTED
 from rad.runtime.folder import ExportedModel
 from rad.runtime.sampling.methods import METHODS, Method
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from rad.runtime.inpainter import OnnxInpainter
 
 WITHOUT_EFFECT = (
-    *("base", "size", "precision", "compile", "channels_last", "noise_device", "offload", "quantize", "vae_tiling"),
+    *("base", "precision", "compile", "channels_last", "noise_device", "offload", "quantize", "vae_tiling"),
     *("grid", "dilate", "encode_full", "strength"),
     *("prompt", "prompts", "negative_prompt", "guidance", "control_image", "control_scale", "adapter_image"),
     *("adapter_scale", "style_image", "style_scale", "controlnet", "t2i_adapter", "ip_adapter", "lora"),
@@ -65,7 +66,7 @@ class OnnxRuntime(Runtime):
 
     def __init__(self, options: SampleOptions) -> None:
         _check_options(options)
-        self.options, self.model = options, ExportedModel.read(options.checkpoint)
+        self.options, self.model = options, ExportedModel.read(options.checkpoint).resized(options.size)
         self.precision = self.model.precision
         self.methods: Mapping[Label, Method] = _make_methods(options, self.model)
 
@@ -129,9 +130,20 @@ class OnnxModel(Model):
         except ValueError as error:
             raise ValueError(f"{label.text}: {error}") from None
 
-    def count_windows(self, hole: "Hole") -> int:
+    def finer_cost(self, label: Label, plan: Plan) -> Work:
+        if self.options.pyramid is None:
+            return Work(0)
+        try:
+            sampler = self.inpainter.sampler(self.methods[label], **vars(plan))
+            finer = self.inpainter.finer_sampler(sampler, self.options.pyramid, spacing=plan.spacing)
+        except ValueError as error:
+            raise ValueError(f"{label.text}: {error}") from None
+        return check_finer(label, self.options, Work(finer.nfe) * label.given_average(self.options))
+
+    def count_windows(self, hole: "Hole") -> tuple[int, int]:
         options = self.options
-        return self.inpainter.count_windows(hole[None], size_policy=options.size_policy, margin=options.margin)
+        layout = Layout(self.size, options.size_policy, options.margin, pyramid=options.pyramid)
+        return layout.count_windows(hole[None])
 
     def recorded(self) -> dict[str, str]:
         return {f"onnx_{name}_hash": value for name, value in self.hashes.items()}

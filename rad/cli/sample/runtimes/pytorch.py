@@ -11,12 +11,13 @@ from PIL import Image
 from rad.cli.sample.options import GUIDES, SampleOptions
 from rad.cli.sample.plan import Job, Label, parse_settings
 from rad.cli.sample.request import source_hash
-from rad.cli.sample.runtimes.base import SAMPLING, Model, Plan, Runtime, choose_steps, warn_unused
+from rad.cli.sample.runtimes.base import SAMPLING, Model, Plan, Runtime, check_finer, choose_steps, warn_unused
 from rad.device import find_devices, kind_of, threads_of_each
 from rad.diffusion.choices import most_count
 from rad.images.sources import ImageFile, by_stem, holds_one, list_images, match_names
+from rad.inpainting.canvas.layout import Layout
 from rad.inpainting.inpainter import Inpainter
-from rad.inpainting.prepare import check_method, check_running
+from rad.inpainting.prepare import build_finer, check_method, check_running
 from rad.inpainting.runs import find_base
 from rad.methods.own import file_of, loaded_from
 from rad.methods.registry import cost, create, most_steps, steps_within
@@ -25,12 +26,12 @@ from rad.models.latent_mask import Grid
 from rad.models.loaded_model import PLAIN, Condition
 from rad.resources import located
 from rad.sampling.method import paths_of
+from rad.sampling.state import Cost
 
 if TYPE_CHECKING:
     from rad.inpainting.result import Inpainted
     from rad.masks.reading.hole import Hole
     from rad.sampling.method import Method
-    from rad.sampling.state import Cost
 
 
 class TorchRuntime(Runtime):
@@ -118,9 +119,20 @@ class TorchModel(Model):
         warn_unused(label, method.unused(**given) + others)
         return schedule, result * label.given_average(options)
 
-    def count_windows(self, hole: "Hole") -> int:
+    def finer_cost(self, label: Label, plan: Plan) -> "Cost":
+        if self.options.pyramid is None:
+            return Cost(0)
+        sampler = self.inpainter.sampler(self.methods[label], **vars(plan))
+        try:
+            finer = build_finer(sampler, self.inpainter.model, self.options.pyramid, spacing=plan.spacing)
+        except ValueError as error:
+            raise ValueError(f"{label.text}: {error}") from None
+        return check_finer(label, self.options, finer.cost * label.given_average(self.options))
+
+    def count_windows(self, hole: "Hole") -> tuple[int, int]:
         options = self.options
-        return self.inpainter.count_windows(_tensor(hole), size_policy=options.size_policy, margin=options.margin)
+        layout = Layout(self.size, options.size_policy, options.margin, pyramid=options.pyramid)
+        return layout.count_windows(hole[None])
 
     def recorded(self) -> dict[str, str]:
         return {"base": self.inpainter.model.source, "base_hash": self.inpainter.model.hash}
@@ -169,7 +181,12 @@ def make_methods(options: SampleOptions) -> "dict[Label, Method]":
     settings = parse_settings(options.set, list(dict.fromkeys(label.method for label in labels)))
     methods = {label: create(label.method, settings[label.method]) for label in labels}
     for label, method in methods.items():
-        _check_strength(label, method, label.given_strength(options))
+        strength = label.given_strength(options)
+        if strength < 1 and options.size_policy == "pyramid":
+            raise ValueError(
+                f"{label.text}: --size_policy pyramid starts from noise: leave out the strength {strength}"
+            )
+        _check_strength(label, method, strength)
     return methods
 
 

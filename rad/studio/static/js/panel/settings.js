@@ -13,7 +13,7 @@ const EFFORT_NOTES = {
   budget_nfe: "The most steps within this number of network calls.",
   budget_seconds: "The most steps within this computing time. The first run measures the speed.",
 };
-const SIZES = /** @type {[string, string][]} */ ([["crop", "Windows around the hole"], ["zoom", "One region around all holes, scaled"], ["resize", "Resize the image"], ["error", "Only exact size"]]);
+const SIZES = /** @type {[string, string][]} */ ([["crop", "Windows around the hole"], ["zoom", "One region around all holes, scaled"], ["pyramid", "Coarse to fine, for large holes"], ["resize", "Resize the image"], ["error", "Only exact size"]]);
 const SPACINGS = ["even", "trailing", "quad", "logsnr", "official"];
 const FIRST_RACE = ["rad", "repaint", "ddnm"];
 
@@ -103,7 +103,7 @@ export class Settings extends EventTarget {
     this.controls = {
       seed: numberInput(0, { min: 0, max: 2 ** 32 - 1 }),
       samples: numberInput(1, { min: 1, max: most }),
-      size: selectInput(SIZES.filter(([name]) => name !== "zoom" || !this.info.static), "crop"), // the demo has no zoom
+      size: selectInput(SIZES.filter(([name]) => !["zoom", "pyramid"].includes(name) || !this.info.static), "crop"), // not in the demo
       prompt: h("textarea.input", { rows: 2, placeholder: "what should be in the hole" }),
       negative: h("input.input", { type: "text", placeholder: "what should not be there" }),
       guidance: h("input.input", { type: "number", min: 0, max: 50, step: "any", placeholder: "preset" }),

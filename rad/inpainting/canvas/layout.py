@@ -1,0 +1,149 @@
+"""From images of any size to canvases of windows, by size policy. Loads no torch."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from rad.arguments import describe, integer
+from rad.inpainting.canvas.composite import Canvas, pad, signed
+from rad.inpainting.canvas.pyramid import Pyramid, PyramidCanvas, Scale, reduce_pixels
+from rad.inpainting.canvas.resize import Floats, max_pool, mean_pool
+from rad.inpainting.canvas.windows import Box, Window, plan_windows
+from rad.inpainting.canvas.zoom import zoom_region, zoomed
+
+if TYPE_CHECKING:
+    from rad.models.loaded_model import Condition
+
+SizePolicy = Literal["error", "resize", "crop", "zoom", "pyramid"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Maps images to a model of `size` (height, width) in pixels.
+
+    Args:
+        policy: for images of another size: "error"; "resize" and back; "crop" windows around each hole; "zoom" a region around
+            all holes, scaled to the model's size and back; "pyramid" windows at several scales, coarse to fine.
+        margin: context around a window's core in pixels, for "crop" and "pyramid"; None: an eighth of the model's size. For
+            "zoom", see `zoom_region`.
+        content: keep the hole's content, from which a run with a strength below 1 starts: pixels enlarged by "zoom" depend on it,
+            and an image smaller than the model is continued by its edge, not by black.
+        pyramid: settings of "pyramid"; None: the defaults.
+
+    Raises ValueError for an unknown policy, a margin outside its range, or settings of another policy.
+    """
+
+    size: tuple[int, int]
+    policy: SizePolicy = "error"
+    margin: int | None = None
+    content: bool = False
+    pyramid: Pyramid | None = None
+
+    def __post_init__(self) -> None:
+        if self.policy not in get_args(SizePolicy):
+            raise ValueError(f"size_policy is {describe(self.policy)}; allowed are {', '.join(get_args(SizePolicy))}")
+        if self.margin is not None:
+            integer("margin", self.margin, low=0, high=2**16)
+        height, width = self.size
+        if self.policy in ("crop", "pyramid") and height != width:
+            raise ValueError(
+                f"size_policy {self.policy!r} needs a square model; this one is {width}x{height}: use 'resize'"
+            )
+        if self.policy != "pyramid" and self.pyramid is not None:
+            raise ValueError(f"pyramid has no effect with size_policy {self.policy!r}: leave it out, or use 'pyramid'")
+        if self.policy == "pyramid" and self.content:
+            raise ValueError("size_policy 'pyramid' starts from noise, so strength must be 1: leave out one of them")
+
+    def plan(self, hole: Floats, *, most: int | None = None) -> tuple[Floats, list[Window]]:
+        """The hole (1,H,W) in working size, and its windows; `most` as in `plan_windows`.
+
+        Raises ValueError for another size with "error".
+        """
+        height, width = self.size
+        region = self.region(hole)
+        if region is not None:
+            hole = _cut(hole, region, 1.0)
+        elif self.policy == "zoom":
+            return hole, []
+        if self.policy in ("crop", "pyramid"):
+            margin = height // 8 if self.margin is None else self.margin
+            padded = pad(hole, self.size, 1.0)  # the outside is unknown too
+            inside = padded[0] > 0
+            inside[hole.shape[1] :], inside[:, hole.shape[2] :] = False, False
+            return padded, plan_windows(inside, size=height, margin=margin, most=most)
+        if hole.shape[1:] != self.size:
+            if self.policy == "error":
+                raise ValueError(
+                    f"the image is {hole.shape[2]}x{hole.shape[1]} and the model takes {width}x{height}: "
+                    "use size_policy 'crop' (a window around each hole) or 'resize'"
+                )
+            hole = max_pool(hole, self.size)
+        whole = Window((0, 0, height, width), (0, 0, height, width))
+        return hole, [whole] if (hole > 0).any() else []
+
+    def region(self, hole: Floats) -> Box | None:
+        """The region that "zoom" scales, for a hole (1,H,W); None without a hole and for other policies."""
+        return zoom_region(hole, self.size, self.margin) if self.policy == "zoom" else None
+
+    def count_windows(self, hole: Floats, *, most: int | None = None) -> tuple[int, int]:
+        """Number of windows for a hole (1,H,W), and of those at finer scales of "pyramid"; `most` as in `plan_windows`."""
+        if self.policy != "pyramid":
+            return len(self.plan(hole, most=most)[1]), 0
+        first, *finer = [len(self.plan(cells, most=most)[1]) for _, cells in self._reductions(hole)]
+        return first, sum(finer)
+
+    def _reductions(self, hole: Floats) -> list[tuple[int, Floats]]:
+        return (self.pyramid or Pyramid()).reductions(hole, self.size[0])
+
+    def _scales(self, image: Image.Image, hole: Floats, condition: "Condition | None") -> list[Scale]:
+        """The scales of "pyramid", the coarsest first."""
+        original, scales = np.array(image).transpose(2, 0, 1), []
+        for side, cells in self._reductions(hole):
+            pixels = original if side == 1 else reduce_pixels(signed(original), hole, side)
+            height, width = cells.shape[1:]
+            padded, windows = self.plan(cells)
+            guide = None if condition is None else condition.resized((width, height))
+            scales.append(Scale(side, (height, width), pad(pixels, self.size, 0), padded, windows, guide))
+        return scales
+
+    def canvases(
+        self,
+        image: Image.Image,
+        hole: Floats,
+        name: int | str,
+        condition: "Condition | None" = None,
+        *,
+        samples: int,
+        average: int = 1,
+    ) -> list[Canvas]:
+        """One canvas for each result of an image with its hole (1,H,W); `average`: samples of a result, see `Canvas`."""
+        firsts = range(0, samples * average, average)
+        if self.policy == "pyramid":
+            scales = self._scales(image, hole, condition)
+            return [PyramidCanvas(name, first, scales, average=average) for first in firsts]
+        original, region = hole, self.region(hole)
+        hole, windows = self.plan(hole)
+        model_size = (self.size[1], self.size[0])
+        if condition is not None:
+            condition = condition.resized(image.size if self.policy in ("crop", "zoom") else model_size)
+            condition = condition if region is None else condition.cut(region).resized(model_size)
+        pixels = np.array(image).transpose(2, 0, 1)
+        outside = None if self.content else 0
+        if region is not None:
+            hidden = _cut(original, region, 1.0) * (not self.content)
+            pixels = zoomed(signed(_cut(pixels, region, outside)), hidden, self.size)
+        elif self.policy == "resize" and image.size != model_size:
+            # Both poolings have the same windows: no known pixel of the small image depends on the hole's content.
+            pixels = mean_pool(signed(pixels), self.size)
+        else:
+            pixels = pad(pixels, self.size, outside)
+        return [Canvas(name, first, pixels, hole, windows, condition, average=average) for first in firsts]
+
+
+def _cut(image: NDArray, region: Box, value: float | None) -> NDArray:
+    """The region of an image (C,H,W), which may end beyond its edge; `value` is there, see `pad`."""
+    top, left, bottom, right = region
+    return pad(image, (bottom, right), value)[:, top:bottom, left:right]
