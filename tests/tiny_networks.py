@@ -4,14 +4,16 @@ import torch
 from diffusers import SD3Transformer2DModel, UNet2DConditionModel, UNet2DModel
 
 
-def small_unet(*, norm: str = "scale_shift", dtype: torch.dtype = torch.float32, size: int = 16) -> UNet2DModel:
-    """ADM-style, two levels, attention on the deeper level, learned variance; 0.6 M parameters."""
+def small_unet(
+    *, norm: str = "scale_shift", dtype: torch.dtype = torch.float32, size: int = 16, outputs: int = 6
+) -> UNet2DModel:
+    """ADM-style, two levels, attention on the deeper level, learned variance with 6 `outputs`; 0.6 M parameters."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         unet = UNet2DModel(
             sample_size=size,
             in_channels=3,
-            out_channels=6,
+            out_channels=outputs,
             block_out_channels=(32, 64),
             layers_per_block=1,
             down_block_types=("ResnetDownsampleBlock2D", "AttnDownBlock2D"),

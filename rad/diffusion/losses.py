@@ -20,6 +20,7 @@ For every prediction, `timestep_weight` replaces this factor by
     "p2":             SNR / (1 + SNR)^gamma     Choi et al. 2022, arXiv 2204.00227, k = 1, gamma = 1
     "debiased":       sqrt(SNR)                 Yu et al. 2023, arXiv 2310.08442: 1 / sqrt(SNR) times the error of eps
     "edm":            SNR + 1 / sigma_data^2    Karras et al. 2022, arXiv 2206.00364, table 1, sigma_data = 0.5
+    "surroundings":   as "edm", with a sigma_data for each pixel, from the known pixels around it
 """
 
 import math
@@ -33,13 +34,16 @@ from rad.diffusion.levels import NoiseLevel
 from rad.diffusion.step import Prediction, log_variance, posterior_mean, step_levels
 
 LossRegion = Literal["all", "noisy", "moving"]
-TimestepWeight = Literal["none", "min_snr", "truncated_snr", "p2", "debiased", "edm"]
+TimestepWeight = Literal["none", "min_snr", "truncated_snr", "p2", "debiased", "edm", "surroundings"]
 VlbBoundary = Literal["nll", "zero"]
 GAMMAS: dict[str, float] = {"min_snr": 5.0, "p2": 1.0}
 """The papers' gamma, for the weights that have one."""
 
 SIGMA_DATA = 0.5
 """EDM's standard deviation of the data."""
+
+LEAST_SIGMA_DATA = 0.07
+"""Added in quadrature to the deviation of the surroundings, which limits the weight of pixels that these do not predict."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,7 @@ def hybrid_loss(
     timestep_weight: TimestepWeight = "none",
     gamma: float | None = None,
     prediction: Prediction = "epsilon",
+    deviation: Tensor | None = None,
 ) -> Losses:
     """Loss of each image.
 
@@ -79,6 +84,7 @@ def hybrid_loss(
             weight. About 100 helps a short training, whose colours at high noise depend on small errors of eps.
         timestep_weight: see above; "none": 1. gamma: of "min_snr" and "p2"; None: the paper's.
         prediction: see `target`. `weight_limit` and the variational term support "epsilon" alone.
+        deviation: (B,1,H,W), of `timestep_weight` "surroundings".
     """
     channels = x0.shape[1]
     error = (target(prediction, x0=x0, eps=eps, now=now) - output[:, :channels]).square()
@@ -89,7 +95,7 @@ def hybrid_loss(
         assert weight_limit == 1
         assert output.shape[1] == channels
     if timestep_weight != "none":
-        error = now.spread(snr_weight(timestep_weight, now, prediction, gamma=gamma).to(x.dtype)) * error
+        error = _weight_map(timestep_weight, now, prediction, gamma=gamma, deviation=deviation).to(x.dtype) * error
     if loss_region != "all":
         chosen = now.sigma_map() > 0 if loss_region == "noisy" else now.spread(step_levels(now, previous).b > 0)
         counted = chosen.expand(-1, 1, *x.shape[2:]).to(error.dtype)
@@ -113,6 +119,18 @@ def target(prediction: Prediction, *, x0: Tensor, eps: Tensor, now: NoiseLevel) 
     if prediction == "velocity":
         return eps - x0
     return now.alpha_map(x0) * eps - now.sigma_map(x0) * x0
+
+
+def _weight_map(
+    kind: TimestepWeight, now: NoiseLevel, prediction: Prediction, *, gamma: float | None, deviation: Tensor | None
+) -> Tensor:
+    """Timestep weight of each pixel, (B,1,H,W) or (B,1,1,1)."""
+    if kind != "surroundings":
+        return now.spread(snr_weight(kind, now, prediction, gamma=gamma))
+    assert deviation is not None
+    snr = (now.alpha_map() / now.sigma_map().clamp(min=1e-8)).square()
+    ratio = (snr + 1 / (deviation.square() + LEAST_SIGMA_DATA**2)) / (snr + 1 / SIGMA_DATA**2)
+    return now.spread(snr_weight("edm", now, prediction)) * ratio
 
 
 def snr_weight(kind: TimestepWeight, now: NoiseLevel, prediction: Prediction, *, gamma: float | None = None) -> Tensor:

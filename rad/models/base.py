@@ -38,7 +38,7 @@ from rad.models.weights import (
     with_new_names,
 )
 from rad.modes import float32_modes
-from rad.networks import REGION_AWARE
+from rad.networks import OWN_ENTRIES, REGION_AWARE, SURROUNDINGS
 from rad.resources import EXPORTED, checkpoint_names, located
 
 FEATURES = "model.json"
@@ -165,7 +165,7 @@ def save_base(
 
     if prediction_type not in PREDICTION_TYPES:
         raise ValueError(f"prediction_type is {prediction_type!r}: use one of {', '.join(PREDICTION_TYPES)}")
-    config = {key: value for key, value in unet.config.items() if not key.startswith("_") and key != REGION_AWARE}
+    config = {key: value for key, value in unet.config.items() if not key.startswith("_") and key not in OWN_ENTRIES}
     kind = UNet2DConditionModel if isinstance(unet, UNet2DConditionModel) else UNet2DModel
     dtype = torch.float16 if half else torch.float32
     weights = {name: value.detach().to("cpu", dtype).contiguous() for name, value in unet.state_dict().items()}
@@ -174,8 +174,14 @@ def save_base(
         raise ValueError(f"some weights are not finite in {dtype}: save with half=False, or check the training")
     place = Path(folder) / "unet"
     place.mkdir(parents=True, exist_ok=True)
-    mark = {REGION_AWARE: True} if region_aware else {}
-    named = {**config, **mark, "_class_name": kind.__name__, "_diffusers_version": __version__}
+    marks = {REGION_AWARE: region_aware, SURROUNDINGS: unet.config.get(SURROUNDINGS)}
+    marks = {name: True for name, given in marks.items() if given}
+    named = {
+        **config,
+        **{name: True for name, given in marks.items() if given},
+        "_class_name": kind.__name__,
+        "_diffusers_version": __version__,
+    }
     (place / "config.json").write_text(json.dumps(named, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     with replacing(place / WEIGHT_FILES[0]) as temporary:
         save_file(weights, temporary, metadata={"format": "pt"})
@@ -245,7 +251,7 @@ def _locate(source: str | Path, revision: str | None) -> tuple[Path, str | None]
 def _read_unet(folder: Path, *, norm_eps: float | None, qkv_order: QkvOrder) -> UNet2DModel:
     place = folder / "unet" if (folder / "unet").is_dir() else folder
     config, per_head = _read_config(place / "config.json", norm_eps=norm_eps, qkv_order=qkv_order)
-    region_aware = bool(config.pop(REGION_AWARE, False))
+    marks = {name: True for name in OWN_ENTRIES if config.pop(name, False)}
     weights = next((place / name for name in WEIGHT_FILES if (place / name).is_file()), None)
     if weights is None:
         raise FileNotFoundError(f"no weights in {place}: put {' or '.join(WEIGHT_FILES)} there")
@@ -254,8 +260,7 @@ def _read_unet(folder: Path, *, norm_eps: float | None, qkv_order: QkvOrder) -> 
         if per_head:
             state |= _sorted_rows(state, config.get("attention_head_dim", 8))
         unet = _build(config, state)
-    if region_aware:
-        unet.register_to_config(**{REGION_AWARE: True})
+    unet.register_to_config(**marks)
     return unet
 
 
@@ -275,7 +280,7 @@ def _read_config(path: Path, *, norm_eps: float | None, qkv_order: QkvOrder) -> 
     config = {key: value for key, value in config.items() if not key.startswith("_")}
     # Folders for a fork of diffusers (xutongda/adm_*) hold two settings that stock diffusers lacks.
     legacy = bool(config.pop("attention_legacy_order", False))
-    unknown = sorted(config.keys() - {REGION_AWARE, *inspect.signature(UNet2DModel.__init__).parameters})
+    unknown = sorted(config.keys() - {*OWN_ENTRIES, *inspect.signature(UNet2DModel.__init__).parameters})
     if unknown:
         raise ValueError(
             f"{path} has settings unknown to UNet2DModel ({', '.join(map(repr, unknown[:5]))}): remove them"

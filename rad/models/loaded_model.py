@@ -300,6 +300,15 @@ class LoadedModel(ABC):
         _ = self.hash  # an adapter renames weights later
         return self._patched(embedding)
 
+    def use_surroundings(self) -> None:
+        """Make the network's output relative to the known pixels around each hole, see `rad.networks.surroundings`.
+
+        Raises ValueError for models that are not pixel models with v-prediction.
+        """
+        raise ValueError(
+            f"{self.source}: outputs relative to the surroundings are for pixel models with 'v_prediction'"
+        )
+
     @abstractmethod
     def _patched(self, embedding: EmbeddingKind) -> RegionAwareNetwork: ...
 

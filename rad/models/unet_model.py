@@ -12,12 +12,14 @@ from torch import nn
 
 from rad.diffusion.denoiser import Denoiser, EDMDenoiser, UNetDenoiser
 from rad.diffusion.processes import EDM, Uniform
+from rad.diffusion.schedules import log_cumulative
 from rad.images.atomic import replacing_folder
 from rad.models.adapter import AdapterInfo, Kind
 from rad.models.base import INDEX, Base, save_base
 from rad.models.loaded_model import PLAIN, Condition, LoadedModel, Origin, scaled_size
 from rad.models.vae import IDENTITY, Autoencoder, PretrainedAutoencoder
-from rad.networks.unet import RegionAwareUNet, patch
+from rad.networks import SURROUNDINGS
+from rad.networks.unet import RegionAwareUNet, patch, use_surroundings
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
@@ -48,6 +50,8 @@ class UNetModel(LoadedModel):
     ) -> None:
         self.unet, self.base = patch(base.unet), base
         self.kind: Kind = "pixel" if autoencoder is IDENTITY else "latent"
+        if self.unet.config.get(SURROUNDINGS):
+            self.use_surroundings()
         halvings = len(self.unet.config["block_out_channels"]) - 1
         if size is None:
             size = scaled_size(self.unet.config["sample_size"], autoencoder.factor) if info is None else info.size
@@ -61,6 +65,15 @@ class UNetModel(LoadedModel):
             side_multiple=autoencoder.factor * 2**halvings,
             info=info,
         )
+
+    def use_surroundings(self) -> None:
+        """See `LoadedModel`."""
+        if self.base.prediction_type != "v_prediction" or self.kind != "pixel":
+            raise ValueError(
+                f"{self.source} is a {self.kind} model with prediction {self.base.prediction_type!r}; outputs relative to the "
+                "surroundings are for pixel models with 'v_prediction'"
+            )
+        use_surroundings(self.unet, log_cumulative(self.base.betas)[:-1])
 
     @property
     def learns_variance(self) -> bool:

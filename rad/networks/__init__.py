@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 REGION_AWARE = "region_aware"
 """Entry of a network's config: it was only trained with a timestep per pixel. `save_base` writes it."""
 
+SURROUNDINGS = "surroundings"
+"""Entry of a network's config: its output is relative to the known pixels around, see `rad.networks.surroundings`."""
+
+OWN_ENTRIES = frozenset({REGION_AWARE, SURROUNDINGS})
+"""Entries that a network's config has beside the arguments of diffusers' class."""
+
 __all__ = [
     "EmbeddingKind",
     "RegionAwareConditionalUNet",

@@ -21,8 +21,9 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 
-from rad.networks import REGION_AWARE
+from rad.networks import REGION_AWARE, SURROUNDINGS
 from rad.networks.attention import grids
+from rad.networks.surroundings import velocity
 
 if TYPE_CHECKING:
     from rad.networks.unet_condition import RegionAwareConditionalUNet
@@ -42,6 +43,15 @@ def patch(unet: UNet2DModel, *, embedding: EmbeddingKind = "factorised") -> "Reg
     patched = cast(RegionAwareUNet, unet)
     patched.embedding = embedding
     return patched
+
+
+def use_surroundings(unet: UNet2DModel, log_cumulative: Tensor) -> None:
+    """Make the output of a patched `unet` relative to the surroundings of each hole, see `rad.networks.surroundings`.
+
+    `log_cumulative`: log A_t = 2 log a_t of each timestep (T,).
+    """
+    unet.register_to_config(**{SURROUNDINGS: True})
+    unet.register_buffer("log_cumulative", log_cumulative.to(torch.float32), persistent=False)
 
 
 def require_patchable(unet: UNet2DModel | UNet2DConditionModel, embedding: EmbeddingKind) -> None:
@@ -75,6 +85,8 @@ class RegionAwareUNet(UNet2DModel):
     """UNet2DModel with K timesteps per image and a level per pixel; see `patch`."""
 
     embedding: EmbeddingKind
+    log_cumulative: Tensor
+    """See `use_surroundings`."""
 
     def forward(
         self,
@@ -105,7 +117,25 @@ class RegionAwareUNet(UNet2DModel):
             hidden = block(hidden, skips[-count:], temb)
             skips = skips[:-count]
         output = self.conv_out(self.conv_act(self.conv_norm_out(hidden)))
+        if self.config.get(SURROUNDINGS):
+            output = self._velocity(output, sample, torch.as_tensor(timestep, device=sample.device), index)
         return UNet2DOutput(sample=output) if return_dict else (output,)
+
+    def _velocity(self, output: Tensor, sample: Tensor, timesteps: Tensor, index: Tensor | None) -> Tensor:
+        """v of an output relative to the surroundings. Known are the pixels of the first level, if its timestep is 0."""
+        if index is None and timesteps.ndim < 3:
+            return output
+        if index is None:
+            timesteps, index = map_levels(timesteps, sample)
+        dtype = torch.promote_types(output.dtype, torch.float32)
+        with torch.autocast(sample.device.type, enabled=False):
+            known = (index == 0) & (timesteps[:, :1, None] == 0)
+            levels = _interpolated(self.log_cumulative.to(dtype), timesteps.to(dtype)).gather(1, index.flatten(1))
+            log_abar = levels.view(index.shape)[:, None]
+            alpha, sigma = (log_abar / 2).exp(), (-log_abar.expm1()).sqrt()
+            return velocity(output.to(dtype), sample.to(dtype), known[:, None], alpha=alpha, sigma=sigma).to(
+                output.dtype
+            )
 
     def _embed(
         self,
@@ -181,6 +211,12 @@ def map_levels(timesteps: Tensor, sample: Tensor) -> tuple[Tensor, Tensor]:
         )
     levels, index = torch.unique(timesteps, return_inverse=True)
     return levels.expand(batch, -1), index
+
+
+def _interpolated(table: Tensor, t: Tensor) -> Tensor:
+    """Values of a table (T,) at fractional t of any shape, linear between its entries."""
+    low = t.floor().long().clamp(0, len(table) - 2)
+    return torch.lerp(table[low], table[low + 1], t - low)
 
 
 def _indicators(index: Tensor | None, levels: int, dtype: torch.dtype) -> Tensor | None:

@@ -166,6 +166,8 @@ class Diffusion(TrainingModule):
             return
         with float32_modes():
             model = self._load()
+            if self.process.surroundings:
+                model.use_surroundings()
             self.loss.require_fit(model.prediction)
             model.require_trainable(self.process.kind, whole=self.whole)
             self.noise_process = self.process.build(model.base_process)

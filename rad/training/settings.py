@@ -14,6 +14,7 @@ from rad.diffusion.step import Prediction
 from rad.models.load import new_model
 from rad.models.loaded_model import LoadedModel
 from rad.models.lora import LoRA
+from rad.networks.surroundings import surroundings
 from rad.training.schedules import require_choice
 from rad.training.timesteps import UNIFORM, TimestepDensity, TimestepSampler
 
@@ -36,6 +37,8 @@ class TrainingProcess:
         noise_offset: c >= 0. Adds c n to the training noise, with a normal number n for each image and channel (Guttenberg 2023,
             "Diffusion with Offset Noise", c = 0.1). The network then learns to change an image's mean colour. Clean pixels
             stay clean. Validation has no offset.
+        surroundings: the network's output is relative to the known pixels around each hole, see `rad.networks.surroundings`. For
+            all weights of pixel models with v-prediction. A base that was trained so stays so.
     """
 
     kind: ProcessKind = "region_aware"
@@ -44,6 +47,7 @@ class TrainingProcess:
     unconditional_share: float = 0.0
     density: TimestepDensity = UNIFORM
     noise_offset: float = 0.0
+    surroundings: bool = False
 
     def __post_init__(self) -> None:
         require_choice("process.kind", self.kind, ProcessKind)
@@ -115,8 +119,8 @@ class TrainingLoss:
         vlb_boundary: "nll", or "zero" as in the official code.
         region: pixels that the squared error averages over: "all" (official), "noisy" or "moving".
         weight_limit: upper limit of the squared error's weight at high noise, at least 1. Official: 1, no weight.
-        timestep_weight: weight of the squared error by noise level: "none", "min_snr", "truncated_snr", "p2", "debiased" or
-            "edm".
+        timestep_weight: weight of the squared error by noise level: "none", "min_snr", "truncated_snr", "p2", "debiased", "edm",
+            or "surroundings", which is "edm" with the deviation of the known pixels around each pixel.
         gamma: parameter of "min_snr" and "p2", above 0; null: the paper's, 5 and 1.
     """
 
@@ -167,6 +171,9 @@ class TrainingLoss:
         prediction: Prediction,
     ) -> Losses:
         """Losses of each image; arguments as of `hybrid_loss`."""
+        deviation = None
+        if self.timestep_weight == "surroundings":
+            deviation = surroundings(x, (now.sigma_map(x) == 0).expand(-1, 1, *x.shape[2:]))[1]
         return hybrid_loss(
             output,
             x0=x0,
@@ -181,6 +188,7 @@ class TrainingLoss:
             weight_limit=self.weight_limit,
             timestep_weight=self.timestep_weight,
             gamma=self.gamma,
+            deviation=deviation,
         )
 
 
