@@ -36,16 +36,16 @@ def surroundings(x: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
         x: (B,C,H,W). Only known pixels have an effect.
         known: (B,1,H,W) bool.
     """
-    channels = x.shape[1]
+    channels, (height, width) = x.shape[1], x.shape[2:]
     values = torch.where(known, x, 0.0)
-    sums = [torch.cat([known.to(x.dtype), values, values.square()], 1)]
-    while len(sums) < LEVELS and max(sums[-1].shape[-2:]) > 2:
-        sums.append(_halved(sums[-1]))
-    mean, variance = _moments(sums[-1].sum((2, 3), keepdim=True), channels)
-    size = sums[-1].shape[-2:]
-    mean, variance = mean.expand(-1, -1, *size), variance.expand(-1, -1, *size)
-    for cells in reversed(sums):
-        mean, variance = _doubled(mean, cells.shape[-2:]), _doubled(variance, cells.shape[-2:])
+    sums = [_padded(torch.cat([known.to(x.dtype), values, values.square()], 1))]
+    for _ in range(LEVELS - 1):
+        sums.append(4 * F.avg_pool2d(sums[-1], 2))
+    moments = _moments(sums[-1].sum((2, 3), keepdim=True), channels)
+    mean, variance = (value + torch.zeros_like(sums[-1][:, :1]) for value in moments)
+    for scale, cells in enumerate(reversed(sums)):
+        if scale > 0:
+            mean, variance = _doubled(mean), _doubled(variance)
         seen = cells[:, :1] > 0
         mean = torch.where(seen, _moments(cells, channels)[0], mean)
         for _ in range(SWEEPS):
@@ -53,6 +53,7 @@ def surroundings(x: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
         nearby = 9 * F.avg_pool2d(F.pad(cells, (1, 1, 1, 1)), 3, stride=1)
         share = (nearby[:, :1] / 3).clamp(max=1)
         variance = variance + share * (_moments(nearby, channels)[1] - variance)
+    mean, variance = mean[..., :height, :width], variance[..., :height, :width]
     variance = F.avg_pool2d(F.pad(variance, (2, 2, 2, 2), mode="replicate"), 5, stride=1)
     some = known.flatten(1).any(1)[:, None, None, None]
     return mean, torch.where(some, (variance + LEAST_DEVIATION**2).sqrt(), 1.0)
@@ -67,16 +68,15 @@ def velocity(output: Tensor, x: Tensor, known: Tensor, *, alpha: Tensor, sigma: 
     return torch.where(known, output, expected + deviation * total.rsqrt() * output)
 
 
-def _halved(sums: Tensor) -> Tensor:
-    """Sums of 2x2 cells; (B,C,h,w) -> (B,C,ceil(h/2),ceil(w/2))."""
-    height, width = sums.shape[-2:]
-    return 4 * F.avg_pool2d(F.pad(sums, (0, width % 2, 0, height % 2)), 2)
+def _padded(sums: Tensor) -> Tensor:
+    """With zeros at the bottom and the right, to whole cells of the coarsest scale."""
+    cell = 2 ** (LEVELS - 1)
+    height, width = ((side + cell - 1) // cell * cell for side in sums.shape[-2:])
+    return F.pad(sums, (0, cell - 1, 0, cell - 1))[..., :height, :width]
 
 
-def _doubled(cells: Tensor, size: tuple[int, int]) -> Tensor:
-    if cells.shape[-2:] == size:
-        return cells
-    return F.interpolate(cells, scale_factor=2, mode="bilinear", align_corners=False)[..., : size[0], : size[1]]
+def _doubled(cells: Tensor) -> Tensor:
+    return F.interpolate(cells, scale_factor=2, mode="bilinear", align_corners=False)
 
 
 def _neighbours(image: Tensor) -> Tensor:

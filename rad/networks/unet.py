@@ -129,13 +129,19 @@ class RegionAwareUNet(UNet2DModel):
             timesteps, index = map_levels(timesteps, sample)
         dtype = torch.promote_types(output.dtype, torch.float32)
         with torch.autocast(sample.device.type, enabled=False):
-            known = (index == 0) & (timesteps[:, :1, None] == 0)
-            levels = _interpolated(self.log_cumulative.to(dtype), timesteps.to(dtype)).gather(1, index.flatten(1))
-            log_abar = levels.view(index.shape)[:, None]
+            values = _interpolated(self.log_cumulative.to(dtype), timesteps.to(dtype))
+            known, log_abar = self._first_level(timesteps, index), self._spread(values, index)
             alpha, sigma = (log_abar / 2).exp(), (-log_abar.expm1()).sqrt()
-            return velocity(output.to(dtype), sample.to(dtype), known[:, None], alpha=alpha, sigma=sigma).to(
-                output.dtype
-            )
+            v = velocity(output.to(dtype), sample.to(dtype), known, alpha=alpha, sigma=sigma)
+        return v.to(output.dtype)
+
+    def _first_level(self, timesteps: Tensor, index: Tensor) -> Tensor:
+        """Whether a pixel is of the first level, and this has timestep 0; (B,1,H,W) bool."""
+        return ((index == 0) & (timesteps[:, :1, None] == 0))[:, None]
+
+    def _spread(self, values: Tensor, index: Tensor) -> Tensor:
+        """Values of levels (B,K) to the pixels, (B,1,H,W)."""
+        return values.gather(1, index.flatten(1)).view(index.shape)[:, None]
 
     def _embed(
         self,

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from rad import __version__
 from rad.models.lora import twin
+from rad.networks import SURROUNDINGS
+from rad.networks.surroundings import LEVELS
 from rad.networks.unet import RegionAwareResnetBlock, RegionAwareUNet, TimeEmbedding, resize
 
 if TYPE_CHECKING:
@@ -45,6 +47,12 @@ class DynamicUNet(RegionAwareUNet):
         for depth in range(1, len(self.config["block_out_channels"])):
             maps.append(resize(index, (height // 2**depth, width // 2**depth)))
         return TimeEmbedding(vectors=F.silu(vectors), maps=tuple(maps))
+
+    def _first_level(self, timesteps: Tensor, index: Tensor) -> Tensor:
+        return (index[:, :1] > 0) & (timesteps[:, :1, None, None] == 0)
+
+    def _spread(self, values: Tensor, index: Tensor) -> Tensor:
+        return (values[:, :, None, None] * index).sum(1, keepdim=True)
 
 
 class _DynamicBlock(RegionAwareResnetBlock):
@@ -93,7 +101,8 @@ def trace(network: RegionAwareUNet, *, side_multiple: int) -> ModelProto:
     """The graph of `network` in float32, with names and dimensions as in `rad.runtime`."""
     wrapper = Exported(network).eval()
     batch, levels = TRACED
-    size = (2 * side_multiple, 3 * side_multiple)
+    least = 2 ** (LEVELS - 1) if network.config.get(SURROUNDINGS) else 1  # more than one cell of the coarsest scale
+    size = ((least // side_multiple + 2) * side_multiple, (2 * least // side_multiple + 3) * side_multiple)
     inputs = random_inputs(network.config["in_channels"], batch=batch, levels=levels, size=size, steps=1000, seed=0)
     sides = {2: side_multiple * torch.export.Dim("h"), 3: side_multiple * torch.export.Dim("w")}
     # diffusers has a path for 64 images and more, with the same result; the graph itself has no limit.
