@@ -22,16 +22,23 @@ from rad.inpainting.filling import WindowFiller
 from rad.inpainting.inputs import Inputs, check_numbers, find_extension
 from rad.inpainting.keywords import understood
 from rad.inpainting.memory import peak_memory, reset_peak_memory
-from rad.inpainting.prepare import NoiseDevice, Precision, build_sampler, check_method, check_running, load_networks
+from rad.inpainting.prepare import (
+    NoiseDevice,
+    Precision,
+    as_method,
+    build_sampler,
+    check_inputs,
+    check_method,
+    check_running,
+    load_networks,
+)
 from rad.inpainting.result import Inpainted, Progress
 from rad.inpainting.runs import find_parts
 from rad.masks.reading.format import MaskChannel, MaskFormat, MaskResize, MaskWarning, Polarity
-from rad.methods.registry import find
 from rad.models.latent_mask import Grid, Prefill
 from rad.models.load import load_model
 from rad.models.loaded_model import PLAIN, Condition, LoadedModel
 from rad.models.memory.choices import Offload, Quantize, check_saving
-from rad.models.vae import IDENTITY
 from rad.modes import plain_modes
 from rad.networks.compiled import CompileMode
 from rad.rng import Part, check_seed
@@ -167,14 +174,14 @@ class Inpainter:
         spacing: Spacing | None = None,
         seed: int = 0,
         num_samples: int = 1,
-        average: int = 1,
+        average: int | None = None,
         mask_polarity: Polarity = "white_is_fill",
         mask_channel: MaskChannel = "auto",
         mask_threshold: float | None = None,
         soft_mask: bool = False,
         mask_resize: MaskResize = "error",
         mask_dilate: int = 0,
-        size_policy: SizePolicy = "error",
+        size_policy: SizePolicy | None = None,
         margin: int | None = None,
         batch_size: int = 8,
         names: Sequence[Part] | Part | None = None,
@@ -187,6 +194,8 @@ class Inpainter:
         on_step: Callable[[Progress], None] | None = None,
     ) -> Inpainted:
         """Fill the holes of one image or several. For method, steps, eta, solver, spacing and strength see `sampler`.
+
+        The default of average, size_policy and margin is the checkpoint's setting, otherwise 1, "error" and None.
 
         Args:
             image: PIL image; path, bytes or binary file; array (H,W,3) or tensor (3,H,W), uint8 or float in [0,1], see
@@ -215,7 +224,9 @@ class Inpainter:
         Raises ValueError or FileNotFoundError for an unsuitable input or option, before any network call.
         Warns about a mask that is empty, full, not plain black and white, or grey without effect, and `average` without effect.
         """
-        layout = Layout(self.size, size_policy, margin, content=check_strength(strength) < 1)
+        layout = Layout(
+            self.size, *self.model.preferred.layout(size_policy, margin), content=check_strength(strength) < 1
+        )
         seed, extension = check_seed(seed), find_extension(extend, mask, strength=strength)
         check_numbers(num_samples=num_samples, average=average, batch_size=batch_size, feather=feather)
         format = MaskFormat(
@@ -231,7 +242,7 @@ class Inpainter:
         sampler = self.sampler(method, steps=steps, eta=eta, solver=solver, spacing=spacing, strength=strength)
         inputs, holes = inputs.extended(extension, inputs.read(format, seed))
         _warn_of_greys(sampler.method, holes)
-        average = _samples_of_mean(sampler.method, average)
+        average = _samples_of_mean(sampler.method, self.model.preferred.mean_of(sampler.method.name, average))
         rows = zip(inputs.images, holes, inputs.names, inputs.conditions, strict=True)
         canvases = [canvas for row in rows for canvas in layout.canvases(*row, samples=num_samples, average=average)]
         regions = [layout.region(hole) for hole in holes]
@@ -245,11 +256,7 @@ class Inpainter:
 
     def check(self, conditions: Sequence[Condition], *, grid: Grid | None = None, fill: Prefill = "smooth") -> None:
         """Raises ValueError for a condition or setting that the model does not support, or that has no effect on it."""
-        self.model.check(conditions)
-        if self.model.autoencoder is IDENTITY and (grid is not None or fill != "smooth"):
-            raise ValueError(
-                f"{self.model.source} works on pixels: there is no latent grid or encoder; leave out `grid` and `fill`"
-            )
+        check_inputs(self.model, conditions, grid=grid, fill=fill)
 
     def sampler(
         self,
@@ -272,30 +279,26 @@ class Inpainter:
             spacing: "even", "trailing", "quad", "logsnr" or "official", see `Spacing`.
             strength: in (0,1]; below 1 the last floor(steps strength) levels, from the noised content of the hole.
 
-        None is the method's preset. With another solver, eta and spacing default to the solver's own.
+        None is the checkpoint's setting or the method's preset. With another solver, eta and spacing default to the solver's.
         Raises ValueError for a choice that the model or the method does not support.
         """
-        if not isinstance(method, str | Method):
-            raise ValueError(f"method is {describe(method)}; give a name, or an instance such as RePaint()")
-        method = self.complete(find(method)() if isinstance(method, str) else method)
+        method = load_networks(as_method(method), self.model, self.device)
         bf16 = self.precision == "bf16"
         check_method(method, self.model, bf16=bf16)
         return build_sampler(
             method, self.model, steps=steps, eta=eta, solver=solver, spacing=spacing, strength=strength, bf16=bf16
         )
 
-    def complete(self, method: Method) -> Method:
-        """The method with its own networks loaded, as of M2S and LaMa."""
-        return load_networks(method, self.model, self.device)
-
     def count_windows(
-        self, hole: Tensor, *, size_policy: SizePolicy = "error", margin: int | None = None, most: int | None = None
+        self, hole: Tensor, *, size_policy: SizePolicy | None = None, margin: int | None = None, most: int | None = None
     ) -> int:
         """Number of windows for a hole (1,H,W). Each costs `sampler(...).cost` per sample.
 
         `most`: the count stops at `most` + 1; None: never.
         """
-        return len(Layout(self.size, size_policy, margin).plan(hole.numpy(), most=most)[1])
+        return len(
+            Layout(self.size, *self.model.preferred.layout(size_policy, margin)).plan(hole.numpy(), most=most)[1]
+        )
 
 
 def _filler(

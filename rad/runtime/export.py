@@ -217,6 +217,7 @@ def _settings(model: UNetModel, *, name: str, source: str, precision: Precision)
         "time_origin": "adm" if info is None else info.time_origin,
         "process": "uniform" if info is None else info.process,
         "precision": precision,
+        **({"sampling": sampling} if (sampling := model.preferred.content()) else {}),
         "source": origin,
         "rad_version": __version__,
     }

@@ -10,6 +10,7 @@ from typing import Any, get_args
 import numpy as np
 
 from rad.arguments import describe, integer
+from rad.models.settings.preferred import NOTHING, Preferred
 from rad.resources import EXPORTED, located
 from rad.runtime.precision import PRECISIONS
 from rad.runtime.sampling.process import Doubles, TimeOrigin, Uniform
@@ -37,6 +38,7 @@ class ExportedModel:
         size: (height, width) in pixels, multiples of `side_multiple`.
         betas: (T,) float64 in (0,1). learned_variance: by network.
         networks: files of the networks that the folder has, of "rad" and "base".
+        preferred: settings for sampling, of the checkpoint that was exported.
     """
 
     folder: Path
@@ -50,6 +52,7 @@ class ExportedModel:
     time_origin: TimeOrigin
     precision: str
     networks: dict[str, Path]
+    preferred: Preferred = NOTHING
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> "ExportedModel":
@@ -103,6 +106,7 @@ class ExportedModel:
             settings["time_origin"],
             settings["precision"],
             networks,
+            Preferred.read(settings.get("sampling", {})),
         )
 
 

@@ -79,14 +79,14 @@ class OnnxInpainter:
         spacing: Spacing | None = None,
         seed: int = 0,
         num_samples: int = 1,
-        average: int = 1,
+        average: int | None = None,
         mask_polarity: Polarity = "white_is_fill",
         mask_channel: MaskChannel = "auto",
         mask_threshold: float | None = None,
         soft_mask: bool = False,
         mask_resize: MaskResize = "error",
         mask_dilate: int = 0,
-        size_policy: SizePolicy = "error",
+        size_policy: SizePolicy | None = None,
         margin: int | None = None,
         batch_size: int = 8,
         names: Sequence[Part] | Part | None = None,
@@ -103,7 +103,8 @@ class OnnxInpainter:
 
         Raises ValueError or FileNotFoundError for an unsuitable input or option, before any network call.
         """
-        seed, layout, extension = check_seed(seed), Layout(self.size, size_policy, margin), find_extension(extend, mask)
+        seed, extension = check_seed(seed), find_extension(extend, mask)
+        layout = Layout(self.size, *self.model.preferred.layout(size_policy, margin))
         check_numbers(num_samples=num_samples, average=average, batch_size=batch_size, feather=feather)
         format = MaskFormat(
             polarity=mask_polarity,
@@ -115,6 +116,7 @@ class OnnxInpainter:
         )
         inputs = Inputs.align(image, mask, names=names)
         sampler = self.sampler(method, steps=steps, eta=eta, solver=solver, spacing=spacing)
+        average = self.model.preferred.mean_of(sampler.method.name, average)
         inputs, holes = inputs.extended(extension, inputs.read(format, seed))
         rows = zip(inputs.images, holes, inputs.names, strict=True)
         canvases = [canvas for row in rows for canvas in layout.canvases(*row, samples=num_samples, average=average)]
@@ -135,7 +137,7 @@ class OnnxInpainter:
         solver: Solver | None = None,
         spacing: Spacing | None = None,
     ) -> Sampler:
-        """The reverse loop of a method on this model; see `rad.Inpainter.sampler`. None is the method's preset.
+        """The reverse loop of a method on this model; see `rad.Inpainter.sampler`, also for None.
 
         Raises ValueError for a choice that the model or the method does not support.
         """
@@ -144,8 +146,8 @@ class OnnxInpainter:
         process = (
             RegionAware(model.betas, time_origin=model.time_origin) if chosen.weights == "rad" else Uniform(model.betas)
         )
-        schedule = chosen.choose(steps=steps, solver=solver, spacing=spacing, eta=eta)
-        return Sampler(process, chosen, **vars(schedule))
+        given = model.preferred.sampler(chosen.name, steps=steps, solver=solver, spacing=spacing, eta=eta)
+        return Sampler(process, chosen, **vars(chosen.choose(**given)))
 
     def steps_within(
         self,
@@ -158,7 +160,8 @@ class OnnxInpainter:
     ) -> int:
         """The most steps of a method that cost at most `budget` network calls per window. ValueError if there are none."""
         chosen = find(method, self.methods)
-        schedule = chosen.choose(solver=solver, spacing=spacing, eta=eta)
+        given = self.model.preferred.sampler(chosen.name, solver=solver, spacing=spacing, eta=eta)
+        schedule = chosen.choose(**given)
 
         def cost(steps: int) -> int:
             return self.sampler(chosen, **{**vars(schedule), "steps": steps}).nfe
@@ -177,7 +180,7 @@ class OnnxInpainter:
         self,
         hole: Floats,
         *,
-        size_policy: SizePolicy = "error",
+        size_policy: SizePolicy | None = None,
         margin: int | None = None,
         most: int | None = None,
     ) -> int:
@@ -185,4 +188,4 @@ class OnnxInpainter:
 
         `most`: the count stops at `most` + 1; None: never.
         """
-        return len(Layout(self.size, size_policy, margin).plan(hole, most=most)[1])
+        return len(Layout(self.size, *self.model.preferred.layout(size_policy, margin)).plan(hole, most=most)[1])

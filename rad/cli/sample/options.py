@@ -40,6 +40,9 @@ GUIDES = {"control": "controlnet", "adapter": "t2i_adapter", "style": "ip_adapte
 PIXELS, MANY = 2**16, 2**31
 """Upper limits that exclude typing errors: of lengths in pixels, and of counts."""
 
+RECORDED = {"runtime": "torch", "size_policy": "error", "average": 1}
+"""Defaults in requests and records, of options that are "auto" or None until the checkpoint is known."""
+
 MASK_FILES, LATENT, TEXT = "mask files", "latent models", "text-to-image models"
 
 
@@ -83,22 +86,31 @@ class SampleOptions(ReportOptions):
     )
     set: list[str] = option("setting of a method, see --list_methods", [], metavar="METHOD.SETTING=VALUE")
     steps: int | None = option(
-        "noise levels, 1 to those of the model (1000); default: by method", None, low=1, high=10**5
+        "noise levels, 1 to those of the model (1000); default: the checkpoint's, otherwise by method",
+        None,
+        low=1,
+        high=10**5,
     )
     budget_nfe: int | None = option(
         "most network calls per image, in place of --steps; a VJP counts as two", None, low=1, high=MANY
     )
     solver: Solver | None = option(
         "ddpm: first order, with noise by --eta; ddim: the same without noise; dpm++2m: second order, an ODE (--eta 0) or "
-        "SDE (1). dpm++2m is for few steps of rad and tdpaint, with --spacing logsnr or quad. Default: by method",
+        "SDE (1). dpm++2m is for few steps of rad and tdpaint, with --spacing logsnr or quad. Default: the "
+        "checkpoint's, otherwise by method",
         None,
     )
     spacing: Spacing | None = option(
         "noise levels even in time; trailing: even, longer last step; quad: denser at low noise; logsnr: even in "
-        "log(alpha/sigma); official: as RAD's code. Default: by solver or method",
+        "log(alpha/sigma); official: as RAD's code. Default: the checkpoint's, otherwise by solver or method",
         None,
     )
-    eta: float | None = option("fresh noise, 0 (DDIM) to 1 (DDPM); default: by solver or method", None, low=0, high=1)
+    eta: float | None = option(
+        "fresh noise, 0 (DDIM) to 1 (DDPM); default: the checkpoint's, otherwise by solver or method",
+        None,
+        low=0,
+        high=1,
+    )
     strength: float = option(
         "above 0 to 1; below 1: start from the image's own content in the hole, noised, with the last floor(steps * strength) "
         "levels; rad@20,strength=0.5 for one method; for methods of the standard loop",
@@ -108,17 +120,21 @@ class SampleOptions(ReportOptions):
     )
     seed: int = option("seed of noise and generated masks", 0, low=SEEDS[0], high=SEEDS[1])
     num_samples: int = option("results per image", 1, low=1, high=10**4)
-    average: int = option(
-        "a result is the mean of N samples, at N times the cost; or rad@5,average=4", 1, low=1, high=10**4, metavar="N"
+    average: int | None = option(
+        "a result is the mean of N samples, at N times the cost; or rad@5,average=4; default: the checkpoint's, otherwise 1",
+        None,
+        low=1,
+        high=10**4,
+        metavar="N",
     )
-    size_policy: SizePolicy = option(
+    size_policy: SizePolicy | None = option(
         "images of another size than the model's; crop: windows around each hole; zoom: one region around all holes, scaled to "
-        "the model's size and back",
-        "error",
+        "the model's size and back; default: the checkpoint's, otherwise error",
+        None,
     )
     margin: int | None = option(
-        "context in pixels: of a window, for crop; of the holes, for zoom; default: an eighth of the model's size; for zoom half "
-        "the holes' longer side, if that is more",
+        "context in pixels: of a window, for crop; of the holes, for zoom; default: the checkpoint's for its size_policy, "
+        "otherwise an eighth of the model's size; for zoom half the holes' longer side, if that is more",
         None,
         low=0,
         high=PIXELS,

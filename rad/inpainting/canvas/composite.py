@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,14 +12,13 @@ from rad.arguments import describe, integer
 from rad.inpainting.canvas.resize import Floats, max_pool, mean_pool, resize_bicubic
 from rad.inpainting.canvas.windows import Box, Window, plan_windows
 from rad.inpainting.canvas.zoom import zoom_region, zoomed
+from rad.models.settings.preferred import SizePolicy as SizePolicy
 
 if TYPE_CHECKING:
     from rad.models.loaded_model import Condition
 
 Pixels = NDArray[np.uint8] | Floats
 """Values of uint8, or float in [-1,1]."""
-
-SizePolicy = Literal["error", "resize", "crop", "zoom"]
 
 
 class Canvas:

@@ -13,6 +13,7 @@ from rad.runtime.inpainter import OnnxInpainter
 from rad.runtime.sampling.methods import METHODS, Method
 from rad.studio.fillers.filler import (
     MOST_COUNT,
+    SIZE_POLICY,
     Plan,
     arguments,
     check_counts,
@@ -43,7 +44,9 @@ class OnnxFiller:
             size=list(inpainter.size),
             text=False,
             adapter="rad" in inpainter.methods,
+            size_policy=inpainter.model.preferred.size_policy or SIZE_POLICY,
         )
+        self.preferred = inpainter.model.preferred
         self._most_steps = len(inpainter.model.betas)
         self.methods = {name: self._describe(METHODS[name]()) for name in inpainter.methods}
         self.checkpoint: dict[str, object] = {"checkpoint": source, "runtime": "onnx"}
@@ -59,7 +62,7 @@ class OnnxFiller:
         schedule = vars(method.choose(steps=steps, **sampler_fields(fields)))
         nfe = self.inpainter.sampler(method, **schedule).nfe
         settings = {item.name: setting_text(getattr(method, item.name)) for item in fields_of(method)}
-        return Plan(**schedule, settings=settings, nfe=nfe * windows, windows=each)
+        return Plan(**schedule, settings=settings, nfe=nfe * windows * (fields.average or 1), windows=each)
 
     def fill(
         self,
@@ -103,7 +106,7 @@ class OnnxFiller:
         )
 
     def _describe(self, method: Method) -> MethodView:
-        schedule = method.choose()
+        schedule = method.choose(**self.preferred.sampler(method.name))
         summary, _, _ = (inspect.getdoc(type(method)) or "").partition("; see")
         settings = [
             SettingView(
@@ -122,7 +125,7 @@ class OnnxFiller:
             paper=summary.partition("(")[2].partition(")")[0],
             steps=schedule.steps,
             max_steps=self._most_steps,
-            nfe=self.inpainter.sampler(method).nfe,
+            nfe=self.inpainter.sampler(method).nfe * self.preferred.mean_of(method.name),
             vjp=0,
             solver=schedule.solver,
             spacing=schedule.spacing,

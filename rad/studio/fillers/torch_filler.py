@@ -14,6 +14,7 @@ from rad.methods.registry import cost, create, steps_within
 from rad.models.loaded_model import PLAIN, Condition
 from rad.sampling.method import Method
 from rad.studio.fillers.filler import (
+    SIZE_POLICY,
     Plan,
     arguments,
     check_amounts,
@@ -46,7 +47,9 @@ class TorchFiller:
             size=list(model.size),
             text=model.takes_text,
             adapter=model.has_adapter,
+            size_policy=model.preferred.size_policy or SIZE_POLICY,
         )
+        self.preferred = model.preferred
         self.methods = list_methods(inpainter)
         self.checkpoint: dict[str, object] = {
             "checkpoint": source,
@@ -70,15 +73,15 @@ class TorchFiller:
         if method.weights == "none":
             steps = None
             unused += [name for name in ("steps", "budget_nfe", "budget_seconds") if getattr(fields, name) is not None]
+            unused += ["average"] if (fields.average or 1) > 1 else []
         else:
             steps = schedule.steps
         settings = {item.name: setting_text(getattr(method, item.name)) for item in fields_of(method)}
         warnings = [f"{name} has no effect on {method.name}" for name in unused]
         if not method.soft and bool(((hole > 0) & (hole < 1)).any()):
             warnings.append(f"{method.name} fills grey pixels of a mask completely: use rad to keep part of the image")
-        return Plan(
-            steps, schedule.solver, schedule.spacing, schedule.eta, settings, work.nfe * windows, each, warnings
-        )
+        nfe = work.nfe * windows * (fields.average or 1)
+        return Plan(steps, schedule.solver, schedule.spacing, schedule.eta, settings, nfe, each, warnings)
 
     def fill(
         self,
@@ -94,7 +97,7 @@ class TorchFiller:
             hole,
             method=method,
             condition=self._condition(fields, method),
-            **arguments(fields, plan),
+            **{**arguments(fields, plan), **({"average": 1} if method.weights == "none" else {})},
             on_step=on_step,
         )
 
