@@ -6,7 +6,7 @@ ComfyUI's images are float tensors (B,H,W,C) in [0,1], its masks float tensors (
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -29,8 +29,8 @@ try:
 except ImportError:  # outside of ComfyUI, in tests
     comfy_models = comfy_utils = folder_paths = None
 
-FOLDER, NAMED = "rad", "named by adapter"
-"""Folder of models in ComfyUI/models; the choice of a base that leaves it to the adapter."""
+FOLDER, NAMED, AUTO = "rad", "named by adapter", "auto"
+"""Folder of models in ComfyUI/models; choices that leave the base to the adapter, and the size policy to the model."""
 
 if folder_paths is not None:
     folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER))
@@ -108,12 +108,18 @@ class RADInpaint:
                 "image": ("IMAGE",),
                 "mask": ("MASK", {"tooltip": "White is filled. One mask for all images, or one for each."}),
                 "method": (ALLOWED, {"tooltip": "rad needs a RAD model; most others need a base model."}),
-                "steps": ("INT", {"default": 0, "min": 0, "max": 1000, "tooltip": "0: the method's own number."}),
+                "steps": (
+                    "INT",
+                    {"default": 0, "min": 0, "max": 1000, "tooltip": "0: the number of the model or the method."},
+                ),
                 "seed": ("INT", {"default": 0, "min": 0, "max": 2**64 - 1, "control_after_generate": True}),
                 "samples": ("INT", {"default": 1, "min": 1, "max": 64, "tooltip": "Results for each image."}),
                 "size_policy": (
-                    ["crop", *(policy for policy in get_args(SizePolicy) if policy != "crop")],
-                    {"tooltip": "Images of another size than the model's: crop fills windows around each hole."},
+                    [AUTO, "crop", *(policy for policy in get_args(SizePolicy) if policy != "crop")],
+                    {
+                        "tooltip": "Images of another size than the model's: crop fills windows around each hole. auto: as "
+                        "the model prefers, otherwise crop."
+                    },
                 ),
                 "soft_mask": (
                     "BOOLEAN",
@@ -139,7 +145,7 @@ class RADInpaint:
         steps: int,
         seed: int,
         samples: int,
-        size_policy: SizePolicy,
+        size_policy: Literal["auto"] | SizePolicy,
         soft_mask: bool,
         prompt: str = "",
         negative: str = "",
@@ -168,7 +174,7 @@ class RADInpaint:
             steps=steps or None,
             seed=seed,
             num_samples=samples,
-            size_policy=size_policy,
+            size_policy=model.model.preferred.size_policy or "crop" if size_policy == AUTO else size_policy,
             soft_mask=soft_mask,
             condition=Condition(prompt=prompt, negative=negative, guidance=guidance or None),
             on_step=reporter(),

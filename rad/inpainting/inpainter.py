@@ -27,8 +27,10 @@ from rad.inpainting.memory import peak_memory, reset_peak_memory
 from rad.inpainting.prepare import (
     NoiseDevice,
     Precision,
+    as_method,
     build_finer,
     build_sampler,
+    check_inputs,
     check_method,
     check_running,
     load_networks,
@@ -36,12 +38,11 @@ from rad.inpainting.prepare import (
 from rad.inpainting.result import Inpainted, Progress
 from rad.inpainting.runs import find_parts
 from rad.masks.reading.format import MaskChannel, MaskFormat, MaskResize, MaskWarning, Polarity
-from rad.methods.registry import find
 from rad.models.latent_mask import Grid, Prefill
 from rad.models.load import load_model
 from rad.models.loaded_model import PLAIN, Condition, LoadedModel
 from rad.models.memory.choices import Offload, Quantize, check_saving
-from rad.models.vae import IDENTITY
+from rad.models.settings.preferred import Preferred
 from rad.modes import plain_modes
 from rad.networks.compiled import CompileMode
 from rad.rng import Part, check_seed
@@ -134,7 +135,7 @@ class Inpainter:
             precision: "bf16" runs the network in bfloat16. Flow models without an adapter are loaded in it too.
             channels_last: memory format of the network's convolutions, for models that have some.
             size: image side in pixels, for flow models and pixel models; a pixel model may see more than it was trained at. None:
-                the model's own, or the one its adapter was trained at.
+                the checkpoint's setting, otherwise the model's own, or the one its adapter was trained at.
             offload, quantize: see `rad.models.memory.choices`; vae_tiling: encode and decode large images in tiles.
             controlnet, t2i_adapter, ip_adapter, loras: see `load_model`; `loras` cannot be combined with a RAD adapter.
 
@@ -149,7 +150,7 @@ class Inpainter:
             revision=parts.revision,
             adapter=parts.adapter,
             info=parts.info,
-            size=size,
+            size=parts.info.sampling.size if size is None and parts.info is not None else size,
             dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
             offload=offload,
             quantize=quantize,
@@ -178,14 +179,14 @@ class Inpainter:
         spacing: Spacing | None = None,
         seed: int = 0,
         num_samples: int = 1,
-        average: int = 1,
+        average: int | None = None,
         mask_polarity: Polarity = "white_is_fill",
         mask_channel: MaskChannel = "auto",
         mask_threshold: float | None = None,
         soft_mask: bool = False,
         mask_resize: MaskResize = "error",
         mask_dilate: int = 0,
-        size_policy: SizePolicy = "error",
+        size_policy: SizePolicy | None = None,
         margin: int | None = None,
         pyramid: Pyramid | None = None,
         batch_size: int = 8,
@@ -200,6 +201,9 @@ class Inpainter:
     ) -> Inpainted:
         """Fill the holes of one image or several. For method, steps, eta, solver, spacing and strength see `sampler`.
 
+        The defaults of average, size_policy, margin and pyramid are the checkpoint's settings, otherwise 1, "error" and None. Its
+        `average` is left out if you give steps, solver or spacing.
+
         Args:
             image: PIL image; path, bytes or binary file; array (H,W,3) or tensor (3,H,W), uint8 or float in [0,1], see
                 `rad.inpainting.arrays.to_image`; a batch or a list of these.
@@ -213,7 +217,7 @@ class Inpainter:
             size_policy: for images of another size: "error"; "resize" and back; "crop" windows around each hole; "zoom" one
                 region around all holes, scaled to the model's size and back; "pyramid" windows at several scales, coarse to fine,
                 for holes larger than a window.
-            pyramid: settings of "pyramid"; None: the defaults.
+            pyramid: settings of "pyramid"; None: the checkpoint's, otherwise the defaults.
             margin: context around a window's core in pixels, for "crop" and "pyramid"; None: an eighth of the model's size. For
                 "zoom" around the holes; None: half of their longer side, or an eighth of the model's size if that is more.
             names: identity of each image's noise; None: equal noise for all, at any place in the list. Generated masks then
@@ -229,7 +233,9 @@ class Inpainter:
         Raises ValueError or FileNotFoundError for an unsuitable input or option, before any network call.
         Warns about a mask that is empty, full, not plain black and white, or grey without effect, and `average` without effect.
         """
-        layout = Layout(self.size, size_policy, margin, content=check_strength(strength) < 1, pyramid=pyramid)
+        layout = Layout.choose(
+            self.size, self.model.preferred, size_policy, margin, pyramid, content=check_strength(strength) < 1
+        )
         seed, extension = check_seed(seed), find_extension(extend, mask, strength=strength)
         check_numbers(num_samples=num_samples, average=average, batch_size=batch_size, feather=feather)
         format = MaskFormat(
@@ -243,12 +249,14 @@ class Inpainter:
         inputs = Inputs.align(image, mask, names=names, condition=condition)
         self.check(inputs.conditions, grid=grid, fill=fill)
         sampler = self.sampler(method, steps=steps, eta=eta, solver=solver, spacing=spacing, strength=strength)
+        given = Preferred(steps, solver, spacing, eta, average)
+        chosen = self.model.preferred.complete(given, method=sampler.method.name)
         finer = None
-        if size_policy == "pyramid":
-            finer = build_finer(sampler, self.model, pyramid or Pyramid(), spacing=spacing)
+        if layout.pyramid is not None:
+            finer = build_finer(sampler, self.model, layout.pyramid, spacing=chosen.spacing)
         inputs, holes = inputs.extended(extension, inputs.read(format, seed))
         _warn_of_greys(sampler.method, holes)
-        average = _samples_of_mean(sampler.method, average)
+        average = _samples_of_mean(sampler.method, chosen.average or 1)
         rows = zip(inputs.images, holes, inputs.names, inputs.conditions, strict=True)
         canvases = [canvas for row in rows for canvas in layout.canvases(*row, samples=num_samples, average=average)]
         regions = [layout.region(hole) for hole in holes]
@@ -262,11 +270,7 @@ class Inpainter:
 
     def check(self, conditions: Sequence[Condition], *, grid: Grid | None = None, fill: Prefill = "smooth") -> None:
         """Raises ValueError for a condition or setting that the model does not support, or that has no effect on it."""
-        self.model.check(conditions)
-        if self.model.autoencoder is IDENTITY and (grid is not None or fill != "smooth"):
-            raise ValueError(
-                f"{self.model.source} works on pixels: there is no latent grid or encoder; leave out `grid` and `fill`"
-            )
+        check_inputs(self.model, conditions, grid=grid, fill=fill)
 
     def sampler(
         self,
@@ -289,27 +293,21 @@ class Inpainter:
             spacing: "even", "trailing", "quad", "logsnr" or "official", see `Spacing`.
             strength: in (0,1]; below 1 the last floor(steps strength) levels, from the noised content of the hole.
 
-        None is the method's preset. With another solver, eta and spacing default to the solver's own.
+        None is the checkpoint's setting or the method's preset. With another solver, eta and spacing default to the solver's.
         Raises ValueError for a choice that the model or the method does not support.
         """
-        if not isinstance(method, str | Method):
-            raise ValueError(f"method is {describe(method)}; give a name, or an instance such as RePaint()")
-        method = self.complete(find(method)() if isinstance(method, str) else method)
+        method = load_networks(as_method(method), self.model, self.device)
         bf16 = self.precision == "bf16"
         check_method(method, self.model, bf16=bf16)
         return build_sampler(
             method, self.model, steps=steps, eta=eta, solver=solver, spacing=spacing, strength=strength, bf16=bf16
         )
 
-    def complete(self, method: Method) -> Method:
-        """The method with its own networks loaded, as of M2S and LaMa."""
-        return load_networks(method, self.model, self.device)
-
     def count_windows(
         self,
         hole: Tensor,
         *,
-        size_policy: SizePolicy = "error",
+        size_policy: SizePolicy | None = None,
         margin: int | None = None,
         pyramid: Pyramid | None = None,
         most: int | None = None,
@@ -318,7 +316,8 @@ class Inpainter:
 
         `most`: the count of a scale stops at `most` + 1; None: never.
         """
-        return sum(Layout(self.size, size_policy, margin, pyramid=pyramid).count_windows(hole.numpy(), most=most))
+        layout = Layout.choose(self.size, self.model.preferred, size_policy, margin, pyramid)
+        return sum(layout.count_windows(hole.numpy(), most=most))
 
 
 def _filler(

@@ -114,10 +114,11 @@ class Inputs:
         return replace(self, images=images, conditions=conditions), extended
 
 
-def check_numbers(*, num_samples: int, average: int, batch_size: int, feather: int) -> None:
+def check_numbers(*, num_samples: int, average: int | None, batch_size: int, feather: int) -> None:
     """Raise ValueError for a number outside its range."""
     integer("num_samples", num_samples, low=1, high=10**4)
-    integer("average", average, low=1, high=10**4)
+    if average is not None:
+        integer("average", average, low=1, high=10**4)
     integer("batch_size", batch_size, low=1, high=2**16)
     integer("feather", feather, low=0, high=2**16)
 

@@ -1,6 +1,7 @@
 """Checks before a run: how networks run, and methods on a loaded model; the networks of methods, and the sampler."""
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, get_args
 
@@ -14,8 +15,10 @@ from rad.inpainting.canvas.pyramid import Pyramid
 from rad.methods import METHODS
 from rad.methods.lama import LaMa
 from rad.methods.m2s import M2S, Coarse
+from rad.methods.registry import find
+from rad.models.latent_mask import Grid, Prefill
 from rad.models.load import load_model
-from rad.models.loaded_model import LoadedModel
+from rad.models.loaded_model import Condition, LoadedModel
 from rad.models.vae import IDENTITY
 from rad.networks.compiled import CompileMode
 from rad.sampling.method import CustomSampler, Method, SamplingMethod
@@ -50,6 +53,24 @@ def check_running(
     if noise_device == "device" and device.type == "cpu":
         raise ValueError(
             "noise_device is 'device', which has no effect on the CPU: leave it out, or use an accelerator"
+        )
+
+
+def as_method(method: str | Method) -> Method:
+    """The method with this name, or `method` itself. Raises ValueError for an unknown name or another type."""
+    if not isinstance(method, str | Method):
+        raise ValueError(f"method is {describe(method)}; give a name, or an instance such as RePaint()")
+    return find(method)() if isinstance(method, str) else method
+
+
+def check_inputs(
+    model: LoadedModel, conditions: Sequence[Condition], *, grid: Grid | None = None, fill: Prefill = "smooth"
+) -> None:
+    """Raise ValueError for a condition or setting that the model does not support, or that has no effect on it."""
+    model.check(conditions)
+    if model.autoencoder is IDENTITY and (grid is not None or fill != "smooth"):
+        raise ValueError(
+            f"{model.source} works on pixels: there is no latent grid or encoder; leave out `grid` and `fill`"
         )
 
 
@@ -128,12 +149,11 @@ def build_sampler(
     strength: float = 1.0,
     bf16: bool,
 ) -> Sampler:
-    """The reverse loop of a checked method. Warns about a solver or spacing without effect."""
+    """The reverse loop of a checked method, with the checkpoint's settings. Warns about a solver or spacing without effect."""
     for name in method.unused(solver=solver, spacing=spacing):
         warnings.warn(f"{name} has no effect on method {method.name!r}", stacklevel=4)
-    return _sampler(
-        method, model, method.choose(steps=steps, solver=solver, spacing=spacing, eta=eta), strength=strength, bf16=bf16
-    )
+    given = model.preferred.sampler(method.name, steps=steps, solver=solver, spacing=spacing, eta=eta)
+    return _sampler(method, model, method.choose(**given), strength=strength, bf16=bf16)
 
 
 def build_finer(sampler: Sampler, model: LoadedModel, pyramid: Pyramid, *, spacing: Spacing | None) -> Sampler:

@@ -17,6 +17,7 @@ from rad.diffusion.processes import TimeOrigin
 from rad.images.atomic import replacing, write_text
 from rad.models.guided_diffusion import QkvOrder
 from rad.models.lora import SD3_TIME_LAYERS, TIME_LAYERS, lora_layers
+from rad.models.settings.preferred import NOTHING, Preferred
 from rad.models.weights import require_finite_weights
 from rad.networks.dropout import key_dropout
 
@@ -39,6 +40,7 @@ class AdapterInfo:
         qkv_order: of the base, see `rad.models.base.load_base`.
         learned_variance: whether the variance was trained (vlb_weight > 0); if not, sampling uses the posterior's.
         unconditional: whether some training holes were the whole image. A model trained as a whole is then also a base model.
+        sampling: settings for sampling that users need not give.
     """
 
     base: str
@@ -54,6 +56,7 @@ class AdapterInfo:
     process: str = "region_aware"
     unconditional: bool = False
     kind: Kind = "pixel"
+    sampling: Preferred = NOTHING
     format: int = FORMAT
 
     @classmethod
@@ -79,12 +82,37 @@ class AdapterInfo:
                 f"{path} is damaged ({wrong[0]} is {json.dumps(content[wrong[0]])[:60]}): restore it, or export the adapter again"
             )
         try:
-            return cls(**{**content, "size": tuple(content["size"])})
+            sampling = Preferred.read(content.get("sampling", {}))
+            if sampling.size is not None and content.get("kind", "pixel") != "pixel":
+                raise ValueError(f"sampling.size is for models of kind 'pixel', not {content['kind']!r}")
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}; correct this entry or remove it") from None
+        try:
+            return cls(**{**content, "size": tuple(content["size"]), "sampling": sampling})
         except (TypeError, KeyError) as error:
             raise ValueError(f"{path} is incomplete ({error}): export the adapter again") from None
 
+    def preferred(self, size: tuple[int, int] | None = None) -> Preferred:
+        """Settings for sampling with windows of `size` (height, width); None: of the size that they name, or of training."""
+        return self.sampling.at(size, trained=self.size)
+
     def write(self, folder: Path) -> None:
-        write_text(folder / "rad_config.json", json.dumps(asdict(self), indent=2) + "\n")
+        content = {**asdict(self), "sampling": self.sampling.content()}
+        kept = {name: value for name, value in content.items() if name != "sampling" or value}
+        write_text(folder / "rad_config.json", json.dumps(kept, indent=2) + "\n")
+
+
+def inherited_sampling(folder: Path, *, process: str, size: tuple[int, int]) -> Preferred:
+    """Preferred settings for a model that is trained further from the one in `folder`; none from other noise processes.
+
+    Settings in pixels are kept for images of the same size. Raises ValueError as `AdapterInfo.read`.
+    """
+    if not (folder / "rad_config.json").is_file():
+        return NOTHING
+    info = AdapterInfo.read(folder)
+    if info.process != process:
+        return NOTHING
+    return info.sampling if info.size == size else info.sampling.without_lengths()
 
 
 def _is_count(value: object) -> bool:

@@ -22,6 +22,7 @@ from rad.diffusion.processes import Process
 from rad.diffusion.step import Prediction
 from rad.models.adapter import AdapterInfo, Kind, load_adapter
 from rad.models.lora import merge, twin
+from rad.models.settings.preferred import NOTHING, Preferred
 from rad.models.text_to_image.folders import quietly
 from rad.models.vae import IDENTITY, Autoencoder, Cache, PretrainedAutoencoder
 from rad.models.weights import describing, weights_hash
@@ -187,6 +188,11 @@ class LoadedModel(ABC):
     def has_adapter(self) -> bool:
         """Whether methods for per-pixel noise can run."""
         return self.info is not None
+
+    @property
+    def preferred(self) -> Preferred:
+        """The settings for sampling in rad_config.json, for windows of the model's size; none for a base model."""
+        return NOTHING if self.info is None else self.info.preferred(self.size)
 
     # ---- sampling -------------------------------------------------------------------------------
 

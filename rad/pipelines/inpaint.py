@@ -203,12 +203,12 @@ class RADInpaintPipeline(DiffusionPipeline):
         method: str | Method = "rad",
         solver: Solver | None = None,
         spacing: Spacing | None = None,
-        size_policy: SizePolicy = "error",
+        size_policy: SizePolicy | None = None,
         margin: int | None = None,
         pyramid: Pyramid | None = None,
         soft_mask: bool = False,
         feather: int = 0,
-        average: int = 1,
+        average: int | None = None,
         batch_size: int = 8,
         names: Sequence[Part] | Part | None = None,
     ) -> RADInpaintPipelineOutput | tuple[Images]:
@@ -218,7 +218,8 @@ class RADInpaintPipeline(DiffusionPipeline):
             prompt, negative_prompt, guidance_scale: for text-to-image models; None: no text, and the model's own scale. A list
                 has an entry for each image; a list with a single image fills this image once for each prompt.
             image, mask_image: see `Inpainter.__call__`; white / 1 = fill.
-            strength, num_inference_steps: see `Inpainter.sampler`, whose steps are num_inference_steps; None: the method's own.
+            strength, num_inference_steps: see `Inpainter.sampler`, whose steps are num_inference_steps.
+                None: the checkpoint's or the method's own.
             generator: its initial seed is the seed; its state is neither read nor changed. None: seed 0.
             control_image, adapter_image, ip_adapter_image and their scales: see `Condition`.
             output_type: see `RADInpaintPipelineOutput`; return_dict: False returns a tuple with the images alone.

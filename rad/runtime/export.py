@@ -198,6 +198,7 @@ def compare(network: RegionAwareUNet, graph: ModelProto, file: str, *, size: tup
 def _settings(model: UNetModel, *, name: str, source: str, precision: Precision) -> dict[str, Any]:
     info, doubled = model.info, 2 * model.autoencoder.channels
     learns = model.network.config["out_channels"] == doubled
+    sampling = {} if info is None else info.sampling.content()
     origin = {"checkpoint": source, "base_hash": model.hash}
     if model.adapted is not None:
         origin["adapter_hash"] = weights_hash(model.adapted.state_dict())
@@ -205,7 +206,7 @@ def _settings(model: UNetModel, *, name: str, source: str, precision: Precision)
         "format": FORMAT,
         "name": name,
         "kind": model.kind,
-        "size": list(model.size),
+        "size": list(model.size if info is None else info.size),
         "side_multiple": model.side_multiple,
         "channels": model.autoencoder.channels,
         "steps": len(model.base.betas),
@@ -217,6 +218,7 @@ def _settings(model: UNetModel, *, name: str, source: str, precision: Precision)
         "time_origin": "adm" if info is None else info.time_origin,
         "process": "uniform" if info is None else info.process,
         "precision": precision,
+        **({"sampling": sampling} if sampling else {}),
         "source": origin,
         "rad_version": __version__,
     }

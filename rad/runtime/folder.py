@@ -10,6 +10,7 @@ from typing import Any, get_args
 import numpy as np
 
 from rad.arguments import describe, integer
+from rad.models.settings.preferred import NOTHING, Preferred
 from rad.resources import EXPORTED, located
 from rad.runtime.precision import PRECISIONS
 from rad.runtime.sampling.process import Doubles, TimeOrigin, Uniform
@@ -37,6 +38,7 @@ class ExportedModel:
         size: (height, width) in pixels, multiples of `side_multiple`.
         betas: (T,) float64 in (0,1). learned_variance: by network.
         networks: files of the networks that the folder has, of "rad" and "base".
+        preferred: settings for sampling, of the checkpoint that was exported.
     """
 
     folder: Path
@@ -50,6 +52,7 @@ class ExportedModel:
     time_origin: TimeOrigin
     precision: str
     networks: dict[str, Path]
+    preferred: Preferred = NOTHING
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> "ExportedModel":
@@ -71,12 +74,17 @@ class ExportedModel:
         return model
 
     def resized(self, size: int | None) -> "ExportedModel":
-        """The model for images of `size` x `size` pixels; None: as it is. Raises ValueError for a size that it does not take."""
+        """The model for windows of `size` x `size` pixels; None: of its preferred size, otherwise as it is.
+
+        Raises ValueError for a size that it does not take.
+        """
+        size = self.preferred.size if size is None else size
         if size is None:
             return self
         if integer("size", size, low=1) % self.side_multiple:
             raise ValueError(f"size is {size}; {self.folder} takes multiples of {self.side_multiple}")
-        return replace(self, size=(size, size))
+        sides = (size, size)
+        return replace(self, size=sides, preferred=self.preferred.at(sides, trained=self.size))
 
     @classmethod
     def _from_settings(cls, folder: Path, settings: dict[str, Any]) -> "ExportedModel":
@@ -111,6 +119,7 @@ class ExportedModel:
             settings["time_origin"],
             settings["precision"],
             networks,
+            Preferred.read(settings.get("sampling", {})),
         )
 
 

@@ -17,6 +17,7 @@ from rad.inpainting.memory import peak_memory, reset_peak_memory
 from rad.inpainting.result import Inpainted, Progress
 from rad.keys import Part, check_seed
 from rad.masks.reading.format import MaskChannel, MaskFormat, MaskResize, Polarity
+from rad.models.settings.preferred import Preferred
 from rad.runtime.filling import Reporter, WindowFiller
 from rad.runtime.folder import ExportedModel
 from rad.runtime.network import OnnxNetwork
@@ -66,7 +67,8 @@ class OnnxInpainter:
     ) -> "OnnxInpainter":
         """Load a folder that `rad export CHECKPOINT --onnx FOLDER` wrote.
 
-        `size`: image side in pixels, a multiple of `ExportedModel.side_multiple`; None: the model's own.
+        `size`: image side in pixels, a multiple of `ExportedModel.side_multiple`; None: the checkpoint's setting, otherwise the
+        model's own.
         Raises FileNotFoundError for a missing file, ValueError for a damaged one, another version of the format or such a size.
         """
         return cls(ExportedModel.read(path).resized(size), threads=threads)
@@ -84,14 +86,14 @@ class OnnxInpainter:
         spacing: Spacing | None = None,
         seed: int = 0,
         num_samples: int = 1,
-        average: int = 1,
+        average: int | None = None,
         mask_polarity: Polarity = "white_is_fill",
         mask_channel: MaskChannel = "auto",
         mask_threshold: float | None = None,
         soft_mask: bool = False,
         mask_resize: MaskResize = "error",
         mask_dilate: int = 0,
-        size_policy: SizePolicy = "error",
+        size_policy: SizePolicy | None = None,
         margin: int | None = None,
         pyramid: Pyramid | None = None,
         batch_size: int = 8,
@@ -110,7 +112,7 @@ class OnnxInpainter:
         Raises ValueError or FileNotFoundError for an unsuitable input or option, before any network call.
         """
         seed, extension = check_seed(seed), find_extension(extend, mask)
-        layout = Layout(self.size, size_policy, margin, pyramid=pyramid)
+        layout = Layout.choose(self.size, self.model.preferred, size_policy, margin, pyramid)
         check_numbers(num_samples=num_samples, average=average, batch_size=batch_size, feather=feather)
         format = MaskFormat(
             polarity=mask_polarity,
@@ -122,9 +124,11 @@ class OnnxInpainter:
         )
         inputs = Inputs.align(image, mask, names=names)
         sampler = self.sampler(method, steps=steps, eta=eta, solver=solver, spacing=spacing)
-        finer, finer_nfe = None, 0
-        if size_policy == "pyramid":
-            finer = self.finer_sampler(sampler, pyramid or Pyramid(), spacing=spacing)
+        given = Preferred(steps, solver, spacing, eta, average)
+        chosen = self.model.preferred.complete(given, method=sampler.method.name)
+        average, finer, finer_nfe = chosen.average or 1, None, 0
+        if layout.pyramid is not None:
+            finer = self.finer_sampler(sampler, layout.pyramid, spacing=chosen.spacing)
             finer_nfe = finer.nfe
         inputs, holes = inputs.extended(extension, inputs.read(format, seed))
         rows = zip(inputs.images, holes, inputs.names, strict=True)
@@ -148,7 +152,7 @@ class OnnxInpainter:
         solver: Solver | None = None,
         spacing: Spacing | None = None,
     ) -> Sampler:
-        """The reverse loop of a method on this model; see `rad.Inpainter.sampler`. None is the method's preset.
+        """The reverse loop of a method on this model; see `rad.Inpainter.sampler`, also for None.
 
         Raises ValueError for a choice that the model or the method does not support.
         """
@@ -157,8 +161,8 @@ class OnnxInpainter:
         process = (
             RegionAware(model.betas, time_origin=model.time_origin) if chosen.weights == "rad" else Uniform(model.betas)
         )
-        schedule = chosen.choose(steps=steps, solver=solver, spacing=spacing, eta=eta)
-        return Sampler(process, chosen, **vars(schedule))
+        given = model.preferred.sampler(chosen.name, steps=steps, solver=solver, spacing=spacing, eta=eta)
+        return Sampler(process, chosen, **vars(chosen.choose(**given)))
 
     def finer_sampler(self, sampler: Sampler, pyramid: Pyramid, *, spacing: Spacing | None = None) -> Sampler:
         """The reverse loop at the finer scales of size policy "pyramid"; `sampler`: at the coarsest, with this `spacing`."""
@@ -178,7 +182,8 @@ class OnnxInpainter:
     ) -> int:
         """The most steps of a method that cost at most `budget` network calls per window. ValueError if there are none."""
         chosen = find(method, self.methods)
-        schedule = chosen.choose(solver=solver, spacing=spacing, eta=eta)
+        given = self.model.preferred.sampler(chosen.name, solver=solver, spacing=spacing, eta=eta)
+        schedule = chosen.choose(**given)
 
         def cost(steps: int) -> int:
             return self.sampler(chosen, **{**vars(schedule), "steps": steps}).nfe
@@ -197,7 +202,7 @@ class OnnxInpainter:
         self,
         hole: Floats,
         *,
-        size_policy: SizePolicy = "error",
+        size_policy: SizePolicy | None = None,
         margin: int | None = None,
         pyramid: Pyramid | None = None,
         most: int | None = None,
@@ -208,4 +213,5 @@ class OnnxInpainter:
 
         `most`: the count of a scale stops at `most` + 1; None: never.
         """
-        return sum(Layout(self.size, size_policy, margin, pyramid=pyramid).count_windows(hole, most=most))
+        layout = Layout.choose(self.size, self.model.preferred, size_policy, margin, pyramid)
+        return sum(layout.count_windows(hole, most=most))

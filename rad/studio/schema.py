@@ -73,7 +73,7 @@ class MaskFields(_Fields):
 
 
 class InpaintFields(MaskFields):
-    """Settings of `POST /v1/inpaint`. A field that is left out has the default of `rad sample`, or of the method."""
+    """Settings of `POST /v1/inpaint`. A field that is left out has the model's setting, or a default."""
 
     model: Annotated[str | None, Field(pattern=NAME, description="id in GET /v1/models; default: the first")] = None
     method: Annotated[str, Field(pattern=NAME, description="name in GET /v1/methods")] = "rad"
@@ -81,27 +81,39 @@ class InpaintFields(MaskFields):
         dict[ShortText, bool | int | float | ShortText],
         Field(max_length=40, description="settings of the method; in a form: the text of a JSON object"),
     ] = {}
-    steps: Annotated[int | None, Field(ge=1, le=1000, description="noise levels; default: the method's")] = None
+    steps: Annotated[
+        int | None, Field(ge=1, le=1000, description="noise levels; default: the model's or the method's")
+    ] = None
     budget_nfe: Annotated[
         int | None, Field(ge=1, le=10**7, description="most network calls of a window, in place of steps; a VJP is two")
     ] = None
     budget_seconds: Annotated[
         float | None, Field(gt=0, le=10**6, description="most seconds of computing, in place of steps; an estimate")
     ] = None
-    solver: Annotated[Solver | None, Field(description="default: the method's")] = None
-    spacing: Annotated[Spacing | None, Field(description="spacing of the noise levels; default: the solver's")] = None
+    solver: Annotated[Solver | None, Field(description="default: the model's or the method's")] = None
+    spacing: Annotated[
+        Spacing | None, Field(description="spacing of the noise levels; default: the model's or the solver's")
+    ] = None
     eta: Annotated[float | None, Field(ge=0, le=1, description="fresh noise, 0 (DDIM) to 1 (DDPM)")] = None
     seed: Annotated[int, Field(ge=-(2**63), le=2**64 - 1, description="seed of the noise")] = 0
     num_samples: Annotated[int, Field(ge=1, le=1000, description="results")] = 1
+    average: Annotated[
+        int | None,
+        Field(ge=1, le=100, description="a result is the mean of this number of samples; default: the model's, or 1"),
+    ] = None
     size_policy: Annotated[
-        Literal["error", "resize", "crop", "zoom", "pyramid"],
+        Literal["error", "resize", "crop", "zoom", "pyramid"] | None,
         Field(
             description="images of another size than the model's; crop: windows around the hole; zoom: one region around "
-            "all holes, scaled to the model's size; pyramid: windows at several scales, coarse to fine, for large holes"
+            "all holes, scaled to the model's size; pyramid: windows at several scales, coarse to fine, for large holes; "
+            "default: the model's, or crop"
         ),
-    ] = "crop"
+    ] = None
     margin: Annotated[
-        int | None, Field(ge=0, le=65536, description="context of a window in pixels; default: an eighth of its size")
+        int | None,
+        Field(
+            ge=0, le=65536, description="context of a window in pixels; default: the model's, or an eighth of its size"
+        ),
     ] = None
     feather: Annotated[
         int, Field(ge=0, le=65536, description="width of a blend into known pixels; 0: they stay exact")
@@ -145,6 +157,7 @@ class ModelView(BaseModel):
     size: Annotated[list[int], Field(description="height and width of a window in pixels")]
     text: Annotated[bool, Field(description="takes a prompt")]
     adapter: Annotated[bool, Field(description="has weights for per-pixel noise, as RAD needs")]
+    size_policy: Annotated[str, Field(description="default of a request")]
 
 
 class Models(BaseModel):
@@ -167,7 +180,7 @@ class SettingView(BaseModel):
 
 
 class MethodView(BaseModel):
-    """A method that a model supports; values are the presets."""
+    """A method that a model supports; values are the model's settings or the presets."""
 
     name: str
     summary: str

@@ -16,7 +16,7 @@ from rad.console import did_you_mean, one_line
 from rad.inpainting.canvas.outpaint import Extension
 from rad.inpainting.result import Progress
 from rad.masks.reading.hole import Hole
-from rad.studio.fillers.filler import Filler, Plan, Speed
+from rad.studio.fillers.filler import Filler, Plan, Speed, complete
 from rad.studio.inputs import (
     ReadHole,
     as_hole,
@@ -93,6 +93,7 @@ class Service:
     def submit(self, fields: InpaintFields, image_data: bytes, mask_data: bytes | None) -> Job:
         """Check a request and queue its job. Raises Refused, or Full."""
         filler = self.filler(fields.model)
+        fields = complete(fields, filler.preferred)
         if fields.name.lower().endswith(ARCHIVES):
             raise Refused(
                 422, f"name is {fields.name!r}, as of an archive; give the name of an image, such as photo.png"
@@ -227,7 +228,14 @@ def sample_settings(
     }
     if has_mask:
         settings |= {"mask": [f"{stem}-mask.png"], "mask_channel": "grey", "soft_mask": soft}
-    optional = {"steps": plan.steps, "margin": fields.margin, "extend": fields.extend, "guidance": fields.guidance}
+    average = None if fields.average == 1 else fields.average
+    optional = {
+        "average": average,
+        "steps": plan.steps,
+        "margin": fields.margin,
+        "extend": fields.extend,
+        "guidance": fields.guidance,
+    }
     optional |= {"prompt": fields.prompt or None, "negative_prompt": fields.negative_prompt or None}
     return settings | {name: value for name, value in optional.items() if value is not None}
 

@@ -20,13 +20,14 @@ from rad.diffusion.losses import Losses
 from rad.diffusion.step import noised
 from rad.masks import MaskGenerator
 from rad.masks.perlin import Perlin
-from rad.models.adapter import AdapterInfo, load_adapter
+from rad.models.adapter import AdapterInfo, inherited_sampling, load_adapter
 from rad.models.guided_diffusion import QkvOrder
 from rad.models.hub.download import resolve
 from rad.models.latent_mask import Grid, Prefill
 from rad.models.load import load_model
 from rad.models.loaded_model import LoadedModel, RegionAwareNetwork
 from rad.models.lora import LoRA, inject
+from rad.models.settings.preferred import NOTHING, Preferred
 from rad.models.vae import IDENTITY, Cache
 from rad.modes import float32_modes
 from rad.networks.dropout import find_keys
@@ -174,6 +175,7 @@ class Diffusion(TrainingModule):
             self.sampling_process = self.process.build_sampling(model.base_process)
             self.timestep_sampler = self.process.timestep_sampler(self.noise_process)
             self.saved_states["timesteps"] = self.timestep_sampler
+            self.preferred = _inherited(self)
             network = self.execution.prepare(model)
             self.network = _with_adapter(network, self.lora, self.adapter, base_hash=model.hash, seed=self.seed).train()
             self.execution.finish(self.network, model.network)
@@ -238,6 +240,7 @@ class Diffusion(TrainingModule):
             process=self.process.kind,
             unconditional=self.process.unconditional_share > 0,
             kind=self.model.kind,
+            sampling=self.preferred,
         )
 
     def identity(self) -> dict[str, str]:
@@ -311,6 +314,14 @@ def _with_adapter(
     if lora is not None:
         return inject(network, lora, seed=seed)
     return network.requires_grad_(True)
+
+
+def _inherited(module: Diffusion) -> Preferred:
+    """Preferred settings of the adapter that is trained further, otherwise those of the base in a local folder."""
+    start = module.base if module.adapter is None else resolve(module.adapter)[0]
+    if start is None:
+        return NOTHING
+    return inherited_sampling(located(start), process=module.process.kind, size=(module.image_size, module.image_size))
 
 
 def _warn_unused(model: LoadedModel, *, captioned: bool, cached: bool) -> None:

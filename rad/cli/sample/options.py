@@ -41,8 +41,10 @@ GUIDES = {"control": "controlnet", "adapter": "t2i_adapter", "style": "ip_adapte
 PIXELS, MANY = 2**16, 2**31
 """Upper limits that exclude typing errors: of lengths in pixels, and of counts."""
 
-SCALES = "--size_policy pyramid"
-MASK_FILES, LATENT, TEXT = "mask files", "latent models", "text-to-image models"
+RECORDED = {"runtime": "torch", "size_policy": "error", "average": 1}
+"""Defaults in requests and records, of options that are "auto" or None until the checkpoint is known."""
+
+SCALES, MASK_FILES, LATENT, TEXT = "--size_policy pyramid", "mask files", "latent models", "text-to-image models"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,22 +87,25 @@ class SampleOptions(ReportOptions):
     )
     set: list[str] = option("setting of a method, see --list_methods", [], metavar="METHOD.SETTING=VALUE")
     steps: int | None = option(
-        "noise levels, 1 to those of the model (1000); default: by method", None, low=1, high=10**5
+        "noise levels, 1 to those of the model (1000); default: the checkpoint's or by method", None, low=1, high=10**5
     )
     budget_nfe: int | None = option(
         "most network calls per image, in place of --steps; a VJP counts as two", None, low=1, high=MANY
     )
     solver: Solver | None = option(
         "ddpm: first order, with noise by --eta; ddim: the same without noise; dpm++2m: second order, an ODE (--eta 0) or "
-        "SDE (1). dpm++2m is for few steps of rad and tdpaint, with --spacing logsnr or quad. Default: by method",
+        "SDE (1). dpm++2m is for few steps of rad and tdpaint, with --spacing logsnr or quad. Default: the "
+        "checkpoint's, otherwise by method",
         None,
     )
     spacing: Spacing | None = option(
         "noise levels even in time; trailing: even, longer last step; quad: denser at low noise; logsnr: even in "
-        "log(alpha/sigma); official: as RAD's code. Default: by solver or method",
+        "log(alpha/sigma); official: as RAD's code. Default: the checkpoint's, otherwise by solver or method",
         None,
     )
-    eta: float | None = option("fresh noise, 0 (DDIM) to 1 (DDPM); default: by solver or method", None, low=0, high=1)
+    eta: float | None = option(
+        "fresh noise, 0 (DDIM) to 1 (DDPM); default: the checkpoint's or by solver or method", None, low=0, high=1
+    )
     strength: float = option(
         "above 0 to 1; below 1: start from the image's own content in the hole, noised, with the last floor(steps * strength) "
         "levels; rad@20,strength=0.5 for one method; for methods of the standard loop",
@@ -110,42 +115,56 @@ class SampleOptions(ReportOptions):
     )
     seed: int = option("seed of noise and generated masks", 0, low=SEEDS[0], high=SEEDS[1])
     num_samples: int = option("results per image", 1, low=1, high=10**4)
-    average: int = option(
-        "a result is the mean of N samples, at N times the cost; or rad@5,average=4", 1, low=1, high=10**4, metavar="N"
+    average: int | None = option(
+        "a result is the mean of N samples, at N times the cost; or rad@5,average=4; default: 1, or the checkpoint's with its "
+        "steps and solver",
+        None,
+        low=1,
+        high=10**4,
+        metavar="N",
     )
-    size_policy: SizePolicy = option(
+    size_policy: SizePolicy | None = option(
         "images of another size than the model's; crop: windows around each hole; zoom: one region around all holes, scaled to "
-        "the model's size and back; pyramid: windows at several scales, coarse to fine, for holes larger than a window",
-        "error",
+        "the model's size and back; pyramid: windows at several scales, coarse to fine, for holes larger than a window; default: "
+        "the checkpoint's, otherwise error",
+        None,
     )
     margin: int | None = option(
-        "context in pixels: of a window, for crop and pyramid; of the holes, for zoom; default: an eighth of the model's size; "
-        "for zoom half the holes' longer side, if that is more",
+        "context in pixels: of a window, for crop and pyramid; of the holes, for zoom; default: the checkpoint's for its "
+        "size_policy, otherwise an eighth of the model's size; for zoom half the holes' longer side, if that is more",
         None,
         low=0,
         high=PIXELS,
     )
     pyramid_coarsest: int | None = option(
-        "the coarsest scale is the first without a larger square in the hole, in its cells; default: 3/8 of the model's size",
+        "the coarsest scale is the first without a larger square in the hole, in its cells; default: the checkpoint's, "
+        "otherwise 3/8 of the model's size",
         None,
         low=1,
         high=PIXELS,
         group=SCALES,
     )
-    pyramid_strength: float = option(
-        "start of a finer scale, see --strength; lower values keep more of the coarser result",
-        Pyramid.strength,
+    pyramid_strength: float | None = option(
+        f"start of a finer scale, see --strength; less keeps more of the coarser result; default: {Pyramid.strength}, or the "
+        "checkpoint's",
+        None,
         low=1e-6,
         high=0.999999,
         group=SCALES,
     )
-    pyramid_steps: int = option("noise levels of each finer scale", Pyramid.steps, low=1, high=10**5, group=SCALES)
+    pyramid_steps: int | None = option(
+        f"noise levels of each finer scale; default: {Pyramid.steps}, or the checkpoint's",
+        None,
+        low=1,
+        high=10**5,
+        group=SCALES,
+    )
     feather: int = option(
         "width in pixels of the blend from known pixels into the filling; 0: off", 0, low=0, high=PIXELS
     )
     size: int | None = option(
         "image size of the network in pixels, such as 96 for a pixel model trained at 32; for pixel models and flow models such "
-        "as SD3 and Flux; default: the model's",
+        "as SD3 and Flux; default: the checkpoint's, otherwise the model's",
         None,
         low=8,
         high=PIXELS,
@@ -280,12 +299,10 @@ class SampleOptions(ReportOptions):
     @property
     def pyramid(self) -> Pyramid | None:
         """Settings of --size_policy pyramid; None for others. Raises ValueError for settings without effect."""
-        pyramid = Pyramid(self.pyramid_coarsest, self.pyramid_strength, self.pyramid_steps)
-        if self.size_policy == "pyramid":
-            return pyramid
-        if pyramid != Pyramid():
+        pyramid = Pyramid.chosen(self)
+        if pyramid != Pyramid() and self.size_policy not in ("pyramid", None):  # None: until the checkpoint is known
             raise ValueError("--pyramid_... options need --size_policy pyramid: give it, or leave them out")
-        return None
+        return pyramid if self.size_policy == "pyramid" else None
 
     @property
     def tree(self) -> bool:

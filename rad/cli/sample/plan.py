@@ -20,6 +20,7 @@ from rad.console import did_you_mean
 from rad.images.sources import ImageFile, holds_one, is_source, list_images, stems
 from rad.keys import check_seed
 from rad.masks.reading.hole import Hole, LoadedHole, load_hole
+from rad.models.settings.preferred import OF_SAMPLER, Preferred
 
 
 @dataclass(frozen=True)
@@ -138,13 +139,20 @@ class Label:
         """Solver, spacing and eta of the label, otherwise of the options."""
         return {name: self._given(name, options) for name in ("solver", "spacing", "eta")}
 
+    def completed(self, options: SampleOptions, preferred: Preferred) -> "Label":
+        """With the checkpoint's settings that hold for the method, where neither the label nor the options give one."""
+        given = {name: self._given(name, options) for name in OF_SAMPLER}
+        budget = self.budget is not None or options.budget_nfe is not None
+        chosen = preferred.complete(Preferred(**given), method=self.method, budget=budget)
+        return replace(self, **{name: getattr(chosen, name) for name, value in given.items() if value is None})
+
     def given_strength(self, options: SampleOptions) -> float:
         """Strength of the label, otherwise of the options."""
         return self._given("strength", options)
 
     def given_average(self, options: SampleOptions) -> int:
         """Samples of a mean, of the label, otherwise of the options."""
-        return self._given("average", options)
+        return self._given("average", options) or 1
 
     def _given(self, name: str, options: SampleOptions) -> Any:
         return getattr(options if getattr(self, name) is None else self, name)

@@ -8,7 +8,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from rad.cli.environment import cpu
-from rad.cli.sample.options import GUIDES, SampleOptions
+from rad.cli.sample.options import GUIDES, RECORDED, SampleOptions
 from rad.cli.sample.plan import Label, mask_name, read_prompts
 from rad.cli.sample.runtimes.base import Model, Runtime
 from rad.evaluation.provenance import call
@@ -131,7 +131,7 @@ class Record:
         self.before = self.before or {name: outer() for name, (outer, _) in ENTRIES.items()}
         # Records from before an option match its default.
         defaults = (
-            {field.name: field.default for field in fields(SampleOptions)} | {"runtime": "torch"}
+            {field.name: field.default for field in fields(SampleOptions)} | RECORDED
             if self.before["options"]
             else self.options
         )

@@ -14,7 +14,7 @@ from typing import BinaryIO
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from rad.cli.sample.options import SampleOptions
+from rad.cli.sample.options import RECORDED, SampleOptions
 from rad.cli.sample.plan import Job, Label, MethodRun
 from rad.cli.sample.record import COMMON, method_settings, noise_kind
 from rad.cli.sample.runtimes.base import Runtime
@@ -39,8 +39,8 @@ EDGE = 2**16
 PNG_BEGIN, PNG_END = b"\x89PNG\r\n\x1a\n", b"\x00\x00\x00\x00IEND\xaeB`\x82"
 
 DEFAULTS = {entry.name: entry.default for entry in fields(SampleOptions) if entry.default is not MISSING}
-DEFAULTS["runtime"] = "torch"
-"""Values that a request leaves out; --runtime auto is one of the others."""
+DEFAULTS |= RECORDED
+"""Values that a request leaves out."""
 
 
 class Requests:

@@ -90,6 +90,8 @@ def _run_held(
         return EXIT_OK
     if problem:
         raise ValueError(problem)
+    if runtime.from_checkpoint:
+        report(f"settings of the checkpoint: {runtime.from_checkpoint}")
     _warn(options, runs)
     networks = _load_metrics(options, record.methods) if reporting and record else []
     failures = Failures()

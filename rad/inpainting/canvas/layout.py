@@ -1,7 +1,7 @@
 """From images of any size to canvases of windows, by size policy. Loads no torch."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +13,11 @@ from rad.inpainting.canvas.pyramid import Pyramid, PyramidCanvas, Scale, reduce_
 from rad.inpainting.canvas.resize import Floats, max_pool, mean_pool
 from rad.inpainting.canvas.windows import Box, Window, plan_windows
 from rad.inpainting.canvas.zoom import zoom_region, zoomed
+from rad.models.settings.preferred import Preferred
+from rad.models.settings.preferred import SizePolicy as SizePolicy
 
 if TYPE_CHECKING:
     from rad.models.loaded_model import Condition
-
-SizePolicy = Literal["error", "resize", "crop", "zoom", "pyramid"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,30 @@ class Layout:
         if self.policy != "pyramid" and self.pyramid is not None:
             raise ValueError(f"pyramid has no effect with size_policy {self.policy!r}: leave it out, or use 'pyramid'")
         if self.policy == "pyramid" and self.content:
-            raise ValueError("size_policy 'pyramid' starts from noise, so strength must be 1: leave out one of them")
+            raise ValueError(
+                "size_policy 'pyramid' starts from noise, so strength must be 1: leave it out, or use another policy, such as "
+                "'crop'"
+            )
+
+    @classmethod
+    def choose(
+        cls,
+        size: tuple[int, int],
+        preferred: Preferred,
+        policy: SizePolicy | None,
+        margin: int | None,
+        pyramid: Pyramid | None = None,
+        *,
+        content: bool = False,
+    ) -> "Layout":
+        """The layout of a call, with the checkpoint's settings for policy, margin and pyramid where they are None.
+
+        `pyramid` is set if and only if the policy is "pyramid". Raises ValueError as the class.
+        """
+        chosen = preferred.complete(Preferred(size_policy=policy, margin=margin), method="")
+        if pyramid is None and chosen.size_policy == "pyramid":
+            pyramid = Pyramid.chosen(chosen)
+        return cls(size, chosen.size_policy or "error", chosen.margin, content, pyramid)
 
     def plan(self, hole: Floats, *, most: int | None = None) -> tuple[Floats, list[Window]]:
         """The hole (1,H,W) in working size, and its windows; `most` as in `plan_windows`.

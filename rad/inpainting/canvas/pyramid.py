@@ -5,7 +5,7 @@ least half of its pixels are known. No cell depends on the content of the hole.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -48,6 +48,12 @@ class Pyramid:
         integer("steps of the pyramid", self.steps, low=1, high=10**5)
         if check_strength(self.strength) == 1:
             raise ValueError("strength of the pyramid is 1, which ignores the coarser result: give less, such as 0.65")
+
+    @classmethod
+    def chosen(cls, settings: object) -> "Pyramid":
+        """From attributes such as `pyramid_steps`, of preferred settings or options; None: the default."""
+        values = {item.name: getattr(settings, f"pyramid_{item.name}") for item in fields(cls)}
+        return cls(**{name: value for name, value in values.items() if value is not None})
 
     @property
     def sampler_steps(self) -> int:

@@ -14,7 +14,11 @@ from rad.arguments import describe
 from rad.inpainting.canvas.outpaint import Extension
 from rad.inpainting.result import Inpainted, Progress
 from rad.masks.reading.hole import Hole
+from rad.models.settings.preferred import KEYS, Preferred, SizePolicy
 from rad.studio.schema import InpaintFields, MethodView, ModelView, Solver, Spacing
+
+SIZE_POLICY: SizePolicy = "crop"
+"""Of a request without one, on a model without one."""
 
 MOST_COUNT = 1000
 """Largest whole number in the settings of a method, such as RePaint's passes or MCGDiff's particles."""
@@ -27,7 +31,7 @@ class Plan:
     Args:
         steps, solver, spacing, eta: of the sampler; steps is None for methods without a network.
         settings: of the method, as text.
-        nfe: network calls over all windows and samples; windows: of one sample.
+        nfe: network calls over all windows and samples, each of which may be a mean of several; windows: of one sample.
         warnings: about values without effect.
     """
 
@@ -47,16 +51,19 @@ class Filler(Protocol):
     Attributes:
         view: for clients; methods: those that the model supports, by name.
         checkpoint: its options for `rad sample`, such as {"checkpoint": "rad-nature32", "device": "cpu"}.
+        preferred: its own settings for sampling.
     """
 
     view: ModelView
     methods: dict[str, MethodView]
     checkpoint: dict[str, object]
+    preferred: Preferred
 
     def plan(self, fields: InpaintFields, hole: Hole, *, rate: Callable[[], float], most_windows: int) -> Plan:
         """Check a request and fix its values.
 
         Args:
+            fields: with the model's settings, see `complete`.
             hole: extended; rate: seconds per network call; most_windows: their count stops at this number + 1.
 
         Raises ValueError for a choice that the model does not support.
@@ -104,9 +111,19 @@ def setting_text(value: bool | int | float | str) -> str:
     return str(value).lower() if isinstance(value, bool) else value if isinstance(value, str) else repr(value)
 
 
+def complete(fields: InpaintFields, preferred: Preferred) -> InpaintFields:
+    """A request with the settings of its model, where it has none; a budget sets the steps."""
+    given = {name: getattr(fields, name) for name in KEYS if name in InpaintFields.model_fields}
+    budget = fields.budget_nfe is not None or fields.budget_seconds is not None
+    chosen = preferred.complete(Preferred(**given), method=fields.method, budget=budget)
+    values = {name: getattr(chosen, name) for name in given}
+    size_policy, average = chosen.size_policy or SIZE_POLICY, chosen.average or 1
+    return fields.model_copy(update={**values, "size_policy": size_policy, "average": average})
+
+
 def arguments(fields: InpaintFields, plan: Plan) -> dict[str, Any]:
     """The arguments of a call that both runtimes take: all but image, hole, method and condition."""
-    names = ("seed", "num_samples", "size_policy", "margin", "feather", "batch_size")
+    names = ("seed", "num_samples", "average", "size_policy", "margin", "feather", "batch_size")
     return {
         **{name: getattr(plan, name) for name in ("steps", "solver", "spacing", "eta")},
         **{name: getattr(fields, name) for name in names},
@@ -145,11 +162,12 @@ def steps_of(
     Raises ValueError if more than one field sets the steps, or for a budget that is too small.
     """
     check_amounts(fields)
+    average = fields.average or 1
     if fields.budget_nfe is not None:
-        return within(fields.budget_nfe)
+        return within(fields.budget_nfe // average)
     if fields.budget_seconds is None:
         return fields.steps
-    each = rate() * max(1, windows)
+    each = rate() * max(1, windows) * average
     try:
         return within(int(fields.budget_seconds / each))
     except ValueError:
@@ -170,7 +188,11 @@ def check_amounts(fields: InpaintFields) -> None:
 
 
 def check_finer(fields: InpaintFields, units: int) -> None:
-    """Raise ValueError for a budget that size policy "pyramid" does not keep; `units`: of a window at a finer scale."""
+    """Raise ValueError for a budget that size policy "pyramid" does not keep.
+
+    `units`: network calls of one sample, for a window at a finer scale.
+    """
+    units *= fields.average or 1
     if fields.budget_seconds is not None:
         raise ValueError(
             "budget_seconds does not limit the finer scales of size_policy 'pyramid': give steps or budget_nfe"

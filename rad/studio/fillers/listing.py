@@ -35,7 +35,8 @@ def list_methods(inpainter: Inpainter) -> dict[str, MethodView]:
 
 
 def _view(name: str, method: Method, nfe: int, vjp: int, inpainter: Inpainter) -> MethodView:
-    schedule, networked = method.choose(), method.weights != "none"
+    preferred, networked = inpainter.model.preferred, method.weights != "none"
+    schedule, average = method.choose(**preferred.sampler(name)), preferred.mean_of(name)
     summary = (inspect.getdoc(inspect.getmodule(type(method))) or "").partition("\n")[0]
     return MethodView(
         name=name,
@@ -43,8 +44,8 @@ def _view(name: str, method: Method, nfe: int, vjp: int, inpainter: Inpainter) -
         paper=method.paper,
         steps=schedule.steps if networked else None,
         max_steps=most_steps(method, inpainter.model.base_process) if networked else None,
-        nfe=nfe,
-        vjp=vjp,
+        nfe=nfe * average,
+        vjp=vjp * average,
         solver=schedule.solver,
         spacing=schedule.spacing,
         eta=schedule.eta,

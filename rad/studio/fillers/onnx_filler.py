@@ -8,13 +8,13 @@ from functools import partial
 from PIL import Image
 
 from rad.inpainting.canvas.layout import Layout
-from rad.inpainting.canvas.pyramid import Pyramid
 from rad.inpainting.result import Inpainted, Progress
 from rad.masks.reading.hole import Hole
 from rad.runtime.inpainter import OnnxInpainter
 from rad.runtime.sampling.methods import METHODS, Method
 from rad.studio.fillers.filler import (
     MOST_COUNT,
+    SIZE_POLICY,
     Plan,
     arguments,
     check_counts,
@@ -46,7 +46,9 @@ class OnnxFiller:
             size=list(inpainter.size),
             text=False,
             adapter="rad" in inpainter.methods,
+            size_policy=inpainter.model.preferred.size_policy or SIZE_POLICY,
         )
+        self.preferred = inpainter.model.preferred
         self._most_steps = len(inpainter.model.betas)
         self.methods = {name: self._describe(METHODS[name]()) for name in inpainter.methods}
         self.checkpoint: dict[str, object] = {"checkpoint": source, "runtime": "onnx"}
@@ -54,19 +56,19 @@ class OnnxFiller:
     def plan(self, fields: InpaintFields, hole: Hole, *, rate: Callable[[], float], most_windows: int) -> Plan:
         method = self._method(fields)
         check_text(fields, self.view)
-        layout = Layout(self.inpainter.size, fields.size_policy, fields.margin)
+        layout = Layout.choose(self.inpainter.size, self.preferred, fields.size_policy, fields.margin)
         first, finer = layout.count_windows(hole[None], most=most_windows)
         windows = fields.num_samples * first
         steps = self._steps(fields, method, windows, rate)
         schedule = vars(method.choose(steps=steps, **sampler_fields(fields)))
         sampler = self.inpainter.sampler(method, **schedule)
         nfe = windows * sampler.nfe
-        if fields.size_policy == "pyramid":
-            each = self.inpainter.finer_sampler(sampler, Pyramid(), spacing=schedule["spacing"]).nfe
+        if layout.pyramid is not None:
+            each = self.inpainter.finer_sampler(sampler, layout.pyramid, spacing=schedule["spacing"]).nfe
             check_finer(fields, each)
             nfe += fields.num_samples * finer * each
         settings = {item.name: setting_text(getattr(method, item.name)) for item in fields_of(method)}
-        return Plan(**schedule, settings=settings, nfe=nfe, windows=first + finer)
+        return Plan(**schedule, settings=settings, nfe=nfe * (fields.average or 1), windows=first + finer)
 
     def fill(
         self,
@@ -110,7 +112,7 @@ class OnnxFiller:
         )
 
     def _describe(self, method: Method) -> MethodView:
-        schedule = method.choose()
+        schedule = method.choose(**self.preferred.sampler(method.name))
         summary, _, _ = (inspect.getdoc(type(method)) or "").partition("; see")
         settings = [
             SettingView(
@@ -129,7 +131,7 @@ class OnnxFiller:
             paper=summary.partition("(")[2].partition(")")[0],
             steps=schedule.steps,
             max_steps=self._most_steps,
-            nfe=self.inpainter.sampler(method).nfe,
+            nfe=self.inpainter.sampler(method).nfe * self.preferred.mean_of(method.name),
             vjp=0,
             solver=schedule.solver,
             spacing=schedule.spacing,

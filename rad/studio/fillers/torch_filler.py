@@ -7,7 +7,6 @@ from functools import partial
 from PIL import Image
 
 from rad.inpainting.canvas.layout import Layout
-from rad.inpainting.canvas.pyramid import Pyramid
 from rad.inpainting.inpainter import Inpainter
 from rad.inpainting.prepare import build_finer
 from rad.inpainting.result import Inpainted, Progress
@@ -16,6 +15,7 @@ from rad.methods.registry import cost, create, steps_within
 from rad.models.loaded_model import PLAIN, Condition
 from rad.sampling.method import Method
 from rad.studio.fillers.filler import (
+    SIZE_POLICY,
     Plan,
     arguments,
     check_amounts,
@@ -49,7 +49,9 @@ class TorchFiller:
             size=list(model.size),
             text=model.takes_text,
             adapter=model.has_adapter,
+            size_policy=model.preferred.size_policy or SIZE_POLICY,
         )
+        self.preferred = model.preferred
         self.methods = list_methods(inpainter)
         self.checkpoint: dict[str, object] = {
             "checkpoint": source,
@@ -61,7 +63,7 @@ class TorchFiller:
         method = self._method(fields)
         check_text(fields, self.view)
         self.inpainter.check([self._condition(fields, method)])
-        layout = Layout(self.inpainter.size, fields.size_policy, fields.margin)
+        layout = Layout.choose(self.inpainter.size, self.preferred, fields.size_policy, fields.margin)
         first, finer = layout.count_windows(hole[None], most=most_windows)
         windows = fields.num_samples * first
         given = sampler_fields(fields)
@@ -69,20 +71,22 @@ class TorchFiller:
         schedule = method.choose(steps=steps, **given)
         sampler = self.inpainter.sampler(method, **vars(schedule))
         nfe = windows * sampler.cost.nfe
-        if fields.size_policy == "pyramid":
-            scale = build_finer(sampler, self.inpainter.model, Pyramid(), spacing=schedule.spacing).cost
+        if layout.pyramid is not None:
+            scale = build_finer(sampler, self.inpainter.model, layout.pyramid, spacing=schedule.spacing).cost
             check_finer(fields, scale.units)
             nfe += fields.num_samples * finer * scale.nfe
         unused = method.unused(**given)
         if method.weights == "none":
             steps = None
             unused += [name for name in ("steps", "budget_nfe", "budget_seconds") if getattr(fields, name) is not None]
+            unused += ["average"] if (fields.average or 1) > 1 else []
         else:
             steps = schedule.steps
         settings = {item.name: setting_text(getattr(method, item.name)) for item in fields_of(method)}
         warnings = [f"{name} has no effect on {method.name}" for name in unused]
         if not method.soft and bool(((hole > 0) & (hole < 1)).any()):
             warnings.append(f"{method.name} fills grey pixels of a mask completely: use rad to keep part of the image")
+        nfe *= 1 if method.weights == "none" else fields.average or 1
         return Plan(steps, schedule.solver, schedule.spacing, schedule.eta, settings, nfe, first + finer, warnings)
 
     def fill(
@@ -99,7 +103,7 @@ class TorchFiller:
             hole,
             method=method,
             condition=self._condition(fields, method),
-            **arguments(fields, plan),
+            **{**arguments(fields, plan), **({"average": 1} if method.weights == "none" else {})},
             on_step=on_step,
         )
 

@@ -2,15 +2,20 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
+from rad.cli.sample.options import RECORDED
+from rad.cli.sample.plan import Label
 from rad.console import counted, report
+from rad.inpainting.canvas.pyramid import Pyramid
+from rad.models.settings.preferred import OF_EVERY_METHOD, OF_SAMPLER, Preferred
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from rad.cli.sample.options import SampleOptions
-    from rad.cli.sample.plan import Job, Label
+    from rad.cli.sample.plan import Job
     from rad.cli.sample.runtimes.onnx import Work
     from rad.inpainting.result import Inpainted
     from rad.masks.reading.hole import Hole
@@ -85,17 +90,19 @@ class Runtime(ABC):
     """The methods of a run, and where its models are.
 
     Args:
-        options: of the run, with the folder of the model as checkpoint.
+        options: of the run, with the folder of the model as checkpoint, and its settings for every method.
 
     Attributes:
         precision: of the networks, as it is recorded.
-        methods: with their settings, by label.
+        methods: with their settings, by label; labels have the checkpoint's settings of the sampler.
+        from_checkpoint: one line with all settings that come from the checkpoint; empty without any.
     """
 
     name: Literal["torch", "onnx"]
     options: "SampleOptions"
     precision: str
     methods: Mapping["Label", Chosen]
+    from_checkpoint: str
 
     @abstractmethod
     def hashes(self) -> dict[str, str]:
@@ -131,6 +138,29 @@ class Runtime(ABC):
     def method_file(self, label: "Label") -> dict[str, object]:
         """Entries of a method's settings for its file; empty if it comes with rad."""
         return {}
+
+
+def complete(options: "SampleOptions", preferred: Preferred) -> "tuple[SampleOptions, list[Label], str]":
+    """Options and labels with the settings of the checkpoint, and a line that names these; idempotent."""
+    given = {name: getattr(options, name) for name in OF_EVERY_METHOD}
+    chosen = preferred.complete(Preferred(**given), method="")
+    filled = {name: getattr(chosen, name) for name, value in given.items() if value is None}
+    parts = [_named(filled)]
+    labels = []
+    for label in Label.all_of(options):
+        labels.append(label.completed(options, preferred))
+        values = {name: getattr(labels[-1], name) for name in OF_SAMPLER if getattr(label, name) is None}
+        parts.append(f"{label.text} with {words}" if (words := _named(values)) else "")
+    if chosen.size_policy == "pyramid":
+        filled |= {f"pyramid_{name}": value for name, value in asdict(Pyramid.chosen(chosen)).items()}
+    size_policy = chosen.size_policy or RECORDED["size_policy"]
+    average = RECORDED["average"] if preferred.average is None else None
+    options = replace(options, **filled | {"size_policy": size_policy, "average": options.average or average})
+    return options, labels, "; ".join(filter(None, parts))
+
+
+def _named(values: Mapping[str, object]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
 
 
 def choose_steps(

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from rad.cli.sample.options import SampleOptions
+from rad.cli.sample.plan import Label
 from rad.cli.sample.runtimes.base import Runtime
 from rad.console import program, report
 from rad.resources import EXPORTED, located
@@ -33,7 +34,7 @@ def find_runtime(options: SampleOptions) -> Runtime:
     from rad.inpainting.runs import find_model
     from rad.models.load import is_for_inpainting
 
-    make_methods(options)  # errors before a model is looked up, perhaps on the hub
+    make_methods(options, Label.all_of(options))  # errors before a model is looked up, perhaps on the hub
     model, revision = find_model(options.checkpoint)
     if revision is None and model != options.checkpoint:
         report(f"--checkpoint {options.checkpoint}: using {model}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from rad.cli.sample.options import SampleOptions
 from rad.cli.sample.plan import Job, Label, parse_settings
 from rad.cli.sample.request import text_hash
-from rad.cli.sample.runtimes.base import SAMPLING, Model, Plan, Runtime, check_finer, choose_steps
+from rad.cli.sample.runtimes.base import SAMPLING, Model, Plan, Runtime, check_finer, choose_steps, complete
 from rad.console import did_you_mean
 from rad.diffusion.choices import most_count
 from rad.inpainting.canvas.layout import Layout
@@ -66,14 +66,15 @@ class OnnxRuntime(Runtime):
 
     def __init__(self, options: SampleOptions) -> None:
         _check_options(options)
-        self.options, self.model = options, ExportedModel.read(options.checkpoint).resized(options.size)
+        self.model = ExportedModel.read(options.checkpoint).resized(options.size)
+        self.options, labels, self.from_checkpoint = complete(options, self.model.preferred)
         self.precision = self.model.precision
-        self.methods: Mapping[Label, Method] = _make_methods(options, self.model)
+        self.methods: Mapping[Label, Method] = _make_methods(self.options, labels, self.model)
 
     def hashes(self) -> dict[str, str]:
         """See `Runtime`: of a network's file with the settings of its process."""
         settings = json.loads((self.model.folder / EXPORTED).read_text(encoding="utf-8"))
-        left_out = ("name", "networks", "source", "rad_version", "steps")  # the number of betas
+        left_out = ("name", "networks", "source", "rad_version", "steps", "sampling")  # steps: the number of betas
         kept = {name: value for name, value in settings.items() if name not in left_out}
         return {
             name: text_hash(json.dumps([kept, settings["networks"][name]["sha256"]], sort_keys=True))
@@ -189,9 +190,8 @@ def _check_options(options: SampleOptions) -> None:
         raise ValueError(f"--device {options.device}: --runtime onnx computes on the CPU; give auto or cpu")
 
 
-def _make_methods(options: SampleOptions, model: ExportedModel) -> dict[Label, Method]:
-    """The methods of --method with their settings. Raises ValueError for one that the folder does not support."""
-    labels = Label.all_of(options)
+def _make_methods(options: SampleOptions, labels: Sequence[Label], model: ExportedModel) -> dict[Label, Method]:
+    """The methods of the labels with their settings. Raises ValueError for one that the folder does not support."""
     available = [name for name, kind in METHODS.items() if kind.weights in model.networks]
     for label in labels:
         if label.strength is not None:

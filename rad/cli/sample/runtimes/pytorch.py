@@ -11,19 +11,29 @@ from PIL import Image
 from rad.cli.sample.options import GUIDES, SampleOptions
 from rad.cli.sample.plan import Job, Label, parse_settings
 from rad.cli.sample.request import source_hash
-from rad.cli.sample.runtimes.base import SAMPLING, Model, Plan, Runtime, check_finer, choose_steps, warn_unused
+from rad.cli.sample.runtimes.base import (
+    SAMPLING,
+    Model,
+    Plan,
+    Runtime,
+    check_finer,
+    choose_steps,
+    complete,
+    warn_unused,
+)
 from rad.device import find_devices, kind_of, threads_of_each
 from rad.diffusion.choices import most_count
 from rad.images.sources import ImageFile, by_stem, holds_one, list_images, match_names
 from rad.inpainting.canvas.layout import Layout
 from rad.inpainting.inpainter import Inpainter
-from rad.inpainting.prepare import build_finer, check_method, check_running
+from rad.inpainting.prepare import build_finer, check_method, check_running, load_networks
 from rad.inpainting.runs import find_base
 from rad.methods.own import file_of, loaded_from
 from rad.methods.registry import cost, create, most_steps, steps_within
 from rad.models.adapter import AdapterInfo
 from rad.models.latent_mask import Grid
 from rad.models.loaded_model import PLAIN, Condition
+from rad.models.settings.preferred import NOTHING, Preferred
 from rad.resources import located
 from rad.sampling.method import paths_of
 from rad.sampling.state import Cost
@@ -40,8 +50,9 @@ class TorchRuntime(Runtime):
     name = "torch"
 
     def __init__(self, options: SampleOptions) -> None:
-        self.options, self.precision = options, options.precision
-        self.methods: Mapping[Label, Method] = make_methods(options)
+        self.options, labels, self.from_checkpoint = complete(options, _preferred(options))
+        self.precision = options.precision
+        self.methods: Mapping[Label, Method] = make_methods(self.options, labels)
 
     def hashes(self) -> dict[str, str]:
         base = source_hash(_base(self.options))
@@ -82,7 +93,9 @@ class TorchModel(Model):
 
     def __init__(self, inpainter: Inpainter, options: SampleOptions, methods: Mapping[Label, "Method"]) -> None:
         self.inpainter, self.options, self.size = inpainter, options, inpainter.size
-        self.methods = {label: inpainter.complete(method) for label, method in methods.items()}
+        self.methods = {
+            label: load_networks(method, inpainter.model, inpainter.device) for label, method in methods.items()
+        }
 
     def check(self, jobs: Sequence[Job]) -> None:
         options, prompts = self.options, dict.fromkeys(job.prompt for job in jobs)
@@ -175,16 +188,16 @@ def _check_strength(label: Label, method: "Method", strength: float) -> None:
         raise ValueError(f"{label.text}: {error}") from None
 
 
-def make_methods(options: SampleOptions) -> "dict[Label, Method]":
-    """The methods of --method with their settings. Raises ValueError for an unknown one."""
-    labels = Label.all_of(options)
+def make_methods(options: SampleOptions, labels: Sequence[Label]) -> "dict[Label, Method]":
+    """The methods of the labels with their settings. Raises ValueError for an unknown one."""
     settings = parse_settings(options.set, list(dict.fromkeys(label.method for label in labels)))
     methods = {label: create(label.method, settings[label.method]) for label in labels}
     for label, method in methods.items():
         strength = label.given_strength(options)
         if strength < 1 and options.size_policy == "pyramid":
             raise ValueError(
-                f"{label.text}: --size_policy pyramid starts from noise: leave out the strength {strength}"
+                f"{label.text}: --size_policy pyramid starts from noise: leave out the strength {strength}, or give "
+                "another --size_policy, such as crop"
             )
         _check_strength(label, method, strength)
     return methods
@@ -226,6 +239,14 @@ def encoding(options: SampleOptions) -> dict[str, Any]:
     chosen = options.grid is not None or options.dilate > 0
     grid = Grid(options.grid or "average", dilate=options.dilate) if chosen else None
     return {"grid": grid, "fill": "none" if options.encode_full else "smooth"}
+
+
+def _preferred(options: SampleOptions) -> Preferred:
+    """The settings that the checkpoint carries, for --size. Raises ValueError for a damaged file."""
+    folder = located(options.checkpoint)
+    if not (folder / "rad_config.json").is_file():
+        return NOTHING
+    return AdapterInfo.read(folder).preferred(None if options.size is None else (options.size, options.size))
 
 
 def _base(options: SampleOptions) -> str:

@@ -50,6 +50,7 @@ export class Settings extends EventTarget {
     this.racers = new Set([...this.racers].filter((name) => names.includes(name)));
     if (!this.racers.size) FIRST_RACE.filter((name) => names.includes(name)).forEach((name) => this.racers.add(name));
     this.overrides.clear();
+    this.controls.size.value = this.model.size_policy ?? "crop";
     this.text.hidden = !this.model.text;
     this.render();
   }
@@ -74,15 +75,18 @@ export class Settings extends EventTarget {
    * @param {string} name
    */
   value(name) {
-    const { solver, spacing, eta, set } = this.overrides.get(name) ?? { set: {} };
+    const { set, ...changed } = this.overrides.get(name) ?? { set: {} };
     const form = this.controls;
-    const steps = this.methods.find((each) => each.name === name).steps;
+    const method = this.methods.find((each) => each.name === name);
+    const steps = method.steps;
     const effort = this.effort === "preset" || !steps ? {} : { [this.effort]: this.amounts[this.effort] };
     const prompts = this.model.text
       ? { prompt: form.prompt.value.trim(), negative_prompt: form.negative.value.trim(), guidance: form.guidance.value }
       : {};
     const common = { seed: form.seed.valueAsNumber, num_samples: form.samples.valueAsNumber, size_policy: form.size.value };
-    const own = { solver, spacing, eta, ...(Object.keys(set).length && { set }) };
+    // Solver, spacing and eta stand together: a request with one of them has none of the model's.
+    const sampler = Object.keys(changed).length ? { ...samplerOf(method, changed), ...changed } : {};
+    const own = { ...sampler, ...(Object.keys(set).length && { set }) };
     return { model: this.model.id, method: name, ...effort, ...common, ...own, ...prompts };
   }
 
@@ -263,7 +267,7 @@ export class Settings extends EventTarget {
     };
     const fields = [];
     const offered = method.steps ? { solver: method.solvers ?? [], spacing: SPACINGS } : {};
-    const [spacing, eta] = own.solver ? DEFAULTS[own.solver] : [method.spacing, method.eta];
+    const { spacing, eta } = samplerOf(method, own);
     for (const [name, values] of Object.entries(offered)) {
       if (values.length < 2) continue;
       const preset = name === "solver" ? method.solver : spacing;
@@ -280,4 +284,14 @@ export class Settings extends EventTarget {
     }
     return h("div.group", { "data-method": method.name }, ...(fields.length ? fields : [h("p.note", {}, "This method has no settings of its own.")]));
   }
+}
+
+/**
+ * Solver, spacing and eta that a form shows before they are changed: those of the method, or those usual for another solver.
+ * @param {any} method @param {{solver?: string}} own
+ */
+function samplerOf({ solver, spacing, eta }, own) {
+  if (!own.solver) return { solver, spacing, eta };
+  const [usual, noise] = DEFAULTS[own.solver];
+  return { solver: own.solver, spacing: usual, eta: noise };
 }
