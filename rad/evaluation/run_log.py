@@ -11,7 +11,7 @@ from typing import Any
 from rad.images.atomic import write_text
 from rad.streams import from_cell, to_cell
 
-COSTS = ("image", "nfe", "vjp", "seconds", "peak_mib")
+COSTS = ("image", "nfe", "vjp", "seconds", "peak_mib", "training")
 RUN = "run.json"
 ENTRIES: dict[str, tuple[type, type]] = {
     "runs": (list, dict),
@@ -57,16 +57,18 @@ def read_run(folder: Path) -> Run:
 
 @dataclass(frozen=True)
 class Usage:
-    """Resources used: network evaluations, backward passes, seconds in the sampling loop, peak memory in bytes."""
+    """Resources used: network evaluations, backward passes, seconds, peak memory in bytes, training passes of adaptations."""
 
     nfe: int = 0
     vjp: int = 0
     seconds: float = 0.0
     peak_memory: int = 0
+    training: int = 0
 
     def __add__(self, other: "Usage") -> "Usage":
         peak = max(self.peak_memory, other.peak_memory)
-        return Usage(self.nfe + other.nfe, self.vjp + other.vjp, self.seconds + other.seconds, peak)
+        nfe, vjp, training = self.nfe + other.nfe, self.vjp + other.vjp, self.training + other.training
+        return Usage(nfe, vjp, self.seconds + other.seconds, peak, training)
 
 
 class Costs:
@@ -85,7 +87,13 @@ class Costs:
         for image, share in zip(images, windows, strict=True):
             part = share / max(1, sum(windows))
             seconds, peak = round(effort.seconds * part, 6), round(effort.peak_memory / 2**20)
-            rows[image] = (round(effort.nfe * part), round(effort.vjp * part), seconds, peak)
+            rows[image] = (
+                round(effort.nfe * part),
+                round(effort.vjp * part),
+                seconds,
+                peak,
+                round(effort.training * part),
+            )
         begun, self._begun = self._begun, False
         if begun:
             with self.path.open("a", encoding="utf-8", newline="") as file:
@@ -104,7 +112,7 @@ def _lines(rows: Mapping[str, tuple[object, ...]]) -> str:
 
 
 def read_costs(path: Path) -> dict[str, dict[str, float]]:
-    """By image: NFE, VJPs and seconds for all its samples, and the peak memory in MiB.
+    """By image: NFE, VJPs and seconds for all its samples, the peak memory in MiB, and the training passes.
 
     A last line without its end, of a stopped process, is left out. Raises ValueError for other damage.
     """
@@ -114,6 +122,8 @@ def read_costs(path: Path) -> dict[str, dict[str, float]]:
         rows = list(csv.DictReader(io.StringIO(text, newline="")))
         if rows and None in rows[-1].values():  # ends within a name
             rows.pop()
+        for row in rows:
+            row.setdefault("training", "0")  # of earlier versions
         return {from_cell(row["image"]): {name: float(row[name]) for name in COSTS[1:]} for row in rows}
     except (KeyError, TypeError, ValueError, AttributeError, csv.Error) as error:
         raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error}): delete it") from None

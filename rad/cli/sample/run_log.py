@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from rad.adaptation.settings import CROPS
 from rad.cli.sample.fill import Batch, ReadError
 from rad.cli.sample.options import SampleOptions
 from rad.cli.sample.plan import MethodRun
@@ -71,12 +72,21 @@ class RunLog:
     failures: Failures
 
     def __post_init__(self) -> None:
-        self.calls = sum(map(self.calls_of, self.batches))
+        self.calls, self.training = (sum(map(of, self.batches)) for of in (self.calls_of, self.training_of))
         self._costs, self._usage = Costs(self.run.folder, shard=self.options.part), Usage()
 
     def calls_of(self, batch: Batch) -> int:
         """Network calls of a batch, counted for single windows."""
         return self.options.num_samples * self.cost.nfe * sum(batch.windows)
+
+    def training_of(self, batch: Batch) -> int:
+        """Training passes of a batch, for --adapt; an image without windows is not adapted to."""
+        return self.run.label.given_adapt(self.options) * CROPS * sum(count > 0 for count in batch.windows)
+
+    @property
+    def unit(self) -> str:
+        """What the progress counts."""
+        return "network calls and training passes" if self.training else "network calls"
 
     def begin(self) -> None:
         run, cost, schedule = self.run, self.cost, self.schedule
@@ -84,17 +94,21 @@ class RunLog:
         windows = self.options.num_samples * sum(sum(batch.windows) for batch in self.batches)
         how = f" with {counted(schedule.steps, 'step')} ({schedule.solver}, {schedule.spacing})" if cost.nfe else ""
         backward = f" and {counted(windows * cost.vjp, 'backward pass')}" if cost.vjp else ""
+        training = f" and {counted(self.training, 'training pass')}" if self.training else ""
         report(
             f"{f'{run.mask}: ' if self.record else ''}{images}, {counted(windows, 'window')}, {run.label.text}{how}: "
-            f"{counted(self.calls, 'network call')}{backward} {self.where}"
+            f"{counted(self.calls, 'network call')}{backward}{training} {self.where}"
         )
 
     def end(self) -> None:
         usage = self._usage
         backward = f", {usage.vjp} VJP" if usage.vjp else ""
         each = f", {1000 * usage.seconds / usage.nfe:.1f} ms per network call of one image" if usage.nfe else ""
+        where = f"s in the sampler{each}"
+        if usage.training:
+            where = f"s in training and sampler, {counted(usage.training, 'training pass')}"
         report(
-            f"{self.run.label.text}: {usage.nfe} NFE{backward}, {usage.seconds:.1f} s in the sampler{each}, "
+            f"{self.run.label.text}: {usage.nfe} NFE{backward}, {usage.seconds:.1f} {where}, "
             f"peak memory {usage.peak_memory / 2**20:.0f} MiB"
         )
 
