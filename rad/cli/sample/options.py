@@ -112,8 +112,8 @@ class SampleOptions(ReportOptions):
         "a result is the mean of N samples, at N times the cost; or rad@5,average=4", 1, low=1, high=10**4, metavar="N"
     )
     adapt: int = option(
-        "first train RAD's network for STEPS steps on the known pixels of each image: 200 take about a minute an image on two "
-        "cores; for repeated texture, see docs/guides/sampling.md; or rad@4,adapt=200; 0: off",
+        "first train RAD's network for STEPS steps on the known pixels of each image; 200 steps of the model photos take about a "
+        "minute of a CPU core; for images with repeated texture; or rad@4,adapt=200; 0: off",
         0,
         low=0,
         high=10**5,
