@@ -11,7 +11,10 @@ from typing import Any
 from rad.images.atomic import write_text
 from rad.streams import from_cell, to_cell
 
-COSTS = ("image", "nfe", "vjp", "seconds", "peak_mib", "training")
+COSTS = ("image", "nfe", "vjp", "seconds", "peak_mib")
+COLUMNS = (*COSTS, "training")
+"""Columns of costs.csv."""
+
 RUN = "run.json"
 ENTRIES: dict[str, tuple[type, type]] = {
     "runs": (list, dict),
@@ -101,7 +104,7 @@ class Costs:
         else:  # without an incomplete line at the end, which a full disk or a killed process leaves
             before = read_costs(self.path) if self.path.exists() else {}
             known = {image: tuple(cost.values()) for image, cost in before.items()}
-            write_text(self.path, ",".join(COSTS) + "\n" + _lines({**known, **rows}))
+            write_text(self.path, ",".join(COLUMNS) + "\n" + _lines({**known, **rows}))
         self._begun = True
 
 
@@ -124,6 +127,6 @@ def read_costs(path: Path) -> dict[str, dict[str, float]]:
             rows.pop()
         for row in rows:
             row.setdefault("training", "0")  # of earlier versions
-        return {from_cell(row["image"]): {name: float(row[name]) for name in COSTS[1:]} for row in rows}
+        return {from_cell(row["image"]): {name: float(row[name]) for name in COLUMNS[1:]} for row in rows}
     except (KeyError, TypeError, ValueError, AttributeError, csv.Error) as error:
         raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error}): delete it") from None
