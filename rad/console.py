@@ -245,10 +245,10 @@ def counted(number: int, what: str) -> str:
 
 
 class Progress:
-    """Network calls done: on a terminal a bar with the time left, otherwise a line every tenth."""
+    """Calls done, in `unit`: on a terminal a bar with the time left, otherwise a line every tenth."""
 
-    def __init__(self, total: int) -> None:
-        self.total, self.done, self._bar, self._tenths = total, 0, None, 0
+    def __init__(self, total: int, *, unit: str = "network calls") -> None:
+        self.total, self.done, self.unit, self._bar, self._tenths = total, 0, unit, None, 0
 
     def __enter__(self) -> "Progress":
         if sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and self.total:
@@ -257,7 +257,7 @@ class Progress:
 
             columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeElapsedColumn())
             self._bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
-            self._bar.add_task("network calls", total=self.total)
+            self._bar.add_task(self.unit, total=self.total)
             self._bar.start()
         return self
 
@@ -271,4 +271,4 @@ class Progress:
             self._bar.update(self._bar.task_ids[0], completed=done)
         elif self.total and done * 10 // self.total > self._tenths:
             self._tenths = done * 10 // self.total
-            report(f"{done} of {self.total} network calls")
+            report(f"{done} of {self.total} {self.unit}")

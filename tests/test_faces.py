@@ -11,6 +11,7 @@ from rad.lazy import lazy_names
 from tests.cli.test_import import loaded_by
 
 LIGHT = (
+    "adaptation",
     "data",
     "diffusion",
     "evaluation",

@@ -71,6 +71,7 @@ def hybrid_loss(
     gamma: float | None = None,
     prediction: Prediction = "epsilon",
     deviation: Tensor | None = None,
+    pixels: Tensor | None = None,
 ) -> Losses:
     """Loss of each image.
 
@@ -85,6 +86,7 @@ def hybrid_loss(
         timestep_weight: see above; "none": 1. gamma: of "min_snr" and "p2"; None: the paper's.
         prediction: see `target`. `weight_limit` and the variational term support "epsilon" alone.
         deviation: (B,1,H,W), of `timestep_weight` "surroundings".
+        pixels: (B,1,H,W) of 0 and 1, the pixels that count in both terms; None: those of `loss_region`, and all.
     """
     channels = x0.shape[1]
     error = (target(prediction, x0=x0, eps=eps, now=now) - output[:, :channels]).square()
@@ -96,20 +98,26 @@ def hybrid_loss(
         assert output.shape[1] == channels
     if timestep_weight != "none":
         error = _weight_map(timestep_weight, now, prediction, gamma=gamma, deviation=deviation).to(x.dtype) * error
-    if loss_region != "all":
+    if pixels is None and loss_region != "all":
         chosen = now.sigma_map() > 0 if loss_region == "noisy" else now.spread(step_levels(now, previous).b > 0)
-        counted = chosen.expand(-1, 1, *x.shape[2:]).to(error.dtype)
-        simple = (error * counted).sum((1, 2, 3)) / (channels * counted.sum((1, 2, 3))).clamp(min=1)
+        simple = _mean(error, chosen.expand(-1, 1, *x.shape[2:]).to(error.dtype))
     else:
-        simple = error.mean((1, 2, 3))
+        simple = _mean(error, pixels)
     if output.shape[1] == channels:
         return Losses(simple, torch.zeros_like(simple), simple)
     exact = output.to(torch.promote_types(output.dtype, torch.float32))
     bits = variational_bits(exact, x0=x0, x=x, now=now, previous=previous)
-    vlb = bits.mean((1, 2, 3))
+    vlb = _mean(bits, pixels)
     if vlb_boundary == "zero":
         vlb = torch.where(_ends_clean(now, previous).any(1), torch.zeros_like(vlb), vlb)
     return Losses(simple, vlb, simple + vlb_weight * vlb)
+
+
+def _mean(values: Tensor, pixels: Tensor | None) -> Tensor:
+    """Mean of values (B,C,H,W) over `pixels` (B,1,H,W) of 0 and 1: (B,). None: over all; 0 for an image without any."""
+    if pixels is None:
+        return values.mean((1, 2, 3))
+    return (values * pixels).sum((1, 2, 3)) / (values.shape[1] * pixels.sum((1, 2, 3))).clamp(min=1)
 
 
 def target(prediction: Prediction, *, x0: Tensor, eps: Tensor, now: NoiseLevel) -> Tensor:

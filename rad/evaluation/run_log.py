@@ -12,6 +12,9 @@ from rad.images.atomic import write_text
 from rad.streams import from_cell, to_cell
 
 COSTS = ("image", "nfe", "vjp", "seconds", "peak_mib")
+COLUMNS = (*COSTS, "training")
+"""Columns of costs.csv."""
+
 RUN = "run.json"
 ENTRIES: dict[str, tuple[type, type]] = {
     "runs": (list, dict),
@@ -57,16 +60,18 @@ def read_run(folder: Path) -> Run:
 
 @dataclass(frozen=True)
 class Usage:
-    """Resources used: network evaluations, backward passes, seconds in the sampling loop, peak memory in bytes."""
+    """Resources used: network evaluations, backward passes, seconds, peak memory in bytes, training passes of adaptations."""
 
     nfe: int = 0
     vjp: int = 0
     seconds: float = 0.0
     peak_memory: int = 0
+    training: int = 0
 
     def __add__(self, other: "Usage") -> "Usage":
         peak = max(self.peak_memory, other.peak_memory)
-        return Usage(self.nfe + other.nfe, self.vjp + other.vjp, self.seconds + other.seconds, peak)
+        nfe, vjp, training = self.nfe + other.nfe, self.vjp + other.vjp, self.training + other.training
+        return Usage(nfe, vjp, self.seconds + other.seconds, peak, training)
 
 
 class Costs:
@@ -85,7 +90,13 @@ class Costs:
         for image, share in zip(images, windows, strict=True):
             part = share / max(1, sum(windows))
             seconds, peak = round(effort.seconds * part, 6), round(effort.peak_memory / 2**20)
-            rows[image] = (round(effort.nfe * part), round(effort.vjp * part), seconds, peak)
+            rows[image] = (
+                round(effort.nfe * part),
+                round(effort.vjp * part),
+                seconds,
+                peak,
+                round(effort.training * part),
+            )
         begun, self._begun = self._begun, False
         if begun:
             with self.path.open("a", encoding="utf-8", newline="") as file:
@@ -93,7 +104,7 @@ class Costs:
         else:  # without an incomplete line at the end, which a full disk or a killed process leaves
             before = read_costs(self.path) if self.path.exists() else {}
             known = {image: tuple(cost.values()) for image, cost in before.items()}
-            write_text(self.path, ",".join(COSTS) + "\n" + _lines({**known, **rows}))
+            write_text(self.path, ",".join(COLUMNS) + "\n" + _lines({**known, **rows}))
         self._begun = True
 
 
@@ -104,7 +115,7 @@ def _lines(rows: Mapping[str, tuple[object, ...]]) -> str:
 
 
 def read_costs(path: Path) -> dict[str, dict[str, float]]:
-    """By image: NFE, VJPs and seconds for all its samples, and the peak memory in MiB.
+    """By image: NFE, VJPs and seconds for all its samples, the peak memory in MiB, and the training passes.
 
     A last line without its end, of a stopped process, is left out. Raises ValueError for other damage.
     """
@@ -114,6 +125,8 @@ def read_costs(path: Path) -> dict[str, dict[str, float]]:
         rows = list(csv.DictReader(io.StringIO(text, newline="")))
         if rows and None in rows[-1].values():  # ends within a name
             rows.pop()
-        return {from_cell(row["image"]): {name: float(row[name]) for name in COSTS[1:]} for row in rows}
+        for row in rows:
+            row.setdefault("training", "0")  # of earlier versions
+        return {from_cell(row["image"]): {name: float(row[name]) for name in COLUMNS[1:]} for row in rows}
     except (KeyError, TypeError, ValueError, AttributeError, csv.Error) as error:
         raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error}): delete it") from None

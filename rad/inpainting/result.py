@@ -16,6 +16,7 @@ class Inpainted:
         raw: the images before known pixels are restored.
         nfe, vjp: forward and backward passes of the network, over all windows; seconds: wall time of the sampling loops, with
             the callbacks.
+        training: forward and backward passes of an adaptation of `rad sample`, whose time is in `seconds`.
         peak_memory: in bytes, of the whole process, see `rad.inpainting.memory.peak_memory`. Calls in other threads add to it,
             and each call starts its measurement again.
     """
@@ -26,6 +27,7 @@ class Inpainted:
     vjp: int
     seconds: float
     peak_memory: int
+    training: int = 0
 
 
 class Cancelled(Exception):

@@ -371,6 +371,13 @@ class LoadedModel(ABC):
         raise NotImplementedError(f"{self.source} is not trained as a whole")
 
 
+def with_adapted(model: LoadedModel, network: nn.Module) -> LoadedModel:
+    """A view of the model with another network for `adapted`. It shares all else; `model` stays as it is."""
+    view = copy.copy(model)
+    view.adapted, view._compiled = cast("Network", network), {}
+    return view
+
+
 def scaled_size(cells: int | Sequence[int] | None, factor: int) -> tuple[int, int]:
     """(height, width) in pixels of a network's sample_size. Raises ValueError for None."""
     if cells is None:

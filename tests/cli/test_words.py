@@ -89,6 +89,7 @@ def test_misspelt_names_are_suggested():
         "margin",
         "num_samples",
         "average",
+        "adapt",
         "batch_size",
         "steps",
         "limit",

@@ -348,11 +348,11 @@ def test_the_last_line_of_costs_of_an_image_counts(tmp_path):
     first.add(["b"], Usage(9, 9, 9.0, 2**22), [7])
     assert path.stat().st_ino == inode
     expected = {
-        "image": {"nfe": 4, "vjp": 1, "seconds": 2, "peak_mib": 1},
-        "b": {"nfe": 9, "vjp": 9, "seconds": 9, "peak_mib": 4},
-        "c,\n": {"nfe": 0, "vjp": 0, "seconds": 0, "peak_mib": 2},
+        "image": {"nfe": 4, "vjp": 1, "seconds": 2, "peak_mib": 1, "training": 0},
+        "b": {"nfe": 9, "vjp": 9, "seconds": 9, "peak_mib": 4, "training": 0},
+        "c,\n": {"nfe": 0, "vjp": 0, "seconds": 0, "peak_mib": 2, "training": 0},
     }
     assert read_costs(path) == expected
     Costs(tmp_path).add(["d"], Usage(1, 0, 1.0, 0), [1])
-    assert read_costs(path) == {**expected, "d": {"nfe": 1, "vjp": 0, "seconds": 1, "peak_mib": 0}}
+    assert read_costs(path) == {**expected, "d": {"nfe": 1, "vjp": 0, "seconds": 1, "peak_mib": 0, "training": 0}}
     assert len(path.read_text().splitlines()) == 1 + 4, "the line of b that no longer counts is gone"

@@ -50,6 +50,25 @@ def test_probabilities_of_all_8_bit_values_add_up_to_one():
         assert float((-nll).exp().sum()) == pytest.approx(1, abs=1e-6)
 
 
+@pytest.mark.parametrize("channels", [3, 6])
+def test_only_given_pixels_count(channels):
+    terms, output, hole = case([300, 0])
+    pixels = hole * (torch.arange(4) % 2)
+    output = output[:, :channels]
+    losses = hybrid_loss(output, pixels=pixels, **terms)
+    inside = pixels.bool().expand(-1, 3, -1, -1)
+    error = (terms["eps"] - output[:, :3]).square()
+    torch.testing.assert_close(losses.simple[0], error[0][inside[0]].mean())
+    other = {**terms, **{name: torch.where(inside, terms[name], 0.3) for name in ("x0", "x", "eps")}}
+    changed = hybrid_loss(torch.where(inside.repeat(1, channels // 3, 1, 1), output, 0.1), pixels=pixels, **other)
+    torch.testing.assert_close(changed.total, losses.total)
+    if channels == 6:
+        bits = variational_bits(output, **{name: terms[name] for name in ("x0", "x", "now", "previous")})
+        torch.testing.assert_close(losses.vlb[1], bits[1][inside[1]].mean())
+    nothing = hybrid_loss(output, pixels=torch.zeros_like(pixels), **terms)
+    assert nothing.total.tolist() == [0, 0]
+
+
 def test_squared_error_region():
     terms, output, hole = case([300, 700])
     error = (terms["eps"] - output[:, :3]).square()

@@ -67,12 +67,16 @@ class Inputs:
 def make_batches(
     number: int, run: MethodRun, window_counts: Mapping[ImageFile, WindowCount], options: SampleOptions
 ) -> list[Batch]:
-    """The jobs of run `number` with known windows, in batches of --batch_size images; fewer if they are large."""
+    """The jobs of run `number` with known windows, in batches of --batch_size images; fewer if they are large.
+
+    Images of an adaptation are filled one by one, so that each is written when it is filled.
+    """
+    count = 1 if run.label.given_adapt(options) else options.batch_size
     ready = [job for job in run.jobs if job.image in window_counts]
     parts: list[list[Job]] = []
-    for start in range(0, len(ready), options.batch_size):
+    for start in range(0, len(ready), count):
         total = MOST_PIXELS + 1
-        for job in ready[start : start + options.batch_size]:
+        for job in ready[start : start + count]:
             pixels = options.num_samples * window_counts[job.image].pixels
             total += pixels
             if total > MOST_PIXELS:
@@ -141,7 +145,7 @@ class Worker:
 
 
 def usage_of(result: Inpainted) -> Usage:
-    return Usage(result.nfe, result.vjp, result.seconds, result.peak_memory)
+    return Usage(result.nfe, result.vjp, result.seconds, result.peak_memory, result.training)
 
 
 def write_image(path: Path, image: Image.Image, text: PngInfo | None = None) -> None:

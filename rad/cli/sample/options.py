@@ -123,6 +123,14 @@ class SampleOptions(ReportOptions):
         high=10**4,
         metavar="N",
     )
+    adapt: int = option(
+        "first train RAD's network for STEPS steps on the known pixels of each image; 200 steps of the model photos take about a "
+        "minute of a CPU core; for images with repeated texture; or rad@4,adapt=200; 0: off",
+        0,
+        low=0,
+        high=10**5,
+        metavar="STEPS",
+    )
     size_policy: SizePolicy | None = option(
         "images of another size than the model's; crop: windows around each hole; zoom: one region around all holes, scaled to "
         "the model's size and back; pyramid: windows at several scales, coarse to fine, for holes larger than a window; default: "

@@ -22,6 +22,9 @@ from rad.keys import check_seed
 from rad.masks.reading.hole import Hole, LoadedHole, load_hole
 from rad.models.settings.preferred import OF_SAMPLER, Preferred
 
+LIMITS = {"average": (1, 10**4), "adapt": (0, 10**5)}
+"""Lowest and highest value of the words of a label that are whole numbers."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -96,7 +99,7 @@ class Label:
 
     Args:
         steps, budget: number after "@": of steps, or of network calls ("ddnm@100nfe").
-        solver, spacing, eta, strength, average: words after commas; None: the options of the whole run.
+        solver, spacing, eta, strength, average, adapt: words after commas; None: the options of the whole run.
     """
 
     text: str
@@ -108,6 +111,7 @@ class Label:
     eta: float | None = None
     strength: float | None = None
     average: int | None = None
+    adapt: int | None = None
 
     @classmethod
     def of(cls, text: str) -> "Label":
@@ -154,6 +158,10 @@ class Label:
         """Samples of a mean, of the label, otherwise of the options."""
         return self._given("average", options) or 1
 
+    def given_adapt(self, options: SampleOptions) -> int:
+        """Steps of the adaptation, of the label, otherwise of the options; 0: none."""
+        return self._given("adapt", options)
+
     def _given(self, name: str, options: SampleOptions) -> Any:
         return getattr(options if getattr(self, name) is None else self, name)
 
@@ -171,9 +179,10 @@ def _named(text: str) -> str:
 def _sampler_words(text: str, words: Sequence[str]) -> dict[str, Any]:
     """`["solver=ddim", "eta=0"]` as {"solver": "ddim", "eta": 0.0}."""
     values: dict[str, Any] = {name: value for name, _, value in (word.partition("=") for word in words)}
-    if len(values) < len(words) or not values.keys() <= {"solver", "spacing", "eta", "strength", "average"}:
+    if len(values) < len(words) or not values.keys() <= {*LIMITS, "solver", "spacing", "eta", "strength"}:
         raise ValueError(
-            f"{text!r}: after a comma give solver=, spacing=, eta=, strength= or average=, each once, as in rad@10,solver=ddim"
+            f"{text!r}: after a comma give solver=, spacing=, eta=, strength=, average= or adapt=, each once, as in "
+            "rad@10,solver=ddim"
         )
     for name, choices in {"solver": get_args(Solver), "spacing": get_args(Spacing)}.items():
         if values.get(name, choices[0]) not in choices:
@@ -184,11 +193,12 @@ def _sampler_words(text: str, words: Sequence[str]) -> dict[str, Any]:
             values[name] = float(values[name])
         except ValueError:
             raise ValueError(f"{text!r}: {name} is {values[name]!r}; allowed are 0 to 1") from None
-    if "average" in values:
-        number = re.fullmatch(r"\d{1,5}", values["average"], re.ASCII)
-        if number is None or not 1 <= int(number[0]) <= 10**4:
-            raise ValueError(f"{text!r}: average is {values['average']!r}; allowed are 1 to 10000")
-        values["average"] = int(number[0])
+    for name in values.keys() & LIMITS.keys():
+        low, high = LIMITS[name]
+        number = re.fullmatch(r"\d{1,6}", values[name], re.ASCII)
+        if number is None or not low <= int(number[0]) <= high:
+            raise ValueError(f"{text!r}: {name} is {values[name]!r}; allowed are {low} to {high}")
+        values[name] = int(number[0])
     return values
 
 

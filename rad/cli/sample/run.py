@@ -205,7 +205,7 @@ def _fill(runtime: Runtime, runs: Sequence[MethodRun], record: Record | None, fa
 def _fill_here(worker: Worker, logs: Sequence[RunLog]) -> None:
     for log in (log for log in logs if log.batches):
         log.begin()
-        with Progress(log.calls) as progress, Pipeline(worker, log) as pipeline:
+        with Progress(log.calls + log.training, unit=log.unit) as progress, Pipeline(worker, log) as pipeline:
             for batch in log.batches:
                 before = progress.done
                 pipeline.fill(batch, lambda done, before=before: progress.update(before + done))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from rad.adaptation.settings import CROPS
 from rad.cli.sample.fill import Batch, ReadError
 from rad.cli.sample.options import SampleOptions
 from rad.cli.sample.plan import MethodRun
@@ -72,7 +73,7 @@ class RunLog:
     finer: "Cost | Work"
 
     def __post_init__(self) -> None:
-        self.calls = sum(map(self.calls_of, self.batches))
+        self.calls, self.training = (sum(map(of, self.batches)) for of in (self.calls_of, self.training_of))
         self._costs, self._usage = Costs(self.run.folder, shard=self.options.part), Usage()
 
     def calls_of(self, batch: Batch) -> int:
@@ -83,6 +84,15 @@ class RunLog:
         """Calls of all windows of a batch, with `each` and `finer` calls a window."""
         return self.options.num_samples * (each * (sum(batch.windows) - sum(batch.finer)) + finer * sum(batch.finer))
 
+    def training_of(self, batch: Batch) -> int:
+        """Training passes of a batch, for --adapt; an image without windows is not adapted to."""
+        return self.run.label.given_adapt(self.options) * CROPS * sum(count > 0 for count in batch.windows)
+
+    @property
+    def unit(self) -> str:
+        """What the progress counts."""
+        return "network calls and training passes" if self.training else "network calls"
+
     def begin(self) -> None:
         run, cost, schedule = self.run, self.cost, self.schedule
         images = counted(sum(len(batch.jobs) for batch in self.batches), "image")
@@ -90,17 +100,21 @@ class RunLog:
         how = f" with {counted(schedule.steps, 'step')} ({schedule.solver}, {schedule.spacing})" if cost.nfe else ""
         passes = sum(self._total(batch, cost.vjp, self.finer.vjp) for batch in self.batches)
         backward = f" and {counted(passes, 'backward pass')}" if cost.vjp else ""
+        training = f" and {counted(self.training, 'training pass')}" if self.training else ""
         report(
             f"{f'{run.mask}: ' if self.record else ''}{images}, {counted(windows, 'window')}, {run.label.text}{how}: "
-            f"{counted(self.calls, 'network call')}{backward} {self.where}"
+            f"{counted(self.calls, 'network call')}{backward}{training} {self.where}"
         )
 
     def end(self) -> None:
         usage = self._usage
         backward = f", {usage.vjp} VJP" if usage.vjp else ""
         each = f", {1000 * usage.seconds / usage.nfe:.1f} ms per network call of one image" if usage.nfe else ""
+        where = f"s in the sampler{each}"
+        if usage.training:
+            where = f"s in training and sampler, {counted(usage.training, 'training pass')}"
         report(
-            f"{self.run.label.text}: {usage.nfe} NFE{backward}, {usage.seconds:.1f} s in the sampler{each}, "
+            f"{self.run.label.text}: {usage.nfe} NFE{backward}, {usage.seconds:.1f} {where}, "
             f"peak memory {usage.peak_memory / 2**20:.0f} MiB"
         )
 

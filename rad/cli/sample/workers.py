@@ -77,7 +77,9 @@ def fill_by_processes(setup: Setup, logs: Sequence[RunLog], devices: Sequence[st
     for log in busy:
         log.begin()
     with (
-        Progress(sum(log.calls for log in busy)) as progress,
+        Progress(
+            sum(log.calls + log.training for log in busy), unit=max((log.unit for log in busy), default="")
+        ) as progress,
         _processes(setup, devices[: len(setup.batches)]) as processes,
     ):
         asyncio.run(_fill_all(setup, processes, logs, failures, progress))
@@ -119,7 +121,7 @@ async def _fill_all(
             except EXPECTED as error:
                 log.failed(batch, error)
             finally:
-                finished, process.calls.value = finished + log.calls_of(batch), 0
+                finished, process.calls.value = finished + log.calls_of(batch) + log.training_of(batch), 0
 
     bar = asyncio.create_task(show())
     await asyncio.gather(*map(serve, processes))

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 WITHOUT_EFFECT = (
     *("base", "precision", "compile", "channels_last", "noise_device", "offload", "quantize", "vae_tiling"),
-    *("grid", "dilate", "encode_full", "strength"),
+    *("grid", "dilate", "encode_full", "strength", "adapt"),
     *("prompt", "prompts", "negative_prompt", "guidance", "control_image", "control_scale", "adapter_image"),
     *("adapter_scale", "style_image", "style_scale", "controlnet", "t2i_adapter", "ip_adapter", "lora"),
 )
@@ -196,6 +196,8 @@ def _make_methods(options: SampleOptions, labels: Sequence[Label], model: Export
     for label in labels:
         if label.strength is not None:
             raise ValueError(f"{label.text}: a strength needs --runtime torch: leave it out")
+        if label.adapt is not None:
+            raise ValueError(f"{label.text}: an adaptation needs --runtime torch: leave it out")
         if label.method not in available:
             raise ValueError(
                 f"method {label.method!r} is not available with --runtime onnx; {options.checkpoint} has "

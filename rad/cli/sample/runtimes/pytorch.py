@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
+from rad.adaptation.crops import find_places
+from rad.adaptation.run import adapt, check_adaptable
+from rad.adaptation.settings import SCALED
 from rad.cli.sample.options import GUIDES, SampleOptions
 from rad.cli.sample.plan import Job, Label, parse_settings
 from rad.cli.sample.request import source_hash
@@ -109,6 +112,8 @@ class TorchModel(Model):
     def prepare(self, label: Label) -> "tuple[Plan, Cost]":
         method, options, base_process = self.methods[label], self.options, self.inpainter.model.base_process
         check_method(method, self.inpainter.model, bf16=options.precision == "bf16")
+        if label.given_adapt(options):
+            _check_adapt(label, method, self.inpainter, options.size_policy)
         given, strength, steps = label.given(options), label.given_strength(options), None
         if method.weights != "none":
             spacing = method.choose(**given).spacing
@@ -144,6 +149,8 @@ class TorchModel(Model):
 
     def count_windows(self, hole: "Hole") -> tuple[int, int]:
         options = self.options
+        if hole.any() and any(label.given_adapt(options) for label in self.methods):
+            find_places(hole[None], self.size)  # an image that cannot be adapted to fails here
         layout = Layout(self.size, options.size_policy, options.margin, pyramid=options.pyramid)
         return layout.count_windows(hole[None])
 
@@ -166,7 +173,14 @@ class TorchModel(Model):
         on_step: Callable[[int], None],
     ) -> "Inpainted":
         assert conditions is not None
-        return self.inpainter(
+        steps, adapted, passes = label.given_adapt(self.options), None, 0
+        if steps and holes[0].any():
+            (image,), (hole,), (name,) = images, holes, names  # batches of one image, see `make_batches`
+            adapted = adapt(
+                self.inpainter, image, hole, steps=steps, seed=self.options.seed, name=name, on_step=on_step
+            )
+            passes = adapted.passes
+        result = (self.inpainter if adapted is None else adapted.inpainter)(
             images,
             [_tensor(hole) for hole in holes],
             method=self.methods[label],
@@ -177,8 +191,27 @@ class TorchModel(Model):
             **encoding(self.options),
             names=names,
             condition=conditions,
-            on_step=lambda progress: on_step(min(progress.done, progress.planned)),
+            on_step=lambda progress: on_step(passes + min(progress.done, progress.planned)),
         )
+        return result if adapted is None else replace(result, seconds=result.seconds + adapted.seconds, training=passes)
+
+
+def _check_adapt(label: Label, method: "Method", inpainter: Inpainter, size_policy: str) -> None:
+    """Raise ValueError for a method, model or size policy that --adapt does not support."""
+    if method.weights != "adapter":
+        raise ValueError(
+            f"{label.text}: --adapt trains RAD's network, which method {method.name!r} does not use: leave it out, or give it "
+            "to one method, as in rad@4,adapt=200"
+        )
+    if size_policy in SCALED:
+        raise ValueError(
+            f"{label.text}: --adapt trains on windows at the image's own scale, and --size_policy {size_policy} scales it: "
+            "give --size_policy crop"
+        )
+    try:
+        check_adaptable(inpainter)
+    except ValueError as error:
+        raise ValueError(f"{label.text}: {error}") from None
 
 
 def _check_strength(label: Label, method: "Method", strength: float) -> None:
