@@ -17,7 +17,7 @@ from rad.diffusion.choices import Solver, Spacing
 from rad.images.atomic import replacing
 from rad.images.codecs import open_image
 from rad.images.tensors import to_tensor
-from rad.inpainting.canvas.composite import SizePolicy
+from rad.inpainting.canvas.layout import SizePolicy
 from rad.inpainting.inpainter import Inpainter
 from rad.masks.base import MaskGenerator
 from rad.masks.damage import Polylines

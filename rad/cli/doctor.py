@@ -374,11 +374,10 @@ def _sample(report: Report, adapter: Path) -> None:
     import torch
 
     from rad.cli.demo import held_out_crops
-    from rad.images.tensors import to_uint8
     from rad.inpainting.inpainter import Inpainter
     from rad.masks.shapes import make
 
-    image = to_uint8(held_out_crops(1, size=SIZE)[0])
+    image = held_out_crops()[0].resize((SIZE, SIZE))
     hole = make("center")([torch.Generator()], SIZE, SIZE)[0]
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     for device in ["cpu", *([accelerator.type] if accelerator else [])]:

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from pathlib import PurePath
 
 import anyio
@@ -236,6 +237,8 @@ def sample_settings(
         "extend": fields.extend,
         "guidance": fields.guidance,
     }
+    if plan.pyramid is not None:
+        optional |= {f"pyramid_{name}": value for name, value in asdict(plan.pyramid).items()}
     optional |= {"prompt": fields.prompt or None, "negative_prompt": fields.negative_prompt or None}
     return settings | {name: value for name, value in optional.items() if value is not None}
 

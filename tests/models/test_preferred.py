@@ -278,7 +278,7 @@ def test_windows_and_scales_of_the_checkpoint_equal_given_ones(carrying, adapter
     assert result.nfe == expected.nfe
 
 
-def test_training_from_a_checkpoint_keeps_the_size_of_its_images(carrying) -> None:
+def test_models_for_training_and_export_have_the_size_of_their_images(carrying) -> None:
     folder = carrying(WIDE.content())
     assert load_model(folder.parent / "base", adapter=folder).size == (SIZE, SIZE)
 
@@ -332,6 +332,7 @@ def test_the_studio_begins_with_the_settings_of_the_checkpoint(carrying, adapter
         settings = [json.loads(files.settings) for files in (first, second)]
         assert {**settings[0], "checkpoint": 0} == {**settings[1], "checkpoint": 0}
         assert settings[0]["average"] == 2
+        assert "pyramid_steps" not in settings[0]
         with Image.open(BytesIO(first.images[0])) as one, Image.open(BytesIO(second.images[0])) as other:
             np.testing.assert_array_equal(np.array(one), np.array(other))
     finally:
@@ -340,16 +341,69 @@ def test_the_studio_begins_with_the_settings_of_the_checkpoint(carrying, adapter
 
 
 @pytest.mark.slow
-def test_an_exported_folder_carries_the_settings(carrying, tmp_path: Path) -> None:
+@pytest.mark.parametrize("runtime", ["torch", "onnx"])
+def test_the_studio_plans_windows_scales_and_means(carrying, runtime: str, tmp_path: Path) -> None:
+    pytest.importorskip("fastapi")
+    from rad.studio.schema import InpaintFields
+    from tests.studio.server import make_service, png
+
+    content = WIDE.content() | {"average": 2, "solver": "ddim", "spacing": "trailing"}
+    folder = carrying(content)
+    if runtime == "torch":
+        service = make_service(folder)
+    else:
+        pytest.importorskip("onnxruntime")
+        from rad.cli.hub.export import main as export
+        from rad.runtime import OnnxInpainter
+        from rad.studio.fillers.onnx_filler import OnnxFiller
+        from rad.studio.options import StudioOptions
+        from rad.studio.service import Service
+
+        place = str(tmp_path / "onnx")
+        assert export([str(folder), "--onnx", place]) == 0
+        service = Service({"tiny": OnnxFiller("tiny", place, OnnxInpainter.from_pretrained(place))}, StudioOptions())
+    image, hole = random_image(70, 80), box_hole(70, 80, 10, 12, 34, 36)
+    inpainter = Inpainter.from_pretrained(folder, device="cpu")
+    layout = Layout.choose(inpainter.size, inpainter.model.preferred, None, None)
+    first, finer = layout.count_windows(hole.numpy())
+    try:
+        sent = png(image), png(Image.fromarray(np.uint8(255 * hole[0].numpy())))
+        job = service.submit(InpaintFields(), *sent)
+        short = service.submit(InpaintFields(steps=4), *sent)
+        while any(each.state in ("queued", "running") for each in (job, short)):
+            time.sleep(0.05)
+        assert job.nfe == job.planned == 2 * (3 * first + 2 * finer), job.error
+        assert short.nfe == short.planned == 4 * first + 2 * finer
+        assert job.files is not None
+        settings = json.loads(job.files.settings)
+        assert (settings["size"], settings["average"], settings["pyramid_steps"]) == (32, 2, 2)
+        with pytest.raises(
+            Exception, match="budget_nfe is 3; a window at a finer scale of size_policy 'pyramid' costs 4"
+        ):
+            service.submit(InpaintFields(budget_nfe=3, average=2), *sent)
+        if runtime == "torch":
+            expected = inpainter(image, hole, names="image.png").images[0]
+            with Image.open(BytesIO(job.files.images[0])) as filled:
+                np.testing.assert_array_equal(np.array(filled), np.array(expected))
+    finally:
+        service.queue.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("settings", "side"), [(DDIM, SIZE), (WIDE, 32)])
+def test_an_exported_folder_carries_the_settings(carrying, settings: Preferred, side: int, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     from rad.cli.hub.export import main as export
     from rad.runtime import OnnxInpainter
 
-    folder = carrying(DDIM.content())
+    folder = carrying(settings.content())
     assert export([str(folder), "--onnx", str(tmp_path / "onnx")]) == 0
-    assert json.loads((tmp_path / "onnx" / "runtime.json").read_text())["sampling"] == DDIM.content()
+    written = json.loads((tmp_path / "onnx" / "runtime.json").read_text())
+    assert (written["sampling"], written["size"]) == (settings.content(), [SIZE, SIZE])
+    exported = OnnxInpainter.from_pretrained(tmp_path / "onnx")
+    assert exported.size == (side, side)
     image, hole = random_image(20, 24), box_hole(20, 24, 4, 5, 14, 16)
-    result = OnnxInpainter.from_pretrained(tmp_path / "onnx")(image, hole.numpy())
+    result = exported(image, hole.numpy())
     expected = Inpainter.from_pretrained(folder, device="cpu")(image, hole)
     assert result.nfe == expected.nfe
     close = np.abs(np.int16(result.images[0]) - np.int16(expected.images[0]))

@@ -12,6 +12,7 @@ from PIL import Image
 
 from rad.arguments import describe
 from rad.inpainting.canvas.outpaint import Extension
+from rad.inpainting.canvas.pyramid import Pyramid
 from rad.inpainting.result import Inpainted, Progress
 from rad.masks.reading.hole import Hole
 from rad.models.settings.preferred import KEYS, Preferred, SizePolicy
@@ -32,6 +33,7 @@ class Plan:
         steps, solver, spacing, eta: of the sampler; steps is None for methods without a network.
         settings: of the method, as text.
         nfe: network calls over all windows and samples, each of which may be a mean of several; windows: of one sample.
+        pyramid: settings of size policy "pyramid"; None for others.
         warnings: about values without effect.
     """
 
@@ -42,6 +44,7 @@ class Plan:
     settings: dict[str, str]
     nfe: int
     windows: int
+    pyramid: Pyramid | None = None
     warnings: list[str] = field(default_factory=list)
 
 
@@ -125,11 +128,16 @@ def arguments(fields: InpaintFields, plan: Plan) -> dict[str, Any]:
     """The arguments of a call that both runtimes take: all but image, hole, method and condition."""
     names = ("seed", "num_samples", "average", "size_policy", "margin", "feather", "batch_size")
     return {
-        **{name: getattr(plan, name) for name in ("steps", "solver", "spacing", "eta")},
+        **{name: getattr(plan, name) for name in ("steps", "solver", "spacing", "eta", "pyramid")},
         **{name: getattr(fields, name) for name in names},
         "names": fields.name,
         "extend": None if fields.extend is None else Extension.parse(fields.extend),
     }
+
+
+def window_of(preferred: Preferred) -> dict[str, object]:
+    """The option of `rad sample` for the window that a checkpoint prefers."""
+    return {} if preferred.size is None else {"size": preferred.size}
 
 
 def sampler_fields(fields: InpaintFields) -> dict[str, Any]:

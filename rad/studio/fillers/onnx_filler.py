@@ -25,6 +25,7 @@ from rad.studio.fillers.filler import (
     sampler_fields,
     setting_text,
     steps_of,
+    window_of,
 )
 from rad.studio.schema import InpaintFields, MethodView, ModelView, SettingView
 
@@ -51,7 +52,7 @@ class OnnxFiller:
         self.preferred = inpainter.model.preferred
         self._most_steps = len(inpainter.model.betas)
         self.methods = {name: self._describe(METHODS[name]()) for name in inpainter.methods}
-        self.checkpoint: dict[str, object] = {"checkpoint": source, "runtime": "onnx"}
+        self.checkpoint: dict[str, object] = {"checkpoint": source, "runtime": "onnx", **window_of(self.preferred)}
 
     def plan(self, fields: InpaintFields, hole: Hole, *, rate: Callable[[], float], most_windows: int) -> Plan:
         method = self._method(fields)
@@ -68,7 +69,8 @@ class OnnxFiller:
             check_finer(fields, each)
             nfe += fields.num_samples * finer * each
         settings = {item.name: setting_text(getattr(method, item.name)) for item in fields_of(method)}
-        return Plan(**schedule, settings=settings, nfe=nfe * (fields.average or 1), windows=first + finer)
+        nfe *= fields.average or 1
+        return Plan(**schedule, settings=settings, nfe=nfe, windows=first + finer, pyramid=layout.pyramid)
 
     def fill(
         self,

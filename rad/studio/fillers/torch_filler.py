@@ -27,6 +27,7 @@ from rad.studio.fillers.filler import (
     sampler_fields,
     setting_text,
     steps_of,
+    window_of,
 )
 from rad.studio.fillers.listing import list_methods
 from rad.studio.schema import InpaintFields, ModelView
@@ -57,6 +58,7 @@ class TorchFiller:
             "checkpoint": source,
             "device": str(inpainter.device),
             "precision": inpainter.precision,
+            **window_of(model.preferred),
         }
 
     def plan(self, fields: InpaintFields, hole: Hole, *, rate: Callable[[], float], most_windows: int) -> Plan:
@@ -87,7 +89,14 @@ class TorchFiller:
         if not method.soft and bool(((hole > 0) & (hole < 1)).any()):
             warnings.append(f"{method.name} fills grey pixels of a mask completely: use rad to keep part of the image")
         nfe *= 1 if method.weights == "none" else fields.average or 1
-        return Plan(steps, schedule.solver, schedule.spacing, schedule.eta, settings, nfe, first + finer, warnings)
+        return Plan(
+            *(steps, schedule.solver, schedule.spacing, schedule.eta),
+            settings,
+            nfe,
+            first + finer,
+            layout.pyramid,
+            warnings,
+        )
 
     def fill(
         self,
