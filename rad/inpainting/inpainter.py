@@ -79,7 +79,8 @@ class Inpainter:
     ) -> None:
         if not hasattr(model, "denoiser"):  # a model of your own may be of another class
             raise ValueError(f"model is {describe(model)}; give a loaded model, or use Inpainter.from_pretrained(PATH)")
-        self.model, self.device, self.precision = model, _device(device), precision
+        self.model, self.device = model, _device(device)
+        self.precision: Precision = precision
         self.compile: CompileMode = compile
         self.noise_device: NoiseDevice = noise_device
         check_running(self.device, precision=precision, compile=compile, noise_device=noise_device)

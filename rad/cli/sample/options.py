@@ -305,6 +305,11 @@ class SampleOptions(ReportOptions):
         return None if self.extend is None else Extension.parse(self.extend)
 
     @property
+    def policy(self) -> SizePolicy:
+        """The size policy, once the checkpoint's settings are known."""
+        return self.size_policy or "error"
+
+    @property
     def pyramid(self) -> Pyramid | None:
         """Settings of --size_policy pyramid; None for others. Raises ValueError for settings without effect."""
         pyramid = Pyramid.chosen(self)

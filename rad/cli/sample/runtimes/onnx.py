@@ -143,7 +143,7 @@ class OnnxModel(Model):
 
     def count_windows(self, hole: "Hole") -> tuple[int, int]:
         options = self.options
-        layout = Layout(self.size, options.size_policy, options.margin, pyramid=options.pyramid)
+        layout = Layout(self.size, options.policy, options.margin, pyramid=options.pyramid)
         return layout.count_windows(hole[None])
 
     def recorded(self) -> dict[str, str]:

@@ -113,7 +113,7 @@ class TorchModel(Model):
         method, options, base_process = self.methods[label], self.options, self.inpainter.model.base_process
         check_method(method, self.inpainter.model, bf16=options.precision == "bf16")
         if label.given_adapt(options):
-            _check_adapt(label, method, self.inpainter, options.size_policy)
+            _check_adapt(label, method, self.inpainter, options.policy)
         given, strength, steps = label.given(options), label.given_strength(options), None
         if method.weights != "none":
             spacing = method.choose(**given).spacing
@@ -151,7 +151,7 @@ class TorchModel(Model):
         options = self.options
         if hole.any() and any(label.given_adapt(options) for label in self.methods):
             find_places(hole[None], self.size)  # an image that cannot be adapted to fails here
-        layout = Layout(self.size, options.size_policy, options.margin, pyramid=options.pyramid)
+        layout = Layout(self.size, options.policy, options.margin, pyramid=options.pyramid)
         return layout.count_windows(hole[None])
 
     def recorded(self) -> dict[str, str]:
