@@ -54,6 +54,12 @@ def test_keys_are_the_fields_and_policies_those_of_the_options() -> None:
     assert get_args(SizePolicy) == get_args(names.SizePolicy)
 
 
+def test_help_texts_have_the_defaults_of_the_pyramid() -> None:
+    helps = {item.name: item.metadata["help"] for item in fields(SampleOptions)}
+    assert f"default: {Pyramid.strength}, or" in helps["pyramid_strength"]
+    assert f"default: {Pyramid.steps}, or" in helps["pyramid_steps"]
+
+
 @pytest.mark.parametrize(
     ("given", "method", "expected"),
     [
@@ -406,5 +412,5 @@ def test_an_exported_folder_carries_the_settings(carrying, settings: Preferred, 
     result = exported(image, hole.numpy())
     expected = Inpainter.from_pretrained(folder, device="cpu")(image, hole)
     assert result.nfe == expected.nfe
-    close = np.abs(np.int16(result.images[0]) - np.int16(expected.images[0]))
-    assert close.max() <= 1
+    close, other = (np.asarray(each.images[0]).astype(np.int16) for each in (result, expected))
+    assert np.abs(close - other).max() <= 1
