@@ -168,8 +168,11 @@ def test_pixel_models_have_no_grid(base):
     for told in ({"grid": Grid()}, {"fill": "none"}):
         with pytest.raises(ValueError, match="there is no latent grid"):
             pixel(random_image(16, 16), box_hole(16, 16, 3, 3, 9, 9), method="mean", **told)
-    with pytest.raises(ValueError, match="has no effect"):
-        Inpainter.from_pretrained(base, size=32)
+
+
+def test_latent_models_have_one_size(folder):
+    with pytest.raises(ValueError, match="so size=32 has no effect"):
+        Inpainter.from_pretrained(folder, size=32)
 
 
 # ---- RAD on latents --------------------------------------------------------------------------------

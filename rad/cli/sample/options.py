@@ -25,12 +25,12 @@ from rad.cli.names import (
 )
 from rad.console import SEEDS, add_options, check_options, option, program, with_hint, with_underscores
 from rad.evaluation.options import ReportOptions
-from rad.inpainting.canvas.pyramid import Pyramid
 from rad.masks.reading.format import MaskChannel, MaskFormat, MaskResize, Polarity
 from rad.resources import PACKAGE
 
 if TYPE_CHECKING:
     from rad.inpainting.canvas.outpaint import Extension
+    from rad.inpainting.canvas.pyramid import Pyramid
 
 METHODS_TABLE = PACKAGE / "methods" / "methods.txt"
 """The text of `rad.methods.registry.table`, which a test compares; reading it needs no torch."""
@@ -153,19 +153,14 @@ class SampleOptions(ReportOptions):
         group=SCALES,
     )
     pyramid_strength: float | None = option(
-        f"start of a finer scale, see --strength; less keeps more of the coarser result; default: {Pyramid.strength}, or the "
-        "checkpoint's",
+        "start of a finer scale, see --strength; less keeps more of the coarser result; default: 0.65, or the checkpoint's",
         None,
         low=1e-6,
         high=0.999999,
         group=SCALES,
     )
     pyramid_steps: int | None = option(
-        f"noise levels of each finer scale; default: {Pyramid.steps}, or the checkpoint's",
-        None,
-        low=1,
-        high=10**5,
-        group=SCALES,
+        "noise levels of each finer scale; default: 6, or the checkpoint's", None, low=1, high=10**5, group=SCALES
     )
     feather: int = option(
         "width in pixels of the blend from known pixels into the filling; 0: off", 0, low=0, high=PIXELS
@@ -310,8 +305,10 @@ class SampleOptions(ReportOptions):
         return self.size_policy or "error"
 
     @property
-    def pyramid(self) -> Pyramid | None:
+    def pyramid(self) -> "Pyramid | None":
         """Settings of --size_policy pyramid; None for others. Raises ValueError for settings without effect."""
+        from rad.inpainting.canvas.pyramid import Pyramid
+
         pyramid = Pyramid.chosen(self)
         if pyramid != Pyramid() and self.size_policy not in ("pyramid", None):  # None: until the checkpoint is known
             raise ValueError("--pyramid_... options need --size_policy pyramid: give it, or leave them out")

@@ -142,8 +142,8 @@ class OnnxModel(Model):
         return check_finer(label, self.options, Work(finer.nfe) * label.given_average(self.options))
 
     def count_windows(self, hole: "Hole") -> tuple[int, int]:
-        options = self.options
-        layout = Layout(self.size, options.policy, options.margin, pyramid=options.pyramid)
+        options, preferred = self.options, self.inpainter.model.preferred
+        layout = Layout.choose(self.size, preferred, options.size_policy, options.margin, options.pyramid)
         return layout.count_windows(hole[None])
 
     def recorded(self) -> dict[str, str]:

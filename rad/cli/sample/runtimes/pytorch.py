@@ -148,10 +148,10 @@ class TorchModel(Model):
         return check_finer(label, self.options, finer.cost * label.given_average(self.options))
 
     def count_windows(self, hole: "Hole") -> tuple[int, int]:
-        options = self.options
+        options, preferred = self.options, self.inpainter.model.preferred
         if hole.any() and any(label.given_adapt(options) for label in self.methods):
             find_places(hole[None], self.size)  # an image that cannot be adapted to fails here
-        layout = Layout(self.size, options.policy, options.margin, pyramid=options.pyramid)
+        layout = Layout.choose(self.size, preferred, options.size_policy, options.margin, options.pyramid)
         return layout.count_windows(hole[None])
 
     def recorded(self) -> dict[str, str]:

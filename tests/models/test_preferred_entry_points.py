@@ -1,0 +1,145 @@
+"""Preferred settings of a checkpoint at the command line, in the studio, and in exported folders."""
+
+import json
+import time
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rad.cli.main import sample
+from rad.cli.sample.request import read_request
+from rad.inpainting.canvas.layout import Layout
+from rad.inpainting.inpainter import Inpainter
+from rad.models.settings.preferred import Preferred
+from tests.conftest import SIZE, box_hole, random_image
+from tests.models.test_preferred import DDIM, WIDE
+
+
+def pixels_of(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.array(image)
+
+
+@pytest.mark.slow
+def test_rad_sample_names_and_records_the_settings_of_the_checkpoint(
+    carrying, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    random_image(20, 24).save("a.png")
+    words = ["--image", "a.png", "--mask", "box", "--device", "cpu"]
+    assert sample([*words, "--checkpoint", str(carrying(DDIM.content())), "--output", "short.png"]) == 0
+    assert "settings of the checkpoint: size_policy crop, margin 3; rad with steps 3, " in capsys.readouterr().err
+    given = [f"--{name}={value}" for name, value in DDIM.content().items()]
+    assert sample([*words, *given, "--checkpoint", str(adapter), "--output", "long.png"]) == 0
+    assert "settings of the checkpoint" not in capsys.readouterr().err
+    np.testing.assert_array_equal(pixels_of(Path("short.png")), pixels_of(Path("long.png")))
+    requests = [read_request(Path(name)) for name in ("short.png", "long.png")]
+    assert requests[0] is not None
+    assert requests[1] is not None
+    assert {**requests[0], "model": 0} == {**requests[1], "model": 0}
+    assert (requests[0]["steps"], requests[0]["mean_of"], requests[0]["size_policy"]) == (3, 2, "crop")
+
+
+@pytest.mark.slow
+def test_the_studio_begins_with_the_settings_of_the_checkpoint(carrying, adapter: Path) -> None:
+    pytest.importorskip("fastapi")
+    from rad.studio.schema import InpaintFields
+    from tests.studio.server import box, make_service, photo
+
+    preferring, plain = make_service(carrying(DDIM.content())), make_service(adapter)
+    try:
+        views = preferring.fillers["tiny"].methods
+        view = views["rad"]
+        assert (view.steps, view.solver, view.spacing, view.eta, view.nfe) == (3, "ddim", "trailing", 0, 3 * 2)
+        assert preferring.fillers["tiny"].view.size_policy == "crop"
+        assert views["ddnm"] == plain.fillers["tiny"].methods["ddnm"]
+        given = InpaintFields(**DDIM.content())  # pyright: ignore[reportArgumentType]
+        jobs = [preferring.submit(InpaintFields(), photo(), box()), plain.submit(given, photo(), box())]
+        while any(job.state in ("queued", "running") for job in jobs):
+            time.sleep(0.05)
+        first, second = (job.files for job in jobs)
+        assert first is not None
+        assert second is not None
+        assert jobs[0].nfe == jobs[0].planned == jobs[1].planned
+        settings = [json.loads(files.settings) for files in (first, second)]
+        assert {**settings[0], "checkpoint": 0} == {**settings[1], "checkpoint": 0}
+        assert settings[0]["average"] == 2
+        assert "pyramid_steps" not in settings[0]
+        with Image.open(BytesIO(first.images[0])) as one, Image.open(BytesIO(second.images[0])) as other:
+            np.testing.assert_array_equal(np.array(one), np.array(other))
+    finally:
+        preferring.queue.close()
+        plain.queue.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runtime", ["torch", "onnx"])
+def test_the_studio_plans_windows_scales_and_means(carrying, runtime: str, tmp_path: Path) -> None:
+    pytest.importorskip("fastapi")
+    from rad.studio.schema import InpaintFields
+    from tests.studio.server import make_service, png
+
+    content = WIDE.content() | {"average": 2, "solver": "ddim", "spacing": "trailing"}
+    folder = carrying(content)
+    if runtime == "torch":
+        service = make_service(folder)
+    else:
+        pytest.importorskip("onnxruntime")
+        from rad.cli.hub.export import main as export
+        from rad.runtime import OnnxInpainter
+        from rad.studio.fillers.onnx_filler import OnnxFiller
+        from rad.studio.options import StudioOptions
+        from rad.studio.service import Service
+
+        place = str(tmp_path / "onnx")
+        assert export([str(folder), "--onnx", place]) == 0
+        service = Service({"tiny": OnnxFiller("tiny", place, OnnxInpainter.from_pretrained(place))}, StudioOptions())
+    image, hole = random_image(70, 80), box_hole(70, 80, 10, 12, 34, 36)
+    inpainter = Inpainter.from_pretrained(folder, device="cpu")
+    layout = Layout.choose(inpainter.size, inpainter.model.preferred, None, None)
+    first, finer = layout.count_windows(hole.numpy())
+    try:
+        sent = png(image), png(Image.fromarray(np.uint8(255 * hole[0].numpy())))
+        job = service.submit(InpaintFields(), *sent)
+        short = service.submit(InpaintFields(steps=4), *sent)
+        while any(each.state in ("queued", "running") for each in (job, short)):
+            time.sleep(0.05)
+        assert job.nfe == job.planned == 2 * (3 * first + 2 * finer), job.error
+        assert short.nfe == short.planned == 4 * first + 2 * finer
+        assert job.files is not None
+        settings = json.loads(job.files.settings)
+        assert (settings["size"], settings["average"], settings["pyramid_steps"]) == (32, 2, 2)
+        with pytest.raises(
+            Exception, match="budget_nfe is 3; a window at a finer scale of size_policy 'pyramid' costs 4"
+        ):
+            service.submit(InpaintFields(budget_nfe=3, average=2), *sent)
+        if runtime == "torch":
+            expected = inpainter(image, hole, names="image.png").images[0]
+            with Image.open(BytesIO(job.files.images[0])) as filled:
+                np.testing.assert_array_equal(np.array(filled), np.array(expected))
+    finally:
+        service.queue.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("settings", "side"), [(DDIM, SIZE), (WIDE, 32)])
+def test_an_exported_folder_carries_the_settings(carrying, settings: Preferred, side: int, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    from rad.cli.hub.export import main as export
+    from rad.runtime import OnnxInpainter
+
+    folder = carrying(settings.content())
+    assert export([str(folder), "--onnx", str(tmp_path / "onnx")]) == 0
+    written = json.loads((tmp_path / "onnx" / "runtime.json").read_text())
+    assert (written["sampling"], written["size"]) == (settings.content(), [SIZE, SIZE])
+    exported = OnnxInpainter.from_pretrained(tmp_path / "onnx")
+    assert exported.size == (side, side)
+    image, hole = random_image(20, 24), box_hole(20, 24, 4, 5, 14, 16)
+    result = exported(image, hole.numpy())
+    expected = Inpainter.from_pretrained(folder, device="cpu")(image, hole)
+    assert result.nfe == expected.nfe
+    close, other = (np.asarray(each.images[0]).astype(np.int16) for each in (result, expected))
+    assert np.abs(close - other).max() <= 1
