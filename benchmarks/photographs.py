@@ -47,6 +47,7 @@ OURS = {
     "rad@4": "--method rad@4,solver=ddim,spacing=trailing",
     "rad@10": "--method rad@10",
     "rad@20": "--method rad@20",
+    "rad-average": "--method rad@4,solver=ddim,spacing=trailing,average=8",
     **{name: f"--method {name}" for name in ("replacement@100", "repaint@100nfe", "ddrm", "ddnm", "diffpir")},
 }
 """Options of `rad sample` by label."""
@@ -79,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="LABEL=OPTIONS",
         help="more systems, by options of rad sample: 'rad-crop=--size_policy crop'",
     )
-    result.add_argument("--options", default="--size_policy crop", help="of rad sample, for all (default: %(default)s)")
+    result.add_argument("--options", default="", help="of rad sample, for all (default: the checkpoint's settings)")
     result.add_argument("--others_python", default=sys.executable, help="Python of PatchMatch and deepinv")
     result.add_argument("--feature_net", default=str(ROOT / "checkpoints/features-nature64"))
     result.add_argument("--sheet", nargs="+", default=[], metavar="SYSTEM", help="columns of the sheets (default: all)")

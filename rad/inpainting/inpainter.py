@@ -234,9 +234,6 @@ class Inpainter:
         Raises ValueError or FileNotFoundError for an unsuitable input or option, before any network call.
         Warns about a mask that is empty, full, not plain black and white, or grey without effect, and `average` without effect.
         """
-        layout = Layout.choose(
-            self.size, self.model.preferred, size_policy, margin, pyramid, content=check_strength(strength) < 1
-        )
         seed, extension = check_seed(seed), find_extension(extend, mask, strength=strength)
         check_numbers(num_samples=num_samples, average=average, batch_size=batch_size, feather=feather)
         format = MaskFormat(
@@ -250,6 +247,9 @@ class Inpainter:
         inputs = Inputs.align(image, mask, names=names, condition=condition)
         self.check(inputs.conditions, grid=grid, fill=fill)
         sampler = self.sampler(method, steps=steps, eta=eta, solver=solver, spacing=spacing, strength=strength)
+        content = check_strength(strength) < 1
+        preferred = self.model.preferred.starting(refines=sampler.method.takes_strength and not content)
+        layout = Layout.choose(self.size, preferred, size_policy, margin, pyramid, content=content)
         given = Preferred(steps, solver, spacing, eta, average)
         chosen = self.model.preferred.complete(given, method=sampler.method.name)
         finer = None

@@ -94,7 +94,7 @@ class Service:
     def submit(self, fields: InpaintFields, image_data: bytes, mask_data: bytes | None) -> Job:
         """Check a request and queue its job. Raises Refused, or Full."""
         filler = self.filler(fields.model)
-        fields = complete(fields, filler.preferred)
+        fields = complete(fields, filler.preferred, refines=filler.refines(fields))
         if fields.name.lower().endswith(ARCHIVES):
             raise Refused(
                 422, f"name is {fields.name!r}, as of an archive; give the name of an image, such as photo.png"

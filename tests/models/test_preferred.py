@@ -266,3 +266,14 @@ def test_windows_and_scales_of_the_checkpoint_equal_given_ones(carrying, adapter
 def test_models_for_training_and_export_have_the_size_of_their_images(carrying) -> None:
     folder = carrying(WIDE.content())
     assert load_model(folder.parent / "base", adapter=folder).size == (SIZE, SIZE)
+
+
+def test_methods_that_cannot_refine_get_windows_of_one_scale(carrying) -> None:
+    assert WIDE.starting(refines=True) == WIDE
+    assert WIDE.starting(refines=False).content() == {"steps": 3, "size_policy": "crop", "size": 32, "margin": 3}
+    inpainter = Inpainter.from_pretrained(carrying(WIDE.content()), device="cpu")
+    image, hole = random_image(70, 80), box_hole(70, 80, 10, 12, 34, 36)
+    filled = inpainter(image, hole, method="mean").images[0]
+    assert np.array_equal(filled, inpainter(image, hole, method="mean", size_policy="crop", margin=3).images[0])
+    with pytest.raises(ValueError, match="use size_policy 'crop' or 'zoom'"):
+        inpainter(image, hole, method="mean", size_policy="pyramid")

@@ -7,6 +7,7 @@ Precedence: what the caller gives, then the checkpoint's settings, then the defa
 - `solver`, `spacing` and `eta` stand together: if the caller gives a solver or a spacing, the checkpoint's three are left out.
 - `average` suits the other settings of the sampler: it is left out if the caller gives steps, a budget, a solver or a spacing.
 - `margin` and the settings of the pyramid belong to `size_policy`: they are left out if the caller gives another policy.
+- "pyramid" becomes "crop" where a method of the call cannot start finer scales from coarser results, or a strength is below 1.
 - Lengths in pixels suit one size of windows, see `Preferred.at`.
 """
 
@@ -131,6 +132,12 @@ class Preferred:
     def mean_of(self, method: str) -> int:
         """Samples of a mean, for a caller who gives nothing; 1 by default."""
         return self.complete(NOTHING, method=method).average or 1
+
+    def starting(self, *, refines: bool) -> "Preferred":
+        """With "crop" in place of "pyramid", unless all methods of the call can start finer scales from coarser results."""
+        if refines or self.size_policy != "pyramid":
+            return self
+        return replace(self, size_policy="crop", **{name: None for name in KEYS if name.startswith("pyramid_")})
 
     def at(self, size: tuple[int, int] | None, *, trained: tuple[int, int]) -> "Preferred":
         """For windows of `size` (height, width): without lengths in pixels if it is not the checkpoint's; None: unchanged.

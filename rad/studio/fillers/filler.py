@@ -62,6 +62,10 @@ class Filler(Protocol):
     checkpoint: dict[str, object]
     preferred: Preferred
 
+    def refines(self, fields: InpaintFields) -> bool:
+        """Whether the method of a request can start finer scales from coarser results, as size policy "pyramid" does."""
+        ...
+
     def plan(self, fields: InpaintFields, hole: Hole, *, rate: Callable[[], float], most_windows: int) -> Plan:
         """Check a request and fix its values.
 
@@ -114,8 +118,12 @@ def setting_text(value: bool | int | float | str) -> str:
     return str(value).lower() if isinstance(value, bool) else value if isinstance(value, str) else repr(value)
 
 
-def complete(fields: InpaintFields, preferred: Preferred) -> InpaintFields:
-    """A request with the settings of its model, where it has none; a budget sets the steps."""
+def complete(fields: InpaintFields, preferred: Preferred, *, refines: bool = True) -> InpaintFields:
+    """A request with the settings of its model, where it has none; a budget sets the steps.
+
+    `refines`: see `Preferred.starting`.
+    """
+    preferred = preferred.starting(refines=refines)
     given = {name: getattr(fields, name) for name in KEYS if name in InpaintFields.model_fields}
     budget = fields.budget_nfe is not None or fields.budget_seconds is not None
     chosen = preferred.complete(Preferred(**given), method=fields.method, budget=budget)

@@ -91,6 +91,10 @@ class OnnxFiller:
     def probe(self) -> Inpainted:
         return probe(self.inpainter, self.inpainter.size, self.inpainter.methods[0])
 
+    def refines(self, fields: InpaintFields) -> bool:
+        """See `Filler`."""
+        return True
+
     def _method(self, fields: InpaintFields) -> Method:
         check_method(fields, self.view, self.methods)
         kind, known = METHODS[fields.method], [item.name for item in fields_of(METHODS[fields.method])]

@@ -11,6 +11,7 @@ from rad.inpainting.inpainter import Inpainter
 from rad.inpainting.prepare import build_finer
 from rad.inpainting.result import Inpainted, Progress
 from rad.masks.reading.hole import Hole
+from rad.methods import METHODS
 from rad.methods.registry import cost, create, steps_within
 from rad.models.loaded_model import PLAIN, Condition
 from rad.sampling.method import Method
@@ -119,6 +120,10 @@ class TorchFiller:
     def probe(self) -> Inpainted:
         method = next(name for name, view in self.methods.items() if view.nfe and not view.vjp)
         return probe(self.inpainter, self.inpainter.size, method)
+
+    def refines(self, fields: InpaintFields) -> bool:
+        """See `Filler`."""
+        return fields.method not in METHODS or METHODS[fields.method]().takes_strength
 
     def _method(self, fields: InpaintFields) -> Method:
         check_method(fields, self.view, self.methods)

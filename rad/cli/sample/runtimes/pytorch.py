@@ -53,7 +53,10 @@ class TorchRuntime(Runtime):
     name = "torch"
 
     def __init__(self, options: SampleOptions) -> None:
-        self.options, labels, self.from_checkpoint = complete(options, _preferred(options))
+        methods = make_methods(options, Label.all_of(options))
+        refines = all(each.takes_strength and label.given_strength(options) == 1 for label, each in methods.items())
+        preferred = _preferred(options).starting(refines=refines)
+        self.options, labels, self.from_checkpoint = complete(options, preferred)
         self.precision = options.precision
         self.methods: Mapping[Label, Method] = make_methods(self.options, labels)
 
