@@ -9,6 +9,8 @@ The classical methods are Telea's and Navier-Stokes (OpenCV) and biharmonic (sci
 - for a removed object, which has no original: the one whose colours in the hole are nearest to those of the known pixels around
   it, by the Wasserstein distance of the values in each channel.
 
+RAD has the settings of its checkpoint.
+
 Each result has an enlarged detail: the square in which RAD and the classical method differ most. No detail is chosen by hand.
 """
 
@@ -30,7 +32,6 @@ from scipy.stats import wasserstein_distance
 from torch import Tensor
 
 from rad import Inpainter
-from rad.cli.demo import LARGE, THIN, WINDOW, Settings
 from rad.evaluation.features import Extractor, feature_net
 from rad.images.tensors import to_tensor, to_uint8
 
@@ -44,7 +45,7 @@ CLASSICAL = {
     "opencv-navier-stokes": "OpenCV Navier-Stokes",
     "biharmonic": "biharmonic",
 }
-SHOWN = ("scratched", "lettered", "badge")
+SHOWN = ("scratched-astronaut", "lettered", "handle")
 """The cases in README."""
 
 
@@ -56,7 +57,6 @@ class Case:
         label: text above the input.
         image, mask: the original, and what is filled, white.
         damaged: the input.
-        settings: of RAD.
         removed: whether the hole is an object: there is no original.
     """
 
@@ -64,28 +64,27 @@ class Case:
     image: Image.Image
     mask: Image.Image
     damaged: Image.Image
-    settings: Settings
     removed: bool = False
 
 
 def scratched(file: str, left: int, top: int, *, seed: int = 5) -> Case:
     image = photograph(file, (left, top, left + WIDTH, top + HEIGHT))
     mask = scratches(image.size, 12, width=(2, 4), seed=seed)
-    return Case("scratched", image, mask, painted(image, mask), THIN)
+    return Case("scratched", image, mask, painted(image, mask))
 
 
 def lettered(file: str, left: int, top: int) -> Case:
     image = photograph(file, (left, top, left + WIDTH, top + HEIGHT))
     texts = [("HAPPY BIRTHDAY", (22, 24), 44), ("from all of us", (64, 236), 36)]
     mask = letters(image.size, texts, margin=2)
-    return Case("lettered over", image, mask, painted(image, letters(image.size, texts)), THIN)
+    return Case("lettered over", image, mask, painted(image, letters(image.size, texts)))
 
 
 def removed(file: str, left: int, top: int, x: int, y: int, radius: int) -> Case:
     """`x`, `y`, `radius`: a disk that covers the object, in pixels of the photograph."""
     image = photograph(file, (left, top, left + WIDTH, top + HEIGHT))
     mask = disk(x - left, y - top, radius, side=WIDTH).crop((0, 0, WIDTH, HEIGHT))
-    return Case("an object to remove", image, mask, marked(image, mask), LARGE, removed=True)
+    return Case("an object to remove", image, mask, marked(image, mask), removed=True)
 
 
 CASES: dict[str, Callable[[], Case]] = {
@@ -187,7 +186,7 @@ def compose(columns: Sequence[Sequence[tuple[str, Image.Image]]]) -> Image.Image
 def column(case: Case, inpainter: Inpainter, network: Extractor) -> list[tuple[str, Image.Image]]:
     """The input, RAD's result and the best classical one, with their labels."""
     began = process_time()
-    ours = inpainter(case.damaged, case.mask, seed=SEED, **case.settings).images[0]
+    ours = inpainter(case.damaged, case.mask, seed=SEED).images[0]
     seconds = process_time() - began
     known = np.array(case.mask) == 0
     assert np.array_equal(np.array(ours)[known], np.array(case.damaged)[known]), "known pixels must not change"
@@ -209,7 +208,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=IMAGES / "hero.webp")
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT))  # for benchmarks.others
-    inpainter = Inpainter.from_pretrained(options.checkpoint, device="cpu", size=WINDOW)
+    inpainter = Inpainter.from_pretrained(options.checkpoint, device="cpu")
     network = feature_net(ROOT / "checkpoints" / "features-nature64")
     columns = [column(CASES[name](), inpainter, network) for name in options.cases]
     save(compose(columns), options.output.name, options.output.parent, quality=85)

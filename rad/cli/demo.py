@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import TypedDict
 
 import numpy as np
 import torch
@@ -13,34 +12,14 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from rad.console import Parser, guarded, print_line, program, report
-from rad.diffusion.choices import Solver, Spacing
 from rad.images.atomic import replacing
 from rad.images.codecs import open_image
 from rad.images.tensors import to_tensor
-from rad.inpainting.canvas.layout import SizePolicy
 from rad.inpainting.inpainter import Inpainter
 from rad.masks.base import MaskGenerator
 from rad.masks.damage import Polylines
 from rad.masks.shapes import make
 from rad.rng import generator
-
-
-class Settings(TypedDict, total=False):
-    """Settings of an `Inpainter`'s call; a missing one is the model's default."""
-
-    solver: Solver
-    spacing: Spacing
-    steps: int
-    average: int
-    size_policy: SizePolicy
-
-
-THIN: Settings = {"solver": "ddim", "spacing": "trailing", "steps": 4, "average": 2, "size_policy": "crop"}
-"""For scratches and lettering: near to the original."""
-LARGE: Settings = {"solver": "ddim", "spacing": "trailing", "steps": 4, "size_policy": "zoom"}
-"""For removed objects, as in docs/scripts/hero.py."""
-WINDOW: int | None = None
-"""Side of the model's windows in pixels; None: the model's own."""
 
 MATERIALS = ("brick.png", "gravel.png", "grass.png", "ihc.png", "hubble_deep_field.jpg", "retina.jpg")
 """Images of scikit-image for the adaptation, unlike those that `photos` was trained on."""
@@ -105,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_line(prepare(Path(options.prepare)))
         return 0
 
-    before, after = (Inpainter.from_pretrained(path, size=WINDOW) for path in (options.model, options.adapter))
+    before, after = (Inpainter.from_pretrained(path) for path in (options.model, options.adapter))
     rows = [restored(before, damage, seed=options.seed) for damage in PHOTOGRAPHS]
     panel = stack([*rows, adapted(before, after, seed=options.seed)])
     output = Path(options.output)
@@ -147,7 +126,7 @@ def fill(
 ) -> list[Image.Image]:
     """The images with their holes (1,H,W) filled."""
     names = [str(number) for number in range(len(images))]
-    return inpainter(images, holes, seed=seed, batch_size=32, names=names, **THIN).images
+    return inpainter(images, holes, seed=seed, batch_size=8, names=names).images
 
 
 def restored(inpainter: Inpainter, damage: Damage, *, seed: int) -> Image.Image:

@@ -58,7 +58,6 @@ def test_psnr_counts_hole_pixels_only():
 def test_the_demo_writes_its_panel_and_prints_the_path_last(tmp_path, monkeypatch, capsys):
     photograph = demo.photograph
     monkeypatch.setattr(demo, "photograph", lambda file: photograph(file).crop((100, 100, 228, 228)))
-    monkeypatch.setattr(demo, "THIN", demo.THIN | {"steps": 1, "average": 1})
     monkeypatch.setattr(demo, "CROP", 32)
     panel = tmp_path / "panel.png"
     monkeypatch.setattr(sys, "argv", ["demo", "--adapter", MODEL, "--model", MODEL, "--output", str(panel)])
