@@ -139,12 +139,12 @@ def test_sizes(desk: Path):
     page = "how-to/image-sizes.md"
     for words in commands(page):
         run_command(words, "--steps", "1")
-    for name in ("filled.png", "zoomed.png", "pyramid.png", "resized.png"):
+    for name in ("filled.png", "cropped.png", "zoomed.png", "pyramid.png", "large.png", "resized.png"):
         check_fill(name)
     assert pixels("larger.png").shape == (48, 88, 3)
     assert np.array_equal(pixels("larger.png")[:, :72], pixels("photo.png"))
     for code in blocks(page, "python"):
-        names = run_python(page, code.replace("steps=10", "steps=1"))
+        names = run_python(page, code)
     assert names["wider"].size == (88, 48)
 
 
