@@ -101,16 +101,15 @@ def face() -> Inputs:
     return astronaut(), disk(168, 118, 44)
 
 
-FEW = "--solver ddim --spacing trailing --steps 4"
 CASES: dict[str, Case] = {
-    "scratched": Case(scratched, f"--checkpoint photos --size_policy crop {FEW}"),
-    "lettered": Case(lettered, "--checkpoint photos --size_policy crop --solver ddpm --steps 25"),
-    "badge": Case(badge, f"--checkpoint photos --size_policy zoom {FEW} --num_samples 3", shown=True, samples=3),
+    "scratched": Case(scratched, "--checkpoint photos"),
+    "lettered": Case(lettered, "--checkpoint photos"),
+    "badge": Case(badge, "--checkpoint photos --num_samples 3", shown=True, samples=3),
+    "tower": Case(tower, "--checkpoint photos", shown=True),
     "wider": Case(wider, "--checkpoint rad-nature32 --extend 8,8,8,8 --size_policy crop --solver ddpm --steps 25"),
-    "strengths": Case(strengths, f"--checkpoint photos --soft_mask --size_policy crop {FEW}", shown=True),
+    "strengths": Case(strengths, "--checkpoint photos --soft_mask", shown=True),
     "sampled": Case(sampled, "--checkpoint rad-nature32 --num_samples 4", shown=True, samples=4),
-    "tower": Case(tower, "--checkpoint photos --size_policy crop", shown=True),
-    "face": Case(face, f"--checkpoint photos --size_policy zoom {FEW}", shown=True),
+    "face": Case(face, "--checkpoint photos", shown=True),
 }
 
 
