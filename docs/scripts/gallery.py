@@ -69,7 +69,7 @@ def lettered() -> Inputs:
 
 
 def badge() -> Inputs:
-    return astronaut(), disk(112, 376, 40)
+    return astronaut(), disk(113, 378, 46)
 
 
 def wider() -> Inputs:
@@ -105,10 +105,10 @@ CASES: dict[str, Case] = {
     "scratched": Case(scratched, "--checkpoint photos"),
     "lettered": Case(lettered, "--checkpoint photos"),
     "badge": Case(badge, "--checkpoint photos --num_samples 3", shown=True, samples=3),
-    "tower": Case(tower, "--checkpoint photos", shown=True),
     "wider": Case(wider, "--checkpoint rad-nature32 --extend 8,8,8,8 --size_policy crop --solver ddpm --steps 25"),
-    "strengths": Case(strengths, "--checkpoint photos --soft_mask", shown=True),
+    "strengths": Case(strengths, "--checkpoint photos --soft_mask --average 4", shown=True),
     "sampled": Case(sampled, "--checkpoint rad-nature32 --num_samples 4", shown=True, samples=4),
+    "tower": Case(tower, "--checkpoint photos", shown=True),
     "face": Case(face, "--checkpoint photos", shown=True),
 }
 
