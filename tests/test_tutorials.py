@@ -84,15 +84,12 @@ def test_restore_page_fills_the_damage_and_keeps_all_other_pixels(folder):
 
 
 @pytest.mark.slow
-def test_remove_page_fills_the_tower_and_feathers_its_border(folder):
+def test_remove_page_fills_the_tower_and_keeps_all_other_pixels(folder):
     run(REMOVE, few_steps)
     hole = pixels("photo-mask.png") > 0
-    for name in ("first", "crop", "zoom", "telea"):
+    for name in ("first", "removed", "crop", "zoom", "telea"):
         assert not differs("photo.png", f"{name}.png")[~hole].any(), name
-    changed = differs("photo.png", "removed.png")
-    assert changed[hole].mean() > 0.9
-    assert not changed[~grown(hole, 6)].any()
-    assert changed[grown(hole, 2) & ~hole].any()
+    assert differs("photo.png", "removed.png")[hole].mean() > 0.9
 
 
 @pytest.mark.slow
