@@ -46,7 +46,7 @@ def run(page: str, shorter: Callable[[list[str]], list[str]], change: Callable[[
 
 def few_steps(words: list[str]) -> list[str]:
     """Later options that shorten a command of `rad sample`."""
-    return [] if "--preview_masks" in words or "telea" in words else ["--steps", "2"]
+    return [] if "--preview_masks" in words or "--method" in words else ["--steps", "2"]
 
 
 def pixels(name: str) -> np.ndarray:
@@ -76,23 +76,20 @@ def test_restore_page_fills_the_damage_and_keeps_all_other_pixels(folder):
     run(RESTORE, few_steps)
     hole = grown(pixels("scan-mask.png") > 127, 2)
     assert (hole >= differs("scan.png", "original.png")).all()  # the grown mask covers all damage
-    for name in ("first", "four", "telea", "mean"):
+    for name in ("filled", "mean", "two", "telea", "navier_stokes", "biharmonic"):
         changed = differs("scan.png", f"{name}.png")
         assert not changed[~hole].any(), name
         assert changed[hole].mean() > 0.9, name
-    assert differs("mean.png", "four.png")[hole].mean() > 0.9
+    assert differs("mean.png", "filled.png")[hole].mean() > 0.5
 
 
 @pytest.mark.slow
-def test_remove_page_fills_the_tower_and_feathers_its_border(folder):
+def test_remove_page_fills_the_tower_and_keeps_all_other_pixels(folder):
     run(REMOVE, few_steps)
     hole = pixels("photo-mask.png") > 0
-    for name in ("crop", "zoom", "telea"):
+    for name in ("first", "removed", "crop", "zoom", "telea"):
         assert not differs("photo.png", f"{name}.png")[~hole].any(), name
-    changed = differs("photo.png", "removed.png")
-    assert changed[hole].mean() > 0.9
-    assert not changed[~grown(hole, 6)].any()
-    assert changed[grown(hole, 2) & ~hole].any()
+    assert differs("photo.png", "removed.png")[hole].mean() > 0.9
 
 
 @pytest.mark.slow

@@ -69,7 +69,7 @@ def lettered() -> Inputs:
 
 
 def badge() -> Inputs:
-    return astronaut(), disk(112, 376, 40)
+    return astronaut(), disk(113, 378, 46)
 
 
 def wider() -> Inputs:
@@ -101,16 +101,15 @@ def face() -> Inputs:
     return astronaut(), disk(168, 118, 44)
 
 
-FEW = "--solver ddim --spacing trailing --steps 4"
 CASES: dict[str, Case] = {
-    "scratched": Case(scratched, f"--checkpoint photos --size_policy crop {FEW}"),
-    "lettered": Case(lettered, "--checkpoint photos --size_policy crop --solver ddpm --steps 25"),
-    "badge": Case(badge, f"--checkpoint photos --size_policy zoom {FEW} --num_samples 3", shown=True, samples=3),
-    "wider": Case(wider, "--checkpoint rad-nature32 --extend 8,8,8,8 --size_policy crop --solver ddpm --steps 25"),
-    "strengths": Case(strengths, f"--checkpoint photos --soft_mask --size_policy crop {FEW}", shown=True),
+    "scratched": Case(scratched, "--checkpoint photos"),
+    "lettered": Case(lettered, "--checkpoint photos"),
+    "badge": Case(badge, "--checkpoint photos --num_samples 3", shown=True, samples=3),
+    "wider": Case(wider, "--checkpoint photos --extend 8,8,8,8 --average 4"),
+    "strengths": Case(strengths, "--checkpoint photos --soft_mask --average 4", shown=True),
     "sampled": Case(sampled, "--checkpoint rad-nature32 --num_samples 4", shown=True, samples=4),
-    "tower": Case(tower, "--checkpoint photos --size_policy crop", shown=True),
-    "face": Case(face, f"--checkpoint photos --size_policy zoom {FEW}", shown=True),
+    "tower": Case(tower, "--checkpoint photos", shown=True),
+    "face": Case(face, "--checkpoint photos", shown=True),
 }
 
 

@@ -30,7 +30,7 @@ from rad.rng import generator
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = (("astronaut", "thin"), ("chelsea", "box"), ("coffee", "half"))
-NATIVE = ("input", "telea", "biharmonic", "rad-nature32", "photos", "photos, 4 steps", "original")
+NATIVE = ("input", "telea", "biharmonic", "rad-nature32", "photos", "photos, mean of 8", "original")
 METHODS = {
     "rad-nature32": {},
     "photos": {},
@@ -85,7 +85,7 @@ def fill_native() -> Image.Image:
         (small, {"method": "biharmonic"}),
         (small, {"solver": "ddpm"}),
         (photos, {}),
-        (photos, {"solver": "ddim", "spacing": "trailing", "steps": 4}),
+        (photos, {"average": 8}),
     )
     filled = [inpainter(image, hole, size_policy="crop", **settings).images[0] for inpainter, settings in calls]
     return contact_sheet([[blank(image, hole), *filled, image]], column_labels=list(NATIVE), cell_size=NATIVE_TILE)

@@ -65,14 +65,14 @@ def save(image: Image.Image, name: str) -> None:
 
 
 def draw_restore(folder: Path) -> None:
-    scan, mean = Image.open(folder / "scan.png"), Image.open(folder / "mean.png")
-    save(beside([scan, mean]), "restore")
+    names = ("scan", "filled", "mean", "telea", "biharmonic", "original")
+    images = {name: Image.open(folder / f"{name}.png") for name in names}
+    save(beside([images["scan"], images["filled"]]), "restore")
     overlays = [Image.open(folder / name / "scan-overlay.png") for name in ("overlay-drawn", "overlay")]
     save(beside([overlay.crop(FACE) for overlay in overlays], scale=2), "restore-mask")
-    names = ("first", "four", "mean", "telea", "original")
-    images = {name: Image.open(folder / f"{name}.png").crop(FACE) for name in names}
-    save(beside([images["first"], images["four"], images["original"]], scale=2), "restore-settings")
-    save(beside([images["mean"], images["telea"], images["original"]], scale=2), "restore-telea")
+    details = {name: image.crop(FACE) for name, image in images.items()}
+    save(beside([details["scan"], details["filled"], details["original"]], scale=2), "restore-filled")
+    save(beside([details["mean"], details["telea"], details["biharmonic"]], scale=2), "restore-compare")
 
 
 FACE = (96, 56, 256, 226)
@@ -80,16 +80,17 @@ FACE = (96, 56, 256, 226)
 
 
 def draw_remove(folder: Path) -> None:
-    photo, removed = Image.open(folder / "photo.png"), Image.open(folder / "removed.png")
-    save(beside([photo, removed]), "remove")
-    save(beside([Image.open(folder / f"{name}.png") for name in ("crop", "zoom")]), "remove-policies")
-    samples = [Image.open(folder / "samples" / f"photo-{number}.png").crop(SKY) for number in range(4)]
-    save(beside(samples), "remove-samples")
-    save(beside([removed, Image.open(folder / "telea.png")]), "remove-telea")
+    names = ("photo", "first", "removed", "crop", "zoom", "telea")
+    images = {name: Image.open(folder / f"{name}.png") for name in names}
+    save(beside([images["photo"], images["removed"]]), "remove")
+    save(beside([images[name].crop(LIGHTS) for name in ("first", "removed")], scale=2), "remove-samples")
+    save(beside([images[name].crop(SKY) for name in ("crop", "zoom", "telea")], scale=2), "remove-compare")
 
 
 SKY = (76, 10, 236, 310)
 """The part of the photograph around the tower."""
+LIGHTS = (76, 170, 236, 320)
+"""The part around the foot of the tower."""
 
 
 def draw_tune(folder: Path) -> None:
