@@ -77,7 +77,7 @@ def adapt(
 
     Args:
         image, mask: as of `Inpainter`, one of each. The content of the hole has no effect.
-        steps: training steps, each of `CROPS` crops of the model's size.
+        steps: training steps, each of `CROPS` crops of `crop_size`.
         seed, name: keys of all draws; use those of the call that fills the image.
         mask_format: how a mask file is read.
         on_step: called after each step with the number of finished passes; an exception in it stops the training.
@@ -91,7 +91,7 @@ def adapt(
     if len(inputs.images) != 1:
         raise ValueError(f"image has {len(inputs.images)} images: adapt to each one by a call of its own")
     (hole,), (name,) = inputs.read(mask_format, seed), inputs.names
-    crops = Crops(np.array(inputs.images[0]).transpose(2, 0, 1), hole, inpainter.size, seed=seed, name=name)
+    crops = Crops(np.array(inputs.images[0]).transpose(2, 0, 1), hole, crop_size(inpainter), seed=seed, name=name)
     begin, model = time.perf_counter(), inpainter.model
     network = inject(twin(model.sampled_network(adapter=True)), LORA, seed=key(seed, "adapt", name)).eval()
     autocast = torch.autocast(inpainter.device.type, torch.bfloat16) if inpainter.precision == "bf16" else nullcontext()
@@ -114,6 +114,12 @@ def adapt(
         noise_device=inpainter.noise_device,
     )
     return Adapted(adapted, steps * CROPS, time.perf_counter() - begin, losses)
+
+
+def crop_size(inpainter: Inpainter) -> tuple[int, int]:
+    """(height, width) of the crops in pixels: that of the model's training, which its windows may exceed."""
+    info = inpainter.model.info
+    return inpainter.size if info is None else info.size
 
 
 def check_adaptable(inpainter: Inpainter) -> None:

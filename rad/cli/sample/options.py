@@ -124,8 +124,8 @@ class SampleOptions(ReportOptions):
         metavar="N",
     )
     adapt: int = option(
-        "first train RAD's network for STEPS steps on the known pixels of each image; 200 steps of the model photos take about a "
-        "minute of a CPU core; for images with repeated texture; or rad@4,adapt=200; 0: off",
+        "first train RAD's network for STEPS steps on the known pixels of each image; 200 steps of the model photos take "
+        "minutes of a CPU core; for images with repeated texture; or rad@4,adapt=200; 0: off",
         0,
         low=0,
         high=10**5,

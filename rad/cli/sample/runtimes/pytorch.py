@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from rad.adaptation.crops import find_places
-from rad.adaptation.run import adapt, check_adaptable
+from rad.adaptation.run import adapt, check_adaptable, crop_size
 from rad.adaptation.settings import SCALED
 from rad.cli.sample.options import GUIDES, SampleOptions
 from rad.cli.sample.plan import Job, Label, parse_settings
@@ -153,7 +153,7 @@ class TorchModel(Model):
     def count_windows(self, hole: "Hole") -> tuple[int, int]:
         options, preferred = self.options, self.inpainter.model.preferred
         if hole.any() and any(label.given_adapt(options) for label in self.methods):
-            find_places(hole[None], self.size)  # an image that cannot be adapted to fails here
+            find_places(hole[None], crop_size(self.inpainter))  # an image that cannot be adapted to fails here
         layout = Layout.choose(self.size, preferred, options.size_policy, options.margin, options.pyramid)
         return layout.count_windows(hole[None])
 
