@@ -47,7 +47,7 @@ def test_list_of_methods_is_printed():
 def test_sampling_commands_fill_the_holes(desk):
     """On two images; `test_evaluation_commands_score_the_results` runs the command with `--report`."""
     for arguments in commands("sample"):
-        if not {"--list_methods", "--report", "rad-onnx"} & set(arguments):
+        if not {"--list_methods", "--report", "photos-onnx"} & set(arguments):
             budget = ["--budget_nfe", "3"] if "--budget_nfe" in arguments else ["--steps", "2"]
             assert cli.sample([*arguments, "--limit", "2", *budget]) == 0
     truth, filled = (np.asarray(Image.open(desk / name)) for name in ("photo.png", "filled.png"))
@@ -115,12 +115,12 @@ def test_training_commands_write_adapters(desk):
 @pytest.mark.slow
 def test_an_exported_folder_is_filled_without_torch(desk):
     (export,) = (words for words in commands("export") if "--onnx" in words)
-    (sample,) = (words for words in commands("sample") if "rad-onnx" in words)
+    (sample,) = (words for words in commands("sample") if "photos-onnx" in words)
     from rad.cli.hub.export import main
 
     assert main(export) == 0
     assert cli.sample([*sample, "--steps", "2"]) == 0
-    torch = [word.replace("rad-onnx", "checkpoints/rad-nature32").replace("-onnx", "") for word in sample]
+    torch = [word.replace("photos-onnx", "checkpoints/photos").replace("-onnx", "") for word in sample]
     assert cli.sample([*torch, "--steps", "2"]) == 0
     ours, theirs = (np.asarray(Image.open(name), int) for name in ("filled-onnx.png", "filled.png"))
     assert np.abs(ours - theirs).max() <= 1

@@ -22,7 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "sampling": {"diffusion", "models"},
     "methods": {"diffusion", "networks", "masks", "models", "sampling"},
     "inpainting": {"diffusion", "networks", "images", "masks", "models", "sampling", "methods"},
-    "adaptation": {"diffusion", "masks", "models", "inpainting"},
+    "adaptation": {"diffusion", "networks", "masks", "models", "inpainting"},
     "pipelines": {"diffusion", "networks", "images", "models", "sampling", "inpainting"},
     "data": {"images", "masks"},
     "evaluation": {"images", "masks"},

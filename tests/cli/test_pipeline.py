@@ -41,7 +41,7 @@ class Worker:
 
     def fill(self, batch, inputs, on_step):
         self._work("fill", batch)
-        return SimpleNamespace(nfe=1, vjp=0, seconds=0.0, peak_memory=0)
+        return SimpleNamespace(nfe=1, vjp=0, seconds=0.0, peak_memory=0, training=0)
 
     def write(self, batch, inputs, result):
         self._work("write", batch)

@@ -312,7 +312,7 @@ def test_a_torn_line_of_costs_is_repaired(sample, monkeypatch):
     assert (code, out) == (0, ["out/mask/mean/b.png"]), err
     lines = costs.read_text().splitlines()
     assert [line.split(",")[0] for line in lines] == ["image", "a", "b"]
-    assert all(line.count(",") == 4 for line in lines)
+    assert all(line.count(",") == 5 for line in lines)
 
 
 def test_the_whole_request_is_compared():

@@ -15,6 +15,7 @@ from rad.inpainting.inpainter import Inpainter
 from rad.methods.blended import Blended
 from rad.methods.blended_latent import BlendedLatent
 from rad.methods.replacement import Replacement
+from rad.models.settings.preferred import NOTHING
 from rad.rng import KeyedNoise
 from rad.sampling.sampler import Sampler
 from rad.sampling.state import CountedDenoiser, State
@@ -205,7 +206,7 @@ class Latent:
     """The least latent model."""
 
     source, hash, size, base_process, info, has_base, has_adapter = "latent", "0", (8, 8), PROCESS, None, True, False
-    for_inpainting = False
+    for_inpainting, preferred = False, NOTHING
 
     def __init__(self):
         self.autoencoder = Blocks(2, dtype=torch.float32)
