@@ -103,7 +103,10 @@ class RegionAwareUNet(UNet2DModel):
         """
         if self.config["center_input_sample"]:
             sample = 2 * sample - 1.0
-        temb = self._embed(sample, timestep, class_labels, index)
+        timesteps = torch.as_tensor(timestep, device=sample.device)
+        if index is None and timesteps.ndim > 2:
+            timesteps, index = map_levels(timesteps, sample)
+        temb = self._embed(sample, timesteps, class_labels, index)
 
         hidden = self.conv_in(sample)
         skips = (hidden,)
@@ -117,16 +120,12 @@ class RegionAwareUNet(UNet2DModel):
             hidden = block(hidden, skips[-count:], temb)
             skips = skips[:-count]
         output = self.conv_out(self.conv_act(self.conv_norm_out(hidden)))
-        if self.config.get(SURROUNDINGS):
-            output = self._velocity(output, sample, torch.as_tensor(timestep, device=sample.device), index)
+        if index is not None and self.config.get(SURROUNDINGS):
+            output = self._velocity(output, sample, timesteps, index)
         return UNet2DOutput(sample=output) if return_dict else (output,)
 
-    def _velocity(self, output: Tensor, sample: Tensor, timesteps: Tensor, index: Tensor | None) -> Tensor:
+    def _velocity(self, output: Tensor, sample: Tensor, timesteps: Tensor, index: Tensor) -> Tensor:
         """v of an output relative to the surroundings. Known are the pixels of the first level, if its timestep is 0."""
-        if index is None and timesteps.ndim < 3:
-            return output
-        if index is None:
-            timesteps, index = map_levels(timesteps, sample)
         dtype = torch.promote_types(output.dtype, torch.float32)
         with torch.autocast(sample.device.type, enabled=False):
             values = _interpolated(self.log_cumulative.to(dtype), timesteps.to(dtype))

@@ -58,7 +58,7 @@ class TorchRuntime(Runtime):
         preferred = _preferred(options).starting(refines=refines)
         self.options, labels, self.from_checkpoint = complete(options, preferred)
         self.precision = options.precision
-        self.methods: Mapping[Label, Method] = make_methods(self.options, labels)
+        self.methods: Mapping[Label, Method] = dict(zip(labels, methods.values(), strict=True))
 
     def hashes(self) -> dict[str, str]:
         base = source_hash(_base(self.options))
