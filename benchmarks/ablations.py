@@ -20,13 +20,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 MASKS = "--model.masks.class_path=rad.masks.shapes."
+SCRATCH = ["--model.lora=null", "--model.base=null"]
+V_PREDICTION = ["--model.scratch.prediction=v_prediction", "--model.loss.weight_limit=1"]
 VARIANTS: dict[str, list[str]] = {
     "rad": [],
     "no-spatial-embedding": ["--model.process.time_origin=image"],
     "pixel-masks": [f"{MASKS}RandomPixels", "--model.masks.init_args.fraction=[0.02,0.98]"],
     "box-masks": [f"{MASKS}Box"],
+    "mixture-masks": ["--model.masks.class_path=rad.masks.photos"],
     "all-weights": ["--model.lora=null"],
-    "from-scratch": ["--model.lora=null", "--model.base=null"],
+    "from-scratch": SCRATCH,
+    "from-scratch-v": [*SCRATCH, *V_PREDICTION],
+    "from-scratch-v-no-spatial-embedding": [*SCRATCH, *V_PREDICTION, "--model.process.time_origin=image"],
     "rank-4": ["--model.lora.rank=4", "--model.lora.alpha=4"],
     "rank-64": ["--model.lora.rank=64", "--model.lora.alpha=64"],
     "lora-time-layers": ["--model.lora.time_layers=lora"],
@@ -64,8 +69,10 @@ def training(options: argparse.Namespace, name: str) -> list[str]:
     words += ["--model.optimizer.lr=2e-3", "--model.schedule.warmup_steps=20"]  # a high learning rate, for short runs
     words += ["--model.lora.rank=16", "--model.lora.alpha=16"] if "--model.lora=null" not in VARIANTS[name] else []
     words += VARIANTS[name]
-    if name == "from-scratch":
+    if "--model.base=null" in VARIANTS[name]:
         unet = json.loads((ROOT / "checkpoints/base-nature32/unet/config.json").read_text())
+        if set(V_PREDICTION) <= set(VARIANTS[name]):
+            unet["out_channels"] = 3  # v-prediction has no learned variance
         words.append(f"--model.scratch.unet={json.dumps({key: value for key, value in unet.items() if key[0] != '_'})}")
     words += [f"--trainer.max_steps={steps}", f"--trainer.val_check_interval={steps}", "--data.in_memory=true"]
     words += ["--trainer.enable_progress_bar=false"]
