@@ -84,11 +84,11 @@ class Costs:
         self.path = folder / ("costs.csv" if shard is None else f"costs-{shard[0]}of{shard[1]}.csv")
         self._begun = False
 
-    def add(self, images: Sequence[str], effort: Usage, windows: Sequence[int]) -> None:
-        """Divide the cost of a batch by the number of windows of each image. Raises ValueError for a damaged file."""
+    def add(self, images: Sequence[str], effort: Usage, shares: Sequence[int]) -> None:
+        """Divide the cost of a batch by the share of each image, as its planned calls. Raises ValueError for a damaged file."""
         rows = {}
-        for image, share in zip(images, windows, strict=True):
-            part = share / max(1, sum(windows))
+        for image, share in zip(images, shares, strict=True):
+            part = share / max(1, sum(shares))
             seconds, peak = round(effort.seconds * part, 6), round(effort.peak_memory / 2**20)
             rows[image] = (
                 round(effort.nfe * part),

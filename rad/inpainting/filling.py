@@ -1,15 +1,15 @@
 """Filling the windows of canvases with a model, in batches."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from rad.errors import NotFiniteError
 from rad.inpainting.canvas.composite import Canvas
-from rad.inpainting.canvas.windows import next_wave
+from rad.inpainting.canvas.windows import Kind, next_wave
 from rad.inpainting.memory import is_out_of_memory
 from rad.inpainting.progress import Finish, Job, Reporter
 from rad.inpainting.result import Progress
@@ -25,7 +25,7 @@ from rad.sampling.task import Task
 
 @dataclass
 class WindowFiller:
-    """Fills canvases with one sampler.
+    """Fills canvases with a sampler for each kind of windows.
 
     Args:
         grid, fill: see `Task.encoded`, for latent models; bf16: networks run in bfloat16 (autocast).
@@ -33,11 +33,10 @@ class WindowFiller:
         noise_on: device that draws the noise.
         compiled_batches: sizes of batches that the network is compiled for, which grow; None: it is not compiled. A batch is
             padded to the smallest of them that holds it, by copies of its last window. Results do not depend on the copies.
-        finer: sampler of the finer scales of size policy "pyramid".
     """
 
     model: LoadedModel
-    sampler: Sampler
+    samplers: Mapping[Kind, Sampler]
     device: torch.device
     grid: Grid | None
     fill: Prefill
@@ -46,7 +45,6 @@ class WindowFiller:
     bf16: bool
     noise_on: torch.device | str = "cpu"
     compiled_batches: set[int] | None = None
-    finer: Sampler | None = None
 
     def run(
         self, canvases: Sequence[Canvas], on_step: Callable[[Progress], None] | None, finish: Finish
@@ -57,27 +55,25 @@ class WindowFiller:
         """
         reporter = None
         if on_step is not None:
-            finer = 0 if self.finer is None else self.finer.cost.nfe
-            planned = sum(canvas.count_calls(self.sampler.cost.nfe, finer) for canvas in canvases)
+            calls: dict[Kind, int] = {kind: sampler.cost.nfe for kind, sampler in self.samplers.items()}
+            planned = sum(canvas.count_calls(calls) for canvas in canvases)
             reporter = Reporter(on_step, canvases, finish, planned=planned)
         cost, seconds = Cost(0), 0.0
         while jobs := [(c, w) for c in canvases if c.windows for w in next_wave(c.unknown, list(c.windows))]:
-            first, finer = ([job for job in jobs if job[0].finer == which] for which in (False, True))
-            for sampler, part in ((self.sampler, first), (self.finer, finer)):
-                if part:
-                    assert sampler is not None
-                    part_cost, part_seconds = replace(self, sampler=sampler)._fill_wave(part, reporter)
-                    cost, seconds = cost + part_cost, seconds + part_seconds
+            for kind, sampler in self.samplers.items():
+                part = [(canvas, window) for canvas, window in jobs if window.kind == kind]
+                part_cost, part_seconds = self._fill_wave(part, sampler, reporter)
+                cost, seconds = cost + part_cost, seconds + part_seconds
         return cost, seconds
 
-    def _fill_wave(self, jobs: Sequence[Job], reporter: Reporter | None) -> tuple[Cost, float]:
+    def _fill_wave(self, jobs: Sequence[Job], sampler: Sampler, reporter: Reporter | None) -> tuple[Cost, float]:
         """Fill windows that do not overlap. Returns (cost, seconds)."""
         cost, seconds, start, batch_size = Cost(0), 0.0, 0, self.batch_size
         while start < len(jobs):
             batch = jobs[start : start + batch_size]
             rows = len(batch)
             try:
-                result = self._fill_batch(batch, batch_size, reporter)
+                result = self._fill_batch(batch, sampler, batch_size, reporter)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
@@ -91,7 +87,7 @@ class WindowFiller:
                 reporter.end(batch, result.nfe)
         return cost, seconds
 
-    def _fill_batch(self, jobs: Sequence[Job], most: int, reporter: Reporter | None) -> Sample:
+    def _fill_batch(self, jobs: Sequence[Job], sampler: Sampler, most: int, reporter: Reporter | None) -> Sample:
         batch = [*jobs, *[jobs[-1]] * (self._rows(len(jobs), most) - len(jobs))]
         cuts = [canvas.cut(window) for canvas, window in batch]
         conditions = [(canvas.condition or PLAIN).cut(window.window) for canvas, window in batch]
@@ -104,15 +100,15 @@ class WindowFiller:
             self._autocast(),
         ):
             with torch.no_grad():
-                start = self.sampler.strength < 1
+                start = sampler.strength < 1
                 task = Task.encoded(pixels, hole, autoencoder, grid=self.grid, fill=self.fill, start=start)
             if autoencoder is not IDENTITY:
                 require_finite(task.known, "the encoder's output is not finite: check the weights of the autoencoder")
-            denoiser = self.model.denoiser(conditions, adapter=self._with_adapter)
+            denoiser = self.model.denoiser(conditions, adapter=sampler.method.weights == "adapter")
             on_call = None if reporter is None else reporter.begin(jobs, task)
-            result = self.sampler(denoiser, task, noise=noise, on_call=on_call)
+            result = sampler(denoiser, task, noise=noise, on_call=on_call)
             with torch.no_grad():
-                method = self.sampler.method
+                method = sampler.method
                 x = result.raw if autoencoder is IDENTITY or not method.keeps_known else result.image
                 outputs = method.decode(x, task)[: len(jobs)].float().cpu()
             require_finite(outputs, "the decoded image is not finite: check the weights of the autoencoder")
@@ -126,10 +122,6 @@ class WindowFiller:
         """Rows of a batch of `count` windows: a compiled size up to `most`, or `count`."""
         sizes = tuple(self.compiled_batches or ())  # at once: other threads add sizes
         return min((size for size in sizes if count <= size <= most), default=count)
-
-    @property
-    def _with_adapter(self) -> bool:
-        return self.sampler.method.weights == "adapter"
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -20,16 +20,17 @@ from rad.inpainting.canvas.outpaint import Extension
 from rad.inpainting.canvas.preview import Finisher
 from rad.inpainting.canvas.pyramid import Pyramid
 from rad.inpainting.canvas.resize import Floats
+from rad.inpainting.canvas.windows import Kind
 from rad.inpainting.filling import WindowFiller
-from rad.inpainting.inputs import Inputs, check_numbers, find_extension
+from rad.inpainting.inputs import Inputs, check_numbers, find_extension, find_thin_steps
 from rad.inpainting.keywords import understood
 from rad.inpainting.memory import peak_memory, reset_peak_memory
 from rad.inpainting.prepare import (
     NoiseDevice,
     Precision,
     as_method,
-    build_finer,
     build_sampler,
+    build_samplers,
     check_inputs,
     check_method,
     check_running,
@@ -181,6 +182,7 @@ class Inpainter:
         seed: int = 0,
         num_samples: int = 1,
         average: int | None = None,
+        thin_steps: int | None = None,
         mask_polarity: Polarity = "white_is_fill",
         mask_channel: MaskChannel = "auto",
         mask_threshold: float | None = None,
@@ -202,8 +204,8 @@ class Inpainter:
     ) -> Inpainted:
         """Fill the holes of one image or several. For method, steps, eta, solver, spacing and strength see `sampler`.
 
-        The defaults of average, size_policy, margin and pyramid are the checkpoint's settings, otherwise 1, "error" and None. Its
-        `average` is left out if you give steps, solver or spacing.
+        The defaults of average, thin_steps, size_policy, margin and pyramid are the checkpoint's settings, otherwise 1, None,
+        "error" and None. Its `average` and `thin_steps` are left out if you give steps, solver or spacing.
 
         Args:
             image: PIL image; path, bytes or binary file; array (H,W,3) or tensor (3,H,W), uint8 or float in [0,1], see
@@ -215,6 +217,7 @@ class Inpainter:
             mask_polarity, mask_channel, mask_threshold, soft_mask, mask_resize, mask_dilate: see `MaskFormat`.
             num_samples: results per image; batch_size: windows per pass, halved when memory runs out.
             average: a result m is the mean of N samples, rounded once: of those that `num_samples` numbers N m to N m + N - 1.
+            thin_steps: steps of the windows without a hole wider than 8 pixels, for the method "rad"; others take `steps`.
             size_policy: for images of another size: "error"; "resize" and back; "crop" windows around each hole; "zoom" one
                 region around all holes, scaled to the model's size and back; "pyramid" windows at several scales, coarse to fine,
                 for holes larger than a window.
@@ -232,10 +235,13 @@ class Inpainter:
 
         num_inference_steps, mask_image and num_images_per_prompt of diffusers are steps, mask and num_samples.
         Raises ValueError or FileNotFoundError for an unsuitable input or option, before any network call.
-        Warns about a mask that is empty, full, not plain black and white, or grey without effect, and `average` without effect.
+        Warns about a mask that is empty, full, not plain black and white, or grey without effect, and about `average` and
+        `thin_steps` without effect.
         """
         seed, extension = check_seed(seed), find_extension(extend, mask, strength=strength)
-        check_numbers(num_samples=num_samples, average=average, batch_size=batch_size, feather=feather)
+        check_numbers(
+            num_samples=num_samples, average=average, thin_steps=thin_steps, batch_size=batch_size, feather=feather
+        )
         format = MaskFormat(
             polarity=mask_polarity,
             channel=mask_channel,
@@ -249,12 +255,16 @@ class Inpainter:
         sampler = self.sampler(method, steps=steps, eta=eta, solver=solver, spacing=spacing, strength=strength)
         content = check_strength(strength) < 1
         preferred = self.model.preferred.starting(refines=sampler.method.takes_strength and not content)
-        layout = Layout.choose(self.size, preferred, size_policy, margin, pyramid, content=content)
-        given = Preferred(steps, solver, spacing, eta, average)
-        chosen = self.model.preferred.complete(given, method=sampler.method.name)
-        finer = None
-        if layout.pyramid is not None:
-            finer = build_finer(sampler, self.model, layout.pyramid, spacing=chosen.spacing)
+        given = Preferred(steps, solver, spacing, eta, average, thin_steps=thin_steps)
+        chosen = self.model.preferred.complete(given, method=sampler.method.name, strength=strength)
+        thin_steps = find_thin_steps(
+            chosen.thin_steps, method=sampler.method.name, strength=sampler.strength, stacklevel=6
+        )
+        thin = thin_steps is not None
+        layout = Layout.choose(self.size, preferred, size_policy, margin, pyramid, content=content, thin=thin)
+        samplers = build_samplers(
+            sampler, self.model, pyramid=layout.pyramid, thin_steps=thin_steps, spacing=chosen.spacing
+        )
         inputs, holes = inputs.extended(extension, inputs.read(format, seed))
         _warn_of_greys(sampler.method, holes)
         average = _samples_of_mean(sampler.method, chosen.average or 1)
@@ -262,7 +272,7 @@ class Inpainter:
         canvases = [canvas for row in rows for canvas in layout.canvases(*row, samples=num_samples, average=average)]
         regions = [layout.region(hole) for hole in holes]
         finisher = Finisher(inputs.images, holes, num_samples, feather, regions, resize=_resize)
-        filler = _filler(self, sampler, grid=grid, fill=fill, seed=seed, batch_size=batch_size, finer=finer)
+        filler = _filler(self, samplers, grid=grid, fill=fill, seed=seed, batch_size=batch_size)
         reset_peak_memory(self.device)
         with self.model.in_evaluation():
             cost, seconds = filler.run(canvases, on_step, finisher.preview)
@@ -313,27 +323,27 @@ class Inpainter:
         pyramid: Pyramid | None = None,
         most: int | None = None,
     ) -> int:
-        """Number of windows for a hole (1,H,W), at all scales. Each costs `sampler(...).cost` per sample at the coarsest scale.
+        """Number of windows for a hole (1,H,W), at all scales. Each costs `sampler(...).cost` per sample at the coarsest scale,
+        unless it is thin, see `thin_steps` of a call.
 
         `most`: the count of a scale stops at `most` + 1; None: never.
         """
         layout = Layout.choose(self.size, self.model.preferred, size_policy, margin, pyramid)
-        return sum(layout.count_windows(hole.numpy(), most=most))
+        return layout.count_windows(hole.numpy(), most=most).total()
 
 
 def _filler(
     inpainter: Inpainter,
-    sampler: Sampler,
+    samplers: Mapping[Kind, Sampler],
     *,
     grid: Grid | None,
     fill: Prefill,
     seed: int,
     batch_size: int,
-    finer: Sampler | None,
 ) -> WindowFiller:
     return WindowFiller(
         inpainter._sampled,
-        sampler,
+        samplers,
         inpainter.device,
         grid,
         fill,
@@ -342,7 +352,6 @@ def _filler(
         bf16=inpainter.precision == "bf16",
         noise_on=inpainter.device if inpainter.noise_device == "device" else "cpu",
         compiled_batches=None if inpainter.compile == "off" else inpainter._compiled_batches,
-        finer=finer,
     )
 
 

@@ -24,6 +24,7 @@ from rad.inpainting.canvas.resize import Floats
 from rad.keys import Part, identity
 from rad.masks.reading.format import MaskFormat, MaskWarning
 from rad.masks.reading.hole import check_hole, dilate, fit, load_hole, name_of
+from rad.models.settings.preferred import takes_thin_steps
 
 if TYPE_CHECKING:
     from rad.masks.base import MaskGenerator
@@ -114,11 +115,15 @@ class Inputs:
         return replace(self, images=images, conditions=conditions), extended
 
 
-def check_numbers(*, num_samples: int, average: int | None, batch_size: int, feather: int) -> None:
+def check_numbers(
+    *, num_samples: int, average: int | None, thin_steps: int | None, batch_size: int, feather: int
+) -> None:
     """Raise ValueError for a number outside its range."""
     integer("num_samples", num_samples, low=1, high=10**4)
     if average is not None:
         integer("average", average, low=1, high=10**4)
+    if thin_steps is not None:
+        integer("thin_steps", thin_steps, low=1, high=10**5)
     integer("batch_size", batch_size, low=1, high=2**16)
     integer("feather", feather, low=0, high=2**16)
 
@@ -140,6 +145,15 @@ def find_extension(
             "mask is None; give a mask, or extend=(left, top, right, bottom) with new pixels to fill around the image"
         )
     return extension
+
+
+def find_thin_steps(steps: int | None, *, method: str, strength: float, stacklevel: int) -> int | None:
+    """Steps of thin windows; None, with a warning, where they have no effect."""
+    if steps is None or takes_thin_steps(method, strength):
+        return steps
+    reason = f"on method {method!r}" if strength == 1 else f"with strength {strength}"
+    warnings.warn(f"thin_steps={steps} has no effect {reason}", stacklevel=stacklevel)
+    return None
 
 
 def _load(masks: Sequence[Mask | None], conditions: "Sequence[Condition]") -> None:

@@ -12,6 +12,7 @@ from rad.diffusion.choices import Schedule
 from rad.diffusion.solvers import Solver
 from rad.diffusion.spacings import Spacing
 from rad.inpainting.canvas.pyramid import Pyramid
+from rad.inpainting.canvas.windows import Kind
 from rad.methods import METHODS
 from rad.methods.lama import LaMa
 from rad.methods.m2s import M2S, Coarse
@@ -156,20 +157,37 @@ def build_sampler(
     return _sampler(method, model, method.choose(**given), strength=strength, bf16=bf16)
 
 
-def build_finer(sampler: Sampler, model: LoadedModel, pyramid: Pyramid, *, spacing: Spacing | None) -> Sampler:
-    """The reverse loop at the finer scales of a pyramid; `sampler`: at the coarsest scale, with this `spacing`.
+def build_samplers(
+    sampler: Sampler,
+    model: LoadedModel,
+    *,
+    pyramid: Pyramid | None,
+    thin_steps: int | None,
+    spacing: Spacing | None,
+) -> dict[Kind, Sampler]:
+    """The reverse loop of each kind of windows; `sampler`: of the first, with this `spacing`.
 
-    Raises ValueError for a method that cannot start from the coarser result.
+    Args:
+        pyramid: None: there are no finer scales; thin_steps: steps of thin windows, None: these are as others.
+
+    Raises ValueError for a method that cannot start from the coarser result, or too many steps.
     """
     method = sampler.method
+    samplers: dict[Kind, Sampler] = {"first": sampler}
+    solver, eta = (sampler.solver, sampler.eta) if method.uses_eta else (None, None)
+    if thin_steps is not None:
+        schedule = method.choose(steps=thin_steps, solver=solver, spacing=spacing, eta=eta)
+        samplers["thin"] = _sampler(method, model, schedule, strength=1.0, bf16=sampler.bf16)
+    if pyramid is None:
+        return samplers
     if not method.takes_strength:
         raise ValueError(
             f"size_policy 'pyramid' starts finer scales from the coarser result, which method {method.name!r} cannot: use "
             "size_policy 'crop' or 'zoom', or a method of the standard loop, such as rad or repaint"
         )
-    solver, eta = (sampler.solver, sampler.eta) if method.uses_eta else (None, None)
     schedule = method.choose(steps=pyramid.sampler_steps, solver=solver, spacing=spacing, eta=eta)
-    return _sampler(method, model, schedule, strength=pyramid.strength, bf16=sampler.bf16)
+    samplers["finer"] = _sampler(method, model, schedule, strength=pyramid.strength, bf16=sampler.bf16)
+    return samplers
 
 
 def _sampler(method: Method, model: LoadedModel, schedule: Schedule, *, strength: float, bf16: bool) -> Sampler:

@@ -209,6 +209,7 @@ class RADInpaintPipeline(DiffusionPipeline):
         soft_mask: bool = False,
         feather: int = 0,
         average: int | None = None,
+        thin_steps: int | None = None,
         batch_size: int = 8,
         names: Sequence[Part] | Part | None = None,
     ) -> RADInpaintPipelineOutput | tuple[Images]:
@@ -224,8 +225,8 @@ class RADInpaintPipeline(DiffusionPipeline):
             control_image, adapter_image, ip_adapter_image and their scales: see `Condition`.
             output_type: see `RADInpaintPipelineOutput`; return_dict: False returns a tuple with the images alone.
             callback_on_step_end: see `StepEnd`. Set `pipeline._interrupt = True` in it to raise `rad.inpainting.Cancelled`.
-            method, solver, spacing, size_policy, margin, pyramid, soft_mask, feather, average, batch_size, names, eta: see
-                `Inpainter.__call__`.
+            method, solver, spacing, size_policy, margin, pyramid, soft_mask, feather, average, thin_steps, batch_size, names,
+                eta: see `Inpainter.__call__`.
 
         Raises ValueError for an unsuitable input or option, before any network call.
         """
@@ -257,6 +258,7 @@ class RADInpaintPipeline(DiffusionPipeline):
                 seed=to_seed(generator),
                 num_samples=num_images_per_prompt,
                 average=average,
+                thin_steps=thin_steps,
                 soft_mask=soft_mask,
                 size_policy=size_policy,
                 margin=margin,

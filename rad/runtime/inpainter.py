@@ -11,7 +11,8 @@ from rad.inpainting.canvas.outpaint import Extension
 from rad.inpainting.canvas.preview import Finisher
 from rad.inpainting.canvas.pyramid import Pyramid
 from rad.inpainting.canvas.resize import Floats
-from rad.inpainting.inputs import Inputs, check_numbers, find_extension
+from rad.inpainting.canvas.windows import Kind
+from rad.inpainting.inputs import Inputs, check_numbers, find_extension, find_thin_steps
 from rad.inpainting.keywords import understood
 from rad.inpainting.memory import peak_memory, reset_peak_memory
 from rad.inpainting.result import Inpainted, Progress
@@ -87,6 +88,7 @@ class OnnxInpainter:
         seed: int = 0,
         num_samples: int = 1,
         average: int | None = None,
+        thin_steps: int | None = None,
         mask_polarity: Polarity = "white_is_fill",
         mask_channel: MaskChannel = "auto",
         mask_threshold: float | None = None,
@@ -112,8 +114,9 @@ class OnnxInpainter:
         Raises ValueError or FileNotFoundError for an unsuitable input or option, before any network call.
         """
         seed, extension = check_seed(seed), find_extension(extend, mask)
-        layout = Layout.choose(self.size, self.model.preferred, size_policy, margin, pyramid)
-        check_numbers(num_samples=num_samples, average=average, batch_size=batch_size, feather=feather)
+        check_numbers(
+            num_samples=num_samples, average=average, thin_steps=thin_steps, batch_size=batch_size, feather=feather
+        )
         format = MaskFormat(
             polarity=mask_polarity,
             channel=mask_channel,
@@ -124,20 +127,24 @@ class OnnxInpainter:
         )
         inputs = Inputs.align(image, mask, names=names)
         sampler = self.sampler(method, steps=steps, eta=eta, solver=solver, spacing=spacing)
-        given = Preferred(steps, solver, spacing, eta, average)
+        given = Preferred(steps, solver, spacing, eta, average, thin_steps=thin_steps)
         chosen = self.model.preferred.complete(given, method=sampler.method.name)
-        average, finer, finer_nfe = chosen.average or 1, None, 0
-        if layout.pyramid is not None:
-            finer = self.finer_sampler(sampler, layout.pyramid, spacing=chosen.spacing)
-            finer_nfe = finer.nfe
+        average, name = chosen.average or 1, sampler.method.name
+        thin_steps = find_thin_steps(chosen.thin_steps, method=name, strength=1, stacklevel=4)
+        layout = Layout.choose(
+            self.size, self.model.preferred, size_policy, margin, pyramid, thin=thin_steps is not None
+        )
+        samplers = self.samplers(sampler, pyramid=layout.pyramid, thin_steps=thin_steps, spacing=chosen.spacing)
         inputs, holes = inputs.extended(extension, inputs.read(format, seed))
         rows = zip(inputs.images, holes, inputs.names, strict=True)
         canvases = [canvas for row in rows for canvas in layout.canvases(*row, samples=num_samples, average=average)]
         finisher = Finisher(inputs.images, holes, num_samples, feather, [layout.region(hole) for hole in holes])
-        filler = WindowFiller(sampler, self.denoiser(sampler.method.weights), seed, batch_size, finer)
+        filler = WindowFiller(samplers, self.denoiser(sampler.method.weights), seed, batch_size)
         reporter = None
         if on_step is not None:
-            reporter = Reporter(on_step, canvases, finisher, nfe=sampler.nfe, finer=finer_nfe)
+            calls: dict[Kind, int] = {kind: each.nfe for kind, each in samplers.items()}
+            planned = sum(canvas.count_calls(calls) for canvas in canvases)
+            reporter = Reporter(on_step, canvases, finisher, planned=planned)
         reset_peak_memory()
         nfe, seconds = filler.run(canvases, reporter)
         finished, raw = finisher.finish(canvases)
@@ -164,12 +171,26 @@ class OnnxInpainter:
         given = model.preferred.sampler(chosen.name, steps=steps, solver=solver, spacing=spacing, eta=eta)
         return Sampler(process, chosen, **vars(chosen.choose(**given)))
 
-    def finer_sampler(self, sampler: Sampler, pyramid: Pyramid, *, spacing: Spacing | None = None) -> Sampler:
-        """The reverse loop at the finer scales of size policy "pyramid"; `sampler`: at the coarsest, with this `spacing`."""
-        schedule = sampler.method.choose(
-            steps=pyramid.sampler_steps, solver=sampler.solver, spacing=spacing, eta=sampler.eta
-        )
-        return Sampler(sampler.process, sampler.method, **vars(schedule), strength=pyramid.strength)
+    def samplers(
+        self,
+        sampler: Sampler,
+        *,
+        pyramid: Pyramid | None = None,
+        thin_steps: int | None = None,
+        spacing: Spacing | None = None,
+    ) -> dict[Kind, Sampler]:
+        """The reverse loop of each kind of windows, see `rad.inpainting.prepare.build_samplers`."""
+
+        def another(steps: int, strength: float) -> Sampler:
+            schedule = sampler.method.choose(steps=steps, solver=sampler.solver, spacing=spacing, eta=sampler.eta)
+            return Sampler(sampler.process, sampler.method, **vars(schedule), strength=strength)
+
+        samplers: dict[Kind, Sampler] = {"first": sampler}
+        if thin_steps is not None:
+            samplers["thin"] = another(thin_steps, 1.0)
+        if pyramid is not None:
+            samplers["finer"] = another(pyramid.sampler_steps, pyramid.strength)
+        return samplers
 
     def steps_within(
         self,
@@ -209,9 +230,9 @@ class OnnxInpainter:
     ) -> int:
         """Number of windows for a hole (1,H,W) float32, at all scales.
 
-        Each costs `sampler(...).nfe` network calls per sample; at finer scales those of `finer_sampler`.
+        Each costs `sampler(...).nfe` network calls per sample; at finer scales, and for thin windows, those of `samplers`.
 
         `most`: the count of a scale stops at `most` + 1; None: never.
         """
         layout = Layout.choose(self.size, self.model.preferred, size_policy, margin, pyramid)
-        return sum(layout.count_windows(hole, most=most))
+        return layout.count_windows(hole, most=most).total()

@@ -101,6 +101,14 @@ class InpaintFields(MaskFields):
         int | None,
         Field(ge=1, le=100, description="a result is the mean of this number of samples; default: the model's, or 1"),
     ] = None
+    thin_steps: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=1000,
+            description="steps of windows without a hole wider than 8 pixels, for rad; default: the model's",
+        ),
+    ] = None
     size_policy: Annotated[
         Literal["error", "resize", "crop", "zoom", "pyramid"] | None,
         Field(

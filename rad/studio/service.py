@@ -232,6 +232,7 @@ def sample_settings(
     average = None if fields.average == 1 else fields.average
     optional = {
         "average": average,
+        "thin_steps": plan.thin_steps,
         "steps": plan.steps,
         "margin": fields.margin,
         "extend": fields.extend,

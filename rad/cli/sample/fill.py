@@ -18,6 +18,7 @@ from rad.evaluation.run_log import Usage
 from rad.images.atomic import replacing
 from rad.images.formats import open_file
 from rad.images.sources import ImageFile
+from rad.inpainting.canvas.windows import Counts
 from rad.inpainting.result import Inpainted
 from rad.masks.reading.format import MaskWarning
 from rad.masks.reading.hole import Hole
@@ -36,22 +37,20 @@ class ReadError(ValueError):
 
 @dataclass(frozen=True)
 class WindowCount:
-    """Windows of an image for each sample, its size in pixels, and how many of the windows are at finer scales."""
+    """Windows of an image for each sample, without and with thin ones counted apart, and its size in pixels."""
 
-    windows: int
+    windows: Mapping[bool, Counts]
     pixels: int
-    finer: int = 0
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images that are filled together, with their windows, and how many are at finer scales; `run`: number of their MethodRun."""
+    """Images that are filled together, with the windows of each; `run`: number of their MethodRun."""
 
     run: int
     label: Label
     jobs: list[Job]
-    windows: list[int]
-    finer: list[int]
+    windows: list[Counts]
 
 
 @dataclass(frozen=True)
@@ -83,11 +82,9 @@ def make_batches(
                 parts.append([])
                 total = pixels
             parts[-1].append(job)
-    return [
-        Batch(number, run.label, part, [each.windows for each in counts], [each.finer for each in counts])
-        for part in parts
-        for counts in [[window_counts[job.image] for job in part]]
-    ]
+    thin = run.label.given_thin_steps(options) is not None
+    windows = [[window_counts[job.image].windows[thin] for job in part] for part in parts]
+    return [Batch(number, run.label, part, counts) for part, counts in zip(parts, windows, strict=True)]
 
 
 @dataclass

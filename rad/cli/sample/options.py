@@ -131,6 +131,14 @@ class SampleOptions(ReportOptions):
         high=10**5,
         metavar="STEPS",
     )
+    thin_steps: int | None = option(
+        "steps of the windows without a hole wider than 8 pixels, for the method rad; others take --steps; or "
+        "rad@4,thin_steps=1; default: none, or the checkpoint's with its steps and solver",
+        None,
+        low=1,
+        high=10**5,
+        metavar="N",
+    )
     size_policy: SizePolicy | None = option(
         "images of another size than the model's; crop: windows around each hole; zoom: one region around all holes, scaled to "
         "the model's size and back; pyramid: windows at several scales, coarse to fine, for holes larger than a window; default: "

@@ -20,9 +20,9 @@ from rad.console import did_you_mean
 from rad.images.sources import ImageFile, holds_one, is_source, list_images, stems
 from rad.keys import check_seed
 from rad.masks.reading.hole import Hole, LoadedHole, load_hole
-from rad.models.settings.preferred import OF_SAMPLER, Preferred
+from rad.models.settings.preferred import OF_SAMPLER, Preferred, takes_thin_steps
 
-LIMITS = {"average": (1, 10**4), "adapt": (0, 10**5)}
+LIMITS = {"average": (1, 10**4), "adapt": (0, 10**5), "thin_steps": (1, 10**5)}
 """Lowest and highest value of the words of a label that are whole numbers."""
 
 
@@ -99,7 +99,7 @@ class Label:
 
     Args:
         steps, budget: number after "@": of steps, or of network calls ("ddnm@100nfe").
-        solver, spacing, eta, strength, average, adapt: words after commas; None: the options of the whole run.
+        solver, spacing, eta, strength, average, adapt, thin_steps: words after commas; None: the options of the whole run.
     """
 
     text: str
@@ -112,6 +112,7 @@ class Label:
     strength: float | None = None
     average: int | None = None
     adapt: int | None = None
+    thin_steps: int | None = None
 
     @classmethod
     def of(cls, text: str) -> "Label":
@@ -147,7 +148,8 @@ class Label:
         """With the checkpoint's settings that hold for the method, where neither the label nor the options give one."""
         given = {name: self._given(name, options) for name in OF_SAMPLER}
         budget = self.budget is not None or options.budget_nfe is not None
-        chosen = preferred.complete(Preferred(**given), method=self.method, budget=budget)
+        strength = self.given_strength(options)
+        chosen = preferred.complete(Preferred(**given), method=self.method, budget=budget, strength=strength)
         return replace(self, **{name: getattr(chosen, name) for name, value in given.items() if value is None})
 
     def given_strength(self, options: SampleOptions) -> float:
@@ -161,6 +163,15 @@ class Label:
     def given_adapt(self, options: SampleOptions) -> int:
         """Steps of the adaptation, of the label, otherwise of the options; 0: none."""
         return self._given("adapt", options)
+
+    def given_thin_steps(self, options: SampleOptions) -> int | None:
+        """Steps of thin windows, of the label, otherwise of the options; None where they have no effect."""
+        return None if self.ignores_thin_steps(options) else self._given("thin_steps", options)
+
+    def ignores_thin_steps(self, options: SampleOptions) -> bool:
+        """Whether steps of thin windows are given without effect."""
+        takes = takes_thin_steps(self.method, self.given_strength(options))
+        return not takes and self._given("thin_steps", options) is not None
 
     def _given(self, name: str, options: SampleOptions) -> Any:
         return getattr(options if getattr(self, name) is None else self, name)
@@ -181,8 +192,8 @@ def _sampler_words(text: str, words: Sequence[str]) -> dict[str, Any]:
     values: dict[str, Any] = {name: value for name, _, value in (word.partition("=") for word in words)}
     if len(values) < len(words) or not values.keys() <= {*LIMITS, "solver", "spacing", "eta", "strength"}:
         raise ValueError(
-            f"{text!r}: after a comma give solver=, spacing=, eta=, strength=, average= or adapt=, each once, as in "
-            "rad@10,solver=ddim"
+            f"{text!r}: after a comma give solver=, spacing=, eta=, strength=, average=, adapt= or thin_steps=, each once, "
+            "as in rad@10,solver=ddim"
         )
     for name, choices in {"solver": get_args(Solver), "spacing": get_args(Spacing)}.items():
         if values.get(name, choices[0]) not in choices:

@@ -1,6 +1,6 @@
 """Before anything is filled: checks of prompts and methods, the windows of each image, and previews of its hole."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -47,10 +47,11 @@ def check_model(model: Model, options: SampleOptions, jobs: Sequence[Job]) -> No
 
 
 def count_windows(
-    model: Model, jobs: Iterable[Job], options: SampleOptions, failures: Failures
+    model: Model, jobs: Iterable[Job], options: SampleOptions, failures: Failures, thin: Collection[bool]
 ) -> dict[ImageFile, WindowCount]:
     """Windows of each readable image; the others are added to `failures`. Reports what its mask file leaves open.
 
+    `thin`: whether thin windows are counted apart; both values for methods of both kinds.
     Raises ValueError if the folder of a comparison holds results of another mask.
     """
     counts: dict[ImageFile, WindowCount] = {}
@@ -58,7 +59,7 @@ def count_windows(
     for job in jobs:
         try:
             image, mask = job.read(options)
-            windows, finer = model.count_windows(mask.hole)
+            windows = {apart: model.count_windows(mask.hole, thin=apart) for apart in thin}
             written = job.mask_output if options.tree and job.mask_output and job.mask_output.exists() else None
             same = written is None or same_hole(written, mask.hole)
         except (ValueError, OSError) as error:
@@ -69,7 +70,7 @@ def count_windows(
                 f"{written} differs from the mask of {job.image}: give another --output, or delete the results"
             )
         messages.add(str(job.mask), mask)
-        counts[job.image] = WindowCount(windows + finer, image.width * image.height, finer)
+        counts[job.image] = WindowCount(windows, image.width * image.height)
     messages.report()
     return counts
 

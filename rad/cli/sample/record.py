@@ -27,8 +27,11 @@ COMMON = (
 )
 """Options that all results in a folder have in common."""
 
-UNRECORDED = {"start_strength": 1.0, "mean_of": 1, "adapt_steps": 0}
-"""Entries of --strength, --average and --adapt, at the values that are left out; some methods have settings of such names."""
+UNRECORDED = {"start_strength": 1.0, "mean_of": 1, "adapt_steps": 0, "thin_steps": None}
+"""Entries of --strength, --average, --adapt and --thin_steps, at the values that are left out.
+
+Some methods have settings of the names of the first three options.
+"""
 
 ONLY_IF_GIVEN = {"grid": None, "dilate": 0, "encode_full": False, "feather": 0, "extend": None}
 """Options that count as settings of a method, with the values at which they are left out."""
@@ -189,6 +192,7 @@ def method_settings(runtime: Runtime, label: Label) -> dict[str, object]:
     sampler |= {} if strength == 1 else {"start_strength": strength}
     sampler |= {} if (average := label.given_average(options)) == 1 else {"mean_of": average}
     sampler |= {} if (adapt := label.given_adapt(options)) == 0 else {"adapt_steps": adapt}
+    sampler |= {} if (thin_steps := label.given_thin_steps(options)) is None else {"thin_steps": thin_steps}
     return {"method": method.name, **sampler, "precision": runtime.precision, **values}
 
 

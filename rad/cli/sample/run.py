@@ -176,23 +176,22 @@ def _fill(runtime: Runtime, runs: Sequence[MethodRun], record: Record | None, fa
     several = len(devices) > 1
     model = runtime.load("cpu" if several else devices[0], planning=several)
     check_model(model, options, [job for run in runs for job in run.jobs])
-    plans, costs, finer = {}, {}, {}
+    plans, costs = {}, {}
     for label in runtime.methods:
         plans[label], costs[label] = model.prepare(label)
-        finer[label] = model.finer_cost(label, plans[label])
     if record is not None:
         record.complete(model, {label: plan.steps for label, plan in plans.items()}, devices)
-    window_counts = {}
+    thin, window_counts = {label.given_thin_steps(options) is not None for label in runtime.methods}, {}
     for mask in dict.fromkeys(run.mask for run in runs):
         jobs = {job.image: job for run in runs if run.mask == mask for job in run.jobs}.values()
-        window_counts[mask] = count_windows(model, jobs, options, failures)
+        window_counts[mask] = count_windows(model, jobs, options, failures, thin)
     size, where = model.size, ", ".join(dict.fromkeys(devices))
     where = f"of a {size[1]}x{size[0]} image on {where}{f' ({len(devices)} processes)' if several else ''}"
     logs = []
     for number, run in enumerate(runs):
         batches = make_batches(number, run, window_counts[run.mask], options)
         cost, plan = costs[run.label], plans[run.label]
-        logs.append(RunLog(run, batches, cost, plan, where, options, record, failures, finer[run.label]))
+        logs.append(RunLog(run, batches, cost, plan, where, options, record, failures))
     if not several:
         _fill_here(Worker(model, plans, options, Requests(runtime)), logs)
         return

@@ -3,7 +3,7 @@
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from rad.console import counted, print_line, report
 from rad.errors import NotFiniteError
 from rad.evaluation.run_log import Costs, Usage
 from rad.images.sources import ImageFile
+from rad.inpainting.canvas.windows import Counts, Kind, total_calls
 
 if TYPE_CHECKING:
     from rad.cli.sample.runtimes.base import Plan
@@ -58,19 +59,18 @@ class RunLog:
 
     Args:
         batches: all that will be filled; where: description of the window size and the devices.
-        cost, schedule: of the method for one window; finer: cost at the finer scales of --size_policy pyramid.
+        costs: of one window, by its kind; schedule: of the method.
         record: of a comparison; without one, an error that does not concern single images ends the program.
     """
 
     run: MethodRun
     batches: Sequence[Batch]
-    cost: "Cost | Work"
+    costs: "Mapping[Kind, Cost | Work]"
     schedule: "Plan"
     where: str
     options: SampleOptions
     record: Record | None
     failures: Failures
-    finer: "Cost | Work"
 
     def __post_init__(self) -> None:
         self.calls, self.training = (sum(map(of, self.batches)) for of in (self.calls_of, self.training_of))
@@ -78,15 +78,19 @@ class RunLog:
 
     def calls_of(self, batch: Batch) -> int:
         """Network calls of a batch, counted for single windows."""
-        return self._total(batch, self.cost.nfe, self.finer.nfe)
+        return sum(map(self._calls, batch.windows))
 
-    def _total(self, batch: Batch, each: int, finer: int) -> int:
-        """Calls of all windows of a batch, with `each` and `finer` calls a window."""
-        return self.options.num_samples * (each * (sum(batch.windows) - sum(batch.finer)) + finer * sum(batch.finer))
+    def _calls(self, windows: Counts) -> int:
+        """Network calls of the windows of an image."""
+        return self.options.num_samples * total_calls(windows, {kind: cost.nfe for kind, cost in self.costs.items()})
+
+    def _passes(self, windows: Counts) -> int:
+        """Backward passes of the windows of an image."""
+        return self.options.num_samples * total_calls(windows, {kind: cost.vjp for kind, cost in self.costs.items()})
 
     def training_of(self, batch: Batch) -> int:
         """Training passes of a batch, for --adapt; an image without windows is not adapted to."""
-        return self.run.label.given_adapt(self.options) * CROPS * sum(count > 0 for count in batch.windows)
+        return self.run.label.given_adapt(self.options) * CROPS * sum(windows.total() > 0 for windows in batch.windows)
 
     @property
     def unit(self) -> str:
@@ -94,11 +98,14 @@ class RunLog:
         return "network calls and training passes" if self.training else "network calls"
 
     def begin(self) -> None:
-        run, cost, schedule = self.run, self.cost, self.schedule
+        run, cost, schedule = self.run, self.costs["first"], self.schedule
         images = counted(sum(len(batch.jobs) for batch in self.batches), "image")
-        windows = self.options.num_samples * sum(sum(batch.windows) for batch in self.batches)
-        how = f" with {counted(schedule.steps, 'step')} ({schedule.solver}, {schedule.spacing})" if cost.nfe else ""
-        passes = sum(self._total(batch, cost.vjp, self.finer.vjp) for batch in self.batches)
+        windows = self.options.num_samples * sum(each.total() for batch in self.batches for each in batch.windows)
+        thin = f" ({run.label.given_thin_steps(self.options)} in thin windows)" if "thin" in self.costs else ""
+        how = (
+            f" with {counted(schedule.steps, 'step')}{thin} ({schedule.solver}, {schedule.spacing})" if cost.nfe else ""
+        )
+        passes = sum(self._passes(windows) for batch in self.batches for windows in batch.windows)
         backward = f" and {counted(passes, 'backward pass')}" if cost.vjp else ""
         training = f" and {counted(self.training, 'training pass')}" if self.training else ""
         report(
@@ -125,7 +132,8 @@ class RunLog:
             return
         try:
             self.record.write()
-            self._costs.add([job.identity for job in batch.jobs], usage, batch.windows)
+            shares = [self._calls(windows) or windows.total() for windows in batch.windows]
+            self._costs.add([job.identity for job in batch.jobs], usage, shares)
         except OtherSettings:  # of another shard
             raise
         except (ValueError, OSError) as error:

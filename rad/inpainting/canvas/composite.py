@@ -1,6 +1,7 @@
 """Images during inpainting: 8-bit inputs of any size, filled windows in float, and the final composite. Loads no torch."""
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rad.inpainting.canvas.resize import Floats, resize_bicubic
-from rad.inpainting.canvas.windows import Window
+from rad.inpainting.canvas.windows import Counts, Kind, Window, total_calls
 
 if TYPE_CHECKING:
     from rad.models.loaded_model import Condition
@@ -32,7 +33,6 @@ class Canvas:
         unknown: (H,W), pixels still to fill in the present sample.
         filled: (3,H,W) in [-1,1], the present sample, valid in the filled part of the hole; allocated lazily.
         raw: `pixels` with the output of each window's core, known pixels included; the mean over the samples so far.
-        finer: whether the present windows are of a finer scale, see `PyramidCanvas`.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Canvas:
         self.unknown = hole[0] > 0
         self.filled = np.zeros(pixels.shape, np.float32)
         self._mean = np.zeros(pixels.shape if average > 1 else 0, np.float32)  # allocated lazily, too
-        self.raw, self.finer = pixels.copy(), False
+        self.raw = pixels.copy()
 
     def job_name(self, window: Window) -> int | str:
         """Identity of a window's noise; the name alone for a window that covers the image."""
@@ -64,8 +64,12 @@ class Canvas:
         """The model's input: pixels (3,S,S) in [-1,1] with earlier fills, and the remaining hole (1,S,S)."""
         area = (slice(None), *window.slices)
         hole, unknown = self.hole[area], self.unknown[window.slices]
-        pixels = np.where((hole > 0) & ~unknown, self.filled[area], signed(self.pixels[area]))
+        pixels = np.where((hole > 0) & ~unknown, self.filled[area], signed(self._seen(window)[area]))
         return pixels, hole * unknown
+
+    def _seen(self, window: Window) -> Pixels:
+        """The pixels that a window sees and starts from."""
+        return self.pixels
 
     def paste(self, window: Window, output: Floats) -> None:
         """Keep the core of the model's output (3,S,S) in [-1,1]. After the last window, the next sample of a mean begins."""
@@ -98,9 +102,14 @@ class Canvas:
             self.sample += 1
             self.windows, self.unknown = dict.fromkeys(self._all_windows), self.hole[0] > 0
 
-    def count_calls(self, nfe: int, finer: int) -> int:
-        """Network calls of an empty canvas, with `nfe` for a window, and `finer` for one of a finer scale."""
-        return self.average * nfe * len(self._all_windows)
+    @property
+    def counts(self) -> Counts:
+        """Windows of one sample, at all scales."""
+        return Counter(window.kind for window in self._all_windows)
+
+    def count_calls(self, calls: Mapping[Kind, int]) -> int:
+        """Network calls of an empty canvas, with `calls` for a window of each kind."""
+        return self.average * total_calls(self.counts, calls)
 
     def enlarged(self, pixels: Pixels) -> Pixels:
         """Pixels of the current scale, as `raw`, at full scale."""

@@ -1,6 +1,7 @@
 """From images of any size to canvases of windows, by size policy. Loads no torch."""
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, get_args
 
 import numpy as np
@@ -11,7 +12,7 @@ from rad.arguments import describe, integer
 from rad.inpainting.canvas.composite import Canvas, pad, signed
 from rad.inpainting.canvas.pyramid import Pyramid, PyramidCanvas, Scale, reduce_pixels
 from rad.inpainting.canvas.resize import Floats, max_pool, mean_pool
-from rad.inpainting.canvas.windows import Box, Window, plan_windows
+from rad.inpainting.canvas.windows import THIN, Box, Counts, Kind, Window, has_square, plan_windows
 from rad.inpainting.canvas.zoom import zoom_region, zoomed
 from rad.models.settings.preferred import Preferred
 from rad.models.settings.preferred import SizePolicy as SizePolicy
@@ -32,6 +33,7 @@ class Layout:
         content: keep the hole's content, from which a run with a strength below 1 starts: pixels enlarged by "zoom" depend on it,
             and an image smaller than the model is continued by its edge, not by black.
         pyramid: settings of "pyramid"; None: the defaults.
+        thin: windows without a wide hole are of the kind "thin", see `THIN`.
 
     Raises ValueError for an unknown policy, a margin outside its range, or settings of another policy.
     """
@@ -41,6 +43,7 @@ class Layout:
     margin: int | None = None
     content: bool = False
     pyramid: Pyramid | None = None
+    thin: bool = False
 
     def __post_init__(self) -> None:
         if self.policy not in get_args(SizePolicy):
@@ -70,6 +73,7 @@ class Layout:
         pyramid: Pyramid | None = None,
         *,
         content: bool = False,
+        thin: bool = False,
     ) -> "Layout":
         """The layout of a call, with the checkpoint's settings for policy, margin and pyramid where they are None.
 
@@ -78,56 +82,64 @@ class Layout:
         chosen = preferred.complete(Preferred(size_policy=policy, margin=margin), method="")
         if pyramid is None and chosen.size_policy == "pyramid":
             pyramid = Pyramid.chosen(chosen)
-        return cls(size, chosen.size_policy or "error", chosen.margin, content, pyramid)
+        return cls(size, chosen.size_policy or "error", chosen.margin, content, pyramid, thin)
 
-    def plan(self, hole: Floats, *, most: int | None = None) -> tuple[Floats, list[Window]]:
+    def plan(self, hole: Floats, *, most: int | None = None, kind: Kind = "first") -> tuple[Floats, list[Window]]:
         """The hole (1,H,W) in working size, and its windows; `most` as in `plan_windows`.
 
+        Windows that are not thin are of this `kind`. Their whole hole inside the image decides, in working size.
         Raises ValueError for another size with "error".
         """
         height, width = self.size
-        region = self.region(hole)
+        region, inside = self.region(hole), hole
         if region is not None:
-            hole = _cut(hole, region, 1.0)
+            hole, inside = _cut(hole, region, 1.0), _cut(hole, region, 0.0)
         elif self.policy == "zoom":
             return hole, []
         if self.policy in ("crop", "pyramid"):
             margin = height // 8 if self.margin is None else self.margin
-            padded = pad(hole, self.size, 1.0)  # the outside is unknown too
-            inside = padded[0] > 0
-            inside[hole.shape[1] :], inside[:, hole.shape[2] :] = False, False
-            return padded, plan_windows(inside, size=height, margin=margin, most=most)
+            inside = pad(hole, self.size, 0.0)
+            windows = plan_windows(inside[0] > 0, size=height, margin=margin, most=most)
+            marked = [self._of_kind(window, inside, kind) for window in windows]
+            return pad(hole, self.size, 1.0), marked  # the outside is unknown too
         if hole.shape[1:] != self.size:
             if self.policy == "error":
                 raise ValueError(
                     f"the image is {hole.shape[2]}x{hole.shape[1]} and the model takes {width}x{height}: "
                     "use size_policy 'crop' (a window around each hole) or 'resize'"
                 )
-            hole = max_pool(hole, self.size)
+            hole, inside = max_pool(hole, self.size), max_pool(inside, self.size)
         whole = Window((0, 0, height, width), (0, 0, height, width))
-        return hole, [whole] if (hole > 0).any() else []
+        return hole, [self._of_kind(whole, inside, kind)] if (hole > 0).any() else []
+
+    def _of_kind(self, window: Window, hole: Floats, kind: Kind) -> Window:
+        """The window as "thin" if its part of the hole (1,H,W) is, otherwise as `kind`."""
+        thin = self.thin and not has_square(hole[0][window.slices] > 0, THIN + 1)
+        return replace(window, kind="thin" if thin else kind)
 
     def region(self, hole: Floats) -> Box | None:
         """The region that "zoom" scales, for a hole (1,H,W); None without a hole and for other policies."""
         return zoom_region(hole, self.size, self.margin) if self.policy == "zoom" else None
 
-    def count_windows(self, hole: Floats, *, most: int | None = None) -> tuple[int, int]:
-        """Number of windows for a hole (1,H,W), and of those at finer scales of "pyramid"; `most` as in `plan_windows`."""
-        if self.policy != "pyramid":
-            return len(self.plan(hole, most=most)[1]), 0
-        first, *finer = [len(self.plan(cells, most=most)[1]) for _, cells in self._reductions(hole)]
-        return first, sum(finer)
+    def count_windows(self, hole: Floats, *, most: int | None = None) -> Counts:
+        """Number of windows of each kind, for a hole (1,H,W); `most` as in `plan_windows`, for each scale."""
+        plans = [self.plan(cells, most=most, kind=kind) for _, cells, kind in self._reductions(hole)]
+        return Counter(window.kind for _, windows in plans for window in windows)
 
-    def _reductions(self, hole: Floats) -> list[tuple[int, Floats]]:
-        return (self.pyramid or Pyramid()).reductions(hole, self.size[0])
+    def _reductions(self, hole: Floats) -> list[tuple[int, Floats, Kind]]:
+        """(s, hole at scale 1/s, kind of its windows) of each scale, the coarsest first."""
+        if self.policy != "pyramid":
+            return [(1, hole, "first")]
+        (side, cells), *finer = (self.pyramid or Pyramid()).reductions(hole, self.size[0])
+        return [(side, cells, "first"), *((side, cells, "finer") for side, cells in finer)]
 
     def _scales(self, image: Image.Image, hole: Floats, condition: "Condition | None") -> list[Scale]:
         """The scales of "pyramid", the coarsest first."""
         original, scales = np.array(image).transpose(2, 0, 1), []
-        for side, cells in self._reductions(hole):
+        for side, cells, kind in self._reductions(hole):
             pixels = original if side == 1 else reduce_pixels(signed(original), hole, side)
             height, width = cells.shape[1:]
-            padded, windows = self.plan(cells)
+            padded, windows = self.plan(cells, kind=kind)
             guide = None if condition is None else condition.resized((width, height))
             scales.append(Scale(side, (height, width), pad(pixels, self.size, 0), padded, windows, guide))
         return scales

@@ -4,6 +4,7 @@ At scale 1/s a cell is a square of s x s pixels, s a power of two. Its value is 
 least half of its pixels are known. No cell depends on the content of the hole.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from rad.arguments import integer
 from rad.diffusion.choices import check_strength
 from rad.inpainting.canvas.composite import Canvas, Pixels, pad, rounded, signed
 from rad.inpainting.canvas.resize import Floats, resize_bicubic
-from rad.inpainting.canvas.windows import Window
+from rad.inpainting.canvas.windows import Counts, Window, has_square
 
 if TYPE_CHECKING:
     from rad.models.loaded_model import Condition
@@ -77,15 +78,6 @@ class Pyramid:
                 break
             scales.insert(0, (side, reduced))
         return scales
-
-
-def has_square(hole: NDArray[np.bool_], side: int) -> bool:
-    """Whether a square of `side` x `side` pixels fits into the hole (H,W)."""
-    if side > min(hole.shape):
-        return False
-    total = np.pad(hole.cumsum(0, dtype=np.int64).cumsum(1), ((1, 0), (1, 0)))
-    squares = total[side:, side:] - total[:-side, side:] - total[side:, :-side] + total[:-side, :-side]
-    return bool((squares == side * side).any())
 
 
 def reduce_hole(hole: Floats, side: int) -> Floats:
@@ -152,13 +144,16 @@ class PyramidCanvas(Canvas):
         self._mean = np.zeros(full.shape if average > 1 else 0, np.float32)
         self._mean_raw: Pixels | None = None
 
-    def count_calls(self, nfe: int, finer: int) -> int:
-        first, *others = [len(scale.windows) for scale in self._scales]
-        return self.average * (nfe * first + finer * sum(others))
+    @property
+    def counts(self) -> Counts:
+        return Counter(window.kind for scale in self._scales for window in scale.windows)
 
     def job_name(self, window: Window) -> int | str:
         top, left, _, _ = window.window
         return super().job_name(window) if self.scale.side == 1 else f"{self.name}@1/{self.scale.side}@{top},{left}"
+
+    def _seen(self, window: Window) -> Pixels:
+        return self.scale.pixels if window.kind == "thin" else self.pixels
 
     def enlarged(self, pixels: Pixels) -> Pixels:
         if self.scale.side == 1:
@@ -182,7 +177,7 @@ class PyramidCanvas(Canvas):
             self._begin_scale(0, self._scales[0].pixels)
 
     def _begin_scale(self, number: int, pixels: Pixels) -> None:
-        self._number, self.scale, self.finer = number, self._scales[number], number > 0
+        self._number, self.scale = number, self._scales[number]
         self.pixels, self.hole, self.condition = pixels, self.scale.hole, self.scale.condition
         self.windows, self.unknown = dict.fromkeys(self.scale.windows), self.hole[0] > 0
         self.filled = np.zeros(pixels.shape, np.float32)

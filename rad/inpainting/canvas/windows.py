@@ -4,15 +4,31 @@ A window has S x S pixels. Only its core is kept, the window without a margin, w
 A hole that fits into a core gets one centred window. A longer hole is cut into cores; later windows see earlier results.
 """
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 Box = tuple[int, int, int, int]
 """top, left, bottom, right in pixels; bottom and right are exclusive."""
+
+Kind = Literal["first", "finer", "thin"]
+"""Kind of a window, which decides its sampler.
+
+- first: of the only scale, or of the coarsest one of size policy "pyramid".
+- finer: of a finer scale, which starts from the coarser result.
+- thin: of any scale, without a hole wider than `THIN`, if thin windows have their own steps. It starts from noise.
+"""
+
+Counts = Counter[Kind]
+"""Number of windows of each kind."""
+
+THIN = 8
+"""Width in pixels of the widest thin hole: no square of more pixels a side fits into it."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +37,7 @@ class Window:
 
     window: Box
     core: Box
+    kind: Kind = "first"
 
     @property
     def slices(self) -> tuple[slice, slice]:
@@ -31,6 +48,20 @@ class Window:
     def core_slices(self) -> tuple[slice, slice]:
         top, left, bottom, right = self.core
         return slice(top, bottom), slice(left, right)
+
+
+def total_calls(counts: Mapping[Kind, int], calls: Mapping[Kind, int]) -> int:
+    """Network calls of windows, with `calls` for one of each kind."""
+    return sum(count * calls[kind] for kind, count in counts.items())
+
+
+def has_square(hole: NDArray[np.bool_], side: int) -> bool:
+    """Whether a square of `side` x `side` pixels fits into the hole (H,W)."""
+    if side > min(hole.shape):
+        return False
+    total = np.pad(hole.cumsum(0, dtype=np.int64).cumsum(1), ((1, 0), (1, 0)))
+    squares = total[side:, side:] - total[:-side, side:] - total[side:, :-side] + total[:-side, :-side]
+    return bool((squares == side * side).any())
 
 
 CHUNK = 2**16

@@ -2,10 +2,11 @@
 
 Precedence: what the caller gives, then the checkpoint's settings, then the defaults of the library.
 
-- `steps`, `solver`, `spacing`, `eta` and `average` hold for the method "rad" alone, so zero-shot methods keep their own defaults.
-  All others hold for every method.
+- `steps`, `solver`, `spacing`, `eta`, `average` and `thin_steps` hold for the method "rad" alone, so zero-shot methods keep their
+  own defaults. All others hold for every method.
 - `solver`, `spacing` and `eta` stand together: if the caller gives a solver or a spacing, the checkpoint's three are left out.
-- `average` suits the other settings of the sampler: it is left out if the caller gives steps, a budget, a solver or a spacing.
+- `average` and `thin_steps` suit the other settings of the sampler: they are left out if the caller gives steps, a budget, a
+  solver or a spacing. `thin_steps` is left out with a strength below 1, too.
 - `margin` and the settings of the pyramid belong to `size_policy`: they are left out if the caller gives another policy.
 - "pyramid" becomes "crop" where a method of the call cannot start finer scales from coarser results, or a strength is below 1.
 - Lengths in pixels suit one size of windows, see `Preferred.at`.
@@ -60,6 +61,7 @@ class Preferred:
         size_policy, margin: see `rad.inpainting.canvas.layout.Layout`.
         size: side of a window in pixels, of a pixel model; it may exceed the size of the training images.
         pyramid_coarsest, pyramid_strength, pyramid_steps: see `rad.inpainting.canvas.pyramid.Pyramid`.
+        thin_steps: steps of windows without a wide hole, see `rad.inpainting.canvas.windows.THIN`.
     """
 
     steps: int | None = None
@@ -73,6 +75,7 @@ class Preferred:
     pyramid_coarsest: int | None = None
     pyramid_strength: float | None = None
     pyramid_steps: int | None = None
+    thin_steps: int | None = None
 
     @classmethod
     def read(cls, content: object) -> "Preferred":
@@ -100,18 +103,20 @@ class Preferred:
         """The given settings, for JSON."""
         return {name: value for name in KEYS if (value := getattr(self, name)) is not None}
 
-    def complete(self, given: "Preferred", *, method: str, budget: bool = False) -> "Preferred":
+    def complete(self, given: "Preferred", *, method: str, budget: bool = False, strength: float = 1.0) -> "Preferred":
         """`given` with the checkpoint's value for each setting that is None, where it holds for the method; idempotent.
 
-        `budget`: a budget of the caller sets the steps.
+        `budget`: a budget of the caller sets the steps; strength: of the caller.
         """
         holding = {name for name, key in KEYS.items() if method == METHOD or not key.sampler}
         if budget:
-            holding -= {"steps", "average"}
+            holding -= {"steps", *WITH_ALL}
         if given.steps is not None:
-            holding -= {"average"}
+            holding -= WITH_ALL
         if given.solver is not None or given.spacing is not None:
-            holding -= {"solver", *_that_need("solver"), "average"}
+            holding -= {"solver", *_that_need("solver"), *WITH_ALL}
+        if strength < 1:
+            holding -= {"thin_steps"}
         if given.size_policy not in (None, self.size_policy):
             holding -= _that_need("size_policy")
         return replace(given, **{name: getattr(self, name) for name in holding if getattr(given, name) is None})
@@ -181,14 +186,23 @@ KEYS: dict[str, Key] = {
     "pyramid_coarsest": Key("whole numbers from 1 to 65536", _is_whole(1, 2**16), needs="size_policy", pixels=True),
     "pyramid_strength": Key("above 0 to below 1", _is_part, needs="size_policy"),
     "pyramid_steps": Key("whole numbers from 1 to 100000", _is_whole(1, 10**5), needs="size_policy"),
+    "thin_steps": Key("whole numbers from 1 to 100000", _is_whole(1, 10**5), sampler=True),
 }
 """The keys, which are the fields of `Preferred`."""
 
 OF_SAMPLER = [name for name, key in KEYS.items() if key.sampler]
+WITH_ALL = {"average", "thin_steps"}
+"""Settings that suit the checkpoint's whole sampler, and are left out if the caller gives another one."""
+
 OF_EVERY_METHOD = [name for name, key in KEYS.items() if not key.sampler]
 
 NOTHING = Preferred()
 """A checkpoint without preferred settings."""
+
+
+def takes_thin_steps(method: str, strength: float) -> bool:
+    """Whether thin windows can have their own steps, in a run of the method of this name."""
+    return method == METHOD and strength == 1
 
 
 def _that_need(setting: str) -> set[str]:

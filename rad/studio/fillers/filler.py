@@ -13,9 +13,10 @@ from PIL import Image
 from rad.arguments import describe
 from rad.inpainting.canvas.outpaint import Extension
 from rad.inpainting.canvas.pyramid import Pyramid
+from rad.inpainting.canvas.windows import Kind
 from rad.inpainting.result import Inpainted, Progress
 from rad.masks.reading.hole import Hole
-from rad.models.settings.preferred import KEYS, Preferred, SizePolicy
+from rad.models.settings.preferred import KEYS, Preferred, SizePolicy, takes_thin_steps
 from rad.studio.schema import InpaintFields, MethodView, ModelView, Solver, Spacing
 
 SIZE_POLICY: SizePolicy = "crop"
@@ -34,6 +35,7 @@ class Plan:
         settings: of the method, as text.
         nfe: network calls over all windows and samples, each of which may be a mean of several; windows: of one sample.
         pyramid: settings of size policy "pyramid"; None for others.
+        thin_steps: steps of thin windows; None: as of others.
         warnings: about values without effect.
     """
 
@@ -45,6 +47,7 @@ class Plan:
     nfe: int
     windows: int
     pyramid: Pyramid | None = None
+    thin_steps: int | None = None
     warnings: list[str] = field(default_factory=list)
 
 
@@ -136,7 +139,7 @@ def arguments(fields: InpaintFields, plan: Plan) -> dict[str, Any]:
     """The arguments of a call that both runtimes take: all but image, hole, method and condition."""
     names = ("seed", "num_samples", "average", "size_policy", "margin", "feather", "batch_size")
     return {
-        **{name: getattr(plan, name) for name in ("steps", "solver", "spacing", "eta", "pyramid")},
+        **{name: getattr(plan, name) for name in ("steps", "solver", "spacing", "eta", "pyramid", "thin_steps")},
         **{name: getattr(fields, name) for name in names},
         "names": fields.name,
         "extend": None if fields.extend is None else Extension.parse(fields.extend),
@@ -203,21 +206,34 @@ def check_amounts(fields: InpaintFields) -> None:
         raise ValueError(f"{' and '.join(given)} both set the number of steps: give one of them")
 
 
-def check_finer(fields: InpaintFields, units: int) -> None:
-    """Raise ValueError for a budget that size policy "pyramid" does not keep.
+OF_KIND: dict[Kind, tuple[str, str]] = {
+    "finer": ("the finer scales of size_policy 'pyramid'", "a window at a finer scale of size_policy 'pyramid'"),
+    "thin": ("thin_steps", "a thin window"),
+}
+"""Kinds of windows with steps of their own, which a budget does not set: how messages call them, and one of them."""
 
-    `units`: network calls of one sample, for a window at a finer scale.
+
+def thin_steps_of(fields: InpaintFields) -> tuple[int | None, list[str]]:
+    """Steps of thin windows, and a warning if they have no effect."""
+    if fields.thin_steps is None or takes_thin_steps(fields.method, 1):
+        return fields.thin_steps, []
+    return None, [f"thin_steps has no effect on {fields.method}"]
+
+
+def check_kinds(fields: InpaintFields, units: Mapping[Kind, int]) -> None:
+    """Raise ValueError for a budget that windows with steps of their own do not keep.
+
+    `units`: network calls of one sample, for a window of each kind.
     """
-    units *= fields.average or 1
-    if fields.budget_seconds is not None:
-        raise ValueError(
-            "budget_seconds does not limit the finer scales of size_policy 'pyramid': give steps or budget_nfe"
-        )
-    if fields.budget_nfe is not None and units > fields.budget_nfe:
-        raise ValueError(
-            f"budget_nfe is {fields.budget_nfe}; a window at a finer scale of size_policy 'pyramid' costs {units} network "
-            "calls: give at least that"
-        )
+    for kind, (several, window) in OF_KIND.items():
+        if kind not in units:
+            continue
+        if fields.budget_seconds is not None:
+            raise ValueError(f"budget_seconds does not limit {several}: give steps or budget_nfe")
+        if fields.budget_nfe is not None and (calls := units[kind] * (fields.average or 1)) > fields.budget_nfe:
+            raise ValueError(
+                f"budget_nfe is {fields.budget_nfe}; {window} costs {calls} network calls: give at least that"
+            )
 
 
 def check_text(fields: InpaintFields, view: ModelView) -> None:

@@ -8,6 +8,7 @@ from functools import partial
 from PIL import Image
 
 from rad.inpainting.canvas.layout import Layout
+from rad.inpainting.canvas.windows import Kind, total_calls
 from rad.inpainting.result import Inpainted, Progress
 from rad.masks.reading.hole import Hole
 from rad.runtime.inpainter import OnnxInpainter
@@ -18,13 +19,14 @@ from rad.studio.fillers.filler import (
     Plan,
     arguments,
     check_counts,
-    check_finer,
+    check_kinds,
     check_method,
     check_text,
     probe,
     sampler_fields,
     setting_text,
     steps_of,
+    thin_steps_of,
     window_of,
 )
 from rad.studio.schema import InpaintFields, MethodView, ModelView, SettingView
@@ -57,20 +59,29 @@ class OnnxFiller:
     def plan(self, fields: InpaintFields, hole: Hole, *, rate: Callable[[], float], most_windows: int) -> Plan:
         method = self._method(fields)
         check_text(fields, self.view)
-        layout = Layout.choose(self.inpainter.size, self.preferred, fields.size_policy, fields.margin)
-        first, finer = layout.count_windows(hole[None], most=most_windows)
-        windows = fields.num_samples * first
-        steps = self._steps(fields, method, windows, rate)
+        thin_steps, warnings = thin_steps_of(fields)
+        thin = thin_steps is not None
+        layout = Layout.choose(self.inpainter.size, self.preferred, fields.size_policy, fields.margin, thin=thin)
+        counts = layout.count_windows(hole[None], most=most_windows)
+        steps = self._steps(fields, method, fields.num_samples * counts["first"], rate)
         schedule = vars(method.choose(steps=steps, **sampler_fields(fields)))
         sampler = self.inpainter.sampler(method, **schedule)
-        nfe = windows * sampler.nfe
-        if layout.pyramid is not None:
-            each = self.inpainter.finer_sampler(sampler, layout.pyramid, spacing=schedule["spacing"]).nfe
-            check_finer(fields, each)
-            nfe += fields.num_samples * finer * each
+        samplers = self.inpainter.samplers(
+            sampler, pyramid=layout.pyramid, thin_steps=thin_steps, spacing=schedule["spacing"]
+        )
+        calls: dict[Kind, int] = {kind: each.nfe for kind, each in samplers.items()}
+        check_kinds(fields, calls)
+        nfe = fields.num_samples * total_calls(counts, calls) * (fields.average or 1)
         settings = {item.name: setting_text(getattr(method, item.name)) for item in fields_of(method)}
-        nfe *= fields.average or 1
-        return Plan(**schedule, settings=settings, nfe=nfe, windows=first + finer, pyramid=layout.pyramid)
+        return Plan(
+            **schedule,
+            settings=settings,
+            nfe=nfe,
+            windows=counts.total(),
+            pyramid=layout.pyramid,
+            thin_steps=thin_steps,
+            warnings=warnings,
+        )
 
     def fill(
         self,

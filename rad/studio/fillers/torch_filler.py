@@ -7,8 +7,9 @@ from functools import partial
 from PIL import Image
 
 from rad.inpainting.canvas.layout import Layout
+from rad.inpainting.canvas.windows import Kind, total_calls
 from rad.inpainting.inpainter import Inpainter
-from rad.inpainting.prepare import build_finer
+from rad.inpainting.prepare import build_samplers
 from rad.inpainting.result import Inpainted, Progress
 from rad.masks.reading.hole import Hole
 from rad.methods import METHODS
@@ -21,13 +22,14 @@ from rad.studio.fillers.filler import (
     arguments,
     check_amounts,
     check_counts,
-    check_finer,
+    check_kinds,
     check_method,
     check_text,
     probe,
     sampler_fields,
     setting_text,
     steps_of,
+    thin_steps_of,
     window_of,
 )
 from rad.studio.fillers.listing import list_methods
@@ -66,18 +68,20 @@ class TorchFiller:
         method = self._method(fields)
         check_text(fields, self.view)
         self.inpainter.check([self._condition(fields, method)])
-        layout = Layout.choose(self.inpainter.size, self.preferred, fields.size_policy, fields.margin)
-        first, finer = layout.count_windows(hole[None], most=most_windows)
-        windows = fields.num_samples * first
+        thin_steps, warnings = thin_steps_of(fields)
+        thin = thin_steps is not None
+        layout = Layout.choose(self.inpainter.size, self.preferred, fields.size_policy, fields.margin, thin=thin)
+        counts = layout.count_windows(hole[None], most=most_windows)
         given = sampler_fields(fields)
-        steps = self._steps(fields, method, windows, rate)
+        steps = self._steps(fields, method, fields.num_samples * counts["first"], rate)
         schedule = method.choose(steps=steps, **given)
         sampler = self.inpainter.sampler(method, **vars(schedule))
-        nfe = windows * sampler.cost.nfe
-        if layout.pyramid is not None:
-            scale = build_finer(sampler, self.inpainter.model, layout.pyramid, spacing=schedule.spacing).cost
-            check_finer(fields, scale.units)
-            nfe += fields.num_samples * finer * scale.nfe
+        samplers = build_samplers(
+            sampler, self.inpainter.model, pyramid=layout.pyramid, thin_steps=thin_steps, spacing=schedule.spacing
+        )
+        check_kinds(fields, {kind: each.cost.units for kind, each in samplers.items()})
+        calls: dict[Kind, int] = {kind: each.cost.nfe for kind, each in samplers.items()}
+        nfe = fields.num_samples * total_calls(counts, calls)
         unused = method.unused(**given)
         if method.weights == "none":
             steps = None
@@ -86,7 +90,7 @@ class TorchFiller:
         else:
             steps = schedule.steps
         settings = {item.name: setting_text(getattr(method, item.name)) for item in fields_of(method)}
-        warnings = [f"{name} has no effect on {method.name}" for name in unused]
+        warnings += [f"{name} has no effect on {method.name}" for name in unused]
         if not method.soft and bool(((hole > 0) & (hole < 1)).any()):
             warnings.append(f"{method.name} fills grey pixels of a mask completely: use rad to keep part of the image")
         nfe *= 1 if method.weights == "none" else fields.average or 1
@@ -94,8 +98,9 @@ class TorchFiller:
             *(steps, schedule.solver, schedule.spacing, schedule.eta),
             settings,
             nfe,
-            first + finer,
+            counts.total(),
             layout.pyramid,
+            thin_steps,
             warnings,
         )
 

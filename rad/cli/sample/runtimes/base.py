@@ -9,6 +9,7 @@ from rad.cli.sample.options import RECORDED
 from rad.cli.sample.plan import Label
 from rad.console import counted, report
 from rad.inpainting.canvas.pyramid import Pyramid
+from rad.inpainting.canvas.windows import Counts, Kind
 from rad.models.settings.preferred import OF_EVERY_METHOD, OF_SAMPLER, Preferred
 
 if TYPE_CHECKING:
@@ -36,6 +37,13 @@ SAMPLING = ("seed", "num_samples", "size_policy", "margin", "pyramid", "batch_si
 """Options that the inpainters take under the same names."""
 
 
+OF_KIND: dict[Kind, tuple[str, str]] = {
+    "finer": ("a window at a finer scale", "pyramid_steps"),
+    "thin": ("a thin window", "thin_steps"),
+}
+"""Kinds of windows with steps of their own, which a budget does not set: what messages call one, and its option."""
+
+
 class Model(ABC):
     """A loaded model with the methods of the run."""
 
@@ -47,22 +55,15 @@ class Model(ABC):
         """Raise ValueError for prompts and options that the model cannot use."""
 
     @abstractmethod
-    def prepare(self, label: "Label") -> "tuple[Plan, Cost | Work]":
-        """Schedule of a method, and the cost of a result per window; warns of options without effect.
+    def prepare(self, label: "Label") -> "tuple[Plan, Mapping[Kind, Cost | Work]]":
+        """Schedule of a method, and the cost of a result per window of each kind; warns of options without effect.
 
-        Raises ValueError for a method that cannot run on this model, or not within its budget.
+        Raises ValueError for a method that cannot run on this model, with this size policy, or within its budget.
         """
 
     @abstractmethod
-    def finer_cost(self, label: "Label", plan: Plan) -> "Cost | Work":
-        """Cost per window at the finer scales of --size_policy pyramid, of a method with its schedule; 0 for other policies.
-
-        Raises ValueError for a method without this policy, or a cost above its budget.
-        """
-
-    @abstractmethod
-    def count_windows(self, hole: "Hole") -> tuple[int, int]:
-        """Number of windows for a hole (H,W): at full scale or the coarsest, and at finer scales."""
+    def count_windows(self, hole: "Hole", *, thin: bool) -> Counts:
+        """Number of windows of each kind for a hole (H,W); `thin`: thin ones are counted apart."""
 
     @abstractmethod
     def recorded(self) -> dict[str, str]:
@@ -200,16 +201,18 @@ def choose_steps(
     return steps
 
 
-def check_finer(label: "Label", options: "SampleOptions", cost: CostT) -> CostT:
-    """The cost of a result per window at a finer scale. Raises ValueError if it is above the budget."""
+def costs_of_mean(label: "Label", options: "SampleOptions", costs: "Mapping[Kind, CostT]") -> "dict[Kind, CostT]":
+    """The cost of a result per window of each kind, from that of a sample. Raises ValueError for one above the budget."""
     fixed = label.steps is not None or label.budget is not None
     budget = label.budget if fixed else options.budget_nfe
-    if budget is not None and cost.units > budget:
-        raise ValueError(
-            f"{label.text}: a window at a finer scale costs {cost.units} network calls, above the budget of {budget}: give "
-            "fewer --pyramid_steps"
-        )
-    return cost
+    costs = {kind: cost * label.given_average(options) for kind, cost in costs.items()}
+    for kind, (window, option) in OF_KIND.items():
+        if budget is not None and kind in costs and costs[kind].units > budget:
+            raise ValueError(
+                f"{label.text}: {window} costs {costs[kind].units} network calls, above the budget of {budget}: give fewer "
+                f"--{option}"
+            )
+    return costs
 
 
 def warn_unused(label: "Label", names: Sequence[str]) -> None:

@@ -12,10 +12,20 @@ from typing import TYPE_CHECKING
 from rad.cli.sample.options import SampleOptions
 from rad.cli.sample.plan import Job, Label, parse_settings
 from rad.cli.sample.request import text_hash
-from rad.cli.sample.runtimes.base import SAMPLING, Model, Plan, Runtime, check_finer, choose_steps, complete
+from rad.cli.sample.runtimes.base import (
+    SAMPLING,
+    Model,
+    Plan,
+    Runtime,
+    choose_steps,
+    complete,
+    costs_of_mean,
+    warn_unused,
+)
 from rad.console import did_you_mean
 from rad.diffusion.choices import most_count
 from rad.inpainting.canvas.layout import Layout
+from rad.inpainting.canvas.windows import Counts, Kind
 from rad.resources import EXPORTED
 from rad.runtime.folder import ExportedModel
 from rad.runtime.sampling.methods import METHODS, Method
@@ -116,8 +126,8 @@ class OnnxModel(Model):
     def check(self, jobs: Sequence[Job]) -> None:
         """See `Model`: the options are checked with the runtime."""
 
-    def prepare(self, label: Label) -> tuple[Plan, Work]:
-        method, given = self.methods[label], label.given(self.options)
+    def prepare(self, label: Label) -> tuple[Plan, dict[Kind, Work]]:
+        method, given, options = self.methods[label], label.given(self.options), self.options
 
         def cost(steps: int) -> Work:
             return Work(self.inpainter.sampler(method, steps=steps, **given).nfe)
@@ -125,25 +135,22 @@ class OnnxModel(Model):
         try:
             most = most_count(len(self.inpainter.model.betas), method.choose(**given).spacing)
             within = partial(self.inpainter.steps_within, method, **given)
-            steps = choose_steps(label, self.options, within=within, cost=cost, most=most)
+            steps = choose_steps(label, options, within=within, cost=cost, most=most)
             plan = method.choose(steps=steps, **given)
-            return plan, cost(plan.steps) * label.given_average(self.options)
+            samplers = self.inpainter.samplers(
+                self.inpainter.sampler(method, **vars(plan)),
+                pyramid=options.pyramid,
+                thin_steps=label.given_thin_steps(options),
+                spacing=plan.spacing,
+            )
         except ValueError as error:
             raise ValueError(f"{label.text}: {error}") from None
+        warn_unused(label, ["thin_steps"] if label.ignores_thin_steps(options) else [])
+        return plan, costs_of_mean(label, options, {kind: Work(each.nfe) for kind, each in samplers.items()})
 
-    def finer_cost(self, label: Label, plan: Plan) -> Work:
-        if self.options.pyramid is None:
-            return Work(0)
-        try:
-            sampler = self.inpainter.sampler(self.methods[label], **vars(plan))
-            finer = self.inpainter.finer_sampler(sampler, self.options.pyramid, spacing=plan.spacing)
-        except ValueError as error:
-            raise ValueError(f"{label.text}: {error}") from None
-        return check_finer(label, self.options, Work(finer.nfe) * label.given_average(self.options))
-
-    def count_windows(self, hole: "Hole") -> tuple[int, int]:
+    def count_windows(self, hole: "Hole", *, thin: bool) -> Counts:
         options, preferred = self.options, self.inpainter.model.preferred
-        layout = Layout.choose(self.size, preferred, options.size_policy, options.margin, options.pyramid)
+        layout = Layout.choose(self.size, preferred, options.size_policy, options.margin, options.pyramid, thin=thin)
         return layout.count_windows(hole[None])
 
     def recorded(self) -> dict[str, str]:
@@ -168,6 +175,7 @@ class OnnxModel(Model):
             method=self.methods[label],
             **vars(plan),
             average=label.given_average(self.options),
+            thin_steps=label.given_thin_steps(self.options),
             **{name: getattr(self.options, name) for name in SAMPLING},
             names=names,
             on_step=lambda progress: on_step(min(progress.done, progress.planned)),

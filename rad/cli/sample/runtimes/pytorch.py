@@ -19,17 +19,18 @@ from rad.cli.sample.runtimes.base import (
     Model,
     Plan,
     Runtime,
-    check_finer,
     choose_steps,
     complete,
+    costs_of_mean,
     warn_unused,
 )
 from rad.device import find_devices, kind_of, threads_of_each
 from rad.diffusion.choices import most_count
 from rad.images.sources import ImageFile, by_stem, holds_one, list_images, match_names
 from rad.inpainting.canvas.layout import Layout
+from rad.inpainting.canvas.windows import Counts, Kind
 from rad.inpainting.inpainter import Inpainter
-from rad.inpainting.prepare import build_finer, check_method, check_running, load_networks
+from rad.inpainting.prepare import build_samplers, check_method, check_running, load_networks
 from rad.inpainting.runs import find_base
 from rad.methods.own import file_of, loaded_from
 from rad.methods.registry import cost, create, most_steps, steps_within
@@ -112,7 +113,7 @@ class TorchModel(Model):
         elif conditions != [Condition()]:
             raise ValueError("a prompt has no effect on methods that use no network")
 
-    def prepare(self, label: Label) -> "tuple[Plan, Cost]":
+    def prepare(self, label: Label) -> "tuple[Plan, dict[Kind, Cost]]":
         method, options, base_process = self.methods[label], self.options, self.inpainter.model.base_process
         check_method(method, self.inpainter.model, bf16=options.precision == "bf16")
         if label.given_adapt(options):
@@ -129,7 +130,7 @@ class TorchModel(Model):
             )
         schedule = method.choose(steps=steps, **given)
         try:
-            result = self.inpainter.sampler(method, **vars(schedule), strength=strength).cost
+            sampler = self.inpainter.sampler(method, **vars(schedule), strength=strength)
         except ValueError as error:
             preset = method.preset_solver if given["solver"] is None else "ddpm"
             hint = "" if preset == "ddpm" else f" ({preset!r} is its preset; {label.text},solver=ddpm takes another)"
@@ -137,24 +138,25 @@ class TorchModel(Model):
         others = ["steps"] if options.steps is not None and method.weights == "none" else []
         others += ["soft_mask"] if options.soft_mask and not method.soft else []
         others += ["average"] if label.given_average(options) > 1 and method.weights == "none" else []
+        others += ["thin_steps"] if label.ignores_thin_steps(options) else []
         warn_unused(label, method.unused(**given) + others)
-        return schedule, result * label.given_average(options)
-
-    def finer_cost(self, label: Label, plan: Plan) -> "Cost":
-        if self.options.pyramid is None:
-            return Cost(0)
-        sampler = self.inpainter.sampler(self.methods[label], **vars(plan))
         try:
-            finer = build_finer(sampler, self.inpainter.model, self.options.pyramid, spacing=plan.spacing)
+            samplers = build_samplers(
+                sampler,
+                self.inpainter.model,
+                pyramid=options.pyramid,
+                thin_steps=label.given_thin_steps(options),
+                spacing=schedule.spacing,
+            )
         except ValueError as error:
             raise ValueError(f"{label.text}: {error}") from None
-        return check_finer(label, self.options, finer.cost * label.given_average(self.options))
+        return schedule, costs_of_mean(label, options, {kind: each.cost for kind, each in samplers.items()})
 
-    def count_windows(self, hole: "Hole") -> tuple[int, int]:
+    def count_windows(self, hole: "Hole", *, thin: bool) -> Counts:
         options, preferred = self.options, self.inpainter.model.preferred
         if hole.any() and any(label.given_adapt(options) for label in self.methods):
             find_places(hole[None], crop_size(self.inpainter))  # an image that cannot be adapted to fails here
-        layout = Layout.choose(self.size, preferred, options.size_policy, options.margin, options.pyramid)
+        layout = Layout.choose(self.size, preferred, options.size_policy, options.margin, options.pyramid, thin=thin)
         return layout.count_windows(hole[None])
 
     def recorded(self) -> dict[str, str]:
@@ -190,6 +192,7 @@ class TorchModel(Model):
             **vars(plan),
             strength=label.given_strength(self.options),
             average=1 if self.methods[label].weights == "none" else label.given_average(self.options),
+            thin_steps=label.given_thin_steps(self.options),
             **{name: getattr(self.options, name) for name in SAMPLING},
             **encoding(self.options),
             names=names,
