@@ -12,7 +12,8 @@ from rad.diffusion.step import Denoised
 from rad.inpainting import Inpainter, Pyramid
 from rad.inpainting.canvas.layout import Layout
 from rad.inpainting.canvas.preview import preview
-from rad.inpainting.canvas.pyramid import has_square, reduce_hole, reduce_pixels
+from rad.inpainting.canvas.pyramid import reduce_hole, reduce_pixels
+from rad.inpainting.canvas.windows import has_square
 from rad.masks.reading.format import MaskWarning
 from rad.methods import METHODS
 from tests.conftest import SIZE, box_hole, random_image
@@ -91,7 +92,7 @@ def test_scales_do_not_depend_on_the_hole():
     layout = Layout((SIZE, SIZE), "pyramid")
     first, second = (layout.canvases(each, hole, "", samples=1)[0] for each in (image, Image.fromarray(other)))
     assert np.array_equal(first.pixels, second.pixels)
-    assert first.count_calls(0, 1) > 0
+    assert first.count_calls({"first": 0, "finer": 1}) > 0
 
 
 def test_each_sample_of_a_mean_passes_through_all_scales():
@@ -99,16 +100,18 @@ def test_each_sample_of_a_mean_passes_through_all_scales():
     layout = Layout((SIZE, SIZE), "pyramid")
     single = layout.canvases(image, HOLE.numpy(), "a", samples=3)
     (mean,) = layout.canvases(image, HOLE.numpy(), "a", samples=1, average=3)
-    assert mean.count_calls(3, 2) == 3 * single[0].count_calls(3, 2)
+    assert mean.counts == single[0].counts
+    calls = {"first": 3, "finer": 2}
+    assert mean.count_calls(calls) == 3 * single[0].count_calls(calls)
     values, jobs = np.random.default_rng(0), []
     for number, canvas in enumerate(single):
         while canvas.windows:
             window, output = next(iter(canvas.windows)), values.random((3, SIZE, SIZE), np.float32) * 3 - 1.5
-            jobs.append((number, canvas.job_name(window), canvas.finer, canvas.cut(window)[0], output))
+            jobs.append((number, canvas.job_name(window), window.kind, canvas.cut(window)[0], output))
             canvas.paste(window, output)
-    for sample, name, finer, pixels, output in jobs:
+    for sample, name, kind, pixels, output in jobs:
         window = next(iter(mean.windows))
-        assert (mean.sample, mean.job_name(window), mean.finer) == (sample, name, finer)
+        assert (mean.sample, mean.job_name(window), window.kind) == (sample, name, kind)
         assert np.array_equal(mean.cut(window)[0], pixels), "it sees its own sample, not the mean"
         assert preview(mean, {}).shape == mean.enlarged(mean.raw).shape == (3, *LARGE)
         mean.paste(window, output)
@@ -140,7 +143,8 @@ def test_results_keep_known_pixels_and_count_their_calls(rad, method, average):
     assert set(planned) == {result.nfe}
     if method == "rad":
         assert network.calls == result.nfe
-        first, finer = Layout((SIZE, SIZE), "pyramid", pyramid=POLICY["pyramid"]).count_windows(HOLE.numpy())
+        counts = Layout((SIZE, SIZE), "pyramid", pyramid=POLICY["pyramid"]).count_windows(HOLE.numpy())
+        first, finer = counts["first"], counts["finer"]
         assert result.nfe == 2 * average * (3 * first + 2 * finer)
         assert rad.count_windows(HOLE, size_policy="pyramid") == first + finer
     assert len(set(bits(result.images))) == 2
@@ -225,7 +229,8 @@ def test_rad_sample_plans_and_records_the_pyramid(adapter, tmp_path, monkeypatch
     random_image(*LARGE).save("photo.png")
     Image.fromarray(np.uint8(255 * HOLE[0].numpy())).save("mask.png")
     words = f"--checkpoint {adapter} --image photo.png --mask mask.png --output out.png --device cpu".split()
-    first, finer = Layout((SIZE, SIZE), "pyramid").count_windows(HOLE.numpy())
+    counts = Layout((SIZE, SIZE), "pyramid").count_windows(HOLE.numpy())
+    first, finer = counts["first"], counts["finer"]
 
     def sample(*more):
         return cli.sample([*words, *more]), capsys.readouterr().err

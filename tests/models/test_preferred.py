@@ -1,6 +1,7 @@
 """Preferred settings of a checkpoint: file, precedence, and equal results in Python."""
 
 import json
+import warnings
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import get_args
@@ -26,6 +27,8 @@ DDIM = Preferred(steps=3, solver="ddim", spacing="trailing", average=2, size_pol
 WIDE = Preferred(
     steps=3, size_policy="pyramid", margin=3, size=32, pyramid_coarsest=4, pyramid_strength=0.5, pyramid_steps=2
 )
+
+THIN = Preferred(steps=4, solver="ddim", spacing="trailing", thin_steps=1)
 
 
 def test_keys_are_the_fields_and_policies_those_of_the_options() -> None:
@@ -60,6 +63,31 @@ def test_precedence_and_groups(given: Preferred, method: str, expected: Preferre
     assert result == expected
     assert DDIM.complete(result, method=method) == expected, "idempotent"
     assert NOTHING.complete(given, method=method) == given
+
+
+@pytest.mark.parametrize(
+    ("given", "call", "expected"),
+    [
+        (NOTHING, {}, 1),
+        (NOTHING, {"strength": 0.5}, None),
+        (NOTHING, {"budget": True}, None),
+        (NOTHING, {"method": "ddnm"}, None),
+        (Preferred(steps=4), {}, None),
+        (Preferred(solver="ddim"), {}, None),
+        (Preferred(spacing="quad"), {}, None),
+        (Preferred(eta=0.5), {}, 1),
+        (Preferred(average=2), {}, 1),
+        (Preferred(size_policy="crop"), {}, 1),
+        (Preferred(steps=4, thin_steps=2), {"budget": True, "strength": 0.5}, 2),
+        (Preferred(solver="ddim", thin_steps=2), {"method": "ddnm"}, 2),
+    ],
+)
+def test_steps_of_thin_windows_belong_to_the_whole_sampler(given: Preferred, call, expected: int | None) -> None:
+    result = THIN.complete(given, **{"method": "rad", **call})
+    assert result.thin_steps == expected
+    assert THIN.complete(result, **{"method": "rad", **call}) == result
+    assert THIN.at((32, 32), trained=(SIZE, SIZE)).thin_steps == 1
+    assert Preferred.read(THIN.content()) == THIN
 
 
 def test_windows_and_scales_hold_for_every_method_and_lengths_for_one_size() -> None:
@@ -100,6 +128,7 @@ def test_a_second_order_solver_of_the_caller_does_not_meet_the_spacing_of_the_ch
         ({"solver": "dpm++2m", "spacing": "even"}, "solver 'dpm++2m' needs"),
         ({"solver": "ddim", "eta": 1}, "solver 'ddim' allows 0"),
         ({"average": 0.5}, "sampling.average is 0.5"),
+        ({"thin_steps": 0}, "sampling.thin_steps is 0; allowed are whole numbers from 1 to 100000"),
         ({"size_policy": "crops"}, "sampling.size_policy is 'crops'; allowed are error, resize, crop, zoom"),
         ({"margin": 4}, "sampling.margin is given without sampling.size_policy"),
         ({"size_policy": "crop", "margin": -1}, "sampling.margin is -1"),
@@ -189,6 +218,22 @@ def test_labels_of_the_command_line_have_the_settings_that_hold_for_them() -> No
     assert label.given_average(completed) == 4
 
 
+def test_labels_have_the_steps_of_thin_windows() -> None:
+    labels = ["rad", "rad@4", "rad@10nfe", "rad,eta=0", "rad@4,thin_steps=2", "rad,strength=0.5", "repaint"]
+
+    def steps(**given: object) -> list[int | None]:
+        completed, found, _ = complete(options(method=labels, **given), THIN)
+        return [label.given_thin_steps(completed) for label in found]
+
+    assert steps() == [1, None, None, 1, 2, None, None]
+    assert steps(steps=9) == [None, None, None, None, 2, None, None]
+    assert steps(thin_steps=3) == [3, 3, 3, 3, 2, None, None]
+    completed, found, message = complete(options(method=labels, thin_steps=3), THIN)
+    assert [label.ignores_thin_steps(completed) for label in found] == [False] * 5 + [True] * 2
+    assert "thin_steps 1" not in message
+    assert complete(options(), THIN)[2] == "rad with steps 4, solver ddim, spacing trailing, thin_steps 1"
+
+
 def test_windows_and_scales_of_the_command_line() -> None:
     completed, _, message = complete(options(pyramid_steps=5), WIDE)
     assert completed.pyramid == Pyramid(4, 0.5, 5)
@@ -224,7 +269,7 @@ def test_the_inpainter_equals_the_same_settings_given(carrying, adapter: Path) -
     assert preferring.sampler("ddnm").timesteps == plain.sampler("ddnm").timesteps
     (canvas,) = Layout.choose((SIZE, SIZE), DDIM, None, None).canvases(image, hole.numpy(), 0, samples=1, average=1)
     short = preferring(image, hole, steps=4, solver="ddim")
-    assert short.nfe == canvas.count_calls(4, 0), "one sample, not the checkpoint's mean"
+    assert short.nfe == canvas.count_calls({"first": 4}), "one sample, not the checkpoint's mean"
 
 
 def test_the_inpainter_has_the_windows_and_scales_of_the_checkpoint(carrying, adapter: Path) -> None:
@@ -241,6 +286,17 @@ def test_the_inpainter_has_the_windows_and_scales_of_the_checkpoint(carrying, ad
     windows = inpainter.count_windows(hole)
     assert windows == plain.count_windows(hole, **given)  # pyright: ignore[reportArgumentType]
     assert windows != plain.count_windows(hole, size_policy="pyramid", margin=3)
+
+
+@pytest.mark.parametrize(
+    ("given", "calls"), [({}, 1), ({"strength": 0.5}, 2), ({"steps": 3}, 3), ({"thin_steps": 2}, 2)]
+)
+def test_thin_windows_have_the_steps_of_the_checkpoint(carrying, given: dict[str, float], calls: int) -> None:
+    inpainter = Inpainter.from_pretrained(carrying(THIN.content()), device="cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert inpainter(random_image(SIZE, SIZE), box_hole(SIZE, SIZE, 3, 3, 9, 5), **given).nfe == calls  # pyright: ignore[reportArgumentType]
+        assert inpainter.count_windows(box_hole(SIZE, SIZE, 3, 3, 9, 5)) == 1
 
 
 @pytest.mark.slow

@@ -1,7 +1,9 @@
 """Preferred settings of a checkpoint at the command line, in the studio, and in exported folders."""
 
+import csv
 import json
 import time
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -15,7 +17,8 @@ from rad.inpainting.canvas.layout import Layout
 from rad.inpainting.inpainter import Inpainter
 from rad.models.settings.preferred import Preferred
 from tests.conftest import SIZE, box_hole, random_image
-from tests.models.test_preferred import DDIM, WIDE
+from tests.inpainting.test_thin import BOTH, IMAGE, SCRATCH, kinds
+from tests.models.test_preferred import DDIM, THIN, WIDE
 
 
 def pixels_of(path: Path) -> np.ndarray:
@@ -41,6 +44,62 @@ def test_rad_sample_names_and_records_the_settings_of_the_checkpoint(
     assert requests[1] is not None
     assert {**requests[0], "model": 0} == {**requests[1], "model": 0}
     assert (requests[0]["steps"], requests[0]["mean_of"], requests[0]["size_policy"]) == (3, 2, "crop")
+
+
+@pytest.mark.slow
+def test_rad_sample_plans_and_records_thin_windows(
+    carrying, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, hole in {"a": BOTH, "b": SCRATCH}.items():
+        Path("in").mkdir(exist_ok=True)
+        Path("masks").mkdir(exist_ok=True)
+        IMAGE.save(f"in/{name}.png")
+        Image.fromarray(np.uint8(255 * hole[0].numpy())).save(f"masks/{name}.png")
+    carried = str(carrying(replace(THIN, steps=3, size_policy="crop").content()))
+    counts = {"a": kinds(BOTH), "b": kinds(SCRATCH)}
+    calls = {name: 3 * count["first"] + count["thin"] for name, count in counts.items()}
+
+    def run(*more: str, checkpoint: str = carried, output: str = "out") -> tuple[int, str]:
+        words = ["--checkpoint", checkpoint, "--image", "in", "--mask", "masks", "--output", output, "--device", "cpu"]
+        return sample([*words, *more]), capsys.readouterr().err
+
+    code, err = run("--report")
+    assert code == 0, err
+    total = sum(calls.values())
+    assert f"rad with 3 steps (1 in thin windows) (ddim, trailing): {total} network calls" in err
+    assert f"rad: {total} NFE" in err
+    (costs,) = Path("out").glob("**/costs.csv")
+    assert {row["image"]: int(row["nfe"]) for row in csv.DictReader(costs.open())} == calls
+    assert json.loads(Path("out/run.json").read_text())["settings"]["rad"]["thin_steps"] == 1
+    (result,) = Path("out").glob("**/rad/a.png")
+    assert read_request(result)["thin_steps"] == 1
+    code, err = run("--report", "--thin_steps", "2")
+    assert code == 2
+    assert "thin_steps" in err
+    given = ["--steps", "3", "--size_policy", "crop", "--solver", "ddim", "--spacing", "trailing"]
+    code, err = run(*given, "--thin_steps", "1", checkpoint=str(adapter), output="given")
+    assert code == 0, err
+    with Image.open(result) as one, Image.open("given/a.png") as other:
+        assert np.array_equal(one, other)
+    code, err = run(*given, "--thin_steps", "2", checkpoint=str(adapter), output="given")
+    assert code == 2
+    assert "thin_steps 1, now 2" in err
+    labels = ["rad", "rad@3", "rad@3,thin_steps=2", "rad@20,strength=0.1", "mean,thin_steps=1"]
+    code, err = run("--method", *labels, output="several")
+    assert code == 0, err
+    wide, thin = (sum(count[kind] for count in counts.values()) for kind in ("first", "thin"))
+    for label, nfe in zip(
+        labels, (3 * wide + thin, 3 * (wide + thin), 3 * wide + 2 * thin, 2 * (wide + thin), 0), strict=True
+    ):
+        assert f"{label}: {nfe} NFE" in err
+    assert "warning: --thin_steps has no effect on mean,thin_steps=1" in err
+    assert err.count("has no effect") == 1
+    code, err = run("--budget_nfe", "3", "--thin_steps", "4", output="budget")
+    assert code == 2
+    assert "a thin window costs 4 network calls, above the budget of 3: give fewer --thin_steps" in err
+    code, err = run("--budget_nfe", "3", output="budget")
+    assert f"{3 * (wide + thin)} network calls" in err
 
 
 @pytest.mark.slow
@@ -100,7 +159,8 @@ def test_the_studio_plans_windows_scales_and_means(carrying, runtime: str, tmp_p
     image, hole = random_image(70, 80), box_hole(70, 80, 10, 12, 34, 36)
     inpainter = Inpainter.from_pretrained(folder, device="cpu")
     layout = Layout.choose(inpainter.size, inpainter.model.preferred, None, None)
-    first, finer = layout.count_windows(hole.numpy())
+    counts = layout.count_windows(hole.numpy())
+    first, finer = counts["first"], counts["finer"]
     try:
         sent = png(image), png(Image.fromarray(np.uint8(255 * hole[0].numpy())))
         job = service.submit(InpaintFields(), *sent)

@@ -37,6 +37,8 @@ SHAPES = {
     "resize": {"size_policy": "resize", "names": "x.png", "feather": 2},
     "outpaint": {"size_policy": "crop", "extend": (3, 0, 0, 5)},
     "pyramid": {"size_policy": "pyramid"},
+    "thin": {"size_policy": "crop", "margin": 0, "thin_steps": 1},
+    "thin pyramid": {"size_policy": "pyramid", "thin_steps": 1},
     "soft": {"size_policy": "crop", "soft_mask": True, "mask_dilate": 1},
     "inverted": {"size_policy": "crop", "mask_polarity": "white_is_known"},
 }
@@ -140,11 +142,11 @@ def test_a_smaller_batch_is_used_when_memory_runs_out(onnx, monkeypatch):
     arguments = {"size_policy": "crop", "margin": 0, "num_samples": 2, "steps": 2}
     expected, sizes, fill = onnx(image, hole, **arguments), [], WindowFiller._fill_batch
 
-    def limited(self, jobs, reporter):
+    def limited(self, jobs, *others):
         sizes.append(len(jobs))
         if len(jobs) > 2:
             raise MemoryError
-        return fill(self, jobs, reporter)
+        return fill(self, jobs, *others)
 
     monkeypatch.setattr(WindowFiller, "_fill_batch", limited)
     result = onnx(image, hole, **arguments)
