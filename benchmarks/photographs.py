@@ -42,9 +42,8 @@ ITEMS: dict[str, MaskGenerator] = {
 
 OURS = {
     "rad": "",
-    **{f"rad@{steps}": f"--method rad@{steps}" for steps in (1, 2, 10, 20)},
-    "rad-2m@10": "--method rad@10,solver=dpm++2m,spacing=logsnr",
-    "rad-average": "--method rad@4,solver=ddim,spacing=trailing,average=8",
+    **{f"rad@{steps}": f"--method rad@{steps}" for steps in (1, 2, 4, 10, 20)},
+    "rad-average": "--average 8",
     **{name: f"--method {name}" for name in ("replacement@100", "repaint@100nfe", "ddrm", "ddnm", "diffpir")},
 }
 """Options of `rad sample` by label."""
