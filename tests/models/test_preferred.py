@@ -288,6 +288,7 @@ def test_the_inpainter_has_the_windows_and_scales_of_the_checkpoint(carrying, ad
     assert windows != plain.count_windows(hole, size_policy="pyramid", margin=3)
 
 
+@pytest.mark.slow
 def test_thin_windows_have_the_steps_of_the_checkpoint(carrying) -> None:
     inpainter = Inpainter.from_pretrained(carrying(THIN.content()), device="cpu")
     image, hole = random_image(SIZE, SIZE), box_hole(SIZE, SIZE, 3, 3, 9, 5)
