@@ -337,6 +337,7 @@ def test_the_whole_request_is_compared():
         "strength",
         "average",
         "adapt",
+        "thin_steps",
     }
     elsewhere |= {"precision", "prompt", "prompts", *ONLY_IF_GIVEN, *OF_EACH}
     without_effect = {"mask_by", "limit", "output", "batch_size", "device", "devices", "shard", "max_megapixels"}

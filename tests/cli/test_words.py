@@ -89,6 +89,7 @@ def test_misspelt_names_are_suggested():
         "margin",
         "num_samples",
         "average",
+        "thin_steps",
         "adapt",
         "batch_size",
         "steps",

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
@@ -279,13 +280,17 @@ def test_batches_of_large_images_fit_into_memory():
     words = ["--checkpoint", "c", "--image", "i", "--mask", "m", "--output", "o", "--batch_size", "3"]
     options, two_samples = read_options(words), read_options([*words, "--num_samples", "2"])
     run = run_of(8)
-    small = {job.image: WindowCount(windows=int(job.identity), pixels=100) for job in run.jobs if job.identity != "4"}
+
+    def count(windows, pixels):
+        return WindowCount({False: Counter(first=windows)}, pixels)
+
+    small = {job.image: count(int(job.identity), 100) for job in run.jobs if job.identity != "4"}
     batches = make_batches(5, run, small, options)
     assert named(batches) == [["0", "1", "2"], ["3", "5", "6"], ["7"]]
-    assert [batch.windows for batch in batches] == [[0, 1, 2], [3, 5, 6], [7]]
+    assert [[windows.total() for windows in batch.windows] for batch in batches] == [[0, 1, 2], [3, 5, 6], [7]]
     assert {batch.run for batch in batches} == {5}
     sizes = [MOST_PIXELS // 2, MOST_PIXELS // 2, 1, MOST_PIXELS + 1, 1, MOST_PIXELS, 1, 1]
-    large = {job.image: WindowCount(1, pixels) for job, pixels in zip(run.jobs, sizes, strict=True)}
+    large = {job.image: count(1, pixels) for job, pixels in zip(run.jobs, sizes, strict=True)}
     assert named(make_batches(0, run, large, options)) == [["0", "1"], ["2"], ["3"], ["4"], ["5"], ["6", "7"]]
     assert named(make_batches(0, run, large, two_samples)) == [["0"], ["1"], ["2"], ["3"], ["4"], ["5"], ["6", "7"]]
 

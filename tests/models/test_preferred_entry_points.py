@@ -141,7 +141,13 @@ def test_the_studio_plans_windows_scales_and_means(carrying, runtime: str, tmp_p
     from rad.studio.schema import InpaintFields
     from tests.studio.server import make_service, png
 
-    content = WIDE.content() | {"average": 2, "solver": "ddim", "spacing": "trailing"}
+    content = WIDE.content() | {
+        "average": 2,
+        "thin_steps": 1,
+        "pyramid_coarsest": 12,
+        "solver": "ddim",
+        "spacing": "trailing",
+    }
     folder = carrying(content)
     if runtime == "torch":
         service = make_service(folder)
@@ -156,27 +162,34 @@ def test_the_studio_plans_windows_scales_and_means(carrying, runtime: str, tmp_p
         place = str(tmp_path / "onnx")
         assert export([str(folder), "--onnx", place]) == 0
         service = Service({"tiny": OnnxFiller("tiny", place, OnnxInpainter.from_pretrained(place))}, StudioOptions())
-    image, hole = random_image(70, 80), box_hole(70, 80, 10, 12, 34, 36)
+    image, hole = random_image(100, 80), box_hole(100, 80, 10, 12, 34, 36, 85, 70, 96, 73)
     inpainter = Inpainter.from_pretrained(folder, device="cpu")
-    layout = Layout.choose(inpainter.size, inpainter.model.preferred, None, None)
-    counts = layout.count_windows(hole.numpy())
-    first, finer = counts["first"], counts["finer"]
+    preferred = inpainter.model.preferred
+    counts, plain = (
+        Layout.choose((32, 32), preferred, None, None, thin=thin).count_windows(hole.numpy()) for thin in (True, False)
+    )
+    assert min(counts[kind] for kind in ("first", "finer", "thin")) > 0
     try:
         sent = png(image), png(Image.fromarray(np.uint8(255 * hole[0].numpy())))
         job = service.submit(InpaintFields(), *sent)
         short = service.submit(InpaintFields(steps=4), *sent)
         while any(each.state in ("queued", "running") for each in (job, short)):
             time.sleep(0.05)
-        assert job.nfe == job.planned == 2 * (3 * first + 2 * finer), job.error
-        assert short.nfe == short.planned == 4 * first + 2 * finer
+        assert job.nfe == job.planned == 2 * (3 * counts["first"] + 2 * counts["finer"] + counts["thin"]), job.error
+        assert short.nfe == short.planned == 4 * plain["first"] + 2 * plain["finer"]
         assert job.files is not None
         settings = json.loads(job.files.settings)
         assert (settings["size"], settings["average"], settings["pyramid_steps"]) == (32, 2, 2)
+        assert settings["thin_steps"] == 1
         with pytest.raises(
             Exception, match="budget_nfe is 3; a window at a finer scale of size_policy 'pyramid' costs 4"
         ):
             service.submit(InpaintFields(budget_nfe=3, average=2), *sent)
+        with pytest.raises(Exception, match="budget_nfe is 6; a thin window costs 8 network calls: give at least that"):
+            service.submit(InpaintFields(budget_nfe=6, average=2, thin_steps=4, size_policy="crop"), *sent)
         if runtime == "torch":
+            other = service.submit(InpaintFields(method="mean", thin_steps=2, size_policy="crop"), *sent)
+            assert other.warnings == ["thin_steps has no effect on mean"]
             expected = inpainter(image, hole, names="image.png").images[0]
             with Image.open(BytesIO(job.files.images[0])) as filled:
                 np.testing.assert_array_equal(np.array(filled), np.array(expected))

@@ -14,6 +14,7 @@ from PIL import Image, ImageCms
 
 from rad import Inpainter
 from rad.inpainting import Cancelled, Extension
+from rad.inpainting.canvas.layout import Layout
 from rad.methods import METHODS
 from rad.runtime import OnnxInpainter, RePaint
 from rad.runtime.filling import WindowFiller
@@ -106,6 +107,18 @@ def test_images_of_any_size_equal_the_torch_path(onnx, reference, shape):
     assert_equal(mine.images, expected.images)
     assert_equal(mine.raw, expected.raw)
     assert mine.nfe == expected.nfe
+
+
+def test_thin_windows_have_their_own_calls(onnx):
+    image, hole, planned = random_image(*LARGE), mask(*LARGE), set()
+    counts = Layout((SIZE, SIZE), "crop", 0, thin=True).count_windows(np.float32(np.asarray(hole)[None] > 0))
+    assert counts["first"] > 0 < counts["thin"]
+    arguments = {"size_policy": "crop", "margin": 0, "steps": 3, "average": 2, "thin_steps": 1}
+    result = onnx(image, hole, on_step=lambda step: planned.add(step.planned), **arguments)
+    assert {result.nfe} == planned == {2 * (3 * counts["first"] + counts["thin"])}
+    assert_equal(result.raw, onnx(image, hole, batch_size=1, **arguments).raw)
+    with pytest.warns(UserWarning, match="thin_steps=1 has no effect on method 'repaint'"):
+        assert onnx(image, hole, method="repaint", size_policy="crop", steps=3, thin_steps=1).nfe % 3 == 0
 
 
 def test_known_pixels_are_exact_and_profiles_stay(onnx):
