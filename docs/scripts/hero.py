@@ -58,6 +58,7 @@ class Case:
         image, mask: the original, and what is filled, white.
         damaged: the input.
         removed: whether the hole is an object: there is no original.
+        corner: of the enlarged detail, right and bottom where True.
     """
 
     label: str
@@ -65,12 +66,13 @@ class Case:
     mask: Image.Image
     damaged: Image.Image
     removed: bool = False
+    corner: tuple[bool, bool] = (False, True)
 
 
 def scratched(file: str, left: int, top: int, *, seed: int = 5) -> Case:
     image = photograph(file, (left, top, left + WIDTH, top + HEIGHT))
     mask = scratches(image.size, 12, width=(2, 4), seed=seed)
-    return Case("scratched", image, mask, painted(image, mask))
+    return Case("scratched", image, mask, painted(image, mask), corner=(True, False))
 
 
 def lettered(file: str, left: int, top: int) -> Case:
@@ -84,7 +86,7 @@ def removed(file: str, left: int, top: int, x: int, y: int, radius: int) -> Case
     """`x`, `y`, `radius`: a disk that covers the object, in pixels of the photograph."""
     image = photograph(file, (left, top, left + WIDTH, top + HEIGHT))
     mask = disk(x - left, y - top, radius, side=WIDTH).crop((0, 0, WIDTH, HEIGHT))
-    return Case("an object to remove", image, mask, marked(image, mask), removed=True)
+    return Case("an object to remove", image, mask, marked(image, mask), removed=True, corner=(True, False))
 
 
 CASES: dict[str, Callable[[], Case]] = {
@@ -157,11 +159,10 @@ def detail_box(first: Image.Image, second: Image.Image) -> tuple[int, int, int, 
     return left, top, left + DETAIL, top + DETAIL
 
 
-def with_detail(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
-    """The image with `box` outlined, and enlarged in the corner farthest from it."""
+def with_detail(image: Image.Image, box: tuple[int, int, int, int], corner: tuple[bool, bool]) -> Image.Image:
+    """The image with `box` outlined, and enlarged in a corner; see `Case`."""
     page, side = image.copy(), DETAIL * ZOOM
-    x = 0 if box[0] + box[2] > WIDTH else WIDTH - side
-    y = 0 if box[1] + box[3] > HEIGHT else HEIGHT - side
+    x, y = corner[0] * (WIDTH - side), corner[1] * (HEIGHT - side)
     detail = image.crop(box).resize((side, side), Image.Resampling.LANCZOS)
     draw = ImageDraw.Draw(page)
     draw.rectangle((box[0] - 2, box[1] - 2, box[2] + 1, box[3] + 1), outline="white", width=2)
@@ -196,8 +197,8 @@ def column(case: Case, inpainter: Inpainter, network: Extractor) -> list[tuple[s
     box = detail_box(ours, other)
     return [
         (f"Input: {case.label}", case.damaged),
-        ("RAD", with_detail(ours, box)),
-        (f"Best other: {CLASSICAL[best]}", with_detail(other, box)),
+        ("RAD", with_detail(ours, box, case.corner)),
+        (f"Best other: {CLASSICAL[best]}", with_detail(other, box, case.corner)),
     ]
 
 

@@ -65,14 +65,14 @@ def save(image: Image.Image, name: str) -> None:
 
 
 def draw_restore(folder: Path) -> None:
-    names = ("scan", "filled", "mean", "telea", "biharmonic", "original")
+    names = ("scan", "filled", "one", "telea", "biharmonic", "original")
     images = {name: Image.open(folder / f"{name}.png") for name in names}
     save(beside([images["scan"], images["filled"]]), "restore")
     overlays = [Image.open(folder / name / "scan-overlay.png") for name in ("overlay-drawn", "overlay")]
     save(beside([overlay.crop(FACE) for overlay in overlays], scale=2), "restore-mask")
     details = {name: image.crop(FACE) for name, image in images.items()}
     save(beside([details["scan"], details["filled"], details["original"]], scale=2), "restore-filled")
-    save(beside([details["mean"], details["telea"], details["biharmonic"]], scale=2), "restore-compare")
+    save(beside([details["one"], details["telea"], details["biharmonic"]], scale=2), "restore-compare")
 
 
 FACE = (96, 56, 256, 226)
