@@ -55,11 +55,11 @@ type: setup ## check types
 methods-table: setup ## regenerate the stored table of `rad sample --list_methods`
 	$(BIN)/python -c "from pathlib import Path; from rad.methods.registry import table; Path('rad/methods/methods.txt').write_text(table() + '\n', encoding='utf-8')"
 
-pictures: setup ## regenerate the pictures of the documentation; RESULTS=DIR, of benchmarks/photographs.py, adds the race
+pictures: setup ## regenerate the pictures of the documentation; RESULTS=DIR, see docs/results/zero-shot.md, adds the race
 	rm -rf runs/tutorials
 	for script in hero gallery sizes noise_maps methods 'models --no_costs' 'tutorials restore remove tune --work runs/tutorials'; do \
 		set -- $$script; name=$$1; shift; $(BIN)/python docs/scripts/$$name.py "$$@" || exit 1; done
-	$(if $(RESULTS),$(BIN)/python docs/scripts/race.py $(RESULTS))
+	$(if $(RESULTS),$(BIN)/python docs/scripts/race.py $(RESULTS) --items box half --metric fd-crop --one_window)
 
 docs docs-serve: export NO_MKDOCS_2_WARNING = 1
 docs: setup ## build the documentation site in build/site

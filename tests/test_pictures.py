@@ -86,9 +86,9 @@ def test_the_detail_of_the_hero_is_where_two_images_differ_most(script):
     second.paste("white", (20, 30, 40, 50))
     box = hero.detail_box(first, second)
     assert box == (301, 120, 301 + hero.DETAIL, 120 + hero.DETAIL)
-    shown = np.asarray(hero.with_detail(second, box))
+    shown = np.asarray(hero.with_detail(second, box, (False, True)))
     side = hero.DETAIL * hero.ZOOM
-    assert (shown[-side + 5 : -5, 5 : side - 5] == 255).all(), "the corner farthest from the detail"
+    assert (shown[-side + 5 : -5, 5 : side - 5] == 255).all(), "the corner at the lower left"
 
 
 def test_the_race_counts_the_calls_of_one_window(script):
@@ -96,6 +96,7 @@ def test_the_race_counts_the_calls_of_one_window(script):
     assert calls("rad@4", 58) == 4
     assert calls("ddnm", 1400) == cost(METHODS["ddnm"](), METHODS["ddnm"].preset_steps).nfe
     assert calls("repaint@100nfe", 1400) == 100
+    assert calls("repaint@20", 80, one_window=True) == 80, "with settings of its own"
     assert calls("deepinv-ddrm", 20) == 20, "other systems fill the whole image at once"
     assert calls("telea", 0) == calls("biharmonic", 0) == 0
 

@@ -1,7 +1,8 @@
-"""Draws docs/images/race.webp from results of benchmarks/photographs.py: network calls against quality, with 95 % intervals.
+"""Draws docs/images/race.webp from a scored comparison: network calls against quality, with 95 % intervals.
 
     python docs/scripts/race.py runs/photographs
     python docs/scripts/race.py runs/photographs --items strokes objects --metric fd-crop --output runs/race.webp
+    python docs/scripts/race.py runs/race --items box half --metric fd-crop --one_window
 
 Reads results/sets.csv and computes no result. Calls are those of one window: an image with several windows needs a multiple.
 Systems without a network are shown by the best of them, as a line.
@@ -40,6 +41,8 @@ NAMES = {
     "deepinv-ddrm": "DDRM (deepinv)",
     "deepinv-diffpir": "DiffPIR (deepinv)",
     "biharmonic": "biharmonic",
+    "telea": "OpenCV Telea",
+    "navier_stokes": "OpenCV Navier-Stokes",
     "opencv-telea": "OpenCV Telea",
     "opencv-navier-stokes": "OpenCV Navier-Stokes",
     "patchmatch": "PatchMatch",
@@ -67,10 +70,13 @@ class Point:
     images: int
 
 
-def calls(system: str, measured: float) -> float:
-    """Network calls of one window: by the label for methods of this project, as measured for other systems."""
+def calls(system: str, measured: float, *, one_window: bool = False) -> float:
+    """Network calls of one window: by the label for methods of this project, as measured for other systems.
+
+    `one_window`: each image is one window, so all are as measured.
+    """
     label = re.fullmatch(r"(\w+?)(?:@(\d+)(nfe)?)?", system)
-    if label is None or label[1] not in METHODS or not measured:
+    if one_window or label is None or label[1] not in METHODS or not measured:
         return measured
     if label[3]:
         return float(label[2])
@@ -78,7 +84,7 @@ def calls(system: str, measured: float) -> float:
     return float(cost(method, int(label[2]) if label[2] else method.preset_steps).nfe)
 
 
-def read(path: Path, item: str, metric: str) -> list[Point]:
+def read(path: Path, item: str, metric: str, *, one_window: bool = False) -> list[Point]:
     """Points of an item. Raises ValueError if the file lacks the item or the metric."""
     with path.open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["mask"] == item]
@@ -89,7 +95,7 @@ def read(path: Path, item: str, metric: str) -> list[Point]:
     return [
         Point(
             row["method"],
-            calls(row["method"], float(row["nfe"] or 0)),
+            calls(row["method"], float(row["nfe"] or 0), one_window=one_window),
             float(row[value]),
             float(row[low] or "nan"),
             float(row[high] or "nan"),
@@ -122,11 +128,11 @@ def show(axes: Axes, points: Sequence[Point], *, higher: bool) -> None:
         axes.annotate(
             text,
             (0.995, best.value),
-            (0, -4),
+            (0, 4),
             xycoords=("axes fraction", "data"),
             textcoords="offset points",
             ha="right",
-            va="top",
+            va="bottom",
             color=OTHER,
             fontsize=10.5,
         )
@@ -167,7 +173,7 @@ def label(axes: Axes, points: Sequence[Point]) -> None:
             text.set_path_effects(halo)
 
 
-def draw(results: Path, items: Sequence[str], metric: str, output: Path) -> None:
+def draw(results: Path, items: Sequence[str], metric: str, output: Path, *, one_window: bool = False) -> None:
     """Write the picture: a plot for each item."""
     matplotlib.use("Agg")
     matplotlib.rcParams.update({"font.size": 11, "text.color": INK, "axes.labelcolor": INK})
@@ -177,7 +183,7 @@ def draw(results: Path, items: Sequence[str], metric: str, output: Path) -> None
     )
     better = "higher is better" if metric in HIGHER else "lower is better"
     for axes, item in zip(grid[0], items, strict=True):
-        points = read(path, item, metric)
+        points = read(path, item, metric, one_window=one_window)
         axes.set_xscale("log")
         show(axes, points, higher=metric in HIGHER)
         axes.set_title(
@@ -207,12 +213,13 @@ def draw(results: Path, items: Sequence[str], metric: str, output: Path) -> None
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, help="the --output of benchmarks/photographs.py")
+    parser.add_argument("results", type=Path, help="the --output of benchmarks/photographs.py, or a folder with a scored comparison in results/")
     parser.add_argument("--items", nargs="+", default=ITEMS, help="default: %(default)s")
     parser.add_argument("--metric", choices=METRICS, default="perceptual-crop")
+    parser.add_argument("--one_window", action="store_true", help="each image is one window: calls are as measured")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     options = parser.parse_args(arguments)
-    draw(options.results, options.items, options.metric, options.output)
+    draw(options.results, options.items, options.metric, options.output, one_window=options.one_window)
 
 
 if __name__ == "__main__":

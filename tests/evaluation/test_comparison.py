@@ -55,7 +55,7 @@ def test_a_label_is_a_method_with_steps_or_a_budget():
             Label.of(f"rad@5,average={wrong}")
     for wrong in ("rad,", "rad,ddim", "rad,steps=5", "rad,solver=ddim,solver=ddpm"):
         with pytest.raises(
-            ValueError, match="after a comma give solver=, spacing=, eta=, strength=, average= or adapt="
+            ValueError, match="after a comma give solver=, spacing=, eta=, strength=, average=, adapt= or thin_steps="
         ):
             Label.of(wrong)
     with pytest.raises(ValueError, match="solver is 'euler'; allowed are ddpm, ddim"):
