@@ -76,7 +76,7 @@ def test_restore_page_fills_the_damage_and_keeps_all_other_pixels(folder):
     run(RESTORE, few_steps)
     hole = grown(pixels("scan-mask.png") > 127, 2)
     assert (hole >= differs("scan.png", "original.png")).all()  # the grown mask covers all damage
-    for name in ("filled", "mean", "two", "telea", "navier_stokes", "biharmonic"):
+    for name in ("filled", "mean", "one", "telea", "navier_stokes", "biharmonic"):
         changed = differs("scan.png", f"{name}.png")
         assert not changed[~hole].any(), name
         assert changed[hole].mean() > 0.9, name
