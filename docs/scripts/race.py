@@ -213,11 +213,7 @@ def draw(results: Path, items: Sequence[str], metric: str, output: Path, *, one_
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "results",
-        type=Path,
-        help="folder of a scored comparison in results/",
-    )
+    parser.add_argument("results", type=Path, help="folder of a scored comparison in results/")
     parser.add_argument("--items", nargs="+", default=ITEMS, help="default: %(default)s")
     parser.add_argument("--metric", choices=METRICS, default="perceptual-crop")
     parser.add_argument("--one_window", action="store_true", help="each image is one window: calls are as measured")
