@@ -44,7 +44,8 @@ OURS = {
     "rad": "",
     **{f"rad@{steps}": f"--method rad@{steps}" for steps in (1, 2, 4, 10, 20)},
     "rad-average": "--average 8",
-    **{name: f"--method {name}" for name in ("replacement@100", "repaint@100nfe", "ddrm", "ddnm", "diffpir")},
+    **{f"{name}@20": f"--method {name}@20" for name in ("replacement", "ddrm", "ddnm", "diffpir")},
+    "repaint@20": "--method repaint@20 --set repaint.jump_length=5 repaint.resamplings=5",
 }
 """Options of `rad sample` by label."""
 

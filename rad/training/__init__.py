@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rad.training.autoencoder import AutoencoderTraining
     from rad.training.checkpoint import Checkpoint
     from rad.training.diffusion import Diffusion
+    from rad.training.distillation import Distillation
     from rad.training.ema import EMA
     from rad.training.execution import Execution
     from rad.training.guards import FiniteGuard, StopOnSignal
@@ -29,6 +30,7 @@ __all__ = [
     "AutoencoderTraining",
     "Checkpoint",
     "Diffusion",
+    "Distillation",
     "Execution",
     "FiniteGuard",
     "InpaintingMetrics",
@@ -50,6 +52,7 @@ __getattr__ = lazy_names(
         "autoencoder": "AutoencoderTraining",
         "checkpoint": "Checkpoint",
         "diffusion": "Diffusion",
+        "distillation": "Distillation",
         "ema": "EMA",
         "guards": "FiniteGuard StopOnSignal",
         "inpainting": "InpaintingMetrics",

@@ -34,6 +34,7 @@ from rad.networks.dropout import find_keys
 from rad.resources import located
 from rad.sampling.task import Task
 from rad.training.batches import choose_holes, draw_batch, encode_images, encode_prompts
+from rad.training.distillation import Critic, Distillation, Views
 from rad.training.execution import Execution, MatmulPrecisionOfRun
 from rad.training.logs.curves import Curves
 from rad.training.module import Batch, Frozen, TrainingModule
@@ -75,6 +76,7 @@ class Diffusion(TrainingModule):
         optimizer: optimiser of the trained weights, such as torch.optim.AdamW with its arguments.
         schedule: learning rate over the run.
         lr_scheduler: a torch scheduler in place of `schedule`; it steps after each optimiser step.
+        distillation: train a sampler of few calls with a critic, from a trained `base`; null: none.
         official: train an adapter as the official code does, see `rad.training.official`: sets time origin, attention order,
             boundary of the loss and clipping. False: the settings above.
         seed: seed of holes, timesteps, noise and new weights.
@@ -102,6 +104,7 @@ class Diffusion(TrainingModule):
         optimizer: OptimizerCallable = lambda weights: torch.optim.AdamW(weights, lr=1e-4),
         schedule: Schedule = SCHEDULE,
         lr_scheduler: LRSchedulerCallable | None = None,
+        distillation: Distillation | None = None,
         official: bool = False,
         seed: int = 0,
     ) -> None:
@@ -124,6 +127,8 @@ class Diffusion(TrainingModule):
         self.qkv_order: QkvOrder = qkv_order
         self.lora, self.adapter, self.image_size = lora, adapter, image_size
         self.process, self.loss, self.execution = process, loss, execution
+        self.distillation = distillation
+        self.critic: Critic | None = None
         self.masks: MaskGenerator = Perlin() if masks is None else masks
         self.grid, self.prompt_dropout = grid, prompt_dropout
         self.fill: Prefill = fill
@@ -138,6 +143,7 @@ class Diffusion(TrainingModule):
             base_dtype=execution.base_dtype,
             official=official,
             prompt_dropout=prompt_dropout,
+            distilled=distillation is not None,
         )
 
     def setup(self, stage: str) -> None:
@@ -176,6 +182,9 @@ class Diffusion(TrainingModule):
             self.timestep_sampler = self.process.timestep_sampler(self.noise_process)
             self.saved_states["timesteps"] = self.timestep_sampler
             self.preferred = _inherited(self)
+            if self.distillation is not None:
+                self.critic = Critic(model.network, seed=self.seed)
+                self.preferred = self.distillation.sampling(self.preferred)
             network = self.execution.prepare(model)
             self.network = _with_adapter(network, self.lora, self.adapter, base_hash=model.hash, seed=self.seed).train()
             self.execution.finish(self.network, model.network)
@@ -238,7 +247,7 @@ class Diffusion(TrainingModule):
             qkv_order=self.qkv_order,
             learned_variance=self.learned_variance,
             process=self.process.kind,
-            unconditional=self.process.unconditional_share > 0,
+            unconditional=self.process.unconditional_share > 0 and self.distillation is None,
             kind=self.model.kind,
             sampling=self.preferred,
         )
@@ -254,7 +263,8 @@ class Diffusion(TrainingModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         losses, t, hole = self.losses(batch, "train")
         self.timestep_sampler.record(batch["position"], t, losses.total)
-        _add_curves(self.curves, losses, t, hole, steps=self.noise_process.steps)
+        if self.distillation is None:
+            _add_curves(self.curves, losses, t, hole, steps=self.noise_process.steps)
         return losses.total.mean()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -277,6 +287,9 @@ class Diffusion(TrainingModule):
         prompts = encode_prompts(batch, self.model, seed=self.seed, dropout=dropout, cache=self.cache)
         if self.dropout_keys is not None and self.training:
             self.dropout_keys.set(self.seed, batch["position"].tolist(), device=x0.device)
+        if self.distillation is not None and purpose == "train":
+            assert regions is not None
+            return self._distilled(batch, x0, draws["noise"].to(x0), t, regions), t, hole
         losses = self.compiled_losses(x0, draws["noise"].to(x0), t, regions, prompts)
         return (self.timestep_sampler.weigh(losses, t) if purpose == "train" else losses), t, hole
 
@@ -291,6 +304,34 @@ class Diffusion(TrainingModule):
         times = now.timesteps.to(torch.promote_types(x.dtype, torch.float32))  # bfloat16 would round 999 to 1000
         output = self.network(x, timestep=times, index=now.index, **prompts).sample
         return self.loss(output, x0=x0, x=x, eps=eps, now=now, previous=previous, prediction=self.model.prediction)
+
+    def _distilled(self, batch: Batch, x0: Tensor, eps: Tensor, t: Tensor, regions: NoiseRegions) -> Losses:
+        """Losses of `distillation`, and their training curves; `eps`: noise of the sampler's first level."""
+        assert self.distillation is not None
+        assert self.critic is not None
+        losses, curves = self.distillation.losses(
+            self.critic,
+            x0,
+            eps,
+            t,
+            regions,
+            Views.draw(batch["position"].tolist(), self.seed, x0),
+            process=self.sampling_process,
+            denoiser=self.denoiser([""] * len(x0)),
+            denoising=lambda x0, eps, t, regions: self.compute_losses(x0, eps, t, regions, {}).simple,
+        )
+        for name, values in curves.items():
+            self.curves.add(f"train/{name}", values)
+        return losses
+
+    def weight_groups(self) -> list[dict[str, object]] | list[nn.Parameter]:
+        if self.critic is None or self.distillation is None:
+            return super().weight_groups()
+        heads = list(self.critic.heads.parameters())
+        known = {id(weight) for weight in heads}
+        rate = self.optimizer([nn.Parameter(torch.zeros(1))]).param_groups[0]["lr"]
+        others = [weight for weight in self.trained.values() if id(weight) not in known]
+        return [{"params": others}, {"params": heads, "lr": self.distillation.critic_rate * rate}]
 
     def draws(self, purpose: Purpose, *, with_holes: bool) -> Draws:
         """The draws of samples, for the workers of a loader; with holes where the batch has none."""

@@ -125,7 +125,7 @@ class TrainingModule(L.LightningModule):
             )
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         split = self.shard_optimizer and self.trainer.world_size > 1
-        optimizer = _sharded(self.optimizer, weights) if split else self.optimizer(weights)
+        optimizer = _sharded(self.optimizer, weights) if split else self.optimizer(self.weight_groups())
         if scaled and self.trainer.gradient_clip_val and unscales_in_step(optimizer):
             raise ValueError(
                 "at precision 16-mixed a fused optimiser removes the loss scale in its step, after clipping: set bf16-mixed, "
@@ -182,6 +182,10 @@ class TrainingModule(L.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.logs_now:
             self.curves.add("train/gradient_norm", self.gradient_norm())
+
+    def weight_groups(self) -> list[dict[str, object]] | list[nn.Parameter]:
+        """The optimiser's weights, in groups if they have different settings."""
+        return list(self.trained.values())
 
     @property
     def trained(self) -> dict[str, nn.Parameter]:

@@ -236,12 +236,18 @@ def require_consistent(
     base_dtype: str,
     official: bool,
     prompt_dropout: float,
+    distilled: bool = False,
 ) -> None:
     """Raise ValueError for settings of `Diffusion` that contradict each other."""
     whole = lora is None and adapter is None
     for name, value in (("base", base), ("adapter", adapter)):
         if value is not None and not value.strip():
             raise ValueError(f"model.{name} is {value!r}, which names no folder: give one, or null for none")
+    if distilled and (scratch is not None or process.kind != "region_aware" or process.phase2 > 0 or official):
+        raise ValueError(
+            "model.distillation starts from a trained model.base, with process.kind 'region_aware' and process.phase2 0.0, and "
+            "without model.official: change these, or set it to null"
+        )
     if not whole and not process.has_holes:
         raise ValueError(
             f"process.kind {process.kind!r} trains a base model, all of it: remove model.lora and model.adapter, or use "
