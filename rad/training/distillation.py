@@ -93,7 +93,7 @@ class Distillation:
         """
         levels = [process.noise(torch.full((len(x0),), t, device=x0.device), regions) for t in self.levels(process)]
         x, kind = noised(torch.where(levels[0].sigma_map(x0) > 0, 0.0, x0), levels[0], noise=eps), x0.device.type
-        # Autocast keeps the casts of weights: those made here without gradient would serve the last call too.
+        # In older versions of PyTorch, autocast keeps casts of weights made without gradient for the last call too.
         autocast = torch.autocast(
             kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), cache_enabled=False
         )
@@ -161,10 +161,16 @@ class Distillation:
         return losses.index_copy(0, rows, values.float() / self.denoising_share)
 
     def sampling(self, before: Preferred) -> Preferred:
-        """Preferred settings of the distilled model; those that do not concern the sampler are of the model `before`."""
-        content = {"steps": self.steps, "solver": "ddim", "spacing": "trailing"}
+        """Preferred settings of the distilled model; those that do not concern the sampler are of the model `before`.
+
+        Finer scales of a pyramid take the second half of the calls, from the level where it begins.
+        """
+        given = {"steps": self.steps, "solver": "ddim", "spacing": "trailing"}
         kept = {name: value for name, value in before.content().items() if name not in ("eta", "average")}
-        return Preferred.read({**kept, **content})
+        if before.size_policy == "pyramid":
+            finer = self.steps // 2
+            given |= {"pyramid_strength": finer / self.steps, "pyramid_steps": finer}
+        return Preferred.read({**kept, **given})
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import torch
 from rad.diffusion.levels import NoiseRegions
 from rad.diffusion.processes import RegionAware
 from rad.diffusion.schedules import linear_betas
+from rad.inpainting.canvas.pyramid import Pyramid
 from rad.inpainting.inpainter import Inpainter
 from rad.models.adapter import AdapterInfo
 from rad.models.base import save_base
@@ -68,13 +69,17 @@ def gradients(module, loss):
     return network, critic
 
 
-def test_the_levels_are_those_of_trailing_ddim():
+def test_the_levels_and_the_preferred_settings_are_those_of_trailing_ddim():
     assert Distillation().levels(RegionAware(linear_betas())) == [999, 749, 499, 249, -1]
     before = Preferred(
         steps=10, solver="dpm++2m", spacing="logsnr", average=3, thin_steps=1, size_policy="pyramid", size=96
     )
-    after = Distillation(steps=2).sampling(before)
-    assert after == Preferred(steps=2, solver="ddim", spacing="trailing", thin_steps=1, size_policy="pyramid", size=96)
+    for steps in (2, 3, 4, 5, 7):
+        after = Distillation(steps=steps).sampling(before)
+        assert (after.steps, after.solver, after.spacing, after.thin_steps) == (steps, "ddim", "trailing", 1)
+        assert (after.average, after.size_policy, after.size) == (None, "pyramid", 96)
+        assert Pyramid.chosen(after).sampler_steps == steps  # the levels of finer scales are among the trained ones
+    assert Distillation(steps=3).sampling(Preferred()) == Preferred(steps=3, solver="ddim", spacing="trailing")
 
 
 class Fixed:
@@ -155,11 +160,25 @@ def test_the_loss_does_not_depend_on_how_the_batch_is_split(base):
     assert_same(together, torch.cat(parts))
 
 
-def test_the_denoising_share_does_not_change_the_mean():
-    positions = range(4000)
-    views = Views.draw(positions, 0, torch.zeros(4000, 1, 1, 1))
+def test_the_denoising_share_does_not_change_the_mean(base):
+    views = Views.draw(range(4000), 0, torch.zeros(4000, 1, 1, 1))
     assert (views.share < 0.25).double().mean().item() == pytest.approx(0.25, abs=0.03)
     assert torch.equal(Views.draw([7], 0, torch.zeros(1, 1, 1, 1)).noise[0], views.noise[7])
+
+    module, x0, regions = distilled(base), batch()["image"], NoiseRegions.binary(batch()["hole"])
+    views = Views.draw(range(4), 0, x0)
+
+    def denoising(share):
+        return Distillation(denoising_share=share).losses(
+            critic_of(module), x0, views.other, torch.tensor([0, 300, 600, 999]), regions, views,
+            process=module.sampling_process, denoiser=module.denoiser([""] * 4),
+            denoising=lambda x0, eps, t, regions: module.compute_losses(x0, eps, t, regions, {}).simple,
+        )[1]["denoising"].detach()  # fmt: skip
+
+    chosen = views.share < 0.4
+    assert chosen.any()
+    assert not chosen.all()
+    assert_same(denoising(0.4), torch.where(chosen, denoising(1.0) / 0.4, 0.0))
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
