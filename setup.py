@@ -9,8 +9,8 @@ from pathlib import Path
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-SHIPPED = ("base-nature32", "features-nature64", "photos", "rad-nature32")
-"""Checkpoints in the wheel, 25 MB. Ablations and latent models are in the checkout only."""
+SHIPPED = ("base-nature32", "features-nature64", "photos", "photos-turbo", "rad-nature32")
+"""Checkpoints in the wheel, 32 MB. Ablations and latent models are in the checkout only."""
 
 
 class BuildWithData(build_py):

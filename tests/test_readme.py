@@ -120,7 +120,7 @@ def test_an_exported_folder_is_filled_without_torch(desk):
 
     assert main(export) == 0
     assert cli.sample([*sample, "--steps", "2"]) == 0
-    torch = [word.replace("photos-onnx", "checkpoints/photos").replace("-onnx", "") for word in sample]
+    torch = [word.replace("photos-onnx", "checkpoints/photos-turbo").replace("-onnx", "") for word in sample]
     assert cli.sample([*torch, "--steps", "2"]) == 0
     ours, theirs = (np.asarray(Image.open(name), int) for name in ("filled-onnx.png", "filled.png"))
     assert np.abs(ours - theirs).max() <= 1

@@ -1,7 +1,7 @@
 """The picture at the top of README: three photographs, filled by RAD and by the best classical method.
 
     python docs/scripts/hero.py                                            # docs/images/hero.webp
-    python docs/scripts/hero.py --cases scratched lettered lamp --output runs/hero.webp --checkpoint photos
+    python docs/scripts/hero.py --cases scratched lettered lamp --output runs/hero.webp --checkpoint photos-turbo
 
 The classical methods are Telea's and Navier-Stokes (OpenCV) and biharmonic (scikit-image), on the whole photograph. The best is
 
@@ -205,7 +205,7 @@ def column(case: Case, inpainter: Inpainter, network: Extractor) -> list[tuple[s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=SHOWN)
-    parser.add_argument("--checkpoint", default="photos")
+    parser.add_argument("--checkpoint", default="photos-turbo")
     parser.add_argument("--output", type=Path, default=IMAGES / "hero.webp")
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT))  # for benchmarks.others

@@ -34,6 +34,7 @@ NATIVE = ("input", "telea", "biharmonic", "rad-nature32", "photos", "photos, mea
 METHODS = {
     "rad-nature32": {},
     "photos": {},
+    "photos-turbo": {},
     "rad-nature32-lora": {},
     "tdpaint-nature32": {"method": "tdpaint"},
     "base-nature32": {"method": "ddnm"},
