@@ -104,12 +104,12 @@ def face() -> Inputs:
 CASES: dict[str, Case] = {
     "scratched": Case(scratched, "--checkpoint photos"),
     "lettered": Case(lettered, "--checkpoint photos"),
-    "badge": Case(badge, "--checkpoint photos --num_samples 3", shown=True, samples=3),
+    "badge": Case(badge, "--checkpoint photos-turbo --num_samples 3", shown=True, samples=3),
     "wider": Case(wider, "--checkpoint photos --extend 8,8,8,8 --average 4"),
     "strengths": Case(strengths, "--checkpoint photos --soft_mask --average 4", shown=True),
     "sampled": Case(sampled, "--checkpoint rad-nature32 --num_samples 4", shown=True, samples=4),
-    "tower": Case(tower, "--checkpoint photos", shown=True),
-    "face": Case(face, "--checkpoint photos", shown=True),
+    "tower": Case(tower, "--checkpoint photos-turbo", shown=True),
+    "face": Case(face, "--checkpoint photos-turbo", shown=True),
 }
 
 
