@@ -127,6 +127,10 @@ class Diffusion(TrainingModule):
         self.qkv_order: QkvOrder = qkv_order
         self.lora, self.adapter, self.image_size = lora, adapter, image_size
         self.process, self.loss, self.execution = process, loss, execution
+        if distillation is not None and execution.shard_optimizer:
+            raise ValueError(
+                "execution.shard_optimizer has one learning rate, and model.distillation has two: remove one of them"
+            )
         self.distillation = distillation
         self.critic: Critic | None = None
         self.masks: MaskGenerator = Perlin() if masks is None else masks

@@ -59,12 +59,12 @@ class Distillation:
     """
 
     steps: int = 4
-    adversarial: float = 0.5
+    adversarial: float = 1.0
     features: float = 1.0
     denoising: float = 1.0
     denoising_share: float = 0.25
     view_noise: float = 0.12
-    critic_rate: float = 10.0
+    critic_rate: float = 5.0
 
     def __post_init__(self) -> None:
         if self.steps < 2:

@@ -16,6 +16,7 @@ from rad.sampling.sampler import Sampler
 from rad.sampling.task import Task
 from rad.training.diffusion import Diffusion
 from rad.training.distillation import Critic, Distillation, Views, feature_loss
+from rad.training.execution import Execution
 from rad.training.settings import Scratch, TrainingLoss, TrainingProcess
 from tests.conftest import box_hole, random_image
 from tests.rounding import assert_same, doubled
@@ -201,7 +202,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_and_exports_a_model_of_four_c
     for name, weight in trainable(whole).items():
         assert torch.equal(weight, trainable(resumed)[name]), name
     rates = [group["lr"] for group in trainer.optimizers[0].param_groups]
-    assert rates[1] == pytest.approx(10 * rates[0])
+    assert rates[1] == pytest.approx(5 * rates[0])
 
     folder = tmp_path / "whole" / "checkpoints" / "step=20-ema"
     info = AdapterInfo.read(folder)
@@ -241,5 +242,7 @@ def test_models_that_cannot_be_distilled_are_refused(base):
         Diffusion(str(base), distillation=Distillation())
     with pytest.raises(ValueError, match="a trained model"):
         Diffusion(scratch=Scratch(UNET), process=TrainingProcess(phase2=0.0), distillation=Distillation())
+    with pytest.raises(ValueError, match="shard_optimizer"):
+        distilled(base, execution=Execution(shard_optimizer=True))
     with pytest.raises(ValueError, match="UNet2DModel"):
         Critic(torch.nn.Linear(1, 1), seed=0)
