@@ -211,8 +211,8 @@ def _set_optimizer(
     groups = [group for state in checkpoint.get("optimizer_states", []) for group in state["param_groups"]]
     if not groups:
         return []
-    optimizer = module.optimizer([_dummy_weight()])
-    (fresh,) = optimizer.param_groups
+    optimizer = module.optimizer(_dummy_groups(module))
+    fresh = optimizer.param_groups[0]
     for name in changed:
         if name.startswith("model.optimizer.") and not name.endswith(".lr"):
             key = name.removeprefix("model.optimizer.")
@@ -220,13 +220,16 @@ def _set_optimizer(
                 group[key] = fresh[key]
     if module.lr_scheduler is not None:
         return []
-    base, base_before = float(fresh["lr"]), float(groups[0].get("initial_lr", groups[0]["lr"]))
+    bases = [float(group["lr"]) for group in optimizer.param_groups]
+    bases_before = [float(group.get("initial_lr", group["lr"])) for group in groups]
     schedule, step = module.schedule.build(optimizer, trainer.max_steps), checkpoint["global_step"]
     assert isinstance(schedule, LambdaLR), "all schedules of `Schedule` are closed forms of the step"
     state = checkpoint["lr_schedulers"][0]
-    rate, before = base * schedule.lr_lambdas[0](state["last_epoch"]), float(groups[0]["lr"])
+    rates = [base * schedule.lr_lambdas[0](state["last_epoch"]) for base in bases]
+    rates_before = [float(group["lr"]) for group in groups]
+    base, base_before, rate, before = bases[0], bases_before[0], rates[0], rates_before[0]
     words = [] if base == base_before else [f"learning rate {base_before:g} -> {base:g}"]
-    if rate == before and base == base_before:
+    if (rates, bases) == (rates_before, bases_before):
         return words
     if before == 0 < min(base_before, rate) and "model.schedule.name" not in changed:
         raise ValueError(
@@ -234,9 +237,9 @@ def _set_optimizer(
             "trainer.max_steps would lift it again: set model.schedule.name to constant to train on, resume from an earlier "
             "checkpoint, or start a new run from the trained weights (model.adapter or model.base)"
         )
-    for group in groups:
-        group["lr"], group["initial_lr"] = rate, base
-    state["base_lrs"], state["_last_lr"] = [base] * len(state["base_lrs"]), [rate] * len(state["base_lrs"])
+    for group, own_rate, own_base in zip(groups, rates, bases, strict=True):
+        group["lr"], group["initial_lr"] = own_rate, own_base
+    state["base_lrs"], state["_last_lr"] = bases, rates
     if (before, rate) != (base_before, base):
         words.append(f"learning rate of the schedule at this step {before:g} -> {rate:g}")
     return words
@@ -251,6 +254,11 @@ def _recount_batches(checkpoint: Checkpoint, accumulate: int) -> None:
     for entry in checkpoint.values():
         if isinstance(entry, dict) and entry.keys() >= {"position", "batches"}:
             entry["batches"] = batches
+
+
+def _dummy_groups(module: "TrainingModule") -> list[dict[str, object]]:
+    """The optimiser's groups of weights, with one small weight each."""
+    return [{**group, "params": [_dummy_weight()]} for group in module.weight_groups()]
 
 
 def _dummy_weight() -> nn.Parameter:

@@ -328,14 +328,16 @@ class Diffusion(TrainingModule):
             self.curves.add(f"train/{name}", values)
         return losses
 
-    def weight_groups(self) -> list[dict[str, object]] | list[nn.Parameter]:
-        if self.critic is None or self.distillation is None:
+    def weight_groups(self) -> list[dict[str, object]]:
+        """As the parent; the critic of `distillation` has its own learning rate."""
+        if self.distillation is None:
             return super().weight_groups()
-        heads = list(self.critic.heads.parameters())
-        known = {id(weight) for weight in heads}
+        network, critic = (
+            [weight for name, weight in self.trained.items() if name.startswith("critic.") == of_critic]
+            for of_critic in (False, True)
+        )
         rate = self.optimizer([nn.Parameter(torch.zeros(1))]).param_groups[0]["lr"]
-        others = [weight for weight in self.trained.values() if id(weight) not in known]
-        return [{"params": others}, {"params": heads, "lr": self.distillation.critic_rate * rate}]
+        return [{"params": network}, {"params": critic, "lr": self.distillation.critic_rate * rate}]
 
     def draws(self, purpose: Purpose, *, with_holes: bool) -> Draws:
         """The draws of samples, for the workers of a loader; with holes where the batch has none."""

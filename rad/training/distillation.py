@@ -123,6 +123,8 @@ class Distillation:
             t: (B,) uniform timesteps of `process`, which choose the level of the denoising.
             denoising: loss (B,) of x0, noise, t and regions.
         """
+        from rad.evaluation.metrics import gradient_energy
+
         place = (views.place * self.view_noise * process.sampled_steps).long()
         level = process.noise(place, regions)
         hole = (level.spread(regions.values) > 0).to(x0)
@@ -136,7 +138,7 @@ class Distillation:
         }
         of_critic = critic.critic_loss(real, fake, hole)
         total = of_critic + sum(getattr(self, name) * values for name, values in terms.items())
-        texture = roughness(result.detach(), hole).sum() / roughness(x0, hole).sum().clamp(min=1e-12)
+        texture = gradient_energy(result.detach(), hole).sum() / gradient_energy(x0, hole).sum().clamp(min=1e-12)
         simple = terms["features"]
         return Losses(simple, torch.zeros_like(simple), total), {**terms, "critic": of_critic, "texture": texture}
 
@@ -258,11 +260,6 @@ def feature_loss(real: Sequence[Tensor], fake: Sequence[Tensor], hole: Tensor) -
         scale = target.var((2, 3), keepdim=True).mean(1, keepdim=True) + 1e-2
         terms.append((values - target).square() / scale)
     return _mean_of(terms, hole)
-
-
-def roughness(image: Tensor, hole: Tensor) -> Tensor:
-    """(B,) sum of squared differences of neighbours in a row, in the hole."""
-    return ((image[..., 1:] - image[..., :-1]).square() * hole[..., 1:]).sum((1, 2, 3))
 
 
 def _head(width: int, *, stride: int) -> nn.Sequential:

@@ -183,9 +183,9 @@ class TrainingModule(L.LightningModule):
         if self.logs_now:
             self.curves.add("train/gradient_norm", self.gradient_norm())
 
-    def weight_groups(self) -> list[dict[str, object]] | list[nn.Parameter]:
-        """The optimiser's weights, in groups if they have different settings."""
-        return list(self.trained.values())
+    def weight_groups(self) -> list[dict[str, object]]:
+        """The optimiser's weights, a group for each learning rate."""
+        return [{"params": list(self.trained.values())}]
 
     @property
     def trained(self) -> dict[str, nn.Parameter]:

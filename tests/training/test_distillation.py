@@ -204,6 +204,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one_and_exports_a_model_of_four_c
     rates = [group["lr"] for group in trainer.optimizers[0].param_groups]
     assert rates[1] == pytest.approx(5 * rates[0])
 
+    changed = distilled(base, optimizer=adamw(2e-3), distillation=Distillation(critic_rate=3.0))
+    trainer, _ = fit(tmp_path / "changed", changed, data(world), 12, resume=str(ckpt), **options)
+    assert [group["lr"] for group in trainer.optimizers[0].param_groups] == pytest.approx([2e-3, 6e-3])
+
     folder = tmp_path / "whole" / "checkpoints" / "step=20-ema"
     info = AdapterInfo.read(folder)
     assert (info.sampling.steps, info.sampling.solver, info.sampling.spacing) == (4, "ddim", "trailing")
