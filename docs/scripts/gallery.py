@@ -102,14 +102,14 @@ def face() -> Inputs:
 
 
 CASES: dict[str, Case] = {
-    "scratched": Case(scratched, "--checkpoint photos"),
-    "lettered": Case(lettered, "--checkpoint photos"),
-    "badge": Case(badge, "--checkpoint photos-turbo --num_samples 3", shown=True, samples=3),
-    "wider": Case(wider, "--checkpoint photos --extend 8,8,8,8 --average 4"),
-    "strengths": Case(strengths, "--checkpoint photos --soft_mask --average 4", shown=True),
+    "scratched": Case(scratched, "--checkpoint checkpoints/photos"),
+    "lettered": Case(lettered, "--checkpoint checkpoints/photos"),
+    "badge": Case(badge, "--checkpoint checkpoints/photos-turbo --num_samples 3", shown=True, samples=3),
+    "wider": Case(wider, "--checkpoint checkpoints/photos --extend 8,8,8,8 --average 4"),
+    "strengths": Case(strengths, "--checkpoint checkpoints/photos --soft_mask --average 4", shown=True),
     "sampled": Case(sampled, "--checkpoint rad-nature32 --num_samples 4", shown=True, samples=4),
-    "tower": Case(tower, "--checkpoint photos-turbo", shown=True),
-    "face": Case(face, "--checkpoint photos-turbo", shown=True),
+    "tower": Case(tower, "--checkpoint checkpoints/photos-turbo", shown=True),
+    "face": Case(face, "--checkpoint checkpoints/photos-turbo", shown=True),
 }
 
 

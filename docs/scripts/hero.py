@@ -1,7 +1,7 @@
 """The picture at the top of README: three photographs, filled by RAD and by the best classical method.
 
     python docs/scripts/hero.py                                            # docs/images/hero.webp
-    python docs/scripts/hero.py --cases scratched lettered lamp --output runs/hero.webp --checkpoint photos-turbo
+    python docs/scripts/hero.py --cases scratched lettered lamp --output runs/hero.webp --checkpoint checkpoints/photos-turbo
 
 The classical methods are Telea's and Navier-Stokes (OpenCV) and biharmonic (scikit-image), on the whole photograph. The best is
 

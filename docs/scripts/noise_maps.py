@@ -99,7 +99,7 @@ def phases() -> Image.Image:
 
 def run(hole: Tensor, *, steps: int) -> tuple[Recorded, list[Tensor], Tensor]:
     """A reverse process of RAD with DDPM's steps: the recorded states, the estimates of x0, and the result."""
-    model = Inpainter.from_pretrained("photos", device="cpu").model
+    model = Inpainter.from_pretrained("checkpoints/photos", device="cpu").model
     method, estimates = Recorded(), list[Tensor]()
     process = RAD().process(model.base_process, "adm")
     sampler = Sampler(process, method, steps=steps, solver="ddpm")

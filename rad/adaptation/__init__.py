@@ -1,7 +1,7 @@
 """Test-time adaptation: RAD's network is trained on the known pixels of the image that is to be filled.
 
 Example:
-    inpainter = Inpainter.from_pretrained("photos")
+    inpainter = Inpainter.from_pretrained("checkpoints/photos")
     adapted = adapt(inpainter, "photo.png", "mask.png", steps=200)   # for this image; `inpainter` stays as it is
     result = adapted.inpainter("photo.png", "mask.png", size_policy="crop")
 """

@@ -11,8 +11,8 @@ from rad.console import Parser, add_options, check_options, option, program
 Runtime = Literal["auto", "torch", "onnx"]
 Precision = Literal["32", "bf16"]
 
-DEFAULT_CHECKPOINTS = ("rad-nature32", "photos")
-"""Shipped models that fill photographs with RAD, and that zero-shot methods support too."""
+DEFAULT_CHECKPOINTS = ("checkpoints/photos-turbo", "checkpoints/photos", "checkpoints/rad-nature32")
+"""Shipped models that fill photographs with RAD. The zero-shot methods run on all but the first."""
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 

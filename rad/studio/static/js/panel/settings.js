@@ -15,7 +15,7 @@ const EFFORT_NOTES = {
 };
 const SIZES = /** @type {[string, string][]} */ ([["crop", "Windows around the hole"], ["zoom", "One region around all holes, scaled"], ["pyramid", "Coarse to fine, for large holes"], ["resize", "Resize the image"], ["error", "Only exact size"]]);
 const SPACINGS = ["even", "trailing", "quad", "logsnr", "official"];
-const FIRST_RACE = ["rad", "repaint", "ddnm"];
+const FIRST_RACE = ["rad", "repaint", "ddnm", "biharmonic"]; // the first three that the model has
 
 /**
  * Events: "change" after every change; "submit" when Enter is pressed in a field.
@@ -48,7 +48,7 @@ export class Settings extends EventTarget {
     const names = this.methods.map((each) => each.name);
     if (!names.includes(this.method)) this.method = names[0];
     this.racers = new Set([...this.racers].filter((name) => names.includes(name)));
-    if (!this.racers.size) FIRST_RACE.filter((name) => names.includes(name)).forEach((name) => this.racers.add(name));
+    if (!this.racers.size) this.racers = new Set(FIRST_RACE.filter((name) => names.includes(name)).slice(0, 3));
     this.overrides.clear();
     this.controls.size.value = this.model.size_policy ?? "crop";
     this.text.hidden = !this.model.text;
