@@ -28,8 +28,9 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.photograph_tables import compare
 from rad.console import report
 from rad.images.atomic import replacing, write_text
-from rad.images.sources import ImageFile, by_stem
+from rad.images.sources import ImageFile, by_stem, list_images
 from rad.masks import Blobs, MaskGenerator, Polylines, Text, write_mask
+from rad.resources import located
 from rad.rng import generator, key
 
 ITEMS: dict[str, MaskGenerator] = {
@@ -92,9 +93,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"items: {' '.join(ITEMS)}\nsystems: {' '.join(systems)}")
         return 0
     items, chosen = choose(options.only, systems)
+    for words in (options.options, *(systems[label] or "" for label in chosen)):
+        if unusable := {"--num_samples", "--raw"} & {word.partition("=")[0] for word in shlex.split(words)}:
+            raise ValueError(f"{unusable.pop()}: each photograph has one result here; leave it out")
     settings = {
         "data": str(Path(options.data).resolve()),
-        "checkpoint": folder_hash(Path(options.checkpoint)),
+        "checkpoint": folder_hash(options.checkpoint),
         **{name: getattr(options, name) for name in ("size", "seed", "options")},
     }
     check_settings(options.output / "settings.json", settings)
@@ -112,6 +116,8 @@ def variants(words: Sequence[str]) -> dict[str, str]:
     pairs = [word.partition("=") for word in words]
     if wrong := [label for label, equals, _ in pairs if not label or not equals or "/" in label]:
         raise ValueError(f"--variant {wrong[0]}: give LABEL=OPTIONS, such as 'rad-crop=--size_policy crop'")
+    if taken := [label for label, _, _ in pairs if label in ("masks", *OTHERS)]:
+        raise ValueError(f"--variant {taken[0]}=...: the name has another meaning here; give another label")
     return {label: options for label, _, options in pairs}
 
 
@@ -123,9 +129,11 @@ def choose(only: Sequence[str], systems: Mapping[str, str | None]) -> tuple[list
     return items or list(ITEMS), chosen or list(systems)
 
 
-def folder_hash(folder: Path) -> str:
-    """Sixteen hexadecimal digits of the weights and settings in a checkpoint folder."""
-    digest = hashlib.sha256()
+def folder_hash(source: str) -> str:
+    """Sixteen hexadecimal digits of the weights and settings in a checkpoint folder, given by its path or name."""
+    folder, digest = located(source), hashlib.sha256()
+    if not folder.is_dir():
+        raise ValueError(f"--checkpoint {source} is no folder: give one, or the name of a shipped checkpoint")
     for path in sorted(path for path in folder.rglob("*") if path.suffix in (".json", ".safetensors")):
         digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
     return digest.hexdigest()[:16]
@@ -147,7 +155,10 @@ def prepare(output: Path, data: str, size: int, limit: int | None, seed: int) ->
 
     Photographs come in the order of a key of their names: a larger `limit` keeps those of a smaller one.
     """
-    images = {name.replace("/", "-"): image for name, image in by_stem(data_images(data), where=data).items()}
+    found = by_stem(list_images(data), where=data)
+    images = {name.replace("/", "-"): image for name, image in found.items()}
+    if len(images) < len(found):
+        raise ValueError(f"--data {data}: two photographs have the same name with '-' in place of '/': rename one")
     large = [name for name in images if min(images[name].size()) >= size]
     if small := len(images) - len(large):
         report(f"note: {small} of {len(images)} photographs are smaller than {size}x{size} pixels and left out")
@@ -165,12 +176,8 @@ def prepare(output: Path, data: str, size: int, limit: int | None, seed: int) ->
                 if not (folder / f"{name}.png").exists():
                     folder.mkdir(parents=True, exist_ok=True)
                     write_mask(folder / f"{name}.png", hole)
-
-
-def data_images(data: str) -> Sequence[ImageFile]:
-    from rad.images.sources import list_images
-
-    return list_images(data)
+    if more := len(list((output / "images").glob("*.png"))) - len(order):
+        report(f"note: {output} holds {more} more photographs of an earlier run, which are filled too")
 
 
 def window(image: ImageFile, name: str, size: int, seed: int):

@@ -26,7 +26,7 @@ from rad.models.hub.download import resolve
 from rad.models.latent_mask import Grid, Prefill
 from rad.models.load import load_model
 from rad.models.loaded_model import LoadedModel, RegionAwareNetwork
-from rad.models.lora import LoRA, inject
+from rad.models.lora import LoRA, inject, merge, twin
 from rad.models.settings.preferred import NOTHING, Preferred
 from rad.models.vae import IDENTITY, Cache
 from rad.modes import float32_modes
@@ -34,13 +34,13 @@ from rad.networks.dropout import find_keys
 from rad.resources import located
 from rad.sampling.task import Task
 from rad.training.batches import choose_holes, draw_batch, encode_images, encode_prompts
-from rad.training.distillation import Critic, Distillation, Views
+from rad.training.distillation import Critic, Distillation, DistillationLosses, Views
 from rad.training.execution import Execution, MatmulPrecisionOfRun
 from rad.training.logs.curves import Curves
 from rad.training.module import Batch, Frozen, TrainingModule
 from rad.training.official import as_published, low_rank
 from rad.training.schedules import Schedule
-from rad.training.settings import Scratch, TrainingLoss, TrainingProcess, require_consistent
+from rad.training.settings import Scratch, TrainingLoss, TrainingProcess, require_consistent, require_distillable
 
 BUCKETS = 4
 """Ranges of timesteps whose squared errors are logged separately."""
@@ -127,10 +127,8 @@ class Diffusion(TrainingModule):
         self.qkv_order: QkvOrder = qkv_order
         self.lora, self.adapter, self.image_size = lora, adapter, image_size
         self.process, self.loss, self.execution = process, loss, execution
-        if distillation is not None and execution.shard_optimizer:
-            raise ValueError(
-                "execution.shard_optimizer has one learning rate, and model.distillation has two: remove one of them"
-            )
+        if distillation is not None:
+            require_distillable(scratch, process, execution, official=official, has_scheduler=lr_scheduler is not None)
         self.distillation = distillation
         self.critic: Critic | None = None
         self.masks: MaskGenerator = Perlin() if masks is None else masks
@@ -147,7 +145,6 @@ class Diffusion(TrainingModule):
             base_dtype=execution.base_dtype,
             official=official,
             prompt_dropout=prompt_dropout,
-            distilled=distillation is not None,
         )
 
     def setup(self, stage: str) -> None:
@@ -187,12 +184,14 @@ class Diffusion(TrainingModule):
             self.saved_states["timesteps"] = self.timestep_sampler
             self.preferred = _inherited(self)
             if self.distillation is not None:
-                self.critic = Critic(model.network, seed=self.seed)
+                self.critic = Critic(self._before(model), seed=self.seed)
                 self.preferred = self.distillation.sampling(self.preferred)
             network = self.execution.prepare(model)
             self.network = _with_adapter(network, self.lora, self.adapter, base_hash=model.hash, seed=self.seed).train()
             self.execution.finish(self.network, model.network)
             self.dropout_keys = find_keys(self.network)
+            if self.distillation is not None and self.dropout_keys is not None:
+                raise ValueError("model.distillation has no dropout of the adapter: set lora.dropout to 0")
             self.frozen = Frozen(model.frozen_modules())
         self.compiled_losses = self.execution.compiled(self.compute_losses)
         self._model = model
@@ -209,6 +208,13 @@ class Diffusion(TrainingModule):
             training=True,
         )
 
+    def _before(self, model: LoadedModel) -> nn.Module:
+        """The network before this training, for the critic of `distillation`: with the adapter that is trained further."""
+        if self.adapter is None:
+            return model.network
+        network = twin(model.region_aware_network())
+        return merge(load_adapter(network, located(resolve(self.adapter)[0]), base_hash=model.hash))
+
     @property
     def learned_variance(self) -> bool:
         return self.model.learns_variance and self.loss.vlb_weight > 0
@@ -218,6 +224,11 @@ class Diffusion(TrainingModule):
             raise ValueError(
                 f"trainer.precision is 64-true, and the autoencoder of {self.model.source} computes in 32 bits: set 32-true or "
                 "bf16-mixed"
+            )
+        if self.distillation is not None and self.trainer.precision not in ("32-true", "bf16-mixed", "16-mixed"):
+            raise ValueError(
+                f"trainer.precision is {self.trainer.precision}, and the critic of model.distillation computes in 32 bits: set "
+                "32-true or bf16-mixed"
             )
         data = getattr(self.trainer, "datamodule", None)
         self.model.require_sides(getattr(data, "buckets", ()))
@@ -267,7 +278,10 @@ class Diffusion(TrainingModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         losses, t, hole = self.losses(batch, "train")
         self.timestep_sampler.record(batch["position"], t, losses.total)
-        if self.distillation is None:
+        if isinstance(losses, DistillationLosses):
+            for name, (values, over) in losses.curves.items():
+                self.curves.add(f"train/{name}", values, over=over)
+        else:
             _add_curves(self.curves, losses, t, hole, steps=self.noise_process.steps)
         return losses.total.mean()
 
@@ -309,11 +323,11 @@ class Diffusion(TrainingModule):
         output = self.network(x, timestep=times, index=now.index, **prompts).sample
         return self.loss(output, x0=x0, x=x, eps=eps, now=now, previous=previous, prediction=self.model.prediction)
 
-    def _distilled(self, batch: Batch, x0: Tensor, eps: Tensor, t: Tensor, regions: NoiseRegions) -> Losses:
-        """Losses of `distillation`, and their training curves; `eps`: noise of the sampler's first level."""
+    def _distilled(self, batch: Batch, x0: Tensor, eps: Tensor, t: Tensor, regions: NoiseRegions) -> DistillationLosses:
+        """Losses of `distillation`; `eps`: noise of the sampler's first level."""
         assert self.distillation is not None
         assert self.critic is not None
-        losses, curves = self.distillation.losses(
+        return self.distillation.losses(
             self.critic,
             x0,
             eps,
@@ -322,11 +336,8 @@ class Diffusion(TrainingModule):
             Views.draw(batch["position"].tolist(), self.seed, x0),
             process=self.sampling_process,
             denoiser=self.denoiser([""] * len(x0)),
-            denoising=lambda x0, eps, t, regions: self.compute_losses(x0, eps, t, regions, {}).simple,
+            denoising=lambda x0, eps, t, regions: self.compute_losses(x0, eps, t, regions, {}).total,
         )
-        for name, values in curves.items():
-            self.curves.add(f"train/{name}", values)
-        return losses
 
     def weight_groups(self) -> list[dict[str, object]]:
         """As the parent; the critic of `distillation` has its own learning rate."""

@@ -19,7 +19,7 @@ the network towards its teacher's estimate; here the photograph itself is the ta
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import cast
@@ -89,10 +89,12 @@ class Distillation:
     def result(self, x0: Tensor, eps: Tensor, regions: NoiseRegions, *, process: Process, denoiser: Denoiser) -> Tensor:
         """The sampler's result (B,C,H,W) from noise `eps` (B,C,H,W), with the gradient of its last call.
 
-        As in sampling, the hole of x0 has no effect. The first level has a little signal, which would show its mean colour.
+        As in sampling, pixels of x0 that are wholly in the hole have no effect. The first level has a little signal, which would
+        show their mean colour.
         """
         levels = [process.noise(torch.full((len(x0),), t, device=x0.device), regions) for t in self.levels(process)]
-        x, kind = noised(torch.where(levels[0].sigma_map(x0) > 0, 0.0, x0), levels[0], noise=eps), x0.device.type
+        hidden = torch.where(levels[0].spread(regions.values) == 1, 0.0, x0)
+        x, kind = noised(hidden, levels[0], noise=eps), x0.device.type
         # In older versions of PyTorch, autocast keeps casts of weights made without gradient for the last call too.
         autocast = torch.autocast(
             kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), cache_enabled=False
@@ -115,8 +117,8 @@ class Distillation:
         process: Process,
         denoiser: Denoiser,
         denoising: Callable[[Tensor, Tensor, Tensor, NoiseRegions], Tensor],
-    ) -> tuple[Losses, dict[str, Tensor]]:
-        """Losses of each image, "simple" being the distance in features, and the values of the training curves.
+    ) -> "DistillationLosses":
+        """Losses of each image; "simple" is the distance in features.
 
         Args:
             x0: (B,C,H,W) photographs; eps: (B,C,H,W) noise of the first level.
@@ -138,9 +140,10 @@ class Distillation:
         }
         of_critic = critic.critic_loss(real, fake, hole)
         total = of_critic + sum(getattr(self, name) * values for name, values in terms.items())
-        texture = gradient_energy(result.detach(), hole).sum() / gradient_energy(x0, hole).sum().clamp(min=1e-12)
-        simple = terms["features"]
-        return Losses(simple, torch.zeros_like(simple), total), {**terms, "critic": of_critic, "texture": texture}
+        simple, one = terms["features"], torch.ones_like(total)
+        curves = {name: (values, one) for name, values in {"loss": total, "critic": of_critic, **terms}.items()}
+        curves["texture"] = gradient_energy(result.detach(), hole), gradient_energy(x0, hole)
+        return DistillationLosses(simple, torch.zeros_like(simple), total, curves)
 
     def _denoising(
         self,
@@ -173,6 +176,13 @@ class Distillation:
             finer = self.steps // 2
             given |= {"pyramid_strength": finer / self.steps, "pyramid_steps": finer}
         return Preferred.read({**kept, **given})
+
+
+@dataclass(frozen=True)
+class DistillationLosses(Losses):
+    """Losses with `curves`: by name of a training curve, two (B,) tensors; the curve is the ratio of their sums."""
+
+    curves: Mapping[str, tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)

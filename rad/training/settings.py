@@ -15,6 +15,7 @@ from rad.models.load import new_model
 from rad.models.loaded_model import LoadedModel
 from rad.models.lora import LoRA
 from rad.networks.surroundings import surroundings
+from rad.training.execution import Execution
 from rad.training.schedules import require_choice
 from rad.training.timesteps import UNIFORM, TimestepDensity, TimestepSampler
 
@@ -236,18 +237,12 @@ def require_consistent(
     base_dtype: str,
     official: bool,
     prompt_dropout: float,
-    distilled: bool = False,
 ) -> None:
     """Raise ValueError for settings of `Diffusion` that contradict each other."""
     whole = lora is None and adapter is None
     for name, value in (("base", base), ("adapter", adapter)):
         if value is not None and not value.strip():
             raise ValueError(f"model.{name} is {value!r}, which names no folder: give one, or null for none")
-    if distilled and (scratch is not None or process.kind != "region_aware" or process.phase2 > 0 or official):
-        raise ValueError(
-            "model.distillation starts from a trained model.base, with process.kind 'region_aware' and process.phase2 0.0, and "
-            "without model.official: change these, or set it to null"
-        )
     if not whole and not process.has_holes:
         raise ValueError(
             f"process.kind {process.kind!r} trains a base model, all of it: remove model.lora and model.adapter, or use "
@@ -270,3 +265,25 @@ def require_consistent(
         )
     if not 0 <= prompt_dropout <= 1:
         raise ValueError(f"model.prompt_dropout is {prompt_dropout}; allowed are fractions from 0 to 1")
+
+
+def require_distillable(
+    scratch: Scratch | None, process: TrainingProcess, execution: Execution, *, official: bool, has_scheduler: bool
+) -> None:
+    """Raise ValueError for settings of `Diffusion` that model.distillation does not support."""
+    if scratch is not None or process.kind != "region_aware" or process.phase2 > 0 or official:
+        raise ValueError(
+            "model.distillation starts from a trained model.base, with process.kind 'region_aware' and process.phase2 0.0, and "
+            "without model.official: change these, or set it to null"
+        )
+    if process.density != UNIFORM or process.noise_offset > 0:
+        raise ValueError(
+            "model.distillation trains the levels and the noise of its sampler: remove process.density and process.noise_offset"
+        )
+    if execution.shard_optimizer or has_scheduler:
+        raise ValueError(
+            "model.distillation has two learning rates: set execution.shard_optimizer to false, and model.schedule in place of "
+            "model.lr_scheduler"
+        )
+    if execution.compile:
+        raise ValueError("execution.compile has no effect on model.distillation: set it to false")

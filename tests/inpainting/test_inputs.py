@@ -240,7 +240,7 @@ def test_equal_file_names_in_two_folders_have_independent_masks_and_noise(tmp_pa
     options = SampleOptions(image=str(tmp_path / "in"), mask=["wide"], output=str(tmp_path / "out"), checkpoint="x")
     (run,) = make_plan(options, [Label("mean", "mean")])
     assert [job.name for job in run.jobs] == ["1.png", "cat/1.png", "dog/1.png"]
-    holes = [job.hole(options) for job in run.jobs]
+    holes = [job.read(options)[1].hole for job in run.jobs]
     assert not np.array_equal(holes[1], holes[2])
     drawn = run.jobs[0].mask([generator(0, "mask", "1.png")], 64, 64)[0, 0].numpy()
     assert np.array_equal(holes[0], drawn), "a flat folder keeps its masks"

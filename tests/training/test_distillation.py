@@ -8,7 +8,7 @@ from rad.diffusion.processes import RegionAware
 from rad.diffusion.schedules import linear_betas
 from rad.inpainting.canvas.pyramid import Pyramid
 from rad.inpainting.inpainter import Inpainter
-from rad.models.adapter import AdapterInfo
+from rad.models.adapter import AdapterInfo, save_adapter
 from rad.models.base import save_base
 from rad.models.lora import LoRA, trainable
 from rad.models.settings.preferred import Preferred
@@ -17,7 +17,9 @@ from rad.sampling.task import Task
 from rad.training.diffusion import Diffusion
 from rad.training.distillation import Critic, Distillation, Views, feature_loss
 from rad.training.execution import Execution
+from rad.training.logs.curves import Curves
 from rad.training.settings import Scratch, TrainingLoss, TrainingProcess
+from rad.training.timesteps import TimestepDensity
 from tests.conftest import box_hole, random_image
 from tests.rounding import assert_same, doubled
 from tests.tiny_networks import small_unet
@@ -102,6 +104,19 @@ def test_the_trained_result_is_that_of_the_sampler(base):
     assert_same(torch.where(batch()["hole"] > 0, found, x0).detach(), expected)
 
 
+def test_soft_holes_are_those_of_the_sampler(base):
+    module = distilled(base)
+    doubled(module.model.network)
+    soft = torch.where(HOLE > 0, 0.5, 0.0).double().expand(4, 1, 16, 16)
+    x0, eps = batch()["image"].double(), torch.randn(4, 3, 16, 16, dtype=torch.float64)
+    denoiser = module.denoiser([""] * 4)
+    task = Task.from_image(x0, soft)
+    found = module.distillation.result(x0, eps, task.regions, process=module.sampling_process, denoiser=denoiser)
+    sampler = Sampler(module.sampling_process, steps=4, solver="ddim", spacing="trailing")
+    expected = sampler(denoiser, task, noise=Fixed(eps)).image
+    assert_same(torch.where(soft > 0, found, x0).detach(), expected)
+
+
 @pytest.mark.parametrize("name", ["critic", "adversarial", "features"])
 def test_each_loss_moves_its_own_weights_alone(base, name):
     module = distilled(base)
@@ -153,12 +168,21 @@ def test_losses_count_the_hole_alone():
 def test_the_loss_does_not_depend_on_how_the_batch_is_split(base):
     module = distilled(base, distillation=Distillation(denoising_share=0.5)).eval()
     doubled(module.model.network)
-    together = module.losses(batch(), "train")[0].total
+    together = module.losses(batch(), "train")[0]
     parts = [
-        module.losses({name: values[rows] for name, values in batch().items()}, "train")[0].total
+        module.losses({name: values[rows] for name, values in batch().items()}, "train")[0]
         for rows in (slice(0, 1), slice(1, 4))
     ]
-    assert_same(together, torch.cat(parts))
+    assert_same(together.total, torch.cat([part.total for part in parts]))
+    # The curve of the texture is a ratio of sums, also over several batches.
+    curves = []
+    for batches in ([together], parts):
+        curves.append(Curves())
+        for part in batches:
+            curves[-1].add("texture", part.curves["texture"][0], over=part.curves["texture"][1])
+    assert curves[0].take(lambda totals: totals)["texture"] == pytest.approx(
+        curves[1].take(lambda totals: totals)["texture"], rel=1e-9
+    )
 
 
 def test_the_denoising_share_does_not_change_the_mean(base):
@@ -174,7 +198,7 @@ def test_the_denoising_share_does_not_change_the_mean(base):
             critic_of(module), x0, views.other, torch.tensor([0, 300, 600, 999]), regions, views,
             process=module.sampling_process, denoiser=module.denoiser([""] * 4),
             denoising=lambda x0, eps, t, regions: module.compute_losses(x0, eps, t, regions, {}).simple,
-        )[1]["denoising"].detach()  # fmt: skip
+        ).curves["denoising"][0].detach()  # fmt: skip
 
     chosen = views.share < 0.4
     assert chosen.any()
@@ -225,6 +249,20 @@ def test_an_adapter_is_distilled_too(base):
     assert not any("lora" in name for name in before)
 
 
+def test_the_critic_of_an_adapter_that_is_trained_further_is_the_network_with_it(base, tmp_path):
+    first = distilled(base, lora=LoRA(rank=2))
+    with torch.no_grad():
+        for name, weight in first.named_parameters():
+            if "lora_B" in name:
+                weight.fill_(0.1)
+    save_adapter(first.network, tmp_path, first.adapter_info(ema=False), card="")
+    critic, level = critic_of(distilled(base, adapter=str(tmp_path))), batch()["image"]
+    plain = critic_of(distilled(base, lora=LoRA(rank=2)))
+    t = first.noise_process.noise(torch.tensor([20] * 4), NoiseRegions.binary(batch()["hole"]))
+    assert not any("lora" in name for name, _ in critic.frozen.named_parameters())
+    assert (critic.features(level, t)[0] - plain.features(level, t)[0]).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -246,7 +284,18 @@ def test_models_that_cannot_be_distilled_are_refused(base):
         Diffusion(str(base), distillation=Distillation())
     with pytest.raises(ValueError, match="a trained model"):
         Diffusion(scratch=Scratch(UNET), process=TrainingProcess(phase2=0.0), distillation=Distillation())
-    with pytest.raises(ValueError, match="shard_optimizer"):
-        distilled(base, execution=Execution(shard_optimizer=True))
+    for settings in (
+        {"execution": Execution(shard_optimizer=True)},
+        {"lr_scheduler": lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1)},
+    ):
+        with pytest.raises(ValueError, match="two learning rates"):
+            distilled(base, **settings)
+    with pytest.raises(ValueError, match="has no effect on model.distillation"):
+        distilled(base, execution=Execution(compile=True))
+    for settings in ({"noise_offset": 0.1}, {"density": TimestepDensity("logit_normal")}):
+        with pytest.raises(ValueError, match="the noise of its sampler"):
+            distilled(base, process=TrainingProcess(phase2=0.0, **settings))
+    with pytest.raises(ValueError, match="lora.dropout"):
+        distilled(base, lora=LoRA(rank=2, dropout=0.1))
     with pytest.raises(ValueError, match="UNet2DModel"):
         Critic(torch.nn.Linear(1, 1), seed=0)

@@ -101,11 +101,12 @@ class Worker:
         jobs = batch.jobs
         try:
             pairs = [job.read(self.options) for job in jobs]
+            conditions = self.model.conditions(batch.label, jobs)
         except (ValueError, OSError) as error:
             raise ReadError(str(error)) from error
         texts = [self.requests.stored(batch.label, job) for job in jobs]
         holes = [loaded.hole for _, loaded in pairs]
-        return Inputs([image for image, _ in pairs], holes, self.model.conditions(batch.label, jobs), texts)
+        return Inputs([image for image, _ in pairs], holes, conditions, texts)
 
     def fill(self, batch: Batch, inputs: Inputs, on_step: Callable[[int], None]) -> Inpainted:
         """Fill the images of a batch; `on_step` receives the number of finished network calls, at most the planned ones."""

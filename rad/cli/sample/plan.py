@@ -19,7 +19,7 @@ from rad.cli.sample.pairing import MaskSource, NoMask, check_not_itself, find_ma
 from rad.console import did_you_mean
 from rad.images.sources import ImageFile, holds_one, is_source, list_images, stems
 from rad.keys import check_seed
-from rad.masks.reading.hole import Hole, LoadedHole, load_hole
+from rad.masks.reading.hole import LoadedHole, load_hole
 from rad.models.settings.preferred import OF_SAMPLER, Preferred, takes_thin_steps
 
 LIMITS = {"average": (1, 10**4), "adapt": (0, 10**5), "thin_steps": (1, 10**5)}
@@ -60,17 +60,11 @@ class Job:
         """
         return str(PurePosixPath(self.identity).parent / PurePosixPath(self.image.name).name)
 
-    def open(self, options: SampleOptions) -> Image.Image:
-        """The image in RGB, with the new pixels of --extend. Raises ValueError as `ImageFile.open`."""
-        image, extension = self.image.open(), options.extension
-        return image if extension is None else extension.image(image)
-
-    def hole(self, options: SampleOptions) -> Hole:
-        """(H,W) in [0,1], 1 = fill, for the image of `open`. Raises ValueError without a mask."""
-        return self.read(options)[1].hole
-
     def read(self, options: SampleOptions) -> tuple[Image.Image, LoadedHole]:
-        """The image of `open` and its hole, with the notes and warnings about the mask file. Raises ValueError as both."""
+        """The image in RGB, with the new pixels of --extend, and its hole, with the notes and warnings about the mask file.
+
+        Raises ValueError as `ImageFile.open`, and without a mask.
+        """
         image, extension = self.image.open(), options.extension
         loaded = self._load_hole(image, options)
         if extension is None:
@@ -151,6 +145,11 @@ class Label:
         strength = self.given_strength(options)
         chosen = preferred.complete(Preferred(**given), method=self.method, budget=budget, strength=strength)
         return replace(self, **{name: getattr(chosen, name) for name, value in given.items() if value is None})
+
+    def length(self, options: SampleOptions) -> tuple[int | None, int | None]:
+        """(steps, budget) of the label if it has one of them, otherwise of the options."""
+        own = self.steps is not None or self.budget is not None
+        return (self.steps, self.budget) if own else (options.steps, options.budget_nfe)
 
     def given_strength(self, options: SampleOptions) -> float:
         """Strength of the label, otherwise of the options."""

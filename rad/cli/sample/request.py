@@ -104,11 +104,10 @@ class Requests:
 
 
 def _length(label: Label, options: SampleOptions, preset: int) -> Request:
-    source = label if label.steps or label.budget else options
-    budget = label.budget if source is label else options.budget_nfe
+    steps, budget = label.length(options)
     if budget is not None:  # its steps are known with the model only
         return {"budget_nfe": budget}
-    return {"steps": preset if source.steps is None else source.steps}
+    return {"steps": preset if steps is None else steps}
 
 
 def _mask_hash(mask: object) -> str | None:

@@ -220,4 +220,5 @@ def _fill(number: int) -> Usage:
 
 
 def _write() -> list[str]:
-    return _state["worker"].write(*_state.pop("filled"))
+    with images_up_to(_state["setup"].options.max_megapixels):
+        return _state["worker"].write(*_state.pop("filled"))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 Totals = dict[str, tuple[float, float]]
-"""Sum and number of values of each curve."""
+"""Sum and number of values of each curve, or two sums."""
 
 
 class Curves:
@@ -18,11 +18,17 @@ class Curves:
     def __init__(self) -> None:
         self._totals: dict[str, Tensor] = {}
 
-    def add(self, name: str, values: Tensor, *, where: Tensor | None = None) -> None:
-        """Add `values` of any shape; `where`: boolean of that shape, the values that count."""
+    def add(self, name: str, values: Tensor, *, where: Tensor | None = None, over: Tensor | None = None) -> None:
+        """Add `values` of any shape.
+
+        Args:
+            where: boolean of that shape, the values that count.
+            over: of that shape; the curve is then the sum of the values over the sum of these, in place of their number.
+        """
         values = values.detach().reshape(-1)
         values = values.to(torch.float32 if values.device.type == "mps" else torch.float64)
-        chosen = torch.ones_like(values) if where is None else where.reshape(-1).to(values.dtype)
+        counts = where if over is None else over.detach()
+        chosen = torch.ones_like(values) if counts is None else counts.reshape(-1).to(values)
         if where is not None:
             values = torch.where(where.reshape(-1), values, 0.0)
         total = torch.stack([values.sum(), chosen.sum()])

@@ -179,8 +179,7 @@ def choose_steps(
         most: the largest number of steps.
     """
     average = label.given_average(options)
-    fixed = label.steps is not None or label.budget is not None
-    steps, budget = (label.steps, label.budget) if fixed else (options.steps, options.budget_nfe)
+    steps, budget = label.length(options)
     if budget is None:
         return steps
     if budget < average:
@@ -203,8 +202,7 @@ def choose_steps(
 
 def costs_of_mean(label: "Label", options: "SampleOptions", costs: "Mapping[Kind, CostT]") -> "dict[Kind, CostT]":
     """The cost of a result per window of each kind, from that of a sample. Raises ValueError for one above the budget."""
-    fixed = label.steps is not None or label.budget is not None
-    budget = label.budget if fixed else options.budget_nfe
+    _, budget = label.length(options)
     costs = {kind: cost * label.given_average(options) for kind, cost in costs.items()}
     for kind, (window, option) in OF_KIND.items():
         if budget is not None and kind in costs and costs[kind].units > budget:
