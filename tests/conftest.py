@@ -23,6 +23,23 @@ from tests.tiny_networks import small_unet
 SIZE = 16
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of the cases of a test with the mark spread(n), mark all slow but n, which are spread evenly."""
+    cases: dict[tuple[Path, str], list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("spread") is not None:
+            cases.setdefault((item.path, item.name.partition("[")[0]), []).append(item)
+    for of_one in cases.values():
+        marker = of_one[0].get_closest_marker("spread")
+        assert marker is not None
+        (count,) = marker.args
+        kept = {number * len(of_one) // count for number in range(count)}
+        for number, item in enumerate(of_one):
+            if number not in kept:
+                item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def threads() -> Iterator[None]:
     """Set torch's threads to RAD_TEST_THREADS or 1; small networks run faster on one. No test depends on their number."""

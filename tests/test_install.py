@@ -48,6 +48,7 @@ def rad(installed: Path, folder: Path, *words: object, code: int = 0) -> subproc
     return done
 
 
+@pytest.mark.slow
 def test_the_wheel_is_small_and_contains_configurations_checkpoints_and_tested_versions(wheel):
     assert wheel.name.startswith("rad_inpainting-")
     with zipfile.ZipFile(wheel) as archive:

@@ -77,6 +77,7 @@ def fill(inpainter, method):
 
 
 # growrad: integer arithmetic with time; mcg: saves the inputs for a gradient; rad: merges an adapter.
+@pytest.mark.spread(6)
 @pytest.mark.parametrize("method", ["rad", "growrad", "mcg"])
 @EVERY_MODE
 def test_inpainter(rad, adapter, mode, method):
@@ -89,6 +90,7 @@ def test_inpainter(rad, adapter, mode, method):
     assert np.array_equal(loaded, expected)
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("mode", ["float64", "bfloat16"])
 @pytest.mark.parametrize("kind", ["stable", "stable3", "latent"])
 def test_models_with_an_autoencoder(tmp_path, kind, mode):

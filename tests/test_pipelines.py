@@ -111,6 +111,7 @@ def test_text_guided_adapter():
     assert equal(result.images, expected.images)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("kind", ["adapter", "base"])
 def test_saved_pipeline_needs_no_other_files(kind, models, modules, tmp_path):
     shutil.copytree(models, tmp_path / "models")

@@ -64,6 +64,7 @@ def test_sampling_commands_fill_the_holes(desk):
     assert {path.name for path in (desk / "compared").iterdir()} == {"rad", "ddnm", "pigdm", "mean", "methods.png"}
 
 
+@pytest.mark.slow
 def test_evaluation_commands_score_the_results(desk):
     from rad.evaluation import __main__ as evaluation
     from rad.masks import __main__ as masks

@@ -152,6 +152,7 @@ def test_known_pixels_of_the_file_are_those_of_the_decoded_input(sample, kind):
     assert np.array_equal(read("out/x.png")[known], np.asarray(open_image("in/x.png"))[known])
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize("policy", ["resize", "crop"])
 @pytest.mark.parametrize("size", [(25, 33), (9, 11), (30, 8)])
 def test_images_of_another_size(sample, policy, size):
@@ -782,6 +783,7 @@ def test_the_printed_configuration_trains_under_any_name(config, train, capsys):
     assert Path("runs/c/checkpoints/last.ckpt").exists(), "the printed configuration holds its name"
 
 
+@pytest.mark.spread(8)
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from tests.fuzzing import KINDS, Place, explore, make_place
-from tests.parameters import rest_slow
 
 EXAMPLES = 60
 """Of the quickest kind; of others as many as take about as long."""
@@ -20,7 +19,8 @@ def place(tmp_path_factory) -> Place:
     return make_place(tmp_path_factory.mktemp("fuzz"))
 
 
-@pytest.mark.parametrize("kind", rest_slow(KINDS, keep=2))
+@pytest.mark.spread(2)
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_outcome_is_a_result_or_one_line(kind, place):
     attempt, weight = KINDS[kind]
     before = torch.get_rng_state()

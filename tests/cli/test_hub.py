@@ -197,6 +197,7 @@ def export(*words: object) -> int:
     return main(["export", *map(str, words)])
 
 
+@pytest.mark.slow
 def test_a_merged_model_gives_the_results_of_its_adapter(adapter, tmp_path, capsys):
     for name, half in (("merged", []), ("half", ["--half"])):
         assert export(adapter, "--output", tmp_path / name, "--merge", *half) == 0
@@ -219,6 +220,7 @@ def test_a_merged_model_gives_the_results_of_its_adapter(adapter, tmp_path, caps
     assert "# A random adapter" in card
 
 
+@pytest.mark.slow
 def test_the_card_of_a_merged_model_names_no_adapter(adapter, tmp_path, capsys):
     copy, text = Path(shutil.copytree(adapter, tmp_path / "step=2")), "# RAD adapter on base\n\n- Base: `base`.\n"
     (copy / "README.md").write_text(

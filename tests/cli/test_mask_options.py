@@ -51,6 +51,7 @@ def changed(name: str, image: np.ndarray) -> np.ndarray:
     return (np.asarray(Image.open(name)) != image).any(2)
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize(
     ("images", "masks", "pattern"),
     [

@@ -20,7 +20,6 @@ from rad.masks.names import main_names
 from rad.masks.shapes import make
 from rad.methods.rad import RAD
 from tests.conftest import SIZE, random_image
-from tests.parameters import rest_slow
 
 
 @pytest.fixture(autouse=True)
@@ -59,21 +58,19 @@ def edit(path):
     image.save(path)
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize(
     ("words", "options", "part"),
-    rest_slow(
-        [
-            ("--seed 1", {}, "seed 0, now 1"),
-            ("", {"mask": "other.png"}, "another mask"),
-            ("", {"mask": "box"}, "another mask"),
-            ("", {"method": "biharmonic"}, "method mean, now biharmonic"),
-            ("--size_policy crop", {}, "size_policy error, now crop"),
-            ("--mask_polarity white_is_known", {}, "mask_polarity white_is_fill, now white_is_known"),
-            ("--feather 2", {}, "feather"),
-            ("--seed 1 --raw", {}, "seed 0, now 1"),
-        ],
-        keep=3,
-    ),
+    [
+        ("--seed 1", {}, "seed 0, now 1"),
+        ("", {"mask": "other.png"}, "another mask"),
+        ("", {"mask": "box"}, "another mask"),
+        ("", {"method": "biharmonic"}, "method mean, now biharmonic"),
+        ("--size_policy crop", {}, "size_policy error, now crop"),
+        ("--mask_polarity white_is_known", {}, "mask_polarity white_is_fill, now white_is_known"),
+        ("--feather 2", {}, "feather"),
+        ("--seed 1 --raw", {}, "seed 0, now 1"),
+    ],
 )
 def test_another_request_is_not_taken_for_a_finished_one(sample, words, options, part):
     assert sample()[0] == 0
@@ -149,6 +146,7 @@ def test_an_equal_name_in_another_folder_is_another_image(sample):
     assert "another image" in err
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("name", ["mask.png", "in/a.png"])
 def test_an_edited_input_is_an_error_and_nothing_is_lost(sample, name):
     assert sample()[0] == 0
@@ -178,7 +176,8 @@ def test_results_without_a_request_are_kept_with_a_remark(sample):
     assert "warning" not in err
 
 
-@pytest.mark.parametrize("size", rest_slow([60, 0, 5, 200]))
+@pytest.mark.spread(1)
+@pytest.mark.parametrize("size", [60, 0, 5, 200])
 def test_a_torn_result_is_computed_again(sample, size):
     assert sample()[0] == 0
     before = contents()

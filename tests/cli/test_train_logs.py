@@ -110,6 +110,7 @@ class MLFlowLogger(Remote, LightningMLFlow):
     def finalize(self, status): ...
 
 
+@pytest.mark.slow
 def test_several_loggers_get_everything_and_continue_their_run(train):
     here = __name__
     loggers = ("--trainer.logger", f"[{here}.WandbLogger, {here}.MLFlowLogger, CSVLogger, TensorBoardLogger]")
@@ -145,6 +146,7 @@ def test_several_loggers_get_everything_and_continue_their_run(train):
     assert json.loads(Path("runs/new/loggers.json").read_text())["WandbLogger"] == "w1", "a new run has its own id"
 
 
+@pytest.mark.slow
 def test_a_logger_of_a_configuration_moves_with_the_run(train):
     content = yaml.safe_load(Path("c.yaml").read_text())
     content["trainer"]["logger"] = {"class_path": "CSVLogger"}

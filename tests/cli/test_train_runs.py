@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader
 
 from rad.cli.train.errors import explain
 from rad.training import AutoencoderTraining, Diffusion
-from tests.parameters import rest_slow
 
 
 def error(err):
@@ -59,20 +58,19 @@ CSV = ("--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "logs")
 KEEP = ("--trainer.callbacks", "rad.training.Checkpoint", "--trainer.callbacks.dirpath", "kept")
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize(
     ("words", "folder"),
-    rest_slow(
-        [
-            (CSV, "runs/c/checkpoints"),
-            (("--trainer.logger", "false"), "runs/c/checkpoints"),
-            ((*CSV, "--trainer.callbacks", "ModelCheckpoint"), "runs/c/checkpoints"),
-            (KEEP, "kept"),
-            (("--trainer.default_root_dir", "elsewhere"), "elsewhere/c/checkpoints"),
-            (("--trainer.logger", "CSVLogger"), "runs/c/checkpoints"),
-            (("--trainer.logger", "[CSVLogger, TensorBoardLogger]"), "runs/c/checkpoints"),
-            (("--trainer.logger", "TensorBoardLogger"), "runs/c/checkpoints"),
-        ]
-    ),
+    [
+        (CSV, "runs/c/checkpoints"),
+        (("--trainer.logger", "false"), "runs/c/checkpoints"),
+        ((*CSV, "--trainer.callbacks", "ModelCheckpoint"), "runs/c/checkpoints"),
+        (KEEP, "kept"),
+        (("--trainer.default_root_dir", "elsewhere"), "elsewhere/c/checkpoints"),
+        (("--trainer.logger", "CSVLogger"), "runs/c/checkpoints"),
+        (("--trainer.logger", "[CSVLogger, TensorBoardLogger]"), "runs/c/checkpoints"),
+        (("--trainer.logger", "TensorBoardLogger"), "runs/c/checkpoints"),
+    ],
     ids=["csv", "none", "lightning", "dirpath", "root", "csv by name", "several", "tensorboard"],
 )
 def test_a_run_goes_on_wherever_it_logs_and_keeps_its_checkpoints(train, words, folder):
@@ -84,6 +82,7 @@ def test_a_run_goes_on_wherever_it_logs_and_keeps_its_checkpoints(train, words, 
     assert "earlier run" in error(train(*words)[1])
 
 
+@pytest.mark.slow
 def test_going_back_to_an_older_checkpoint_warns(train):
     callbacks = ("--trainer.callbacks", "rad.training.Checkpoint", "--trainer.callbacks.every_n_train_steps", 1)
     assert train("--trainer.max_steps", 2, *callbacks)[0] == 0
@@ -94,6 +93,7 @@ def test_going_back_to_an_older_checkpoint_warns(train):
     assert "is a folder" in error(err)
 
 
+@pytest.mark.spread(5)
 @pytest.mark.parametrize(
     "name",
     ["../../x", "/x", "a/b", "a\\b", ".", "..", ".x", "-x", "~", "x ", "x.", "a\nb", "", "a:b", "x" * 201, "é" * 101],
@@ -108,12 +108,14 @@ def test_the_name_of_a_run_is_that_of_one_folder(train, tmp_path, name):
     assert train("--config", "d.yaml")[0] == 2
 
 
-@pytest.mark.parametrize("name", rest_slow(["a b", "mine-2.1_(x)=3", "ünïcode", "x" * 200]))
+@pytest.mark.spread(1)
+@pytest.mark.parametrize("name", ["a b", "mine-2.1_(x)=3", "ünïcode", "x" * 200])
 def test_other_names_are_allowed(train, name):
     assert train("--name", name)[0] == 0
     assert Path("runs", name, "config.yaml").is_file()
 
 
+@pytest.mark.spread(8)
 @pytest.mark.parametrize(
     ("words", "parts"),
     [

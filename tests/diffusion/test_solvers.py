@@ -150,6 +150,7 @@ def test_noise_is_asked_for():
 # ---- on Gaussian data ------------------------------------------------------------------------------
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize(("solver", "order"), [("ddim", 1), ("dpm++2m", 2)])
 def test_the_error_falls_with_the_order_of_the_solver(solver, order):
     """Distance of the end of the ODE from that with very many steps, each time with half of them."""
@@ -199,6 +200,7 @@ TABLE = {
 NFE = (5, 8, 10, 20, 50, 100)
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize(("solver", "spacing", "eta"), list(TABLE))
 def test_the_table_of_solvers_and_spacings(solver, spacing, eta):
     """The exact law of RAD's samples, to two digits: variance of the hole over the posterior's, and KL from the posterior."""

@@ -13,7 +13,6 @@ from rad.cli.sample.plan import Label
 from rad.evaluation.run_log import read_costs
 from rad.inpainting.inpainter import Inpainter
 from tests.conftest import SIZE, random_image
-from tests.parameters import rest_slow
 
 
 @pytest.fixture(autouse=True)
@@ -163,6 +162,7 @@ def test_solvers_of_each_method_are_run_and_recorded(sample, images):
     assert "holds results of rad@3" in err
 
 
+@pytest.mark.slow
 def test_results_without_a_recorded_solver_are_those_of_ddpm(sample, images):
     assert sample("--mask half box --method rad@2 --solver ddpm")[0] == 0
     record = images / "out" / "run.json"
@@ -176,31 +176,30 @@ def test_results_without_a_recorded_solver_are_those_of_ddpm(sample, images):
     assert "holds results of rad@2" in err
 
 
+@pytest.mark.slow
 def test_results_of_the_base_model_and_of_its_adapter_go_together(sample, base):
     assert sample("--mask half box --method ddnm@2", checkpoint=base)[0] == 0
     assert sample("--mask half box --method rad@2")[0] == 0
     assert sample("--mask half box --method mean", checkpoint=base)[0] == 0
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize(
     ("words", "part"),
-    rest_slow(
-        [
-            ("--method rad@2 --solver ddim", "holds results of rad@2"),
-            ("--method rad@2 --seed 1", "results of --seed 0, this is 1"),
-            ("--method rad@2 mean --num_samples 2", "results of --num_samples 1, this is 2"),
-            ("--method ddnm@2 --set ddnm.eta=0.5", "holds results of ddnm@2"),
-            ("--method ddnm@2 --precision bf16 --limit 3", "holds results of ddnm@2"),
-            ("--method rad@2 --eta 0.5 --overwrite", "holds results of rad@2"),
-            ("--method ddnm@2 --limit 2 --seed 1", "results of --seed 0, this is 1"),
-            ("--method ddnm@2 --limit 2 --set ddnm.eta=0.5", "holds results of ddnm@2"),
-            ("--method mean --image in/a.png", "--image"),
-            ("--method mean --size_policy crop", "--size_policy error, this is crop"),
-            ("--method mean --mask_polarity white_is_known", "--mask_polarity"),
-            ("--method mean --mask_by order", "masks half"),
-        ],
-        keep=3,
-    ),
+    [
+        ("--method rad@2 --solver ddim", "holds results of rad@2"),
+        ("--method rad@2 --seed 1", "results of --seed 0, this is 1"),
+        ("--method rad@2 mean --num_samples 2", "results of --num_samples 1, this is 2"),
+        ("--method ddnm@2 --set ddnm.eta=0.5", "holds results of ddnm@2"),
+        ("--method ddnm@2 --precision bf16 --limit 3", "holds results of ddnm@2"),
+        ("--method rad@2 --eta 0.5 --overwrite", "holds results of rad@2"),
+        ("--method ddnm@2 --limit 2 --seed 1", "results of --seed 0, this is 1"),
+        ("--method ddnm@2 --limit 2 --set ddnm.eta=0.5", "holds results of ddnm@2"),
+        ("--method mean --image in/a.png", "--image"),
+        ("--method mean --size_policy crop", "--size_policy error, this is crop"),
+        ("--method mean --mask_polarity white_is_known", "--mask_polarity"),
+        ("--method mean --mask_by order", "masks half"),
+    ],
 )
 def test_incomparable_results_are_refused_in_one_folder(sample, images, words, part):
     sample("--mask half box --method rad@2 ddnm@2 --limit 2")
@@ -231,6 +230,7 @@ def test_a_limit_spreads_evenly_and_limits_are_nested(sample, images):
     assert sample("--mask half --method rad@1 --limit 0")[0] == 2
 
 
+@pytest.mark.slow
 def test_masks_of_a_folder_by_order(sample, images):
     (images / "holes").mkdir()
     for number in range(7):
@@ -328,6 +328,7 @@ def test_two_masks_of_one_name_are_an_error(sample, images):
     assert "two masks of one name" in err
 
 
+@pytest.mark.slow
 def test_a_report_of_one_mask(sample, images):
     code, out, err = sample("--mask half --method rad@1 mean --limit 3 --report")
     assert code == 0, err
@@ -381,6 +382,7 @@ def test_networks_without_a_report_are_reported(sample):
     assert "have no effect without --report" in err
 
 
+@pytest.mark.slow
 def test_a_mask_of_the_same_name_with_other_pixels_does_not_go_into_a_tree(sample, images):
     for folder, rows in (("m1", 4), ("m2", 9)):
         pixels = np.zeros((SIZE, SIZE), np.uint8)
@@ -411,7 +413,8 @@ def test_a_run_without_results_leaves_no_record(sample, images):
     assert sample("--mask half box --method rad@1 --size_policy crop")[0] == 0
 
 
-@pytest.mark.parametrize("content", rest_slow(["{", "[]", "3", '{"runs": []}', '{"runs": {}, "options": []}']))
+@pytest.mark.spread(1)
+@pytest.mark.parametrize("content", ["{", "[]", "3", '{"runs": []}', '{"runs": {}, "options": []}'])
 def test_a_broken_record_gives_one_line(sample, images, content):
     assert sample("--mask half box --method mean")[0] == 0
     (images / "out" / "run.json").write_text(content)
@@ -429,6 +432,7 @@ def test_a_broken_list_of_costs_is_reported_by_name(sample, images):
     assert len(files(images / "out/box/mean")) == 7
 
 
+@pytest.mark.slow
 def test_a_path_may_be_spelled_in_another_way(sample, images):
     assert sample("--mask half box --method mean")[0] == 0
     assert sample("--mask half box --method rad@1", image="in/")[0] == 0

@@ -407,6 +407,7 @@ def test_augmentation_moves_mirrors_and_coarsens() -> None:
     assert moved[0].std() < images[0].std() or moved[1].std() < images[1].std()
 
 
+@pytest.mark.slow
 def test_classifier_learns_and_can_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Red and blue images: the classes are the names of the folders.
 

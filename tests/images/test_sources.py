@@ -134,6 +134,7 @@ def shown(batches: Sequence[dict]) -> list[tuple[int, str, bytes]]:
 # every kind
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("kind", KINDS)
 def test_batches_equal_those_of_the_folder_with_workers_too(folder: Path, convert: Callable, kind: str) -> None:
     source = convert(folder, kind)

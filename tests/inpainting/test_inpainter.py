@@ -149,6 +149,7 @@ def test_all_hole_depends_on_no_pixel(rad, policy, method):
         assert np.array_equal(pixels(one), pixels(other))
 
 
+@pytest.mark.spread(12)
 @pytest.mark.parametrize("method", SOME)
 @pytest.mark.parametrize(("policy", "size"), POLICY_AND_SIZE)
 def test_no_pixel_inside_the_hole_reaches_the_result(rad, policy, size, method):
@@ -207,6 +208,7 @@ def test_every_method_works_on_a_network(rad, coarse, name):
     assert np.array_equal(pixels(one.images[0]), pixels(one.images[1])) == (method.weights == "none")
 
 
+@pytest.mark.spread(12)
 @pytest.mark.parametrize("name", RUNNING)
 def test_grey_mask_values_have_an_effect_or_a_warning(rad, coarse, name):
     settings = {
@@ -227,6 +229,7 @@ def test_grey_mask_values_have_an_effect_or_a_warning(rad, coarse, name):
     assert (np.abs(results[0] - results[1]).mean() > 2) == method.soft
 
 
+@pytest.mark.spread(6)
 @pytest.mark.parametrize("name", [name for name, kind in METHODS.items() if kind.weights == "base"])
 def test_half_precision_is_for_methods_without_gradients(base, name):
     half = Inpainter.from_pretrained(base, precision="bf16")

@@ -73,6 +73,7 @@ def family(request, pixels, latent, coarse):
     return run
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize("family", FAMILIES, indirect=True)
 def test_previews_show_the_estimate_in_the_hole_and_change_nothing(family):
     plain, previews = family(), []
@@ -146,6 +147,7 @@ def state_of(model):
     return [(module.training, *(value._version for value in module.parameters(recurse=False))) for module in modules]
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize("family", FAMILIES, indirect=True)
 def test_a_cancelled_run_stops_at_once_and_leaves_nothing_behind(family):
     expected, before = family(), state_of(family.model)

@@ -18,7 +18,6 @@ from rad.models.loaded_model import PLAIN, Condition
 from rad.models.text_to_image.folders import quietly
 from rad.models.weights import weights_hash
 from tests.conftest import SIZE, box_hole, random_image
-from tests.parameters import rest_slow
 from tests.tiny_pipelines import write_pipeline
 
 IMAGE, HOLE = random_image(SIZE, SIZE), box_hole(SIZE, SIZE, 3, 3, 13, 12)
@@ -67,7 +66,8 @@ def in_asyncio(inpainter, calls):
     return asyncio.run(gathered())
 
 
-@pytest.mark.parametrize("run", rest_slow([in_threads_with_previews, in_threads, in_asyncio]))
+@pytest.mark.spread(1)
+@pytest.mark.parametrize("run", [in_threads_with_previews, in_threads, in_asyncio])
 @pytest.mark.parametrize(
     ("kind", "methods"),
     [("pixels", ["rad", "ddnm", "dps", "repaint", "gradpaint"]), ("text", ["pilot", "replacement", "dps", BLEND])],

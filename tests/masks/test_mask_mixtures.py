@@ -208,6 +208,7 @@ def test_sides_of_boxes_are_drawn_apart_and_reach_both_ends():
 # --- the mixture for photographs ---
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("size", [32, 64, 96])
 def test_damage_of_photographs_is_mostly_thin(size):
     shares = make("photos")(generators(1200), size, size).mean((1, 2, 3))

@@ -46,6 +46,7 @@ LANGEVIN = DAPS(calls=2, hole="draw", tau=0.01 * 2**0.5, mcmc="langevin")
 CONST = REDDiff(rate=0.2, weighting="const")
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize(
     ("method", "points", "expected"),
     [

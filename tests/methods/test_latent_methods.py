@@ -64,6 +64,7 @@ def encoded(images=PICTURES, hole=HOLE, autoencoder=CODEC) -> Task:
     return Task.encoded(images, hole, autoencoder)
 
 
+@pytest.mark.spread(35)
 @pytest.mark.parametrize(("name", "own"), ALLOWED)
 def test_known_latents_are_kept_and_the_holes_content_has_no_effect(name, own):
     task = encoded(autoencoder=BLURRED)
@@ -79,6 +80,7 @@ def test_known_latents_are_kept_and_the_holes_content_has_no_effect(name, own):
     )
 
 
+@pytest.mark.spread(35)
 @pytest.mark.parametrize(("name", "own"), ALLOWED)
 def test_with_everything_known_the_result_is_the_decoded_image(name, own):
     task = encoded(hole=torch.zeros_like(HOLE))
@@ -121,6 +123,7 @@ VARIANTS = [
 ]
 
 
+@pytest.mark.spread(16)
 @pytest.mark.parametrize("own", ["flow", "edm"])
 @pytest.mark.parametrize(("name", "settings"), VARIANTS, ids=lambda value: value if isinstance(value, str) else "")
 def test_other_settings_work_on_every_kind_of_noise(name, settings, own):
@@ -144,6 +147,7 @@ SPACES = [name for name, kind in METHODS.items() if "space" in [one.name for one
 MORE = {"daps": {"mcmc": "langevin", "rate": "0.001", "tau": "0.1"}, "reddiff": {"weight": "0.02"}}
 
 
+@pytest.mark.spread(9)
 @pytest.mark.parametrize("own", list(OWN))
 @pytest.mark.parametrize("name", SPACES)
 def test_where_an_image_is_compared_its_pixels_are_met(name, own):

@@ -97,6 +97,7 @@ def test_with_many_particles_it_is_the_chain_conditioned_on_the_known_pixel():
     assert float(found[1] / exact[1]) == pytest.approx(1, abs=0.11)
 
 
+@pytest.mark.slow
 def test_it_comes_closer_to_the_posterior_with_particles():
     rows = 300
     one, few, more = (

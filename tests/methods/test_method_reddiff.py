@@ -30,6 +30,7 @@ def run(method: REDDiff, times: list[int], *, noise: float = 0.0) -> Tensor:
     return method.run(RunContext(task, process, CountedDenoiser(WORLD.denoiser), times, 0.0, draw))
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("t", [100, 400])
 def test_stationary_point(t: int):
     """The gradient is affine in the noise, so with no noise it is its mean; there mu solves

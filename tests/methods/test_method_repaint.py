@@ -43,6 +43,7 @@ def test_one_visit_is_replacement():
     torch.testing.assert_close(covariance, other_covariance, rtol=0, atol=1e-12)
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize(
     ("steps", "visits", "mean_error", "variance_ratio", "kl"),
     [(250, 1, 1.0841, 2.2953, 5.1765), (250, 3, 0.5705, 1.5137, 1.3560), (50, 10, 0.8626, 1.5734, 4.8482)],

@@ -257,6 +257,7 @@ def test_each_image_is_fitted_alone_unless_shared():
     assert len(spied("ab", other, True)[1]) == 2
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("levels", [2, 4])
 def test_distance_from_the_exact_posterior(levels):
     found = distance(WORLD, *moments(run(VIPaint(levels=levels), steps=100, rows=300)))

@@ -261,6 +261,7 @@ def test_a_budget_allows_the_most_steps_that_fit(name):
             steps_within(method, 0)
 
 
+@pytest.mark.spread(8)
 def test_a_budget_finds_the_steps_of_a_search_through_all(name):
     method, process = method_of(name), Uniform(linear_betas(200))
     for spacing in ("even", "quad", method.preset_spacing) if method.uses_spacing else (method.preset_spacing,):

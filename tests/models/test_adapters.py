@@ -93,6 +93,7 @@ def denoise(inpainter, noise, *conditions, adapter):
         return inpainter.model.denoiser(conditions, adapter=adapter).denoise(x, noise).x0
 
 
+@pytest.mark.spread(1)
 @EACH
 def test_an_adapter_is_loaded_on_its_pipeline(inpainters, world, kind):
     model = inpainters[f"{kind}-trained"].model

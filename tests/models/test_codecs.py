@@ -43,6 +43,7 @@ def run(method, denoiser, task, *, autoencoder=None, steps=12):
         return sampler(denoiser, task, noise=draws).raw
 
 
+@pytest.mark.spread(8)
 @pytest.mark.parametrize("factor", [2, 4])
 @pytest.mark.parametrize("name", SAME)
 def test_on_rotated_pixels_a_method_makes_the_same_image(name, factor):

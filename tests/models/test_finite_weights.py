@@ -27,6 +27,7 @@ def spoil(path, name, value):
     return full
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize("name", ["lora_A", "lora_B", "time_embedding", "time_emb_proj"])
 @pytest.mark.parametrize("value", [math.nan, -math.inf])
 def test_an_adapter(models, tmp_path, name, value):

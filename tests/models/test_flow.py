@@ -251,6 +251,7 @@ def test_a_call_of_flux_is_the_pipelines_own(folders, flux, guidance):
 # ---- whole runs ------------------------------------------------------------------------------------
 
 
+@pytest.mark.spread(7)
 @pytest.mark.parametrize("method", ["replacement", "ddnm", "repaint", "dps", "psld", "flair", "latino"])
 def test_whole_runs(inpainter, method):
     image = random_image(SIDE, SIDE)

@@ -139,6 +139,7 @@ def test_merged_convolution_is_base_plus_scaled_product():
     assert_same(merge(model).mid_block.resnets[0].conv1.weight, expected)
 
 
+@pytest.mark.spread(2)
 @BOTH
 @pytest.mark.parametrize("half", [False, True])
 def test_save_and_load(tmp_path, time_layers, half):

@@ -12,7 +12,6 @@ from rad.models.adapter import AdapterInfo, load_adapter, save_adapter
 from rad.models.lora import LoRA, inject, lora_layers, merge, trainable, twin
 from rad.networks.dropout import find_keys
 from rad.networks.unet import patch
-from tests.parameters import rest_slow
 from tests.rounding import assert_same
 from tests.tiny_networks import small_transformer, small_unet
 
@@ -52,6 +51,7 @@ def test_a_fresh_variant_changes_nothing(lora):
     assert torch.equal(output(inject(patch(small_unet()), lora).eval()), output(patch(small_unet())))
 
 
+@pytest.mark.spread(2)
 @EACH
 def test_merged_equals_unmerged_and_leaves_the_shared_base_alone(lora):
     model, network = adapted(lora, dtype=torch.float64), patch(small_unet()).double()
@@ -89,8 +89,9 @@ def test_each_layer_starts_with_the_deviation_of_its_own_rank():
         assert float(some.detach().std()) == pytest.approx(1 / rank, rel=0.03)
 
 
+@pytest.mark.spread(2)
 @EACH
-@pytest.mark.parametrize("half", rest_slow([True, False]))
+@pytest.mark.parametrize("half", [True, False])
 def test_folders_restore_the_variant(tmp_path, lora, half):
     model = adapted(lora)
     folder = save_adapter(model, tmp_path / "adapter", INFO, card="", half=half)
@@ -118,6 +119,7 @@ def test_peft_itself_reads_the_folder(tmp_path):
     assert_same(output(again.double()), output(model.double()))
 
 
+@pytest.mark.spread(5)
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -183,6 +183,7 @@ def test_settings_without_effect_in_published_files_are_ignored(sd3):
         load_network(kind, part, read_config(part, (kind.__name__,)))
 
 
+@pytest.mark.spread(4)
 @KINDS
 @pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder", "text_encoder_3"])
 def test_pickled_weights_are_not_run(sd3, content, part):

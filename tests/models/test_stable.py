@@ -18,7 +18,6 @@ from rad.models.text_to_image.stable_diffusion import StableDiffusionModel
 from rad.models.weights import weights_hash
 from rad.sampling.state import CountedDenoiser
 from tests.conftest import box_hole, random_image
-from tests.parameters import rest_slow
 from tests.rounding import assert_same, doubled
 from tests.tiny_stable import (
     CHANNELS,
@@ -315,10 +314,9 @@ def test_the_autoencoder_goes_there_and_back(plain):
     assert (autoencoder.factor, autoencoder.channels, plain.size) == (2, 4, (SIZE, SIZE))
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("which", ["sd", "xl"])
-@pytest.mark.parametrize(
-    "method", rest_slow(["replacement", PILOT(interval=2, iterations=2), "ddnm", "latino"], keep=2)
-)
+@pytest.mark.parametrize("method", ["replacement", PILOT(interval=2, iterations=2), "ddnm", "latino"])
 def test_images_are_filled_from_end_to_end(folder, which, method):
     inpainter = Inpainter.from_pretrained(folder / which, device="cpu")
     image, hole = random_image(SIZE, SIZE), box_hole(SIZE, SIZE, 8, 8, 24, 24)

@@ -17,6 +17,7 @@ def test_factorised_embedding_adds_at_most_two_thousandths_of_the_arithmetic(tra
     assert flops("ffhq", "factorised", train=train) <= 1.002 * flops("ffhq", "unpatched", train=train)
 
 
+@pytest.mark.slow
 def test_dense_embedding_adds_the_third_or_more_that_the_factorised_one_saves() -> None:
     assert flops("ffhq", "dense") >= 1.3 * flops("ffhq", "unpatched")
 

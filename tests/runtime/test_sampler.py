@@ -72,6 +72,7 @@ def both(network, method: Method, *, soft=False, prediction="epsilon", learned=T
     return mine, expected.raw.numpy()
 
 
+@pytest.mark.spread(4)
 @pytest.mark.parametrize("soft", [False, True])
 @pytest.mark.parametrize(
     "choice",
@@ -96,6 +97,7 @@ def test_predictions_and_variances_equal(network, prediction, learned):
     np.testing.assert_allclose(mine, expected, rtol=0, atol=2e-4)
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("soft", [False, True])
 @pytest.mark.parametrize("method", [RePaint(3, 2), RePaint(resamplings=1), RePaint(2, 3)], ids=str)
 def test_repaint_with_time_travel_equals_the_torch_loop(network, method, soft):

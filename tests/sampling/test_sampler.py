@@ -44,6 +44,7 @@ def test_everything_known_returns_the_image_bit_for_bit(eta):
     assert torch.equal(sample.image, image)
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.parametrize("solver", [{}, {"spacing": "logsnr"}, {"solver": "dpm++2m", "spacing": "logsnr"}])
 def test_everything_hole_is_the_base_models_own_sampler(eta, solver):

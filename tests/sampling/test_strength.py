@@ -109,6 +109,7 @@ def test_the_first_x_has_the_content_in_all_of_the_hole_and_the_known_pixels_els
     torch.testing.assert_close(x, now.alpha_map() * content + now.sigma_map() * draw, rtol=0, atol=1e-12)
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("name", ["rad", "replacement", "repaint", "ddnm", "dps"])
 def test_a_low_strength_stays_near_the_content_and_1_hides_it(name):
     method = METHODS[name]()

@@ -20,6 +20,7 @@ TABLES = "rad/diffusion/processes.py"
 """Level tables go to the device in this file, whose uploads do not belong to the loop."""
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize(
     ("method", "options"),
     [

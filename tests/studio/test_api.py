@@ -58,6 +58,7 @@ def sampled(client, job, folder: Path, monkeypatch, *, image=None, name="photo.p
     return sorted(Path().glob(f"{stem}-{job['method']}*.png"))
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize(
     ("method", "fields"),
     [

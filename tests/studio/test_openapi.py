@@ -15,7 +15,6 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from rad.studio.app import create_api
-from tests.parameters import rest_slow
 from tests.studio.server import box, make_service, photo
 
 CHECKS = [
@@ -52,7 +51,8 @@ def document(api):
     return schemathesis.openapi.from_asgi("/openapi.json", app)
 
 
-@pytest.mark.parametrize("examples", rest_slow([8, 80]))
+@pytest.mark.spread(1)
+@pytest.mark.parametrize("examples", [8, 80])
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
 def test_generated_requests_are_answered_as_documented(document, mode, examples):
     """Negative: requests with bodies that the document does not allow."""

@@ -19,7 +19,6 @@ from rad.training.ema import EMA
 from rad.training.schedules import Schedule
 from rad.training.settings import TrainingLoss, TrainingProcess
 from tests.conftest import SIZE, random_image
-from tests.parameters import rest_slow
 
 
 def adamw(lr, **settings):
@@ -145,7 +144,8 @@ def test_another_length_moves_the_schedule_and_says_so(run):
     assert "trainer.max_steps 4 -> 8" in run.report
 
 
-@pytest.mark.parametrize("name", rest_slow(["linear", "cosine", "warmup_stable_decay"]))
+@pytest.mark.spread(1)
+@pytest.mark.parametrize("name", ["linear", "cosine", "warmup_stable_decay"])
 def test_a_finished_schedule_is_not_lifted(run, name):
     run(2, schedule=Schedule(name, decay_share=0.5))
     with pytest.raises(ValueError, match=r"has fallen to 0 at step 2 .*constant"):
@@ -169,28 +169,26 @@ def test_a_new_number_of_accumulated_batches_begins_with_a_whole_step(run):
     assert "trainer.accumulate_grad_batches 1 -> 2" in run.report
 
 
+@pytest.mark.spread(3)
 @pytest.mark.parametrize(
     ("changes", "words"),
-    rest_slow(
-        [
-            ({"data": {"batch_size": 4}}, ["data.batch_size 2 -> 4"]),
-            ({"data": {"seed": 7}}, ["data.seed 0 -> 7"]),
-            ({"data": {"crop": "random"}}, ["data.crop center -> random"]),
-            ({"data": {"val_count": 2}}, ["data.val_count 0 -> 2", "data.images 6 -> 4"]),
-            ({"data": {"masks": Half()}}, ["data.masks null -> Half"]),
-            ({"masks": Box()}, ["model.masks Perlin -> Box"]),
-            ({"masks": Perlin(area_range=(0.1, 0.5))}, ["model.masks.area_range"]),
-            ({"seed": 3}, ["model.seed 0 -> 3"]),
-            ({"loss": TrainingLoss(region="noisy")}, ["model.loss.region all -> noisy"]),
-            ({"process": TrainingProcess(phase2=0.1)}, ["model.process.phase2 0.5 -> 0.1"]),
-            ({"lora": LoRA(rank=2, alpha=4)}, ["model.lora.alpha 16 -> 4"]),
-            ({"trainer": {"precision": "64-true"}}, ["trainer.precision 32-true -> 64-true"]),
-            ({"trainer": {"gradient_clip_val": 0.5}}, ["trainer.gradient_clip_val null -> 0.5"]),
-            ({"callbacks": [EMA(decay=0.5)]}, ["EMA.decay 0.9999 -> 0.5"]),
-            ({"callbacks": []}, ["trainer.callbacks [EMA] -> []"]),
-        ],
-        keep=3,
-    ),
+    [
+        ({"data": {"batch_size": 4}}, ["data.batch_size 2 -> 4"]),
+        ({"data": {"seed": 7}}, ["data.seed 0 -> 7"]),
+        ({"data": {"crop": "random"}}, ["data.crop center -> random"]),
+        ({"data": {"val_count": 2}}, ["data.val_count 0 -> 2", "data.images 6 -> 4"]),
+        ({"data": {"masks": Half()}}, ["data.masks null -> Half"]),
+        ({"masks": Box()}, ["model.masks Perlin -> Box"]),
+        ({"masks": Perlin(area_range=(0.1, 0.5))}, ["model.masks.area_range"]),
+        ({"seed": 3}, ["model.seed 0 -> 3"]),
+        ({"loss": TrainingLoss(region="noisy")}, ["model.loss.region all -> noisy"]),
+        ({"process": TrainingProcess(phase2=0.1)}, ["model.process.phase2 0.5 -> 0.1"]),
+        ({"lora": LoRA(rank=2, alpha=4)}, ["model.lora.alpha 16 -> 4"]),
+        ({"trainer": {"precision": "64-true"}}, ["trainer.precision 32-true -> 64-true"]),
+        ({"trainer": {"gradient_clip_val": 0.5}}, ["trainer.gradient_clip_val null -> 0.5"]),
+        ({"callbacks": [EMA(decay=0.5)]}, ["EMA.decay 0.9999 -> 0.5"]),
+        ({"callbacks": []}, ["trainer.callbacks [EMA] -> []"]),
+    ],
     ids=lambda value: str(value)[:40] if isinstance(value, dict) else "",
 )
 def test_every_change_is_reported(run, tmp_path, changes, words):
@@ -203,7 +201,8 @@ def test_every_change_is_reported(run, tmp_path, changes, words):
     assert len(report.split("; ", 1)[1].split(", ")) <= 1 + 2 * len(words), "nothing else"
 
 
-@pytest.mark.parametrize("in_memory", rest_slow([False, True]))
+@pytest.mark.spread(1)
+@pytest.mark.parametrize("in_memory", [False, True])
 def test_changed_images_are_reported(run, tmp_path, in_memory):
     folder = tmp_path / "own"
     folder.mkdir()
@@ -231,6 +230,7 @@ def test_changed_captions_are_reported(images, tmp_path):
     assert list(differences(settings[0], settings[2])) == ["texts_hash"]
 
 
+@pytest.mark.slow
 def test_checkpoints_of_earlier_versions_resume(run, tmp_path):
     """Their settings are those of the hyperparameters and of the optimiser's state alone."""
     run(1)

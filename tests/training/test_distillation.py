@@ -290,12 +290,12 @@ def test_models_that_cannot_be_distilled_are_refused(base):
     ):
         with pytest.raises(ValueError, match="two learning rates"):
             distilled(base, **settings)
-    with pytest.raises(ValueError, match="has no effect on model.distillation"):
+    with pytest.raises(ValueError, match="has no effect on model"):
         distilled(base, execution=Execution(compile=True))
     for settings in ({"noise_offset": 0.1}, {"density": TimestepDensity("logit_normal")}):
         with pytest.raises(ValueError, match="the noise of its sampler"):
             distilled(base, process=TrainingProcess(phase2=0.0, **settings))
-    with pytest.raises(ValueError, match="lora.dropout"):
+    with pytest.raises(ValueError, match="dropout of the adapter"):
         distilled(base, lora=LoRA(rank=2, dropout=0.1))
     with pytest.raises(ValueError, match="UNet2DModel"):
         Critic(torch.nn.Linear(1, 1), seed=0)

@@ -25,7 +25,6 @@ from rad.training.guards import FiniteGuard, StopOnSignal, requeue_job
 from rad.training.panel import Panel
 from rad.training.settings import TrainingLoss
 from tests.conftest import SIZE, random_image
-from tests.parameters import rest_slow
 from tests.training.test_module import adamw
 
 
@@ -73,7 +72,8 @@ class Send(L.Callback):
             os.kill(os.getpid(), self.number)
 
 
-@pytest.mark.parametrize("accumulate", rest_slow([2, 1]))
+@pytest.mark.spread(1)
+@pytest.mark.parametrize("accumulate", [2, 1])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=["SIGTERM", "SIGUSR1"])
 def test_a_signal_ends_the_run_with_a_checkpoint_that_goes_on_bit_for_bit(
     world, capsys, number, accumulate, monkeypatch

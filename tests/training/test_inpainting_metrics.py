@@ -23,7 +23,6 @@ from rad.training.inpainting import InpaintingMetrics, metrics, scores
 from rad.training.inpainting.best import Best
 from rad.training.settings import TrainingProcess
 from tests.conftest import SIZE, random_image
-from tests.parameters import rest_slow
 from tests.training.test_module import BASE_MODEL, adamw
 
 DISTANCE = "inpainting/perceptual-crop/nature64-resnet"
@@ -255,6 +254,7 @@ def test_the_run_ends_early_and_says_so_again_at_a_resume(fit, capsys):
     assert "ended early" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_other_held_out_images_begin_the_search_anew(fit):
     fit(4, Scripted(0.1, 0.2))
     checkpoint = str(fit.folder / "run" / "checkpoints" / "step=4.ckpt")
@@ -264,6 +264,7 @@ def test_other_held_out_images_begin_the_search_anew(fit):
     assert (callback.best.value, callback.best.step) == (0.6, 6)
 
 
+@pytest.mark.slow
 def test_a_sample_that_is_not_finite_gives_a_warning_and_no_value(fit, monkeypatch):
     log, callback = Log(), InpaintingMetrics(**SMALL, patience=1)
 
@@ -279,6 +280,7 @@ def test_a_sample_that_is_not_finite_gives_a_warning_and_no_value(fit, monkeypat
     assert not (fit.folder / "run" / "checkpoints" / "best").exists()
 
 
+@pytest.mark.slow
 def test_networks_stay_out_of_checkpoints(fit):
     fit(4, InpaintingMetrics(**SMALL))
     content = torch.load(fit.folder / "run" / "checkpoints" / "step=4.ckpt", weights_only=True)
@@ -327,17 +329,16 @@ def test_a_run_that_cannot_be_measured_is_refused_before_training(fit):
         InpaintingMetrics()._require_fit(SimpleNamespace(), AutoencoderTraining.__new__(AutoencoderTraining))
 
 
+@pytest.mark.spread(1)
 @pytest.mark.filterwarnings("ignore:trainer.precision bf16-true")
 @pytest.mark.parametrize(
     ("process", "precision"),
-    rest_slow(
-        [
-            ("region_aware", "bf16-mixed"),
-            ("uniform", "bf16-mixed"),
-            ("region_aware", "bf16-true"),
-            ("uniform", "64-true"),
-        ]
-    ),
+    [
+        ("region_aware", "bf16-mixed"),
+        ("uniform", "bf16-mixed"),
+        ("region_aware", "bf16-true"),
+        ("uniform", "64-true"),
+    ],
 )
 def test_base_models_and_other_precisions(fit, process, precision):
     log = Log()

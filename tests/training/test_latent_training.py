@@ -30,7 +30,6 @@ from rad.training.execution import Execution
 from rad.training.inpainting import InpaintingMetrics
 from rad.training.panel import Panel
 from rad.training.settings import Scratch, TrainingLoss, TrainingProcess
-from tests.parameters import rest_slow
 from tests.rounding import assert_same, doubled
 from tests.tiny_pipelines import captions, small_autoencoder, write_pipeline
 from tests.training.test_module import adamw, configured
@@ -195,6 +194,7 @@ def test_gradients_reach_the_adapter_and_nothing_else(world, kind):
     assert set(model.state_dict()) == set(wanted)
 
 
+@pytest.mark.spread(2)
 @EACH
 @pytest.mark.parametrize("time_layers", ["full", "lora"])
 def test_a_fresh_adapter_changes_nothing_and_trains_the_time(world, kind, time_layers):
@@ -212,7 +212,8 @@ def test_a_fresh_adapter_changes_nothing_and_trains_the_time(world, kind, time_l
     assert not any("norm1_context" in name or "text_embedder" in name for name in names)
 
 
-@pytest.mark.parametrize("kind", rest_slow(["stable", "latent", "stable3"]))
+@pytest.mark.spread(1)
+@pytest.mark.parametrize("kind", ["stable", "latent", "stable3"])
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(world, tmp_path, kind):
     whole, resumed = module(world, kind), module(world, kind)
     fit(tmp_path / "whole", whole, data(world, kind), 4)
@@ -275,6 +276,7 @@ def test_prompts_are_encoded_and_some_are_dropped_by_position(world):
     assert torch.equal(as_plain(encoded(torch.arange(50, 60))), dropped[50:60]), "keyed by position"
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("kind", ["stable", "stable3"])
 def test_bf16_and_gradient_checkpointing(world, tmp_path, kind):
     model = module(world, kind, execution=Execution(gradient_checkpointing=True))
@@ -383,6 +385,7 @@ def test_a_panel_shows_pixels(world, tmp_path, kind):
     assert (result - truth)[:, ~known].abs().max() > 0.01
 
 
+@pytest.mark.spread(1)
 @EACH
 def test_inpainting_is_measured_in_pixels(world, tmp_path, kind):
     callback = InpaintingMetrics(every_n_steps=1, images=2, batch_size=2, steps=2, monitor="psnr")
@@ -448,6 +451,7 @@ def test_a_latent_model_from_scratch_is_a_base_for_an_adapter_and_stock_diffuser
     assert AdapterInfo.read(tmp_path / "adapter" / "checkpoints" / "step=2").base == str(folder)
 
 
+@pytest.mark.slow
 def test_a_text_to_image_model_from_scratch_works_with_guidance_adapters_and_diffusers(world, tmp_path):
     from diffusers import StableDiffusionPipeline
 
@@ -514,6 +518,7 @@ def test_names_of_classes_become_codes_that_differ(tmp_path, monkeypatch):
     assert float(apart) > 0.2 * float((codes - codes.mean(0)).norm(dim=1).mean())
 
 
+@pytest.mark.slow
 def test_all_of_stable_diffusion_is_fine_tuned_as_a_base(world, tmp_path):
     """What DreamBooth and its like do: the folder is a Stable Diffusion again, with the schedule and prediction of before."""
     from diffusers import StableDiffusionPipeline

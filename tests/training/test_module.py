@@ -224,6 +224,7 @@ class Uploads(DummyLogger):
             self.paths.append((path, score, path == checkpoint_callback.best_model_path))
 
 
+@pytest.mark.slow
 def test_loggers_get_each_checkpoint(world, tmp_path):
     logger = Uploads()
     fit(tmp_path, module(world), data(world), 15, logger=logger)

@@ -44,6 +44,7 @@ def values(model):
     return {name: weight.detach().clone() for name, weight in trainable(model).items()}
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("kind", [PRODIGY, SCHEDULE_FREE, EIGHT_BIT], ids=["prodigy", "schedule_free", "adamw_8bit"])
 def test_a_resumed_run_equals_an_uninterrupted_one(world, tmp_path, kind, capsys):  # noqa: F811
     runs = [module(world, optimizer=optimizer(*kind)) for _ in range(2)]
@@ -56,6 +57,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(world, tmp_path, kind, capsys
     assert "settings as in the checkpoint" in capsys.readouterr().err
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("kind", [PRODIGY, SCHEDULE_FREE], ids=["prodigy", "schedule_free"])
 def test_a_changed_setting_is_reported_and_takes_effect(world, tmp_path, kind, capsys):  # noqa: F811
     path, settings = kind

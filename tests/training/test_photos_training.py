@@ -199,6 +199,7 @@ def test_each_average_is_exported_and_the_first_is_validated_and_shown(world, tm
     assert torch.equal(seen["panel"], first.weights[name])
 
 
+@pytest.mark.slow
 def test_a_run_is_not_resumed_with_another_prediction(world, tmp_path):  # noqa: F811
     fit(tmp_path, scratch(), data(world), 10)
     other = scratch(scratch=Scratch(V_UNET))

@@ -26,6 +26,7 @@ def step(request, tmp_path_factory):
     return step
 
 
+@pytest.mark.spread(2)
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_training_step_never_waits(step, accumulate):
     step.step()
