@@ -102,8 +102,8 @@ def face() -> Inputs:
 
 
 CASES: dict[str, Case] = {
-    "scratched": Case(scratched, "--checkpoint checkpoints/photos"),
-    "lettered": Case(lettered, "--checkpoint checkpoints/photos"),
+    "scratched": Case(scratched, "--checkpoint checkpoints/photos-turbo"),
+    "lettered": Case(lettered, "--checkpoint checkpoints/photos-turbo"),
     "badge": Case(badge, "--checkpoint checkpoints/photos-turbo --num_samples 3", shown=True, samples=3),
     "wider": Case(wider, "--checkpoint checkpoints/photos --extend 8,8,8,8 --average 4"),
     "strengths": Case(strengths, "--checkpoint checkpoints/photos --soft_mask --average 4", shown=True),
