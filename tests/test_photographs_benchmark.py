@@ -74,6 +74,32 @@ def test_damage_has_the_described_size():
     assert all(0 < share < 0.3 for share in holes("lettering").mean((1, 2)))
 
 
+def test_checkpoints_by_name_are_told_apart():
+    named, other = (photographs.folder_hash(f"checkpoints/{name}") for name in ("photos", "photos-turbo"))
+    assert named != other
+    assert photographs.folder_hash(str(photographs.ROOT / "checkpoints" / "photos")) == named
+    with pytest.raises(ValueError, match="is no folder"):
+        photographs.folder_hash("nowhere")
+
+
+@pytest.mark.parametrize("label", ["masks", "patchmatch"])
+def test_labels_with_another_meaning_are_refused(label):
+    with pytest.raises(ValueError, match="another meaning"):
+        photographs.variants([f"{label}=--method telea"])
+
+
+def test_several_results_of_a_photograph_are_refused(data, tmp_path):
+    words = ["--data", str(data), "--output", str(tmp_path / "out"), "--only", "rad", "--options=--num_samples=2"]
+    with pytest.raises(ValueError, match="one result"):
+        photographs.main(words)
+
+
+def test_two_photographs_with_one_name_are_refused(data, tmp_path):
+    random_image(70, 60, seed=1).save(data / "deep-0.png")
+    with pytest.raises(ValueError, match="same name"):
+        photographs.prepare(tmp_path / "out", str(data), 48, None, 0)
+
+
 def test_no_photograph_is_large_enough(data, tmp_path):
     with pytest.raises(ValueError, match="at least 90x90"):
         photographs.prepare(tmp_path / "out", str(data), 90, None, 0)

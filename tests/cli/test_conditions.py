@@ -103,6 +103,16 @@ def test_every_option_reaches_its_place(desk, loaded):
         condition_of(given, job("c"))
 
 
+def test_a_missing_guide_costs_its_image_alone(desk, stable, capsys):
+    Path("edges/a.png").unlink()
+    words = ["--method", "replacement", "--steps", "1", "--batch_size", "1"]
+    guided = ["--controlnet", str(stable / "control"), "--control_image", str(desk / "edges")]
+    assert sample(stable, *words, *guided) == 3
+    assert "has no image for a: expected one of the same name" in capsys.readouterr().err
+    assert not Path("out/a.png").exists()
+    assert Path("out/b.png").is_file()
+
+
 def test_images_are_filled_as_the_inpainter_fills_them(desk, stable):
     lora = stable / "lora.safetensors"
     code = sample(
