@@ -57,7 +57,7 @@ methods-table: setup ## regenerate the stored table of `rad sample --list_method
 
 pictures: setup ## regenerate the pictures of the documentation; RESULTS=DIR, see docs/results/zero-shot.md, adds the race
 	rm -rf runs/tutorials
-	for script in hero gallery sizes noise_maps methods 'models --no_costs' 'tutorials restore remove tune --work runs/tutorials'; do \
+	for script in hero gallery sizes noise_maps mask_sets methods 'models --no_costs' 'tutorials restore remove tune --work runs/tutorials'; do \
 		set -- $$script; name=$$1; shift; $(BIN)/python docs/scripts/$$name.py "$$@" || exit 1; done
 	$(if $(RESULTS),$(BIN)/python docs/scripts/race.py $(RESULTS) --items box half --metric fd-crop --one_window)
 

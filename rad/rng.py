@@ -52,14 +52,13 @@ class KeyedNoise:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="keyed-noise")
         self._ahead: dict[tuple[int, tuple[int, ...]], Future[Tensor]] = {}
 
-    def randn(self, number: int, shape: Sequence[int], *, last: bool = False) -> Tensor:
-        """Draw `number` for every image: (B, *shape) float32. Starts the next draw unless `last`."""
+    def randn(self, number: int, shape: Sequence[int]) -> Tensor:
+        """Draw `number` for every image: (B, *shape) float32. Starts the next draw, which most runs ask for."""
         shape = tuple(shape)
         future = self._ahead.pop((number, shape), None)
         noise = self._draw(number, shape) if future is None else future.result()
         self._ahead.clear()
-        if not last:
-            self._ahead[number + 1, shape] = self._thread.submit(self._draw, number + 1, shape)
+        self._ahead[number + 1, shape] = self._thread.submit(self._draw, number + 1, shape)
         return noise
 
     def _draw(self, number: int, shape: tuple[int, ...]) -> Tensor:

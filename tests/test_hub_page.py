@@ -9,10 +9,12 @@ import torch
 
 from rad.__main__ import main
 from rad.models.load import load_model
+from tests.adm_reference import Adm, random_state
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "guides" / "hub.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+TINY = Adm(width=32, multipliers=(1, 2), blocks=1, attention=(1,), head_channels=32)
 
 
 @pytest.fixture
@@ -30,7 +32,7 @@ def run(code: str) -> dict[str, object]:
 
 
 def test_the_code_of_the_page_gives_the_results_of_rad(desk):
-    pipeline, merged, peft = BLOCKS
+    _, pipeline, merged, peft = BLOCKS
     assert run(pipeline.replace("num_inference_steps=50", "num_inference_steps=2"))["image"].size == (32, 32)
     command = re.search(r"# rad (export .*)$", merged, re.MULTILINE)
     assert command is not None
@@ -44,6 +46,19 @@ def test_the_code_of_the_page_gives_the_results_of_rad(desk):
         with torch.no_grad():
             other = model.network(names["x"], names["timesteps"]).sample[:, :3]
         assert (names["noise"] - other).abs().max() > 1e-2, "the adapter matters"
+
+
+def test_guided_diffusion_files_are_converted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(random_state(TINY, seed=0), "model.pt")
+    code = BLOCKS[0]
+    assert "image_size=512, head_channels=64" in code
+    base = run(code.replace("512", "16").replace("=64", "=32"))["base"]
+    loaded = load_model(tmp_path / "adm")
+    x = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected, found = (each.sample for each in (base.unet(x, 500), loaded.network(x, torch.full((1, 16, 16), 500))))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 def test_the_commands_of_the_page_have_known_options(desk, capsys):

@@ -54,7 +54,7 @@ def test_sampling_commands_fill_the_holes(desk):
     hole = np.asarray(Image.open(desk / "mask.png")) == 255
     assert (truth[~hole] == filled[~hole]).all()
     assert (truth[hole] != filled[hole]).any()
-    assert Image.open(desk / "larger.png").size == (80, 64)
+    assert Image.open(desk / "larger.png").size == (648, 400)
     assert len(list((desk / "filled").iterdir())) == 4
     lettered, restored = (np.asarray(Image.open(desk / name), int) for name in ("lettered.png", "restored.png"))
     drawn = Image.open(desk / "lettered-mask.png")

@@ -24,12 +24,22 @@ from torch import Tensor
 
 from rad import Inpainter
 from rad.images.grid import contact_sheet
+from rad.masks import Blobs, MaskGenerator, Polylines, Text
 from rad.masks.shapes import make
 from rad.models.loaded_model import Condition
 from rad.rng import generator
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = (("astronaut", "thin"), ("chelsea", "box"), ("coffee", "half"))
+"""Photographs and masks of the models for images of 32x32."""
+LARGE = ("astronaut", "chelsea", "coffee")
+"""Photographs of the models for native scale."""
+DAMAGE: tuple[MaskGenerator, ...] = (
+    Polylines(strokes=(2, 5), width=(1.0, 3.0), segments=(1, 4), length=(0.2, 0.6), turn=40.0),
+    Text(size=(14, 28), lines=(2, 4), margin=(0, 1)),
+    Blobs(blobs=(1, 1), radius=(0.141, 0.141)),
+)
+"""Their holes: scratches, lettering and an object, as in benchmarks/photographs.py."""
 NATIVE = ("input", "telea", "biharmonic", "rad-nature32", "photos", "photos, mean of 8", "original")
 METHODS = {
     "rad-nature32": {},
@@ -68,10 +78,17 @@ def conditions(name: str) -> list[Condition]:
     return [Condition(prompt=text, guidance=2.0) if "latent" in name else Condition() for text in PROMPTS]
 
 
-def fill_small(name: str) -> Image.Image:
-    """A sheet of three holes in photographs reduced to 32x32: inputs above, results below."""
-    images = [square(photograph).resize((32, 32), Image.Resampling.LANCZOS) for photograph, _ in SMALL]
-    holes = [hole_of(mask, 32, number) for number, (_, mask) in enumerate(SMALL)]
+def fill_three(name: str) -> Image.Image:
+    """A sheet of three holes: inputs above, results below.
+
+    For `photos` and `photos-turbo` in parts of 96x96 at native scale, for the others in photographs reduced to 32x32.
+    """
+    if name.startswith("photos"):
+        images = [square(photograph, 96) for photograph in LARGE]
+        holes = [masks([generator(0, "models", number)], 96, 96)[0] for number, masks in enumerate(DAMAGE)]
+    else:
+        images = [square(photograph).resize((32, 32), Image.Resampling.LANCZOS) for photograph, _ in SMALL]
+        holes = [hole_of(mask, 32, number) for number, (_, mask) in enumerate(SMALL)]
     inpainter = Inpainter.from_pretrained(ROOT / "checkpoints" / name)
     filled = inpainter(images, holes, condition=conditions(name), **METHODS[name]).images
     return contact_sheet([[blank(*pair) for pair in zip(images, holes, strict=True)], filled], cell_size=TILE)
@@ -131,7 +148,7 @@ def main() -> None:
         return
     options.output.mkdir(parents=True, exist_ok=True)
     for name in METHODS:
-        fill_small(name).save(options.output / f"models-{name}.webp", quality=85, method=6)
+        fill_three(name).save(options.output / f"models-{name}.webp", quality=85, method=6)
     fill_native().save(options.output / "models-native.webp", quality=85, method=6)
     if options.no_costs:
         return

@@ -102,8 +102,8 @@ class DAPS(SamplingMethod):
         rate = self.rate * (1 - (1 - self.decay) * state.step / state.steps)
         noisy, z = 1 - state.task.hole if self.hole == "mean" else 1.0, x0
         for _ in range(self.iterations):
-            change, lack = data_gradient(state.task, z, self.space)
-            gain = per_image(squared_norm(change) / squared_norm(lack).clamp(min=torch.finfo(z.dtype).tiny))
+            change, difference = data_gradient(state.task, z, self.space)
+            gain = per_image(squared_norm(change) / squared_norm(difference).clamp(min=torch.finfo(z.dtype).tiny))
             size = (0.5 / (1 / variance + 2 * gain / self.tau**2)).clamp(max=rate)
             drift = (x0 - z) / variance + 2 * change / self.tau**2
             z = z + size * drift + noisy * (2 * size).sqrt() * state.randn()

@@ -94,9 +94,9 @@ class FLAIR(CustomSampler):
         hole = task.hole if self.space == "latent" else task.image_hole
         known = (1 - hole).flatten(1).sum(1)
         for _ in range(self.iterations):
-            change, lack = data_gradient(task, mu, self.space)
-            square = squared_norm(lack)
-            moving = square >= self.tolerance**2 * lack.shape[1] * known
+            change, difference = data_gradient(task, mu, self.space)
+            square = squared_norm(difference)
+            moving = square >= self.tolerance**2 * difference.shape[1] * known
             if not bool(moving.any()):
                 break
             mu = mu + per_image(torch.minimum(rate, polyak_step(change, square)) * moving) * change

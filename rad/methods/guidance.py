@@ -53,8 +53,8 @@ def observation_residual(task: Task, x0: Tensor, space: Space) -> Tensor:
 
 def squared_misfit(task: Task, x0: Tensor, space: Space) -> Tensor:
     """(B,) squared norm of the residual. In "pixels" it is scaled by values in x0 / values in the image, for equal weight."""
-    lack = observation_residual(task, x0, space)
-    return x0[0].numel() / lack[0].numel() * squared_norm(lack)
+    difference = observation_residual(task, x0, space)
+    return x0[0].numel() / difference[0].numel() * squared_norm(difference)
 
 
 def data_gradient(task: Task, x0: Tensor, space: Space) -> tuple[Tensor, Tensor]:
@@ -63,14 +63,14 @@ def data_gradient(task: Task, x0: Tensor, space: Space) -> tuple[Tensor, Tensor]
     For a binary hole J^T r is minus the gradient of |r|^2 / 2.
     """
     if space == "latent":
-        lack = residual(task, x0)
-        return lack, lack
+        difference = residual(task, x0)
+        return difference, difference
     # Methods without a network gradient run in inference mode, whose tensors support no gradient.
     with torch.inference_mode(False), torch.enable_grad():
         at = x0.detach().clone().requires_grad_()
         decoded = task.autoencoder.decode(at)
-        lack = (1 - task.image_hole) * (task.image - decoded.detach())
-        return torch.autograd.grad(decoded, at, lack)[0], lack
+        difference = (1 - task.image_hole) * (task.image - decoded.detach())
+        return torch.autograd.grad(decoded, at, difference)[0], difference
 
 
 def data_shift(state: State, loss: Tensor, *, rate: float | Tensor = 1.0) -> Tensor:
@@ -91,8 +91,8 @@ def polyak_step(change: Tensor, square: Tensor) -> Tensor:
 def descend(task: Task, x0: Tensor, space: Space, *, rate: float, count: int) -> Tensor:
     """x0 (B,C,H,W) after `count` steps down the residual's norm: length `rate` (in latents), at most `polyak_step`."""
     for _ in range(count):
-        change, lack = data_gradient(task, x0, space)
-        square = squared_norm(lack)
+        change, difference = data_gradient(task, x0, space)
+        square = squared_norm(difference)
         x0 = x0 + per_image(torch.minimum(rate / (square + 1e-12).sqrt(), polyak_step(change, square))) * change
     return x0
 
@@ -105,6 +105,7 @@ def data_consistency(task: Task, x0: Tensor, dc: DataStep, space: Space, *, rate
 
 
 def require_space(dc: DataStep, space: Space) -> None:
+    """Raise ValueError for a projection that would be done in pixels."""
     if dc == "project" and space == "pixels":
         raise ValueError("dc is 'project', which is done in latents: leave space at 'latent', or use dc='gradient'")
 

@@ -51,6 +51,6 @@ class PnPFlow(CustomSampler):
 
     def nearer(self, task: Task, x: Tensor, level: NoiseLevel) -> Tensor:
         """x (B,C,H,W) after the gradient step of `level`."""
-        change, lack = data_gradient(task, x, self.space)
+        change, difference = data_gradient(task, x, self.space)
         rate = self.rate * level.spread(flow_time(level).pow(self.fade).to(x.dtype))
-        return x + rate * per_image(polyak_step(change, squared_norm(lack)).clamp(max=1)) * change
+        return x + rate * per_image(polyak_step(change, squared_norm(difference)).clamp(max=1)) * change

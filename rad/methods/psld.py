@@ -47,6 +47,6 @@ class PSLD(SamplingMethod):
         if self.space == "latent":
             return (self.omega + self.gamma) * length(residual(task, x0))
         decoded = task.autoencoder.decode(x0)
-        lack = (1 - task.image_hole) * (task.image - decoded)
-        glued = task.autoencoder.encode(decoded + lack)
-        return self.omega * length(lack) + self.gamma * length(x0 - glued)
+        difference = (1 - task.image_hole) * (task.image - decoded)
+        glued = task.autoencoder.encode(decoded + difference)
+        return self.omega * length(difference) + self.gamma * length(x0 - glued)

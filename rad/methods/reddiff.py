@@ -69,5 +69,5 @@ class REDDiff(CustomSampler):
         regulariser = predicted_noise(x, x0, level) - noise
         if self.weighting == "linear":
             regulariser = level.spread((level.sigma / level.alpha).to(x.dtype)) * regulariser
-        change, lack = data_gradient(task, mu, self.space)
-        return (self.weight * regulariser - mu[0].numel() / lack[0].numel() * change) / mu[0].numel()
+        change, difference = data_gradient(task, mu, self.space)
+        return (self.weight * regulariser - mu[0].numel() / difference[0].numel() * change) / mu[0].numel()

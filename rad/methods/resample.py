@@ -93,8 +93,8 @@ class ReSample(SamplingMethod):
         else:
 
             def pixel_gradient(p: Tensor) -> tuple[Tensor, Tensor]:
-                lack = (1 - hole) * (known - p)
-                return lack, lack
+                difference = (1 - hole) * (known - p)
+                return difference, difference
 
             p = self.descended(p, hole, pixel_gradient, self.pixel_rate)
         return p if self.space == "latent" else task.autoencoder.encode(p)
@@ -106,8 +106,8 @@ class ReSample(SamplingMethod):
         z, known = z.clone(), (1 - hole).flatten(1).sum(1)
         adam = torch.optim.Adam([z], lr=rate)
         for _ in range(self.iterations):
-            change, lack = gradient(z)
-            moving = squared_norm(lack) > self.tolerance**2 * lack.shape[1] * known
+            change, difference = gradient(z)
+            moving = squared_norm(difference) > self.tolerance**2 * difference.shape[1] * known
             if not bool(moving.any()):
                 break
             before, z.grad = z.clone(), -change

@@ -167,6 +167,7 @@ def _require_directions(model: nn.Module) -> None:
 
 
 def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """The parameters that require a gradient, by name."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 

@@ -77,6 +77,7 @@ def with_new_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_json(path: Path) -> Config:
+    """The object in a JSON file. Raises ValueError for other content."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

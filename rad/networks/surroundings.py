@@ -1,4 +1,4 @@
-"""What the known pixels around a hole tell about it, so that a network learns only the rest.
+"""Predictions relative to the mean and deviation of the known pixels around a hole, so that a network learns only the rest.
 
 v-prediction (Salimans & Ho 2022, arXiv 2202.00512) is EDM's preconditioning (Karras et al. 2022, arXiv 2206.00364, section 5) for
 pixels of mean 0 and deviation 1: x0 = a x - s F, with F the output of the network. Here each pixel has its own mean m and

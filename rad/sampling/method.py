@@ -140,7 +140,7 @@ class Method:
         Raises ValueError for an eta outside [0,1], or an unknown solver or spacing.
         """
         check_given(solver, spacing, eta)
-        solver = self.preset_solver if solver is None or not self.takes(solver) else solver
+        solver = self.preset_solver if solver is None or not self.is_affected_by_solver(solver) else solver
         preset = self.preset_spacing, self.preset_eta
         default_spacing, default_eta = preset if solver == self.preset_solver else DEFAULTS.get(solver, preset)
         if not self.uses_spacing:
@@ -149,7 +149,7 @@ class Method:
         eta = default_eta if eta is None or not self.uses_eta else eta
         return Schedule(self.preset_steps if steps is None else steps, solver, spacing, eta)
 
-    def takes(self, solver: str) -> bool:
+    def is_affected_by_solver(self, solver: str) -> bool:
         """Whether the method uses or rejects `solver`; False if it ignores it."""
         return self.uses_eta or (solver == "dpm++2m" and self.weights != "none")
 
@@ -158,7 +158,7 @@ class Method:
     ) -> list[str]:
         """Names of the given options that have no effect on this method."""
         kept = {
-            "solver": solver is None or self.takes(solver) or solver == self.preset_solver,
+            "solver": solver is None or self.is_affected_by_solver(solver) or solver == self.preset_solver,
             "spacing": spacing is None or self.uses_spacing or spacing == self.preset_spacing,
             "eta": eta is None or self.uses_eta or eta == self.preset_eta,
         }

@@ -454,7 +454,7 @@ def test_a_rotated_photograph_of_a_mask_is_turned(tmp_path):
 
 def test_another_size_names_both_sizes_and_the_file(tmp_path):
     path = saved(Image.new("L", (30, 20)), tmp_path, "small.png")
-    with pytest.raises(ValueError, match=r"small\.png.*20x30.*40x60") as caught:
+    with pytest.raises(ValueError, match=r"small\.png.*30x20.*60x40") as caught:
         read_mask(path, size=(40, 60))
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -224,9 +224,9 @@ def test_no_coherence_is_blended_latent_diffusion():
 class CountingTape(KeyedNoise):
     drawn = 0
 
-    def randn(self, number, shape, *, last=False):
+    def randn(self, number, shape):
         type(self).drawn = max(type(self).drawn, number + 1)
-        return super().randn(number, shape, last=last)
+        return super().randn(number, shape)
 
 
 @pytest.mark.parametrize(("coherence", "draws"), [(1.0, 1), (0.5, 11), (0.0, 21)])

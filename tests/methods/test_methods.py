@@ -172,8 +172,8 @@ def test_it_does_not_depend_on_the_units_of_the_noise_levels(name, both):
 
 
 class Flipped(KeyedNoise):
-    def randn(self, number, shape, *, last=False):
-        return super().randn(number, shape, last=last).flip(-1)
+    def randn(self, number, shape):
+        return super().randn(number, shape).flip(-1)
 
 
 # They break ties from top left, take a uniform number from the first pixel, or draw for every second pixel.

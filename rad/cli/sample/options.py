@@ -90,7 +90,7 @@ class SampleOptions(ReportOptions):
         "noise levels, 1 to those of the model (1000); default: the checkpoint's or by method", None, low=1, high=10**5
     )
     budget_nfe: int | None = option(
-        "most network calls per image, in place of --steps; a VJP counts as two", None, low=1, high=MANY
+        "most network calls of a window, in place of --steps; a VJP counts as two", None, low=1, high=MANY
     )
     solver: Solver | None = option(
         "ddpm: first order, with noise by --eta; ddim: the same without noise; dpm++2m: second order, an ODE (--eta 0) or "

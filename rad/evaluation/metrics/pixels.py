@@ -49,6 +49,7 @@ def _extent(line: Tensor) -> tuple[int, int]:
 
 
 def crop(image: Tensor, box: Box) -> Tensor:
+    """The part (...,h,w) of an image (...,H,W) inside a box (top, left, bottom, right)."""
     top, left, bottom, right = box
     return image[..., top:bottom, left:right]
 

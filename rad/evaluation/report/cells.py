@@ -45,6 +45,7 @@ class Line:
 
 
 def columns(comparison: Comparison) -> list[Column]:
+    """The columns of a table: numbers of images, costs, and the metrics that have values."""
     images = Column("images", "number of images, times samples of each")
     costs = [Column(*COSTS[name]) for name in _known_costs(comparison)]
     metrics = [Column(metric.title, metric.name, metric.better) for metric in _known_metrics(comparison)]

@@ -54,18 +54,18 @@ def load_hole(
     name = name_of(source) if name is None else name
     decoded = decode(source, name)
     size = (image.height, image.width) if image is not None else size
-    picture = decoded.picture if size is None else fit(decoded.picture, size, format, name)
+    mask_image = decoded.image if size is None else fit(decoded.image, size, format, name)
     reference = None if image is None else np.asarray(image)
     try:
         channel = find_channel(
-            picture, format, reference=reference, white_is_zero=decoded.white_is_zero, lossy=decoded.lossy
+            mask_image, format, reference=reference, white_is_zero=decoded.white_is_zero, lossy=decoded.lossy
         )
         white, message = to_white(
             channel.values, top=channel.top, threshold=format.threshold, soft=format.soft, lossy=decoded.lossy
         )
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
-    if decoded.halved and np.ptp(picture.getextrema()) == 0:
+    if decoded.halved and np.ptp(mask_image.getextrema()) == 0:
         raise ValueError(f"{name}: its 16-bit colours are alike in the 8 bits that are read: save it as grey")
     notes = [note for note in (channel.message, message) if note]
     more = [f"it has {decoded.pages} pages, of which the first is used"] if decoded.pages > 1 else []
@@ -129,7 +129,7 @@ def name_of(source: object) -> str:
 class Decoded:
     """The first page of a file, upright."""
 
-    picture: Image.Image
+    image: Image.Image
     white_is_zero: bool = False
     lossy: bool = False
     halved: bool = False
@@ -152,18 +152,18 @@ def decode(source: MaskSource, name: str) -> Decoded:
         raise ValueError(f"{name}: not a readable image ({error}); give a PNG or another image file") from error
 
 
-def fit(picture: Image.Image, size: tuple[int, int], format: MaskFormat, name: str) -> Image.Image:
-    """The picture in that (height, width). Raises ValueError for another size without `format.resize`, or another aspect."""
+def fit(image: Image.Image, size: tuple[int, int], format: MaskFormat, name: str) -> Image.Image:
+    """The mask's image in that (height, width). Raises ValueError for another size without `format.resize`, or another aspect."""
     height, width = size
-    if picture.size == (width, height):
-        return picture
+    if image.size == (width, height):
+        return image
     # Rounding one side of an equal aspect ratio moves it by less than a pixel, in either size.
-    error = abs(picture.width * height - picture.height * width)
-    similar = error <= max(picture.width, picture.height, width, height)
+    error = abs(image.width * height - image.height * width)
+    similar = error <= max(image.width, image.height, width, height)
     if similar and format.resize == "nearest":
-        return picture.resize((width, height), Image.Resampling.NEAREST)
+        return image.resize((width, height), Image.Resampling.NEAREST)
     raise ValueError(
-        f"{name}: the mask is {picture.height}x{picture.width} (height x width), not {height}x{width}; "
+        f"{name}: the mask is {image.width}x{image.height} (width x height), not {width}x{height}; "
         + ("give --mask_resize nearest, or " if similar else "")
         + "give the mask that belongs to the image"
     )

@@ -22,9 +22,9 @@ def write_hole(path: str | Path, hole: Hole) -> None:
 
 def read_written_hole(path: str | Path, *, size: tuple[int, int] | None = None) -> Hole:
     """The hole (H,W) in a file of `write_hole`, exactly. Raises ValueError for another size."""
-    picture = decode(path, str(path)).picture
-    picture = picture if size is None else fit(picture, size, DEFAULT, str(path))
-    return (np.asarray(picture.convert("L")) / 255).astype(np.float32)
+    image = decode(path, str(path)).image
+    image = image if size is None else fit(image, size, DEFAULT, str(path))
+    return (np.asarray(image.convert("L")) / 255).astype(np.float32)
 
 
 def same_hole(path: str | Path, hole: Hole) -> bool:

@@ -33,12 +33,12 @@ def router(service: Service) -> APIRouter:
                 data, image = upload.files.get("mask"), upload.files.get("image")
                 if data is None:
                     raise Refused(422, "mask is missing: send a file")
-                picture = None if image is None else decode_image(image, megapixels=megapixels)
+                opened = None if image is None else decode_image(image, megapixels=megapixels)
                 try:
                     format = fields.mask_format
                 except ValueError as error:
                     raise Refused(422, str(error)) from None
-                hole = read_hole(data, format, image=picture, megapixels=megapixels)
+                hole = read_hole(data, format, image=opened, megapixels=megapixels)
                 return MaskView(mask=base64.b64encode(hole.png).decode(), notes=hole.notes, warnings=hole.warnings)
 
             return await anyio.to_thread.run_sync(read, limiter=service.decoding)
