@@ -194,6 +194,20 @@ def test_to_moves_the_model_and_sets_its_precision(adapter):
     assert equal(low, pipe.to(torch.bfloat16)(**call).images)
 
 
+def test_the_precision_of_a_pipeline_is_its_own(adapter):
+    inpainter = Inpainter.from_pretrained(adapter, device="cpu")
+    call = {"image": IMAGES[0], "mask_image": MASK, "num_inference_steps": 2}
+    expected = inpainter(**call).images
+    one, other = (quiet(RADInpaintPipeline(inpainter)) for _ in range(2))
+    assert one.to("cpu", torch.bfloat16).inpainter.model is inpainter.model
+    assert (one.dtype, other.dtype, inpainter.precision) == (torch.bfloat16, torch.float32, "32")
+    assert equal(expected, inpainter(**call).images)
+    assert equal(expected, other(**call).images)
+    assert not equal(expected, one(**call).images)
+    inpainter.to("cpu")
+    assert one.device is inpainter.device, "the pipeline follows the model"
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -269,6 +283,7 @@ def test_saving_leaves_the_model_s_own_folder_as_it_is(base, tmp_path):
     assert sorted(own.rglob("*")) == files
 
 
+@pytest.mark.slow
 def test_code_of_the_guide_runs(modules, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("checkpoints").symlink_to(find_data("rad-nature32").resolve().parent)
@@ -277,5 +292,5 @@ def test_code_of_the_guide_runs(modules, tmp_path, monkeypatch, capsys):
     names = {}
     for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "guides" / "diffusers.md").read_text(), re.DOTALL):
         exec(compile(block, "docs/guides/diffusers.md", "exec"), names)
-    assert capsys.readouterr().out.splitlines() == [*(f"{n} of 10 network calls" for n in (1, 2, 3)), "interrupted"]
+    assert capsys.readouterr().out.splitlines() == [*(f"{n} of 4 network calls" for n in (1, 2, 3)), "interrupted"]
     assert Image.open("filled.png").size == (50, 40)

@@ -203,7 +203,7 @@ def reporter() -> Callable[[Progress], None] | None:
         bar = comfy_utils.ProgressBar(progress.planned) if bar is None else bar
         preview, now = None, time.monotonic()
         if now - shown >= PREVIEW_SECONDS:
-            preview, shown = ("JPEG", progress.previews()[0], PREVIEW_SIDE), now
+            preview, shown = ("JPEG", progress.preview(progress.indices[0]), PREVIEW_SIDE), now
         bar.update_absolute(progress.done, progress.planned, preview)
 
     return on_step

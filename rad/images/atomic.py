@@ -1,5 +1,6 @@
 """Files that are always whole: written under a hidden name of their own, then renamed."""
 
+import hashlib
 import os
 import re
 import secrets
@@ -18,6 +19,10 @@ from filelock import FileLock
 MARK = ".rad-tmp"
 TEMPORARY = re.compile(rf"\.[0-9a-f]{{8}}{re.escape(MARK)}(\.\w+)?")
 """Names of unfinished files and folders: unique, hidden, and short even where the final name is long."""
+
+OLD_MARK = ".rad-old"
+OLD = re.compile(rf"\.([0-9a-f]{{8}})[0-9a-f]{{8}}{re.escape(OLD_MARK)}")
+"""Names of folders that are being replaced: group 1 is the `_key` of the folder's own name."""
 
 Result = TypeVar("Result")
 
@@ -52,22 +57,21 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
 def replacing_folder(folder: Path) -> Iterator[Path]:
     """An empty folder to write to, which replaces `folder` and its content at the end. Permissions as in `replacing`."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = _unique(folder), _unique(folder)
+    temporary, old = _unique(folder), folder.with_name(f".{_key(folder.name)}{secrets.token_hex(4)}{OLD_MARK}")
     temporary.mkdir()
     try:
         yield temporary
         _set_modes(temporary)
         with suppress(FileNotFoundError):
             os.replace(folder, old)
-        try:
-            os.replace(temporary, folder)
-        except OSError:
+        os.replace(temporary, folder)
+    finally:
+        if not folder.exists():  # an error or an interruption between the two renames
             with suppress(OSError):
                 os.replace(old, folder)
-            raise
-    finally:
-        for leftover in (temporary, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def unwritable(folder: Path, output: str, error: OSError) -> str:
@@ -128,12 +132,17 @@ def replace_link(link: Path, target: str) -> None:
 def remove_temporaries(folders: Iterable[Path], *, older: float = ABANDONED) -> None:
     """Remove what killed processes left unfinished directly in `folders`. Call it while no other process writes there.
 
+    A replaced folder is kept while there is no other under its name.
+
     `older`: seconds without a change; at least as many as another process may need for a file, if there can be one.
     """
     for folder in folders:
         with suppress(OSError):
-            for entry in list(os.scandir(folder)):
-                if not TEMPORARY.fullmatch(entry.name):
+            entries = list(os.scandir(folder))
+            keys = {_key(entry.name) for entry in entries}
+            for entry in entries:
+                old = OLD.fullmatch(entry.name)
+                if not (TEMPORARY.fullmatch(entry.name) or (old and old[1] in keys)):
                     continue
                 with suppress(OSError):
                     if time.time() - entry.stat(follow_symlinks=False).st_mtime < older:
@@ -149,6 +158,10 @@ def _unique(path: Path) -> Path:
         path.suffix if re.fullmatch(r"\.\w+", path.suffix) and len(os.fsencode(path.suffix)) <= LONGEST_SUFFIX else ""
     )
     return path.with_name(f".{secrets.token_hex(4)}{MARK}{suffix}")
+
+
+def _key(name: str) -> str:
+    return hashlib.sha256(os.fsencode(name)).hexdigest()[:8]
 
 
 def _create(path: Path) -> int:

@@ -22,7 +22,7 @@ from rad.inpainting.canvas.pyramid import Pyramid
 from rad.inpainting.canvas.resize import Floats
 from rad.inpainting.canvas.windows import Kind
 from rad.inpainting.filling import WindowFiller
-from rad.inpainting.inputs import Inputs, check_numbers, find_extension, find_thin_steps
+from rad.inpainting.inputs import Inputs, check_numbers, find_extension, find_thin_steps, warn_unused
 from rad.inpainting.keywords import understood
 from rad.inpainting.memory import peak_memory, reset_peak_memory
 from rad.inpainting.prepare import (
@@ -31,6 +31,7 @@ from rad.inpainting.prepare import (
     as_method,
     build_sampler,
     build_samplers,
+    check_conditions,
     check_inputs,
     check_method,
     check_running,
@@ -235,8 +236,8 @@ class Inpainter:
 
         num_inference_steps, mask_image and num_images_per_prompt of diffusers are steps, mask and num_samples.
         Raises ValueError or FileNotFoundError for an unsuitable input or option, before any network call.
-        Warns about a mask that is empty, full, not plain black and white, or grey without effect, and about `average` and
-        `thin_steps` without effect.
+        Warns about a mask that is empty, full, not plain black and white, or grey without effect, and about options without
+        effect: those of the sampler, `average`, `thin_steps`, `margin`, and those of mask files with a generated mask.
         """
         seed, extension = check_seed(seed), find_extension(extend, mask, strength=strength)
         check_numbers(
@@ -253,6 +254,7 @@ class Inpainter:
         inputs = Inputs.align(image, mask, names=names, condition=condition)
         self.check(inputs.conditions, grid=grid, fill=fill)
         sampler = self.sampler(method, steps=steps, eta=eta, solver=solver, spacing=spacing, strength=strength)
+        check_conditions(sampler.method, inputs.conditions)
         content = check_strength(strength) < 1
         preferred = self.model.preferred.starting(refines=sampler.method.takes_strength and not content)
         given = Preferred(steps, solver, spacing, eta, average, thin_steps=thin_steps)
@@ -265,6 +267,7 @@ class Inpainter:
         samplers = build_samplers(
             sampler, self.model, pyramid=layout.pyramid, thin_steps=thin_steps, spacing=chosen.spacing
         )
+        warn_unused(inputs.masks, format, margin=margin, size_policy=layout.policy, stacklevel=6)
         inputs, holes = inputs.extended(extension, inputs.read(format, seed))
         _warn_of_greys(sampler.method, holes)
         average = _samples_of_mean(sampler.method, chosen.average or 1)
@@ -293,7 +296,7 @@ class Inpainter:
         spacing: Spacing | None = None,
         strength: float = 1.0,
     ) -> Sampler:
-        """The reverse loop of a method on this model. Warns about a solver or spacing without effect.
+        """The reverse loop of a method on this model. Warns about steps, a solver, a spacing or an eta without effect.
 
         Args:
             method: a name in `rad.methods.METHODS`; your own as "FILE.py:CLASS", whose code is run; or an instance such

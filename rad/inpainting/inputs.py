@@ -19,10 +19,11 @@ from PIL import Image
 from rad.arguments import describe, integer
 from rad.images.sources import is_source
 from rad.inpainting.arrays import ImageLike, MaskLike, is_array, is_generator, to_image, to_list, to_mask
+from rad.inpainting.canvas.layout import WITH_MARGIN, SizePolicy
 from rad.inpainting.canvas.outpaint import Extension
 from rad.inpainting.canvas.resize import Floats
 from rad.keys import Part, identity
-from rad.masks.reading.format import MaskFormat, MaskWarning
+from rad.masks.reading.format import DEFAULT, MaskFormat, MaskWarning
 from rad.masks.reading.hole import check_hole, dilate, fit, load_hole, name_of
 from rad.models.settings.preferred import takes_thin_steps
 
@@ -154,6 +155,29 @@ def find_thin_steps(steps: int | None, *, method: str, strength: float, stacklev
     reason = f"on method {method!r}" if strength == 1 else f"with strength {strength}"
     warnings.warn(f"thin_steps={steps} has no effect {reason}", stacklevel=stacklevel)
     return None
+
+
+def warn_unused(
+    masks: Sequence[Mask | None],
+    format: MaskFormat,
+    *,
+    margin: int | None,
+    size_policy: SizePolicy,
+    stacklevel: int,
+) -> None:
+    """Warn about options of mask files with a generated mask, and about a margin that the size policy does not use."""
+    if any(is_generator(mask) for mask in masks):
+        for name in changed_options(format):
+            warnings.warn(f"{name} has no effect on a generated mask: leave it out", stacklevel=stacklevel)
+    if margin is not None and size_policy not in WITH_MARGIN:
+        message = f"margin={margin} has no effect with size_policy {size_policy!r}: use 'crop', 'zoom' or 'pyramid'"
+        warnings.warn(message, stacklevel=stacklevel)
+
+
+def changed_options(format: MaskFormat) -> list[str]:
+    """Names of the options that differ from their defaults, as arguments of `Inpainter`: "soft_mask", "mask_dilate"."""
+    changed = [name for name, default in vars(DEFAULT).items() if getattr(format, name) != default]
+    return ["soft_mask" if name == "soft" else f"mask_{name}" for name in changed]
 
 
 def _load(masks: Sequence[Mask | None], conditions: "Sequence[Condition]") -> None:

@@ -19,7 +19,7 @@ from rad.methods.m2s import M2S, Coarse
 from rad.methods.registry import find
 from rad.models.latent_mask import Grid, Prefill
 from rad.models.load import load_model
-from rad.models.loaded_model import Condition, LoadedModel
+from rad.models.loaded_model import PLAIN, Condition, LoadedModel
 from rad.models.vae import IDENTITY
 from rad.networks.compiled import CompileMode
 from rad.sampling.method import CustomSampler, Method, SamplingMethod
@@ -72,6 +72,15 @@ def check_inputs(
     if model.autoencoder is IDENTITY and (grid is not None or fill != "smooth"):
         raise ValueError(
             f"{model.source} works on pixels: there is no latent grid or encoder; leave out `grid` and `fill`"
+        )
+
+
+def check_conditions(method: Method, conditions: Sequence[Condition]) -> None:
+    """Raise ValueError for a condition if the method uses no network."""
+    if method.weights == "none" and any(condition != PLAIN for condition in conditions):
+        raise ValueError(
+            f"a condition has no effect on method {method.name!r}, which uses no network: leave out the prompt and the images "
+            "of guidance, or use another method"
         )
 
 
@@ -150,11 +159,18 @@ def build_sampler(
     strength: float = 1.0,
     bf16: bool,
 ) -> Sampler:
-    """The reverse loop of a checked method, with the checkpoint's settings. Warns about a solver or spacing without effect."""
-    for name in method.unused(solver=solver, spacing=spacing):
-        warnings.warn(f"{name} has no effect on method {method.name!r}", stacklevel=4)
+    """The reverse loop of a checked method, with the checkpoint's settings.
+
+    Warns about steps, a solver, a spacing or an eta without effect.
+    """
     given = model.preferred.sampler(method.name, steps=steps, solver=solver, spacing=spacing, eta=eta)
-    return _sampler(method, model, method.choose(**given), strength=strength, bf16=bf16)
+    sampler = _sampler(method, model, method.choose(**given), strength=strength, bf16=bf16)
+    unused = method.unused(solver=solver, spacing=spacing, eta=eta)
+    if method.weights == "none" and steps not in (None, method.preset_steps):
+        unused.append("steps")
+    for name in unused:
+        warnings.warn(f"{name} has no effect on method {method.name!r}", stacklevel=4)
+    return sampler
 
 
 def build_samplers(

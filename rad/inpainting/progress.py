@@ -21,6 +21,9 @@ Floats = NDArray[np.float32]
 Finish = Callable[[int, NDArray[np.uint8] | Floats], Image.Image]
 """(number of a canvas, pixels as `Canvas.raw`) -> the image in the input's size, with its known pixels."""
 
+Decode = Callable[[Sequence[int]], list[Floats]]
+"""Rows of a batch -> their estimates (3,H,W) in [-1,1]; empty while there are none."""
+
 
 class Reporter:
     """Calls `on_step` after each network call of a run.
@@ -45,7 +48,7 @@ class Reporter:
             if x0.shape[:2] == shape[:2]:  # otherwise a method works on a part of the batch
                 latest = x0 if x0.shape == shape else F.interpolate(x0, shape[2:], mode="bilinear")
             estimate = latest
-            self._report(self._finished + calls * len(jobs), jobs, lambda: _decoded(task, estimate, len(jobs)))
+            self._report(self._finished + calls * len(jobs), jobs, lambda rows: _decoded(task, estimate, rows))
 
         return on_call
 
@@ -53,28 +56,32 @@ class Reporter:
         """Count the calls of each window of a finished batch. A batch without network calls is reported here."""
         self._finished += calls * len(jobs)
         if calls == 0:
-            self._report(self._finished, jobs, list)
+            self._report(self._finished, jobs, lambda rows: [])
 
-    def _report(self, done: int, jobs: Sequence[Job], estimates: Callable[[], list[Floats]]) -> None:
+    def _report(self, done: int, jobs: Sequence[Job], decode: Decode) -> None:
         self._most = max(self._most, done)
-        numbers = dict.fromkeys(self._numbers[id(canvas)] for canvas, _ in jobs)
-        self._on_step(Progress(self._most, self._planned, lambda: self._previews(jobs, estimates()), tuple(numbers)))
+        rows: dict[int, list[int]] = {}
+        for row, (canvas, _) in enumerate(jobs):
+            rows.setdefault(self._numbers[id(canvas)], []).append(row)
 
-    def _previews(self, jobs: Sequence[Job], estimates: list[Floats]) -> list[Image.Image]:
-        canvases = {id(canvas): canvas for canvas, _ in jobs}
-        windows: dict[int, dict[Window, Floats]] = {key: {} for key in canvases}
-        for (canvas, window), estimate in zip(jobs, estimates, strict=False):  # there may be none yet
-            windows[id(canvas)][window] = estimate
-        return [self._finish(self._numbers[key], preview(canvas, windows[key])) for key, canvas in canvases.items()]
+        def draw(indices: Sequence[int]) -> list[Image.Image]:
+            return [self._preview(index, [jobs[row] for row in rows[index]], decode(rows[index])) for index in indices]
+
+        self._on_step(Progress(self._most, self._planned, draw, tuple(rows)))
+
+    def _preview(self, number: int, jobs: Sequence[Job], estimates: list[Floats]) -> Image.Image:
+        """The preview of canvas `number`, whose jobs these are; without estimates there are none yet."""
+        windows = {window: estimate for (_, window), estimate in zip(jobs, estimates, strict=False)}
+        return self._finish(number, preview(jobs[0][0], windows))
 
 
 @torch.no_grad()
-def _decoded(task: Task, x0: Tensor | None, count: int) -> list[Floats]:
-    """The first `count` estimates x0 (B,C,h,w) as images (3,H,W) in [-1,1]; none without estimates.
+def _decoded(task: Task, x0: Tensor | None, rows: Sequence[int]) -> list[Floats]:
+    """The estimates x0 (B,C,h,w) of some rows as images (3,H,W) in [-1,1]; none without estimates.
 
     Known latents are exact, as in the result. Images are decoded one by one, since a graph of the network may fill the memory.
     """
     if x0 is None:
         return []
-    rows = torch.where(task.hole == 0, task.known, x0)[:count].split(1)
-    return [task.autoencoder.decode(row)[0].float().cpu().numpy() for row in rows]
+    estimates = [torch.where(task.hole[[row]] == 0, task.known[[row]], x0[[row]]) for row in rows]
+    return [task.autoencoder.decode(estimate)[0].float().cpu().numpy() for estimate in estimates]

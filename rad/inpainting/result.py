@@ -1,9 +1,11 @@
 """The result of an inpainter. Loads no torch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from PIL import Image
+
+from rad.arguments import describe
 
 
 @dataclass(frozen=True)
@@ -41,13 +43,26 @@ class Progress:
     Args:
         done, planned: network calls, counted per window. `done` never decreases: it waits while a batch is repeated because
             memory ran out. A line search may exceed `planned`.
-        previews: returns the images of this batch, in the size of the results: known pixels are exact, filled windows are done,
-            the windows of the batch show the network's estimate of the clean image, and the rest is mid-grey. Costs nothing
-            until it is called, and does not affect the results. Valid during the callback only.
-        indices: of these images in `Inpainted.images`.
+        draw: returns the previews of some of `indices`, see `previews`.
+        indices: of the images of this batch in `Inpainted.images`.
     """
 
     done: int
     planned: int
-    previews: Callable[[], list[Image.Image]]
+    draw: Callable[[Sequence[int]], list[Image.Image]]
     indices: tuple[int, ...] = ()
+
+    def previews(self) -> list[Image.Image]:
+        """The images of this batch, in the order of `indices` and the size of the results.
+
+        Known pixels are exact, filled windows are done, the windows of the batch show the network's estimate of the clean image,
+        and the rest is mid-grey. Costs nothing until it is called, and does not affect the results. Valid during the callback
+        only.
+        """
+        return self.draw(self.indices)
+
+    def preview(self, index: int) -> Image.Image:
+        """One of `previews`, at the cost of one. Raises ValueError for an index that is not in `indices`."""
+        if index not in self.indices:
+            raise ValueError(f"index is {describe(index)}; allowed are {', '.join(map(str, self.indices))}")
+        return self.draw([index])[0]

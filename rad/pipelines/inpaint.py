@@ -1,5 +1,6 @@
 """The pipeline: loading, moving, saving, and the call."""
 
+import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -20,7 +21,7 @@ from rad.inpainting.arrays import ImageLike, MaskLike, to_list
 from rad.inpainting.canvas.layout import SizePolicy
 from rad.inpainting.canvas.pyramid import Pyramid
 from rad.inpainting.inpainter import Inpainter
-from rad.inpainting.prepare import NoiseDevice, check_running
+from rad.inpainting.prepare import NoiseDevice, Precision, check_running
 from rad.inpainting.result import Cancelled, Progress
 from rad.inpainting.runs import find_parts
 from rad.models.memory.choices import Offload, Quantize
@@ -50,6 +51,7 @@ class RADInpaintPipeline(DiffusionPipeline):
         if not isinstance(inpainter, Inpainter | None):
             raise ValueError(f"inpainter is {describe(inpainter)}; give an Inpainter, or use from_pretrained(PATH)")
         self._inpainter, self._interrupt = inpainter, False
+        self._precision: Precision | None = None
         self._source: str | PathLike[str] | None = None
         self._base: str | Path | None = None
         self._unsaved: list[str] = []
@@ -127,7 +129,18 @@ class RADInpaintPipeline(DiffusionPipeline):
 
     @property
     def inpainter(self) -> Inpainter:
-        """The inpainter with the model. Raises ValueError for a pipeline without one."""
+        """The inpainter with the model; after `to(dtype)` a copy with this precision, which shares the model.
+
+        Raises ValueError for a pipeline without one.
+        """
+        given = self._given()
+        if self._precision is None:
+            return given
+        inpainter = copy.copy(given)
+        inpainter.precision = self._precision
+        return inpainter
+
+    def _given(self) -> Inpainter:
         if self._inpainter is None:
             raise ValueError("this pipeline has no model: use RADInpaintPipeline.from_pretrained, or give an Inpainter")
         return self._inpainter
@@ -146,7 +159,7 @@ class RADInpaintPipeline(DiffusionPipeline):
         device: str | torch.device | torch.dtype | None = None,
         dtype: torch.dtype | None = None,
     ) -> "RADInpaintPipeline":
-        """Move the model in place. A dtype, float32 or bfloat16, sets the precision in which the network runs.
+        """Move the model in place. A dtype, float32 or bfloat16, sets the precision in which this pipeline runs the network.
 
         Raises ValueError for an unsuitable device or dtype.
         """
@@ -154,13 +167,13 @@ class RADInpaintPipeline(DiffusionPipeline):
             if dtype is not None:
                 raise ValueError(f"to({device}, {dtype!r}) has a dtype first: give the device first")
             device, dtype = None, device
-        inpainter = self.inpainter
+        inpainter = self._given()
         if dtype is not None:
             precision = to_precision(dtype)
             if precision == "32" and inpainter.model.network.dtype != torch.float32:
                 raise ValueError(f"the weights are {inpainter.model.network.dtype}: load the model again for {dtype}")
             check_running(inpainter.device, precision=precision)
-            inpainter.precision = precision
+            self._precision = precision
         if device is not None:
             inpainter.to(device)
         return self

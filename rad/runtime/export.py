@@ -190,8 +190,8 @@ def compare(network: RegionAwareUNet, graph: ModelProto, file: str, *, size: tup
         with torch.no_grad():
             expected = network(inputs[0], inputs[1], index=inputs[2].argmax(1)).sample.numpy()
         (output,) = session.run(None, dict(zip(INPUTS, (value.numpy() for value in inputs), strict=True)))
-        difference = max(difference, float(np.abs(output - expected).max()))
-        largest = max(largest, float(np.abs(expected).max()))
+        difference = float(np.maximum(difference, np.abs(output - expected).max()))  # keeps NaN, unlike `max`
+        largest = float(np.maximum(largest, np.abs(expected).max()))
     return Difference(file, difference, largest or 1.0)  # a network before training gives zeros
 
 

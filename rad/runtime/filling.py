@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 
 from rad.errors import NotFiniteError
 from rad.inpainting.canvas.composite import Canvas
@@ -95,18 +96,17 @@ class Reporter:
 
     def _report(self, done: int, jobs: Sequence[Job], x0: Floats) -> None:
         self._most = max(self._most, done)  # a batch that is repeated with less memory counts once
-        numbers = tuple(dict.fromkeys(self._numbers[id(canvas)] for canvas, _ in jobs))
-        self._on_step(Progress(self._most, self._planned, lambda: self._previews(jobs, x0), numbers))
-
-    def _previews(self, jobs: Sequence[Job], x0: Floats) -> list:
-        canvases = {id(canvas): canvas for canvas, _ in jobs}
-        estimates: dict[int, dict[Window, Floats]] = {key: {} for key in canvases}
+        canvases: dict[int, Canvas] = {}
+        estimates: dict[int, dict[Window, Floats]] = {}
         for (canvas, window), row in zip(jobs, x0, strict=True):
-            estimates[id(canvas)][window] = row
-        return [
-            self._finisher.preview(self._numbers[key], preview(canvas, estimates[key]))
-            for key, canvas in canvases.items()
-        ]
+            number = self._numbers[id(canvas)]
+            canvases[number] = canvas
+            estimates.setdefault(number, {})[window] = row
+
+        def draw(indices: Sequence[int]) -> list[Image.Image]:
+            return [self._finisher.preview(index, preview(canvases[index], estimates[index])) for index in indices]
+
+        self._on_step(Progress(self._most, self._planned, draw, tuple(canvases)))
 
 
 @contextmanager

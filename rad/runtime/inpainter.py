@@ -12,7 +12,7 @@ from rad.inpainting.canvas.preview import Finisher
 from rad.inpainting.canvas.pyramid import Pyramid
 from rad.inpainting.canvas.resize import Floats
 from rad.inpainting.canvas.windows import Kind
-from rad.inpainting.inputs import Inputs, check_numbers, find_extension, find_thin_steps
+from rad.inpainting.inputs import Inputs, check_numbers, find_extension, find_thin_steps, warn_unused
 from rad.inpainting.keywords import understood
 from rad.inpainting.memory import peak_memory, reset_peak_memory
 from rad.inpainting.result import Inpainted, Progress
@@ -135,6 +135,7 @@ class OnnxInpainter:
             self.size, self.model.preferred, size_policy, margin, pyramid, thin=thin_steps is not None
         )
         samplers = self.samplers(sampler, pyramid=layout.pyramid, thin_steps=thin_steps, spacing=chosen.spacing)
+        warn_unused(inputs.masks, format, margin=margin, size_policy=layout.policy, stacklevel=4)
         inputs, holes = inputs.extended(extension, inputs.read(format, seed))
         rows = zip(inputs.images, holes, inputs.names, strict=True)
         canvases = [canvas for row in rows for canvas in layout.canvases(*row, samples=num_samples, average=average)]

@@ -95,6 +95,7 @@ class Guard:
 
 
 def is_address(name: str) -> bool:
+    """Whether a host name is an IPv4 or IPv6 address, the latter without brackets."""
     try:
         ipaddress.ip_address(name)
     except ValueError:

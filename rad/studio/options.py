@@ -71,6 +71,7 @@ class StudioOptions:
 
 
 def is_loopback(host: str) -> bool:
+    """Whether a host name, or an address with or without brackets, is this machine's own."""
     if host in LOOPBACK:
         return True
     try:

@@ -188,9 +188,9 @@ class Service:
             turn.pause()
             job.nfe, job.planned, job.seconds = progress.done, progress.planned, turn.seconds
             job.check()
-            if job.is_seen and time.monotonic() - last >= BETWEEN_PREVIEWS:
-                if previews := progress.previews():
-                    job.show(encode_preview(previews[0]))
+            first = 0 in progress.indices  # later batches keep the last preview of the first sample
+            if first and job.is_seen and time.monotonic() - last >= BETWEEN_PREVIEWS:
+                job.show(encode_preview(progress.preview(0)))
                 last = time.monotonic()
             turn.pass_on()
             job.check()

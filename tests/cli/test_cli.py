@@ -290,7 +290,7 @@ def test_some_failures_are_listed_and_the_others_written(sample):
     assert [line.split(":")[1].strip() for line in failed] == [f"in/{name}.png" for name in "bcdef"]
     assert failed[0].count("in/b.png") == 1
     assert "no mask for d.png" in failed[2]
-    assert f"{SIZE}x{SIZE + 1}" in failed[3]
+    assert f"{SIZE + 1}x{SIZE}" in failed[3]
     assert err.splitlines()[-1] == "5 of 6 images failed"
     assert "Traceback" not in err
     assert hidden() == ["a.png"]
@@ -539,6 +539,7 @@ def test_bad_settings_are_reported_even_if_all_files_exist(sample, words):
     assert_one_error(err, "--")
 
 
+@pytest.mark.slow
 def test_m2s_needs_a_coarse_model_whose_size_divides(sample, base, tmp_path):
     make_inputs(["a.png"])
     for size in (8, 12):
@@ -731,6 +732,7 @@ def test_a_second_run_of_a_name_is_refused(config, train):
     assert {path.stat().st_mode & 0o777 for path in (*adapter.iterdir(), *adapter.parent.glob("*.ckpt"))} == {0o660}
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_its_optimiser(config, train):
     code, err = train("--config", "c.yaml", "--model.optimizer.lr", "0.01")
     assert code == 0, err
@@ -767,6 +769,7 @@ def test_a_model_trained_as_a_whole_is_for_rad_alone(config, train, sample, base
     assert np.array_equal(filled, np.asarray(again))
 
 
+@pytest.mark.slow
 def test_the_printed_configuration_trains_under_any_name(config, train, capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.train(["--config", "c.yaml", "--print_config"])

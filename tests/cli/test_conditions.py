@@ -11,7 +11,7 @@ from PIL import Image
 from rad.cli import main as cli
 from rad.cli.sample.options import GUIDES, read_options
 from rad.cli.sample.plan import Job
-from rad.cli.sample.runtimes.pytorch import condition_of, load_inpainter
+from rad.cli.sample.runtimes.pytorch import condition_of, find_guides, load_inpainter
 from rad.images.sources import ImageFile
 from rad.inpainting.inpainter import Inpainter
 from rad.methods.pilot import PILOT
@@ -71,7 +71,7 @@ def sample(stable, *words):
 
 
 def test_without_options_there_is_no_condition_and_no_further_network(loaded):
-    assert condition_of(options(), job("a")) == PLAIN
+    assert condition_of(options(), job("a"), {}) == PLAIN
     load_inpainter(options(), "cpu")
     assert loaded.items() >= {"controlnet": None, "t2i_adapter": None, "ip_adapter": None}.items()
     assert loaded["loras"] == []
@@ -84,7 +84,7 @@ def test_every_option_reaches_its_place(desk, loaded):
         words += [f"--{kind}_image", "edges" if kind == "control" else "in/a.png", f"--{kind}_scale", f"0.{number + 1}"]
     given = options(*words)
     edges, style = Image.open("edges/b.png"), Image.open("in/a.png")
-    assert condition_of(given, job("b", given.prompt)) == Condition(
+    assert condition_of(given, job("b", given.prompt), find_guides(given)) == Condition(
         "a cat",
         "dog",
         2.0,
@@ -100,19 +100,23 @@ def test_every_option_reaches_its_place(desk, loaded):
     assert loaded.items() >= {"controlnet": "c", "t2i_adapter": "t", "ip_adapter": "i"}.items()
     assert loaded["loras"] == loras
     with pytest.raises(ValueError, match="--control_image edges has no image for c: expected one of the same name"):
-        condition_of(given, job("c"))
+        condition_of(given, job("c"), find_guides(given))
 
 
 def test_a_missing_guide_costs_its_image_alone(desk, stable, capsys):
-    Path("edges/a.png").unlink()
+    Path("edges/a.png").rename("a.png")
     words = ["--method", "replacement", "--steps", "1", "--batch_size", "1"]
     guided = ["--controlnet", str(stable / "control"), "--control_image", str(desk / "edges")]
     assert sample(stable, *words, *guided) == 3
     assert "has no image for a: expected one of the same name" in capsys.readouterr().err
     assert not Path("out/a.png").exists()
     assert Path("out/b.png").is_file()
+    Path("a.png").rename("edges/a.png")
+    assert sample(stable, *words, *guided, "--overwrite") == 0, "a second run of this process lists the guides again"
+    assert Path("out/a.png").is_file()
 
 
+@pytest.mark.slow
 def test_images_are_filled_as_the_inpainter_fills_them(desk, stable):
     lora = stable / "lora.safetensors"
     code = sample(

@@ -19,7 +19,7 @@ def place(tmp_path_factory) -> Place:
     return make_place(tmp_path_factory.mktemp("fuzz"))
 
 
-@pytest.mark.spread(2)
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_outcome_is_a_result_or_one_line(kind, place):
     attempt, weight = KINDS[kind]

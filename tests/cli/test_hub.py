@@ -38,6 +38,7 @@ def push(*words: object) -> int:
     return main(["push", *map(str, words)])
 
 
+@pytest.mark.slow
 def test_a_pushed_adapter_is_loaded_with_its_base_and_then_without_a_connection(
     hub: Hub, base, adapter, capsys, monkeypatch
 ):

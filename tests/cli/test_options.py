@@ -96,6 +96,7 @@ def test_wrong_entries_of_a_file_give_one_line(content, parts, capsys):
     assert all(part in line for part in parts), line
 
 
+@pytest.mark.spread(10)
 @pytest.mark.parametrize("field", fields(SampleOptions), ids=lambda field: field.name)
 def test_every_option_has_a_help_text_and_a_range_that_holds(field):
     (action,) = (action for action in parser()._actions if action.dest == field.name)

@@ -85,6 +85,7 @@ def test_it_is_compared_recorded_and_reported(sample):
     assert "mine@2" in Path("out/report.html").read_text()
 
 
+@pytest.mark.slow
 def test_results_of_another_version_of_the_file_are_not_mixed_and_a_moved_file_is_the_same(sample):
     words = "--set mine.strength=0.5 --output out --report --overwrite"
     assert sample(f"--method {SPEC} {words}")[0] == 0

@@ -281,6 +281,7 @@ def test_long_names_work_up_to_the_limit_and_are_refused_beforehand(sample):
     assert os.listdir("out") == [f"{name}.png"]
 
 
+@pytest.mark.slow
 def test_leftovers_of_killed_runs_are_removed_and_modes_follow_the_umask(sample):
     Path("out").mkdir()
     left = Path("out/.0123abcd.rad-tmp.png")

@@ -222,6 +222,7 @@ def test_a_comparison_records_the_runtime(sample, exported, adapter):
     assert "holds results of --runtime onnx, this is torch" in err
 
 
+@pytest.mark.slow
 def test_results_of_torch_from_before_the_option_match(sample, adapter):
     words = ["--mask", "box", "half", "--steps", "1"]
     assert sample(*words, checkpoint=adapter, mask=None, output="out")[0] == 0

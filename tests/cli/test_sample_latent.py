@@ -173,7 +173,7 @@ def test_other_processes_load_the_same_model(folders):
     assert worker.model.size == (SIDE, SIDE)
 
 
-@pytest.mark.spread(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["ldm", pytest.param("sd", marks=pytest.mark.slow), "sd3"])
 def test_every_method_runs_end_to_end(sample, folders, tmp_path, model):
     """All that a base model on latents can do, by one command; a report of failures would be exit code 1."""

@@ -184,6 +184,7 @@ def test_a_logger_without_a_place_gets_the_run_folder(words, expected):
         assert yaml.safe_load(changed[-1].removeprefix("--trainer.logger=")) == yaml.safe_load(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("interval", "steps"),
     [(6, ["step 6/14", "step 12/14"]), pytest.param(12, ["step 12/14"], marks=pytest.mark.slow)],
@@ -266,6 +267,7 @@ def test_durations(seconds, text):
     assert duration(seconds) == text
 
 
+@pytest.mark.slow
 def test_one_option_sets_all_intervals(train):
     callbacks = "[rad.training.EMA, {class_path: rad.training.Panel, init_args: {steps: 2}}, rad.training.Checkpoint]"
     words = (
@@ -303,6 +305,7 @@ def test_an_interval_above_the_length_of_the_run_saves_its_end(train):
     assert checkpoint["init_args"]["every_n_train_steps"] == 100
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize("base_given", [True, False])
 def test_an_adapter_is_trained_further(train, adapter, base, base_given):
     words = ("--adapter", adapter, "--model.optimizer.lr", 0) + (() if base_given else ("--model.base", "null"))

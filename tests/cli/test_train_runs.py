@@ -46,6 +46,7 @@ def test_each_start_has_its_configuration_and_any_of_them_starts_a_new_run(train
     assert {path: path.stat().st_mtime_ns for path in Path("runs/a").rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_a_refused_resume_writes_no_configuration(train):
     assert train("--name", "a")[0] == 0
     code, err = train("--name", "a", "--ckpt_path", "last", "--model.optimizer", "torch.optim.SGD")

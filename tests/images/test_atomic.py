@@ -99,6 +99,47 @@ def test_a_folder_that_cannot_be_replaced_is_kept(tmp_path: Path, monkeypatch: p
     assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == ["model", "model/old"]
 
 
+def failing_renames(monkeypatch: pytest.MonkeyPatch, folder: Path, *, times: int) -> None:
+    """Let the next renames to `folder` be interrupted."""
+    replace, left = os.replace, [None] * times
+
+    def interrupted(source: Path, target: Path) -> None:
+        if Path(target) == folder and left:
+            left.pop()
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr("rad.images.atomic.os.replace", interrupted)
+
+
+def test_an_interruption_between_the_renames_keeps_the_old_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_text(tmp_path / "model" / "old", "")
+    failing_renames(monkeypatch, tmp_path / "model", times=1)
+    with pytest.raises(KeyboardInterrupt), replacing_folder(tmp_path / "model") as place:
+        (place / "new").touch()
+    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == ["model", "model/old"]
+
+
+def test_the_only_copy_of_a_folder_is_no_leftover(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "model"
+    write_text(folder / "old", "")
+    failing_renames(monkeypatch, folder, times=2)  # it cannot be renamed back either, as after a SIGKILL
+    with pytest.raises(KeyboardInterrupt), replacing_folder(folder) as place:
+        (place / "new").touch()
+    write_text(tmp_path / "other", "")
+    remove_temporaries([tmp_path], older=0)
+    kept, other = sorted(os.listdir(tmp_path))
+    assert other == "other"
+    assert os.listdir(tmp_path / kept) == ["old"]
+    with replacing_folder(folder) as place:
+        (place / "new").touch()
+    remove_temporaries([tmp_path], older=0)
+    assert sorted(os.listdir(tmp_path)) == ["model", "other"]
+    assert os.listdir(folder) == ["new"]
+
+
 def test_old_leftovers_are_removed_and_nothing_else(tmp_path: Path) -> None:
     names = [".0123abcd.rad-tmp.png", ".0123abcd.rad-tmp", ".fresh000.png", ".0123abce.rad-tmp.png", "a.png"]
     for name in names:

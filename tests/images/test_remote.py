@@ -108,7 +108,7 @@ def with_password(address: str) -> str:
     return address.replace("://", "://me:secret@")
 
 
-@pytest.mark.spread(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_stream_is_that_of_the_local_copy_from_any_position(
     server: type[Ranges], local: dict[str, str], kind: str

@@ -10,6 +10,7 @@ from rad.cli import main as cli
 from rad.inpainting.canvas.composite import Canvas
 from rad.inpainting.canvas.layout import Layout
 from rad.inpainting.canvas.preview import Finisher, preview
+from rad.inpainting.canvas.pyramid import Pyramid
 from rad.inpainting.inpainter import Inpainter
 from tests.conftest import SIZE, box_hole, random_image
 from tests.tiny_pipelines import write_pipeline
@@ -51,6 +52,32 @@ def test_a_canvas_restarts_for_each_sample_and_rounds_their_mean_once():
         assert (preview(canvas, {})[:, inside] == rounded(mean)[:, inside]).all()
     assert not canvas.windows
     assert canvas.sample == 6
+
+
+@pytest.mark.parametrize("policy", ["crop", "pyramid"])
+def test_a_known_pixel_in_two_cores_counts_once_for_each_sample(policy):
+    hole = box_hole(24, 60, 10, 10, 13, 12, 10, 17, 13, 19, 4, 34, 20, 52).numpy()
+    layout = Layout((16, 16), policy, 2, pyramid=Pyramid(coarsest=8) if policy == "pyramid" else None)
+
+    def filled(**options):
+        canvases = layout.canvases(random_image(24, 60), hole, "a", **options)
+        overlaps = []
+        for canvas in canvases:
+            while canvas.windows:
+                times = np.zeros(canvas.unknown.shape, int)
+                sample, side = canvas.sample, canvas.pixels.shape[1]
+                while (canvas.sample, canvas.pixels.shape[1]) == (sample, side) and canvas.windows:
+                    window = next(iter(canvas.windows))
+                    draw = np.random.default_rng([sample, side, *window.core])
+                    times[window.core_slices] += 1
+                    canvas.paste(window, draw.uniform(-1.3, 1.3, (3, 16, 16)).astype(np.float32))
+                overlaps.append((times > 1).any())
+        assert overlaps[-1], "two cores overlap at full scale"
+        return [canvas.raw.astype(float) for canvas in canvases]
+
+    singles, (mean,) = filled(samples=3), filled(samples=1, average=3)
+    assert np.abs(mean - np.mean(singles, 0)).max() <= 1
+    assert np.ptp(singles, 0)[:, hole[0] == 0].max() > 100, "known pixels of `raw` differ from sample to sample"
 
 
 @pytest.fixture

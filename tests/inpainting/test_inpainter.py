@@ -177,6 +177,7 @@ RUNNING = [name for name, kind in METHODS.items() if not kind.needs_text and nam
 """Methods that run on a base model of pixels and its adapter."""
 
 
+@pytest.mark.spread(8)
 @pytest.mark.parametrize("name", RUNNING)
 def test_every_method_works_on_a_network(rad, coarse, name):
     settings = {
@@ -208,7 +209,7 @@ def test_every_method_works_on_a_network(rad, coarse, name):
     assert np.array_equal(pixels(one.images[0]), pixels(one.images[1])) == (method.weights == "none")
 
 
-@pytest.mark.spread(12)
+@pytest.mark.spread(5)
 @pytest.mark.parametrize("name", RUNNING)
 def test_grey_mask_values_have_an_effect_or_a_warning(rad, coarse, name):
     settings = {
@@ -425,6 +426,7 @@ def test_peak_memory_is_that_of_the_call(rad):
 # ---- windows -------------------------------------------------------------------------------------
 
 
+@pytest.mark.spread(4)
 @pytest.mark.parametrize(("policy", "size"), POLICY_AND_SIZE)
 def test_planned_network_calls_equal_the_actual_ones(rad, policy, size):
     kinds = list(holes(*size).values())
@@ -682,8 +684,8 @@ def test_one_mask_serves_all_images(rad):
         ({"size_policy": "crop", "margin": -1}, "margin"),
         ({"image": random_image(SIZE, 20), "mask": torch.zeros(1, SIZE, 20)}, "20x16"),
         ({"image": [random_image(SIZE, SIZE)] * 2, "mask": [torch.zeros(1, SIZE, SIZE)] * 3}, "2 images, 3 masks"),
-        ({"mask": torch.zeros(1, SIZE, 20)}, "the mask is 16x20"),
-        ({"mask": Image.new("L", (20, SIZE))}, "16x20"),
+        ({"mask": torch.zeros(1, SIZE, 20)}, "the mask is 20x16"),
+        ({"mask": Image.new("L", (20, SIZE))}, "20x16"),
         ({"mask": torch.full((1, SIZE, SIZE), 2.0)}, r"outside \[0,1\]"),
         ({"mask": torch.full((1, SIZE, SIZE), float("nan"))}, r"outside \[0,1\]"),
         ({"mask": "nowhere.png"}, "nowhere.png"),

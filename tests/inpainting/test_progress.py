@@ -94,6 +94,32 @@ def test_the_last_preview_of_a_reverse_process_is_the_result(pixels, latent):
         assert bits(previews[-1:]) == bits(result.images)
 
 
+def test_one_preview_decodes_its_own_windows_alone(latent, monkeypatch):
+    height, width = latent.size
+    image, hole = random_image(height, width), box_hole(height, width, 4, 4, 13, 12)
+    decoded, decode = [], type(latent.model.autoencoder).decode
+
+    def counted(self, z):
+        decoded.append(len(z))
+        return decode(self, z)
+
+    monkeypatch.setattr(type(latent.model.autoencoder), "decode", counted)
+    batches = []
+
+    def on_step(progress):
+        all_of_them = progress.previews()
+        del decoded[:]
+        batches.append(progress.indices)
+        last = progress.indices[-1]
+        assert bits([progress.preview(last)]) == bits(all_of_them[-1:])
+        assert decoded == [1]
+        with pytest.raises(ValueError, match=f"index is 5; allowed are {progress.indices[0]}"):
+            progress.preview(5)
+
+    latent(image, hole, method="replacement", steps=2, num_samples=5, batch_size=3, on_step=on_step)
+    assert batches == [(0, 1, 2)] * 2 + [(3, 4)] * 2
+
+
 @pytest.mark.parametrize("policy", ["crop", "resize"])
 def test_previews_of_large_images_have_their_size_and_show_finished_windows(pixels, policy):
     image, hole = random_image(37, 50), box_hole(37, 50, 2, 3, 34, 47)
@@ -207,13 +233,15 @@ def test_a_run_goes_on_while_another_thread_cancels(pixels, second):
     assert bits(result.images) == bits(expected.images)
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_page_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    random_image(32, 32).save("photo.png")
-    Image.fromarray((box_hole(32, 32, 9, 9, 20, 20)[0].numpy() * 255).astype(np.uint8)).save("mask.png")
+    random_image(150, 200).save("photo.png")
+    hole = box_hole(150, 200, 9, 9, 20, 20, 120, 170, 140, 190)  # two windows of four calls
+    Image.fromarray((hole[0].numpy() * 255).astype(np.uint8)).save("mask.png")
     names = {}
     for code in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL):
         exec(compile(code, PAGE.name, "exec"), names)
-    assert "5 of" in capsys.readouterr().out
-    assert Image.open("preview-0.png").size == Image.open("filled.png").size == (32, 32)
-    assert names["wider"].images[0].size == names["both"].images[0].size == (48, 40)
+    assert "8 of 8 network calls" in capsys.readouterr().out
+    assert Image.open("preview-0.png").size == Image.open("filled.png").size == (200, 150)
+    assert names["wider"].images[0].size == names["both"].images[0].size == (216, 158)

@@ -69,6 +69,7 @@ def test_compiled_results_agree_and_smaller_batches_share_the_graph(traced):
     assert compiled.model is model
 
 
+@pytest.mark.slow
 def test_padding_counts_no_network_calls_and_names_no_copies(traced):
     inpainter = Inpainter(tiny_model(), compile="default")
     result = inpainter(images(3), HOLE, method="ddnm", steps=2, batch_size=2)
@@ -100,6 +101,7 @@ def test_generated_code_agrees_with_the_plain_network():
     torch.compiler.reset()
 
 
+@pytest.mark.slow
 def test_a_compiled_network_is_copied_as_its_network():
     model = tiny_model().compiled("default")
     copy = pickle.loads(pickle.dumps(model.sampled_network(adapter=False)))

@@ -182,7 +182,7 @@ def test_progress_counts_calls_and_shows_the_estimates(onnx, reference):
             batch_size=2,
             num_samples=2,
             on_step=lambda progress, steps=steps: steps.append(
-                (progress.done, progress.planned, progress.indices, progress.previews())
+                (progress.done, progress.planned, progress.indices, [progress.preview(n) for n in progress.indices])
             ),
         )
         runs.append(steps)

@@ -14,6 +14,7 @@ from rad.cli.main import sample
 from rad.inpainting.result import Inpainted
 from rad.methods.registry import steps_within
 from rad.studio.app import create_app
+from rad.studio.jobs.job import Job
 from tests.conftest import random_image
 from tests.studio.server import box, make_service, photo, pixels, png
 
@@ -262,7 +263,7 @@ def test_broken_files_and_bodies_are_explained(client):
     assert "mask is missing" in error(422, files={"image": photo()})
     assert "not an image" in error(422, files={"image": b"hello", "mask": box()})
     assert "cannot read the image" in error(422, files={"image": photo()[:-300], "mask": box()})
-    assert "28x40" in error(422, files={"image": photo(), "mask": box(30, 30)})
+    assert "40x28" in error(422, files={"image": photo(), "mask": box(30, 30)})
     assert "image itself" in error(422, files={"image": photo(), "mask": photo()})
     assert "base64" in error(422, json={"image": "???"})
     assert "JSON" in error(422, content=b"{", headers={"content-type": "application/json"})
@@ -301,6 +302,12 @@ def test_previews_are_small_images_of_a_job_that_somebody_follows(client, monkey
     known = pixels(box()) == 0
     assert preview.shape == (28, 40, 3)
     np.testing.assert_array_equal(preview[known], pixels(photo())[known])
+    shown, show = [], Job.show
+    monkeypatch.setattr(Job, "show", lambda job, preview: shown.append(preview) or show(job, preview))
+    job = fill(client, steps=2, solver="ddim", num_samples=5, batch_size=1, size_policy="resize")
+    assert len(shown) == job["preview"] == 2, "later batches do not hold the first sample"
+    first = pixels(client.get(f"/v1/jobs/{job['id']}/images/0").content)
+    np.testing.assert_array_equal(pixels(client.get(f"/v1/jobs/{job['id']}/preview").content), first)
     large = random_image(600, 900, seed=1)
     answer = client.post(
         "/v1/inpaint",

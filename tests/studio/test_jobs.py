@@ -229,6 +229,26 @@ def test_memory_is_bounded_and_the_oldest_results_go_first(queue):
     wait_for(lambda: blocking.is_over)
 
 
+def test_a_cancelled_job_counts_until_its_run_is_over(queue):
+    jobs, free = queue(most_bytes=250), threading.Event()
+    jobs.add(cancelled := make_job(lambda job: free.wait(10) and Files(), held=200))
+    wait_for(lambda: cancelled.state == "running")
+    jobs.cancel(cancelled)
+    assert (cancelled.is_over, jobs.bytes, jobs.running) == (True, 200, 1)
+    for forgotten in (False, True):
+        if forgotten:
+            jobs.remove(cancelled)
+        jobs.sweep()
+        assert (jobs.get(cancelled.id) is None) == forgotten
+        assert jobs.bytes == 200
+        with pytest.raises(Full, match="memory"):
+            jobs.add(make_job(lambda job: Files(), held=100))
+    free.set()
+    wait_for(lambda: jobs.running == 0)
+    assert jobs.bytes == 0
+    jobs.add(make_job(lambda job: Files(), held=100))
+
+
 def test_old_results_are_removed(queue):
     jobs = queue(most_seconds=0.05)
     jobs.add(job := make_job(lambda job: Files([b"x"])))

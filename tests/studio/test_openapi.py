@@ -51,7 +51,7 @@ def document(api):
     return schemathesis.openapi.from_asgi("/openapi.json", app)
 
 
-@pytest.mark.spread(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("examples", [8, 80])
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
 def test_generated_requests_are_answered_as_documented(document, mode, examples):

@@ -143,6 +143,7 @@ class Worker:
 
 
 def usage_of(result: Inpainted) -> Usage:
+    """Network calls, VJPs, seconds, bytes and training passes of a filled batch, for the log of its run."""
     return Usage(result.nfe, result.vjp, result.seconds, result.peak_memory, result.training)
 
 

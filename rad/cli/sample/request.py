@@ -116,6 +116,7 @@ def _mask_hash(mask: object) -> str | None:
 
 
 def text_hash(text: str) -> str:
+    """The first 16 hexadecimal digits of the text's SHA-256."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 

@@ -28,8 +28,9 @@ from rad.images.formats import open_file
 from rad.images.grid import blend, contact_sheet
 from rad.images.remote import Unreachable
 from rad.images.sources import is_source
+from rad.inpainting.canvas.layout import WITH_MARGIN
+from rad.inpainting.inputs import changed_options
 from rad.lock import EVALUATION, locked, one_at_a_time
-from rad.masks.reading.format import DEFAULT
 
 if TYPE_CHECKING:
     from rad.evaluation.features import Extractor
@@ -160,12 +161,11 @@ def _unfinished(options: SampleOptions, runs: Sequence[MethodRun], requests: Req
 
 
 def _warn(options: SampleOptions, runs: Sequence[MethodRun]) -> None:
-    if options.margin is not None and options.size_policy not in ("crop", "zoom", "pyramid"):
+    if options.margin is not None and options.size_policy not in WITH_MARGIN:
         report("warning: --margin has no effect without --size_policy crop, zoom or pyramid")
-    generators, default = [mask for mask in options.mask if not is_source(mask)], DEFAULT
-    unused = [name for name in vars(default) if getattr(options.mask_format, name) != getattr(default, name)]
-    if generators and unused:
-        names = ", ".join("--soft_mask" if name == "soft" else f"--mask_{name}" for name in unused)
+    generators = [mask for mask in options.mask if not is_source(mask)]
+    if generators and (unused := changed_options(options.mask_format)):
+        names = ", ".join(f"--{name}" for name in unused)
         report(f"warning: {names} has no effect on the generator {generators[0]}")
     if not options.report and (options.feature_net or options.lpips or options.fid or options.baseline):
         report("warning: --feature_net, --lpips, --fid and --baseline have no effect without --report")

@@ -31,7 +31,7 @@ class Canvas:
         sample: the present sample.
         windows: the remaining windows of the present sample, in their order; empty when all samples are filled.
         unknown: (H,W), pixels still to fill in the present sample.
-        filled: (3,H,W) in [-1,1], the present sample, valid in the filled part of the hole; allocated lazily.
+        filled: (3,H,W) in [-1,1], the present sample, valid in the filled cores; allocated lazily.
         raw: `pixels` with the output of each window's core, known pixels included; the mean over the samples so far.
     """
 
@@ -52,6 +52,7 @@ class Canvas:
         self.unknown = hole[0] > 0
         self.filled = np.zeros(pixels.shape, np.float32)
         self._mean = np.zeros(pixels.shape if average > 1 else 0, np.float32)  # allocated lazily, too
+        self._counted = np.zeros(hole.shape[1:], bool)  # pixels whose mean includes the present sample
         self.raw = pixels.copy()
 
     def job_name(self, window: Window) -> int | str:
@@ -79,9 +80,9 @@ class Canvas:
         output = output[:, rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
         unknown = self.unknown[rows, columns]
         kept = unknown | (self.hole[core] == 0)
-        self.filled[core] = np.where(unknown, output, self.filled[core])
-        output = self._averaged(output, core, kept)
-        raw = output if self.raw.dtype != np.uint8 else rounded(output)
+        mean = self._averaged(output, core, kept)
+        self.filled[core] = np.where(kept, output, self.filled[core])
+        raw = mean if self.raw.dtype != np.uint8 else rounded(mean)
         self.raw[core] = np.where(kept, raw, self.raw[core])
         unknown[:] = False
         del self.windows[window]
@@ -89,11 +90,17 @@ class Canvas:
             self._begin_next()
 
     def _averaged(self, output: Floats, core: tuple[slice, slice, slice], kept: NDArray[np.bool_]) -> Floats:
-        """The mean of the samples so far, after `output` of the present one is counted where `kept`."""
+        """The mean of the samples so far, after `output` of the present one is counted where `kept`.
+
+        A known pixel in the cores of several windows counts once, with its last output, as in `raw` of a single sample.
+        """
         if self.average == 1:
             return output
-        change = (np.clip(output, -1, 1) - self._mean[core]) / np.float32(self.samples_filled + 1)
+        counted = self._counted[core[1:]]
+        before = np.where(counted, np.clip(self.filled[core], -1, 1), self._mean[core])
+        change = (np.clip(output, -1, 1) - before) / np.float32(self.samples_filled + 1)
         self._mean[core] += np.where(kept, change, 0)
+        counted |= kept[0]
         return self._mean[core]
 
     def _begin_next(self) -> None:
@@ -101,6 +108,7 @@ class Canvas:
         if self.samples_filled < self.average:
             self.sample += 1
             self.windows, self.unknown = dict.fromkeys(self._all_windows), self.hole[0] > 0
+            self._counted[:] = False
 
     @property
     def counts(self) -> Counts:

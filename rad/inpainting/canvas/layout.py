@@ -20,6 +20,9 @@ from rad.models.settings.preferred import SizePolicy as SizePolicy
 if TYPE_CHECKING:
     from rad.models.loaded_model import Condition
 
+WITH_MARGIN = ("crop", "zoom", "pyramid")
+"""Size policies that use a margin."""
+
 
 @dataclass(frozen=True)
 class Layout:

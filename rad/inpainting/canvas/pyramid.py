@@ -181,6 +181,7 @@ class PyramidCanvas(Canvas):
         self.pixels, self.hole, self.condition = pixels, self.scale.hole, self.scale.condition
         self.windows, self.unknown = dict.fromkeys(self.scale.windows), self.hole[0] > 0
         self.filled = np.zeros(pixels.shape, np.float32)
+        self._counted = np.zeros(self.unknown.shape, bool)
         kept = self._mean_raw if self.scale.side == 1 else None
         self.raw = pixels.copy() if kept is None else kept
 

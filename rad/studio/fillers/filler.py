@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from rad.arguments import describe
+from rad.inpainting.canvas.layout import WITH_MARGIN
 from rad.inpainting.canvas.outpaint import Extension
 from rad.inpainting.canvas.pyramid import Pyramid
 from rad.inpainting.canvas.windows import Kind
@@ -137,10 +138,11 @@ def complete(fields: InpaintFields, preferred: Preferred, *, refines: bool = Tru
 
 def arguments(fields: InpaintFields, plan: Plan) -> dict[str, Any]:
     """The arguments of a call that both runtimes take: all but image, hole, method and condition."""
-    names = ("seed", "num_samples", "average", "size_policy", "margin", "feather", "batch_size")
+    names = ("seed", "num_samples", "average", "size_policy", "feather", "batch_size")
     return {
         **{name: getattr(plan, name) for name in ("steps", "solver", "spacing", "eta", "pyramid", "thin_steps")},
         **{name: getattr(fields, name) for name in names},
+        "margin": margin_of(fields)[0],
         "names": fields.name,
         "extend": None if fields.extend is None else Extension.parse(fields.extend),
     }
@@ -218,6 +220,13 @@ def thin_steps_of(fields: InpaintFields) -> tuple[int | None, list[str]]:
     if fields.thin_steps is None or takes_thin_steps(fields.method, 1):
         return fields.thin_steps, []
     return None, [f"thin_steps has no effect on {fields.method}"]
+
+
+def margin_of(fields: InpaintFields) -> tuple[int | None, list[str]]:
+    """The margin of a request, and a warning if it has no effect."""
+    if fields.margin is None or fields.size_policy in WITH_MARGIN:
+        return fields.margin, []
+    return None, [f"margin has no effect with size_policy {fields.size_policy}"]
 
 
 def check_kinds(fields: InpaintFields, units: Mapping[Kind, int]) -> None:

@@ -22,6 +22,7 @@ from rad.studio.fillers.filler import (
     check_kinds,
     check_method,
     check_text,
+    margin_of,
     probe,
     sampler_fields,
     setting_text,
@@ -60,6 +61,7 @@ class OnnxFiller:
         method = self._method(fields)
         check_text(fields, self.view)
         thin_steps, warnings = thin_steps_of(fields)
+        warnings += margin_of(fields)[1]
         thin = thin_steps is not None
         layout = Layout.choose(self.inpainter.size, self.preferred, fields.size_policy, fields.margin, thin=thin)
         counts = layout.count_windows(hole[None], most=most_windows)

@@ -25,6 +25,7 @@ from rad.studio.fillers.filler import (
     check_kinds,
     check_method,
     check_text,
+    margin_of,
     probe,
     sampler_fields,
     setting_text,
@@ -69,6 +70,7 @@ class TorchFiller:
         check_text(fields, self.view)
         self.inpainter.check([self._condition(fields, method)])
         thin_steps, warnings = thin_steps_of(fields)
+        warnings += margin_of(fields)[1]
         thin = thin_steps is not None
         layout = Layout.choose(self.inpainter.size, self.preferred, fields.size_policy, fields.margin, thin=thin)
         counts = layout.count_windows(hole[None], most=most_windows)
@@ -145,7 +147,7 @@ class TorchFiller:
     def _steps(self, fields: InpaintFields, method: Method, windows: int, rate: Callable[[], float]) -> int | None:
         if method.weights == "none":
             check_amounts(fields)
-            return fields.steps
+            return None
         process = self.inpainter.model.base_process
         spacing = method.choose(**sampler_fields(fields)).spacing
         return steps_of(

@@ -34,7 +34,8 @@ class Job:
 
     Args:
         steps: None for methods without a network; planned: network calls, over all windows and samples.
-        width, height: of the results; stem: beginning of the names of its files; held: bytes of the inputs while it waits.
+        width, height: of the results; stem: beginning of the names of its files.
+        held: bytes of the inputs, until its run is over, also after a cancel.
         work: computes the files; it calls `advance` after each network call.
         watched: cancel the job when nobody has read its events for `ABANDONED` seconds.
     """
@@ -94,11 +95,12 @@ class Job:
             return self.ended is None
 
     def end(self, state: State, *, error: str | None = None, files: Files | None = None) -> None:
-        """Set the last state, unless there is one; inputs are freed."""
+        """Set the last state, unless there is one. A job that never ran frees its inputs; the queue frees those of others."""
         with self._lock:
             if self.ended is None:
                 self.error, self.files, self.preview = error, files, self.preview if files else None
-                self.held, self.work, self.state, self.ended = 0, None, state, time.monotonic()
+                self.held = 0 if self.state == "queued" else self.held
+                self.work, self.state, self.ended = None, state, time.monotonic()
 
     def show(self, preview: bytes) -> None:
         """Keep a preview, unless the job has ended, such as by a cancel while it was drawn."""

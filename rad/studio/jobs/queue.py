@@ -7,7 +7,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 
 from rad.inpainting.result import Cancelled
-from rad.studio.jobs.job import STATES, Job
+from rad.studio.jobs.job import STATES, Job, State
 
 REMEMBERED = 10_000
 """Ids of jobs that were removed, for a clear error."""
@@ -41,7 +41,8 @@ class JobQueue:
         self._jobs: dict[str, Job] = {}
         self._waiting: deque[Job] = deque()
         self._removed: dict[str, None] = {}
-        self._condition, self._closed, self.running = threading.Condition(), False, 0
+        self._served: set[Job] = set()  # by a thread, also after a cancel
+        self._condition, self._closed = threading.Condition(), False
         self.ended: Counter[str] = Counter()
         self.nfe, self.seconds = 0, 0.0
         self._threads = [threading.Thread(target=self._serve, name=f"rad-lane-{n}", daemon=True) for n in range(lanes)]
@@ -55,7 +56,7 @@ class JobQueue:
                 raise Full("the server is shutting down", 5)
             if len(self._waiting) >= self.limit:
                 raise Full(f"{self.limit} jobs are waiting, which is the limit: try again later", self._delay())
-            unfinished = sum(other.size for other in self._jobs.values() if not other.is_over)
+            unfinished = sum(other.held if other.is_over else other.size for other in self._all())
             if unfinished + job.held > self._most_bytes:  # no results are removed for a job that is refused
                 raise Full("the memory for waiting jobs and results is full: try again later", self._delay())
             self._sweep(room=job.held)
@@ -96,9 +97,17 @@ class JobQueue:
         return len(self._waiting)
 
     @property
+    def running(self) -> int:
+        return len(self._served)
+
+    @property
     def bytes(self) -> int:
         """Bytes of inputs and files in memory."""
-        return sum(job.size for job in list(self._jobs.values()))
+        return sum(job.size for job in self._all())
+
+    def _all(self) -> set[Job]:
+        """The jobs that are kept, and those that a thread serves, which a client may have removed."""
+        return {*list(self._jobs.values()), *list(self._served)}
 
     def states(self) -> dict[str, int]:
         """Number of jobs by state; ended ones since the start."""
@@ -129,7 +138,7 @@ class JobQueue:
 
     def _sweep(self, room: int = 0) -> None:
         """Remove jobs that are too old, and the oldest while memory lacks `room` bytes. Needs the lock."""
-        over = sorted((job.ended, job.id) for job in self._jobs.values() if job.ended is not None)
+        over = sorted((job.ended, job.id) for job in self._jobs.values() if job.ended is not None and not job.held)
         total, now = self.bytes, time.monotonic()
         for ended, id in over:
             if now - ended > self._most_seconds or total + room > self._most_bytes:
@@ -158,10 +167,10 @@ class JobQueue:
                 if not self._waiting:
                     return
                 job = self._waiting.popleft()
-                self.running += 1
+                self._served.add(job)
             self._run(job)
             with self._condition:
-                self.running -= 1
+                self._served.remove(job)
                 self._count(job)
                 self._sweep()
             del job  # else an idle thread keeps its files
@@ -170,12 +179,16 @@ class JobQueue:
         work = job.work
         if not job.begin() or work is None:
             return
+        state: State = "done"
+        reason, files = None, None
         try:
             job.check()
-            job.end("done", files=work(job))
+            files = work(job)
         except Cancelled:
-            job.end("cancelled")
+            state = "cancelled"
         except Exception as error:  # a job never ends the server
             if not isinstance(error, ValueError):
                 traceback.print_exc()
-            job.end("failed", error=self._explain(error))
+            state, reason = "failed", self._explain(error)
+        job.held = 0
+        job.end(state, error=reason, files=files)

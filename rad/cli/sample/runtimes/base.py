@@ -3,11 +3,12 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 from rad.cli.sample.options import RECORDED
 from rad.cli.sample.plan import Label
 from rad.console import counted, report
+from rad.inpainting.canvas.layout import WITH_MARGIN
 from rad.inpainting.canvas.pyramid import Pyramid
 from rad.inpainting.canvas.windows import Counts, Kind
 from rad.models.settings.preferred import OF_EVERY_METHOD, OF_SAMPLER, Preferred
@@ -213,6 +214,13 @@ def costs_of_mean(label: "Label", options: "SampleOptions", costs: "Mapping[Kind
     return costs
 
 
+def sampling(options: "SampleOptions") -> dict[str, Any]:
+    """The options of `SAMPLING` by name; a margin without effect, of which the run warns, is left out."""
+    values = {name: getattr(options, name) for name in SAMPLING}
+    return values if options.size_policy in WITH_MARGIN else values | {"margin": None}
+
+
 def warn_unused(label: "Label", names: Sequence[str]) -> None:
+    """Report the options `names` without their dashes, such as "eta", as having no effect on a label."""
     for name in names:
         report(f"warning: --{name} has no effect on {label.text}")

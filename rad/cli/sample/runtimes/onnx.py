@@ -13,13 +13,13 @@ from rad.cli.sample.options import SampleOptions
 from rad.cli.sample.plan import Job, Label, parse_settings
 from rad.cli.sample.request import text_hash
 from rad.cli.sample.runtimes.base import (
-    SAMPLING,
     Model,
     Plan,
     Runtime,
     choose_steps,
     complete,
     costs_of_mean,
+    sampling,
     warn_unused,
 )
 from rad.console import did_you_mean
@@ -176,7 +176,7 @@ class OnnxModel(Model):
             **vars(plan),
             average=label.given_average(self.options),
             thin_steps=label.given_thin_steps(self.options),
-            **{name: getattr(self.options, name) for name in SAMPLING},
+            **sampling(self.options),
             names=names,
             on_step=lambda progress: on_step(min(progress.done, progress.planned)),
         )

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,13 +15,13 @@ from rad.cli.sample.options import GUIDES, SampleOptions
 from rad.cli.sample.plan import Job, Label, parse_settings
 from rad.cli.sample.request import source_hash
 from rad.cli.sample.runtimes.base import (
-    SAMPLING,
     Model,
     Plan,
     Runtime,
     choose_steps,
     complete,
     costs_of_mean,
+    sampling,
     warn_unused,
 )
 from rad.device import find_devices, kind_of, threads_of_each
@@ -46,6 +46,9 @@ if TYPE_CHECKING:
     from rad.inpainting.result import Inpainted
     from rad.masks.reading.hole import Hole
     from rad.sampling.method import Method
+
+Guides = Mapping[str, ImageFile | Mapping[str, ImageFile]]
+"""Guiding images by kind, see `GUIDES`: one for all images, or one for each by name."""
 
 
 class TorchRuntime(Runtime):
@@ -165,7 +168,11 @@ class TorchModel(Model):
     def conditions(self, label: Label, jobs: Sequence[Job]) -> Sequence[Condition] | Condition:
         """See `Model`. Raises ValueError for a missing image."""
         unguided = self.methods[label].weights == "none"
-        return PLAIN if unguided else [condition_of(self.options, job) for job in jobs]
+        return PLAIN if unguided else [condition_of(self.options, job, self._guides) for job in jobs]
+
+    @cached_property
+    def _guides(self) -> Guides:
+        return find_guides(self.options)
 
     def fill(
         self,
@@ -193,7 +200,7 @@ class TorchModel(Model):
             strength=label.given_strength(self.options),
             average=1 if self.methods[label].weights == "none" else label.given_average(self.options),
             thin_steps=label.given_thin_steps(self.options),
-            **{name: getattr(self.options, name) for name in SAMPLING},
+            **sampling(self.options),
             **encoding(self.options),
             names=names,
             condition=conditions,
@@ -250,31 +257,37 @@ def load_inpainter(options: SampleOptions, device: str, *, planning: bool = Fals
     return Inpainter.from_pretrained(options.checkpoint, device=device, loras=options.loras, **given)
 
 
-def condition_of(options: SampleOptions, job: Job) -> Condition:
-    """Text and guiding images of a job. Raises ValueError for a missing image."""
-    guides: dict[str, Any] = {}
+def find_guides(options: SampleOptions) -> Guides:
+    """The guiding images of a run, by kind and name. Raises ValueError for two images of one name."""
+    guides: dict[str, ImageFile | dict[str, ImageFile]] = {}
     for kind in GUIDES:
         source = getattr(options, f"{kind}_image")
-        guides[f"{kind}_image"] = None if source is None else _guide(source, job.identity, f"--{kind}_image")
-        guides[f"{kind}_scale"] = getattr(options, f"{kind}_scale")
-    return Condition(job.prompt, options.negative_prompt, options.guidance, **guides)
+        if source is not None:
+            files = list_images(source)
+            where = f"--{kind}_image {source}"
+            guides[kind] = files[0] if holds_one(source) else by_stem(files, where=where, what="images")
+    return guides
 
 
-def _guide(source: str, name: str, option: str) -> Image.Image:
-    if holds_one(source):
-        return list_images(source)[0].open()
-    (image,) = match_names(_by_name(source, option), [name])
+def condition_of(options: SampleOptions, job: Job, guides: Guides) -> Condition:
+    """Text and guiding images of a job; `guides`: of `find_guides`. Raises ValueError for a missing image."""
+    images = {f"{kind}_image": _guide(kind, files, job.identity, options) for kind, files in guides.items()}
+    scales = {f"{kind}_scale": getattr(options, f"{kind}_scale") for kind in GUIDES}
+    return Condition(job.prompt, options.negative_prompt, options.guidance, **images, **scales)
+
+
+def _guide(kind: str, files: ImageFile | Mapping[str, ImageFile], name: str, options: SampleOptions) -> Image.Image:
+    if isinstance(files, ImageFile):
+        return files.open()
+    (image,) = match_names(files, [name])
     if image is None:
-        raise ValueError(f"{option} {source} has no image for {name}: expected one of the same name")
+        source = getattr(options, f"{kind}_image")
+        raise ValueError(f"--{kind}_image {source} has no image for {name}: expected one of the same name")
     return image.open()
 
 
-@lru_cache(maxsize=len(GUIDES))
-def _by_name(source: str, option: str) -> dict[str, ImageFile]:
-    return by_stem(list_images(source), where=f"{option} {source}", what="images")
-
-
 def encoding(options: SampleOptions) -> dict[str, Any]:
+    """The arguments `grid` and `fill` of `Inpainter.__call__`, from --grid, --dilate and --encode_full."""
     chosen = options.grid is not None or options.dilate > 0
     grid = Grid(options.grid or "average", dilate=options.dilate) if chosen else None
     return {"grid": grid, "fill": "none" if options.encode_full else "smooth"}
