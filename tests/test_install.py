@@ -65,6 +65,7 @@ def test_the_wheel_is_small_and_contains_configurations_checkpoints_and_tested_v
     assert not [name for name in names if name.startswith(("tests", "configs", "checkpoints", "benchmarks"))]
 
 
+@pytest.mark.slow
 def test_help_and_errors_come_from_the_installed_package(installed, tmp_path):
     assert "rad COMMAND" in rad(installed, tmp_path, "--help").stdout
     assert "did you mean sample?" in rad(installed, tmp_path, "smaple", code=2).stderr

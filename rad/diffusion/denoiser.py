@@ -106,7 +106,8 @@ class UNetDenoiser:
         self.clip, self.learned_variance = clip, learned_variance
 
     def denoise(self, x: Tensor, noise: NoiseLevel) -> Denoised:
-        output = self.network(x, noise.timesteps.to(x.dtype), index=noise.index).sample.to(x.dtype)
+        times = noise.timesteps.to(torch.promote_types(x.dtype, torch.float32))  # bfloat16 would round 999 to 1000
+        output = self.network(x, times, index=noise.index).sample.to(x.dtype)
         predicted = output[:, : self.channels]
         x0 = denoised(x, predicted, noise, self.prediction_type)
         if self.clip:

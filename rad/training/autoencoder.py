@@ -90,7 +90,6 @@ class AutoencoderTraining(TrainingModule):
         self._load_features()
 
     def on_validation_start(self) -> None:
-        super().on_validation_start()
         self._load_features()
 
     def _load_features(self) -> None:

@@ -25,7 +25,7 @@ from rad.training.ema import find_averages, first_average, replaced
 from rad.training.export.card import card, newest_panel
 from rad.training.module import HALF, TrainingModule, get_setting
 from rad.training.optimizers import evaluating
-from rad.training.resume import WholeCheckpointIO
+from rad.training.resume import WholeCheckpointIO, set_aside
 
 
 class Checkpoint(callbacks.Checkpoint):
@@ -33,6 +33,7 @@ class Checkpoint(callbacks.Checkpoint):
 
     `step=N/` holds the adapter, or the diffusers folder of a model trained as a whole. `step=N-SUFFIX/` holds the same with the
     averaged weights of an EMA. `last.ckpt` links to the newest checkpoint. Files and folders with these names are complete.
+    A run that resumes from an older checkpoint moves the later ones to `superseded/`.
 
     Lightning resolves `ckpt_path="last"` only for its own ModelCheckpoint, which has no hook for files beside a checkpoint. In
     Python, give `trainer.fit` the path from `rad.training.resume.find_checkpoint`.
@@ -62,6 +63,11 @@ class Checkpoint(callbacks.Checkpoint):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = WholeCheckpointIO()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        step = trainer.global_step
+        if step > 0 and trainer.is_global_zero and not get_setting(trainer, "fast_dev_run"):
+            set_aside(checkpoint_folder(trainer, self), step)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: object, batch_idx: int

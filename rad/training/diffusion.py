@@ -239,7 +239,7 @@ class Diffusion(TrainingModule):
 
     def configure_callbacks(self) -> list[Callback]:
         precision = self.execution.matmul_precision
-        return [] if precision is None else [MatmulPrecisionOfRun(precision)]
+        return [*super().configure_callbacks(), *([] if precision is None else [MatmulPrecisionOfRun(precision)])]
 
     def denoiser(self, prompts: Sequence[str]) -> Denoiser:
         """The network as it is now, for sampling one image for each prompt; models without text ignore prompts."""

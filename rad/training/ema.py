@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import lightning as L
@@ -41,7 +41,7 @@ class EMA(Callback):
         self.decay, self.inv_gamma, self.power, self.suffix = decay, inv_gamma, power, suffix
         self.step = 0
         self.weights: dict[str, Tensor] = {}
-        self._swap: AbstractContextManager[None] | None = None
+        self._swap = ExitStack()
 
     @property
     def state_key(self) -> str:
@@ -74,13 +74,13 @@ class EMA(Callback):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.weights and self is find_averages(trainer)[0]:
-            self._swap = swapped(pl_module, self.weights)
-            self._swap.__enter__()
+            self._swap.enter_context(swapped(pl_module, self.weights))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._swap is not None:
-            self._swap.__exit__(None, None, None)
-            self._swap = None
+        self._swap.close()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._swap.close()
 
     def settings(self) -> dict[str, object]:
         """Recorded in checkpoints; a resumed run reports the differences."""

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, is_dataclass
 from inspect import signature
 from typing import Any, Protocol
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities import rank_zero_warn
@@ -23,7 +23,7 @@ from rad.rng import check_seed
 from rad.training.changes import OBJECTS, continue_run, run_settings
 from rad.training.logs.curves import Curves
 from rad.training.logs.loggers import log_values
-from rad.training.optimizers import Averaging, evaluating, set_training
+from rad.training.optimizers import AveragedValidation, Averaging, set_training
 from rad.training.schedules import Schedule
 
 Batch = Mapping[str, Any]
@@ -101,7 +101,6 @@ class TrainingModule(L.LightningModule):
         self._resumed: str | None = None
         self._weights: dict[str, nn.Parameter] | None = None
         self._gradient_norm: Tensor | None = None
-        self._evaluation = ExitStack()
         self.strict_loading = False  # a checkpoint lacks the frozen weights; `on_load_checkpoint` compares the others
         # Lightning's mean over processes is wrong when they hold unequal numbers of images.
         # Its default leaves NaN out, which would hide the samples that a model fails on.
@@ -115,6 +114,10 @@ class TrainingModule(L.LightningModule):
     def identity(self) -> Mapping[str, str]:
         """Settings that a checkpoint and the run that resumes it share."""
         raise NotImplementedError
+
+    def configure_callbacks(self) -> list[Callback]:
+        averages = isinstance(self.optimizer([nn.Parameter(torch.zeros(1))]), Averaging)
+        return [AveragedValidation()] if averages else []
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         weights = list(self.trained.values())
@@ -271,12 +274,6 @@ class TrainingModule(L.LightningModule):
             self._resumed = f"resumed at step {step}; " + (
                 f"changed since the checkpoint: {', '.join(changes)}" if changes else "settings as in the checkpoint"
             )
-
-    def on_validation_start(self) -> None:
-        self._evaluation.enter_context(evaluating(self.trainer.optimizers))
-
-    def on_validation_end(self) -> None:
-        self._evaluation.close()
 
     def on_train_start(self) -> None:
         for optimizer in self.trainer.optimizers:

@@ -9,7 +9,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Protocol, runtime_checkable
 
+import lightning as L
 import torch
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -52,6 +54,22 @@ def _averaged(optimizer: Optimizer) -> Iterator[None]:
         with torch.no_grad():
             for weight, value in zip(weights, before, strict=True):
                 weight.copy_(value)
+
+
+class AveragedValidation(Callback):
+    """Validates schedule-free optimisers by their averages. Lightning calls a callback after an error, but no module."""
+
+    def __init__(self) -> None:
+        self._evaluation = ExitStack()
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._evaluation.enter_context(evaluating(trainer.optimizers))
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._evaluation.close()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._evaluation.close()
 
 
 def require_one_average(optimizers: Sequence[Optimizer]) -> None:

@@ -11,6 +11,7 @@ from lightning.fabric.utilities import throughput
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from rad.data.stream import HeldOut
 from rad.diffusion.solvers import Solver
 from rad.diffusion.spacings import Spacing
 from rad.errors import NotFiniteError
@@ -57,9 +58,10 @@ class Panel(Callback):
         self._latest = 0
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Raise ValueError before training if the model cannot be sampled with these settings."""
+        """Raise ValueError before training if the model cannot be sampled with these settings, or without images."""
         if self.every_n_steps > 0 and isinstance(pl_module, Diffusion):
             self.sampler(pl_module)
+            _held_out(trainer)
 
     def sampler(self, module: Diffusion) -> "Sampler":
         return choose_sampler(module, steps=self.steps, solver=self.solver, spacing=self.spacing, eta=self.eta)
@@ -90,16 +92,28 @@ class Panel(Callback):
         """(3, rows, columns) in [0,1]: for each image its hole in grey, the result and the original, side by side."""
         from torchvision.utils import make_grid
 
-        held_out = get_setting(trainer, "datamodule").val_dataloader().dataset
+        held_out = _held_out(trainer)
         samples = [held_out[number] for number in range(min(self.images, len(held_out)))]
-        image = torch.stack([sample["image"] for sample in samples]).to(module.device)
+        image = torch.stack([torch.as_tensor(sample["image"]) for sample in samples]).to(module.device)
         height, width = image.shape[2:]
         hole = draw_holes(self.masks, range(len(image)), module.seed, "panel", height=height, width=width)
-        hole, prompts = hole.to(module.device), [sample.get("text", "") for sample in samples]
+        hole, prompts = hole.to(module.device), [str(sample.get("text", "")) for sample in samples]
         with averaged(trainer, module), KeyedNoise(module.seed, range(len(image)), device=module.device) as noise:
             result = inpaint(module, self.sampler(module), image, hole, prompts, noise=noise)
         rows = [image * (1 - hole), result, image]
         return make_grid(torch.stack(rows, 1).flatten(0, 1).cpu() / 2 + 0.5, nrow=3, padding=2).clamp(0, 1)
+
+
+def _held_out(trainer: L.Trainer) -> HeldOut:
+    """The validation images. Raises ValueError without any."""
+    data = get_setting(trainer, "datamodule")
+    held_out = data.held_out() if hasattr(data, "held_out") else None
+    if held_out is None:
+        raise ValueError(
+            "Panel needs validation images, and there are none: give data.val_path or data.val_count, or remove it from "
+            "trainer.callbacks"
+        )
+    return held_out
 
 
 class Throughput(Callback):

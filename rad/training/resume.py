@@ -1,6 +1,7 @@
 """Checkpoint files: written whole, and found again after a run was stopped."""
 
 import errno
+import json
 import re
 import zipfile
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 
+from rad.console import report
 from rad.images.atomic import replacing
 
 ENTRIES = {"pytorch-lightning_version", "state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "rad"}
@@ -92,10 +94,35 @@ def _require_file(path: Path, others: Sequence[Path]) -> str:
     later = [other for other in others if other.parent.samefile(path.parent) and _step(other) > _step(path.resolve())]
     if later:
         rank_zero_warn(
-            f"{path.parent} also holds later checkpoints, up to {later[0].name}: they are replaced as this run reaches their "
-            "steps; give another --name to keep them"
+            f"{path.parent} also holds later checkpoints, up to {later[0].name}: rad.training.Checkpoint moves them to "
+            "superseded/ as training starts; give another --name to leave them in place"
         )
     return str(path)
+
+
+def set_aside(folder: Path, step: int) -> None:
+    """Move later checkpoints than `step` to `folder`/superseded/N, N = 1, 2, ..., and report it; see `Checkpoint`.
+
+    A run that continues from an older checkpoint trains other weights. The newest checkpoint must then be one of its own. The
+    models beside the checkpoints and a `best` of a later step move too. `last.ckpt` links to the newest checkpoint that is left.
+    """
+    later = sorted((path for path in folder.glob("step=*") if _step(path) > step), key=_step)
+    if not any(path.suffix == ".ckpt" for path in later):  # a killed run may leave a model; this run repeats its step
+        return
+    best = folder / "best" / "best.json"
+    if best.is_file() and json.loads(best.read_text(encoding="utf-8"))["step"] > step:
+        later.insert(0, best.parent)
+    numbers = [int(path.name) for path in (folder / "superseded").glob("*") if path.name.isdecimal()]
+    place = folder / "superseded" / str(max(numbers, default=0) + 1)
+    place.mkdir(parents=True)
+    for path in later:
+        path.rename(place / path.name)
+    last, left = folder / "last.ckpt", sorted(folder.glob("step=*.ckpt"), key=_step)
+    if last.is_symlink() and not last.exists():
+        last.unlink()
+        if left:
+            last.symlink_to(left[-1].name)
+    report(f"later checkpoints, up to step={_step(later[-1])}, are now in {place}")
 
 
 def find_damage(path: Path) -> str | None:

@@ -61,6 +61,7 @@ def weights(folder, images, world, **options):  # noqa: F811
     return {name: weight.detach().clone() for name, weight in trainable(model).items()}
 
 
+@pytest.mark.slow
 def test_draws_of_workers_are_those_of_the_step(world, tmp_path):  # noqa: F811
     settings = {"size": 16, "batch_size": 4, "val_count": 3, "flip": True}
     path = str(world / "images")

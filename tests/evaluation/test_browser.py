@@ -59,6 +59,7 @@ def test_only_boxes_scroll_sideways(driver: Any, page: Path) -> None:
     assert outside == []
 
 
+@pytest.mark.slow
 def test_heads_of_columns_sort(driver: Any, page: Path) -> None:
     driver.get(page.as_uri())
     heads = driver.find_elements("css selector", ".sortable:first-of-type thead button")

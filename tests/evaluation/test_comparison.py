@@ -117,6 +117,7 @@ def test_several_masks_make_a_tree_with_costs_and_a_record(sample, images):
     assert run["mask_sources"] == {name: {"mask": name, "mask_by": "name"} for name in ("half", "box")}
 
 
+@pytest.mark.slow
 def test_results_equal_those_of_single_runs(sample, images):
     sample("--mask half box --method rad@2 ddnm@2")
     sample("--mask box --method ddnm --steps 2", output="alone")
@@ -220,6 +221,7 @@ def test_another_adapter_is_refused_in_one_folder(sample, models, base, tmp_path
     assert "adapter_hash" in err
 
 
+@pytest.mark.slow
 def test_a_limit_spreads_evenly_and_limits_are_nested(sample, images):
     assert sample("--mask half box --method rad@1 --limit 2")[0] == 0
     assert files(images / "out/half/masks") == ["a.png", "d.png"]

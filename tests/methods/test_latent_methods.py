@@ -64,7 +64,7 @@ def encoded(images=PICTURES, hole=HOLE, autoencoder=CODEC) -> Task:
     return Task.encoded(images, hole, autoencoder)
 
 
-@pytest.mark.spread(35)
+@pytest.mark.spread(8)
 @pytest.mark.parametrize(("name", "own"), ALLOWED)
 def test_known_latents_are_kept_and_the_holes_content_has_no_effect(name, own):
     task = encoded(autoencoder=BLURRED)
@@ -80,7 +80,7 @@ def test_known_latents_are_kept_and_the_holes_content_has_no_effect(name, own):
     )
 
 
-@pytest.mark.spread(35)
+@pytest.mark.spread(8)
 @pytest.mark.parametrize(("name", "own"), ALLOWED)
 def test_with_everything_known_the_result_is_the_decoded_image(name, own):
     task = encoded(hole=torch.zeros_like(HOLE))
@@ -147,7 +147,7 @@ SPACES = [name for name, kind in METHODS.items() if "space" in [one.name for one
 MORE = {"daps": {"mcmc": "langevin", "rate": "0.001", "tau": "0.1"}, "reddiff": {"weight": "0.02"}}
 
 
-@pytest.mark.spread(9)
+@pytest.mark.spread(3)
 @pytest.mark.parametrize("own", list(OWN))
 @pytest.mark.parametrize("name", SPACES)
 def test_where_an_image_is_compared_its_pixels_are_met(name, own):

@@ -355,6 +355,7 @@ def test_the_words_are_drawn_into_the_hole(model):
     assert -1 <= scores[1] < scores[0] - 1e-4
 
 
+@pytest.mark.slow
 def test_images_of_a_batch_are_filled_as_if_alone(model):
     """With different holes, one of them everything, and different texts, one of them none."""
     random = torch.Generator().manual_seed(6)

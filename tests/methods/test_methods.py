@@ -107,6 +107,7 @@ LINE_SEARCH = ("copaint",)
 PULL = ("copaint", "ding", "dps", "flair", "flowdps", "latino", "psld", "reddiff", "resample", "vipaint")
 
 
+@pytest.mark.spread(8)
 def test_the_holes_content_has_no_effect(name, both):
     other = torch.where(BOTH == 1, 5.0, PICTURES)
     assert torch.equal(run(name, other, BOTH)[0].raw, both[0].raw)
@@ -114,6 +115,7 @@ def test_the_holes_content_has_no_effect(name, both):
     assert float((moved - both[0].raw)[BOTH == 1].abs().max()) > 0.02, "what is known does matter"
 
 
+@pytest.mark.spread(8)
 def test_an_image_does_not_depend_on_its_neighbours(name, both):
     swapped = run(name, PICTURES.flip(0), BOTH.flip(0), names=("b", "a"))[0]
     torch.testing.assert_close(swapped.raw.flip(0), both[0].raw, rtol=0, atol=1e-7)
@@ -121,12 +123,14 @@ def test_an_image_does_not_depend_on_its_neighbours(name, both):
     torch.testing.assert_close(alone.raw, both[0].raw[1:], rtol=0, atol=1e-7)
 
 
+@pytest.mark.spread(8)
 def test_samples_are_deterministic_and_differ_by_seed(name, both):
     assert torch.equal(run(name, PICTURES, BOTH)[0].raw, both[0].raw)
     same = torch.equal(run(name, PICTURES, BOTH, seed=1)[0].raw, both[0].raw)
     assert same == (method_of(name).weights == "none")
 
 
+@pytest.mark.spread(8)
 def test_everything_known_is_the_image(name):
     sample, _ = run(name, PICTURES, torch.zeros_like(BOTH))
     assert torch.equal(sample.image, PICTURES)
@@ -139,6 +143,7 @@ def test_everything_known_is_the_image(name):
         assert error < 0.03
 
 
+@pytest.mark.spread(8)
 def test_everything_hole_is_a_sample_of_the_data_and_needs_no_image(name):
     sample, _ = run(name, PICTURES, torch.ones_like(BOTH))
     assert torch.equal(sample.raw, run(name, PICTURES + 1, torch.ones_like(BOTH))[0].raw)
@@ -146,6 +151,7 @@ def test_everything_hole_is_a_sample_of_the_data_and_needs_no_image(name):
     assert float((sample.raw - WORLD.denoiser.mean).abs().max()) < 2.6
 
 
+@pytest.mark.spread(8)
 def test_soft_masks_are_accepted(name):
     soft = (0.5 * BOTH).roll(1, -1).maximum(BOTH)
     sample, _ = run(name, PICTURES, soft)
@@ -153,6 +159,7 @@ def test_soft_masks_are_accepted(name):
     assert torch.equal(sample.image[soft == 0], PICTURES[soft == 0])
 
 
+@pytest.mark.spread(8)
 def test_higher_soft_mask_values_change_more(name):
     """Methods that know no degrees fill every pixel above 0, and change both alike."""
     changes = [
@@ -165,6 +172,7 @@ def test_higher_soft_mask_values_change_more(name):
         assert changes[0] < 0.7 * changes[1]
 
 
+@pytest.mark.spread(8)
 def test_it_does_not_depend_on_the_units_of_the_noise_levels(name, both):
     """Variance-preserving levels, and the same chain with signal amplitude 1."""
     scaled = run(name, PICTURES, BOTH, scaled=True)[0]
@@ -180,6 +188,7 @@ class Flipped(KeyedNoise):
 NOT_EQUIVARIANT = ("grow", "growrad", "mcgdiff", "m2s", "navier_stokes", "telea")
 
 
+@pytest.mark.spread(8)
 @pytest.mark.parametrize("name", [name for name in ORACLE if name not in NOT_EQUIVARIANT])
 def test_flipping_image_hole_and_noise_flips_the_result(name):
     """With a denoiser that does not know left from right: the law of the world with mean zero."""

@@ -93,7 +93,7 @@ def denoise(inpainter, noise, *conditions, adapter):
         return inpainter.model.denoiser(conditions, adapter=adapter).denoise(x, noise).x0
 
 
-@pytest.mark.spread(1)
+@pytest.mark.slow
 @EACH
 def test_an_adapter_is_loaded_on_its_pipeline(inpainters, world, kind):
     model = inpainters[f"{kind}-trained"].model
@@ -300,6 +300,7 @@ SHIPPED = Path(__file__).resolve().parents[2] / "checkpoints"
 NAMES = ("goldfish", "lakeside")
 
 
+@pytest.mark.slow
 def test_the_shipped_text_to_image_model_loads_in_diffusers_and_follows_prompts():
     from diffusers import StableDiffusionPipeline
 

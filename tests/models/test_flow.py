@@ -140,6 +140,17 @@ def test_a_step_is_that_of_diffusers_euler_scheduler():
         torch.testing.assert_close(reverse_step(x, estimate, now, nxt, eta=0), theirs, rtol=1e-4, atol=1e-3)
 
 
+def test_timesteps_are_not_rounded_to_half_precision():
+    seen = []
+    denoiser = FlowDenoiser(
+        lambda x, times, *_: seen.append(times) or x, text(0.3), negative=None, guidance=[1.0], channels=2
+    )
+    noise = Flow(torch.tensor([0.5, 0.999])).noise(torch.tensor([1]))
+    for dtype, expected in ((torch.bfloat16, torch.float32), (torch.float64, torch.float64)):
+        assert denoiser.denoise(random(1, 2, 4, 4).to(dtype), noise).x0.dtype == dtype
+        torch.testing.assert_close(seen.pop(), torch.full((1, 1), 999.0, dtype=expected))
+
+
 def test_guidance_is_linear_and_both_branches_are_one_call():
     x, noise = random(3, 2, 4, 4), Flow(torch.tensor([0.2, 0.5, 0.9])).noise(torch.full((3,), 1))
     network = Linear()

@@ -296,6 +296,7 @@ def test_flat_folder_and_torch_file_load_alike(folder):
     assert load_base(flat).hash == wanted
 
 
+@pytest.mark.slow
 def test_a_folder_of_the_fork_loads_like_its_source_file(tmp_path):
     """Naive blocks + attention_legacy_order, epsilon 1e-6, time type "adm", as the xutongda/adm_* folders."""
     state = random_state(FULL, seed=3)

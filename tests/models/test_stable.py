@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -131,6 +132,13 @@ def test_velocity_is_read_as_such(folder):
     model = load(folder / "v")
     x, output, a, s = bare(model, "a cat")
     assert_same(denoise(model, replace(CAT, guidance=1.0)), a * x - s * output)
+
+
+def test_timesteps_are_not_rounded_to_half_precision(plain, monkeypatch):
+    seen = []
+    monkeypatch.setattr(plain.unet, "forward", lambda x, t, **_: seen.append(t) or SimpleNamespace(sample=x))
+    denoise(plain, CAT, x=X.bfloat16(), times=(999,))
+    assert seen[0].unique().tolist() == [999]
 
 
 def test_two_branches_are_one_call_and_one_branch_is_half_the_work(plain, monkeypatch):
@@ -278,6 +286,7 @@ def test_an_image_without_its_network_is_refused(plain, kind):
         plain.check([replace(CAT, **{f"{kind}_scale": 0.5})])
 
 
+@pytest.mark.slow
 def test_loras_add_up_with_their_weights(folder, plain):
     one, two = folder / "lora.safetensors", folder / "lora2.safetensors"
     base = denoise(plain, CAT)

@@ -12,6 +12,7 @@ def test_the_network_measured_is_the_one_of_ffhq_256() -> None:
     assert parameters_in_millions(build("ffhq", device="meta")) == pytest.approx(93.56, abs=0.005)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_factorised_embedding_adds_at_most_two_thousandths_of_the_arithmetic(train: bool) -> None:
     assert flops("ffhq", "factorised", train=train) <= 1.002 * flops("ffhq", "unpatched", train=train)

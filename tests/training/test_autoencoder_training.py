@@ -139,6 +139,7 @@ def test_validation_alone():
     assert means["val/distance"] > 0
 
 
+@pytest.mark.slow
 def test_a_latent_model_and_its_adapter_train_on_the_autoencoder():
     assert cli.train(["--config", "small.yaml", "--name", "coder", "--trainer.max_steps", "1"]) == 0
     unet = {

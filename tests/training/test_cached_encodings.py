@@ -27,6 +27,7 @@ def counted(model: Diffusion, monkeypatch: pytest.MonkeyPatch) -> Counter:
     return counts
 
 
+@pytest.mark.spread(1)
 @pytest.mark.parametrize(("kind", "fill"), [("latent", "smooth"), ("stable", "none"), ("stable3", "smooth")])
 def test_losses_equal_those_without_a_cache(world, tmp_path, monkeypatch, kind, fill) -> None:
     model = moved(module(world, kind, fill=fill))

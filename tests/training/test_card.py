@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -13,6 +14,7 @@ from rad.models.lora import LoRA
 from rad.training.checkpoint import Checkpoint
 from rad.training.diffusion import Diffusion
 from rad.training.ema import EMA
+from rad.training.export.card import newest_panel
 from rad.training.panel import Panel
 from rad.training.settings import TrainingProcess
 from tests.conftest import SIZE, random_image
@@ -42,6 +44,17 @@ def train(base, tmp_path):
         return tmp_path / "run" / "checkpoints"
 
     return call
+
+
+def test_the_panel_of_a_card_is_not_later_than_its_weights(tmp_path):
+    (tmp_path / "panels").mkdir()
+    for step in (9, 10, 100):
+        (tmp_path / "panels" / f"step={step}.png").touch()
+    newest = {
+        step: newest_panel(SimpleNamespace(default_root_dir=tmp_path, global_step=step)) for step in (8, 10, 99, 100)
+    }
+    names = {step: None if path is None else path.name for step, path in newest.items()}
+    assert names == {8: None, 10: "step=10.png", 99: "step=10.png", 100: "step=100.png"}
 
 
 def parts(folder: Path) -> tuple[dict, str]:

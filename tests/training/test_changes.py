@@ -85,6 +85,7 @@ def test_a_new_learning_rate_scales_the_next_step_and_keeps_the_moments(run):
     assert "learning rate 0.001 -> 0.003" in run.report
 
 
+@pytest.mark.slow
 def test_weight_decay_betas_and_eps_take_effect(run, tmp_path):
     before = weights(run(2)[0])
     plain_step = weights(run(3, resume=2)[0])
@@ -98,6 +99,7 @@ def test_weight_decay_betas_and_eps_take_effect(run, tmp_path):
     assert "resumed at step 2: model.optimizer.betas [0.9, 0.999] -> [0.5, 0.6], model.optimizer.eps" in card
 
 
+@pytest.mark.slow
 def test_changes_add_up_over_resumes(run, tmp_path):
     run(1)
     run(2, resume=1, optimizer=adamw(1e-6))
@@ -108,6 +110,7 @@ def test_changes_add_up_over_resumes(run, tmp_path):
     assert card.count("Changed when the run resumed") == 2
 
 
+@pytest.mark.slow
 def test_settings_that_the_state_does_not_fit_are_refused(run):
     step_lr = partial(torch.optim.lr_scheduler.StepLR, step_size=2)
     run(1)
@@ -130,6 +133,7 @@ def rates(loop):
     return loop.optimizers[0].param_groups[0]["lr"]
 
 
+@pytest.mark.slow
 def test_another_length_moves_the_schedule_and_says_so(run):
     seen = []
 
@@ -155,6 +159,7 @@ def test_a_finished_schedule_is_not_lifted(run, name):
     assert f"model.schedule.name {name} -> constant" in run.report
 
 
+@pytest.mark.slow
 def test_a_new_number_of_accumulated_batches_begins_with_a_whole_step(run):
     """A run of step 1 with one batch, then of 2 batches a step: positions 0-1, then 2-5, and the mean of both batches."""
     run(1)
@@ -169,7 +174,7 @@ def test_a_new_number_of_accumulated_batches_begins_with_a_whole_step(run):
     assert "trainer.accumulate_grad_batches 1 -> 2" in run.report
 
 
-@pytest.mark.spread(3)
+@pytest.mark.spread(1)
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -201,7 +206,7 @@ def test_every_change_is_reported(run, tmp_path, changes, words):
     assert len(report.split("; ", 1)[1].split(", ")) <= 1 + 2 * len(words), "nothing else"
 
 
-@pytest.mark.spread(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("in_memory", [False, True])
 def test_changed_images_are_reported(run, tmp_path, in_memory):
     folder = tmp_path / "own"

@@ -1,5 +1,6 @@
 """Checkpoints: whole or not there, the newest whole one is found, a run that was stopped goes on as if it had not been."""
 
+import json
 import os
 import resource
 import signal
@@ -11,7 +12,7 @@ import torch
 from rad.images import atomic as files
 from rad.training import resume as checkpoints
 from rad.training.checkpoint import Checkpoint
-from rad.training.resume import ENTRIES, WholeCheckpointIO, find_checkpoint, find_damage
+from rad.training.resume import ENTRIES, WholeCheckpointIO, find_checkpoint, find_damage, set_aside
 
 
 def save(folder, *steps):
@@ -51,6 +52,48 @@ def test_a_copied_run_may_hold_the_last_alone(tmp_path):
     assert find_checkpoint("last", tmp_path).endswith("last.ckpt")
 
 
+def run_folder(folder, *steps, best):
+    """Checkpoints and averages of `steps`, `last.ckpt`, and the best model of step `best`."""
+    save(folder, *steps)
+    place = folder / "checkpoints"
+    for name in ("best", *(f"step={step}-sigma0.08" for step in steps)):
+        (place / name).mkdir()
+    (place / "best" / "best.json").write_text(json.dumps({"step": best}))
+    (place / "last.ckpt").symlink_to(f"step={steps[-1]}.ckpt")
+    return place
+
+
+def names(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+def test_going_back_sets_later_checkpoints_aside_and_loses_none(tmp_path, capsys):
+    place = run_folder(tmp_path, 90, 100, 1000, best=95)
+    set_aside(place, 90)
+    assert names(place) == {"step=90.ckpt", "step=90-sigma0.08", "last.ckpt", "superseded"}
+    saved = {f"step={step}{end}" for step in (100, 1000) for end in (".ckpt", "-sigma0.08")}
+    assert names(place / "superseded" / "1") == saved | {"best"}
+    assert os.readlink(place / "last.ckpt") == "step=90.ckpt"
+    assert find_checkpoint("last", tmp_path) == find_checkpoint("auto", tmp_path) == str(place / "step=90.ckpt")
+    assert capsys.readouterr().err == f"later checkpoints, up to step=1000, are now in {place}/superseded/1\n"
+    save(tmp_path, 100)
+    set_aside(place, 90)
+    assert names(place / "superseded" / "2") == {"step=100.ckpt"}
+    set_aside(place, 50)
+    assert "last.ckpt" not in names(place)
+
+
+def test_an_ordinary_resume_moves_nothing(tmp_path, capsys):
+    """A run that was killed may have a model and a best model of later steps, which it writes again."""
+    place = run_folder(tmp_path, 90, 100, best=105)
+    (place / "step=110").mkdir()
+    before = names(place)
+    set_aside(place, 100)
+    set_aside(tmp_path / "nothing", 100)
+    assert names(place) == before
+    assert not capsys.readouterr().err
+
+
 def cut_short(content):
     return content[: len(content) // 2]
 
@@ -72,6 +115,10 @@ def test_a_damaged_checkpoint_is_reported_and_the_previous_one_used(tmp_path, da
     (tmp_path / "checkpoints" / "step=1.ckpt").write_bytes(b"")
     with pytest.warns(UserWarning, match="damaged"), pytest.raises(ValueError, match="all 2"):
         find_checkpoint("auto", tmp_path)
+    (tmp_path / "checkpoints" / "last.ckpt").symlink_to("step=2.ckpt")
+    set_aside(tmp_path / "checkpoints", 1)
+    assert os.readlink(tmp_path / "checkpoints" / "last.ckpt") == "step=1.ckpt"
+    assert names(tmp_path / "checkpoints" / "superseded" / "1") == {"step=2.ckpt"}
 
 
 def test_a_single_changed_byte_is_found(tmp_path):

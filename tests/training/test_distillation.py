@@ -216,6 +216,7 @@ def test_the_last_call_gets_a_gradient_in_every_layer(base, precision):
     assert all(grad is not None and (grad.abs().sum() > 0 or grad.ndim == 1) for grad in (*network, *heads))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one_and_exports_a_model_of_four_calls(world, base, tmp_path):  # noqa: F811
     whole = distilled(base)
     options = {"callbacks": [], "limit_val_batches": 1}

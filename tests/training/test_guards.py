@@ -97,6 +97,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint_that_goes_on_bit_for_bit(
         assert torch.equal(weight, trainable(resumed)[name]), name
 
 
+@pytest.mark.slow
 def test_slurm_gets_its_job_back_into_the_queue(world, tmp_path, monkeypatch):
     stub, told = tmp_path / "bin" / "scontrol", tmp_path / "told"
     stub.parent.mkdir()

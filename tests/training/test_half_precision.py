@@ -10,10 +10,16 @@ from safetensors.torch import load_file
 from torch import nn
 
 from rad.data.module import ImageDataModule
+from rad.diffusion.denoiser import UNetDenoiser
+from rad.diffusion.processes import Uniform
+from rad.diffusion.schedules import linear_betas
 from rad.models.lora import LoRA, trainable
+from rad.rng import KeyedNoise
 from rad.training.checkpoint import Checkpoint
 from rad.training.diffusion import Diffusion
 from rad.training.ema import EMA, replaced
+from rad.training.execution import Execution
+from rad.training.inpainting.sampling import choose_sampler, inpaint
 from tests.conftest import SIZE, random_image
 
 
@@ -81,6 +87,37 @@ def test_a_run_in_bfloat16_exports_its_average_in_float32(base, tmp_path):
     assert rounded > len(exported) / 3, "values that bfloat16 cannot hold"
     last = load_file(tmp_path / "checkpoints" / "step=2" / "adapter_model.safetensors")
     assert {w.dtype for w in last.values()} == {torch.float32}
+
+
+def test_a_frozen_base_in_bfloat16_is_sampled_in_the_dtype_of_the_adapter(base):
+    """As in training: images and timesteps are float32, and autocast rounds within the network."""
+    model = Diffusion(base=str(base), image_size=SIZE, lora=LoRA(rank=2), execution=Execution(base_dtype="bfloat16"))
+    model.configure_model()
+    assert next(model.network.parameters()).dtype == torch.bfloat16
+    seen = []
+    model.model.network.register_forward_pre_hook(lambda _, words: seen.extend(words))
+    image = torch.zeros(1, 3, SIZE, SIZE)
+    sampler = choose_sampler(model, steps=3, solver="ddim", spacing="trailing", eta=None)
+    with KeyedNoise(0, [0]) as noise:
+        inpaint(model, sampler, image, torch.ones(1, 1, SIZE, SIZE), [""], noise=noise)
+    assert {tensor.dtype for tensor in seen} == {torch.float32}
+    assert 999 in seen[1]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [(torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)],
+)
+def test_a_denoiser_does_not_round_timesteps(dtype, expected):
+    seen = []
+
+    def network(x, times, *, index):
+        seen.append(times)
+        return SimpleNamespace(sample=x)
+
+    level = Uniform(linear_betas()).noise(torch.tensor([999]))
+    estimate = UNetDenoiser(network).denoise(torch.zeros(1, 3, 2, 2, dtype=dtype), level)
+    assert (seen[0].dtype, seen[0].item(), estimate.x0.dtype) == (expected, 999, dtype)
 
 
 def test_timesteps_are_not_rounded_to_the_dtype_of_the_weights(base):

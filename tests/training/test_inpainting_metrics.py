@@ -348,6 +348,7 @@ def test_base_models_and_other_precisions(fit, process, precision):
     assert (fit.folder / "run" / "checkpoints" / "best" / "unet").is_dir()
 
 
+@pytest.mark.slow
 def test_validation_means_do_not_depend_on_sanity_checks_or_batches(fit):
     """Three of five images in batches of two: an unequal last batch. The checks before training leave no value."""
     values = []

@@ -212,7 +212,7 @@ def test_a_fresh_adapter_changes_nothing_and_trains_the_time(world, kind, time_l
     assert not any("norm1_context" in name or "text_embedder" in name for name in names)
 
 
-@pytest.mark.spread(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["stable", "latent", "stable3"])
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(world, tmp_path, kind):
     whole, resumed = module(world, kind), module(world, kind)
@@ -276,7 +276,7 @@ def test_prompts_are_encoded_and_some_are_dropped_by_position(world):
     assert torch.equal(as_plain(encoded(torch.arange(50, 60))), dropped[50:60]), "keyed by position"
 
 
-@pytest.mark.spread(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["stable", "stable3"])
 def test_bf16_and_gradient_checkpointing(world, tmp_path, kind):
     model = module(world, kind, execution=Execution(gradient_checkpointing=True))
@@ -320,6 +320,7 @@ def test_dropout_of_a_pretrained_network_is_off_in_training(world, tmp_path):
     assert torch.equal(first, again)
 
 
+@pytest.mark.slow
 def test_another_autoencoder_or_text_encoder_cannot_resume_a_run(world, tmp_path):
     shutil.copytree(world / "stable", tmp_path / "stable")
     place = str(tmp_path / "stable")
@@ -372,6 +373,7 @@ def test_v_prediction_trains_on_v(world, tmp_path):
         configured(base=str(folder), image_size=16, lora=LoRA(rank=2), loss=TrainingLoss(weight_limit=15))
 
 
+@pytest.mark.spread(1)
 @EACH
 def test_a_panel_shows_pixels(world, tmp_path, kind):
     panel = Panel(every_n_steps=0, images=2, steps=2)
@@ -385,7 +387,7 @@ def test_a_panel_shows_pixels(world, tmp_path, kind):
     assert (result - truth)[:, ~known].abs().max() > 0.01
 
 
-@pytest.mark.spread(1)
+@pytest.mark.slow
 @EACH
 def test_inpainting_is_measured_in_pixels(world, tmp_path, kind):
     callback = InpaintingMetrics(every_n_steps=1, images=2, batch_size=2, steps=2, monitor="psnr")

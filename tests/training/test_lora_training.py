@@ -75,6 +75,7 @@ def fit(root, folder, steps, *, resume=None, **settings):
     return model, averages, trajectory.weights
 
 
+@pytest.mark.slow
 def test_the_loss_with_dropout_does_not_depend_on_how_the_batch_is_split(world):
     model = module(world).train()
     for parameter in trainable(model).values():
@@ -88,6 +89,7 @@ def test_the_loss_with_dropout_does_not_depend_on_how_the_batch_is_split(world):
     assert not torch.allclose(together, model.eval().losses(batch, "train")[0].total, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one_with_its_averages_and_snapshots(world, tmp_path):
     whole, _, _ = fit(world, tmp_path / "whole", 6)
     (tmp_path / "half").mkdir()

@@ -14,6 +14,7 @@ from rad.data.draws import draw_timesteps
 from rad.data.module import ImageDataModule
 from rad.diffusion.schedules import linear_betas
 from rad.inpainting.inpainter import Inpainter
+from rad.inpainting.runs import find_trained
 from rad.masks.shapes import make
 from rad.models.adapter import AdapterInfo
 from rad.models.base import load_base, save_base
@@ -23,6 +24,7 @@ from rad.training.diffusion import Diffusion
 from rad.training.ema import EMA
 from rad.training.execution import Execution
 from rad.training.panel import Panel, Throughput
+from rad.training.resume import find_checkpoint
 from rad.training.schedules import Schedule
 from rad.training.settings import Scratch, TrainingLoss, TrainingProcess
 from tests.rounding import assert_same, doubled
@@ -232,17 +234,29 @@ def test_loggers_get_each_checkpoint(world, tmp_path):
     assert logger.paths == [(str(folder / f"step={step}.ckpt"), step, True) for step in (10, 15)]
 
 
+def test_a_run_that_goes_back_continues_from_its_own_checkpoints(world, tmp_path):
+    folder, images = tmp_path / "run" / "checkpoints", data(world, val_count=0)
+
+    def run(steps, resume=None, **settings):
+        often = Checkpoint(every_n_train_steps=1, dirpath=str(folder))
+        fit(tmp_path, module(world, **settings), images, steps, callbacks=[often], resume=resume)
+
+    run(3)
+    contents = {path.name: path.read_bytes() for path in folder.glob("step=[23].ckpt")}
+    run(2, str(folder / "step=1.ckpt"), optimizer=adamw(1e-2))
+    assert {path.name: path.read_bytes() for path in folder.glob("superseded/1/*.ckpt")} == contents
+    assert contents["step=2.ckpt"] != (folder / "step=2.ckpt").read_bytes()
+    assert find_trained(tmp_path / "run") == folder / "step=2-ema"
+    last = find_checkpoint("last", tmp_path / "run")
+    assert last == str(folder / "step=2.ckpt")
+    run(3, last, optimizer=adamw(1e-2))
+    assert (folder / "last.ckpt").resolve() == folder / "step=3.ckpt"
+    assert [path.name for path in (folder / "superseded").iterdir()] == ["1"], "an ordinary resume moves nothing"
+    run(4, str(folder / "superseded" / "1" / "step=3.ckpt"))
+    assert find_checkpoint("last", tmp_path / "run") == str(folder / "step=4.ckpt"), "the set aside run can continue"
+
+
 @pytest.mark.slow
-def test_a_step_that_is_trained_again_replaces_its_files(world, tmp_path):
-    fit(tmp_path, module(world), data(world), 20)
-    folder = tmp_path / "checkpoints"
-    (folder / "step=20" / "old").touch()
-    names = {path.name for path in folder.iterdir()}
-    fit(tmp_path, module(world), data(world), 20, resume=str(folder / "step=10.ckpt"))
-    assert {path.name for path in folder.iterdir()} == names
-    assert not (folder / "step=20" / "old").exists()
-
-
 def test_a_resumed_run_removes_the_checkpoints_of_the_first(world, tmp_path):
     def run(steps, resume=None):
         newest = Checkpoint(every_n_train_steps=2, save_top_k=2, dirpath=str(tmp_path / "newest"))
@@ -251,6 +265,30 @@ def test_a_resumed_run_removes_the_checkpoints_of_the_first(world, tmp_path):
 
     assert run(4) == {"step=2.ckpt", "step=4.ckpt", "last.ckpt"}
     assert run(6, str(tmp_path / "newest" / "step=4.ckpt")) == {"step=4.ckpt", "step=6.ckpt", "last.ckpt"}
+
+
+class Fails(L.Callback):
+    """An error in the validation after a step; `weights`: what the module held then."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def on_validation_batch_end(self, trainer, pl_module, *_):
+        if trainer.global_step > 0:
+            self.weights = {name: weight.detach().clone() for name, weight in trainable(pl_module).items()}
+            raise self.error
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_error_in_validation_leaves_the_trained_weights(world, tmp_path, error):
+    failing, whole = module(world), module(world)
+    options, fails = {"val_check_interval": 2, "check_val_every_n_epoch": None}, Fails(error)
+    with pytest.raises(SystemExit if error is KeyboardInterrupt else error):
+        fit(tmp_path / "failing", failing, data(world), 4, callbacks=[fails], **options)
+    fit(tmp_path / "whole", whole, data(world), 2)
+    for name, weight in trainable(whole).items():
+        assert torch.equal(weight, trainable(failing)[name]), name
+    assert any(not torch.equal(weight, fails.weights[name]) for name, weight in trainable(whole).items())
 
 
 def test_ema_follows_its_formula():
@@ -269,6 +307,7 @@ def test_ema_follows_its_formula():
         EMA(decay=1.5)
 
 
+@pytest.mark.slow
 def test_a_base_model_trains_from_scratch_and_loads(world, tmp_path):
     model = configured(**BASE_MODEL, optimizer=adamw(2e-3), loss=TrainingLoss(vlb_weight=1.0))
     with torch.no_grad():
@@ -353,6 +392,9 @@ def test_a_panel_that_cannot_be_drawn_is_refused_before_training(tmp_path, world
     model = configured(**BASE_MODEL)
     with pytest.raises(ValueError, match="method 'replacement' changes x or x0"):
         fit(tmp_path, model, data(world), 1, callbacks=[Panel(every_n_steps=2, solver="dpm++2m")])
+    with pytest.raises(ValueError, match="Panel needs validation images, and there are none"):
+        fit(tmp_path, model, data(world, val_count=0), 1, callbacks=[Panel(every_n_steps=2)])
+    fit(tmp_path, model, data(world, val_count=0), 1, callbacks=[Panel(every_n_steps=0)])
 
 
 def factors(schedule, total):

@@ -12,7 +12,7 @@ from rad.training.checkpoint import Checkpoint, save_best
 from rad.training.ema import averaged
 from rad.training.optimizers import evaluating
 from rad.training.schedules import Schedule
-from tests.training.test_module import data, fit, module, world  # noqa: F401
+from tests.training.test_module import Fails, data, fit, module, world  # noqa: F401
 
 PRODIGY = ("prodigyopt.Prodigy", {"lr": 1.0, "weight_decay": 0.0})
 SCHEDULE_FREE = ("schedulefree.AdamWScheduleFree", {"lr": 3e-3, "warmup_steps": 2})
@@ -44,7 +44,7 @@ def values(model):
     return {name: weight.detach().clone() for name, weight in trainable(model).items()}
 
 
-@pytest.mark.spread(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [PRODIGY, SCHEDULE_FREE, EIGHT_BIT], ids=["prodigy", "schedule_free", "adamw_8bit"])
 def test_a_resumed_run_equals_an_uninterrupted_one(world, tmp_path, kind, capsys):  # noqa: F811
     runs = [module(world, optimizer=optimizer(*kind)) for _ in range(2)]
@@ -71,6 +71,7 @@ def test_a_changed_setting_is_reported_and_takes_effect(world, tmp_path, kind, c
     assert trainer.optimizers[0].param_groups[0]["k"] == 4, "the optimiser goes on"
 
 
+@pytest.mark.slow
 def test_validation_panels_and_exports_have_the_average_and_training_does_not_notice(world, tmp_path):  # noqa: F811
     """x_1 = z_1 and x_(k+1) = (1 - c) x_k + c z_(k+1), with c = lr_k^2 / sum lr^2, from the iterates z of each step."""
     seen, mean, weight_sum = [], {}, 0.0
@@ -107,6 +108,17 @@ def test_validation_panels_and_exports_have_the_average_and_training_does_not_no
         torch.testing.assert_close(values(watched), exported, rtol=0, atol=0)
     with evaluating(trainer.optimizers), evaluating(trainer.optimizers):  # nested: the average of the average is itself
         torch.testing.assert_close(values(watched), exported, rtol=0, atol=0)
+
+
+def test_an_error_in_validation_leaves_the_training_weights(world, tmp_path):  # noqa: F811
+    failing, whole = (module(world, optimizer=optimizer(*SCHEDULE_FREE)) for _ in range(2))
+    fails, options = Fails(RuntimeError), {"val_check_interval": 4, "check_val_every_n_epoch": None}
+    with pytest.raises(RuntimeError):
+        train(tmp_path / "a", failing, data(world), 6, callbacks=[fails], **options)
+    train(tmp_path / "b", whole, data(world), 4, limit_val_batches=0)
+    for name, weight in values(whole).items():
+        assert torch.equal(weight, values(failing)[name]), name
+    assert any(not torch.equal(weight, fails.weights[name]) for name, weight in values(whole).items())
 
 
 def test_a_second_average_is_refused_and_a_decay_warned_of(world, tmp_path):  # noqa: F811

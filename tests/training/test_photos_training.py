@@ -291,6 +291,7 @@ def test_torch_compile_gives_the_eager_loss_and_gradients():
     assert (found - expected).norm() < 1e-3 * expected.norm()  # float32 in another order; a wrong term is of order 1
 
 
+@pytest.mark.slow
 def test_the_configuration_matches_its_comments():
     """3.16 M parameters, and the levels of the trial: known pixels clean, the hole at t."""
     config = yaml.safe_load((ROOT / "configs/photos.yaml").read_text())["model"]

@@ -80,7 +80,7 @@ class FlowDenoiser:
     def denoise(self, x: Tensor, noise: NoiseLevel) -> Denoised:
         """x (B,C,H,W) at levels of a flow."""
         assert len(x) == self.count
-        times, index = noise.timesteps.to(x.dtype), noise.index
+        times, index = noise.timesteps.to(torch.promote_types(x.dtype, torch.float32)), noise.index
         if len(self.guided):
             both = None if index is None else torch.cat([index, index[self.guided]])
             inputs = torch.cat([x, x[self.guided]]), torch.cat([times, times[self.guided]])

@@ -113,7 +113,7 @@ class StableDiffusionDenoiser:
         model, text = self.model, branch.text
         rows = functools.partial(_rows, copies=len(text.tokens) // len(x))
         assert (self.masked is not None) == model.for_inpainting, "for_hole() comes first"
-        x, times = rows(x), rows(noise.timesteps.to(x.dtype))
+        x, times = rows(x), rows(noise.timesteps.to(torch.promote_types(x.dtype, torch.float32)))
         inputs = x if self.masked is None else torch.cat([x, rows(self.masked.to(x.dtype))], 1)
         noisiest = times.amax(1)
         added: dict[str, Tensor | list[Tensor]] = {}

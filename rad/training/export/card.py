@@ -70,10 +70,11 @@ def _run_name(trainer: L.Trainer) -> str | None:
 
 
 def newest_panel(trainer: L.Trainer) -> Path | None:
-    """The newest panel of the run; None without one. Its name, step=N.png, gives its step."""
+    """The newest panel of the run, step=N.png; None without one. Later ones are of a run before a resume."""
     panels = (Path(trainer.default_root_dir) / "panels").glob("step=*.png")
     steps = {int(path.stem.removeprefix("step=")): path for path in panels if path.stem[5:].isdigit()}
-    return steps[max(steps)] if steps else None
+    newest = max((step for step in steps if step <= trainer.global_step), default=None)
+    return None if newest is None else steps[newest]
 
 
 def _data_name(path: str) -> str:

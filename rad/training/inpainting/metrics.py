@@ -210,7 +210,7 @@ class InpaintingMetrics(Callback):
         """Report an early end."""
         if self._stopped and self._networks is not None and trainer.is_global_zero:
             folder = best_folder(trainer)
-            place = "" if folder is None else f"; the best model is {folder}"
+            place = "" if folder is None or not folder.is_dir() else f"; the best model is {folder}"
             report(
                 f"training has ended early at step {trainer.global_step}: inpainting/{self._key(self._networks)} has not "
                 f"improved on {self.best.value:.6g} of step {self.best.step} in {counted(self.best.waited, 'measurement')}"

@@ -48,9 +48,10 @@ def inpaint(
 ) -> Tensor:
     """Images (B,3,H,W) in [-1,1] with their holes (B,1,H,W) filled by the network as it is now; on the module's device.
 
-    Sampling runs in the dtype of the network's weights.
+    Sampling runs in the dtype of the trained weights; frozen ones may be stored in bfloat16.
     """
-    training, dtype = module.network.training, next(module.network.parameters()).dtype
+    training, weights = module.network.training, list(module.network.parameters())
+    dtype = next((weight.dtype for weight in weights if weight.requires_grad), weights[0].dtype)
     module.network.eval()
     try:
         task = module.task(image.to(dtype), hole.to(dtype))
