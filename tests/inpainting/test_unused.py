@@ -76,20 +76,19 @@ def test_a_condition_of_a_method_without_a_network(tmp_path):
     assert inpainter(images, hole, method="mean").nfe == 0
 
 
-def test_rad_sample_warns_once(base, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("method", "steps"), [("mean", "--steps 50 "), ("mean@50", "")])
+def test_rad_sample_warns_once(base, tmp_path, monkeypatch, capsys, method, steps):
     monkeypatch.chdir(tmp_path)
     IMAGE.save("in.png")
-    words = (
-        f"--checkpoint {base} --image in.png --mask center --output out --device cpu --size_policy resize --method mean"
-    )
-    useless = "--margin 3 --steps 50 --eta 0.5 --mask_dilate 5 --soft_mask"
+    words = f"--checkpoint {base} --image in.png --mask center --output out --device cpu --size_policy resize --method {method}"
+    useless = f"--margin 3 {steps}--eta 0.5 --mask_dilate 5 --soft_mask"
     assert warned(lambda: cli.sample([*words.split(), *useless.split()])) == []
     lines = [line for line in capsys.readouterr().err.splitlines() if "no effect" in line]
     assert lines == [
         "warning: --margin has no effect without --size_policy crop, zoom or pyramid",
         "warning: --soft_mask, --mask_dilate has no effect on the generator center",
-        "warning: --eta has no effect on mean",
-        "warning: --steps has no effect on mean",
+        f"warning: --eta has no effect on {method}",
+        f"warning: --steps has no effect on {method}",
     ]
 
 

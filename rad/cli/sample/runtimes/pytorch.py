@@ -138,7 +138,7 @@ class TorchModel(Model):
             preset = method.preset_solver if given["solver"] is None else "ddpm"
             hint = "" if preset == "ddpm" else f" ({preset!r} is its preset; {label.text},solver=ddpm takes another)"
             raise ValueError(f"{label.text}: {error}{hint}") from None
-        others = ["steps"] if options.steps is not None and method.weights == "none" else []
+        others = ["steps"] if label.length(options)[0] is not None and method.weights == "none" else []
         others += ["soft_mask"] if options.soft_mask and not method.soft else []
         others += ["average"] if label.given_average(options) > 1 and method.weights == "none" else []
         others += ["thin_steps"] if label.ignores_thin_steps(options) else []
