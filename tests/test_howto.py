@@ -92,7 +92,7 @@ def test_methods_are_compared_and_the_table_is_printed(desk: Path, capsys: pytes
     run_python(page, create)
     assert len(list((desk / "originals").iterdir())) == 12
     run_command([re.sub("^(rad|ddnm|diffpir)$", r"\1@2", word) for word in presets], "--limit", "6")
-    run_command(equal, "--limit", "6", "--budget_nfe", "2")
+    run_command(equal, "--limit", "6", "--budget_nfe", "6")
     run_python(page, other)
     assert len(list((desk / "theirs").iterdir())) == 6
     for file in (desk / "theirs").iterdir():  # the other system has kept the known pixels
