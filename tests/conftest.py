@@ -89,6 +89,21 @@ def adapter(models: Path) -> Path:
     return models / "adapter"
 
 
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder with `base/`, a base model, and `images/`, twelve of them."""
+    root = tmp_path_factory.mktemp("world")
+    save_base(root / "base", small_unet(), betas=linear_betas(), half=False)
+    source = torch.Generator().manual_seed(0)
+    (root / "images").mkdir()
+    for number in range(12):
+        pixels = torch.nn.functional.interpolate(torch.rand(1, 3, 4, 4, generator=source), (20, 24), mode="bicubic")[0]
+        Image.fromarray((pixels.clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy()).save(
+            root / "images" / f"{number}.png"
+        )
+    return root
+
+
 def make_adapter(folder: Path, base: Path, *, seed: int) -> None:
     """Save an adapter of rank 2 on `base` with random, non-zero weights."""
     loaded = load_base(base)

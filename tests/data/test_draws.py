@@ -11,7 +11,7 @@ from rad.masks.shapes import Box
 from rad.models.lora import LoRA, trainable
 from rad.rng import generator
 from rad.training.settings import TrainingProcess
-from tests.training.test_module import adamw, data, fit, module, world  # noqa: F401
+from tests.training.test_module import adamw, data, fit, module
 
 DRAWS = Draws(seed=3, purpose="train", channels=3, masks=Box(), unconditional=True)
 
@@ -55,14 +55,14 @@ class InTheStep(ImageDataModule):
         return None
 
 
-def weights(folder, images, world, **options):  # noqa: F811
+def weights(folder, images, world, **options):
     model = module(world)
     fit(folder, model, images, 5, **options)
     return {name: weight.detach().clone() for name, weight in trainable(model).items()}
 
 
 @pytest.mark.slow
-def test_draws_of_workers_are_those_of_the_step(world, tmp_path):  # noqa: F811
+def test_draws_of_workers_are_those_of_the_step(world, tmp_path):
     settings = {"size": 16, "batch_size": 4, "val_count": 3, "flip": True}
     path = str(world / "images")
     expected = weights(tmp_path / "step", InTheStep(path, **settings), world)
@@ -74,7 +74,7 @@ def test_draws_of_workers_are_those_of_the_step(world, tmp_path):  # noqa: F811
 
 
 @pytest.mark.slow
-def test_a_run_with_workers_resumes_exactly(world, tmp_path):  # noqa: F811
+def test_a_run_with_workers_resumes_exactly(world, tmp_path):
     whole = module(world)
     fit(tmp_path / "whole", whole, data(world, num_workers=1), 14)
     resumed = module(world)
@@ -84,7 +84,7 @@ def test_a_run_with_workers_resumes_exactly(world, tmp_path):  # noqa: F811
 
 
 @pytest.mark.parametrize("masks", [None, Box()])
-def test_a_stream_with_draws_can_be_sent_to_a_new_process(world, masks):  # noqa: F811
+def test_a_stream_with_draws_can_be_sent_to_a_new_process(world, masks):
     model = module(world, process=TrainingProcess(unconditional_share=0.5))
     images = data(world, masks=masks)
     images.trainer = type("Stub", (), {"lightning_module": model, "max_steps": 3})()
@@ -94,7 +94,7 @@ def test_a_stream_with_draws_can_be_sent_to_a_new_process(world, masks):  # noqa
     assert all(torch.equal(value, sent["draws"][name]) for name, value in sample["draws"].items())
 
 
-def test_losses_take_the_draws_of_the_batch(world):  # noqa: F811
+def test_losses_take_the_draws_of_the_batch(world):
     model = module(world, lora=LoRA(rank=2), optimizer=adamw(1e-3))
     batch = {"image": torch.zeros(2, 3, 16, 16), "position": torch.arange(2)}
     draws = model.draws("val", with_holes=True).batch([0, 1], (16, 16))
@@ -107,7 +107,7 @@ def test_losses_take_the_draws_of_the_batch(world):  # noqa: F811
     assert not torch.equal(other.total, expected.total)
 
 
-def test_positions_stay_on_the_host(world):  # noqa: F811
+def test_positions_stay_on_the_host(world):
     images = data(world)
     batch = {"image": torch.zeros(1), "position": torch.arange(2), "draws": {"times": torch.zeros(2)}}
     moved = images.transfer_batch_to_device(batch, torch.device("meta"), 0)

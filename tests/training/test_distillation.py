@@ -23,7 +23,7 @@ from rad.training.timesteps import TimestepDensity
 from tests.conftest import box_hole, random_image
 from tests.rounding import assert_same, doubled
 from tests.tiny_networks import small_unet
-from tests.training.test_module import UNET, adamw, configured, data, fit, world  # noqa: F401  (world is a fixture)
+from tests.training.test_module import UNET, adamw, configured, data, fit
 
 HOLE = box_hole(16, 16, 2, 3, 12, 14)
 
@@ -217,7 +217,7 @@ def test_the_last_call_gets_a_gradient_in_every_layer(base, precision):
 
 
 @pytest.mark.slow
-def test_a_resumed_run_equals_an_uninterrupted_one_and_exports_a_model_of_four_calls(world, base, tmp_path):  # noqa: F811
+def test_a_resumed_run_equals_an_uninterrupted_one_and_exports_a_model_of_four_calls(world, base, tmp_path):
     whole = distilled(base)
     options = {"callbacks": [], "limit_val_batches": 1}
     fit(tmp_path / "whole", whole, data(world), 20, **options)

@@ -12,10 +12,10 @@ from rad.models.adapter import AdapterInfo
 from rad.models.lora import LoRA, trainable
 from rad.training.diffusion import Diffusion
 from rad.training.execution import Execution
-from tests.training.test_module import adamw, batch, data, fit, module, world  # noqa: F401
+from tests.training.test_module import adamw, batch, data, fit, module
 
 
-def test_channels_last_includes_the_adapter_and_the_input(world):  # noqa: F811
+def test_channels_last_includes_the_adapter_and_the_input(world):
     model = module(world, execution=Execution(channels_last=True))
     convolutions = [layer for layer in model.network.modules() if isinstance(layer, nn.Conv2d)]
     lora = [layer.lora_A["default"] for layer in model.network.modules() if isinstance(layer, LoraLayer)]
@@ -29,7 +29,7 @@ def test_channels_last_includes_the_adapter_and_the_input(world):  # noqa: F811
     assert not inputs[0].is_contiguous()
 
 
-def test_a_base_in_bfloat16_trains_the_same_adapter_in_float32(world, tmp_path):  # noqa: F811
+def test_a_base_in_bfloat16_trains_the_same_adapter_in_float32(world, tmp_path):
     plain, half = module(world), module(world, execution=Execution(base_dtype="bfloat16"))
     assert plain.model.hash == half.model.hash
     trained = trainable(half)
@@ -52,7 +52,7 @@ def test_a_base_in_bfloat16_trains_the_same_adapter_in_float32(world, tmp_path):
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_the_precision_of_matrix_products_is_that_of_the_run(world, tmp_path, fails):  # noqa: F811
+def test_the_precision_of_matrix_products_is_that_of_the_run(world, tmp_path, fails):
     class Watched(Diffusion):
         def training_step(self, batch, batch_idx):
             seen.append(torch.get_float32_matmul_precision())

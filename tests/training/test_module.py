@@ -34,21 +34,6 @@ UNET = {**dict(small_unet().config), "sample_size": 16}
 BASE_MODEL = {"scratch": Scratch(UNET), "process": TrainingProcess("uniform"), "image_size": 16}
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """A folder with `base/`, a base model, and `images/`, twelve of them."""
-    root = tmp_path_factory.mktemp("world")
-    save_base(root / "base", small_unet(), betas=linear_betas(), half=False)
-    source = torch.Generator().manual_seed(0)
-    (root / "images").mkdir()
-    for number in range(12):
-        pixels = torch.nn.functional.interpolate(torch.rand(1, 3, 4, 4, generator=source), (20, 24), mode="bicubic")[0]
-        Image.fromarray((pixels.clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy()).save(
-            root / "images" / f"{number}.png"
-        )
-    return root
-
-
 def adamw(lr, **settings):
     return partial(torch.optim.AdamW, lr=lr, **settings)
 
@@ -232,6 +217,19 @@ def test_loggers_get_each_checkpoint(world, tmp_path):
     fit(tmp_path, module(world), data(world), 15, logger=logger)
     folder = tmp_path / "checkpoints"
     assert logger.paths == [(str(folder / f"step={step}.ckpt"), step, True) for step in (10, 15)]
+
+
+@pytest.mark.slow
+def test_a_step_that_is_trained_again_replaces_its_files(world, tmp_path):
+    """A killed run may leave a model without its checkpoint; the resumed run writes it again."""
+    fit(tmp_path, module(world), data(world), 20)
+    folder = tmp_path / "checkpoints"
+    names = {path.name for path in folder.iterdir()}
+    (folder / "step=20" / "old").touch()
+    (folder / "step=20.ckpt").unlink()
+    fit(tmp_path, module(world), data(world), 20, resume=str(folder / "step=10.ckpt"))
+    assert {path.name for path in folder.iterdir()} == names
+    assert not (folder / "step=20" / "old").exists()
 
 
 def test_a_run_that_goes_back_continues_from_its_own_checkpoints(world, tmp_path):

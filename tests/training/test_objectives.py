@@ -12,10 +12,10 @@ from rad.training.settings import TrainingLoss, TrainingProcess
 from rad.training.timesteps import HISTORY, TimestepDensity
 from tests.rounding import assert_same, doubled
 from tests.tiny_networks import small_unet
-from tests.training.test_module import batch, data, fit, module, world  # noqa: F401
+from tests.training.test_module import batch, data, fit, module
 
 
-def test_noise_offset_shifts_the_channels_of_each_image_in_training_alone(world, monkeypatch):  # noqa: F811
+def test_noise_offset_shifts_the_channels_of_each_image_in_training_alone(world, monkeypatch):
     """Recorded by the loss: its eps has c n more, one n for each image and channel, whatever the batch."""
     seen = []
     model = {c: module(world, process=TrainingProcess(noise_offset=c)) for c in (0.0, 0.5)}
@@ -39,7 +39,7 @@ def test_noise_offset_shifts_the_channels_of_each_image_in_training_alone(world,
 
 
 @pytest.mark.slow
-def test_timesteps_that_follow_the_losses_resume_exactly(world, tmp_path):  # noqa: F811
+def test_timesteps_that_follow_the_losses_resume_exactly(world, tmp_path):
     """Six levels, so that 20 steps fill the history; whole and resumed run have equal weights and histories."""
     save_base(tmp_path / "base", small_unet(), betas=linear_betas(6), half=False)
     density = TimestepDensity("loss_second_moment")
@@ -58,7 +58,7 @@ def test_timesteps_that_follow_the_losses_resume_exactly(world, tmp_path):  # no
         assert torch.equal(weight, trainable(resumed)[name]), name
 
 
-def test_weighted_losses_do_not_depend_on_how_the_batch_is_split(world):  # noqa: F811
+def test_weighted_losses_do_not_depend_on_how_the_batch_is_split(world):
     density = TimestepDensity("logit_normal", reweight=True)
     model = module(world, process=TrainingProcess(density=density)).eval()
     doubled(model.model.network)
@@ -70,7 +70,7 @@ def test_weighted_losses_do_not_depend_on_how_the_batch_is_split(world):  # noqa
     torch.testing.assert_close(together.total, plain * model.timestep_sampler.weights(t).to(plain))
 
 
-def test_the_official_recipe_differs_in_four_places(world):  # noqa: F811
+def test_the_official_recipe_differs_in_four_places(world):
     """Decoder term, clipping, attention order, time origin; all other settings are those of the default."""
     default, official = module(world, lora=LoRA(rank=2)), module(world, lora=LoRA(rank=2), official=True)
     assert default.process == TrainingProcess()
@@ -85,7 +85,7 @@ def test_the_official_recipe_differs_in_four_places(world):  # noqa: F811
 
 
 @pytest.mark.parametrize("official", [False, True])
-def test_gradients_are_clipped_by_the_norm_of_the_clipped_weights(world, official):  # noqa: F811
+def test_gradients_are_clipped_by_the_norm_of_the_clipped_weights(world, official):
     model = module(world, lora=LoRA(rank=2), official=official)
     for weight in model.trained.values():
         weight.grad = torch.full_like(weight, 2.0)
@@ -98,7 +98,7 @@ def test_gradients_are_clipped_by_the_norm_of_the_clipped_weights(world, officia
         torch.testing.assert_close(weight.grad, expected, rtol=1e-5, atol=0)
 
 
-def test_settings_that_the_official_recipe_lacks_are_an_error(world):  # noqa: F811
+def test_settings_that_the_official_recipe_lacks_are_an_error(world):
     with pytest.raises(ValueError, match=r"remove them, or set model\.official to false"):
         module(world, lora=LoRA(rank=2), official=True, loss=TrainingLoss(region="noisy"))
     with pytest.raises(ValueError, match=r"set model\.lora or model\.adapter"):

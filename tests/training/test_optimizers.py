@@ -12,7 +12,7 @@ from rad.training.checkpoint import Checkpoint, save_best
 from rad.training.ema import averaged
 from rad.training.optimizers import evaluating
 from rad.training.schedules import Schedule
-from tests.training.test_module import Fails, data, fit, module, world  # noqa: F401
+from tests.training.test_module import Fails, data, fit, module
 
 PRODIGY = ("prodigyopt.Prodigy", {"lr": 1.0, "weight_decay": 0.0})
 SCHEDULE_FREE = ("schedulefree.AdamWScheduleFree", {"lr": 3e-3, "warmup_steps": 2})
@@ -46,7 +46,7 @@ def values(model):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [PRODIGY, SCHEDULE_FREE, EIGHT_BIT], ids=["prodigy", "schedule_free", "adamw_8bit"])
-def test_a_resumed_run_equals_an_uninterrupted_one(world, tmp_path, kind, capsys):  # noqa: F811
+def test_a_resumed_run_equals_an_uninterrupted_one(world, tmp_path, kind, capsys):
     runs = [module(world, optimizer=optimizer(*kind)) for _ in range(2)]
     before = values(runs[0])
     train(tmp_path / "a", runs[0], data(world), 6, val_check_interval=2, check_val_every_n_epoch=None)
@@ -59,7 +59,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(world, tmp_path, kind, capsys
 
 @pytest.mark.spread(1)
 @pytest.mark.parametrize("kind", [PRODIGY, SCHEDULE_FREE], ids=["prodigy", "schedule_free"])
-def test_a_changed_setting_is_reported_and_takes_effect(world, tmp_path, kind, capsys):  # noqa: F811
+def test_a_changed_setting_is_reported_and_takes_effect(world, tmp_path, kind, capsys):
     path, settings = kind
     train(tmp_path, module(world, optimizer=optimizer(path, settings)), data(world), 3)
     resumed = module(world, optimizer=optimizer(path, settings | {"lr": 0.5 * settings["lr"], "weight_decay": 0.125}))
@@ -72,7 +72,7 @@ def test_a_changed_setting_is_reported_and_takes_effect(world, tmp_path, kind, c
 
 
 @pytest.mark.slow
-def test_validation_panels_and_exports_have_the_average_and_training_does_not_notice(world, tmp_path):  # noqa: F811
+def test_validation_panels_and_exports_have_the_average_and_training_does_not_notice(world, tmp_path):
     """x_1 = z_1 and x_(k+1) = (1 - c) x_k + c z_(k+1), with c = lr_k^2 / sum lr^2, from the iterates z of each step."""
     seen, mean, weight_sum = [], {}, 0.0
 
@@ -110,7 +110,7 @@ def test_validation_panels_and_exports_have_the_average_and_training_does_not_no
         torch.testing.assert_close(values(watched), exported, rtol=0, atol=0)
 
 
-def test_an_error_in_validation_leaves_the_training_weights(world, tmp_path):  # noqa: F811
+def test_an_error_in_validation_leaves_the_training_weights(world, tmp_path):
     failing, whole = (module(world, optimizer=optimizer(*SCHEDULE_FREE)) for _ in range(2))
     fails, options = Fails(RuntimeError), {"val_check_interval": 4, "check_val_every_n_epoch": None}
     with pytest.raises(RuntimeError):
@@ -121,7 +121,7 @@ def test_an_error_in_validation_leaves_the_training_weights(world, tmp_path):  #
     assert any(not torch.equal(weight, fails.weights[name]) for name, weight in values(whole).items())
 
 
-def test_a_second_average_is_refused_and_a_decay_warned_of(world, tmp_path):  # noqa: F811
+def test_a_second_average_is_refused_and_a_decay_warned_of(world, tmp_path):
     with pytest.raises(ValueError, match=r"AdamWScheduleFree averages the weights itself.*remove EMA"):
         fit(tmp_path, module(world, optimizer=optimizer(*SCHEDULE_FREE)), data(world), 2)
     decaying = module(world, optimizer=optimizer(*SCHEDULE_FREE), schedule=Schedule("cosine"))

@@ -26,7 +26,7 @@ from rad.training.execution import Execution
 from rad.training.panel import Panel
 from rad.training.schedules import Schedule
 from rad.training.settings import Scratch, TrainingLoss, TrainingProcess
-from tests.training.test_module import UNET, adamw, batch, configured, data, fit, world  # noqa: F401  (world is a fixture)
+from tests.training.test_module import UNET, adamw, batch, configured, data, fit
 
 ROOT = Path(__file__).resolve().parents[2]
 V_UNET = {**UNET, "out_channels": 3}
@@ -43,7 +43,7 @@ def scratch(**options):
     return configured(**settings | options)
 
 
-def test_a_model_trained_as_rad_from_scratch_is_saved_sampled_and_adapted(world, tmp_path):  # noqa: F811
+def test_a_model_trained_as_rad_from_scratch_is_saved_sampled_and_adapted(world, tmp_path):
     fit(tmp_path, scratch(), data(world), 10, callbacks=[EMA(decay=0.5, suffix="ema_short")])
     folder = tmp_path / "checkpoints" / "step=10-ema"
     loaded, info = load_base(folder), AdapterInfo.read(folder)
@@ -65,7 +65,7 @@ def test_a_model_trained_as_rad_from_scratch_is_saved_sampled_and_adapted(world,
     assert Inpainter.from_pretrained(tmp_path / "lora/checkpoints/step=10")(image, mask, steps=2).nfe == 2
 
 
-def test_whole_weights_trained_without_unconditional_samples_are_no_base_model(world, tmp_path):  # noqa: F811
+def test_whole_weights_trained_without_unconditional_samples_are_no_base_model(world, tmp_path):
     fit(tmp_path, scratch(process=TrainingProcess(phase2=0.0)), data(world), 10)
     inpainter = Inpainter.from_pretrained(tmp_path / "checkpoints" / "step=10")
     with pytest.raises(ValueError, match="unconditional_share"):
@@ -160,7 +160,7 @@ def test_a_clean_level_has_no_weight():
 
 
 @pytest.mark.slow
-def test_two_averages_are_kept_apart_through_a_resume(world, tmp_path):  # noqa: F811
+def test_two_averages_are_kept_apart_through_a_resume(world, tmp_path):
     def run(folder, steps, resume=None):
         long = EMA(decay=0.99, inv_gamma=0.1, suffix="ema_long")
         _, first = fit(folder, scratch(), data(world), steps, resume=resume, callbacks=[long])
@@ -174,7 +174,7 @@ def test_two_averages_are_kept_apart_through_a_resume(world, tmp_path):  # noqa:
     assert any(not torch.equal(whole[0].weights[name], whole[1].weights[name]) for name in whole[0].weights)
 
 
-def test_each_average_is_exported_and_the_first_is_validated_and_shown(world, tmp_path, monkeypatch):  # noqa: F811
+def test_each_average_is_exported_and_the_first_is_validated_and_shown(world, tmp_path, monkeypatch):
     long, seen = EMA(decay=0.99, inv_gamma=0.1, suffix="ema_long"), {}
 
     class Look(L.Callback):
@@ -200,14 +200,14 @@ def test_each_average_is_exported_and_the_first_is_validated_and_shown(world, tm
 
 
 @pytest.mark.slow
-def test_a_run_is_not_resumed_with_another_prediction(world, tmp_path):  # noqa: F811
+def test_a_run_is_not_resumed_with_another_prediction(world, tmp_path):
     fit(tmp_path, scratch(), data(world), 10)
     other = scratch(scratch=Scratch(V_UNET))
     with pytest.raises(ValueError, match="belongs to"):
         fit(tmp_path, other, data(world), 20, resume=str(tmp_path / "checkpoints/step=10.ckpt"))
 
 
-def test_zero_shot_methods_ignore_a_variance_that_was_not_trained(world, tmp_path):  # noqa: F811
+def test_zero_shot_methods_ignore_a_variance_that_was_not_trained(world, tmp_path):
     fit(tmp_path, scratch(scratch=Scratch(UNET)), data(world), 10)
     model = Inpainter.from_pretrained(tmp_path / "checkpoints" / "step=10").model
     level = model.base_process.noise(torch.tensor([500]))
@@ -215,7 +215,7 @@ def test_zero_shot_methods_ignore_a_variance_that_was_not_trained(world, tmp_pat
         assert model.denoiser([], adapter=adapter).denoise(torch.zeros(1, 3, 16, 16), level).variance_fraction is None
 
 
-def test_the_panel_is_a_png_file_of_the_run(world, tmp_path):  # noqa: F811
+def test_the_panel_is_a_png_file_of_the_run(world, tmp_path):
     fit(tmp_path, scratch(), data(world), 2, callbacks=[Panel(every_n_steps=2, images=2, steps=2)])
     with Image.open(tmp_path / "panels" / "step=2.png") as panel:
         assert panel.size == (3 * 18 + 2, 2 * 18 + 2)
@@ -246,7 +246,7 @@ def test_settings_that_do_not_fit_are_refused(build, message):
         build()
 
 
-def test_averages_of_one_name_are_refused(world, tmp_path, monkeypatch):  # noqa: F811
+def test_averages_of_one_name_are_refused(world, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     given = [f"--data.path={world / 'images'}", f"--model.base={world / 'base'}", "--data.size=16"]
     averages = '[{"class_path": "rad.training.EMA"}, {"class_path": "rad.training.EMA"}]'
@@ -254,7 +254,7 @@ def test_averages_of_one_name_are_refused(world, tmp_path, monkeypatch):  # noqa
         training_fit([*given, f"--trainer.callbacks={averages}", "--trainer.max_steps=1"])
 
 
-def test_bf16_follows_float32(world):  # noqa: F811
+def test_bf16_follows_float32(world):
     """The loss in bfloat16 is that in float32 to the 8 bits of its mantissa, and its gradients point the same way."""
     losses, gradients = [], []
     for precision in (torch.float32, torch.bfloat16):

@@ -9,7 +9,7 @@ import torch
 
 from rad.models.lora import trainable
 from rad.training.rate_finder import HIGH, LOW, Point, RateFinder, suggest
-from tests.training.test_module import data, module, world  # noqa: F401
+from tests.training.test_module import data, module
 
 
 def curve(ratio):
@@ -39,7 +39,7 @@ def test_too_few_steps_are_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_writes_its_curve_alone_and_restores_the_weights(world, tmp_path):  # noqa: F811
+def test_a_run_writes_its_curve_alone_and_restores_the_weights(world, tmp_path):
     model = module(world)
     before = {name: weight.detach().clone() for name, weight in trainable(model).items()}
     finder = RateFinder(20, tmp_path / "lr_find")
