@@ -11,6 +11,8 @@ import pytest
 
 from rad.cli.environment import tested_versions
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
 
@@ -48,7 +50,6 @@ def rad(installed: Path, folder: Path, *words: object, code: int = 0) -> subproc
     return done
 
 
-@pytest.mark.slow
 def test_the_wheel_is_small_and_contains_configurations_checkpoints_and_tested_versions(wheel):
     assert wheel.name.startswith("rad_inpainting-")
     with zipfile.ZipFile(wheel) as archive:
@@ -65,7 +66,6 @@ def test_the_wheel_is_small_and_contains_configurations_checkpoints_and_tested_v
     assert not [name for name in names if name.startswith(("tests", "configs", "checkpoints", "benchmarks"))]
 
 
-@pytest.mark.slow
 def test_help_and_errors_come_from_the_installed_package(installed, tmp_path):
     assert "rad COMMAND" in rad(installed, tmp_path, "--help").stdout
     assert "did you mean sample?" in rad(installed, tmp_path, "smaple", code=2).stderr
@@ -88,7 +88,6 @@ def test_the_installed_package_knows_the_tested_versions(installed, tmp_path):
     assert done.stdout.split() == ["True", str(installed / "rad" / "cli" / "environment.py")]
 
 
-@pytest.mark.slow
 def test_sampling_and_training_work_from_an_empty_folder(installed, tmp_path):
     from tests.conftest import random_image
 

@@ -44,16 +44,27 @@ def test_list_of_methods_is_printed():
     assert stopped.value.code == 0
 
 
+def assert_only_the_hole_changed(desk):
+    truth, filled = (np.asarray(Image.open(desk / name)) for name in ("photo.png", "filled.png"))
+    hole = np.asarray(Image.open(desk / "mask.png")) == 255
+    assert (truth[~hole] == filled[~hole]).all()
+    assert (truth[hole] != filled[hole]).any()
+
+
+def test_the_first_command_fills_the_hole(desk):
+    first = next(words for words in commands("sample") if "--image" in words)
+    assert cli.sample(first) == 0
+    assert_only_the_hole_changed(desk)
+
+
+@pytest.mark.slow
 def test_sampling_commands_fill_the_holes(desk):
     """On two images; `test_evaluation_commands_score_the_results` runs the command with `--report`."""
     for arguments in commands("sample"):
         if not {"--list_methods", "--report", "photos-onnx"} & set(arguments):
             budget = ["--budget_nfe", "3"] if "--budget_nfe" in arguments else ["--steps", "2"]
             assert cli.sample([*arguments, "--limit", "2", *budget]) == 0
-    truth, filled = (np.asarray(Image.open(desk / name)) for name in ("photo.png", "filled.png"))
-    hole = np.asarray(Image.open(desk / "mask.png")) == 255
-    assert (truth[~hole] == filled[~hole]).all()
-    assert (truth[hole] != filled[hole]).any()
+    assert_only_the_hole_changed(desk)
     assert Image.open(desk / "larger.png").size == (648, 400)
     assert len(list((desk / "filled").iterdir())) == 4
     lettered, restored = (np.asarray(Image.open(desk / name), int) for name in ("lettered.png", "restored.png"))

@@ -138,6 +138,7 @@ class EDMDenoiser:
         width = sigma.square() + self.sigma_data**2
         c_skip, c_out, c_in = self.sigma_data**2 / width, sigma * self.sigma_data / width.sqrt(), 1 / width.sqrt()
         scaled = noise.spread((c_in / noise.alpha).to(x.dtype)) * x
-        output = self.network(scaled, (sigma[:, 0].log() / 4).to(x.dtype)).to(x.dtype)
+        c_noise = (sigma[:, 0].log() / 4).to(torch.promote_types(x.dtype, torch.float32))
+        output = self.network(scaled, c_noise).to(x.dtype)
         kept = noise.spread((c_skip / noise.alpha).to(x.dtype)) * x
         return Denoised(kept + noise.spread(c_out.to(x.dtype)) * output)

@@ -68,6 +68,19 @@ def test_the_constants_are_those_of_diffusers():
     torch.testing.assert_close(x0, scheduler.precondition_outputs(x, scaled.square(), sigma))
 
 
+def test_levels_reach_a_bfloat16_network_in_float32():
+    sigmas, asked = torch.tensor([0.1, 2.5, 2.51]), []
+
+    def network(scaled, c_noise):
+        asked.append(c_noise)
+        return torch.zeros_like(scaled)
+
+    x = torch.zeros(2, 3, 4, 4, dtype=torch.bfloat16)
+    x0 = EDMDenoiser(network).denoise(x, EDM(sigmas).noise(torch.tensor([1, 2]))).x0
+    torch.testing.assert_close(asked[0], sigmas[1:].log() / 4)
+    assert x0.dtype == torch.bfloat16
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("edm")
