@@ -149,6 +149,30 @@ def test_texture_is_the_ratio_of_gradient_energies(tmp_path):
         assert (found.value, found.low, found.high) == pytest.approx((expected,) * 3)
 
 
+def test_the_interval_of_the_texture_is_that_of_a_ratio_of_sums(tmp_path):
+    """The first of eight photographs has nearly all of the energy, and a quarter of it is left."""
+    hole, energies = torch.ones(1, 16, 16), []
+    for number in range(8):
+        original = np.asarray(random_image(16, 16, seed=number)) // (2 if number == 0 else 32) * 2
+        result = original // 2 if number == 0 else original
+        for folder, image in (("images", original), ("item/a", result)):
+            (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.astype(np.uint8)).save(tmp_path / folder / f"{number}.png")
+        write_mask(tmp_path / "item/masks" / f"{number}.png", hole)
+        energies.append(sum(float(np.square(np.diff(original.astype(float), axis=axis)).sum()) for axis in (0, 1)))
+    found = photograph_tables.texture(tmp_path / "item", tmp_path / "images", "a", seed=0)
+    assert found.value == pytest.approx(1 - 0.75 * energies[0] / sum(energies), rel=1e-5)
+    assert 0.25 < found.low < 0.27, "at 0.6 percent, the first photograph is drawn four times"
+    assert found.high == 1, "a third of the samples lack the first photograph"
+    two = tmp_path / "two"
+    for folder in ("images", "item/a", "item/masks"):
+        (two / folder).mkdir(parents=True)
+        for number in (0, 1, 2):
+            (two / folder / f"{number}.png").write_bytes((tmp_path / folder / f"{number}.png").read_bytes())
+    few = photograph_tables.texture(two / "item", two / "images", "a", seed=0)
+    assert (few.low, few.high) == pytest.approx((0.25, 1.0)), "of three, the same one thrice has 3.7 percent"
+
+
 def test_the_table_stars_significant_differences():
     metrics = [Metric("psnr-hole", "PSNR hole (dB)", "higher", 2, {}), Metric("ssim", "SSIM", "higher", 3, {})]
 

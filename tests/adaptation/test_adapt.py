@@ -3,6 +3,8 @@
 import copy
 import json
 import threading
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,10 @@ from rad.adaptation import CROPS, adapt
 from rad.adaptation.crops import Crops
 from rad.adaptation.run import compute_loss
 from rad.cli import main as cli
+from rad.diffusion.levels import NoiseRegions
+from rad.diffusion.losses import hybrid_loss
+from rad.diffusion.processes import region_aware
+from rad.diffusion.step import noised
 from rad.evaluation.run_log import read_costs
 from rad.inpainting.inpainter import Inpainter
 from rad.inpainting.result import Cancelled
@@ -97,13 +103,39 @@ def losses_of(inpainter, batches):
     return [compute_loss(network, inpainter.model, batch, torch.device("cpu")).item() for batch in batches]
 
 
+def crops(stripes):
+    return Crops(stripes.transpose(2, 0, 1), HOLE.numpy(), (SIZE, SIZE), seed=9, name="b")
+
+
+def test_training_lowers_the_loss_of_the_crops_that_it_sees(inpainter, stripes, monkeypatch):
+    batch = crops(stripes).draw(0, 2)
+    monkeypatch.setattr(Crops, "draw", lambda *_: batch)
+    losses = adapt(inpainter, stripes, HOLE, steps=3, name="a").losses
+    assert all(after < before for before, after in pairwise(losses))
+
+
+@torch.no_grad()
+def test_the_loss_is_that_of_a_step_to_the_next_level(inpainter, stripes):
+    batch, process = crops(stripes).draw(0, 4), region_aware(inpainter.model.base_process)
+    t = (batch.level * 1000).long()
+    t[0], regions = 0, NoiseRegions.binary(batch.hole)
+    batch = replace(batch, level=(t + 0.5) / 1000)
+    now, previous = (process.noise(time, regions) for time in (t, t - 1))
+    x = noised(batch.x0, now, noise=batch.eps)
+    output = inpainter.model.sampled_network(adapter=True)(x, timestep=now.timesteps.float(), index=now.index).sample
+    terms = {"x0": batch.x0, "x": x, "eps": batch.eps, "now": now, "previous": previous, "pixels": batch.counted}
+    expected = hybrid_loss(output, **terms, vlb_weight=1e-3, weight_limit=15.0)
+    assert (expected.vlb > 0).all()
+    found = compute_loss(inpainter.model.sampled_network(adapter=True), inpainter.model, batch, torch.device("cpu"))
+    torch.testing.assert_close(found, expected.total.mean(), rtol=1e-6, atol=0)
+
+
 @pytest.mark.slow
 def test_loss_falls_on_other_crops_of_the_image(inpainter, stripes):
     done = []
     adapted = adapt(inpainter, stripes, HOLE, steps=60, name="a", on_step=done.append)
     assert done == [CROPS * (step + 1) for step in range(60)]
-    other = Crops(stripes.transpose(2, 0, 1), HOLE.numpy(), (SIZE, SIZE), seed=9, name="b")
-    batches = [other.draw(step, CROPS) for step in range(8)]
+    batches = [crops(stripes).draw(step, CROPS) for step in range(8)]
     before, after = (losses_of(each, batches) for each in (inpainter, adapted.inpainter))
     assert np.mean(after) < 0.8 * np.mean(before)
 

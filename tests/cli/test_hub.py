@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from rad.__main__ import main
 from rad.inpainting.inpainter import Inpainter
 from rad.models.hub.card import Metadata, with_metadata
+from rad.models.hub.convert import save_merged
 from rad.models.load import load_model
 from rad.models.lora import trainable
 from rad.training.diffusion import Diffusion
@@ -219,6 +220,16 @@ def test_a_merged_model_gives_the_results_of_its_adapter(adapter, tmp_path, caps
     card = (tmp_path / "merged" / "README.md").read_text()
     assert "library_name: diffusers" in card
     assert "# A random adapter" in card
+
+
+def test_merged_weights_are_those_of_base_and_adapter(adapter, tmp_path):
+    model = Inpainter.from_pretrained(adapter, device="cpu").model
+    save_merged(model, tmp_path / "merged", name="merged", card=None)
+    merged = load_file(tmp_path / "merged" / "unet" / "diffusion_pytorch_model.safetensors")
+    expected, plain = (model.sampled_network(adapter=which).state_dict() for which in (True, False))
+    assert merged.keys() == expected.keys()
+    assert all(torch.equal(weight, expected[name]) for name, weight in merged.items())
+    assert not torch.equal(merged["conv_in.weight"], plain["conv_in.weight"])
 
 
 @pytest.mark.slow

@@ -8,7 +8,9 @@ import pytest
 from PIL import Image
 
 from rad.cli import main as cli
+from rad.cli.sample.pairing import find_masks
 from rad.cli.sample.runtimes import pytorch
+from rad.images.sources import ImageFile, list_images
 from tests.conftest import SIZE, box_hole, random_image
 
 HOLE = box_hole(SIZE, SIZE, 3, 4, 11, 12)[0].numpy() > 0
@@ -97,6 +99,16 @@ def test_a_pattern_names_the_mask_that_is_missing_or_double(sample):
     code, _, err = sample(mask="masks", mask_pattern="{stem}_mask.*")
     assert code == 2
     assert "several masks for a.png: a_mask.png, a_mask.tif" in err
+
+
+def test_a_wildcard_stays_in_its_folder(tmp_path):
+    for name in ("images/a.png", "masks/a_mask.png", "masks/a_other/mask.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        random_image(4, 4).save(tmp_path / name)
+    images = list_images(tmp_path / "images")
+    (mask,) = find_masks(str(tmp_path / "masks"), images, ["a"], pattern="{stem}_*", in_order=False)
+    assert isinstance(mask, ImageFile)
+    assert mask.name == "a_mask.png"
 
 
 @pytest.mark.parametrize("same", ["folder", "linked folder", "linked file", "file"])

@@ -112,6 +112,7 @@ def test_automatic_sizes_have_the_area_of_the_square() -> None:
 def test_an_image_belongs_to_the_nearest_aspect_ratio() -> None:
     sizes = np.array([(100, 200), (100, 150), (100, 130), (100, 100), (200, 101), (1, 1000)])
     assert nearest(sizes, SIZES).tolist() == [0, 0, 1, 1, 2, 0]  # the border is at 1.414
+    assert nearest(np.array([(100, 138), (138, 100), (100, 145), (145, 100)]), SIZES).tolist() == [1, 1, 0, 2]
 
 
 def test_crops_keep_the_aspect_ratio_and_stay_in_the_image() -> None:

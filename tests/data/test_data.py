@@ -295,6 +295,14 @@ def test_a_property_does_not_change_the_draws_of_another_and_its_factors_are_uni
     torch.testing.assert_close(both, factors[:50], rtol=0, atol=1e-4)  # grey has no hue
 
 
+def test_factors_of_wide_jitter_begin_at_0() -> None:
+    grey = torch.full((3, 1, 1), 0.2)
+    rngs = [generator("jitter", number) for number in range(200)]
+    factors = torch.stack([ColourJitter(brightness=1.5)(grey, rng)[0, 0, 0] for rng in rngs]) / 0.2
+    assert 0 <= float(factors.min()) < 0.1
+    assert 2.4 < float(factors.max()) < 2.5
+
+
 @pytest.mark.parametrize("jitter", [{"hue": 0.6}, {"brightness": -0.1}, {"saturation": float("nan")}])
 def test_jitter_out_of_range_is_refused(jitter: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=rf"jitter\.{next(iter(jitter))}="):

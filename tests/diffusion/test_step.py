@@ -134,6 +134,13 @@ def test_learned_variance_runs_from_the_posterior_to_the_forward_one():
     torch.testing.assert_close(half, levels.b.sqrt().view(1, 1, 1, 1) * noise, rtol=1e-7, atol=1e-9)
 
 
+def test_learned_variance_of_a_step_to_the_clean_level_begins_at_half_the_forward_one():
+    now, nxt = (Uniform(BETAS).noise(torch.tensor([time])) for time in (0, CLEAN))
+    for fraction, share in ((0.0, 0.5), (1.0, 1.0)):
+        got = log_variance(torch.full((1, 3, 2, 2), fraction, dtype=torch.float64), now, nxt)
+        torch.testing.assert_close(got.exp(), (share * step_levels(now, nxt).b).view(1, 1, 1, 1).expand_as(got))
+
+
 def test_missing_noise_is_an_error_where_it_is_needed_only():
     now, nxt, clean = (Uniform(BETAS).noise(torch.tensor([time])) for time in (500, 400, CLEAN))
     x = normal(1, 3, 2, 2)

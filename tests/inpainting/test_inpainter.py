@@ -121,6 +121,15 @@ def test_known_pixels_are_the_inputs_and_the_hole_is_not(rad, policy, size):
             assert (pixels(image) != pixels(original))[~known].mean() > 0.5, kind
 
 
+def test_a_feather_ends_at_its_width_also_at_corners():
+    image, filled = Image.new("RGB", (11, 11)), Image.new("RGB", (11, 11), (255, 255, 255))
+    hole = np.zeros((1, 11, 11), np.float32)
+    hole[0, 5, 5] = 1
+    result = np.asarray(composite(image, filled, hole, feather=3))[..., 0]
+    distance = np.hypot(*(np.mgrid[:11, :11] - 5))
+    assert np.array_equal(result, np.where(distance > 3, 0, np.rint(255 * (1 - distance / 4))))
+
+
 def test_composite_takes_no_pixel_of_a_soft_hole_from_the_input():
     image, filled = Image.new("RGB", (3, 1), (10, 20, 30)), Image.new("RGB", (3, 1), (40, 50, 60))
     result = composite(image, filled, np.array([[[0.0, 1.0, 1e-6]]], np.float32))

@@ -46,6 +46,24 @@ def test_known_pixels_do_not_depend_on_the_hole(side):
     assert np.abs(results[0]).max() <= 1
 
 
+@pytest.mark.parametrize("content", [False, True])
+def test_a_layout_keeps_the_content_of_the_hole_only_when_asked(content):
+    image, hole = np.asarray(random_image(24, 30)), box_hole(24, 30, 8, 9, 14, 15).numpy()
+    other = np.where(hole[0, ..., None] > 0, 255 - image, image)
+    layout = Layout((32, 32), "zoom", content=content)
+    first, second = (
+        layout.canvases(Image.fromarray(pixels), hole, "a", samples=1)[0].pixels for pixels in (image, other)
+    )
+    assert np.array_equal(first, second) != content
+
+
+def test_grey_pixels_keep_their_content():
+    hole, pixels = box_hole(8, 8, 2, 2, 5, 5).numpy(), np.random.default_rng(0).random((3, 8, 8), np.float32)
+    grey, known, unknown = (zoomed(pixels, share * hole, (SIZE, SIZE)) for share in (0.5, 0, 1))
+    assert np.array_equal(grey, known)
+    assert not np.array_equal(unknown, known)
+
+
 def test_constant_images_stay_constant():
     hole, pixels = box_hole(8, 8, 2, 2, 5, 5).numpy(), np.full((3, 8, 8), 0.25, np.float32)
     pixels[:, 2:5, 2:5] = -1

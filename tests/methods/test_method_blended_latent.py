@@ -22,6 +22,7 @@ from rad.sampling.state import CountedDenoiser, State
 from rad.sampling.task import Task
 from tests.codecs import Blocks, encoded_task
 from tests.gaussian import DOUBLE, law, make_world
+from tests.linear_autoencoder import LinearAutoencoder
 from tests.rounding import assert_same
 
 WORLD = make_world()
@@ -156,6 +157,15 @@ def test_the_repair_brings_known_pixels_nearer_and_leaves_the_hole(reconstruct):
     alone = method.decode(x[1:], replace(task, image=task.image[1:], image_hole=task.image_hole[1:]))
     assert torch.equal(alone, made[1:])
     assert torch.equal(BlendedLatent().decode(x, task), plain)
+
+
+def test_the_repair_weighs_known_pixels_a_hundred_times():
+    """In cells that are half known, the minimum is (d + 100 y) / 101, with the decoded pixels d = 0."""
+    hole = torch.zeros(1, 1, 4, 4)
+    hole[..., ::2] = 1
+    task = Task.encoded(torch.full((1, 3, 4, 4), 0.5), hole, LinearAutoencoder())
+    made = BlendedLatent(reconstruct="latent", iterations=200).decode(torch.zeros(1, 1, 2, 2), task)
+    torch.testing.assert_close(made, torch.full_like(made, 50 / 101), rtol=0, atol=0.01)
 
 
 class Independent:

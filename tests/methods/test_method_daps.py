@@ -157,6 +157,14 @@ def test_long_langevin_runs_match_the_closed_form(hole: Any):
         assert float(found.var(0)[~known].mean()) == pytest.approx(grown, rel=0.05)
 
 
+def test_the_langevin_rate_falls_to_the_decay():
+    at, x0 = state(image(), time=300), image()
+    method, known = DAPS(mcmc="langevin", tau=0.3, rate=1e-4, iterations=1, decay=0.2), WORLD.hole == 0
+    first, later = (method.inner(replace(at, step=step), x0) - x0 for step in (0, 150))
+    torch.testing.assert_close(first[known], (2e-4 / 0.3**2 * (WORLD.y - x0))[known])
+    torch.testing.assert_close(later[known], 0.4 * first[known])
+
+
 class Loud(LinearAutoencoder):
     """Its decoder multiplies by 40: steps of the set length would grow without bound."""
 

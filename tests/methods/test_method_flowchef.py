@@ -60,6 +60,17 @@ def test_a_step_is_eulers_and_a_shift():
     torch.testing.assert_close(short / 0.4, (stepped - euler) / (stepped - euler).norm(), rtol=0, atol=1e-9)
 
 
+def test_the_shift_at_other_levels_has_the_signal_and_noise_of_the_steps_end():
+    generator, process = torch.Generator().manual_seed(3), Uniform(linear_betas())
+    x, x0 = (torch.randn(1, 1, 8, 8, generator=generator, dtype=DOUBLE) for _ in range(2))
+    now, nxt = (process.noise(torch.tensor([t])) for t in (600, 300))
+    task = Task.from_image(WORLD.y, WORLD.hole)
+    state = State(task, process, CountedDenoiser(WORLD.denoiser), 0, 1, 600, 300, now, nxt, x, lambda: x)
+    stepped = FlowChef(dc="project").after_step(state, Denoised(x0), x)
+    expected = x + (nxt.alpha_map() + nxt.sigma_map()) * (1 - WORLD.hole) * (WORLD.y - x0)
+    torch.testing.assert_close(stepped, expected, rtol=0, atol=1e-12)
+
+
 def test_long_steps_are_projection_and_known_pixels_are_the_image():
     projected = run(FlowChef(dc="project")).raw
     torch.testing.assert_close(run(FlowChef(rate=100.0)).raw, projected, rtol=0, atol=1e-9)

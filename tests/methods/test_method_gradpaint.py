@@ -93,6 +93,13 @@ def test_alignment_sees_the_border_alone():
     assert border.loss(flat, torch.full_like(WORLD.y, 0.4)).abs() < 1e-30
 
 
+def test_the_loss_of_equal_channels_is_that_of_one():
+    x0 = image(2)
+    colour = Task.from_image(WORLD.y.expand(1, 3, 8, 8), WORLD.hole)
+    loss = GradPaint().loss(Task.from_image(WORLD.y, WORLD.hole), x0)
+    torch.testing.assert_close(GradPaint().loss(colour, x0.expand(1, 3, 8, 8)), loss)
+
+
 def test_nothing_known_is_no_loss_and_no_move():
     x = image(3)
     task = Task.from_image(WORLD.y, torch.ones_like(WORLD.hole))

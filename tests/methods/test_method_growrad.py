@@ -27,6 +27,13 @@ def test_bands_go_inwards_and_have_equal_areas():
         assert order[0, 0][depth == d].max() <= order[0, 0][depth == d + 1].min()
 
 
+def test_distances_are_those_of_4_neighbours():
+    hole = torch.ones(1, 1, 5, 5)
+    hole[..., 2, 2] = 0
+    first = fill_order(hole, 6)[0, 0] == 1 / 6
+    assert first.nonzero().tolist() == [[1, 2], [2, 1], [2, 3], [3, 2]]
+
+
 def test_an_image_that_is_all_known_or_all_hole_has_no_order():
     assert float(fill_order(torch.zeros(1, 1, 4, 4), 4).max()) == 0
     assert (fill_order(torch.ones(1, 1, 4, 4), 4) == 0.25).all()

@@ -10,6 +10,7 @@ from rad.diffusion.gaussian import GaussianDenoiser
 from rad.diffusion.processes import Uniform
 from rad.diffusion.schedules import linear_betas
 from rad.diffusion.spacings import spaced_timesteps
+from rad.diffusion.step import step_levels
 from rad.methods.mcgdiff import MCGDiff, systematic, uniform
 from rad.sampling.sampler import Sampler
 from rad.sampling.state import Cost
@@ -116,6 +117,33 @@ def as_law(moment):
 def chain_law(*, steps, eta=1.0):
     chain = [PROCESS.noise(torch.tensor([t])) for t in spaced_timesteps(1000, steps)]
     return propagate(PAIR, chain, mean=torch.zeros(2, dtype=DOUBLE), covariance=torch.eye(2, dtype=DOUBLE), eta=eta)
+
+
+def test_weights_are_the_fit_of_the_next_mean_over_that_of_the_particle(monkeypatch):
+    """log N(m; a_u y, v + w_u) - log N(x; a_t y, w_t), of the known pixel alone."""
+    seen: list[Any] = []
+    method, steps = MCGDiff(particles=3, kappa=0.01), 3
+
+    def systematic(log_weight, start, count):
+        seen.append(log_weight)
+        return torch.zeros(count, 1, dtype=torch.int64)
+
+    def mean(run, x, now, nxt):
+        seen.append((x, now, nxt))
+        return 0.3 * x
+
+    monkeypatch.setattr("rad.methods.mcgdiff.systematic", systematic)
+    monkeypatch.setattr("rad.methods.mcgdiff._mean", mean)
+    task = Task.from_image(PAIR.y, PAIR.hole)
+    tape: Any = Tape(1)
+    Sampler(PROCESS, method, steps=steps)(PAIR.denoiser, task, noise=tape)
+    (_, now, nxt), x = seen[0], torch.stack([each for each, _, _ in seen[:3]])[..., 0].flatten()
+    v = float(step_levels(now, nxt).posterior)
+    (a_t, w_t), (a_u, w_u) = (
+        (float(each.alpha), float(each.sigma) ** 2 + 0.01 * float(each.alpha) ** 2) for each in (now, nxt)
+    )
+    expected = (x - a_t * 0.7).square() / (2 * w_t) - (0.3 * x - a_u * 0.7).square() / (2 * (v + w_u))
+    torch.testing.assert_close(seen[3].flatten(), expected)
 
 
 def test_nothing_known_is_the_plain_chain():

@@ -7,12 +7,14 @@ from rad.diffusion.levels import CLEAN
 from rad.diffusion.processes import Flow
 from rad.diffusion.schedules import shifted_sigmas
 from rad.diffusion.spacings import spaced_timesteps
+from rad.methods.guidance import data_gradient
 from rad.methods.pnpflow import PnPFlow
 from rad.rng import KeyedNoise
 from rad.sampling.method import SamplingMethod
 from rad.sampling.sampler import Sampler
 from rad.sampling.task import Task
 from tests.gaussian import make_pair, make_world
+from tests.linear_autoencoder import LinearAutoencoder
 
 WORLD, PAIR = make_world(), make_pair()
 FLOW = Flow(shifted_sigmas())
@@ -71,6 +73,27 @@ def test_a_gradient_step(space):
         torch.testing.assert_close(moved, expected, rtol=0, atol=1e-12)
     clean = FLOW.noise(torch.tensor([CLEAN]))
     torch.testing.assert_close(PnPFlow(fade=1.0).nearer(task, x, clean), x)
+
+
+class Faint(LinearAutoencoder):
+    """Its decoder divides by 10, so that the step that removes the residual would be long."""
+
+    def decode(self, latents):
+        return super().decode(latents) / 10
+
+    def encode(self, pixels):
+        return 10 * super().encode(pixels)
+
+
+@pytest.mark.parametrize(("autoencoder", "length"), [(LinearAutoencoder(), 1 / 3), (Faint(), 1.0)])
+def test_a_step_through_a_decoder_is_never_longer_than_the_gradient(autoencoder, length):
+    hole = WORLD.hole.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    task = Task.encoded(LinearAutoencoder().decode(WORLD.y), hole, autoencoder)
+    x = torch.zeros_like(WORLD.y)
+    gradient, _ = data_gradient(task, x, "pixels")
+    moved = PnPFlow(rate=0.5, space="pixels").nearer(task, x, FLOW.noise(torch.tensor([500])))
+    torch.testing.assert_close(moved, 0.5 * length * gradient, rtol=1e-9, atol=0)
+    assert float(gradient.abs().max()) > 0
 
 
 def test_counts():

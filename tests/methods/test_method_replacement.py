@@ -13,6 +13,7 @@ from rad.methods.replacement import Replacement
 from rad.rng import KeyedNoise
 from rad.sampling.method import SamplingMethod
 from rad.sampling.sampler import Sampler
+from rad.sampling.state import CountedDenoiser, State
 from rad.sampling.task import Task
 from tests.gaussian import distance, law, make_world, moments, sampled
 
@@ -56,6 +57,25 @@ def test_the_sampler_follows_the_propagated_law():
     assert float(errors.abs().max()) < 4.5  # of 16 standard normal numbers
     ratio = spread.diagonal()[inside].sum() / covariance.diagonal()[inside].sum()
     assert float(ratio) == pytest.approx(1, abs=0.15)  # its deviation is about sqrt(2 / rows) times sqrt(correlation)
+
+
+def test_a_correction_is_a_langevin_step_up_the_score():
+    """x + h g + sqrt(2 h) n with h = 2 (r |n| / |g|)^2 in the hole, the noised image elsewhere."""
+    x, fresh, other = (torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(n)).double() for n in range(3))
+    task, process = Task.from_image(WORLD.y, WORLD.hole), Uniform(linear_betas())
+    now, nxt = (process.noise(torch.tensor([t])) for t in (400, 300))
+    draws = iter([fresh, other])
+    denoiser = CountedDenoiser(WORLD.denoiser)
+    state = State(task, process, denoiser, 0, 1, 400, 300, now, nxt, x, lambda: next(draws))
+    found = Replacement(corrections=1, ratio=0.2).before_denoise(state)
+    a, s = now.alpha_map(), now.sigma_map()
+    score = (a * WORLD.denoiser.denoise(x, now).x0 - x) / s.square()
+    h = 2 * (0.2 * fresh.norm() / score.norm()).square()
+    moved = x + h * score + (2 * h).sqrt() * fresh
+    torch.testing.assert_close(
+        found, torch.where(WORLD.hole == 1, moved, a * WORLD.y + s * other), rtol=1e-9, atol=1e-9
+    )
+    assert denoiser.nfe == 1
 
 
 @pytest.mark.slow

@@ -96,6 +96,13 @@ def test_cost():
         run(VIPaint(levels=levels, iterations=3), steps=4)  # counted
 
 
+def test_the_rates_fall_to_zero(monkeypatch):
+    seen = []
+    monkeypatch.setattr(torch.optim.Adam, "step", lambda self: seen.append([g["lr"] for g in self.param_groups]))
+    run(VIPaint(iterations=4, rate=0.2, rate_shape=0.04), steps=1)
+    assert seen == [pytest.approx([0.2 * left, 0.04 * left, 0.04 * left]) for left in (1, 0.75, 0.5, 0.25)]
+
+
 class Dead:
     channels = 1
 

@@ -299,6 +299,7 @@ def test_the_steps_for_a_budget_need_few_evaluations_and_may_dip():
         ValueError, match=r"method x costs at least 3 network calls \(1 step\), more than the budget of 2"
     ):
         choices.steps_within(dipping, 2, most=1000, name="x")
+    assert choices.steps_within(lambda steps: steps // 100, 5, most=1000, name="x") == 599, "equal costs are no dip"
 
 
 def test_a_budget_with_the_official_spacing_keeps_its_most_steps():

@@ -3,6 +3,7 @@
 import json
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import diffusers
 import numpy as np
@@ -18,7 +19,9 @@ from rad.methods import METHODS
 from rad.models.load import load_model
 from rad.models.loaded_model import Condition
 from rad.models.text_to_image.flow import to_tokens
-from rad.models.text_to_image.newer.qwen_image import norm_keeping_guidance
+from rad.models.text_to_image.newer.flux2_klein import Flux2Autoencoder, Flux2KleinModel
+from rad.models.text_to_image.newer.qwen_image import QwenAutoencoder, QwenImageModel, norm_keeping_guidance
+from rad.models.text_to_image.newer.z_image import ZImageModel
 from rad.models.text_to_image.prompts import Text
 from rad.sampling.sampler import Sampler
 from rad.sampling.task import Task
@@ -113,6 +116,64 @@ def test_a_plan_gives_the_levels_for_each_number_of_steps():
     expected = torch.tensor([1 - LEAST_SIGNAL, (1 + 1 / 9) / 2, 1 / 9, 0], dtype=torch.float64)
     torch.testing.assert_close(sigmas, expected, rtol=0, atol=1e-6)
     assert len(sampling_timesteps(flow, 5, spacing="quad")) == 6, "other spacings use the table"
+
+
+class Frames(torch.nn.Module):
+    """An autoencoder whose latents are the pixels."""
+
+    def __init__(self, **config):
+        super().__init__()
+        self.config, self.bn = {"in_channels": 3, "input_channels": 3, **config}, torch.nn.BatchNorm2d(12)
+
+    def encode(self, pixels):
+        return SimpleNamespace(latent_dist=SimpleNamespace(mode=lambda: pixels))
+
+    def decode(self, latents):
+        return SimpleNamespace(sample=latents)
+
+
+def test_latents_of_qwen_have_the_mean_and_scale_of_each_channel():
+    mean, std, x = torch.tensor([0.1, 0.2, -0.3]), torch.tensor([0.5, 2.0, 1.5]), random(2, 3, 4, 6)
+    config = {"temperal_downsample": [], "z_dim": 3, "latents_mean": mean.tolist(), "latents_std": std.tolist()}
+    autoencoder = QwenAutoencoder(Frames(**config))
+    latents = autoencoder.encode(x)
+    torch.testing.assert_close(latents, (x - mean[:, None, None]) / std[:, None, None])
+    torch.testing.assert_close(autoencoder.decode(latents), x)
+
+
+def test_latents_of_flux2_have_the_statistics_of_each_channel_of_a_token():
+    network = Frames(patch_size=[2, 2], block_out_channels=[8], latent_channels=3, batch_norm_eps=0.01)
+    network.bn.running_mean.copy_(random(12))
+    network.bn.running_var.copy_(random(12, seed=1).square())
+    autoencoder, x = Flux2Autoencoder(network), random(2, 3, 4, 6)
+    latents = autoencoder.encode(x)
+    expected = (to_tokens(x) - network.bn.running_mean) / (network.bn.running_var + 0.01).sqrt()
+    torch.testing.assert_close(to_tokens(latents), expected)
+    torch.testing.assert_close(autoencoder.decode(latents), x)
+
+
+def test_sign_and_time_of_the_predictions():
+    """Z-Image's network gives -v at 1 - sigma, and the others v at sigma, in tokens of 2x2 cells."""
+    x, text = random(2, 4, 4, 6), Text(random(2, 3, 5))
+    seen = {}
+
+    def z_image(frames, times, texts, return_dict):
+        seen["z"] = times
+        assert [len(words) for words in texts] == [3, 3]
+        return ([2 * frame for frame in frames],)
+
+    def tokens(*, hidden_states, timestep, **_):
+        seen["tokens"] = timestep
+        return (2 * hidden_states,)
+
+    for kind, network, sign in ((ZImageModel, z_image, -2), (QwenImageModel, tokens, 2), (Flux2KleinModel, tokens, 2)):
+        model = object.__new__(kind)
+        model.base_process = Flow(torch.arange(1, 11) / 10)
+        model.sampled_network = lambda *, adapter, network=network: network
+        times = torch.tensor([[300.0], [800.0]])
+        torch.testing.assert_close(model.velocity(x, times, text), sign * x)
+    torch.testing.assert_close(seen["z"], torch.tensor([0.7, 0.2]))
+    torch.testing.assert_close(seen["tokens"], torch.tensor([0.3, 0.8]))
 
 
 # ---- diffusers' own sampling -----------------------------------------------------------------------

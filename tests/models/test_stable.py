@@ -303,6 +303,11 @@ def test_loras_add_up_with_their_weights(folder, plain):
     assert_same(with_loras((one, 1), (two, 0)), first, gain=7.5)
 
 
+def test_a_lora_of_weight_0_changes_no_estimate(folder, plain):
+    model = load(folder / "sd", loras=[(folder / "lora.safetensors", 0)])
+    assert_same(denoise(model, CAT), denoise(plain, CAT), gain=7.5)
+
+
 def test_a_lora_changes_the_hash(folder, plain):
     again = load_model(folder / "sd")
     assert again.hash == plain.hash

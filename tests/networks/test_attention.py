@@ -75,6 +75,8 @@ def test_a_hole_shrinks_on_coarser_cells_and_never_grows():
     half = shrunk(hole, (8, 8))[0]
     assert torch.equal(half.nonzero().amin(0), torch.tensor([2, 2])), "row 1 is half a hole, so it is none"
     assert torch.equal(half.nonzero().amax(0), torch.tensor([5, 5]))
+    three = torch.tensor([[1.0, 1, 1, 1], [1, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]])[None, None]
+    assert shrunk(three, (2, 2))[0].tolist() == [[True, False], [False, False]], "three of four pixels are not enough"
     assert bool(shrunk(torch.ones(1, 1, 7, 5), (3, 2)).all())
     assert not bool(shrunk(torch.zeros(1, 1, 7, 5), (3, 2)).any())
 

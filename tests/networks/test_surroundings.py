@@ -49,6 +49,13 @@ def test_the_deviation_is_near_that_of_noise_around_the_hole():
     assert 0.16 < deviation[inside].mean() < 0.24
 
 
+def test_three_known_pixels_in_3x3_suffice_for_the_deviation():
+    x, known = torch.linspace(-1, 1, 33, dtype=DOUBLE).expand(1, 3, 32, 33), torch.zeros(1, 1, 32, 33, dtype=torch.bool)
+    known[..., 1::3] = True  # three of each 3x3, and equal
+    inner = surroundings(x, known)[1][..., 4:-4, 4:-4]
+    torch.testing.assert_close(inner, torch.full_like(inner, LEAST_DEVIATION), rtol=0, atol=1e-6)
+
+
 def test_only_known_pixels_have_an_effect():
     x, inside = draw(2, 3, 32, 40), hole().expand(2, -1, -1, -1)
     other = torch.where(inside, torch.full_like(x, float("nan")), x)

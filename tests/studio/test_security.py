@@ -1,10 +1,13 @@
 """Who may ask, what they may send, and what they learn: hosts, origins, tokens, limits, names and paths."""
 
+import asyncio
 import json
 import socket
 import zlib
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +23,7 @@ from rad.studio.command import bind, choose_token, url
 from rad.studio.guard import HEADERS
 from rad.studio.inputs import without_paths
 from rad.studio.options import StudioOptions
+from rad.studio.uploads import Refused, _limited
 from tests.studio.server import box, make_service, photo, png, serving
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,6 +60,11 @@ def test_only_names_of_this_machine_reach_a_local_server(client, host, allowed):
     for path in ("/", "/v1/models", "/static/x.js"):
         status = client.get(path, headers={"host": host}).status_code
         assert (status == 403) != allowed
+
+
+def test_a_second_host_is_refused(client):
+    for second in ("evil.example", "localhost"):
+        assert client.get("/", headers=[("host", "localhost"), ("host", second)]).status_code == 403
 
 
 def test_other_hosts_are_named_or_addresses(service):
@@ -171,6 +180,29 @@ def test_large_requests_are_refused_before_and_while_they_arrive(client, adapter
                 answer += received
     assert answer.startswith(b"HTTP/1.1 413")
     assert b"0.2 MB" in answer
+
+
+@pytest.mark.parametrize("declared", ["", "25", "-1", "9" * 30])
+def test_bytes_beyond_the_limit_are_refused_as_they_arrive_whatever_was_declared(declared):
+    read, counted = [], []
+
+    async def stream():
+        for _ in range(5):
+            read.append(10)
+            yield bytes(10)
+
+    request: Any = SimpleNamespace(headers={"content-length": declared}, stream=stream)
+
+    async def received(most):
+        return [chunk async for chunk in _limited(request, most, counted.append)]
+
+    assert len(asyncio.run(received(50))) == 5
+    read.clear()
+    counted.clear()
+    with pytest.raises(Refused, match="the limit of this server") as refused:
+        asyncio.run(received(20))
+    assert refused.value.status == 413
+    assert (len(read), counted) == ((0, []) if declared == "25" else (3, [10, 10]))
 
 
 def test_too_many_windows_are_refused(client):

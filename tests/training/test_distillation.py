@@ -216,6 +216,16 @@ def test_the_last_call_gets_a_gradient_in_every_layer(base, precision):
     assert all(grad is not None and (grad.abs().sum() > 0 or grad.ndim == 1) for grad in (*network, *heads))
 
 
+def test_the_critic_has_its_own_weights_and_rate(base):
+    module = distilled(base, distillation=Distillation(critic_rate=3.0))
+    network, critic = module.weight_groups()
+    assert critic["lr"] == pytest.approx(3e-3)
+    assert "lr" not in network
+    heads = [id(weight) for weight in critic_of(module).heads.parameters()]
+    assert [id(weight) for weight in critic["params"]] == heads
+    assert len(network["params"]) == len(module.trained) - len(heads)
+
+
 @pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one_and_exports_a_model_of_four_calls(world, base, tmp_path):
     whole = distilled(base)

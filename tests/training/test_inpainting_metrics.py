@@ -236,6 +236,15 @@ def test_higher_psnr_and_texture_nearer_to_one_are_better(monitor, values, expec
     assert state.waited == (3 - expected // 2)
 
 
+def test_the_patience_counts_measurements_without_a_better_value():
+    state, ended = Best(), []
+    for number, value in enumerate((0.5, 0.6, 0.4, 0.4, 0.5)):
+        state.update("distance", value, number)
+        ended.append(state.has_ended(2))
+    assert ended == [False, False, False, False, True]
+    assert not state.has_ended(None)
+
+
 @pytest.mark.slow
 def test_the_run_ends_early_and_says_so_again_at_a_resume(fit, capsys):
     values = (0.5, 0.3, 0.4, 0.3, 0.2, 0.9)

@@ -44,6 +44,20 @@ def values(model):
     return {name: weight.detach().clone() for name, weight in trainable(model).items()}
 
 
+def test_the_training_weights_return_bit_for_bit():
+    weight = torch.nn.Parameter(torch.randn(1000, generator=torch.Generator().manual_seed(0)))
+    free = optimizer(*SCHEDULE_FREE)([weight])
+    free.train()
+    for _ in range(5):
+        weight.grad = weight.detach().sin()
+        free.step()
+    before = weight.detach().clone()
+    with evaluating([free]):
+        assert not torch.equal(weight, before)
+    assert torch.equal(weight, before)
+    assert free.param_groups[0]["train_mode"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [PRODIGY, SCHEDULE_FREE, EIGHT_BIT], ids=["prodigy", "schedule_free", "adamw_8bit"])
 def test_a_resumed_run_equals_an_uninterrupted_one(world, tmp_path, kind, capsys):

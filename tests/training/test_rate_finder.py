@@ -2,6 +2,7 @@
 
 import csv
 import math
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -36,6 +37,37 @@ def test_curves_without_a_fall_are_refused():
 def test_too_few_steps_are_refused(tmp_path):
     with pytest.raises(ValueError, match="20 or more"):
         RateFinder(5, tmp_path)
+
+
+def test_rates_rise_by_equal_factors(tmp_path):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.3)
+    scheduler, rates = RateFinder(20, tmp_path)._rates(optimizer), []
+    for _ in range(20):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates == pytest.approx([LOW * (HIGH / LOW) ** (step / 19) for step in range(20)])
+
+
+def test_losses_are_means_of_a_step_and_ratios_of_running_means(tmp_path):
+    """Two batches a step, each with half of its loss, as Lightning gives it; it ends above four times the first loss."""
+    finder, network = RateFinder(20, tmp_path), torch.nn.Linear(1, 1)
+    trainer = SimpleNamespace(accumulate_grad_batches=2, should_stop=False)
+    finder._start = {name: weight.detach().clone() for name, weight in network.named_parameters()}
+    finder._rate, above, below = 0.1, 0.0, 0.0
+    for step, losses in enumerate([(2.0, 4.0), (3.0, 5.0), (7.0, 9.0), (11.0, 15.0), (30.0, 40.0)]):
+        assert not trainer.should_stop
+        for number, loss in enumerate(losses):
+            finder._start_loss = 4.0 + number
+            finder.on_before_backward(trainer, network, torch.tensor(loss / 2))
+            finder.on_train_batch_end(trainer, network, None, {}, 2 * step + number)
+        above, below = 0.9 * above + 0.1 * sum(losses) / 2, 0.9 * below + 0.1 * 4.5
+        assert finder.points[-1] == pytest.approx((0.1, sum(losses) / 2, 4.5, above / below))
+    assert trainer.should_stop
+    with torch.no_grad():
+        network.weight += 1
+    finder.on_train_end(trainer, network)
+    assert all(torch.equal(weight, finder._start[name]) for name, weight in network.named_parameters())
 
 
 @pytest.mark.slow

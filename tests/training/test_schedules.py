@@ -40,6 +40,10 @@ def progress(step):
             {"name": "piecewise_constant", "rules": "1:6,0.5:10,0.1"},
             lambda step: 1 if step < 6 else 0.5 if step < 10 else 0.1,
         ),
+        (
+            {"name": "warmup_stable_decay", "decay_share": 0.25},
+            lambda step: (1 + math.cos(math.pi * max(0, step - 15) / 5)) / 2,
+        ),
     ],
 )
 def test_factors_after_a_linear_warm_up(settings, factor):
