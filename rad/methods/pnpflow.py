@@ -24,7 +24,8 @@ class PnPFlow(CustomSampler):
     """A point estimate: more averaging gives less variation. With rate = 1 known pixels are y at each level.
 
     The official code averages over as many draws as its batch has images; its rates are 0.1, and 0.8 to 1.5 by task. In decoded
-    pixels `rate` is a fraction of the step that would remove the residual of a linear decoder.
+    pixels `rate` is a fraction of the step that would remove the residual of a linear decoder; no step is longer than the
+    gradient.
     """
 
     paper = "Martin et al. 2025, arXiv 2410.02423"
