@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
-from rad.diffusion.levels import NoiseLevel
+from rad.diffusion.levels import NoiseLevel, time_input
 from rad.diffusion.step import Denoised, Prediction, denoised
 
 
@@ -106,8 +106,7 @@ class UNetDenoiser:
         self.clip, self.learned_variance = clip, learned_variance
 
     def denoise(self, x: Tensor, noise: NoiseLevel) -> Denoised:
-        times = noise.timesteps.to(torch.promote_types(x.dtype, torch.float32))  # bfloat16 would round 999 to 1000
-        output = self.network(x, times, index=noise.index).sample.to(x.dtype)
+        output = self.network(x, time_input(noise.timesteps, x), index=noise.index).sample.to(x.dtype)
         predicted = output[:, : self.channels]
         x0 = denoised(x, predicted, noise, self.prediction_type)
         if self.clip:
@@ -138,7 +137,6 @@ class EDMDenoiser:
         width = sigma.square() + self.sigma_data**2
         c_skip, c_out, c_in = self.sigma_data**2 / width, sigma * self.sigma_data / width.sqrt(), 1 / width.sqrt()
         scaled = noise.spread((c_in / noise.alpha).to(x.dtype)) * x
-        c_noise = (sigma[:, 0].log() / 4).to(torch.promote_types(x.dtype, torch.float32))
-        output = self.network(scaled, c_noise).to(x.dtype)
+        output = self.network(scaled, time_input(sigma[:, 0].log() / 4, x)).to(x.dtype)
         kept = noise.spread((c_skip / noise.alpha).to(x.dtype)) * x
         return Denoised(kept + noise.spread(c_out.to(x.dtype)) * output)

@@ -94,6 +94,11 @@ class NoiseLevel:
         )
 
 
+def time_input(values: Tensor, x: Tensor) -> Tensor:
+    """Timesteps for a network on x: in its dtype, but at least float32, since bfloat16 rounds 999 to 1000."""
+    return values.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def per_image(values: Tensor) -> Tensor:
     """Reshape (B,) to (B,1,1,1) for products with images."""
     return values[:, None, None, None]

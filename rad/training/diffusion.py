@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from rad.data.draws import Draws, Purpose
 from rad.diffusion.denoiser import Denoiser
-from rad.diffusion.levels import NoiseRegions
+from rad.diffusion.levels import NoiseRegions, time_input
 from rad.diffusion.losses import Losses
 from rad.diffusion.step import noised
 from rad.masks import MaskGenerator
@@ -319,8 +319,7 @@ class Diffusion(TrainingModule):
         x = noised(x0, now, noise=eps)
         if self.execution.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
-        times = now.timesteps.to(torch.promote_types(x.dtype, torch.float32))  # bfloat16 would round 999 to 1000
-        output = self.network(x, timestep=times, index=now.index, **prompts).sample
+        output = self.network(x, timestep=time_input(now.timesteps, x), index=now.index, **prompts).sample
         return self.loss(output, x0=x0, x=x, eps=eps, now=now, previous=previous, prediction=self.model.prediction)
 
     def _distilled(self, batch: Batch, x0: Tensor, eps: Tensor, t: Tensor, regions: NoiseRegions) -> DistillationLosses:

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from rad.diffusion.denoiser import Denoiser
-from rad.diffusion.levels import NoiseLevel, NoiseRegions
+from rad.diffusion.levels import NoiseLevel, NoiseRegions, time_input
 from rad.diffusion.losses import Losses
 from rad.diffusion.processes import Process
 from rad.diffusion.spacings import sampling_timesteps
@@ -233,8 +233,7 @@ class Critic(nn.Module):
     def features(self, x: Tensor, level: NoiseLevel) -> list[Tensor]:
         """Output of the last residual block of each depth, (B,C,h,w), the finest first, for x (B,C,H,W) at `level`."""
         encoder = cast(RegionAwareUNet, self.frozen[0])
-        times = level.timesteps.to(torch.promote_types(x.dtype, torch.float32))
-        embedding = embed_timesteps(encoder, x, times, level.index, dtype=encoder.dtype)
+        embedding = embed_timesteps(encoder, x, time_input(level.timesteps, x), level.index, dtype=encoder.dtype)
         hidden, result = encoder.conv_in(x), []
         for block in encoder.down_blocks:
             hidden, outputs = block(hidden_states=hidden, temb=embedding)

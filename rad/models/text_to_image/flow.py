@@ -22,7 +22,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from rad.diffusion.levels import NoiseLevel
+from rad.diffusion.levels import NoiseLevel, time_input
 from rad.diffusion.processes import LEAST_SIGNAL, Flow
 from rad.diffusion.step import Denoised, denoised
 from rad.models.adapter import AdapterInfo, Kind
@@ -80,7 +80,7 @@ class FlowDenoiser:
     def denoise(self, x: Tensor, noise: NoiseLevel) -> Denoised:
         """x (B,C,H,W) at levels of a flow."""
         assert len(x) == self.count
-        times, index = noise.timesteps.to(torch.promote_types(x.dtype, torch.float32)), noise.index
+        times, index = time_input(noise.timesteps, x), noise.index
         if len(self.guided):
             both = None if index is None else torch.cat([index, index[self.guided]])
             inputs = torch.cat([x, x[self.guided]]), torch.cat([times, times[self.guided]])

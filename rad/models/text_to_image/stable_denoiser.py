@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rad.diffusion.denoiser import Semantics
-from rad.diffusion.levels import NoiseLevel, per_image
+from rad.diffusion.levels import NoiseLevel, per_image, time_input
 from rad.diffusion.step import Denoised, denoised
 from rad.models.text_to_image.prompts import Text
 from rad.networks.attention import Focus, grids, shrunk
@@ -113,7 +113,7 @@ class StableDiffusionDenoiser:
         model, text = self.model, branch.text
         rows = functools.partial(_rows, copies=len(text.tokens) // len(x))
         assert (self.masked is not None) == model.for_inpainting, "for_hole() comes first"
-        x, times = rows(x), rows(noise.timesteps.to(torch.promote_types(x.dtype, torch.float32)))
+        x, times = rows(x), rows(time_input(noise.timesteps, x))
         inputs = x if self.masked is None else torch.cat([x, rows(self.masked.to(x.dtype))], 1)
         noisiest = times.amax(1)
         added: dict[str, Tensor | list[Tensor]] = {}
