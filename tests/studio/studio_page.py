@@ -34,6 +34,11 @@ def until(condition: Callable[[], Any], limit: float = LIMIT) -> Any:
     raise AssertionError(f"not true within {limit:g} s")
 
 
+def is_complete(download: Path) -> bool:
+    """Whether a download is whole: just before Chromium gives it its name, it writes an empty file under that name."""
+    return download.suffix != ".crdownload" and download.exists() and download.stat().st_size > 0
+
+
 class Page:
     """A page of the studio in a browser; files that it saves go to the folder `downloads`."""
 
@@ -134,8 +139,7 @@ class Page:
         """The file that is new since `before`, when it is complete."""
 
         def new() -> Path | None:
-            files = [each for each in self.downloads.iterdir() if each not in before]
-            return next((each for each in files if each.suffix != ".crdownload"), None)
+            return next((each for each in self.downloads.iterdir() if each not in before and is_complete(each)), None)
 
         return until(new)
 

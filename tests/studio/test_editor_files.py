@@ -2,7 +2,6 @@
 
 import base64
 import io
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from PIL import Image
 
 from tests.browser import needs_chromium, requested
 from tests.studio.editor_page import EditorPage, photo, png
+from tests.studio.studio_page import is_complete, until
 
 pytestmark = [*needs_chromium, pytest.mark.slow]
 
@@ -77,9 +77,7 @@ def test_masks_are_uploaded_and_downloaded_byte_for_byte(editor: EditorPage, tmp
     )
     editor.run("editor.toolbar.buttons.download.click()")
     saved = tmp_path / "beach-mask.png"
-    deadline = time.monotonic() + 30
-    while not saved.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    until(lambda: is_complete(saved))
     image = Image.open(saved)
     assert image.mode == "L"
     assert np.array_equal(np.asarray(image), grey)
