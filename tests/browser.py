@@ -39,6 +39,7 @@ def chromium(profile: Path, *, width: int = 1280, height: int = 800, scale: floa
     options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
     service = webdriver.ChromeService(executable_path=shutil.which("chromedriver"))
     started = webdriver.Chrome(options=options, service=service)
+    started.set_script_timeout(120)  # seconds; a busy machine is slow
     try:
         yield started
     finally:

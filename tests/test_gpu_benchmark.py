@@ -123,9 +123,9 @@ def test_variants_that_fail_are_rows_and_leave_the_others():
         "fine": lambda: work(lambda: time.sleep(0.002)),
         "memory": lambda: work(exhausted),
         "backend": unknown,
-        "slow": lambda: work(lambda: time.sleep(20)),
+        "slow": lambda: work(lambda: time.sleep(60)),
     }
-    timings = alternate(variants, device="cpu", seconds=3, rounds=3, block_seconds=0.01)
+    timings = alternate(variants, device="cpu", seconds=6, rounds=3, block_seconds=0.01)
     assert {name: timing.error for name, timing in timings.items()} == {
         "fine": "",
         "memory": "out of memory",
@@ -149,11 +149,11 @@ def test_time_limits_nest():
         with time_limit(0.2):
             with time_limit(5):
                 time.sleep(0.01)
-            time.sleep(5)
+            time.sleep(60)
 
     with pytest.raises(OutOfTimeError):
         sleep_after_an_inner_limit()
-    assert time.perf_counter() - begin < 2
+    assert time.perf_counter() - begin < 30
 
 
 def test_resident_bytes_hold_weights_moments_and_others_once():

@@ -202,5 +202,5 @@ def test_the_service_fills_as_on_the_page(address: str, capsys: pytest.CaptureFi
     curl = [line for block in blocks(page, "bash") for line in block.splitlines() if line.startswith("curl")]
     assert len(curl) == 2
     for line in curl:
-        subprocess.run(line.replace(local, address), shell=True, check=True, timeout=60)
+        subprocess.run(line.replace(local, address), shell=True, check=True, timeout=240)
     assert np.array_equal(pixels("filled.png"), pixels("filled-by-api.png"))

@@ -154,7 +154,7 @@ class TestBrowser:
                 driver.get(f"{address}/{page}.html")
             driver.find_element(By.CSS_SELECTOR, "input.md-search__input").send_keys("repaint jump_length")
             results = ".md-search-result__item a"
-            WebDriverWait(driver, 20).until(lambda _: driver.find_elements(By.CSS_SELECTOR, results))
+            WebDriverWait(driver, 120).until(lambda _: driver.find_elements(By.CSS_SELECTOR, results))
             found = [link.get_attribute("href") for link in driver.find_elements(By.CSS_SELECTOR, results)]
             assert any("reference/methods.html" in str(link) for link in found)
             addresses = requested(driver)

@@ -203,7 +203,7 @@ def test_a_cancelled_run_gives_the_training_mode_back(models):
 def test_a_run_goes_on_while_another_thread_cancels(pixels, second):
     """Both take turns at each network call, so that the order is the same each time."""
     expected = pixels(IMAGE, HOLE, method=second, steps=4, seed=1)
-    turn, problems = threading.Barrier(2, timeout=60), []
+    turn, problems = threading.Barrier(2, timeout=120), []
 
     def cancelled():
         def on_step(progress):
@@ -227,7 +227,7 @@ def test_a_run_goes_on_while_another_thread_cancels(pixels, second):
             turn.wait()
 
     result = pixels(IMAGE, HOLE, method=second, steps=4, seed=1, on_step=on_step)
-    thread.join(60)
+    thread.join(120)
     assert len(problems) == 1
     assert len(calls) == result.nfe
     assert bits(result.images) == bits(expected.images)

@@ -21,7 +21,7 @@ FILE = (
     " const data = new DataTransfer(); data.items.add(file);"
 )
 OPENED = (
-    "for (let i = 0; i < 200 && !editor.image; i++) await frame();"
+    "for (let i = 0; i < 2000 && !editor.image; i++) await frame();"
     " return editor.image && [editor.image.name, editor.image.width]"
 )
 

@@ -15,7 +15,7 @@ from rad.studio.service import explain
 from tests.studio.server import box, make_service, photo
 
 
-def wait_for(condition, seconds=10.0):
+def wait_for(condition, seconds=120.0):
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until
@@ -74,10 +74,14 @@ def test_lanes_of_a_race_advance_together(adapter):
     fields = [InpaintFields(method=method, steps=30, name="a.png") for method in ("rad", "ddnm", "replacement")]
     jobs = [service.submit(each, photo(), box()) for each in fields]
     wait_for(lambda: all(job.nfe for job in jobs))
+    seen = 0
     while not any(job.is_over for job in jobs):
-        calls = [job.nfe for job in jobs]
-        assert max(calls) - min(calls) <= 8 * 3, calls  # a call fills up to eight windows
+        calls, again = ([job.nfe for job in jobs] for _ in range(2))
+        if calls == again:  # else they are of different moments
+            assert max(calls) - min(calls) <= 8 * 3, calls  # a call fills up to eight windows
+            seen += 1
         time.sleep(0.002)
+    assert seen
     wait_for(lambda: all(job.is_over for job in jobs))
     assert [job.state for job in jobs] == ["done"] * 3
     assert [job.nfe for job in jobs] == [job.planned for job in jobs]
@@ -115,7 +119,7 @@ def test_a_cancelled_job_makes_no_further_network_call_and_the_next_is_unchanged
 
 def test_a_waiting_job_is_cancelled_at_once(queue):
     jobs, free = queue(), threading.Event()
-    running, waiting = make_job(lambda job: free.wait(10) and Files()), make_job(lambda job: Files(), held=100)
+    running, waiting = make_job(lambda job: free.wait(120) and Files()), make_job(lambda job: Files(), held=100)
     jobs.add(running)
     jobs.add(waiting)
     wait_for(lambda: running.state == "running")
@@ -181,7 +185,7 @@ def test_a_job_that_fails_says_why_and_the_next_one_runs(queue, error, part, cap
 
 def test_the_queue_has_a_limit(queue):
     jobs, free = queue(limit=2), threading.Event()
-    jobs.add(first := make_job(lambda job: free.wait(10) and Files()))
+    jobs.add(first := make_job(lambda job: free.wait(120) and Files()))
     wait_for(lambda: first.state == "running")
     waiting = [make_job(lambda job: Files()) for _ in range(2)]
     for job in waiting:
@@ -200,7 +204,7 @@ def test_a_refused_job_removes_no_results(queue):
     wait_for(lambda: done.is_over)
     with pytest.raises(Full, match="memory"):
         jobs.add(make_job(lambda job: Files(), held=300))
-    jobs.add(running := make_job(lambda job: free.wait(10) and Files()))
+    jobs.add(running := make_job(lambda job: free.wait(120) and Files()))
     wait_for(lambda: running.state == "running")
     jobs.add(make_job(lambda job: Files()))
     with pytest.raises(Full, match="limit"):
@@ -221,7 +225,7 @@ def test_memory_is_bounded_and_the_oldest_results_go_first(queue):
     assert jobs.was_removed(done[0].id)
     assert not jobs.was_removed("other")
     free = threading.Event()
-    jobs.add(blocking := make_job(lambda job: free.wait(10) and Files(), held=200))
+    jobs.add(blocking := make_job(lambda job: free.wait(120) and Files(), held=200))
     assert jobs.get(done[3].id) is None
     with pytest.raises(Full, match="memory"):
         jobs.add(make_job(lambda job: Files(), held=100))
@@ -231,7 +235,7 @@ def test_memory_is_bounded_and_the_oldest_results_go_first(queue):
 
 def test_a_cancelled_job_counts_until_its_run_is_over(queue):
     jobs, free = queue(most_bytes=250), threading.Event()
-    jobs.add(cancelled := make_job(lambda job: free.wait(10) and Files(), held=200))
+    jobs.add(cancelled := make_job(lambda job: free.wait(120) and Files(), held=200))
     wait_for(lambda: cancelled.state == "running")
     jobs.cancel(cancelled)
     assert (cancelled.is_over, jobs.bytes, jobs.running) == (True, 200, 1)

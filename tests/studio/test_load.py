@@ -25,7 +25,7 @@ REQUESTS = [
 
 def run(address, numbers, results, refused):
     """Start jobs one after another; those that are refused are tried again."""
-    with httpx.Client(base_url=address, timeout=60) as client:
+    with httpx.Client(base_url=address, timeout=240) as client:
         for number in numbers:
             while True:
                 files = {"image": ("photo.png", photo()), "mask": ("mask.png", box())}
