@@ -1,6 +1,7 @@
 """Errors that several packages raise. Loads no torch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 
 class NotFiniteError(FloatingPointError, ValueError):
@@ -14,3 +15,13 @@ class NotFiniteError(FloatingPointError, ValueError):
         images = [(names[row] if names else "") or f"image {row + 1} of the batch" for row in rows]
         super().__init__(f"{', '.join(images)}: {reason}" if images else reason)
         self.reason, self.rows = reason, list(rows)
+
+
+@contextmanager
+def naming_images(names: Sequence[str]) -> Iterator[None]:
+    """Context whose NotFiniteErrors name the images of a batch. Rows after the names are copies."""
+    try:
+        yield
+    except NotFiniteError as error:
+        rows = [row for row in error.rows if row < len(names)]
+        raise NotFiniteError(error.reason, rows, names) from None

@@ -1,25 +1,28 @@
 """Filling the windows of canvases with a model, in batches."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from rad.errors import NotFiniteError
-from rad.inpainting.canvas.composite import Canvas
-from rad.inpainting.canvas.windows import Kind, next_wave
+from rad.errors import naming_images
+from rad.inpainting.canvas.composite import Canvas, Floats
+from rad.inpainting.canvas.windows import Kind
 from rad.inpainting.memory import is_out_of_memory
-from rad.inpainting.progress import Finish, Job, Reporter
+from rad.inpainting.progress import Finish, Reporter
 from rad.inpainting.result import Progress
+from rad.inpainting.waves import Job, fill_waves
 from rad.models.latent_mask import Grid, Prefill
 from rad.models.loaded_model import PLAIN, LoadedModel
 from rad.models.vae import IDENTITY
 from rad.rng import KeyedNoise
 from rad.sampling.finite import require_finite
 from rad.sampling.sampler import Sample, Sampler
-from rad.sampling.state import Cost
+from rad.sampling.state import Cost, OnCall
 from rad.sampling.task import Task
 
 
@@ -56,35 +59,22 @@ class WindowFiller:
         reporter = None
         if on_step is not None:
             calls: dict[Kind, int] = {kind: sampler.cost.nfe for kind, sampler in self.samplers.items()}
-            planned = sum(canvas.count_calls(calls) for canvas in canvases)
-            reporter = Reporter(on_step, canvases, finish, planned=planned)
-        cost, seconds = Cost(0), 0.0
-        while jobs := [(c, w) for c in canvases if c.windows for w in next_wave(c.unknown, list(c.windows))]:
-            for kind, sampler in self.samplers.items():
-                part = [(canvas, window) for canvas, window in jobs if window.kind == kind]
-                part_cost, part_seconds = self._fill_wave(part, sampler, reporter)
-                cost, seconds = cost + part_cost, seconds + part_seconds
-        return cost, seconds
+            reporter = Reporter(on_step, canvases, finish, calls)
 
-    def _fill_wave(self, jobs: Sequence[Job], sampler: Sampler, reporter: Reporter | None) -> tuple[Cost, float]:
-        """Fill windows that do not overlap. Returns (cost, seconds)."""
-        cost, seconds, start, batch_size = Cost(0), 0.0, 0, self.batch_size
-        while start < len(jobs):
-            batch = jobs[start : start + batch_size]
-            rows = len(batch)
+        def fill(kind: Kind, jobs: Sequence[Job], most: int) -> Sample:
             try:
-                result = self._fill_batch(batch, sampler, batch_size, reporter)
+                return self._fill_batch(jobs, self.samplers[kind], most, reporter)
             except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-                if rows == 1:
+                if is_out_of_memory(error):
                     raise torch.OutOfMemoryError(str(error)) from None
-                batch_size = (rows + 1) // 2
-                continue
-            cost = cost + Cost(result.nfe * rows, result.vjp * rows)
-            seconds, start = seconds + result.seconds, start + rows
+                raise
+
+        cost, seconds = Cost(0), 0.0
+        batches = fill_waves(canvases, self.samplers, self.batch_size, fill, memory_error=torch.OutOfMemoryError)
+        for jobs, result in batches:
+            cost, seconds = cost + Cost(result.nfe * len(jobs), result.vjp * len(jobs)), seconds + result.seconds
             if reporter is not None:
-                reporter.end(batch, result.nfe)
+                reporter.end(jobs, result.nfe)
         return cost, seconds
 
     def _fill_batch(self, jobs: Sequence[Job], sampler: Sampler, most: int, reporter: Reporter | None) -> Sample:
@@ -95,7 +85,7 @@ class WindowFiller:
         names = [canvas.job_name(window) for canvas, window in batch]
         autoencoder = self.model.autoencoder
         with (
-            _naming([str(canvas.name) for canvas, _ in jobs]),
+            naming_images([str(canvas.name) for canvas, _ in jobs]),
             KeyedNoise(self.seed, names, [canvas.sample for canvas, _ in batch], device=self.noise_on) as noise,
             self._autocast(),
         ):
@@ -105,7 +95,7 @@ class WindowFiller:
             if autoencoder is not IDENTITY:
                 require_finite(task.known, "the encoder's output is not finite: check the weights of the autoencoder")
             denoiser = self.model.denoiser(conditions, adapter=sampler.method.weights == "adapter")
-            on_call = None if reporter is None else reporter.begin(jobs, task)
+            on_call = None if reporter is None else _reports(reporter, jobs, task)
             result = sampler(denoiser, task, noise=noise, on_call=on_call)
             with torch.no_grad():
                 method = sampler.method
@@ -127,11 +117,27 @@ class WindowFiller:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
 
-@contextlib.contextmanager
-def _naming(names: Sequence[str]) -> Iterator[None]:
-    """Context whose NotFiniteErrors name the images of a batch."""
-    try:
-        yield
-    except NotFiniteError as error:
-        rows = [row for row in error.rows if row < len(names)]  # the others are copies
-        raise NotFiniteError(error.reason, rows, names) from None
+def _reports(reporter: Reporter, jobs: Sequence[Job], task: Task) -> OnCall:
+    """The callback of a batch. Rows of `task` after those of the jobs are copies, without previews."""
+    shape, latest = task.known.shape, None
+
+    def on_call(calls: int, x0: Tensor) -> None:
+        nonlocal latest
+        if x0.shape[:2] == shape[:2]:  # otherwise a method works on a part of the batch
+            latest = x0 if x0.shape == shape else F.interpolate(x0, shape[2:], mode="bilinear")
+        estimate = latest
+        reporter.report(jobs, calls, lambda rows: _decoded(task, estimate, rows))
+
+    return on_call
+
+
+@torch.no_grad()
+def _decoded(task: Task, x0: Tensor | None, rows: Sequence[int]) -> list[Floats]:
+    """The estimates x0 (B,C,h,w) of some rows as images (3,H,W) in [-1,1]; none without estimates.
+
+    Known latents are exact, as in the result. Images are decoded one by one, since a graph of the network may fill the memory.
+    """
+    if x0 is None:
+        return []
+    estimates = [torch.where(task.hole[[row]] == 0, task.known[[row]], x0[[row]]) for row in rows]
+    return [task.autoencoder.decode(estimate)[0].float().cpu().numpy() for estimate in estimates]

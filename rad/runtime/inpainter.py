@@ -19,7 +19,7 @@ from rad.inpainting.result import Inpainted, Progress
 from rad.keys import Part, check_seed
 from rad.masks.reading.format import MaskChannel, MaskFormat, MaskResize, Polarity
 from rad.models.settings.preferred import Preferred
-from rad.runtime.filling import Reporter, WindowFiller
+from rad.runtime.filling import WindowFiller
 from rad.runtime.folder import ExportedModel
 from rad.runtime.network import OnnxNetwork
 from rad.runtime.sampling.denoiser import Denoiser
@@ -141,13 +141,8 @@ class OnnxInpainter:
         canvases = [canvas for row in rows for canvas in layout.canvases(*row, samples=num_samples, average=average)]
         finisher = Finisher(inputs.images, holes, num_samples, feather, [layout.region(hole) for hole in holes])
         filler = WindowFiller(samplers, self.denoiser(sampler.method.weights), seed, batch_size)
-        reporter = None
-        if on_step is not None:
-            calls: dict[Kind, int] = {kind: each.nfe for kind, each in samplers.items()}
-            planned = sum(canvas.count_calls(calls) for canvas in canvases)
-            reporter = Reporter(on_step, canvases, finisher, planned=planned)
         reset_peak_memory()
-        nfe, seconds = filler.run(canvases, reporter)
+        nfe, seconds = filler.run(canvases, on_step, finisher.preview)
         finished, raw = finisher.finish(canvases)
         return Inpainted(finished, raw, nfe, 0, seconds, peak_memory())
 
