@@ -194,7 +194,8 @@ def test_report_is_complete_after_each_case(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_dry_run_measures_every_case(tmp_path: Path):
-    gpu.main(["--dry-run", "--device", "cpu", "--size", "32", "--batch", "2", "--output", str(tmp_path)])
+    words = "--dry-run --device cpu --size 32 --batch 2 --seconds 3600"
+    gpu.main([*words.split(), "--output", str(tmp_path)])
     content = json.loads((tmp_path / "gpu.json").read_text())
     tables = content["tables"]
     assert content["unfinished"] == {}

@@ -50,7 +50,7 @@ class Page:
 
     def load(self) -> None:
         self.driver.get(self.url)
-        self.wait("document.body.dataset.ready === 'true'")
+        self.wait("document.body?.dataset.ready === 'true'")  # no body: it loads again
 
     def run(self, script: str, *arguments: object) -> Any:
         return self.driver.execute_script(script, *arguments)

@@ -16,7 +16,7 @@ from rad.__main__ import main
 from tests.browser import chromium, needs_chromium, requested
 from tests.conftest import random_image
 from tests.studio.server import serving
-from tests.studio.studio_page import Page, load_service
+from tests.studio.studio_page import Page, load_service, until
 
 pytest.importorskip("fastapi")
 pytestmark = [*needs_chromium, pytest.mark.slow]
@@ -247,7 +247,9 @@ def test_wrong_numbers_are_marked_before_anything_starts(page: Page) -> None:
 def test_the_token_of_the_address_is_sent_and_hidden(driver: Any, adapter: Path, tmp_path: Path) -> None:
     with serving(load_service(adapter), token="a-secret-token") as url:
         driver.get(url)
-        page = Page(driver, f"{url}#token=a-secret-token", tmp_path)
+        until(lambda: driver.find_elements(By.CSS_SELECTOR, ".notice.error"))
+        assert "This server needs a token" in driver.find_element(By.CSS_SELECTOR, ".notice.error").text
+        page = Page(driver, f"{url}#token=a-secret-token", tmp_path)  # in the same tab
         page.example()
         assert "token" not in driver.current_url
         page.steps(1)

@@ -37,6 +37,7 @@ export class Backend extends EventTarget {
     super();
     this.online = true;
     this.token = readToken();
+    addEventListener("hashchange", () => { if (addressToken()) location.reload(); }); // an address that was opened in this tab
     /** @type {Job|null} the job whose events are streamed */
     this.streamed = null;
     /** @type {Map<() => void, number>} pauses, by the time of their end */
@@ -314,9 +315,14 @@ async function errorText(response) {
   }
 }
 
-/** Token of the address (`#token=...`), which is then removed from the address bar; kept for this tab. */
+/** Token of the address (`#token=...`). */
+function addressToken() {
+  return new URLSearchParams(location.hash.slice(1)).get("token");
+}
+
+/** Token of the address, which is then removed from the address bar; kept for this tab. */
 function readToken() {
-  const token = new URLSearchParams(location.hash.slice(1)).get("token");
+  const token = addressToken();
   if (token) {
     sessionStorage.setItem("rad-token", token);
     history.replaceState(null, "", location.pathname + location.search);
