@@ -14,6 +14,7 @@ from PIL import Image
 from rad.cli.main import sample
 from rad.cli.sample.request import read_request
 from rad.inpainting.canvas.layout import Layout
+from rad.inpainting.canvas.windows import Counts
 from rad.inpainting.inpainter import Inpainter
 from rad.models.settings.preferred import Preferred
 from tests.conftest import SIZE, box_hole, random_image
@@ -134,6 +135,44 @@ def test_the_studio_begins_with_the_settings_of_the_checkpoint(carrying, adapter
         plain.queue.close()
 
 
+def assert_budgets_count_all_windows(filler, hole: np.ndarray, counts: Counts) -> None:
+    """`counts`: windows of the hole, with a finer scale of two calls a window."""
+    from rad.studio.fillers.filler import complete
+    from rad.studio.schema import InpaintFields
+
+    def plan(hole: np.ndarray, **fields: float):
+        given = InpaintFields(**fields)  # pyright: ignore[reportArgumentType]
+        return filler.plan(complete(given, filler.preferred), hole, rate=lambda: 0.5, most_windows=1000)
+
+    for samples in (1, 2):
+        seconds = 0.5 * samples * (5 * counts["first"] + 2 * counts["finer"])
+        exact = plan(hole, budget_seconds=seconds, num_samples=samples)
+        assert (exact.steps, exact.nfe) == (5, seconds / 0.5)
+        assert plan(hole, budget_seconds=seconds - 0.01, num_samples=samples).steps == 4
+    least = 0.5 * (counts["first"] + 2 * counts["finer"])
+    assert plan(hole, budget_seconds=least).steps == 1
+    with pytest.raises(ValueError, match=rf"rad takes about {least:.2g} seconds or more here"):
+        plan(hole, budget_seconds=least - 0.01)
+    scratch = np.zeros_like(hole)
+    scratch[20:26, 20:40] = 1
+    assert plan(scratch, budget_nfe=1).nfe == 1, "no finer scale is needed, so its cost does not count"
+    thin = plan(scratch, budget_seconds=1.0, thin_steps=2)
+    assert thin.nfe == 2
+    with pytest.raises(ValueError, match="rad takes about 1 seconds or more here"):
+        plan(scratch, budget_seconds=0.9, thin_steps=2)
+
+
+def test_budgets_of_the_studio_count_all_windows(carrying) -> None:
+    pytest.importorskip("fastapi")
+    from tests.studio.server import make_service
+
+    content = WIDE.content() | {"pyramid_coarsest": 12, "solver": "ddim", "spacing": "trailing"}
+    filler = make_service(carrying(content)).fillers["tiny"]
+    hole = box_hole(100, 80, 10, 12, 34, 36, 85, 70, 96, 73)
+    counts = Layout.choose((32, 32), filler.preferred, None, None).count_windows(hole.numpy())
+    assert_budgets_count_all_windows(filler, hole[0].numpy(), counts)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("runtime", ["torch", "onnx"])
 def test_the_studio_plans_windows_scales_and_means(carrying, runtime: str, tmp_path: Path) -> None:
@@ -187,6 +226,7 @@ def test_the_studio_plans_windows_scales_and_means(carrying, runtime: str, tmp_p
             service.submit(InpaintFields(budget_nfe=3, average=2), *sent)
         with pytest.raises(Exception, match="budget_nfe is 6; a thin window costs 8 network calls: give at least that"):
             service.submit(InpaintFields(budget_nfe=6, average=2, thin_steps=4, size_policy="crop"), *sent)
+        assert_budgets_count_all_windows(service.fillers["tiny"], hole[0].numpy(), plain)
         if runtime == "torch":
             other = service.submit(InpaintFields(method="mean", thin_steps=2, size_policy="crop"), *sent)
             assert other.warnings == ["thin_steps has no effect on mean"]

@@ -14,7 +14,7 @@ from rad.arguments import describe
 from rad.inpainting.canvas.layout import WITH_MARGIN
 from rad.inpainting.canvas.outpaint import Extension
 from rad.inpainting.canvas.pyramid import Pyramid
-from rad.inpainting.canvas.windows import Kind
+from rad.inpainting.canvas.windows import Counts, Kind, total_calls
 from rad.inpainting.result import Inpainted, Progress
 from rad.masks.reading.hole import Hole
 from rad.models.settings.preferred import KEYS, Preferred, SizePolicy, takes_thin_steps
@@ -169,30 +169,37 @@ def steps_of(
     fields: InpaintFields,
     method: str,
     *,
-    windows: int,
+    counts: Counts,
+    units: Mapping[Kind, int],
     rate: Callable[[], float],
     within: Callable[[int], int],
     least: Callable[[], int],
 ) -> int | None:
-    """Steps of a request; as many as its budget allows; None: the preset.
+    """Steps of the first windows; as many as the budget of a request allows; None: the preset.
 
     Args:
-        windows: over all samples; rate: seconds per network call.
+        counts: windows of one sample; rate: seconds per network call.
+        units: network calls of one sample for a window of each kind with steps of its own, which a budget does not set.
         within: the most steps for a number of network calls per window; least: network calls of one step.
 
     Raises ValueError if more than one field sets the steps, or for a budget that is too small.
     """
     check_amounts(fields)
-    average = fields.average or 1
+    average, first = fields.average or 1, counts["first"]
     if fields.budget_nfe is not None:
+        _check_kinds(fields.budget_nfe, counts, {kind: calls * average for kind, calls in units.items()})
         return within(fields.budget_nfe // average)
     if fields.budget_seconds is None:
         return fields.steps
-    each = rate() * max(1, windows) * average
+    each = rate() * fields.num_samples * average  # seconds of a network call in one window
+    others = total_calls(counts, {"first": 0, **units})
+    left = fields.budget_seconds / each - others
+    if first == 0 and left >= 0:
+        return None
     try:
-        return within(int(fields.budget_seconds / each))
+        return within(int(left / max(1, first)))
     except ValueError:
-        raise too_little(fields.budget_seconds, method, least() * each) from None
+        raise too_little(fields.budget_seconds, method, (others + least() * first) * each) from None
 
 
 def check_method(fields: InpaintFields, view: ModelView, methods: Mapping[str, MethodView]) -> None:
@@ -206,13 +213,6 @@ def check_amounts(fields: InpaintFields) -> None:
     given = [name for name in ("steps", "budget_nfe", "budget_seconds") if getattr(fields, name) is not None]
     if len(given) > 1:
         raise ValueError(f"{' and '.join(given)} both set the number of steps: give one of them")
-
-
-OF_KIND: dict[Kind, tuple[str, str]] = {
-    "finer": ("the finer scales of size_policy 'pyramid'", "a window at a finer scale of size_policy 'pyramid'"),
-    "thin": ("thin_steps", "a thin window"),
-}
-"""Kinds of windows with steps of their own, which a budget does not set: how messages call them, and one of them."""
 
 
 def thin_steps_of(fields: InpaintFields) -> tuple[int | None, list[str]]:
@@ -229,20 +229,12 @@ def margin_of(fields: InpaintFields) -> tuple[int | None, list[str]]:
     return None, [f"margin has no effect with size_policy {fields.size_policy}"]
 
 
-def check_kinds(fields: InpaintFields, units: Mapping[Kind, int]) -> None:
-    """Raise ValueError for a budget that windows with steps of their own do not keep.
-
-    `units`: network calls of one sample, for a window of each kind.
-    """
-    for kind, (several, window) in OF_KIND.items():
-        if kind not in units:
-            continue
-        if fields.budget_seconds is not None:
-            raise ValueError(f"budget_seconds does not limit {several}: give steps or budget_nfe")
-        if fields.budget_nfe is not None and (calls := units[kind] * (fields.average or 1)) > fields.budget_nfe:
-            raise ValueError(
-                f"budget_nfe is {fields.budget_nfe}; {window} costs {calls} network calls: give at least that"
-            )
+def _check_kinds(budget: int, counts: Counts, calls: Mapping[Kind, int]) -> None:
+    """Raise ValueError for a budget below the network calls of a window with steps of its own."""
+    names = {"finer": "a window at a finer scale of size_policy 'pyramid'", "thin": "a thin window"}
+    for kind, most in calls.items():
+        if counts[kind] and most > budget:
+            raise ValueError(f"budget_nfe is {budget}; {names[kind]} costs {most} network calls: give at least that")
 
 
 def check_text(fields: InpaintFields, view: ModelView) -> None:

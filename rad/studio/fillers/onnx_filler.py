@@ -1,14 +1,14 @@
 """A model that runs with ONNX Runtime; loads no torch."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields as fields_of
 from functools import partial
 
 from PIL import Image
 
 from rad.inpainting.canvas.layout import Layout
-from rad.inpainting.canvas.windows import Kind, total_calls
+from rad.inpainting.canvas.windows import Counts, Kind, total_calls
 from rad.inpainting.result import Inpainted, Progress
 from rad.masks.reading.hole import Hole
 from rad.runtime.inpainter import OnnxInpainter
@@ -19,7 +19,6 @@ from rad.studio.fillers.filler import (
     Plan,
     arguments,
     check_counts,
-    check_kinds,
     check_method,
     check_text,
     margin_of,
@@ -65,14 +64,17 @@ class OnnxFiller:
         thin = thin_steps is not None
         layout = Layout.choose(self.inpainter.size, self.preferred, fields.size_policy, fields.margin, thin=thin)
         counts = layout.count_windows(hole[None], most=most_windows)
-        steps = self._steps(fields, method, fields.num_samples * counts["first"], rate)
-        schedule = vars(method.choose(steps=steps, **sampler_fields(fields)))
-        sampler = self.inpainter.sampler(method, **schedule)
+        given = sampler_fields(fields)
+        schedule = vars(method.choose(steps=fields.steps, **given))
         samplers = self.inpainter.samplers(
-            sampler, pyramid=layout.pyramid, thin_steps=thin_steps, spacing=schedule["spacing"]
+            self.inpainter.sampler(method, **schedule),
+            pyramid=layout.pyramid,
+            thin_steps=thin_steps,
+            spacing=schedule["spacing"],
         )
-        calls: dict[Kind, int] = {kind: each.nfe for kind, each in samplers.items()}
-        check_kinds(fields, calls)
+        calls: dict[Kind, int] = {kind: each.nfe for kind, each in samplers.items() if kind != "first"}
+        schedule = vars(method.choose(steps=self._steps(fields, method, counts, calls, rate), **given))
+        calls["first"] = self.inpainter.sampler(method, **schedule).nfe
         nfe = fields.num_samples * total_calls(counts, calls) * (fields.average or 1)
         settings = {item.name: setting_text(getattr(method, item.name)) for item in fields_of(method)}
         return Plan(
@@ -119,12 +121,20 @@ class OnnxFiller:
         check_counts(method)
         return method
 
-    def _steps(self, fields: InpaintFields, method: Method, windows: int, rate: Callable[[], float]) -> int | None:
+    def _steps(
+        self,
+        fields: InpaintFields,
+        method: Method,
+        counts: Counts,
+        units: Mapping[Kind, int],
+        rate: Callable[[], float],
+    ) -> int | None:
         given = sampler_fields(fields)
         return steps_of(
             fields,
             method.name,
-            windows=windows,
+            counts=counts,
+            units=units,
             rate=rate,
             within=partial(self.inpainter.steps_within, method, **given),
             least=lambda: self.inpainter.sampler(method, steps=1, **given).nfe,

@@ -1,13 +1,13 @@
 """A model that runs with torch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields as fields_of
 from functools import partial
 
 from PIL import Image
 
 from rad.inpainting.canvas.layout import Layout
-from rad.inpainting.canvas.windows import Kind, total_calls
+from rad.inpainting.canvas.windows import Counts, Kind, total_calls
 from rad.inpainting.inpainter import Inpainter
 from rad.inpainting.prepare import build_samplers
 from rad.inpainting.result import Inpainted, Progress
@@ -22,7 +22,6 @@ from rad.studio.fillers.filler import (
     arguments,
     check_amounts,
     check_counts,
-    check_kinds,
     check_method,
     check_text,
     margin_of,
@@ -75,13 +74,15 @@ class TorchFiller:
         layout = Layout.choose(self.inpainter.size, self.preferred, fields.size_policy, fields.margin, thin=thin)
         counts = layout.count_windows(hole[None], most=most_windows)
         given = sampler_fields(fields)
-        steps = self._steps(fields, method, fields.num_samples * counts["first"], rate)
-        schedule = method.choose(steps=steps, **given)
+        schedule = method.choose(steps=fields.steps, **given)
         sampler = self.inpainter.sampler(method, **vars(schedule))
         samplers = build_samplers(
             sampler, self.inpainter.model, pyramid=layout.pyramid, thin_steps=thin_steps, spacing=schedule.spacing
         )
-        check_kinds(fields, {kind: each.cost.units for kind, each in samplers.items()})
+        units: dict[Kind, int] = {kind: each.cost.units for kind, each in samplers.items() if kind != "first"}
+        steps = self._steps(fields, method, counts, units, rate)
+        schedule = method.choose(steps=steps, **given)
+        samplers["first"] = self.inpainter.sampler(method, **vars(schedule))
         calls: dict[Kind, int] = {kind: each.cost.nfe for kind, each in samplers.items()}
         nfe = fields.num_samples * total_calls(counts, calls)
         unused = method.unused(**given)
@@ -144,7 +145,14 @@ class TorchFiller:
             raise ValueError(f"a prompt has no effect on {method.name}, which uses no network: leave it out")
         return condition
 
-    def _steps(self, fields: InpaintFields, method: Method, windows: int, rate: Callable[[], float]) -> int | None:
+    def _steps(
+        self,
+        fields: InpaintFields,
+        method: Method,
+        counts: Counts,
+        units: Mapping[Kind, int],
+        rate: Callable[[], float],
+    ) -> int | None:
         if method.weights == "none":
             check_amounts(fields)
             return None
@@ -153,7 +161,8 @@ class TorchFiller:
         return steps_of(
             fields,
             method.name,
-            windows=windows,
+            counts=counts,
+            units=units,
             rate=rate,
             within=partial(steps_within, method, base_process=process, spacing=spacing),
             least=lambda: cost(method, 1, base_process=process, spacing=spacing).units,
