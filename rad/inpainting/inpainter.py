@@ -303,7 +303,7 @@ class Inpainter:
                 as `RePaint(resamplings=5)`.
             steps: number of noise levels, 1 to the method's number (1000).
             eta: 1 DDPM to 0 DDIM; with solver "dpm++2m" 0 (ODE) or 1 (SDE).
-            solver: "ddpm", "ddim", or "dpm++2m" (second order, for few steps; for `rad` and `tdpaint`).
+            solver: "ddpm", "ddim", or "dpm++2m" (second order, for few steps; for `rad`, `tdpaint` and `inpainting_model`).
             spacing: "even", "trailing", "quad", "logsnr" or "official", see `Spacing`.
             strength: in (0,1]; below 1 the last floor(steps strength) levels, from the noised content of the hole.
 

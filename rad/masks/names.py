@@ -8,13 +8,13 @@ ABOUT = {
     "expand": "all but a box of a quarter of the height and width in the middle",
     "lines": "every other row",
     "superres": "all but every other pixel of every other row",
-    "pixels": "scattered single pixels",
+    "pixels": "all but scattered single pixels, 8 %",
     "wide": "thick brush strokes, or boxes (LaMa)",
     "thin": "thin brush strokes (LaMa)",
     "blobs": "one to three silhouettes with smooth irregular outlines, as of objects",
     "perlin": "thresholded Perlin noise of any area; RAD trains on it",
     "lettering": "lines of random letters, and scratches",
-    "photos": "the mixture for training on photographs: scratches, strokes, text, boxes, all hole",
+    "photos": "the mixture for training on photographs: scratches, strokes, boxes, halves, Perlin noise, text",
 }
 
 ALIASES = {"thick": "wide", "every-other-line": "lines", "super-resolve": "superres", "random": "pixels"}

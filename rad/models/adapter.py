@@ -24,7 +24,7 @@ from rad.networks.dropout import key_dropout
 FORMAT = 1
 
 Kind = Literal["pixel", "latent", "stable", "stable_xl", "stable3", "flux", "qwen_image", "z_image", "flux2_klein"]
-"""UNet on pixels; UNet on latents; Stable Diffusion 1 or 2, XL, 3; Flux."""
+"""UNet on pixels; UNet on latents; Stable Diffusion 1 or 2, XL, 3; Flux; Qwen-Image; Z-Image; FLUX.2 [klein]."""
 
 
 @dataclass(frozen=True)

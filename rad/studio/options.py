@@ -37,7 +37,7 @@ class StudioOptions:
     precision: Precision = option("precision of the networks", "32", group=MODELS)
     port: int = option("port; 0: any free one", 7860, low=0, high=65535)
     open: bool = option("open the page in the browser", False)
-    host: str = option("address to bind; another than this machine's needs a token", "127.0.0.1", group=ACCESS)
+    host: str = option("address to bind; any but a loopback address needs a token", "127.0.0.1", group=ACCESS)
     token: str | None = option(
         "secret that each request has to carry; auto: a random one, the default for other hosts", None, group=ACCESS
     )

@@ -186,8 +186,8 @@ In option names, `-` and `_` are the same: `--num-samples` is `--num_samples`.
 | Code | Meaning |
 |---|---|
 | 0 | success |
-| 1 | the output could not be written, as on a full disk |
-| 2 | wrong input; one line on stderr says what to change |
+| 1 | the standard output could not be written |
+| 2 | wrong input, or no file could be written; one line on stderr says what to change |
 | 3 | some files could not be processed; the others are finished |
 | 130 | interrupted by Ctrl-C or a signal; finished files are kept |
 

@@ -52,7 +52,7 @@ def parser() -> Parser:
     result.add_argument(
         "--precision",
         choices=("fp32", "fp16", "int8"),
-        help="of the weights in the ONNX files (default: fp32); they are computed with in float32",
+        help="storage of the weights in the ONNX files (default: fp32); the computation is in float32",
     )
     result.add_argument(
         "--base_weights", action="store_true", help="also write the base network as ONNX, for zero-shot methods"

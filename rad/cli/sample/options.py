@@ -70,7 +70,8 @@ class SampleOptions(ReportOptions):
         [],
     )
     extend: str | None = option(
-        "outpainting: pixels to add at each side of every image, and to fill, such as 0,0,64,0; give --size_policy crop",
+        "outpainting: pixels to add at each side of every image, and to fill, such as 0,0,64,0; a checkpoint without a size "
+        "policy needs --size_policy crop",
         None,
         metavar="LEFT,TOP,RIGHT,BOTTOM",
     )
@@ -94,7 +95,7 @@ class SampleOptions(ReportOptions):
     )
     solver: Solver | None = option(
         "ddpm: first order, with noise by --eta; ddim: the same without noise; dpm++2m: second order, an ODE (--eta 0) or "
-        "SDE (1). dpm++2m is for few steps of rad and tdpaint, with --spacing logsnr or quad. Default: the "
+        "SDE (1). dpm++2m is for few steps of rad, tdpaint and inpainting_model, with --spacing logsnr or quad. Default: the "
         "checkpoint's, otherwise by method",
         None,
     )

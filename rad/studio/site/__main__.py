@@ -27,7 +27,7 @@ def parser() -> Parser:
         "--precision",
         choices=("fp32", "fp16", "int8"),
         default="fp16",
-        help="of the stored weights; they are computed with in float32 (default: %(default)s)",
+        help="storage of the weights (default: %(default)s); the computation is in float32",
     )
     result.add_argument("--package", metavar="FILE.tgz", help="onnxruntime-web of `npm pack`, in place of a download")
     return result
