@@ -11,11 +11,11 @@ from torch import Tensor
 
 from rad.errors import naming_images
 from rad.inpainting.canvas.composite import Canvas, Floats
+from rad.inpainting.canvas.waves import Job, fill_waves
 from rad.inpainting.canvas.windows import Kind
 from rad.inpainting.memory import is_out_of_memory
 from rad.inpainting.progress import Finish, Reporter
 from rad.inpainting.result import Progress
-from rad.inpainting.waves import Job, fill_waves
 from rad.models.latent_mask import Grid, Prefill
 from rad.models.loaded_model import PLAIN, LoadedModel
 from rad.models.vae import IDENTITY

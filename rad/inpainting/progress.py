@@ -6,9 +6,9 @@ from PIL import Image
 
 from rad.inpainting.canvas.composite import Canvas, Floats, Pixels
 from rad.inpainting.canvas.preview import preview
+from rad.inpainting.canvas.waves import Job
 from rad.inpainting.canvas.windows import Kind
 from rad.inpainting.result import Progress
-from rad.inpainting.waves import Job
 
 Finish = Callable[[int, Pixels], Image.Image]
 """(number of a canvas, pixels as `Canvas.raw`) -> the image in the input's size, with its known pixels."""

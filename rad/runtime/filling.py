@@ -8,10 +8,10 @@ import numpy as np
 
 from rad.errors import naming_images
 from rad.inpainting.canvas.composite import Canvas
+from rad.inpainting.canvas.waves import Job, fill_waves
 from rad.inpainting.canvas.windows import Kind
 from rad.inpainting.progress import Finish, Reporter
 from rad.inpainting.result import Progress
-from rad.inpainting.waves import Job, fill_waves
 from rad.runtime.sampling.denoiser import Denoiser
 from rad.runtime.sampling.noise import KeyedNoise
 from rad.runtime.sampling.process import Floats
