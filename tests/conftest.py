@@ -1,6 +1,8 @@
 """Shared fixtures: a small base model of 16x16 pixels with random weights, an adapter for it, and random images."""
 
+import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -116,6 +118,21 @@ def make_adapter(folder: Path, base: Path, *, seed: int) -> None:
         base=str(base), base_hash=loaded.hash, time_origin="adm", steps=len(loaded.betas), size=(SIZE, SIZE)
     )
     save_adapter(peft, folder, info, card="# A random adapter\n")
+
+
+@pytest.fixture
+def carrying(models: Path, tmp_path: Path):
+    """Copies the adapter with an object "sampling"; returns its folder."""
+
+    def make(sampling: object) -> Path:
+        folder = tmp_path / "models" / "carrying"
+        shutil.copytree(models / "base", tmp_path / "models" / "base", dirs_exist_ok=True)
+        shutil.copytree(models / "adapter", folder, dirs_exist_ok=True)
+        content = json.loads((folder / "rad_config.json").read_text())
+        (folder / "rad_config.json").write_text(json.dumps(content | {"sampling": sampling}))
+        return folder
+
+    return make
 
 
 def random_image(height: int, width: int, *, seed: int = 0) -> Image.Image:

@@ -133,7 +133,7 @@ class Service:
 
     def _hole(self, fields: InpaintFields, image: Image.Image, data: bytes | None) -> ReadHole:
         if data is None:
-            if fields.extend is None:
+            if fields.extend is None or not Extension.parse(fields.extend):
                 raise Refused(422, "mask is missing: give an image of the size of the image, white = fill")
             return empty_hole(image)
         try:

@@ -14,13 +14,13 @@ LIMIT = 120.0
 """Seconds after which a wait fails; a busy machine is slow."""
 
 
-def load_service(checkpoint: Path, **options: Any) -> Any:
-    """A service for one model on the CPU."""
+def load_service(*checkpoints: Path, **options: Any) -> Any:
+    """A service for models on the CPU."""
     from rad.studio.fillers.loading import load_fillers
     from rad.studio.options import StudioOptions
     from rad.studio.service import Service
 
-    chosen = StudioOptions(checkpoint=[str(checkpoint)], device="cpu", **options)
+    chosen = StudioOptions(checkpoint=[str(each) for each in checkpoints], device="cpu", **options)
     return Service(load_fillers(chosen), chosen)
 
 

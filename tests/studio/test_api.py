@@ -316,3 +316,8 @@ def test_previews_are_small_images_of_a_job_that_somebody_follows(client, monkey
     )
     job = finished(client, answer.json()["id"])
     assert pixels(client.get(f"/v1/jobs/{job['id']}/preview").content).shape == (341, 512, 3)
+
+
+def test_an_extension_of_nothing_needs_a_mask(client):
+    answer = client.post("/v1/inpaint", files={"image": photo()}, data={"steps": 1, "extend": "0,0,0,0"})
+    assert (answer.status_code, "mask is missing" in answer.json()["error"]) == (422, True)

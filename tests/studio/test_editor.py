@@ -230,6 +230,42 @@ def test_the_keyboard_alone_paints(editor: EditorPage) -> None:
     editor.key("Escape")
 
 
+def test_escape_closes_a_panel_unless_it_cancels_a_stroke(editor: EditorPage) -> None:
+    editor.open(png(photo(50, 80)))
+    (place,) = whole(editor.on_page([(40, 25)]))
+    shown = "return document.querySelectorAll('.editor-popover:popover-open').length"
+    for title in ("Extend the image", "Overlay of the hole"):
+        editor.run("document.querySelector(`button[aria-label='${args[0]}']`).click()", title)
+        assert editor.run(shown) == 1
+        editor.key("Escape")
+        assert editor.run(shown) == 0
+    editor.mouse("Pressed", *place, buttons=1)
+    editor.key("Escape")
+    editor.mouse("Released", *place)
+    assert editor.is_empty()
+
+
+def test_shortcuts_work_on_layouts_of_other_letters(editor: EditorPage) -> None:
+    editor.open(png(photo(50, 80)))
+    press = (
+        "const event = new KeyboardEvent('keydown', { key: args[0], code: args[1], ...args[2], bubbles: true });"
+        " editor.stage.root.dispatchEvent(event); return editor.settings.tool"
+    )
+    assert editor.run(press, "у", "KeyE", {}) == "eraser"  # Cyrillic
+    assert editor.run(press, "λ", "KeyL", {}) == "lasso"
+    assert editor.run(press, "ה", "KeyF", {"shiftKey": True}) == "flood"
+    assert editor.run(press, "ł", "KeyL", {"modifierAltGraph": True}) == "flood"  # a letter of a Latin layout
+    assert editor.run(press, "и", "KeyB", {}) == "brush"
+    editor.drag(editor.on_page([(40, 25)]))
+    assert not editor.is_empty()
+    editor.run(press, "я", "KeyZ", {"ctrlKey": True})
+    assert editor.is_empty()
+    editor.run(press, "Я", "KeyZ", {"ctrlKey": True, "shiftKey": True})
+    assert not editor.is_empty()
+    assert editor.run(press, "b", "KeyN", {}) == "brush"  # a Latin letter counts wherever it lies
+    assert editor.run(press, "h", "KeyJ", {}) == "hand"
+
+
 def test_two_fingers_zoom_and_one_paints(editor: EditorPage) -> None:
     shape = (80, 100)
     editor.open(png(photo(*shape)))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from tests.browser import needs_chromium, requested
 from tests.studio.editor_page import EditorPage, photo, png
@@ -38,6 +38,108 @@ def test_an_image_is_pasted_or_dropped(editor: EditorPage, event: str) -> None:
     opened = editor.run(f"{FILE} {event}; {OPENED}", text, "a photo.png")
     assert opened == ["a-photo.png", 33]
     assert editor.run("return editor.empty.hidden")
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "opened"),
+    [
+        ("<input type=range>", "", True),
+        ("<input type=checkbox>", "", True),
+        ("<input type=number>", "", True),
+        ("<input type=number>", "64", False),  # a cell of a table comes as text and as an image
+        ("<input>", "", False),
+        ("<textarea></textarea>", "", False),
+    ],
+)
+def test_an_image_is_pasted_into_fields_without_text(editor: EditorPage, field: str, text: str, opened: bool) -> None:
+    paste = (
+        "document.body.insertAdjacentHTML('beforeend', args[2]); if (args[3]) data.setData('text/plain', args[3]);"
+        " const event = new ClipboardEvent('paste', { clipboardData: data, bubbles: true, cancelable: true });"
+        " return !document.body.lastElementChild.dispatchEvent(event)"
+    )
+    data = base64.b64encode(png(photo(20, 33))).decode()
+    assert editor.run(f"{FILE} {paste}", data, "a photo.png", field, text) == opened
+    if opened:
+        assert editor.run(OPENED) == ["a-photo.png", 33]
+
+
+DROP = (
+    "const data = new DataTransfer(); for (const [name, text] of args[0])"
+    " data.items.add(new File([toBlob(text)], name, { type: name.endsWith('png') ? 'image/png' : '' }));"
+    " const before = editor.image; document.body.dispatchEvent(new DragEvent('drop', { dataTransfer: data, bubbles: true }));"
+    " for (let i = 0; i < 2000 && (editor.image === before || editor.painter.mask.empty); i++) await frame();"
+    " return editor.image.name"
+)
+
+
+def test_a_photograph_is_dropped_together_with_its_mask(editor: EditorPage) -> None:
+    image = base64.b64encode(png(photo(20, 30))).decode()
+    masks = [np.zeros((20, 30), np.uint8) for _ in range(2)]
+    masks[0][3:8, 4:12] = masks[1][10:15, 20:28] = 255
+    dog, cat = (base64.b64encode(png(mask)).decode() for mask in masks)
+    assert editor.run(DROP, [["cat-mask.png", cat], ["cat.png", image]]) == "cat.png"
+    assert np.array_equal(editor.mask(), masks[1])
+    assert editor.events("error") == []
+    files = [
+        ["dog-mask.png", dog],
+        ["a-cat-mask.png", cat],
+        ["notes.txt", ""],
+        ["a cat.png", image],
+        ["dog.png", image],
+    ]
+    assert editor.run(DROP, files) == "a-cat.png"
+    assert np.array_equal(editor.mask(), masks[1])
+    editor.frame()
+    assert editor.events("error") == [
+        "Only a-cat.png and a-cat-mask.png were used: drop one image, and its mask if it has one"
+    ]
+
+
+def test_an_empty_file_is_named_as_such(editor: EditorPage) -> None:
+    assert not editor.open(b"", "photo.png")
+    assert editor.events("error") == ["Cannot open photo.png: the file is empty"]
+
+
+def webp(**options: Any) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(photo(24, 32)).save(stream, "WEBP", **options)
+    return stream.getvalue()
+
+
+def animated_png() -> bytes:
+    """A PNG whose still image is not a frame of its animation."""
+    frames = [Image.fromarray(np.full((24, 32, 3), value, np.uint8)) for value in (10, 200)]
+    stream = io.BytesIO()
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    frames[0].save(stream, "PNG", save_all=True, append_images=frames[1:], default_image=True, icc_profile=profile)
+    return stream.getvalue()
+
+
+def icon() -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(photo(32, 32)).save(stream, "ICO")
+    return stream.getvalue()
+
+
+def test_files_that_the_server_reads_in_another_way_are_shown_as_it_reads_them(editor: EditorPage) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    converted = base64.b64encode(png(photo(12, 18))).decode()
+    editor.run("editor.decodeImage = async () => toBlob(args[0], 'image/png')", converted)
+    width = "return editor.image.width"
+    for data, kind in [(webp(exif=exif), "webp"), (animated_png(), "png"), (icon(), "vnd.microsoft.icon")]:
+        assert editor.open(data, kind=f"image/{kind}")
+        assert editor.run(width) == 18
+        assert base64.b64decode(editor.run("return await toText(editor.image.blob)")) == data
+    for data, kind in [(webp(), "webp"), (webp(lossless=True), "webp"), (png(photo(24, 32)), "png")]:
+        assert editor.open(data, kind=f"image/{kind}")
+        assert editor.run(width) == 32
+    editor.run(  # the page of the static demo, where the browser reads for the model too
+        "const meta = document.createElement('meta'); meta.name = 'rad-backend'; meta.content = 'browser';"
+        " document.head.append(meta)"
+    )
+    assert editor.open(webp(exif=exif), kind="image/webp")
+    assert editor.run(width) == 32
 
 
 def test_an_exif_orientation_turns_the_image_upright(editor: EditorPage) -> None:
@@ -154,6 +256,9 @@ def test_a_full_storage_is_reported_once_and_work_goes_on(editor: EditorPage) ->
         ("été 1.jpeg", "ete-1.jpeg"),
         ("\u202egnp.exe\x00.png", "gnp.exe-.png"),
         ("", "image.png"),
+        ("фото.jpg", "image.jpg"),
+        ("猫.webp", "image.webp"),
+        ("写真 1.png", "1.png"),
         ("x" * 300 + ".webp", "x" * 75 + ".webp"),
     ],
 )

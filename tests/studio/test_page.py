@@ -1,7 +1,8 @@
 """The page of the studio: fill, race, compare, and what happens when the server goes away."""
 
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -90,6 +91,66 @@ def test_a_race_ends_and_rad_sample_repeats_its_files(page: Page, monkeypatch: p
         assert (pixels(result) == expected).all()
         result.unlink()
     assert page.errors() == []
+
+
+def test_methods_that_start_from_noise_alone_join_a_race_of_a_model_that_prefers_pyramid(
+    driver: Any, carrying: Callable[[object], Path], tmp_path: Path
+) -> None:
+    (tmp_path / "downloads").mkdir()
+    with serving(load_service(carrying({"size_policy": "pyramid"}))) as url:
+        page = Page(driver, url, tmp_path / "downloads")
+        page.example()
+        assert page.run("return document.querySelector('.settings details.advanced select').value") == "pyramid"
+        page.race("rad", "biharmonic", steps=2)
+        page.lanes("done", "done")
+
+
+def test_lanes_that_end_later_can_be_compared(page: Page) -> None:
+    page.example(2)
+    page.race("rad", "ddnm", "mean", steps=40)
+    page.wait("document.querySelector('.lane[data-state=done]')")
+    page.click(".lane[data-state=done] .frame")
+    page.wait("document.body.dataset.view === 'result'")
+    page.lanes("done", "done", "done")
+    choices = "Array.from(document.querySelectorAll('#compare-with option'), (each) => each.textContent)"
+    page.wait(f"{choices}.length === 3")
+    assert page.run("return document.querySelectorAll('#result .thumbnail').length") == 3
+    for number, name in enumerate(page.run(f"return {choices}")):
+        page.run(
+            "const field = document.querySelector('#compare-with');"
+            "field.selectedIndex = arguments[0]; field.dispatchEvent(new Event('change'))",
+            number,
+        )
+        page.wait(f"document.querySelector('.compare .tag.left').textContent === '{name}'")
+    assert name in ("RAD", "DDNM")
+
+
+def test_a_slow_image_does_not_replace_a_later_one(page: Page) -> None:
+    page.example(2)
+    page.race("rad", "mean", steps=2)
+    page.lanes("done", "done")
+    page.click(".lane .button", "Compare")
+    page.wait("document.body.dataset.view === 'result'")
+    page.click("#result .thumbnail", "RAD")
+    page.wait("document.querySelector('.compare .tag.right').textContent === 'RAD'")
+    shown = "return document.querySelector('.compare canvas').toDataURL()"
+    page.run("document.querySelector('#result .thumbnail:last-child').click()")
+    page.wait("document.querySelector('.compare .tag.right').textContent !== 'RAD'")
+    time.sleep(1)
+    expected = page.run(shown)
+    page.run(
+        "const decode = window.createImageBitmap; window.late = 0; window.slow = false;"
+        "window.createImageBitmap = async (...given) => {"
+        " if (!window.slow) return decode(...given);"
+        " await new Promise((resolve) => setTimeout(resolve, 1000));"
+        " try { return await decode(...given); } finally { window.late += 1; } }"
+    )
+    page.run("window.slow = true; document.querySelector('#result .thumbnail:first-child').click()")
+    page.wait("document.querySelector('#result .thumbnail[aria-pressed=true]').textContent === 'RAD'")
+    page.run("window.slow = false; document.querySelector('#result .thumbnail:last-child').click()")
+    page.wait("window.late >= 2")
+    time.sleep(1)
+    assert page.run(shown) == expected
 
 
 def test_a_cancelled_lane_stops_and_runs_again(page: Page) -> None:
@@ -232,6 +293,70 @@ def test_a_hostile_name_is_text(page: Page, tmp_path: Path) -> None:
     assert page.run("return document.querySelector('img[src=x]')") is None
     assert page.download("Input").name.endswith(".png")
     assert page.errors() == []
+
+
+def test_zoom_is_offered_for_results_of_the_image_that_is_open(page: Page, tmp_path: Path) -> None:
+    for name, size in (("a", (40, 60)), ("b", (64, 32))):
+        random_image(*size).save(tmp_path / f"{name}.png")
+    hidden = "document.querySelector('[aria-label^=\"Show the result in the editor\"]').hidden"
+    page.open(tmp_path / "a.png")
+    page.stroke([(0.45, 0.5), (0.55, 0.5)])
+    page.steps(1)
+    page.click("#fill")
+    page.wait("document.body.dataset.view === 'result'")
+    assert not page.run(f"return {hidden}")
+    page.click("#new")
+    page.open(tmp_path / "b.png")
+    page.click("#views [data-value=result]")
+    page.wait(hidden)
+
+
+def test_a_turned_webp_is_upright_in_the_slider(page: Page, tmp_path: Path) -> None:
+    """Chromium does not apply the orientation of WebP files; the server does."""
+    turned, exif = random_image(40, 60), Image.Exif()
+    exif[0x0112] = 3  # by 180 degrees
+    turned.save(tmp_path / "a.webp", lossless=True, exif=exif)
+    page.open(tmp_path / "a.webp")
+    page.stroke([(0.45, 0.5), (0.55, 0.5)])
+    page.steps(1)
+    page.click("#fill")
+    page.wait("document.body.dataset.view === 'result'")
+    result, mask = (pixels(page.download(name)) for name in ("Download PNG", "Mask"))
+    upright = np.asarray(turned)[::-1, ::-1]
+    known = mask[..., 0] == 0
+    assert (result[known] == upright[known]).all()
+    left = page.run(
+        "const canvas = document.querySelectorAll('.compare canvas')[1];"
+        "return [canvas.width, ...canvas.getContext('2d').getImageData(59, 0, 1, 1).data.slice(0, 3)]"
+    )
+    assert left == [60, *upright[0, 59].tolist()], "the slider shows the image upright too"
+
+
+def test_a_number_that_is_still_being_typed_counts(page: Page, tmp_path: Path) -> None:
+    random_image(40, 60).save(tmp_path / "a.png")
+    page.open(tmp_path / "a.png")
+    page.steps(1)
+    page.click("[aria-label='Extend the image']")
+    page.click(".editor-popover .editor-field:nth-child(1) input")
+    page.driver.switch_to.active_element.send_keys("8", Keys.CONTROL + Keys.ENTER)
+    page.wait("document.body.dataset.view === 'result'")
+    assert pixels(page.download("Download PNG")).shape == (40, 68, 3)
+
+
+def test_a_model_that_cannot_be_chosen_leaves_the_settings(
+    driver: Any, adapter: Path, base: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "downloads").mkdir()
+    chosen = "document.querySelector('.settings select')"
+    with serving(load_service(adapter, base)) as url:
+        page = Page(driver, url, tmp_path / "downloads")
+        first, other = page.run(f"return Array.from({chosen}.options, (each) => each.value)")
+        methods = page.run("return document.querySelectorAll('.settings select')[1].length")
+    page.run(f"{chosen}.value = arguments[0]; {chosen}.dispatchEvent(new Event('change'))", other)
+    page.wait("document.querySelector('.notice.error')")
+    assert f"The model {other} was not chosen" in page.text(".notice.error")
+    assert page.run(f"return {chosen}.value") == first
+    assert page.run("return document.querySelectorAll('.settings select')[1].length") == methods
 
 
 def test_wrong_numbers_are_marked_before_anything_starts(page: Page) -> None:

@@ -276,7 +276,7 @@ class Job {
       this.backend.fetch(`v1/jobs/${this.id}`, { method: "DELETE" }).catch(() => null);
       return { images, mask, settings };
     } catch {
-      throw this.lost();
+      throw this.cancelled ? new Ended("This run was cancelled.", "cancelled") : this.lost();
     }
   }
 
@@ -320,12 +320,14 @@ function addressToken() {
   return new URLSearchParams(location.hash.slice(1)).get("token");
 }
 
-/** Token of the address, which is then removed from the address bar; kept for this tab. */
+/** Token of the address, which is then removed from the address bar; kept for this tab where the browser keeps data. */
 function readToken() {
   const token = addressToken();
-  if (token) {
-    sessionStorage.setItem("rad-token", token);
-    history.replaceState(null, "", location.pathname + location.search);
+  if (token) history.replaceState(null, "", location.pathname + location.search);
+  try {
+    if (token) sessionStorage.setItem("rad-token", token);
+    return token || sessionStorage.getItem("rad-token");
+  } catch {
+    return token; // Without storage it lasts for this visit.
   }
-  return sessionStorage.getItem("rad-token");
 }

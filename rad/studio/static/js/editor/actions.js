@@ -1,6 +1,6 @@
 /** Actions of the buttons and of the keys. */
 
-import { chooseFile, download } from "./files.js";
+import { chooseFile, copyOf, download } from "./files.js";
 import { safeName, stemOf } from "./names.js";
 
 const IMAGES = "image/*,.tif,.tiff";
@@ -34,8 +34,10 @@ export function createActions(editor, help, fail) {
   }
 
   async function useMask(file) {
+    const { image } = editor;
     try {
-      await editor.setMask(await editor.openMaskFile(file));
+      const mask = await editor.openMaskFile(await copyOf(file));
+      if (editor.image === image) await editor.setMask(mask);
     } catch (error) {
       fail(`Cannot use ${safeName(file.name)} as a mask: ${error.message ?? error}`);
     }
@@ -46,10 +48,24 @@ export function createActions(editor, help, fail) {
     if (blob) download(blob, `${stemOf(editor.image?.name ?? "image")}-mask.png`);
   }
 
-  /** A dropped or pasted file: an image, or a mask by its name if there is an image. */
-  async function drop(file) {
-    if (editor.image && MASK_NAME.test(file.name)) await useMask(file);
-    else await editor.open(file, file.name);
+  /**
+   * Dropped or pasted files: an image, and a mask by its name. A mask alone is for the image that is open.
+   * @param {File[]} files
+   * @param {number} folders that are left out
+   */
+  async function drop(files, folders) {
+    if (!files.length) return folders && fail("A folder cannot be opened: drop an image file");
+    const masks = files.filter((file) => MASK_NAME.test(file.name));
+    const others = files.filter((file) => !masks.includes(file));
+    const image = others.find((file) => file.type.startsWith("image/")) ?? others[0] ?? (editor.image ? null : masks.shift());
+    const stem = (file) => file && stemOf(safeName(file.name));
+    const mask = masks.find((file) => stem(file) === `${stem(image ?? editor.image)}-mask`) ?? masks[0];
+    if (image && !(await editor.open(image, image.name))) return;
+    if (mask) await useMask(mask);
+    const used = [image, mask].flatMap((file) => (file ? [safeName(file.name)] : []));
+    if (files.length + folders === used.length) return;
+    const were = used.length > 1 ? "were" : "was";
+    fail(`Only ${used.join(" and ")} ${were} used: drop one image, and its mask if it has one`);
   }
 
   return {

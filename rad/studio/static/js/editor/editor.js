@@ -3,7 +3,7 @@
 import { encodePng } from "../png.js";
 import { createActions } from "./actions.js";
 import { element } from "./dom.js";
-import { createEmpty, listenForFiles } from "./files.js";
+import { copyOf, createEmpty, listenForFiles } from "./files.js";
 import { Handles, extension } from "./handles.js";
 import { createHelp } from "./help.js";
 import { Keys } from "./keys.js";
@@ -76,16 +76,17 @@ export class Editor extends EventTarget {
 
   /**
    * Opens an image; the mask, the history and the extension start anew.
-   * @param {Blob} blob
+   * @param {Blob} file
    * @param {string} [name]
    * @returns {Promise<boolean>} false if it cannot be read, after the event "error"
    */
-  async open(blob, name) {
-    const safe = safeName(name, blob.type);
+  async open(file, name) {
+    const safe = safeName(name, file.type);
     const turn = ++this.#opening;
     const done = this.#status.working(`Opening ${safe} …`);
     try {
-      const { picture, view } = await decodeAny(blob, (file) => this.decodeImage(file));
+      const blob = await copyOf(file);
+      const { picture, view } = await decodeAny(blob, (each) => this.decodeImage(each));
       if (turn !== this.#opening) return picture.close(), false;
       this.#install(picture, blob, safe);
       this.#saver.keepImage({ blob, view, name: safe });
@@ -145,9 +146,10 @@ export class Editor extends EventTarget {
     if (!saved || this.image || this.#opening) return;
     const { image, edit } = saved;
     try {
-      const { picture } = await decodeAny(image.view ?? image.blob, (file) => this.decodeImage(file));
+      const blob = await copyOf(image.blob);
+      const { picture } = await decodeAny(image.view ?? blob, (file) => this.decodeImage(file));
       if (this.#opening) return picture.close();
-      this.#install(picture, image.blob, image.name);
+      this.#install(picture, blob, image.name);
       this.#saver.keepImage(image);
       this.#continue(edit);
     } catch (error) {

@@ -28,19 +28,41 @@ export function download(blob, name) {
 }
 
 /**
- * First file of a drop or of a clipboard; images come first.
- * @param {DataTransfer | null} data
- * @returns {File | null}
+ * A copy in memory: a file on the disk may change, move or vanish while it is open.
+ * @param {Blob & {name?: string}} file
+ * @returns {Promise<File>} of the same name and type; rejects if the file is a folder, gone or empty
  */
-function firstFile(data) {
-  const files = [...(data?.files ?? [])];
-  return files.find((file) => file.type.startsWith("image/")) ?? files[0] ?? null;
+export async function copyOf(file) {
+  const bytes = await file.arrayBuffer().catch(() => {
+    throw new Error("it cannot be read; drop or choose an image file");
+  });
+  if (!bytes.byteLength) throw new Error("the file is empty");
+  return new File([bytes], file.name ?? "image", { type: file.type });
 }
 
 /**
- * Files dropped or pasted anywhere on the page, except into fields.
+ * Files and folders of a drop or of a clipboard.
+ * @param {DataTransfer | null} data
+ * @returns {{files: File[], folders: number}}
+ */
+function contentOf(data) {
+  const items = [...(data?.items ?? [])].filter((item) => item.kind === "file");
+  const plain = items.filter((item) => !item.webkitGetAsEntry?.()?.isDirectory);
+  const files = plain.map((item) => item.getAsFile()).filter((file) => file !== null);
+  return { files, folders: items.length - plain.length };
+}
+
+/** Whether a field takes a paste: numbers take text, and sliders and boxes nothing. */
+function takesPaste(target, data) {
+  if (!(target instanceof Element)) return false;
+  if (target.matches("input[type=number]")) return data?.types.includes("text/plain") ?? false;
+  return target.closest("input:not([type=range], [type=checkbox], [type=radio]), textarea, [contenteditable]") !== null;
+}
+
+/**
+ * Files dropped or pasted anywhere on the page, except into fields that take a paste.
  * @param {HTMLElement} root gets the class "editor-drop" while files are over the page
- * @param {(file: File) => void} open
+ * @param {(files: File[], folders: number) => void} open is called with the files, and how many folders are left out
  */
 export function listenForFiles(root, open) {
   let depth = 0;
@@ -54,15 +76,15 @@ export function listenForFiles(root, open) {
     event.preventDefault();
     depth = 0;
     show();
-    const file = firstFile(event.dataTransfer);
-    if (file) open(file);
+    const { files, folders } = contentOf(event.dataTransfer);
+    open(files, folders);
   });
   document.addEventListener("paste", (event) => {
-    if (event.target instanceof Element && event.target.closest("input, textarea, [contenteditable]")) return;
-    const file = firstFile(event.clipboardData);
-    if (!file) return;
+    if (takesPaste(event.target, event.clipboardData)) return;
+    const { files, folders } = contentOf(event.clipboardData);
+    if (!files.length) return;
     event.preventDefault();
-    open(file);
+    open(files, folders);
   });
 }
 

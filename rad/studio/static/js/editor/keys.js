@@ -56,7 +56,7 @@ export class Keys {
     const target = event.target;
     if (!(target instanceof Element) || event.defaultPrevented || event.isComposing) return false;
     const hidden = !this.stage.root.checkVisibility({ visibilityProperty: true });
-    if (hidden && event.key !== "?" && !(event.ctrlKey && event.key.toLowerCase() === "o")) return false;
+    if (hidden && event.key !== "?" && !(event.ctrlKey && keyOf(event) === "o")) return false;
     return !target.closest("input:not([type=range]), textarea, select, dialog, [contenteditable]");
   }
 
@@ -78,7 +78,7 @@ export class Keys {
 
   /** @returns {boolean} whether the key did something, here and below */
   #command(event) {
-    const key = event.key.toLowerCase();
+    const key = keyOf(event);
     if (key === "z" && !event.altKey) (event.shiftKey ? this.actions.redo : this.actions.undo)();
     else if (key === "y") this.actions.redo();
     else if (key === "o") this.actions.open();
@@ -89,7 +89,8 @@ export class Keys {
   #letter(event) {
     const { view } = this.stage;
     const zoom = (factor) => (view.zoomAt(factor), this.stage.redraw());
-    const tool = LETTERS[event.key.toLowerCase()];
+    const key = keyOf(event);
+    const tool = LETTERS[key];
     const acts = {
       "[": () => this.settings.step(false),
       "]": () => this.settings.step(true),
@@ -100,11 +101,19 @@ export class Keys {
       1: () => zoom(1 / view.ratio / view.zoom),
       i: this.actions.invert,
       "?": this.actions.help,
-      escape: () => (this.cancel(), this.pointers.cancel()),
     };
-    const act = tool && !event.altKey ? () => this.#choose(tool) : (acts[event.key] ?? acts[event.key.toLowerCase()]);
+    if (key === "escape") return this.#escape();
+    const act = tool && !event.altKey ? () => this.#choose(tool) : acts[key];
     if (!act || (event.target.matches?.("input[type=range]") && event.key.startsWith("Arrow"))) return false;
     act();
+    return true;
+  }
+
+  /** Takes back the stroke in progress; without one, Escape is left to an open panel, which it closes. */
+  #escape() {
+    if (!this.#pressed && !this.pointers.busy) return false;
+    this.cancel();
+    this.pointers.cancel();
     return true;
   }
 
@@ -197,4 +206,15 @@ export class Keys {
     this.stage.guides.crosshair = null;
     this.stage.redrawGuides();
   }
+}
+
+/**
+ * The key in lower case. Where the layout has other letters than Latin ones, such as Cyrillic, the letter at its place.
+ * @param {KeyboardEvent} event
+ * @returns {string}
+ */
+export function keyOf(event) {
+  const place = /^Key([A-Z])$/.exec(event.code);
+  const other = place && /^\P{ASCII}/u.test(event.key) && !event.altKey && !event.getModifierState("AltGraph");
+  return (other ? place[1] : event.key).toLowerCase();
 }

@@ -24,9 +24,9 @@ export function safeName(name, type = "") {
     .replace(/\p{M}/gu, "")
     .replace(/[^A-Za-z0-9._-]+/g, "-")
     .replace(/\.{2,}/g, ".")
-    .replace(/^[.-]+|[.-]+$/g, "");
+    .replace(/[.-]+$/, "");
   const match = plain.match(/^(.+)(\.[A-Za-z0-9]{1,5})$/);
-  const stem = (match ? match[1] : plain) || "image";
+  const stem = (match ? match[1] : plain).replace(/^[.-]+/, "") || "image"; // no letter of the name may be Latin
   const suffix = match ? match[2].toLowerCase() : (SUFFIXES[type] ?? ".png");
   return stem.slice(0, LONGEST - suffix.length) + suffix;
 }

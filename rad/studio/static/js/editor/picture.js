@@ -2,6 +2,9 @@
 
 const SMALLEST_SIDE = 1024;
 const STRIP = 512;
+/** Bytes of a file in which its headers lie. */
+const HEAD = 1 << 20;
+const EXIF_FLAG = 8;
 
 export class Picture {
   /** @type {Uint8ClampedArray | null} */ #pixels = null;
@@ -87,13 +90,40 @@ export class Picture {
 }
 
 /**
+ * Whether the server may read other pixels from a file than the browser shows, so that the server's are the ones to show.
+ *
+ * These are WebP files with EXIF, whose orientation browsers ignore, animated PNG files, whose first frame differs, and icons.
+ * The static demo has no server: there the browser decodes for the display and for the model alike.
+ * @param {Blob} blob
+ * @returns {Promise<boolean>}
+ */
+export async function needsServer(blob) {
+  if (document.querySelector('meta[name="rad-backend"]')?.getAttribute("content") === "browser") return false;
+  const head = new Uint8Array(await blob.slice(0, HEAD).arrayBuffer());
+  const text = (start, end) => String.fromCharCode(...head.subarray(start, end));
+  if (text(0, 4) === "RIFF" && text(8, 16) === "WEBPVP8X") return (head[20] & EXIF_FLAG) > 0;
+  if (text(1, 4) === "PNG") return isAnimated(head);
+  return ["\0\0\x01\0", "\0\0\x02\0"].includes(text(0, 4));
+}
+
+/** Whether a PNG file has an acTL chunk in front of its pixels. @param {Uint8Array} head */
+function isAnimated(head) {
+  const view = new DataView(head.buffer);
+  for (let start = 8; start + 8 <= head.length; start += 12 + view.getUint32(start)) {
+    const type = String.fromCharCode(...head.subarray(start + 4, start + 8));
+    if (type === "acTL" || type === "IDAT") return type === "acTL";
+  }
+  return false;
+}
+
+/**
  * Decodes a file of any format.
  * @param {Blob} blob
  * @param {(blob: Blob) => Promise<Blob>} convert turns a format unknown to the browser into a PNG
  * @returns {Promise<{picture: Picture, view: Blob | null}>} `view`: the converted file, where one was needed
  */
 export async function decodeAny(blob, convert) {
-  const picture = await Picture.decode(blob).catch(() => null);
+  const picture = (await needsServer(blob)) ? null : await Picture.decode(blob).catch(() => null);
   if (picture) return { picture, view: null };
   const view = await convert(blob);
   return { picture: await Picture.decode(view), view };

@@ -72,5 +72,6 @@ export class Saver {
 }
 
 function reason(error) {
+  if (error?.name === "SecurityError") return "it blocks the data of this site";
   return error?.name === "QuotaExceededError" ? "its storage is full" : (error?.message ?? "no storage");
 }

@@ -1,6 +1,20 @@
 /** Images for display, never larger than needed, and files for the user. */
 
+import { needsServer } from "../editor/picture.js";
+
 const POSTER = 512;
+
+/** What each canvas is to show; a slow image does not replace a later one. @type {WeakMap<HTMLCanvasElement, Blob>} */
+const wanted = new WeakMap();
+
+/** The decoded image, or null if the canvas is to show another one meanwhile. */
+async function decode(canvas, blob) {
+  wanted.set(canvas, blob);
+  const bitmap = await createImageBitmap(blob);
+  if (wanted.get(canvas) === blob) return bitmap;
+  bitmap.close();
+  return null;
+}
 
 /**
  * Draw an image on a canvas, scaled so that its longest side has at most `longest` pixels.
@@ -9,7 +23,8 @@ const POSTER = 512;
  * @param {number} longest
  */
 export async function paint(canvas, blob, longest) {
-  const bitmap = await createImageBitmap(blob);
+  const bitmap = await decode(canvas, blob);
+  if (!bitmap) return;
   fit(canvas, bitmap.width, bitmap.height, longest).drawImage(bitmap, 0, 0, canvas.width, canvas.height);
   bitmap.close();
 }
@@ -22,7 +37,8 @@ export async function paint(canvas, blob, longest) {
  * @param {number} longest
  */
 export async function paintExtended(canvas, blob, extend, longest) {
-  const bitmap = await createImageBitmap(blob);
+  const bitmap = await decode(canvas, blob);
+  if (!bitmap) return;
   const [left, top, right, bottom] = extend;
   const [width, height] = [bitmap.width + left + right, bitmap.height + top + bottom];
   const context = fit(canvas, width, height, longest);
@@ -72,12 +88,14 @@ export async function paintInput(canvas, blob, mask, extend, longest) {
  */
 export async function display(backend, image, mask, extend) {
   const poster = document.createElement("canvas");
-  let shown = image.blob;
+  const draw = (blob) => paintInput(poster, blob, mask, extend, POSTER);
+  const converted = () => backend.readImage(new File([image.blob], image.name));
+  let shown = (await needsServer(image.blob)) ? await converted() : image.blob;
   try {
-    await paintInput(poster, shown, mask, extend, POSTER);
+    await draw(shown);
   } catch {
-    shown = await backend.readImage(new File([image.blob], image.name));
-    await paintInput(poster, shown, mask, extend, POSTER);
+    shown = await converted();
+    await draw(shown);
   }
   return { shown, poster };
 }

@@ -1,5 +1,6 @@
 /** The page around the editor: it connects settings, rounds, results and messages. */
 
+import { keyOf } from "../editor/keys.js";
 import { button, h, segments } from "./dom.js";
 import { History } from "./history.js";
 import { display, filledName } from "./images.js";
@@ -66,7 +67,7 @@ export class Panel {
     welcome.addEventListener("file", (event) => this.open(event.detail, event.detail.name));
     welcome.addEventListener("example", (event) => this.openExample(event.detail));
     document.addEventListener("keydown", (event) => this.key(event));
-    document.addEventListener("keyup", (event) => event.key.toLowerCase() === "o" && this.peek(false));
+    document.addEventListener("keyup", (event) => keyOf(event) === "o" && this.peek(false));
     window.addEventListener("blur", () => this.peek(false));
   }
 
@@ -97,6 +98,7 @@ export class Panel {
     this.summary.textContent = running ? "You can edit the mask meanwhile." : hint;
     this.tabs.enable("progress", Boolean(this.round));
     this.tabs.enable("result", Boolean(this.result.lane));
+    this.result.zoom.hidden = !this.result.lane || !this.isOpen(this.result.lane.input);
     this.settings.showSoft(this.editor.soft);
   }
 
@@ -199,6 +201,7 @@ export class Panel {
   laneEnded(round, lane) {
     if (lane.state === "done") {
       this.history.add(round, lane);
+      if (round === this.result.round && lane !== this.result.lane) this.result.refresh();
       if (!round.race && round === this.round && this.view === "progress") this.openResult(round, lane);
     }
     this.render();
@@ -208,6 +211,12 @@ export class Panel {
     await this.result.open(round, lane);
     this.show("result");
     this.render();
+  }
+
+  /** Whether the image of a lane is that of the editor, in the same size. */
+  isOpen(input) {
+    const { image, extend } = this.editor;
+    return input.image === image?.blob && String(input.extend) === String([...extend]);
   }
 
   /** Make a result the image of the editor. */
@@ -245,11 +254,14 @@ export class Panel {
   key(event) {
     if ((event.ctrlKey || event.metaKey) && event.key === "Enter") {
       event.preventDefault();
+      const field = event.target.closest?.("input, textarea");
+      field?.blur(); // a number that is still being typed counts
+      field?.focus();
       this.run();
       return;
     }
     const typing = event.target.closest?.("input:not([type=range]), textarea, select");
-    if (!typing && event.key.toLowerCase() === "o" && !event.ctrlKey && !event.metaKey && !event.altKey && !event.repeat) this.peek(true);
+    if (!typing && keyOf(event) === "o" && !event.ctrlKey && !event.metaKey && !event.altKey && !event.repeat) this.peek(true);
   }
 
   peek(on) {

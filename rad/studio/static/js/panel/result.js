@@ -28,10 +28,11 @@ export class ResultView extends EventTarget {
     }
     peek.addEventListener("keydown", (event) => [" ", "Enter"].includes(event.key) && this.slider.peek(true));
     this.downloads = h("div.row.wrap");
+    this.zoom = button("Zoom", () => this.send("zoom"), { icon: "zoom", label: "Show the result in the editor, to zoom" });
     const copy = button("Copy", () => this.copy(copy), { icon: "copy", label: "Copy the command" });
     element.append(h("div.outcome", {},
       h("div.bar", {}, this.beforeArea, peek,
-        button("Zoom", () => this.send("zoom"), { icon: "zoom", label: "Show the result in the editor, to zoom" }),
+        this.zoom,
         button("Continue from this image", () => this.send("continue"), { look: "primary", icon: "next" })),
       this.slider.element, this.thumbnails, this.warnings, this.downloads,
       h("details.command", {}, h("summary", {}, "Command that reproduces this image"), h("div.row", {}, this.command, copy),
@@ -52,7 +53,9 @@ export class ResultView extends EventTarget {
   async open(round, lane, sample = 0) {
     if (round !== this.round) this.base = "original";
     Object.assign(this, { round, lane, sample });
-    this.settings = JSON.parse(await lane.filled.settings.text());
+    const settings = JSON.parse(await lane.filled.settings.text());
+    if (this.lane !== lane || this.sample !== sample) return; // another result was opened meanwhile
+    this.settings = settings;
     this.renderChoices();
     this.renderThumbnails();
     this.renderFiles();
@@ -62,6 +65,12 @@ export class ResultView extends EventTarget {
     await this.compare();
   }
 
+  /** Offer the results of lanes that ended later, of the round that is shown. */
+  refresh() {
+    this.renderChoices();
+    this.renderThumbnails();
+  }
+
   /** Hold or release the left image. */
   peek(on) {
     this.slider.peek(on);
@@ -69,12 +78,13 @@ export class ResultView extends EventTarget {
 
   async compare() {
     const { shown, extend } = this.round.input;
-    const other = this.round.finished[Number(this.base)];
-    const left = this.base === "original" || !other
-      ? paintExtended(this.slider.before, shown, extend, SHOWN)
-      : paint(this.slider.before, other.filled.images[0], SHOWN);
-    await Promise.all([left, paint(this.slider.after, this.blob, SHOWN)]);
+    const other = this.round.lanes[Number(this.base)]; // of "original" there is none
+    const left = other
+      ? paint(this.slider.before, other.filled.images[0], SHOWN)
+      : paintExtended(this.slider.before, shown, extend, SHOWN);
     this.slider.label(other ? other.title : "Original", this.label(this.lane, this.sample));
+    await Promise.all([left, paint(this.slider.after, this.blob, SHOWN)]);
+    this.slider.layout();
   }
 
   label(lane, sample) {
@@ -82,8 +92,9 @@ export class ResultView extends EventTarget {
   }
 
   renderChoices() {
-    const others = this.round.finished.map((lane, index) => /** @type {[string, string]} */ ([String(index), lane.title]));
-    const input = selectInput([["original", "Original"], ...others.filter(([index]) => this.round.finished[Number(index)] !== this.lane)], this.base, (value) => {
+    const others = this.round.finished.filter((lane) => lane !== this.lane)
+      .map((lane) => /** @type {[string, string]} */ ([String(this.round.lanes.indexOf(lane)), lane.title]));
+    const input = selectInput([["original", "Original"], ...others], this.base, (value) => {
       this.base = value;
       this.compare();
     });

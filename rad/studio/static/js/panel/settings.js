@@ -42,15 +42,18 @@ export class Settings extends EventTarget {
     this.build(element);
   }
 
-  /** Read the methods of the model and show them. */
-  async load() {
-    this.methods = await this.backend.methods(this.model.id);
+  /** Choose a model and show its methods. Nothing changes if that fails, or if another model is asked for meanwhile. */
+  async load(model = this.model) {
+    this.wanted = model;
+    const methods = await this.backend.methods(model.id);
+    if (this.wanted !== model) return;
+    Object.assign(this, { model, methods });
     const names = this.methods.map((each) => each.name);
     if (!names.includes(this.method)) this.method = names[0];
     this.racers = new Set([...this.racers].filter((name) => names.includes(name)));
     if (!this.racers.size) this.racers = new Set(FIRST_RACE.filter((name) => names.includes(name)).slice(0, 3));
     this.overrides.clear();
-    this.controls.size.value = this.model.size_policy ?? "crop";
+    this.controls.size.value = this.sizePolicy;
     this.text.hidden = !this.model.text;
     this.render();
   }
@@ -58,6 +61,11 @@ export class Settings extends EventTarget {
   /** Methods to run, in the order of the list. */
   get chosen() {
     return this.methods.filter((each) => (this.mode === "race" ? this.racers.has(each.name) : each.name === this.method));
+  }
+
+  /** The size policy of the model. */
+  get sizePolicy() {
+    return this.model.size_policy ?? "crop";
   }
 
   /** The first field with a wrong value, or null. */
@@ -83,7 +91,9 @@ export class Settings extends EventTarget {
     const prompts = this.model.text
       ? { prompt: form.prompt.value.trim(), negative_prompt: form.negative.value.trim(), guidance: form.guidance.value }
       : {};
-    const common = { seed: form.seed.valueAsNumber, num_samples: form.samples.valueAsNumber, size_policy: form.size.value };
+    // A request without a size policy has the model's, or "crop" for methods that cannot start from a coarser result.
+    const size = form.size.value === this.sizePolicy ? {} : { size_policy: form.size.value };
+    const common = { seed: form.seed.valueAsNumber, num_samples: form.samples.valueAsNumber, ...size };
     // Solver, spacing and eta stand together: a request with one of them has none of the model's.
     const sampler = Object.keys(changed).length ? { ...samplerOf(method, changed), ...changed } : {};
     const own = { ...sampler, ...(Object.keys(set).length && { set }) };
@@ -153,15 +163,16 @@ export class Settings extends EventTarget {
     const { models } = this.info;
     if (models.length < 2) return null;
     const choices = models.map((each) => [each.id, `${each.id} (${each.size.join("x")}${each.runtime === "onnx" ? ", ONNX" : ""})`]);
-    return labelled("Model", selectInput(/** @type {[string, string][]} */ (choices), this.model.id, async (id) => {
-      this.model = models.find((each) => each.id === id);
+    const input = selectInput(/** @type {[string, string][]} */ (choices), this.model.id, async (id) => {
       try {
-        await this.load();
+        await this.load(models.find((each) => each.id === id));
       } catch (error) {
-        this.dispatchEvent(new CustomEvent("error", { detail: error.message }));
+        input.value = this.model.id;
+        this.dispatchEvent(new CustomEvent("error", { detail: `The model ${id} was not chosen: ${error.message}` }));
       }
       this.changed();
-    }));
+    });
+    return labelled("Model", input);
   }
 
   promptFields() {

@@ -17,8 +17,13 @@ export class Welcome extends EventTarget {
    */
   constructor(element, info, load) {
     super();
-    const input = h("input", { type: "file", accept: "image/*", hidden: true, "aria-label": "Image file",
-      onchange: () => input.files[0] && this.send("file", input.files[0]) });
+    const input = h("input", { type: "file", accept: "image/*", hidden: true, "aria-label": "Image file", onchange: chosen });
+    const send = (file) => this.send("file", file);
+    function chosen() {
+      const [file] = input.files;
+      input.value = ""; // else the same file cannot be chosen again
+      if (file) send(file);
+    }
     const steps = STEPS.map(([name, rest]) => h("li", {}, h("strong", {}, name), ` ${rest}`));
     const examples = info.examples.map((example) => this.card(example, load));
     this.images = h("div.row.wrap.images", { hidden: true });
