@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,25 +14,13 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from rad.__main__ import main
-from tests.browser import chromium, needs_chromium, requested
+from tests.browser import needs_chromium, requested
 from tests.conftest import random_image
 from tests.studio.server import serving
 from tests.studio.studio_page import Page, load_service, until
 
 pytest.importorskip("fastapi")
 pytestmark = [*needs_chromium, pytest.mark.slow]
-
-
-@pytest.fixture(scope="module")
-def server(adapter: Path) -> Iterator[str]:
-    with serving(load_service(adapter)) as url:
-        yield url
-
-
-@pytest.fixture
-def driver(tmp_path: Path) -> Iterator[Any]:
-    with chromium(tmp_path / "profile") as started:
-        yield started
 
 
 @pytest.fixture

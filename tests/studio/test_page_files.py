@@ -1,7 +1,6 @@
 """Files of the user on the page of the studio: of any kind, changed, unreadable, chosen again; a browser without storage."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 from PIL import Image
 from selenium.webdriver.common.by import By
 
-from tests.browser import chromium, needs_chromium
+from tests.browser import needs_chromium
 from tests.conftest import random_image
 from tests.studio.server import serving
 from tests.studio.studio_page import Page, load_service
@@ -19,18 +18,6 @@ pytest.importorskip("fastapi")
 pytestmark = [*needs_chromium, pytest.mark.slow]
 
 ONLINE = "document.querySelector('.notice.offline').hidden"
-
-
-@pytest.fixture(scope="module")
-def server(adapter: Path) -> Iterator[str]:
-    with serving(load_service(adapter)) as url:
-        yield url
-
-
-@pytest.fixture
-def driver(tmp_path: Path) -> Iterator[Any]:
-    with chromium(tmp_path / "profile") as started:
-        yield started
 
 
 @pytest.fixture
