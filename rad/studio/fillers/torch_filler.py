@@ -74,7 +74,7 @@ class TorchFiller:
         layout = Layout.choose(self.inpainter.size, self.preferred, fields.size_policy, fields.margin, thin=thin)
         counts = layout.count_windows(hole[None], most=most_windows)
         given = sampler_fields(fields)
-        schedule = method.choose(steps=fields.steps, **given)
+        schedule = method.choose(steps=None if method.weights == "none" else fields.steps, **given)
         sampler = self.inpainter.sampler(method, **vars(schedule))
         samplers = build_samplers(
             sampler, self.inpainter.model, pyramid=layout.pyramid, thin_steps=thin_steps, spacing=schedule.spacing
