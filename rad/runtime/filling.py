@@ -14,8 +14,7 @@ from rad.inpainting.progress import Finish, Reporter
 from rad.inpainting.result import Progress
 from rad.runtime.sampling.denoiser import Denoiser
 from rad.runtime.sampling.noise import KeyedNoise
-from rad.runtime.sampling.process import Floats
-from rad.runtime.sampling.sampler import Sampler
+from rad.runtime.sampling.sampler import OnCall, Sampler
 
 
 @dataclass(frozen=True)
@@ -58,12 +57,13 @@ class WindowFiller:
         pixels, hole = (np.stack(part) for part in zip(*(canvas.cut(window) for canvas, window in jobs), strict=True))
         names = [canvas.job_name(window) for canvas, window in jobs]
         noise = KeyedNoise(self.seed, names, [canvas.sample for canvas, _ in jobs])
-
-        def on_call(number: int, x0: Floats) -> None:
-            if reporter is not None:
-                reporter.report(jobs, number, lambda rows: [x0[row] for row in rows])
-
+        on_call = None if reporter is None else _reports(reporter, jobs)
         with naming_images([str(canvas.name) for canvas, _ in jobs]):
-            outputs = sampler(self.denoiser, pixels, hole, noise=noise, on_call=None if reporter is None else on_call)
+            outputs = sampler(self.denoiser, pixels, hole, noise=noise, on_call=on_call)
         for (canvas, window), output in zip(jobs, outputs, strict=True):
             canvas.paste(window, output)
+
+
+def _reports(reporter: Reporter, jobs: Sequence[Job]) -> OnCall:
+    """The callback of a batch."""
+    return lambda calls, x0: reporter.report(jobs, calls, lambda rows: [x0[row] for row in rows])

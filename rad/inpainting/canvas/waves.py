@@ -1,6 +1,7 @@
 """The order in which the windows of canvases are filled, and their batches. Loads no torch."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import TypeVar
 
 from rad.inpainting.canvas.composite import Canvas
@@ -29,15 +30,24 @@ def fill_waves(
     """
     while jobs := [(c, w) for c in canvases if c.windows for w in next_wave(c.unknown, list(c.windows))]:
         for kind in kinds:
-            rest, most = [job for job in jobs if job[1].kind == kind], batch_size
-            while rest:
-                batch = rest[:most]
-                try:
-                    filled = fill(kind, batch, most)
-                except memory_error:
-                    if len(batch) == 1:
-                        raise
-                    most = (len(batch) + 1) // 2
-                    continue
-                yield batch, filled
-                rest = rest[len(batch) :]
+            part = [job for job in jobs if job[1].kind == kind]
+            yield from _in_batches(part, batch_size, partial(fill, kind), memory_error)
+
+
+def _in_batches(
+    jobs: Sequence[Job],
+    most: int,
+    fill: Callable[[Sequence[Job], int], FilledT],
+    memory_error: type[Exception],
+) -> Iterator[tuple[Sequence[Job], FilledT]]:
+    while jobs:
+        batch = jobs[:most]
+        try:
+            filled = fill(batch, most)
+        except memory_error:
+            if len(batch) == 1:
+                raise
+            most = (len(batch) + 1) // 2
+            continue
+        yield batch, filled
+        jobs = jobs[len(batch) :]

@@ -1,14 +1,14 @@
 """A model that runs with ONNX Runtime; loads no torch."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import fields as fields_of
 from functools import partial
 
 from PIL import Image
 
 from rad.inpainting.canvas.layout import Layout
-from rad.inpainting.canvas.windows import Counts, Kind, total_calls
+from rad.inpainting.canvas.windows import Kind, total_calls
 from rad.inpainting.result import Inpainted, Progress
 from rad.masks.reading.hole import Hole
 from rad.runtime.inpainter import OnnxInpainter
@@ -73,7 +73,16 @@ class OnnxFiller:
             spacing=schedule["spacing"],
         )
         calls: dict[Kind, int] = {kind: each.nfe for kind, each in samplers.items() if kind != "first"}
-        schedule = vars(method.choose(steps=self._steps(fields, method, counts, calls, rate), **given))
+        steps = steps_of(
+            fields,
+            method.name,
+            counts=counts,
+            units=calls,
+            rate=rate,
+            within=partial(self.inpainter.steps_within, method, **given),
+            least=lambda: self.inpainter.sampler(method, steps=1, **given).nfe,
+        )
+        schedule = vars(method.choose(steps=steps, **given))
         calls["first"] = self.inpainter.sampler(method, **schedule).nfe
         nfe = fields.num_samples * total_calls(counts, calls) * (fields.average or 1)
         settings = {item.name: setting_text(getattr(method, item.name)) for item in fields_of(method)}
@@ -120,25 +129,6 @@ class OnnxFiller:
         method = kind(**fields.set)
         check_counts(method)
         return method
-
-    def _steps(
-        self,
-        fields: InpaintFields,
-        method: Method,
-        counts: Counts,
-        units: Mapping[Kind, int],
-        rate: Callable[[], float],
-    ) -> int | None:
-        given = sampler_fields(fields)
-        return steps_of(
-            fields,
-            method.name,
-            counts=counts,
-            units=units,
-            rate=rate,
-            within=partial(self.inpainter.steps_within, method, **given),
-            least=lambda: self.inpainter.sampler(method, steps=1, **given).nfe,
-        )
 
     def _describe(self, method: Method) -> MethodView:
         schedule = method.choose(**self.preferred.sampler(method.name))
